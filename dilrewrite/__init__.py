@@ -1,0 +1,1 @@
+"""Rewrites dilated convolutions of ONNX models into exactly equal undilated subgraphs."""
