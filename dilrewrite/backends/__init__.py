@@ -1,1 +1,172 @@
-"""backends."""
+"""What a runtime must offer to be measured and to prove with. One file per runtime; this file loads none of them.
+
+A backend is a module of this folder that defines `BACKEND`. It makes a `Session` of a `Runnable`. The exceptions here
+are what a runtime says about one model; whether that is an error or only a recorded reason is for the caller to decide.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from dilrewrite.discover import discover
+from dilrewrite.errors import MissingError, UsageError
+
+Array = NDArray[np.generic]
+
+_DTYPES = {
+    "float32": "float32",
+    "float64": "float64",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "bool": "bool",
+    "string": "object",
+    "complex64": "complex64",
+    "complex128": "complex128",
+    "float8e4m3fn": "float8_e4m3fn",
+    "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2",
+    "float8e5m2fnuz": "float8_e5m2fnuz",
+    "float8e8m0": "float8_e8m0fnu",
+    "float4e2m1": "float4_e2m1fn",
+} | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64)}
+
+
+def dtype(element: str) -> np.dtype[np.generic]:
+    """Return the NumPy (or ml_dtypes) type of an `Io.element`; a KeyError for "other:..." and what NumPy lacks."""
+    name = _DTYPES[element]
+    special: object = getattr(ml_dtypes, name, None)
+    if special is None and not hasattr(np, name):
+        if name != "object":
+            raise KeyError(element)
+        return np.dtype(object)
+    return cast("np.dtype[np.generic]", np.dtype(special if special is not None else name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runnable:
+    """A model to run: serialized, or the path of a file (the only way above 2 GB).
+
+    `folder` is where the external data of a serialized model lie; a path has its own.
+    """
+
+    model: bytes | Path
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a session runs.
+
+    `threads` is the number of threads inside one operator (None: the runtime's choice), `optimize` turns the runtime's
+    graph optimisations on, `isolated` runs in a child process that may crash. `timeout_s` bounds making the session
+    and each run; only an isolated session can be stopped, another one ignores it.
+    """
+
+    threads: int | None = None
+    optimize: bool = True
+    custom_op_library: tuple[Path, ...] = ()
+    isolated: bool = True
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Io:
+    """An input or output: its name, its element type in ONNX's words, its shape (None: unknown rank or extent).
+
+    `element` is "float32", "bfloat16", "int64", "bool", "string", "float8e4m3fn", ...; what is no tensor is
+    "other:" and the runtime's own word for it. `dtype(element)` is the NumPy type.
+    """
+
+    name: str
+    element: str
+    shape: tuple[int | str | None, ...] | None
+
+
+class Session(Protocol):
+    """A loaded model. One call at a time; closed by `close()` or by leaving its `with` block."""
+
+    inputs: tuple[Io, ...]
+    outputs: tuple[Io, ...]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the named outputs (None: all); what is no tensor comes as the runtime gives it, a sequence as a list.
+
+        Raises CannotRun, and in an isolated session Crashed and TimedOut; after these two the session is of no use.
+        """
+        ...
+
+    def peak_bytes(self) -> int | None:
+        """Return how far the process' resident memory rose above what it was before the session was made.
+
+        None when the session is not isolated, or the system does not tell.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the session and its process; a second call does nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """A runtime."""
+
+    name: str
+
+    def missing(self) -> str | None:
+        """Return None when the runtime is ready, else what is missing and the command that installs it."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Return what the timings and results depend on: {package: version}. Loads the runtime."""
+        ...
+
+    def session(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model. Raises CannotLoad, and when isolated Crashed and TimedOut."""
+        ...
+
+
+class CannotLoad(Exception):  # noqa: N818 - it reads as what it says
+    """The runtime refuses the model; the reason is one line."""
+
+
+class CannotRun(Exception):  # noqa: N818
+    """The runtime failed on these inputs; the reason is one line."""
+
+
+class Crashed(Exception):  # noqa: N818
+    """The process of an isolated session died; the reason names the signal."""
+
+
+class TimedOut(Exception):  # noqa: N818
+    """An isolated session did not answer in time and was stopped."""
+
+
+def backends() -> dict[str, Backend]:
+    """Return every backend by its name, ready or not."""
+    return cast("dict[str, Backend]", discover(sys.modules[__name__], "BACKEND"))
+
+
+def backend(name: str) -> Backend:
+    """Return a backend that is ready; UsageError when there is none of that name, MissingError when it is not ready."""
+    known = backends()
+    if name not in known:
+        raise UsageError(f"there is no backend {name!r}", hint=f"known are {', '.join(known)}")
+    missing = known[name].missing()
+    if missing is not None:
+        raise MissingError(f"backend {name}: {missing}")
+    return known[name]

@@ -1,0 +1,284 @@
+"""Sessions in a child process, so that a crash of the runtime is a reason and not the end. Both ends of the pipe.
+
+The child is `python -m dilrewrite.backends._worker`, not a fork or multiprocessing's spawn: it works from notebooks
+and from scripts without a `__main__` guard. A message is a pickle (protocol 5) with the arrays' memory apart:
+count, lengths, pickle, memory of each array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, final
+
+import numpy as np
+
+from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Io, Options, Runnable, Session, TimedOut
+
+_READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
+_REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
+
+
+def send(stream: IO[bytes], message: object) -> None:
+    """Write one message."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    parts = [memoryview(body), *(buffer.raw() for buffer in buffers)]
+    stream.write(struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
+    for part in parts:
+        stream.write(part)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """Read one message; EOFError when the other end is gone."""
+    (count,) = struct.unpack("<Q", _exactly(stream, 8))
+    lengths = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
+    body, *buffers = [_exactly(stream, length) for length in lengths]
+    return pickle.loads(body, buffers=buffers)
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytearray:
+    data = bytearray(length)
+    view, done = memoryview(data), 0
+    while done < length:
+        got: int = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError
+        done += got
+    return data
+
+
+@final
+class IsolatedSession:
+    """The parent's end: a session of the backend `name` in a child process."""
+
+    inputs: tuple[Io, ...]
+    outputs: tuple[Io, ...]
+
+    def __init__(self, name: str, runnable: Runnable, options: Options) -> None:
+        self._timeout_s = options.timeout_s
+        self._late = False
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the session
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(entry).absolute()) for entry in sys.path))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._noise,
+                env=environment,
+            )
+        except BaseException:
+            self._noise.close()
+            raise
+        self._end = weakref.finalize(self, _end, self._process, self._noise)
+        model = runnable.model.absolute() if isinstance(runnable.model, Path) else runnable.model
+        folder = None if runnable.folder is None else runnable.folder.absolute()
+        libraries = tuple(library.absolute() for library in options.custom_op_library)
+        runnable = replace(runnable, model=model, folder=folder)
+        options = replace(options, isolated=False, custom_op_library=libraries)
+        try:
+            self.inputs, self.outputs = self._ask("open", name, runnable, options)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the named outputs (None: all)."""
+        plain = {name: value if isinstance(value, list) else np.asarray(value) for name, value in feeds.items()}
+        result: dict[str, Array] = self._ask("run", plain, None if outputs is None else list(outputs))
+        return result
+
+    def peak_bytes(self) -> int | None:
+        """Return the rise of the child's resident memory; None when the child is gone."""
+        try:
+            peak: int | None = self._ask("peak")
+        except (Crashed, TimedOut):
+            return None
+        return peak
+
+    def close(self) -> None:
+        """End the child."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, *request: object) -> Any:
+        """Send a request and return the answer; an interrupted request leaves no child behind."""
+        if not self._end.alive:
+            raise Crashed("the session is closed")
+        timer = threading.Timer(self._timeout_s, self._stop) if self._timeout_s is not None else None
+        try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
+            kind, answer = self._exchange(request)
+        except (EOFError, OSError):
+            crashed = self._obituary()
+            self.close()
+            if self._late:
+                raise TimedOut(f"no answer within {self._timeout_s:g} s") from None
+            raise Crashed(crashed) from None
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if kind in _REASONS:
+            raise _REASONS[kind](answer)
+        if kind == "bug":
+            raise RuntimeError(f"in the worker process:\n{answer}")
+        return answer
+
+    def _exchange(self, request: tuple[object, ...]) -> tuple[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if request[0] == "open":
+            seen = b""
+            while not seen.endswith(_READY):
+                byte = self._process.stdout.read(1)
+                if not byte:
+                    raise EOFError
+                seen = (seen + byte)[-len(_READY) :]
+        send(self._process.stdin, request)
+        kind, answer = receive(self._process.stdout)
+        return kind, answer
+
+    def _stop(self) -> None:
+        self._late = True
+        self._process.kill()
+
+    def _obituary(self) -> str:
+        """Say how the child died: the signal or exit code, and the last line it wrote."""
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "the process closed its pipe and hangs"
+        if code < 0:
+            try:
+                how = f"killed by {signal.Signals(-code).name}"
+            except ValueError:
+                how = f"killed by signal {-code}"
+            if -code == getattr(signal, "SIGKILL", None):
+                how += " (perhaps out of memory)"
+        else:
+            how = f"exit code {code}"
+        size = self._noise.seek(0, os.SEEK_END)
+        self._noise.seek(max(0, size - 4000))
+        lines = self._noise.read().decode(errors="replace").split("\n")
+        last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
+        return f"the process was {how}" if not last else f"the process was {how}: {last[-300:]}"
+
+
+def _end(process: subprocess.Popen[bytes], noise: IO[bytes]) -> None:
+    """Close the pipe, on which the child leaves, and kill it when it is busy."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+    noise.close()
+
+
+def main() -> None:
+    """Be the child: answer requests until the pipe closes."""
+    # Ctrl-C reaches the whole process group: the parent decides, and closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # Whatever prints to standard output goes to standard error from here on; nobody else reads the requests.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    with contextlib.suppress(EOFError, OSError):
+        replies.write(_READY)
+        replies.flush()
+        _serve(requests, replies)
+    os._exit(0)  # at once: runtimes take their time to leave
+
+
+def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    session: Session | None = None
+    before: int | None = None
+    while True:
+        request, *arguments = receive(requests)
+        try:
+            answer: object
+            if request == "open":
+                name, runnable, options = arguments
+                backend: Backend = importlib.import_module(f"dilrewrite.backends.{name}").BACKEND
+                try:
+                    backend.versions()  # loads the runtime, whose own memory does not count
+                except (ImportError, OSError) as error:
+                    raise CannotLoad(f"{name} cannot be imported: {' '.join(str(error).split())}") from error
+                before = _forget_peak()
+                session = backend.session(runnable, options)
+                answer = session.inputs, session.outputs
+            elif request == "run":
+                assert session is not None
+                answer = session.run(*arguments)
+            else:
+                peak = _peak()
+                answer = None if before is None or peak is None else max(0, peak - before)
+            kind = "done"
+        except (CannotLoad, CannotRun) as error:
+            kind, answer = type(error).__name__, str(error)
+        except Exception:
+            kind, answer = "bug", traceback.format_exc()
+        send(replies, (kind, answer))
+        del arguments, answer  # not kept until the next request
+
+
+def _forget_peak() -> int | None:
+    """Make the high-water mark of the resident memory what is resident now, where the system can, and return it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int | None:
+    """Return the high-water mark of this process' resident memory in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

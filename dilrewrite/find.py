@@ -1,0 +1,659 @@
+"""Finds every dilated Conv of a model, in subgraphs and functions too, and says why others are left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import onnx
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from dilrewrite.errors import UsageError
+from dilrewrite.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry
+
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+ELEMENTS: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "uint8",
+    TensorProto.INT16: "int16",
+    TensorProto.UINT16: "uint16",
+    TensorProto.INT32: "int32",
+}
+
+UNARY = frozenset(
+    {
+        "Relu",
+        "LeakyRelu",
+        "Clip",
+        "Sigmoid",
+        "Tanh",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Gelu",
+        "Mish",
+        "Softplus",
+        "Softsign",
+        "HardSigmoid",
+        "HardSwish",
+        "Swish",
+        "ThresholdedRelu",
+    }
+)
+"""Elementwise operators with one tensor input (Clip's bounds are scalars) that runtimes fuse into a Conv before them."""
+
+SKIP_REASONS: dict[str, str] = {
+    "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
+    "QLinearConv": "QLinearConv rounds inside the operator; export with QuantizeLinear/DequantizeLinear to have it rewritten",
+    "ConvInteger": "ConvInteger accumulates in int32; export with QuantizeLinear/DequantizeLinear to have it rewritten",
+    "MaxPool": "a dilated MaxPool is no convolution",
+    "AveragePool": "a dilated AveragePool is no convolution",
+    "LpPool": "a dilated LpPool is no convolution",
+}
+CONVOLUTIONS = frozenset(
+    {"Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "DeformConv", "FusedConv", "NhwcFusedConv"}
+)
+
+Step = tuple[int, str, int]
+"""A way down: node index, attribute name, index in `graphs` (0 for `g`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScopePath:
+    """Where a node list is: a function (its index) or the main graph, and the way down from there."""
+
+    function: int | None = None
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """A weight, bias, scale or zero point: how it comes to the node.
+
+    `kind`: `initializer` (a constant of a graph), `constant` (a Constant node), `computed` (anything else, an
+    initializer that a caller may override among it). `scope` is where it is defined; `index` its node there, if any.
+    """
+
+    kind: Literal["initializer", "constant", "computed"]
+    name: str
+    shape: tuple[int, ...] | None
+    element: str | None
+    scope: ScopePath
+    index: int | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Say whether the values are known and stay."""
+        return self.kind != "computed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dequantized:
+    """A DequantizeLinear before a Conv's input, weight or bias.
+
+    `axis` is `None` for one scale per tensor. `zero_point` is `None` when the node has none.
+    """
+
+    index: int
+    source: Operand
+    scale: Operand
+    zero_point: Operand | None
+    axis: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A dilated Conv that can be rewritten.
+
+    `index` is the node's place in its scope's node list. `follow` are the places of what comes right after it and may
+    stand between a fragment's core and exit: at most one unary operator, and the QuantizeLinear of a quantised site.
+    `weight_quantization`/`bias_quantization` are set when the operand stands behind a DequantizeLinear of constants
+    (`weight`/`bias` is then the quantised tensor).
+    """
+
+    scope: ScopePath
+    where: str
+    index: int
+    name: str
+    output: str
+    geometry: ConvGeometry
+    opset: int
+    weight: Operand
+    bias: Operand | None
+    weight_quantization: Dequantized | None = None
+    bias_quantization: Dequantized | None = None
+    input_quantization: Dequantized | None = None
+    follow: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Return what names the site in files: scope and output tensor."""
+        return f"{self.where}/{self.output}"
+
+    @property
+    def storage(self) -> str | None:
+        """Return the element type of the tensor that a fragment reads, when it is quantised."""
+        return self.input_quantization.source.element if self.input_quantization else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """Attributes of a Conv that change without changing its function: `dilations` of axes with kernel 1 become 1, SAME_*
+    becomes explicit `pads` (begins, then ends).
+    """
+
+    scope: ScopePath
+    where: str
+    index: int
+    name: str
+    dilations: tuple[int, ...] | None = None
+    pads: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A dilated node that is not rewritten, and why."""
+
+    where: str
+    name: str
+    op: str
+    dilations: tuple[int, ...]
+    reason: str
+
+    @property
+    def convolution(self) -> bool:
+        """Say whether the node counts as a dilated convolution (a pooling does not)."""
+        return self.op in CONVOLUTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a model holds: sites to rewrite, attribute changes for kept Convs, and nodes that are left alone."""
+
+    sites: tuple[Site, ...] = ()
+    normalisations: tuple[Normalisation, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+class _Refused(Exception):  # noqa: N818 - becomes a Skipped
+    pass
+
+
+Container = GraphProto | FunctionProto
+
+
+def resolve(proto: ModelProto, path: ScopePath) -> Container:
+    """Return the graph or function at `path`."""
+    scope: Container = proto.graph if path.function is None else proto.functions[path.function]
+    for index, attribute, place in path.steps:
+        found = next(a for a in scope.node[index].attribute if a.name == attribute)
+        scope = found.g if found.type == AttributeProto.GRAPH else found.graphs[place]
+    return scope
+
+
+def subgraphs(node: NodeProto) -> Iterator[tuple[str, int, GraphProto]]:
+    """Yield (attribute name, place, graph) for every graph that a node holds."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.name, 0, attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            for place, graph in enumerate(attribute.graphs):
+                yield attribute.name, place, graph
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Return the attributes' values; one that refers to a function's attribute raises `_Refused`."""
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            raise _Refused(f"its {attribute.name} is an attribute of the function ({attribute.ref_attr_name})")
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+@dataclass
+class _Scope:
+    path: ScopePath
+    where: str
+    container: Container
+    parent: _Scope | None
+    opset: int
+    shapes: Mapping[str, tuple[int, tuple[int | None, ...] | None]]
+    producers: dict[str, int] = field(default_factory=dict)
+    consumers: dict[str, list[int]] = field(default_factory=dict)
+    captured: Counter[str] = field(default_factory=Counter)
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+    sparse: dict[str, Any] = field(default_factory=dict)
+    inputs: set[str] = field(default_factory=set)
+    outputs: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        container = self.container
+        for index, node in enumerate(container.node):
+            for name in node.output:
+                if name:
+                    self.producers[name] = index
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(index)
+            for _, _, graph in subgraphs(node):
+                self.captured.update(_names_read(graph))
+        if isinstance(container, GraphProto):
+            self.initializers = {tensor.name: tensor for tensor in container.initializer}
+            self.sparse = {sparse.values.name: sparse for sparse in container.sparse_initializer}
+            self.inputs = {value.name for value in container.input}
+            self.outputs = {value.name for value in container.output}
+        else:
+            self.inputs, self.outputs = set(container.input), set(container.output)
+
+    def home(self, name: str) -> _Scope | None:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.producers or name in scope.initializers or name in scope.inputs or name in scope.sparse:
+                return scope
+            scope = scope.parent
+        return None
+
+    def shape_of(self, name: str) -> tuple[int, tuple[int | None, ...] | None]:
+        home = self.home(name)
+        return home.shapes.get(name, (0, None)) if home else (0, None)
+
+    def sole_consumer(self, name: str) -> int | None:
+        """Return the one node of this scope that reads `name`, when nothing else does."""
+        readers = self.consumers.get(name, [])
+        if len(readers) != 1 or self.captured[name] or name in self.outputs:
+            return None
+        return readers[0]
+
+
+def _names_read(graph: GraphProto) -> Counter[str]:
+    names: Counter[str] = Counter()
+    for node in graph.node:
+        names.update(name for name in node.input if name)
+        for _, _, inner in subgraphs(node):
+            names.update(_names_read(inner))
+    names.update(value.name for value in graph.output)
+    return names
+
+
+# -- shapes --------------------------------------------------------------------------------------------------------
+
+
+def _value_shape(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...] | None]:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return 0, None
+    if not kind.HasField("shape"):
+        return kind.elem_type, None
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in kind.shape.dim)
+    return kind.elem_type, dims
+
+
+def _graph_shapes(graph: GraphProto) -> dict[str, tuple[int, tuple[int | None, ...] | None]]:
+    shapes = {value.name: _value_shape(value) for value in (*graph.value_info, *graph.output, *graph.input)}
+    for tensor in graph.initializer:
+        shapes.setdefault(tensor.name, (tensor.data_type, tuple(tensor.dims)))
+    for sparse in graph.sparse_initializer:
+        shapes.setdefault(sparse.values.name, (sparse.values.data_type, tuple(sparse.dims)))
+    return shapes
+
+
+def _without_weights(proto: ModelProto) -> ModelProto:
+    """Return a copy whose larger constants have a type and a shape and no values: all that inference needs."""
+    light = ModelProto()
+    light.CopyFrom(proto)
+
+    def strip(tensor: TensorProto) -> None:
+        if tensor.ByteSize() > 4096:
+            hollow = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            hollow.data_location = TensorProto.EXTERNAL
+            hollow.external_data.add(key="location", value="weights")
+            tensor.CopyFrom(hollow)
+
+    def walk(graph: GraphProto) -> None:
+        for tensor in graph.initializer:
+            strip(tensor)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    strip(attribute.t)
+            for _, _, inner in subgraphs(node):
+                walk(inner)
+
+    walk(light.graph)
+    return light
+
+
+def infer_shapes(proto: ModelProto) -> ModelProto:
+    """Return a weightless copy with inferred shapes; with the given ones alone where inference fails."""
+    light = _without_weights(proto)
+    try:
+        return onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+        return light  # an operator or opset that the installed onnx does not know
+
+
+# -- operands ------------------------------------------------------------------------------------------------------
+
+
+def _operand(scope: _Scope, name: str, ir_version: int) -> Operand:
+    home = scope.home(name)
+    if home is None:
+        return Operand(kind="computed", name=name, shape=None, element=None, scope=scope.path)
+    if name in home.initializers and name not in home.producers:
+        tensor = home.initializers[name]
+        overridable = name in home.inputs and ir_version >= 4
+        return Operand(
+            kind="computed" if overridable else "initializer",
+            name=name,
+            shape=tuple(tensor.dims),
+            element=ELEMENTS.get(tensor.data_type),
+            scope=home.path,
+        )
+    index = home.producers.get(name)
+    if index is not None:
+        node = home.container.node[index]
+        if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
+            value = next((a.t for a in node.attribute if a.name == "value" and not a.ref_attr_name), None)
+            if value is not None:
+                return Operand(
+                    kind="constant",
+                    name=name,
+                    shape=tuple(value.dims),
+                    element=ELEMENTS.get(value.data_type),
+                    scope=home.path,
+                    index=index,
+                )
+    element, dims = home.shapes.get(name, (0, None))
+    shape = tuple(d for d in dims if d is not None) if dims is not None else None
+    if dims is not None and shape is not None and len(shape) != len(dims):
+        shape = None
+    return Operand(kind="computed", name=name, shape=shape, element=ELEMENTS.get(element), scope=home.path, index=index)
+
+
+def _dequantized(scope: _Scope, name: str, ir_version: int) -> Dequantized | None:
+    """Return the DequantizeLinear of this scope that makes `name`, unless it is blocked."""
+    index = scope.producers.get(name)
+    if index is None:
+        return None
+    node = scope.container.node[index]
+    if node.op_type != "DequantizeLinear" or node.domain not in DEFAULT_DOMAINS or len(node.input) < 2:
+        return None
+    values = {a.name: a for a in node.attribute}
+    if any(a.ref_attr_name for a in node.attribute) or ("block_size" in values and values["block_size"].i):
+        return None
+    scale = _operand(scope, node.input[1], ir_version)
+    if scale.shape is None:
+        return None
+    zero = node.input[2] if len(node.input) > 2 else ""
+    return Dequantized(
+        index=index,
+        source=_operand(scope, node.input[0], ir_version),
+        scale=scale,
+        zero_point=_operand(scope, zero, ir_version) if zero else None,
+        axis=(values["axis"].i if "axis" in values else 1) if scale.shape not in ((), (1,)) else None,
+    )
+
+
+def _constant_dequantized(scope: _Scope, name: str, ir_version: int) -> Dequantized | None:
+    """Return the DequantizeLinear of constants, per tensor or per output channel, that makes `name`."""
+    found = _dequantized(scope, name, ir_version)
+    if found is None or found.axis not in (None, 0) or not found.source.is_constant or found.source.element is None:
+        return None
+    if not found.scale.is_constant or (found.zero_point is not None and not found.zero_point.is_constant):
+        return None
+    return found
+
+
+# -- nodes ---------------------------------------------------------------------------------------------------------
+
+
+def _ints(values: Mapping[str, Any], name: str, count: int, default: int) -> tuple[int, ...]:
+    found = tuple(values.get(name) or (default,) * count)
+    if len(found) != count:
+        raise ValueError(f"{name} has {len(found)} values, not {count}")
+    return found
+
+
+def _follow(scope: _Scope, output: str, quantized: bool, ir_version: int) -> tuple[int, ...]:
+    found: list[int] = []
+    name = output
+    while (reader := scope.sole_consumer(name)) is not None:
+        node = scope.container.node[reader]
+        if node.domain not in DEFAULT_DOMAINS or node.input[0] != name or len(node.output) != 1:
+            break
+        if (
+            node.op_type in UNARY
+            and not found
+            and all(_operand(scope, other, ir_version).shape in ((), (1,)) for other in node.input[1:] if other)
+        ):
+            found.append(reader)
+        elif node.op_type == "QuantizeLinear" and quantized:
+            scale = _operand(scope, node.input[1], ir_version)
+            if scale.shape in ((), (1,)) and not any(a.name == "block_size" and a.i for a in node.attribute):
+                found.append(reader)
+            break
+        else:
+            break
+        name = node.output[0]
+    return tuple(found)
+
+
+def _geometry(
+    scope: _Scope, node: NodeProto, values: Mapping[str, Any], weight: Operand, element: str, quantized: bool
+) -> ConvGeometry:
+    _, x_shape = scope.shape_of(node.input[0])
+    kernel = tuple(values["kernel_shape"]) if "kernel_shape" in values else None
+    if weight.shape is not None:
+        if kernel is not None and kernel != weight.shape[2:]:
+            raise ValueError(f"kernel_shape {list(kernel)} does not fit the weights {list(weight.shape)}")
+        kernel = weight.shape[2:]
+    if kernel is None:
+        raise _Refused("its weights are computed and have no known shape, and it has no kernel_shape")
+    rank = len(kernel)
+    if rank < 1 or rank > MAX_RANK:
+        raise _Refused(f"it has {rank} spatial axes; 1 to {MAX_RANK} are covered")
+    if x_shape is not None and len(x_shape) != rank + 2:
+        raise ValueError(f"its input has {len(x_shape)} axes, its kernel {list(kernel)} needs {rank + 2}")
+    auto_pad = values.get("auto_pad", b"NOTSET").decode() or "NOTSET"
+    if auto_pad not in AUTO_PADS:
+        raise ValueError(f"auto_pad is {auto_pad!r}, not one of {', '.join(AUTO_PADS)}")
+    pads = _ints(values, "pads", 2 * rank, 0) if auto_pad == "NOTSET" else (0,) * (2 * rank)
+    group = int(values.get("group", 1))
+    channels = x_shape[1] if x_shape is not None else None
+    if weight.shape is not None:
+        fitting = weight.shape[1] * group
+        if channels is not None and channels != fitting:
+            raise ValueError(
+                f"its input has {channels} channels, its weights {list(weight.shape)} with group {group} need {fitting}"
+            )
+        channels = fitting
+    unknown = (None,) * rank
+    return ConvGeometry(
+        batch=x_shape[0] if x_shape is not None else None,
+        in_channels=channels,
+        out_channels=weight.shape[0] if weight.shape is not None else None,
+        group=group,
+        extents=x_shape[2:] if x_shape is not None else unknown,
+        kernel=kernel,
+        strides=_ints(values, "strides", rank, 1),
+        dilations=_ints(values, "dilations", rank, 1),
+        pads_begin=pads[:rank],
+        pads_end=pads[rank:],
+        auto_pad=auto_pad,
+        bias=len(node.input) > 2 and bool(node.input[2]),
+        element=element,
+        quantized=quantized,
+    )
+
+
+def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site | None:
+    """Return the site of a Conv with a dilation above 1, `None` when the dilation has no effect."""
+    values = attributes(node)
+    weight_name = node.input[1]
+    weight_dq = _constant_dequantized(scope, weight_name, ir_version)
+    weight = weight_dq.source if weight_dq else _operand(scope, weight_name, ir_version)
+    x_dq = _dequantized(scope, node.input[0], ir_version)
+    if x_dq is not None and (x_dq.axis is not None or x_dq.source.element is None):
+        x_dq = None
+    element = None if weight_dq else weight.element
+    if element is None:
+        element = ELEMENTS.get(scope.shape_of(node.input[0])[0])
+    if element is None and weight_dq is not None:
+        element = weight_dq.scale.element
+    element = element or "float32"
+    if element not in ITEM_BYTES:
+        raise _Refused(f"its element type is {element}")
+    geometry = _geometry(scope, node, values, weight, element, x_dq is not None)
+    problem = geometry.explicit().invalid()
+    if problem:
+        raise ValueError(problem)
+    if not geometry.dilated:
+        return None
+    bias_name = node.input[2] if geometry.bias else ""
+    bias_dq = _constant_dequantized(scope, bias_name, ir_version) if bias_name else None
+    bias = (bias_dq.source if bias_dq else _operand(scope, bias_name, ir_version)) if bias_name else None
+    return Site(
+        scope=scope.path,
+        where=scope.where,
+        index=index,
+        name=node.name or node.output[0],
+        output=node.output[0],
+        geometry=geometry,
+        opset=scope.opset,
+        weight=weight,
+        bias=bias,
+        weight_quantization=weight_dq,
+        bias_quantization=bias_dq,
+        input_quantization=x_dq,
+        follow=_follow(scope, node.output[0], x_dq is not None, ir_version),
+    )
+
+
+def _normalisation(node: NodeProto, weight_kernel: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Return the dilations with 1 wherever the kernel is 1, `None` when they are so already."""
+    dilations = next((tuple(a.ints) for a in node.attribute if a.name == "dilations" and not a.ref_attr_name), ())
+    if weight_kernel is None or len(weight_kernel) != len(dilations):
+        return None
+    wanted = tuple(1 if k == 1 else d for k, d in zip(weight_kernel, dilations, strict=True))
+    return wanted if wanted != dilations else None
+
+
+def _scopes(proto: ModelProto) -> Iterator[_Scope]:
+    inferred = infer_shapes(proto)
+
+    def walk(
+        graph: GraphProto, twin: GraphProto, path: ScopePath, where: str, parent: _Scope | None, opset: int
+    ) -> Iterator[_Scope]:
+        scope = _Scope(path, where, graph, parent, opset, _graph_shapes(twin))
+        yield scope
+        yield from below(scope, graph, twin)
+
+    def below(scope: _Scope, container: Container, twin: Container) -> Iterator[_Scope]:
+        for index, (node, twin_node) in enumerate(zip(container.node, twin.node, strict=True)):
+            for (name, place, graph), (_, _, twin_graph) in zip(subgraphs(node), subgraphs(twin_node), strict=True):
+                path = ScopePath(scope.path.function, (*scope.path.steps, (index, name, place)))
+                label = f"{scope.where}/{node.name or f'{node.op_type}#{index}'}.{name}" + (
+                    f"[{place}]" if place else ""
+                )
+                yield from walk(graph, twin_graph, path, label, scope, scope.opset)
+
+    def opset_of(imports: Sequence[onnx.OperatorSetIdProto], default: int) -> int:
+        return next((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default)
+
+    main_opset = opset_of(proto.opset_import, 0)
+    yield from walk(proto.graph, inferred.graph, ScopePath(), "main", None, main_opset)
+    for number, function in enumerate(proto.functions):
+        label = f"function {function.domain + ':' if function.domain else ''}{function.name}"
+        if function.overload:
+            label += f"[{function.overload}]"
+        scope = _Scope(ScopePath(number), label, function, None, opset_of(function.opset_import, main_opset), {})
+        yield scope
+        yield from below(scope, function, function)
+
+
+def find(proto: ModelProto) -> Found:
+    """Return every dilated Conv of `proto` as a site or with the reason why not, and the attribute changes.
+
+    Sites are in the order of the node lists, subgraphs after the graph that holds them, functions last.
+    Raises `UsageError` naming the node for an invalid dilated Conv.
+    """
+    sites: list[Site] = []
+    normalisations: list[Normalisation] = []
+    skipped: list[Skipped] = []
+    for scope in _scopes(proto):
+        for index, node in enumerate(scope.container.node):
+            dilations: tuple[int, ...] = ()
+            reference = False
+            for attribute in node.attribute:
+                if attribute.name == "dilations":
+                    dilations, reference = tuple(attribute.ints), bool(attribute.ref_attr_name)
+            conv = node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS
+            if max(dilations, default=1) <= 1 and not (conv and reference):
+                continue
+            label = {"where": scope.where, "name": node.name or (node.output[0] if node.output else node.op_type)}
+            if not conv:
+                if not _acts(node, dilations):
+                    continue
+                reason = SKIP_REASONS.get(node.op_type, f"{node.op_type} is not rewritten")
+                skipped.append(Skipped(**label, op=node.op_type, dilations=dilations, reason=reason))
+                continue
+            try:
+                if len(node.input) < 2 or not node.output:
+                    raise ValueError("it has no weights or no output")
+                site = _site(scope, index, node, proto.ir_version)
+            except _Refused as refused:
+                skipped.append(Skipped(**label, op="Conv", dilations=dilations, reason=str(refused)))
+                continue
+            except ValueError as error:
+                raise UsageError(
+                    f"{scope.where}: Conv {label['name']!r} is invalid: {error}",
+                    hint="export the model again or correct the node",
+                ) from error
+            kernel = site.geometry.kernel if site else _kernel(scope, node, proto.ir_version)
+            fixed = _normalisation(node, kernel)
+            pads = _static_pads(site.geometry) if site else None
+            if fixed or pads:
+                normalisations.append(
+                    Normalisation(
+                        scope=scope.path, where=scope.where, index=index, name=label["name"], dilations=fixed, pads=pads
+                    )
+                )
+            if site:
+                sites.append(site)
+    return Found(tuple(sites), tuple(normalisations), tuple(skipped))
+
+
+def _acts(node: NodeProto, dilations: Sequence[int]) -> bool:
+    kernel = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)
+    if kernel is None or len(kernel) != len(dilations):
+        return True
+    return any(d > 1 and k > 1 for d, k in zip(dilations, kernel, strict=True))
+
+
+def _kernel(scope: _Scope, node: NodeProto, ir_version: int) -> tuple[int, ...] | None:
+    dq = _constant_dequantized(scope, node.input[1], ir_version)
+    weight = dq.source if dq else _operand(scope, node.input[1], ir_version)
+    if weight.shape is not None:
+        return weight.shape[2:]
+    return next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)
+
+
+def _static_pads(geometry: ConvGeometry) -> tuple[int, ...] | None:
+    """Return the explicit pads of a SAME_* Conv, `None` when it has none or they depend on an unknown extent."""
+    if not geometry.auto_pad.startswith("SAME"):
+        return None
+    explicit = geometry.explicit()
+    if explicit.auto_pad != "NOTSET":
+        return None
+    begin, end = explicit.static_pads
+    return *begin, *end
+
+
+def constant_value(tensor: TensorProto) -> Any:
+    """Return the values of an inline tensor."""
+    return numpy_helper.to_array(tensor)

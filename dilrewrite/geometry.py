@@ -1,0 +1,335 @@
+"""The integer maths of a Conv: extents, taps, phases. Integers only, no ONNX; the symbols are those of docs/maths.md."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+MAX_RANK = 3
+AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return ceil(a / b) for b > 0."""
+    return -(-a // b)
+
+
+def product(values: tuple[int, ...]) -> int:
+    """Return the product, 1 for no value."""
+    return math.prod(values)
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """On one axis with known extents: tap t touches data for the outputs `lo[t] <= o < hi[t]` and padding elsewhere."""
+
+    lo: tuple[int, ...]
+    hi: tuple[int, ...]
+
+    def live(self, tap: int) -> bool:
+        """Say whether the tap ever touches data."""
+        return self.lo[tap] < self.hi[tap]
+
+    def touching(self) -> int:
+        """Return the number of (output, tap) pairs that touch data."""
+        return sum(max(0, hi - lo) for lo, hi in zip(self.lo, self.hi, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """How one axis is split (docs/maths.md, family 1); `block` 1 means that it is not.
+
+    The outputs o = r + q*block form phase r. Phase r reads the padded input xp at `r*stride_in + j*grain*block`,
+    j = 0, 1, ..., and is a Conv with `stride` and `dilation` over those samples. `grain` is gcd(s, d).
+    """
+
+    grain: int
+    block: int
+    stride: int
+    dilation: int
+
+    @property
+    def disjoint(self) -> bool:
+        """Say whether the phases are disjoint residue classes (s' = 1), so that layout operators can form them."""
+        return self.stride == 1 or self.block == 1
+
+    @property
+    def idle(self) -> bool:
+        """Say whether the axis is left as it is."""
+        return self.grain == 1 and self.block == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvGeometry:
+    """Everything about a Conv that decides how it can be rewritten; `None` stands for what is known at run time only.
+
+    Spatial tuples have `rank` entries. `pads_begin`/`pads_end` count as ONNX counts them (negative crops); an entry is
+    `None` on an axis whose SAME_* pads depend on an unknown extent. `cut` counts the taps that `pruned` removed at the
+    (front, back) of each axis. `quantized` says that the Conv stands between DequantizeLinear and QuantizeLinear.
+    Source: ONNX operator specification, Conv versions 1, 11 and 22.
+    """
+
+    batch: int | None
+    in_channels: int | None
+    out_channels: int | None
+    group: int
+    extents: tuple[int | None, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads_begin: tuple[int | None, ...]
+    pads_end: tuple[int | None, ...]
+    auto_pad: str = "NOTSET"
+    bias: bool = False
+    element: str = "float32"
+    quantized: bool = False
+    cut: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """Return the number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def axes(self) -> range:
+        """Return the spatial axes, counted from 0."""
+        return range(self.rank)
+
+    @property
+    def dilated(self) -> bool:
+        """Say whether a dilation above 1 acts on a kernel axis longer than 1."""
+        return self.max_dilation > 1
+
+    @property
+    def max_dilation(self) -> int:
+        """Return the largest dilation that acts on a kernel axis longer than 1."""
+        return max((d for d, k in zip(self.dilations, self.kernel, strict=True) if k > 1), default=1)
+
+    @property
+    def depthwise(self) -> bool:
+        """Say whether every group has one input channel."""
+        return self.group > 1 and self.in_channels == self.group
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Return the size of the weights in bytes, `None` when a channel count is unknown."""
+        if self.in_channels is None or self.out_channels is None:
+            return None
+        return self.out_channels * self.in_channels // self.group * product(self.kernel) * ITEM_BYTES[self.element]
+
+    def span(self, axis: int) -> int:
+        """Return the extent that the dilated kernel covers."""
+        return self.dilations[axis] * (self.kernel[axis] - 1) + 1
+
+    def padded(self, axis: int) -> int | None:
+        """Return the extent with its pads."""
+        extent, begin, end = self.extents[axis], self.pads_begin[axis], self.pads_end[axis]
+        return None if extent is None or begin is None or end is None else extent + begin + end
+
+    def out_extent(self, axis: int) -> int | None:
+        """Return Ho = floor((H + p0 + p1 - d(k-1) - 1) / s) + 1, `None` when unknown."""
+        padded = self.padded(axis)
+        return None if padded is None else (padded - self.span(axis)) // self.strides[axis] + 1
+
+    @property
+    def out_extents(self) -> tuple[int | None, ...]:
+        """Return Ho of every axis."""
+        return tuple(self.out_extent(axis) for axis in self.axes)
+
+    def invalid(self) -> str | None:
+        """Return why this is no valid Conv, or `None`."""
+        if self.group < 1:
+            return f"group is {self.group}, not at least 1"
+        if any(v < 1 for v in (*self.kernel, *self.strides, *self.dilations)):
+            return f"kernel {self.kernel}, strides {self.strides} and dilations {self.dilations} must all be at least 1"
+        if self.in_channels is not None and self.in_channels % self.group:
+            return f"{self.in_channels} input channels are not divisible by group {self.group}"
+        if self.out_channels is not None and self.out_channels % self.group:
+            return f"{self.out_channels} output channels are not divisible by group {self.group}"
+        if self.auto_pad not in AUTO_PADS:
+            return f"auto_pad is {self.auto_pad!r}, not one of {', '.join(AUTO_PADS)}"
+        for axis in self.axes:
+            extent = self.out_extent(axis)
+            if extent is not None and extent < 1:
+                return (
+                    f"spatial axis {axis}: extent {self.extents[axis]} with pads ({self.pads_begin[axis]}, "
+                    f"{self.pads_end[axis]}) is {self.padded(axis)}, smaller than the dilated kernel's {self.span(axis)}"
+                )
+            begin, end, known = self.pads_begin[axis], self.pads_end[axis], self.extents[axis]
+            if begin is not None and end is not None and known is not None and min(begin, 0) + min(end, 0) + known < 0:
+                return f"spatial axis {axis}: pads ({begin}, {end}) crop more than the extent {known}"
+        return None
+
+    # -- auto_pad ------------------------------------------------------------------------------------------------
+
+    def explicit(self) -> ConvGeometry:
+        """Return the geometry with `auto_pad` resolved to explicit pads on every axis whose pads are static.
+
+        VALID is zero. SAME_* pads so that Ho = ceil(H / s), from the dilated kernel's span; with stride 1 that does not
+        depend on H. An axis with stride above 1 and unknown H keeps `None` pads, and `auto_pad` stays to tell how they
+        are computed at run time.
+        """
+        if self.auto_pad == "NOTSET":
+            return self
+        begin: list[int | None] = []
+        end: list[int | None] = []
+        for axis in self.axes:
+            if self.auto_pad == "VALID":
+                begin.append(0)
+                end.append(0)
+                continue
+            extent, stride = self.extents[axis], self.strides[axis]
+            if stride == 1:
+                total = self.span(axis) - 1
+            elif extent is not None:
+                total = max((ceil_div(extent, stride) - 1) * stride + self.span(axis) - extent, 0)
+            else:
+                begin.append(None)
+                end.append(None)
+                continue
+            small, large = total // 2, total - total // 2
+            begin.append(small if self.auto_pad == "SAME_UPPER" else large)
+            end.append(large if self.auto_pad == "SAME_UPPER" else small)
+        return replace(
+            self,
+            pads_begin=tuple(begin),
+            pads_end=tuple(end),
+            auto_pad=self.auto_pad if None in begin else "NOTSET",
+        )
+
+    # -- taps ----------------------------------------------------------------------------------------------------
+
+    def taps(self, axis: int) -> Taps | None:
+        """Return where each tap touches data, `None` when the extent or the pads are unknown."""
+        extent, begin, out = self.extents[axis], self.pads_begin[axis], self.out_extent(axis)
+        if extent is None or begin is None or out is None:
+            return None
+        s, d = self.strides[axis], self.dilations[axis]
+        lo = tuple(max(0, ceil_div(begin - t * d, s)) for t in range(self.kernel[axis]))
+        hi = tuple(min(out, (extent - 1 + begin - t * d) // s + 1) for t in range(self.kernel[axis]))
+        return Taps(lo, hi)
+
+    def multiply_adds(self) -> int | None:
+        """Return the multiply-adds of one run, `None` when a size is unknown."""
+        out = self.out_extents
+        if self.batch is None or self.in_channels is None or self.out_channels is None:
+            return None
+        total = self.batch * self.out_channels * self.in_channels // self.group
+        for axis in self.axes:
+            extent = out[axis]
+            if extent is None:
+                return None
+            total *= extent * self.kernel[axis]
+        return total
+
+    def data_share(self) -> float | None:
+        """Return the share of the multiply-adds that touch data, not padding; `None` when an extent is unknown."""
+        share = 1.0
+        for axis in self.axes:
+            taps, out = self.taps(axis), self.out_extent(axis)
+            if taps is None or out is None:
+                return None
+            share *= taps.touching() / (self.kernel[axis] * out)
+        return share
+
+    @property
+    def dead(self) -> bool:
+        """Say whether no tap touches data at all: the output is the bias."""
+        return any(
+            (taps := self.taps(axis)) is not None and not any(map(taps.live, range(self.kernel[axis])))
+            for axis in self.axes
+        )
+
+    def pruned(self) -> ConvGeometry:
+        """Return the geometry without the dead taps at either end of each axis; `cut` says how many went.
+
+        Dead taps between live ones stay (they exist with strides). An axis with unknown extent or pads is left alone,
+        and so is everything when no tap is live (see `dead`). The pads change with the taps: p0 by -d per tap cut in
+        front, p1 by -d per tap cut at the back, so either may become negative, and Ho stays.
+        """
+        kernel, begin, end, cut = list(self.kernel), list(self.pads_begin), list(self.pads_end), []
+        for axis in self.axes:
+            taps, p0, p1 = self.taps(axis), self.pads_begin[axis], self.pads_end[axis]
+            live = [] if taps is None else [t for t in range(self.kernel[axis]) if taps.live(t)]
+            if self.dead or not live or p0 is None or p1 is None:
+                cut.append((0, 0))
+                continue
+            front, back = live[0], self.kernel[axis] - 1 - live[-1]
+            kernel[axis] -= front + back
+            begin[axis] = p0 - front * self.dilations[axis]
+            end[axis] = p1 - back * self.dilations[axis]
+            cut.append((front, back))
+        dilations = tuple(d if k > 1 else 1 for d, k in zip(self.dilations, kernel, strict=True))
+        return replace(
+            self,
+            kernel=tuple(kernel),
+            dilations=dilations,
+            pads_begin=tuple(begin),
+            pads_end=tuple(end),
+            cut=tuple(cut),
+        )
+
+    def normal(self) -> ConvGeometry:
+        """Return the geometry behind the entry of a fragment: no `auto_pad`, no negative pad.
+
+        Negative pads have become a Slice of the input, SAME_* pads that depend on an unknown extent an explicit Pad.
+        """
+        extents = tuple(
+            None if extent is None or begin is None or end is None else extent + min(begin, 0) + min(end, 0)
+            for extent, begin, end in zip(self.extents, self.pads_begin, self.pads_end, strict=True)
+        )
+        return replace(
+            self,
+            extents=extents,
+            pads_begin=tuple(max(pad or 0, 0) for pad in self.pads_begin),
+            pads_end=tuple(max(pad or 0, 0) for pad in self.pads_end),
+            auto_pad="NOTSET",
+        )
+
+    @property
+    def static_pads(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return (begin, end) pads of a normal geometry as integers."""
+        begin = tuple(pad for pad in self.pads_begin if pad is not None)
+        end = tuple(pad for pad in self.pads_end if pad is not None)
+        assert len(begin) == len(end) == self.rank, "only a normal geometry has static pads"
+        return begin, end
+
+    # -- phases --------------------------------------------------------------------------------------------------
+
+    def phases(self, axis: int, max_dilation: int = 1) -> Phases:
+        """Return how `axis` is split so that no dilation above `max_dilation` remains.
+
+        With g = gcd(s, d), s' = s/g, d' = d/g: the samples are thinned by g, and the block is the smallest divisor b of
+        d' whose residual dilation d'/b is at most `max_dilation`.
+        """
+        s, d = self.strides[axis], self.dilations[axis]
+        if self.kernel[axis] == 1 or d <= max_dilation:
+            return Phases(grain=1, block=1, stride=s, dilation=d)
+        grain = math.gcd(s, d)
+        rest = d // grain
+        block = next(b for b in range(1, rest + 1) if rest % b == 0 and rest // b <= max_dilation)
+        return Phases(grain=grain, block=block, stride=s // grain, dilation=rest // block)
+
+    def overlapping(self, max_dilation: int = 1) -> int | None:
+        """Return the first axis whose phases overlap (s' > 1 with a block above 1), or `None`."""
+        return next((axis for axis in self.axes if not self.phases(axis, max_dilation).disjoint), None)
+
+    # -- zones ---------------------------------------------------------------------------------------------------
+
+    def zones(self, axis: int) -> tuple[tuple[int, int, int, int], ...]:
+        """Return `(start, stop, first tap, tap after the last)` for each run of outputs with a constant set of live taps.
+
+        The zones cover 0..Ho in order. A zone without live tap has first == after. Needs a known extent.
+        """
+        taps, out = self.taps(axis), self.out_extent(axis)
+        assert taps is not None and out is not None, "zones need a known extent"
+        live = [t for t in range(self.kernel[axis]) if taps.live(t)]
+        edges = sorted({0, out, *(taps.lo[t] for t in live), *(taps.hi[t] for t in live)})
+        found: list[tuple[int, int, int, int]] = []
+        for start, stop in itertools.pairwise(edges):
+            inside = [t for t in live if taps.lo[t] <= start and stop <= taps.hi[t]]
+            first, after = (inside[0], inside[-1] + 1) if inside else (0, 0)
+            found.append((start, stop, first, after))
+        return tuple(found)

@@ -1,0 +1,72 @@
+"""slice_to_batch: the phases are cut out by strided Slices and joined on the batch; applies to every geometry."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import final
+
+from dilrewrite.builder import END, INFER, Builder, Cut, Tensor
+from dilrewrite.geometry import ConvGeometry
+from dilrewrite.strategies._phases import AxisPlan, join_phases, pad_axes, plan_axes, sizes, split_axes
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SliceToBatch:
+    """One strided Slice per phase, Concat on the batch, Conv, and back. In the 2016 benchmark: BatchStack DCD.
+
+    The only phase form for overlapping phases (s' > 1). The weights stay untouched. `max_dilation`: dilations up to it
+    may remain in the Conv.
+    """
+
+    max_dilation: int = 1
+
+    @property
+    def prunes(self) -> bool:
+        """Cut dead taps."""
+        return True
+
+    def refusal(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002
+        """Never refuse a geometry."""
+        return None
+
+    def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
+        """Emit padding, Slices, Concat, Conv, and the way back."""
+        plans = plan_axes(builder, geometry, self.max_dilation)
+        x = pad_axes(builder, plans)
+        split = split_axes(plans)
+        parts = []
+        for residues in itertools.product(*(range(plan.block) for plan in plans)):
+            cuts = {}
+            shape = list(x.shape)
+            for plan, r in zip(plans, residues, strict=True):
+                if not plan.phases.idle:
+                    cuts[plan.axis + 2] = self._cut(builder, plan, r * geometry.strides[plan.axis])
+                    shape[plan.axis + 2] = plan.samples
+            parts.append(Tensor(builder.slice(x, cuts).name, tuple(shape)))
+        y = builder.conv(
+            builder.concat(parts, 0),
+            kernel=geometry.kernel,
+            strides=[plan.phases.stride for plan in plans],
+            dilations=[plan.phases.dilation for plan in plans],
+            pads_begin=[plan.pads[0] for plan in plans],
+            pads_end=[plan.pads[1] for plan in plans],
+        )
+        if not split:
+            return y
+        lengths = sizes(builder, y, plans)
+        apart = builder.reshape(y, [*(plan.block for plan in split), INFER, builder.extent(y, 1), *lengths])
+        return join_phases(builder, apart, plans, lengths, batch=len(split))
+
+    @staticmethod
+    def _cut(builder: Builder, plan: AxisPlan, start: int) -> Cut:
+        step = plan.phases.grain * plan.block
+        if isinstance(plan.samples, int):
+            return Cut(start, start + (plan.samples - 1) * step + 1, step)
+        if plan.samples is None or plan.phases.stride == 1:
+            return Cut(start, END, step)  # the padded extent ends where the last phase does
+        return Cut(start, builder.add(builder.mul(builder.sub(plan.samples, 1), step), start + 1), step)
+
+
+STRATEGY = SliceToBatch()

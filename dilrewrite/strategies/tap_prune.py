@@ -1,0 +1,44 @@
+"""tap_prune: taps at the ends of the kernel that see nothing but padding are cut off; the Conv stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from dilrewrite.builder import Builder, Tensor
+from dilrewrite.geometry import ConvGeometry
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TapPrune:
+    """A Conv with a smaller kernel (docs/maths.md, family 2). Pruning itself happens before every strategy."""
+
+    @property
+    def prunes(self) -> bool:
+        """Cut dead taps."""
+        return True
+
+    def refusal(self, geometry: ConvGeometry) -> str | None:
+        """Refuse where no tap is dead."""
+        if any(front or back for front, back in geometry.cut):
+            return None
+        unknown = [axis for axis in geometry.axes if geometry.extents[axis] is None]
+        if len(unknown) == geometry.rank:
+            return "no extent is known, so no tap can be proved to see only padding"
+        return f"no tap at either end of the kernel {geometry.kernel} sees only padding"
+
+    def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
+        """Emit the Conv over the live taps."""
+        begin, end = geometry.static_pads
+        return builder.conv(
+            builder.x,
+            kernel=geometry.kernel,
+            strides=geometry.strides,
+            dilations=geometry.dilations,
+            pads_begin=begin,
+            pads_end=end,
+        )
+
+
+STRATEGY = TapPrune()
