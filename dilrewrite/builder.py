@@ -292,10 +292,14 @@ class Builder:
 
     def reshape(self, tensor: Tensor, shape: Sequence[Extent]) -> Tensor:
         """Reshape; 0 copies the size at the same place, `INFER` (batch only) takes what is left."""
-        known = tuple(
-            (tensor.shape[i] if extent == 0 else None if extent == INFER else extent) for i, extent in enumerate(shape)
-        )
-        return Tensor(self._add("Reshape", [tensor.name, self._vector(shape)]), known)
+        known: list[Extent | None] = [
+            tensor.shape[i] if extent == 0 else None if extent == INFER else extent for i, extent in enumerate(shape)
+        ]
+        sizes = [extent for extent in tensor.shape if isinstance(extent, int)]
+        rest = [extent for extent in known if isinstance(extent, int)]
+        if INFER in shape and len(sizes) == len(tensor.shape) and len(rest) == len(known) - 1 and 0 not in rest:
+            known[list(shape).index(INFER)] = math.prod(sizes) // math.prod(rest)
+        return Tensor(self._add("Reshape", [tensor.name, self._vector(shape)]), tuple(known))
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:
         """Permute the axes."""

@@ -47,12 +47,12 @@ UNARY = frozenset(
         "ThresholdedRelu",
     }
 )
-"""Elementwise operators with one tensor input (Clip's bounds are scalars) that runtimes fuse into a Conv before them."""
+"""Elementwise operators with one tensor input (Clip's bounds are scalars), which runtimes fuse into a Conv."""
 
 SKIP_REASONS: dict[str, str] = {
     "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
-    "QLinearConv": "QLinearConv rounds inside the operator; export with QuantizeLinear/DequantizeLinear to have it rewritten",
-    "ConvInteger": "ConvInteger accumulates in int32; export with QuantizeLinear/DequantizeLinear to have it rewritten",
+    "QLinearConv": "QLinearConv rounds inside the operator; a model with QuantizeLinear/DequantizeLinear is rewritten",
+    "ConvInteger": "ConvInteger accumulates in int32; a model with QuantizeLinear/DequantizeLinear is rewritten",
     "MaxPool": "a dilated MaxPool is no convolution",
     "AveragePool": "a dilated AveragePool is no convolution",
     "LpPool": "a dilated LpPool is no convolution",
@@ -113,7 +113,8 @@ class Site:
     """A dilated Conv that can be rewritten.
 
     `index` is the node's place in its scope's node list. `follow` are the places of what comes right after it and may
-    stand between a fragment's core and exit: at most one unary operator, and the QuantizeLinear of a quantised site.
+    stand between a fragment's core and exit: at most one unary operator, and the QuantizeLinear of a quantised site
+    (`quantizes_output` when it is there).
     `weight_quantization`/`bias_quantization` are set when the operand stands behind a DequantizeLinear of constants
     (`weight`/`bias` is then the quantised tensor).
     """
@@ -131,6 +132,7 @@ class Site:
     bias_quantization: Dequantized | None = None
     input_quantization: Dequantized | None = None
     follow: tuple[int, ...] = ()
+    quantizes_output: bool = False
 
     @property
     def key(self) -> str:
@@ -145,8 +147,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalisation:
-    """Attributes of a Conv that change without changing its function: `dilations` of axes with kernel 1 become 1, SAME_*
-    becomes explicit `pads` (begins, then ends).
+    """Attributes of a Conv that change without changing its function.
+
+    `dilations` of axes with kernel 1 become 1, SAME_* becomes explicit `pads` (begins, then ends).
     """
 
     scope: ScopePath
@@ -302,7 +305,7 @@ def _graph_shapes(graph: GraphProto) -> dict[str, tuple[int, tuple[int | None, .
     return shapes
 
 
-def _without_weights(proto: ModelProto) -> ModelProto:
+def without_weights(proto: ModelProto) -> ModelProto:
     """Return a copy whose larger constants have a type and a shape and no values: all that inference needs."""
     light = ModelProto()
     light.CopyFrom(proto)
@@ -330,7 +333,7 @@ def _without_weights(proto: ModelProto) -> ModelProto:
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
     """Return a weightless copy with inferred shapes; with the given ones alone where inference fails."""
-    light = _without_weights(proto)
+    light = without_weights(proto)
     try:
         return onnx.shape_inference.infer_shapes(light, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
@@ -517,6 +520,7 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
     bias_name = node.input[2] if geometry.bias else ""
     bias_dq = _constant_dequantized(scope, bias_name, ir_version) if bias_name else None
     bias = (bias_dq.source if bias_dq else _operand(scope, bias_name, ir_version)) if bias_name else None
+    follow = _follow(scope, node.output[0], x_dq is not None, ir_version)
     return Site(
         scope=scope.path,
         where=scope.where,
@@ -530,7 +534,8 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
         weight_quantization=weight_dq,
         bias_quantization=bias_dq,
         input_quantization=x_dq,
-        follow=_follow(scope, node.output[0], x_dq is not None, ir_version),
+        follow=follow,
+        quantizes_output=bool(follow) and scope.container.node[follow[-1]].op_type == "QuantizeLinear",
     )
 
 

@@ -1,4 +1,4 @@
-"""The integer maths of a Conv: extents, taps, phases. Integers only, no ONNX; the symbols are those of docs/maths.md."""
+"""The integer maths of a Conv: extents, taps, phases. No ONNX here; the symbols are those of docs/maths.md."""
 
 from __future__ import annotations
 
@@ -319,12 +319,13 @@ class ConvGeometry:
     # -- zones ---------------------------------------------------------------------------------------------------
 
     def zones(self, axis: int) -> tuple[tuple[int, int, int, int], ...]:
-        """Return `(start, stop, first tap, tap after the last)` for each run of outputs with a constant set of live taps.
+        """Return `(start, stop, first tap, tap after the last)` of each run of outputs with the same live taps.
 
         The zones cover 0..Ho in order. A zone without live tap has first == after. Needs a known extent.
         """
         taps, out = self.taps(axis), self.out_extent(axis)
-        assert taps is not None and out is not None, "zones need a known extent"
+        assert taps is not None, "zones need a known extent"
+        assert out is not None
         live = [t for t in range(self.kernel[axis]) if taps.live(t)]
         edges = sorted({0, out, *(taps.lo[t] for t in live), *(taps.hi[t] for t in live)})
         found: list[tuple[int, int, int, int]] = []

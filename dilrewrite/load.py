@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.numpy_helper
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
@@ -100,13 +100,13 @@ class Model:
 
     @property
     def opset(self) -> int:
-        """Version of the standard operators; of several imports the last counts, as in ONNX Runtime."""
+        """Version of the standard operators; of several imports the last counts."""
         return _opset(self.proto)
 
     @property
     def ir_version(self) -> int:
         """Version of the file format."""
-        return self.proto.ir_version
+        return int(self.proto.ir_version)
 
     @property
     def file(self) -> Path | None:
@@ -220,7 +220,7 @@ def _read_model_file(path: Path) -> bytes:
 def _parse(path: Path, data: bytes) -> ModelProto:
     again = "fetch or export the model again"
     try:
-        proto = ModelProto.FromString(data)
+        proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
         if data.startswith(b"version https://git-lfs"):
             raise UsageError(f"{path} is a git-lfs pointer, not the model", hint="run `git lfs pull`") from error
@@ -238,7 +238,7 @@ def _parse(path: Path, data: bytes) -> ModelProto:
 
 def _opset(proto: ModelProto) -> int:
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
-    return versions[-1] if versions else 0
+    return int(versions[-1]) if versions else 0
 
 
 def _serialized(proto: ModelProto) -> bytes | None:
@@ -314,7 +314,7 @@ def _where(model: Model, tensor: TensorProto) -> str:
 
 def _type_name(tensor: TensorProto) -> str:
     try:
-        return TensorProto.DataType.Name(tensor.data_type)
+        return str(TensorProto.DataType.Name(tensor.data_type))
     except ValueError:
         return f"{tensor.data_type} (unknown)"
 
@@ -325,13 +325,13 @@ def _byte_count(tensor: TensorProto) -> int | None:
     if name not in _TYPES:
         return None
     bits = _PACKED_BITS.get(name, 8 * np.dtype(_TYPES[name][0]).itemsize)
-    return (math.prod(tensor.dims) * bits + 7) // 8
+    return int(math.prod(tensor.dims) * bits + 7) // 8
 
 
 def _inline_bytes(tensor: TensorProto) -> bytes:
     """Return the values as raw_data would hold them, from whichever field holds them."""
     if tensor.HasField("raw_data"):
-        return tensor.raw_data
+        return bytes(tensor.raw_data)
     dtype, field_name = _TYPES[_type_name(tensor)]
     itemsize = np.dtype(dtype).itemsize
     values = getattr(tensor, field_name)
@@ -347,7 +347,7 @@ def _inline_bytes(tensor: TensorProto) -> bytes:
 
 
 def _decode(raw: npt.NDArray[np.uint8], type_name: str, dims: tuple[int, ...]) -> npt.NDArray[Any]:
-    dtype = _TYPES[type_name][0]
+    dtype: np.dtype[Any] = np.dtype(_TYPES[type_name][0])
     bits = _PACKED_BITS.get(type_name)
     if bits is None:
         return raw.view(dtype).reshape(dims)
@@ -393,7 +393,7 @@ def _location(tensor: TensorProto, where: str) -> str:
         raise UsageError(f"{where}: external data location {location!r} is not a file name", hint=hint)
     if location.startswith("/") or PureWindowsPath(location).drive:
         raise UsageError(f'{where}: external data location "{location}" is an absolute path', hint=hint)
-    if os.path.normpath(location).split(os.sep)[0] == os.pardir:
+    if Path(os.path.normpath(location)).parts[:1] == (os.pardir,):
         raise UsageError(f'{where}: external data location "{location}" leaves the model\'s folder', hint=hint)
     return location
 
@@ -480,24 +480,23 @@ def check_destination(path: Path, *, force: bool, source: Path | None) -> None:
     `force`; folders and devices are never replaced.
     """
     parent = path.parent
-    if not parent.is_dir():
-        problem = "is not a folder" if parent.exists() else "does not exist"
-        raise UsageError(f"{path} cannot be written: {parent} {problem}", hint=f"make the folder, or {_ELSEWHERE}")
     try:
-        os.lstat(path)
-    except FileNotFoundError:
-        exists = False
+        at_parent, at_path = _status(parent), _status(path)
+        exists = _status(path, follow_symlinks=False) is not None
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {_reason(error)}", hint=_ELSEWHERE) from error
-    else:
-        exists = True
-    if path.is_dir():
+    if at_parent is None or not stat.S_ISDIR(at_parent.st_mode):
+        problem = "does not exist" if at_parent is None else "is not a folder"
+        raise UsageError(f"{path} cannot be written: {parent} {problem}", hint=f"make the folder, or {_ELSEWHERE}")
+    if at_path is not None and stat.S_ISDIR(at_path.st_mode):
         raise UsageError(f"{path} is a folder, not a place for a file", hint=f"name a file in it, or {_ELSEWHERE}")
-    if path.exists() and not path.is_file():
+    if at_path is not None and not stat.S_ISREG(at_path.st_mode):
         raise UsageError(f"{path} is not a regular file", hint=_ELSEWHERE)
+    if parent.resolve() == Path("/dev"):  # /dev/stdout is a link, which a rename would replace for everyone
+        raise UsageError(f"{path} cannot be written: {parent} is not a folder for files", hint=_ELSEWHERE)
     if exists and not force:
         if source is not None and _same_file(path, source):
-            raise UsageError(f"{path} is the input itself", hint=f"give --force to replace it or -o for another place")
+            raise UsageError(f"{path} is the input itself", hint="give --force to replace it or -o for another place")
         raise _exists(path)
     if not _may(parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path} cannot be written: the folder {parent} is not writable", hint=_ELSEWHERE)
@@ -578,19 +577,16 @@ class Staging:
 
     def make_folder(self, path: Path) -> None:
         """Make one folder unless it exists; its parent must exist."""
-        path = path.absolute()
-        if path.is_dir():
-            return
-        if os.path.lexists(path):
-            raise UsageError(f"{path} exists and is not a folder", hint=_ELSEWHERE)
-        if not path.parent.is_dir():
-            raise UsageError(f"the folder {path} cannot be made: {path.parent} does not exist", hint=_ELSEWHERE)
         with _signals_deferred():
             try:
                 path.mkdir()
+            except FileExistsError as error:
+                if not path.is_dir():
+                    raise UsageError(f"{path} exists and is not a folder", hint=_ELSEWHERE) from error
             except OSError as error:
                 raise _write_error(path, error) from error
-            self._folders.append(path)
+            else:
+                self._folders.append(path.absolute())
 
     def commit(self) -> None:
         """Rename everything to its place in the order added, replacing what `force` allows, or change nothing.
@@ -612,7 +608,7 @@ class Staging:
                             undo.callback(_restore, old, current)
                             _keep(current, old)
                             replaced.append(old)
-                        os.replace(file.temporary, current)
+                        file.temporary.replace(current)
                         if old is None:
                             undo.callback(current.unlink, missing_ok=True)
                     undo.pop_all()
@@ -656,12 +652,12 @@ def _keep(path: Path, old: Path) -> None:
     try:
         os.link(path, old, follow_symlinks=False)
     except (OSError, NotImplementedError):
-        os.rename(path, old)  # noqa: PTH104 - as os.replace, which tests make fail
+        path.rename(old)
 
 
 def _restore(old: Path, path: Path) -> None:
     if os.path.lexists(old):
-        os.replace(old, path)  # noqa: PTH105
+        old.replace(path)
         old.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
 
 
@@ -701,13 +697,20 @@ def _signals_deferred() -> Iterator[None]:
             signal.raise_signal(caught_number)
 
 
+def _status(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
+    try:
+        return path.stat(follow_symlinks=follow_symlinks)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def _may(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _same_file(a: Path, b: Path) -> bool:
     try:
-        return os.path.samefile(a, b)
+        return a.samefile(b)
     except OSError:
         return False
 
@@ -893,7 +896,7 @@ def _spilled(chosen: Iterable[TensorProto], location: str) -> Iterator[bytes]:
         yield bytes(padding)
         yield data
         for field_name in _DATA_FIELDS:
-            tensor.ClearField(field_name)  # type: ignore[arg-type]
+            tensor.ClearField(field_name)  # type: ignore[arg-type, unused-ignore]
         tensor.data_location = TensorProto.EXTERNAL
         del tensor.external_data[:]
         for key, value in (("location", location), ("offset", offset + padding), ("length", len(data))):

@@ -234,6 +234,7 @@ class _Editor:
             return found
         assert isinstance(container, GraphProto)
         found = next(tensor for tensor in container.initializer if tensor.name == operand.name)
+        assert isinstance(found, TensorProto)
         return found
 
     # -- clearing up ---------------------------------------------------------------------------------------------
@@ -636,3 +637,49 @@ def _lower(builder: Builder, tensor: Tensor, edit: WeightEdit) -> Tensor:
             tensor = builder.slice(joined, {axis + 2: Cut(0, kernel[axis])})
         return tensor
     raise TypeError(f"no graph form of {edit!r}")
+
+
+def disturb(proto: ModelProto, errors: Sequence[tuple[Site, float]], seed: int) -> ModelProto:
+    """Return a copy of `proto` whose Convs at `errors` have noise added to their output.
+
+    The noise is uniform, of the given share of the output's largest magnitude. It shows how far the model itself
+    carries rounding of that size.
+    """
+    edited = ModelProto()
+    edited.CopyFrom(proto)
+    names = Names(proto)
+    containers = {site.scope: resolve(edited, site.scope) for site, _ in errors}
+    for number, (site, error) in enumerate(errors):
+        container = containers[site.scope]
+        node = container.node[site.index]
+        output = node.output[0]
+        clean = names.make(f"{output}/clean")
+        node.output[0] = clean
+        word = {
+            word: names.make(f"{output}/{word}") for word in ("abs", "peak", "share", "scale", "wave", "typed", "noise")
+        }
+        kind = DATA_TYPES[site.geometry.element]
+        share = TensorProto(data_type=kind)
+        share.raw_data = np.array(error).astype(onnx.helper.tensor_dtype_to_np_dtype(kind)).tobytes()
+        make = onnx.helper.make_node
+        fresh = [
+            make("Constant", [], [word["share"]], value=share),
+            make("Abs", [clean], [word["abs"]]),
+            make("ReduceMax", [word["abs"]], [word["peak"]], keepdims=0),
+            make("Mul", [word["peak"], word["share"]], [word["scale"]]),
+            make("RandomUniformLike", [clean], [word["wave"]], dtype=1, low=-1.0, high=1.0, seed=float(seed + number)),
+            make("Cast", [word["wave"]], [word["typed"]], to=kind),
+            make("Mul", [word["typed"], word["scale"]], [word["noise"]]),
+            make("Add", [clean, word["noise"]], [output]),
+        ]
+        container.node.extend(fresh)
+    # the new nodes stand at the end of their lists; bring each behind its Conv
+    for scope in containers:
+        container = containers[scope]
+        count = len(container.node) - 8 * sum(site.scope == scope for site, _ in errors)
+        order: list[int | None] = [index << 20 for index in range(count)]
+        for site, _ in errors:
+            if site.scope == scope:
+                order.extend((site.index << 20) + place for place in range(1, 9))
+        _rearrange(container.node, order)
+    return edited

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dilrewrite.discover import discover
 from dilrewrite.errors import MissingError, UsageError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 _DTYPES = {
     "float32": "float32",
@@ -40,15 +40,15 @@ _DTYPES = {
 } | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64)}
 
 
-def dtype(element: str) -> np.dtype[np.generic]:
+def dtype(element: str) -> np.dtype[Any]:
     """Return the NumPy (or ml_dtypes) type of an `Io.element`; a KeyError for "other:..." and what NumPy lacks."""
     name = _DTYPES[element]
-    special: object = getattr(ml_dtypes, name, None)
-    if special is None and not hasattr(np, name):
-        if name != "object":
-            raise KeyError(element)
-        return np.dtype(object)
-    return cast("np.dtype[np.generic]", np.dtype(special if special is not None else name))
+    if hasattr(ml_dtypes, name):
+        return cast("np.dtype[Any]", np.dtype(getattr(ml_dtypes, name)))
+    try:
+        return np.dtype(name)
+    except TypeError:  # an older ml_dtypes
+        raise KeyError(element) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,10 @@ class Session(Protocol):
 class Backend(Protocol):
     """A runtime."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        ...
 
     def missing(self) -> str | None:
         """Return None when the runtime is ready, else what is missing and the command that installs it."""

@@ -184,18 +184,18 @@ class IsolatedSession:
             return "the process closed its pipe and hangs"
         if code < 0:
             try:
-                how = f"killed by {signal.Signals(-code).name}"
+                how = f"was killed by {signal.Signals(-code).name}"
             except ValueError:
-                how = f"killed by signal {-code}"
+                how = f"was killed by signal {-code}"
             if -code == getattr(signal, "SIGKILL", None):
                 how += " (perhaps out of memory)"
         else:
-            how = f"exit code {code}"
+            how = f"ended with exit code {code}"
         size = self._noise.seek(0, os.SEEK_END)
         self._noise.seek(max(0, size - 4000))
         lines = self._noise.read().decode(errors="replace").split("\n")
         last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
-        return f"the process was {how}" if not last else f"the process was {how}: {last[-300:]}"
+        return f"the process {how}: {last[-300:]}" if last else f"the process {how}"
 
 
 def _end(process: subprocess.Popen[bytes], noise: IO[bytes]) -> None:

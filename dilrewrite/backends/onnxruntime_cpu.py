@@ -68,13 +68,15 @@ def reason(error: BaseException) -> str:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)
     while place := re.search(r"(?:\S*/)?\w+\.(?:cc|h|hpp|cpp|cu)(?::\d+)? ", text):
         text = text[: place.start()] + _after_signature(text[place.end() :])
-    text = re.sub(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message:", r"\1 '\2':", text)
+    text = re.sub(
+        r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message:", r"\1 '\2':", text
+    )
     return text.strip()
 
 
 def _after_signature(text: str) -> str:
     """Cut the C++ function with which `text` starts, if it does: `std::vector<int> onnxruntime::F(const X&) const `."""
-    start = re.match(r"[^()]*?::[^()\s]*(?=\()|[^()]*?::operator\(\)(?=\()", text)
+    start = re.match(r"[^()]*::[^()\s]*(?=\()", text)
     if start is None:
         return text
     depth = 0
@@ -82,9 +84,9 @@ def _after_signature(text: str) -> str:
         depth += {"(": 1, ")": -1}.get(text[place], 0)
         if depth == 0:
             rest = text[place + 1 :]
-            if rest.startswith("::"):  # a lambda or a local class: the signature goes on
-                return _after_signature("::" + rest[2:])
-            return re.sub(r"^( const)?( \[with [^\]]*\])?\s+", "", rest)
+            if rest.startswith("::<lambda("):
+                return _after_signature(rest)
+            return re.sub(r"^>?( const)?( \[with [^\]]*\])?\s+", "", rest)
     return text
 
 
@@ -138,6 +140,7 @@ class InProcess:
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the named outputs (None: all)."""
+        assert self._session is not None, "the session is closed"
         names = [output.name for output in self.outputs] if outputs is None else list(outputs)
         elements = {output.name: output.element for output in self.outputs}
         inputs = {name: _plain(value) for name, value in feeds.items()}
@@ -184,7 +187,7 @@ def _scalars(model: bytes | Path, values: Sequence[Any]) -> frozenset[str]:
     if all(value.shape or not value.type.startswith("tensor(") for value in values):
         return frozenset()
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     proto = onnx.ModelProto()
     with contextlib.suppress(DecodeError):  # a model in ONNX Runtime's own format
@@ -212,7 +215,7 @@ def _special(value: Array) -> str | None:
     return next((element for element in _SPECIAL if _dtype(element) == value.dtype), None)
 
 
-def _dtype(element: str) -> np.dtype[np.generic] | None:
+def _dtype(element: str) -> np.dtype[Any] | None:
     try:
         return dtype(element)
     except KeyError:  # an older ml_dtypes
@@ -246,28 +249,30 @@ def _packed(value: Array, per_byte: int) -> Array:
 def _array(name: str, value: Any) -> Array:
     tensor = re.fullmatch(r"tensor\((\w+)\)", value.data_type())
     if tensor is None:
-        raise CannotRun(f"output {name!r} is {value.data_type()}: not possible beside bfloat16, float8 or 4-bit tensors")
+        raise CannotRun(
+            f"output {name!r} is {value.data_type()}: not possible beside bfloat16, float8 or 4-bit tensors"
+        )
     if tensor[1] not in _SPECIAL:
         return cast("Array", value.numpy())
-    kind, per_byte = _dtype(tensor[1]), _SPECIAL[tensor[1]][1]
-    if kind is None:
+    wanted, per_byte = _dtype(tensor[1]), _SPECIAL[tensor[1]][1]
+    if wanted is None:
         raise CannotRun(f"output {name!r} is {tensor[1]}, for which the installed ml_dtypes has no type")
     shape = tuple(value.shape())
     size = int(np.prod(shape, dtype=np.int64))
     if size == 0:
-        return np.empty(shape, kind)
+        return np.empty(shape, wanted)
     # The OrtValue's own numpy() refuses these types.
     memory = np.frombuffer(bytearray(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())), np.uint8)
     if per_byte == 1:
-        return memory.view(kind).reshape(shape)
+        return memory.view(wanted).reshape(shape)
     bits = 8 // per_byte
     codes = (memory[:, None] >> (bits * np.arange(per_byte, dtype=np.uint8))).reshape(-1)[:size] & np.uint8(2**bits - 1)
     if tensor[1].startswith("int"):
         half = np.int8(2 ** (bits - 1))
-        return ((codes.astype(np.int8) ^ half) - half).astype(kind).reshape(shape)
+        return ((codes.astype(np.int8) ^ half) - half).astype(wanted).reshape(shape)
     if tensor[1].startswith("uint"):
-        return codes.astype(kind).reshape(shape)
-    return codes.view(kind).reshape(shape)
+        return codes.astype(wanted).reshape(shape)
+    return codes.view(wanted).reshape(shape)
 
 
 @final

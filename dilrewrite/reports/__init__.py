@@ -1,1 +1,36 @@
-"""reports."""
+"""The report formats, one file each; a format turns a `Report` into text."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Protocol, cast
+
+from dilrewrite.discover import discover
+from dilrewrite.load import Staging
+from dilrewrite.report import Report
+
+
+class Format(Protocol):
+    """A report format. `filename` is its file in a report folder, `None` for one that is only shown."""
+
+    filename: str | None
+
+    def render(self, report: Report) -> str:
+        """Return the whole report as text."""
+        ...
+
+
+@functools.cache
+def formats() -> dict[str, Format]:
+    """Return every format by name, in sorted order."""
+    return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT"))
+
+
+def write_reports(report: Report, folder: Path, staging: Staging) -> None:
+    """Stage every format that has a file name into `folder`, which is made when it does not exist."""
+    staging.make_folder(folder)
+    for form in formats().values():
+        if form.filename is not None:
+            staging.add_text(folder / form.filename, form.render(report))

@@ -1,0 +1,98 @@
+"""What the commands share: options, showing a report, progress on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dilrewrite.report import Report
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="An ONNX model, opset 7 or later.", show_default=False)
+]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape", metavar="NAME:1x3xHxW", help="Size of an input with unknown extents. Repeatable.", show_default=False
+    ),
+]
+InputsOption = Annotated[
+    Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Data to run on, by input name.", show_default=False)
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="DIR", help="Folder for report.json and report.md.", show_default=False),
+]
+RtolOption = Annotated[
+    float | None,
+    typer.Option("--rtol", min=0, help="Relative tolerance, instead of one by element type.", show_default=False),
+]
+AtolOption = Annotated[
+    float | None,
+    typer.Option("--atol", min=0, help="Absolute tolerance, instead of one by element type.", show_default=False),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random data.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads inside an operator. [default: the runtime's]", show_default=False),
+]
+LibraryOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--custom-op-library",
+        metavar="FILE",
+        help="Shared library with custom operators. Repeatable.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the report as JSON, and nothing else, on standard output.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+MaxDilationOption = Annotated[
+    int, typer.Option("--max-dilation", min=1, metavar="N", help="Dilations up to N may stay.")
+]
+
+
+def show(report: Report, *, as_json: bool, quiet: bool) -> int:
+    """Print a report in the way asked for and return its exit code."""
+    from dilrewrite.reports import formats
+
+    if as_json:
+        sys.stdout.write(formats()["json"].render(report))
+    elif not quiet:
+        from dilrewrite.reports import console
+
+        console.show(report, sys.stdout)
+    elif report.exit_code:
+        from dilrewrite.reports._words import outcome
+
+        typer.echo(f"dilrewrite: {outcome(report)}", err=True)
+    return report.exit_code
+
+
+@contextmanager
+def progress(*, hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show progress on standard error when that is a terminal."""
+    if hidden or not sys.stderr.isatty():
+        yield lambda _step, _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, object] = {}
+
+        def update(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.update(tasks[step], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield update

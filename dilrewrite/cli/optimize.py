@@ -1,0 +1,103 @@
+"""dilrewrite optimize MODEL: the whole way from a model to a proved, rewritten one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+
+from dilrewrite.cli._common import (
+    AtolOption,
+    InputsOption,
+    JsonOption,
+    LibraryOption,
+    MaxDilationOption,
+    ModelArgument,
+    QuietOption,
+    ReportOption,
+    RtolOption,
+    SeedOption,
+    ShapeOption,
+    ThreadsOption,
+    progress,
+    show,
+)
+
+
+def command(
+    model: ModelArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="[default: MODEL.dilrewrite.onnx]", show_default=False),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            metavar="NAME[:key=value,...]",
+            help="The form to use wherever it applies. [default: by estimate]",
+            show_default=False,
+        ),
+    ] = None,
+    eliminate: Annotated[
+        bool, typer.Option("--eliminate", help="Leave no dilated Conv; exit code 1 names what cannot go.")
+    ] = False,
+    max_dilation: MaxDilationOption = 1,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="REGEX", help="Rewrite only nodes whose name matches.", show_default=False),
+    ] = None,
+    skip: Annotated[
+        str | None, typer.Option("--skip", metavar="REGEX", help="Leave nodes whose name matches.", show_default=False)
+    ] = None,
+    shape: ShapeOption = None,
+    inputs: InputsOption = None,
+    verify: Annotated[
+        str, typer.Option("--verify", metavar="full|sites|none", help="How much to prove; none only with --strategy.")
+    ] = "full",
+    report: ReportOption = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report files.")] = False,
+    rtol: RtolOption = None,
+    atol: AtolOption = None,
+    external_data: Annotated[
+        str,
+        typer.Option("--external-data", metavar="auto|copy|reference", help="What happens to data files of the model."),
+    ] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    custom_op_library: LibraryOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Rewrite dilated Convs, prove the result, write MODEL.dilrewrite.onnx and a folder of reports beside it."""
+    import dilrewrite
+
+    target = output or model.with_name(f"{model.stem}.dilrewrite.onnx")
+    folder = None if no_report or dry_run else report or target.with_name(f"{target.stem}.report")
+    with progress(hidden=quiet or as_json) as show_progress:
+        result = dilrewrite.optimize(
+            model,
+            output,
+            strategy=strategy,
+            eliminate=eliminate,
+            max_dilation=max_dilation,
+            only=only,
+            skip=skip,
+            shapes=shape or (),
+            inputs=inputs,
+            verify=cast("Literal['full', 'sites', 'none']", verify),
+            report=folder,
+            rtol=rtol,
+            atol=atol,
+            dry_run=dry_run,
+            force=force,
+            seed=seed,
+            threads=threads,
+            custom_op_library=custom_op_library or (),
+            external_data=cast("Literal['auto', 'copy', 'reference']", external_data),
+            progress=show_progress,
+        )
+    return show(result, as_json=as_json, quiet=quiet)

@@ -1,0 +1,504 @@
+"""The whole way: load, find, plan, prove, choose, substitute, verify, report, save."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dilrewrite import choose, report
+from dilrewrite.backends import backend
+from dilrewrite.errors import UsageError
+from dilrewrite.find import Found, Site, find
+from dilrewrite.fragment import Fragment
+from dilrewrite.inputs import load_inputs, parse_shapes
+from dilrewrite.load import Model, Staging, check_destination, load, read_tensor, stage_model
+from dilrewrite.prove import Proof, Prover, runs_natively
+from dilrewrite.report import CandidateReport, Report, SiteReport
+from dilrewrite.reports import write_reports
+from dilrewrite.strategies import Refusal, Strategy, parse, plan, strategies
+from dilrewrite.substitute import Rewritten, disturb, mark, normalise, rewrite
+from dilrewrite.verify import Settings, Subject, Verdict, verify
+
+VERIFY_LEVELS = ("full", "sites", "none")
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, how many parts of it are done, and how many there are."""
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizeOptions:
+    """What `optimize` may do; see `dilrewrite.optimize` for each field."""
+
+    strategy: str | None = None
+    eliminate: bool = False
+    max_dilation: int = 1
+    only: str | None = None
+    skip: str | None = None
+    shapes: Sequence[str] = ()
+    inputs: Path | None = None
+    verify: str = "full"
+    rtol: float | None = None
+    atol: float | None = None
+    dry_run: bool = False
+    force: bool = False
+    seed: int = 0
+    threads: int | None = None
+    custom_op_library: tuple[Path, ...] = ()
+    external_data: str = "auto"
+
+    def check(self) -> None:
+        """Raise `UsageError` for options that do not fit together."""
+        if self.verify not in VERIFY_LEVELS:
+            raise UsageError(f"--verify {self.verify}: not one of {', '.join(VERIFY_LEVELS)}")
+        if self.verify == "none" and self.strategy is None:
+            raise UsageError("--verify none works only with --strategy", hint="name the form, or leave verification on")
+        if self.max_dilation < 1:
+            raise UsageError(f"--max-dilation {self.max_dilation}: at least 1 is needed")
+        for name, pattern in (("--only", self.only), ("--skip", self.skip)):
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise UsageError(f"{name} {pattern}: not a regular expression: {error}") from error
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decision:
+    site: Site
+    fragment: Fragment | None
+    reported: SiteReport
+    wrong: str | None = None
+
+
+def _matches(pattern: str | None, where: str, name: str, output: str = "") -> bool:
+    return pattern is not None and any(re.search(pattern, text) for text in (name, f"{where}/{name}", output) if text)
+
+
+# -- inspect -------------------------------------------------------------------------------------------------------
+
+
+def inspect(path: Path, *, max_dilation: int = 1, report_folder: Path | None = None) -> Report:
+    """Return every dilated Conv of the model at `path`, with the forms that apply and why others refuse."""
+    clock = _Clock()
+    with clock("load"):
+        model = load(path)
+    with clock("find"):
+        found = find(model.proto)
+    with clock("plan"):
+        sites = []
+        for site in found.sites:
+            offered, refused = choose.candidates(site, strategies(), max_dilation)
+            sites.append(
+                report.describe_site(
+                    site,
+                    action="kept",
+                    strategy="keep",
+                    reason="inspected only",
+                    max_dilation_left=site.geometry.max_dilation,
+                    candidates=_described(offered),
+                    refused=tuple(refused),
+                )
+            )
+    result = Report(
+        command="inspect",
+        status="inspected",
+        before=report.describe_model(model, model.proto, dilated=_dilated(found)),
+        options={"max_dilation": max_dilation},
+        sites=tuple(sites),
+        skipped=found.skipped,
+        normalised=found.normalisations,
+        environment=report.environment(None),
+        seconds=clock.seconds,
+    )
+    _write(result, report_folder)
+    return result
+
+
+def _write(result: Report, folder: Path | None) -> None:
+    if folder is not None:
+        with Staging(force=True) as staging:
+            write_reports(result, folder, staging)
+            staging.commit()
+
+
+def _dilated(found: Found) -> int:
+    return report.dilated_convolutions(len(found.sites), found.skipped)
+
+
+def _described(offered: Sequence[choose.Candidate]) -> tuple[CandidateReport, ...]:
+    return tuple(
+        CandidateReport(
+            strategy=candidate.strategy,
+            multiply_adds=candidate.multiply_adds,
+            elements_moved=candidate.elements_moved,
+            nodes=candidate.fragment.node_count,
+            max_dilation=candidate.fragment.max_dilation,
+        )
+        for candidate in offered
+    )
+
+
+# -- optimize ------------------------------------------------------------------------------------------------------
+
+
+def optimize(
+    path: Path,
+    output: Path | None,
+    options: OptimizeOptions,
+    *,
+    report_folder: Path | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Rewrite the model at `path`, prove it, and write it to `output` (`None`: `<stem>.dilrewrite.onnx` beside it).
+
+    `report_folder`: where the reports go (`None`: none are written). Returns the report; when results differ or
+    dilation is left that should go, no model is written and `report.exit_code` says so.
+    """
+    options.check()
+    clock = _Clock()
+    with clock("load"):
+        model = load(path)
+    target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
+    if not options.dry_run:
+        check_destination(target, force=options.force, source=path)
+    with clock("find"):
+        found = find(model.proto)
+    prover = None
+    if options.verify != "none" and found.sites:
+        prover = Prover(seed=options.seed, threads=options.threads)
+    decisions: list[_Decision] = []
+    for number, site in enumerate(found.sites):
+        progress("prove", number, len(found.sites))
+        with clock("plan and prove"):
+            decisions.append(_decide(site, options, model, prover))
+    progress("prove", len(found.sites), len(found.sites))
+    wrong = [f"{decision.site.key}: {decision.wrong}" for decision in decisions if decision.wrong]
+    edits = [(d.site, d.fragment) for d in decisions if d.fragment is not None]
+    kept = _runnable_keeps(decisions)
+    with clock("substitute"):
+        rewritten = rewrite(
+            model.proto, [*edits, *kept], found.normalisations, lambda tensor: read_tensor(model, tensor)
+        )
+    changed = bool(edits or kept or found.normalisations)
+    if options.verify == "none" and changed:
+        mark(rewritten.proto, "unverified")
+    remaining = _remaining(decisions, found, options) if options.eliminate else ()
+    verdict: Verdict | None = None
+    if wrong:
+        verdict = Verdict(level=options.verify, passed=False, failures=tuple(wrong), skipped="a form is wrong")
+    elif remaining:
+        verdict = None  # nothing will be written
+    elif options.verify == "none":
+        verdict = Verdict(level="none", passed=True, skipped="--verify none: the result is unverified")
+    elif changed and options.verify == "full":
+        progress("verify", 0, 1)
+        with clock("verify"):
+            verdict = _verify(model, found, rewritten, decisions, options)
+        progress("verify", 1, 1)
+    elif changed:
+        verdict = Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
+    result = _report(model, found, decisions, rewritten, changed, verdict, remaining, target, options, clock)
+    with Staging(force=True) as staging, clock("save"):
+        if result.output is not None:
+            stage_model(
+                model,
+                rewritten.proto,
+                target,
+                staging,
+                external_data=options.external_data,
+                spill=_spill(model, rewritten),
+            )
+        if report_folder is not None:
+            write_reports(result, report_folder, staging)
+        if not options.dry_run:
+            staging.commit()
+    return result
+
+
+def _decide(site: Site, options: OptimizeOptions, model: Model, prover: Prover | None) -> _Decision:
+    """Choose the form of one site and prove it."""
+    geometry = site.geometry
+    offered, refused = choose.candidates(site, strategies(), options.max_dilation)
+
+    def kept(reason: str, wrong: str | None = None, proof: Proof | None = None) -> _Decision:
+        reported = report.describe_site(
+            site,
+            action="kept",
+            strategy="keep",
+            reason=reason,
+            max_dilation_left=geometry.max_dilation,
+            proof=proof,
+            candidates=_described(offered),
+            refused=tuple(refused),
+        )
+        return _Decision(site=site, fragment=None, reported=reported, wrong=wrong)
+
+    if options.only is not None and not _matches(options.only, site.where, site.name, site.output):
+        return kept("not named by --only")
+    if _matches(options.skip, site.where, site.name, site.output):
+        return kept("named by --skip")
+    if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
+        return kept(f"its dilation is at most {options.max_dilation}")
+    wanted: list[choose.Candidate]
+    if options.strategy is not None:
+        forced = _forced(site, options)
+        if isinstance(forced, Refusal):
+            refused = [*(r for r in refused if r.strategy != forced.strategy), forced]
+            wanted, reason = [], f"{forced.strategy} refuses: {forced.reason}"
+        else:
+            offered = [forced, *(c for c in offered if c.strategy != forced.strategy)]
+            wanted, reason = [forced] if forced.strategy != "keep" else [], "forced by --strategy"
+        if options.eliminate:
+            wanted = choose.without_dilation([*wanted, *offered], options.max_dilation)
+            reason = "to eliminate dilation" if not wanted or wanted[0] is not forced else reason
+    elif options.eliminate:
+        wanted = choose.without_dilation(offered, options.max_dilation)
+        reason = "the cheapest by estimate without dilation; not measured"
+    else:
+        wanted, reason = choose.by_estimate(offered)
+    for candidate in wanted:
+        proof = prover.prove(site, candidate.fragment, model.ir_version) if prover else None
+        if proof is not None and not proof.passed:
+            if proof.rounding is None:
+                return kept("a form is wrong", f"{candidate.strategy} is wrong: {proof.failure}", proof)
+            refused = [*refused, Refusal(candidate.strategy, proof.failure or "")]
+            reason = f"{candidate.strategy} was not proved: {proof.failure}"
+            continue
+        reported = report.describe_site(
+            site,
+            action="rewritten",
+            strategy=candidate.strategy,
+            reason=reason,
+            max_dilation_left=candidate.fragment.max_dilation,
+            proof=proof,
+            candidates=_described(offered),
+            refused=tuple(refused),
+        )
+        return _Decision(site=site, fragment=candidate.fragment, reported=reported)
+    return kept(reason)
+
+
+def _forced(site: Site, options: OptimizeOptions) -> choose.Candidate | Refusal:
+    assert options.strategy is not None
+    name, strategy = parse(options.strategy)
+    forced: Mapping[str, Strategy] = {name: strategy}
+    found, refused = choose.candidates(site, forced, options.max_dilation)
+    return found[0] if found else refused[0]
+
+
+def _runnable_keeps(decisions: Sequence[_Decision]) -> list[tuple[Site, Fragment]]:
+    """Return the kept Convs that no runtime takes as they are: SAME_* with stride, dilation and an unknown extent."""
+    found = []
+    for decision in decisions:
+        geometry = decision.site.geometry
+        if decision.fragment is None and geometry.explicit().auto_pad.startswith("SAME"):
+            fragment = plan("keep", strategies()["keep"], geometry, decision.site.opset, storage=decision.site.storage)
+            if isinstance(fragment, Fragment):
+                found.append((decision.site, fragment))
+    return found
+
+
+def _verify(
+    model: Model, found: Found, rewritten: Rewritten, decisions: Sequence[_Decision], options: OptimizeOptions
+) -> Verdict:
+    """Compare the rewritten model with the original, and the original with itself disturbed."""
+    runnable = normalise(model.proto, found.normalisations)
+    awkward: list[tuple[Site, Fragment]] = []
+    for site in found.sites:
+        if not runs_natively(site.geometry):
+            fragment = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
+            if isinstance(fragment, Fragment):
+                awkward.append((site, fragment))
+    baseline = runnable
+    if awkward:
+        baseline = rewrite(model.proto, awkward, found.normalisations, lambda tensor: read_tensor(model, tensor)).proto
+    errors = [
+        (decision.site, decision.reported.proof.rounding.difference)
+        for decision in decisions
+        if decision.fragment is not None
+        and decision.reported.proof is not None
+        and decision.reported.proof.rounding is not None
+    ]
+    settings = Settings(
+        backend=backend("onnxruntime_cpu"),
+        fallback=backend("reference"),
+        rtol=options.rtol,
+        atol=options.atol,
+        shapes=parse_shapes(options.shapes),
+        inputs=load_inputs(options.inputs) if options.inputs else {},
+        seed=options.seed,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+    )
+    steps = [d for site in found.sites for d in site.geometry.dilations]
+    verdict = verify(
+        Subject(model.proto, model.folder, model.path),
+        Subject(rewritten.proto, model.folder),
+        settings,
+        runnable_before=Subject(baseline, model.folder),
+        disturbed=Subject(disturb(runnable, errors, options.seed), model.folder) if errors and not awkward else None,
+        step=min(math.lcm(*steps), 256),
+    )
+    if awkward:
+        note = (
+            "ONNX Runtime does not run some of the original's Convs (SAME_* with dilation, negative pads); "
+            "the comparison is with the same Convs behind an explicit Pad or Slice"
+        )
+        verdict = replace(verdict, notes=(*verdict.notes, note))
+    return verdict
+
+
+def _remaining(decisions: Sequence[_Decision], found: Found, options: OptimizeOptions) -> tuple[str, ...]:
+    """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only."""
+
+    def excused(where: str, name: str, output: str = "") -> bool:
+        if options.only is not None and not _matches(options.only, where, name, output):
+            return True
+        return _matches(options.skip, where, name, output)
+
+    left = [
+        f"{d.site.where}/{d.site.name}: {d.reported.reason}"
+        for d in decisions
+        if d.reported.max_dilation_left > options.max_dilation and not excused(d.site.where, d.site.name, d.site.output)
+    ]
+    left += [
+        f"{node.where}/{node.name} ({node.op}): {node.reason}"
+        for node in found.skipped
+        if node.convolution and max(node.dilations) > options.max_dilation and not excused(node.where, node.name)
+    ]
+    return tuple(left)
+
+
+def _spill(model: Model, rewritten: Rewritten) -> list[str]:
+    """Return new weights that go to a data file: all of 1 KiB and more, when the model keeps its weights outside."""
+    if not model.external_files:
+        return []
+    added = set(rewritten.added_tensors)
+    return [t.name for t in rewritten.proto.graph.initializer if t.name in added and len(t.raw_data) >= 1024]
+
+
+def _report(
+    model: Model,
+    found: Found,
+    decisions: Sequence[_Decision],
+    rewritten: Rewritten,
+    changed: bool,
+    verdict: Verdict | None,
+    remaining: tuple[str, ...],
+    target: Path,
+    options: OptimizeOptions,
+    clock: _Clock,
+) -> Report:
+    edits = sum(decision.fragment is not None for decision in decisions)
+    if verdict is not None and not verdict.passed:
+        status = "differs"
+    elif remaining:
+        status = "dilation left"
+    elif edits:
+        status = "rewritten"
+    elif found.sites:
+        status = "kept"
+    else:
+        status = "nothing to rewrite"
+    written = status not in ("differs", "dilation left")
+    left = sum(decision.reported.max_dilation_left > 1 for decision in decisions)
+    after = None
+    peaks = verdict.peak_bytes if verdict is not None else (None, None)
+    if written:
+        after = report.describe_model(
+            model,
+            rewritten.proto if changed else model.proto,
+            path=str(target),
+            dilated=report.dilated_convolutions(left, found.skipped),
+            peak_bytes=peaks[1],
+        )
+    return Report(
+        command="optimize",
+        status=status,
+        before=report.describe_model(model, model.proto, dilated=_dilated(found), peak_bytes=peaks[0]),
+        after=after,
+        output=str(target) if written and not options.dry_run else None,
+        options=_options(options),
+        sites=tuple(decision.reported for decision in decisions),
+        skipped=found.skipped,
+        normalised=found.normalisations,
+        remaining=remaining,
+        verdict=verdict,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+    )
+
+
+def _options(options: OptimizeOptions) -> dict[str, object]:
+    shown = {name: getattr(options, name) for name in options.__slots__}
+    return {key: [str(item) for item in value] if isinstance(value, tuple) else value for key, value in shown.items()}
+
+
+# -- verify --------------------------------------------------------------------------------------------------------
+
+
+def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_folder: Path | None = None) -> Report:
+    """Compare two models as wholes; see `dilrewrite.verify`."""
+    options.check()
+    clock = _Clock()
+    with clock("load"):
+        first, second = load(before), load(after)
+    found, found_after = find(first.proto), find(second.proto)
+    settings = Settings(
+        backend=backend("onnxruntime_cpu"),
+        fallback=backend("reference"),
+        rtol=options.rtol,
+        atol=options.atol,
+        shapes=parse_shapes(options.shapes),
+        inputs=load_inputs(options.inputs) if options.inputs else {},
+        seed=options.seed,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+    )
+    steps = [d for site in found.sites for d in site.geometry.dilations]
+    with clock("verify"):
+        verdict = verify(
+            Subject(first.proto, first.folder, first.path),
+            Subject(second.proto, second.folder, second.path),
+            settings,
+            runnable_before=Subject(normalise(first.proto, found.normalisations), first.folder)
+            if found.normalisations
+            else None,
+            step=min(math.lcm(*steps), 256) if steps else 2,
+        )
+    result = Report(
+        command="verify",
+        status="equal" if verdict.passed else "differs",
+        before=report.describe_model(first, first.proto, dilated=_dilated(found), peak_bytes=verdict.peak_bytes[0]),
+        after=report.describe_model(
+            second, second.proto, dilated=_dilated(found_after), peak_bytes=verdict.peak_bytes[1]
+        ),
+        options=_options(options),
+        skipped=found_after.skipped,
+        verdict=verdict,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+    )
+    _write(result, report_folder)
+    return result

@@ -1,0 +1,250 @@
+"""What was found, done and proved, as frozen, versioned data; knows no format."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from dilrewrite._version import __version__
+from dilrewrite.find import CONVOLUTIONS, Normalisation, Site, Skipped, subgraphs
+from dilrewrite.geometry import ConvGeometry
+from dilrewrite.load import Model
+from dilrewrite.prove import Proof
+from dilrewrite.strategies import Refusal
+from dilrewrite.verify import Verdict
+
+SCHEMA_VERSION = 1
+
+EXIT_CODES = {
+    "rewritten": 0,
+    "kept": 0,
+    "nothing to rewrite": 0,
+    "equal": 0,
+    "inspected": 0,
+    "dilation left": 1,
+    "differs": 3,
+}
+"""The exit code of each status."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateReport:
+    """A form that applies: estimated multiply-adds and elements moved, nodes, and the dilation it leaves."""
+
+    strategy: str
+    multiply_adds: int
+    elements_moved: int
+    nodes: int
+    max_dilation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """One dilated Conv. `action`: `rewritten` or `kept`; `padding_share`: of the multiply-adds, on padding only."""
+
+    where: str
+    name: str
+    output: str
+    key: str
+    opset: int
+    geometry: ConvGeometry
+    multiply_adds: int | None
+    padding_share: float | None
+    action: str
+    strategy: str
+    reason: str
+    max_dilation_left: int
+    proof: Proof | None = None
+    candidates: tuple[CandidateReport, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """A model: `bytes` counts its external data too; `dilated` the convolutions with a dilation above 1 that acts."""
+
+    path: str
+    bytes: int
+    sha256: str
+    ir_version: int
+    opsets: Mapping[str, int]
+    producer: str
+    nodes: int
+    operators: Mapping[str, int]
+    dilated: int
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where it ran: versions of what the result depends on, processor, cores and threads."""
+
+    dilrewrite: str
+    python: str
+    system: str
+    processor: str
+    cores: int
+    threads: int | None
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The result of one command.
+
+    `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `nothing to rewrite`, `differs`, `dilation
+    left`, `equal` (of `verify`), `inspected`. `remaining` names the nodes that keep a dilation above the limit asked
+    for. `output` is the file written, `None` when there is none.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    command: str
+    status: str
+    before: ModelReport
+    after: ModelReport | None = None
+    output: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sites: tuple[SiteReport, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    normalised: tuple[Normalisation, ...] = ()
+    remaining: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+    environment: Environment
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """Return what the command line ends with."""
+        return EXIT_CODES[self.status]
+
+    @property
+    def rewritten(self) -> int:
+        """Return the number of sites rewritten."""
+        return sum(site.action == "rewritten" for site in self.sites)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, as docs/report-schema.md describes it; infinities and NaN become strings."""
+        plain = _plain(self)
+        assert isinstance(plain, dict)
+        plain["exit_code"] = self.exit_code
+        plain["rewritten"] = self.rewritten
+        return plain
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def describe_site(site: Site, **more: Any) -> SiteReport:
+    """Return the part of a site's report that follows from its geometry, and `more`."""
+    geometry = site.geometry
+    explicit = geometry.explicit()
+    share = explicit.data_share()
+    return SiteReport(
+        where=site.where,
+        name=site.name,
+        output=site.output,
+        key=site.key,
+        opset=site.opset,
+        geometry=geometry,
+        multiply_adds=explicit.multiply_adds(),
+        padding_share=None if share is None else 1 - share,
+        **more,
+    )
+
+
+def describe_model(
+    model: Model, proto: ModelProto, *, dilated: int, path: str | None = None, **more: Any
+) -> ModelReport:
+    """Return a model's figures; `proto` may be an edited version, whose size and hash are those of its own message."""
+    original = proto is model.proto
+    operators = Counter(_operators(proto))
+    return ModelReport(
+        path=path or str(model.path),
+        bytes=more.pop("bytes", model.file_bytes if original else proto.ByteSize()),
+        sha256=more.pop("sha256", "") or _digest(model, proto),
+        ir_version=proto.ir_version,
+        opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        producer=" ".join(filter(None, (proto.producer_name, proto.producer_version))),
+        nodes=sum(operators.values()),
+        operators=dict(sorted(operators.items())),
+        dilated=dilated,
+        **more,
+    )
+
+
+def _digest(model: Model, proto: ModelProto) -> str:
+    if proto is model.proto and model.path is not None:
+        with model.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(proto.SerializeToString()).hexdigest()
+
+
+def _operators(proto: ModelProto) -> list[str]:
+    found: list[str] = []
+
+    def walk(nodes: Any) -> None:
+        for node in nodes:
+            found.append(f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type)
+            for _, _, graph in subgraphs(node):
+                walk(graph.node)
+
+    walk(proto.graph.node)
+    for function in proto.functions:
+        walk(function.node)
+    return found
+
+
+def dilated_convolutions(sites: int, skipped: tuple[Skipped, ...]) -> int:
+    """Return how many convolutions have a dilation that acts."""
+    return sites + sum(node.op in CONVOLUTIONS for node in skipped)
+
+
+def environment(threads: int | None) -> Environment:
+    """Return what this process runs on."""
+    packages = {}
+    for name in ("onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx-graphsurgeon"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        dilrewrite=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        threads=threads,
+        packages=packages,
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,0 +1,525 @@
+"""Compares two models as wholes: interface, checker, outputs on several inputs, and the original's own noise."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
+from dilrewrite.inputs import Case, Chooser, describe
+
+TOLERANCES: dict[str, tuple[float, float]] = {
+    "float64": (1e-9, 1e-10),
+    "float32": (1e-4, 1e-5),
+    "float16": (1e-2, 2e-3),
+    "bfloat16": (5e-2, 2e-2),
+}
+"""(rtol, share) by the model's coarsest floating-point type: |difference| <= rtol * |value| + share * max|values|."""
+
+IN_MEMORY = 2**31 - 2**20
+"""A model that serializes to less is handed to the runtime as bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputCheck:
+    """One output on one case. Differences are `after - before` over the elements that are finite in both.
+
+    `max_rel` is relative to |before| where that is not 0; `rms` and `cosine` are over all elements; `ulp` counts in
+    units in the last place of `before` (floats of 16 to 64 bits); `argmax_agreement` is the share of positions whose
+    largest channel (axis 1) is the same. `noise` is the largest difference of the original from itself (see `Verdict`).
+    """
+
+    name: str
+    element: str
+    shape: tuple[int, ...]
+    max_abs: float
+    max_rel: float
+    rms: float
+    cosine: float | None
+    ulp: float | None
+    argmax_agreement: float | None
+    nan: tuple[int, int]
+    inf: tuple[int, int]
+    noise: float | None
+    comparable: bool
+    passed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseCheck:
+    """All outputs on one set of inputs."""
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    outputs: tuple[OutputCheck, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether two models compute the same function, and what was looked at.
+
+    `level`: `full` (whole models run), `sites` (per-site proofs only), `none`. `skipped` says why whole models were not
+    run. `deterministic`: a second run of the original gave the same outputs. `optimized`: graph optimisations were on
+    (off for quantised models, whose fusions move values by a quantum). `noise_sources` names what the noise was
+    measured from. `checker_before` are findings that the original has itself.
+    """
+
+    level: str
+    passed: bool
+    backend: str = ""
+    cases: tuple[CaseCheck, ...] = ()
+    failures: tuple[str, ...] = ()
+    skipped: str | None = None
+    deterministic: bool | None = None
+    optimized: bool = True
+    tolerance: str = ""
+    noise_sources: tuple[str, ...] = ()
+    checker_before: tuple[str, ...] = ()
+    peak_bytes: tuple[int | None, int | None] = (None, None)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to verify: its proto, and the folder of its external data."""
+
+    proto: ModelProto
+    folder: Path
+    path: Path | None = None
+
+    def runnable(self) -> Runnable:
+        """Return it for a backend; only a model on disk may be larger than a serialized message can be."""
+        if self.path is not None:
+            return Runnable(model=self.path)
+        return Runnable(model=self.proto.SerializeToString(), folder=self.folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to verify: runtime, tolerances (None: by element type; `atol` is absolute), data, seed, threads."""
+
+    backend: Backend
+    fallback: Backend | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    shapes: Mapping[str, tuple[int, ...]]
+    inputs: Mapping[str, Array]
+    seed: int = 0
+    threads: int | None = None
+    custom_op_library: tuple[Path, ...] = ()
+    timeout_s: float = 1800.0
+
+
+def verify(
+    before: Subject,
+    after: Subject,
+    settings: Settings,
+    *,
+    runnable_before: Subject | None = None,
+    disturbed: Subject | None = None,
+    step: int = 2,
+) -> Verdict:
+    """Return the verdict on `after` against `before`.
+
+    `runnable_before` stands for the original where that cannot be run as it is (SAME_* with dilation, negative pads);
+    `disturbed` is the original with every rewritten Conv's output disturbed by its per-site error; `step` is what
+    extents should be a multiple of in one case and should not be in another.
+    Raises `UsageError` when the original runs on no input that can be made up.
+    """
+    failures = interface_changes(before.proto, after.proto)
+    known, fresh = checker_findings(before), checker_findings(after)
+    failures += [f"checker: {finding}" for finding in fresh if finding not in known]
+    verdict = Verdict(
+        level="full",
+        passed=not failures,
+        failures=tuple(failures),
+        checker_before=tuple(known),
+        backend=settings.backend.name,
+    )
+    return _run(verdict, runnable_before or before, after, settings, disturbed, step)
+
+
+# -- interface and checker -------------------------------------------------------------------------------------------
+
+
+def interface_changes(before: ModelProto, after: ModelProto) -> list[str]:
+    """Return what differs in inputs, outputs, opsets, IR version or metadata."""
+    changes = []
+    for kind in ("input", "output"):
+        old = {value.name: value for value in getattr(before.graph, kind)}
+        new = {value.name: value for value in getattr(after.graph, kind)}
+        if list(old) != list(new):
+            changes.append(f"{kind}s are {list(new)}, were {list(old)}")
+            continue
+        changes += [f"{kind} {name!r} changed its type or shape" for name in old if old[name].type != new[name].type]
+    if before.ir_version != after.ir_version:
+        changes.append(f"IR version is {after.ir_version}, was {before.ir_version}")
+    old_sets = {entry.domain: entry.version for entry in before.opset_import}
+    new_sets = {entry.domain: entry.version for entry in after.opset_import}
+    if old_sets != new_sets:
+        changes.append(f"opsets are {new_sets}, were {old_sets}")
+    old_meta = {entry.key: entry.value for entry in before.metadata_props}
+    new_meta = {entry.key: entry.value for entry in after.metadata_props if not entry.key.startswith("dilrewrite.")}
+    if {key: value for key, value in old_meta.items() if not key.startswith("dilrewrite.")} != new_meta:
+        changes.append("metadata differ")
+    return changes
+
+
+def checker_findings(subject: Subject) -> list[str]:
+    """Return what the ONNX checker and strict shape inference say against a model, a line each; empty when nothing."""
+    findings = []
+    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in subject.proto.graph.initializer)
+    try:
+        if external or subject.proto.ByteSize() > IN_MEMORY:
+            with _beside(subject) as path:
+                onnx.checker.check_model(str(path))
+        else:
+            onnx.checker.check_model(subject.proto)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
+        findings.append(_one_line(error))
+    if subject.proto.ByteSize() <= IN_MEMORY:
+        from dilrewrite.find import without_weights
+
+        try:
+            onnx.shape_inference.infer_shapes(without_weights(subject.proto), strict_mode=True, data_prop=True)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+            findings.append(_one_line(error))
+    return findings
+
+
+class _beside:  # noqa: N801 - a context manager used like a function
+    """The subject as a file that sees its external data: its own, or a temporary one with links to the data."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Path:
+        if self.subject.path is not None:
+            return self.subject.path
+        from dilrewrite.load import tensors
+
+        self.folder = tempfile.TemporaryDirectory(prefix="dilrewrite-")
+        target = Path(self.folder.name)
+        for tensor in tensors(self.subject.proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    link = target / entry.value
+                    if not link.exists():
+                        link.parent.mkdir(parents=True, exist_ok=True)
+                        _link(self.subject.folder / entry.value, link)
+        path = target / "model.onnx"
+        path.write_bytes(self.subject.proto.SerializeToString())
+        return path
+
+    def __exit__(self, *_: object) -> None:
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+def _link(source: Path, link: Path) -> None:
+    try:
+        link.hardlink_to(source.resolve())
+    except OSError:
+        link.symlink_to(source.resolve())
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error's text in one line, without what differs from run to run."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "==>" not in line]
+    return " ".join(lines)[:400]
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def _run(
+    verdict: Verdict, before: Subject, after: Subject, settings: Settings, disturbed: Subject | None, step: int
+) -> Verdict:
+    quantized = any(node.op_type == "DequantizeLinear" for node in before.proto.graph.node)
+    options = Options(
+        threads=settings.threads,
+        optimize=not quantized,
+        custom_op_library=settings.custom_op_library,
+        timeout_s=settings.timeout_s,
+    )
+    tolerance = _tolerance(before.proto, settings)
+    verdict = replace(verdict, optimized=not quantized, tolerance=str(tolerance))
+    backend = settings.backend
+    try:
+        session = backend.session(before.runnable(), options)
+    except (CannotLoad, Crashed, TimedOut) as error:
+        if settings.fallback is None or unknown_operators(before.proto):
+            return replace(verdict, skipped=f"{backend.name} does not load the original: {error}")
+        backend = settings.fallback
+        try:
+            session = backend.session(before.runnable(), options)
+        except (CannotLoad, CannotRun) as second:
+            return replace(verdict, skipped=f"{settings.backend.name}: {error}; {backend.name}: {second}")
+        verdict = replace(verdict, backend=backend.name, notes=(f"{settings.backend.name}: {error}",))
+    with session:
+        chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed)
+        try:
+            first, sizes = chooser.first(session.run)
+            cases = [first, *chooser.more(sizes, step, session.run)]
+            wanted = [session.run(case.feeds) for case in cases]
+        except (Crashed, TimedOut) as error:
+            return replace(verdict, skipped=f"the original does not run: {error}")
+        peak_before = session.peak_bytes()
+    failures = list(verdict.failures)
+    outputs: list[dict[str, Array]] = []
+    peak_after = None
+    try:
+        with backend.session(after.runnable(), options) as session:
+            for case in cases:
+                outputs.append(session.run(case.feeds))
+            peak_after = session.peak_bytes()
+    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        where = f" on {describe(cases[len(outputs)])}" if len(outputs) < len(cases) else ""
+        failures.append(f"the rewritten model does not run{where}: {error}")
+        return replace(verdict, passed=False, failures=tuple(failures), peak_bytes=(peak_before, peak_after))
+    again = _again(backend, before, options, first)
+    noise, sources = _noise(backend, before, disturbed, options, cases, wanted)
+    steady = {name: _same(values, again.get(name)) for name, values in wanted[0].items()}
+    checks = []
+    for number, case in enumerate(cases):
+        found = []
+        for name, values in wanted[number].items():
+            check = compare(
+                name,
+                values,
+                outputs[number].get(name),
+                tolerance,
+                noise=noise[number].get(name) if noise else None,
+            )
+            if not steady.get(name, True):
+                check = replace(check, comparable=False, passed=True, note="two runs of the original differ")
+            if not check.passed:
+                failures.append(f"output {name!r} on {describe(case)}: {check.note}")
+            found.append(check)
+        checks.append(CaseCheck(name=case.name, shapes=case.shapes, outputs=tuple(found)))
+    return replace(
+        verdict,
+        passed=not failures,
+        failures=tuple(failures),
+        cases=tuple(checks),
+        deterministic=all(steady.values()),
+        noise_sources=tuple(sources),
+        peak_bytes=(peak_before, peak_after),
+    )
+
+
+def unknown_operators(proto: ModelProto) -> list[str]:
+    """Return the domains of operators that neither ONNX nor a function of the model defines."""
+    own = {(function.domain, function.name) for function in proto.functions}
+    standard = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training", "com.microsoft")
+    found: dict[str, None] = {}
+    for node in proto.graph.node:
+        if node.domain not in standard and (node.domain, node.op_type) not in own:
+            found[f"{node.domain}.{node.op_type}"] = None
+    return list(found)
+
+
+def _again(backend: Backend, before: Subject, options: Options, case: Case) -> dict[str, Array]:
+    """Run the original once more, in a session of its own."""
+    try:
+        with backend.session(before.runnable(), options) as session:
+            return session.run(case.feeds)
+    except (CannotLoad, CannotRun, Crashed, TimedOut):
+        return {}
+
+
+def _same(a: Array, b: Array | None) -> bool:
+    """Say whether two runs gave the same, NaN for NaN; what is no array is compared as a list."""
+    if b is None:
+        return False
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        return len(a) == len(b) and all(_same(np.asarray(x), np.asarray(y)) for x, y in zip(a, b, strict=True))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return a.tobytes() == b.tobytes() if a.dtype != object else bool((a == b).all())
+
+
+def _noise(
+    backend: Backend,
+    before: Subject,
+    disturbed: Subject | None,
+    options: Options,
+    cases: Sequence[Case],
+    wanted: Sequence[Mapping[str, Array]],
+) -> tuple[list[dict[str, float]], list[str]]:
+    """Return per case and output how far the original is from itself: other optimisations, disturbed Convs."""
+    noise: list[dict[str, float]] = [{} for _ in cases]
+    sources = []
+    variants: list[tuple[str, Subject, Options]] = [
+        ("graph optimisations on/off", before, replace(options, optimize=not options.optimize))
+    ]
+    if disturbed is not None and options.optimize:
+        variants.append(("rewritten Convs disturbed by their per-site error", disturbed, options))
+    for name, subject, chosen in variants:
+        try:
+            with backend.session(subject.runnable(), chosen) as session:
+                for number, case in enumerate(cases):
+                    for output, values in session.run(case.feeds).items():
+                        old = wanted[number].get(output)
+                        if isinstance(old, np.ndarray) and old.shape == values.shape and old.dtype.kind != "O":
+                            largest = _largest(np.asarray(values, np.float64) - np.asarray(old, np.float64))
+                            noise[number][output] = max(noise[number].get(output, 0.0), largest)
+        except (CannotLoad, CannotRun, Crashed, TimedOut):
+            continue
+        sources.append(name)
+    return noise, sources
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.max(np.abs(finite), initial=0.0))
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """|difference| <= `rtol` * |value| + `share` * max|values| + `atol`."""
+
+    rtol: float
+    share: float
+    atol: float
+
+    def __str__(self) -> str:
+        """Return the formula with its numbers."""
+        parts = [f"{self.rtol:g} |value|"]
+        if self.share:
+            parts.append(f"{self.share:g} max|values|")
+        if self.atol:
+            parts.append(f"{self.atol:g}")
+        return " + ".join(parts)
+
+
+def _tolerance(proto: ModelProto, settings: Settings) -> Tolerance:
+    kinds = {tensor.data_type for tensor in proto.graph.initializer}
+    kinds |= {a.t.data_type for node in proto.graph.node for a in node.attribute if a.name == "value"}
+    order = [
+        ("bfloat16", onnx.TensorProto.BFLOAT16),
+        ("float16", onnx.TensorProto.FLOAT16),
+        ("float32", onnx.TensorProto.FLOAT),
+        ("float64", onnx.TensorProto.DOUBLE),
+    ]
+    rtol, share = TOLERANCES[next((name for name, kind in order if kind in kinds), "float32")]
+    if settings.rtol is None and settings.atol is None:
+        return Tolerance(rtol, share, 0.0)
+    return Tolerance(settings.rtol or 0.0, 0.0, settings.atol or 0.0)
+
+
+def compare(
+    name: str, before: Array, after: Array | None, tolerance: Tolerance, *, noise: float | None = None
+) -> OutputCheck:
+    """Compare one output. Passes when every |after - before| is within the tolerance or within the measured noise.
+
+    NaN and Inf must stand in the same places; integers, booleans and strings must be equal.
+    """
+    if not isinstance(before, np.ndarray) or (after is not None and not isinstance(after, np.ndarray)):
+        same = after is not None and _same(before, after)
+        return _plain(name, type(before).__name__, (), passed=same, note="" if same else "the sequence differs")
+    element = str(before.dtype)
+    if after is None or before.shape != after.shape or before.dtype != after.dtype:
+        got = "missing" if after is None else f"{after.dtype} {list(after.shape)}"
+        return _plain(name, element, before.shape, passed=False, note=f"is {got}, was {element} {list(before.shape)}")
+    if before.dtype == object or before.dtype.kind in "US":
+        same = bool((before == after).all())
+        return _plain(name, "string", before.shape, passed=same, note="" if same else "the strings differ")
+    a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    nan = int(np.isnan(a).sum()), int(np.isnan(b).sum())
+    inf = int(np.isinf(a).sum()), int(np.isinf(b).sum())
+    diff = np.where(finite, b, 0.0) - np.where(finite, a, 0.0)
+    size = np.abs(np.where(finite, a, 0.0))
+    scale = float(size.max(initial=0.0))
+    largest = float(np.abs(diff).max(initial=0.0))
+    nonzero = size > 0
+    relative = float((np.abs(diff)[nonzero] / size[nonzero]).max(initial=0.0))
+    floating = before.dtype.kind == "f" or element in ("bfloat16",)
+    allowed = (
+        np.maximum(tolerance.rtol * size + tolerance.share * scale + tolerance.atol, noise or 0.0)
+        if floating
+        else np.zeros_like(size)
+    )
+    exceeded = np.abs(diff) > allowed
+    misplaced = not np.array_equal(np.isnan(a), np.isnan(b)) or not np.array_equal(
+        np.where(np.isinf(a), a, 0), np.where(np.isinf(b), b, 0)
+    )
+    note = ""
+    if misplaced:
+        note = f"NaN or Inf in other places: {nan[0]} NaN and {inf[0]} Inf before, {nan[1]} and {inf[1]} after"
+    elif exceeded.any():
+        note = (
+            f"{int(exceeded.sum())} of {a.size} values differ by up to {largest:.3g} where {scale:.3g} is the largest"
+        )
+    return OutputCheck(
+        name=name,
+        element=element,
+        shape=tuple(before.shape),
+        max_abs=largest,
+        max_rel=relative,
+        rms=float(np.sqrt(np.mean(diff**2))) if diff.size else 0.0,
+        cosine=_cosine(np.where(finite, a, 0.0), np.where(finite, b, 0.0)),
+        ulp=_ulp(before, diff) if floating else None,
+        argmax_agreement=_argmax(before, after) if floating else None,
+        nan=nan,
+        inf=inf,
+        noise=noise,
+        comparable=True,
+        passed=not misplaced and not bool(exceeded.any()),
+        note=note,
+    )
+
+
+def _plain(name: str, element: str, shape: tuple[int, ...], *, passed: bool, note: str) -> OutputCheck:
+    return OutputCheck(
+        name=name,
+        element=element,
+        shape=tuple(shape),
+        max_abs=0.0 if passed else math.inf,
+        max_rel=0.0 if passed else math.inf,
+        rms=0.0 if passed else math.inf,
+        cosine=None,
+        ulp=None,
+        argmax_agreement=None,
+        nan=(0, 0),
+        inf=(0, 0),
+        noise=None,
+        comparable=True,
+        passed=passed,
+        note=note,
+    )
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.vdot(a, b)) / norm if norm > 0 else None
+
+
+def _ulp(before: Array, diff: NDArray[np.float64]) -> float | None:
+    if before.dtype.kind != "f":
+        return None
+    with np.errstate(all="ignore"):
+        spacing = np.asarray(np.spacing(np.abs(before)), np.float64)
+        steps = np.abs(diff) / spacing
+    return float(np.max(steps[np.isfinite(steps)], initial=0.0))
+
+
+def _argmax(before: Array, after: Array) -> float | None:
+    if before.ndim < 2 or before.shape[1] < 2 or before.size == 0:
+        return None
+    a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    return float(np.mean(np.argmax(a, axis=1) == np.argmax(b, axis=1)))
