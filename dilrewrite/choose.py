@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dilrewrite.find import Site
-from dilrewrite.fragment import Fragment
+from dilrewrite.fragment import CoreConv, Fragment
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.strategies import Refusal, Strategy, plan, with_max_dilation
 
@@ -38,6 +38,16 @@ class Candidate:
         """Return the estimate."""
         return self.multiply_adds + MULTIPLY_ADDS_PER_ELEMENT * self.elements_moved
 
+    @property
+    def order(self) -> tuple[bool, bool, float]:
+        """Return the sorting key: the estimate, but forms last that fewer devices run or that hold for less input.
+
+        A 2-D Conv as a 3-D one is of no use to a device without 3-D convolution; `zero_fill` holds for finite inputs.
+        """
+        convs = [core for core in self.fragment.core if isinstance(core, CoreConv)]
+        lifted = self.strategy == "space_to_axis" and any(len(core.kernel) > 2 for core in convs)
+        return lifted, self.strategy in INEXACT, self.cost
+
 
 def assumed(geometry: ConvGeometry) -> ConvGeometry:
     """Return the geometry with typical sizes for everything unknown."""
@@ -58,7 +68,7 @@ def assumed(geometry: ConvGeometry) -> ConvGeometry:
 def candidates(
     site: Site, offered: Mapping[str, Strategy], max_dilation: int = 1
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Return the forms that apply to a site, cheapest first, and the refusals of the others."""
+    """Return the forms that apply to a site, the one to try first in front, and the refusals of the others."""
     found: list[Candidate] = []
     refused: list[Refusal] = []
     for name, strategy in offered.items():
@@ -83,7 +93,7 @@ def candidates(
                 elements_moved=sized.elements_moved,
             )
         )
-    return sorted(found, key=lambda candidate: candidate.cost), refused
+    return sorted(found, key=lambda candidate: candidate.order), refused
 
 
 def by_estimate(found: list[Candidate]) -> tuple[list[Candidate], str]:
