@@ -155,7 +155,7 @@ class ConvGeometry:
             if extent is not None and extent < 1:
                 return (
                     f"spatial axis {axis}: extent {self.extents[axis]} with pads ({self.pads_begin[axis]}, "
-                    f"{self.pads_end[axis]}) is {self.padded(axis)}, smaller than the dilated kernel's {self.span(axis)}"
+                    f"{self.pads_end[axis]}) is {self.padded(axis)}, less than the dilated kernel's {self.span(axis)}"
                 )
             begin, end, known = self.pads_begin[axis], self.pads_end[axis], self.extents[axis]
             if begin is not None and end is not None and known is not None and min(begin, 0) + min(end, 0) + known < 0:

@@ -1,4 +1,4 @@
-"""From a path to a Model and back: the only file that reads models, and the only one that writes outputs.
+"""From a path to a Model and back: the only file that reads models and knows external data.
 
 External weights are never loaded: a tensor is read when it is asked for, and data files are copied as streams.
 """
@@ -10,17 +10,12 @@ import errno
 import hashlib
 import math
 import os
-import secrets
-import shutil
-import signal
 import stat
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from types import FrameType, TracebackType
-from typing import Any, BinaryIO, Self, final
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +25,8 @@ import onnx.numpy_helper
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-from dilrewrite.errors import DilrewriteError, FailedError, UsageError
+from dilrewrite.errors import FailedError, UsageError
+from dilrewrite.staging import ELSEWHERE, Staging, may, reason, same_file
 
 MIN_OPSET = 7
 MIN_IR_VERSION = 3
@@ -39,10 +35,6 @@ EXTERNAL_DATA_MODES = ("auto", "reference", "copy")
 _LIMIT_BYTES = 2**31 - 1  # what protobuf can parse and serialize
 _SPILL_BYTES = 1024  # smaller initializers stay inline when a model grows beyond the limit
 _ALIGNMENT_BYTES = 4096  # one page: runtimes map the spilled tensors
-_CHUNK_BYTES = 2**26
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_BAD_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-_ELSEWHERE = "give another place with -o"
 
 # Element type -> NumPy type, and the field that holds the values when raw_data does not. Written out because
 # onnx.numpy_helper gives other types for the small floats from version to version.
@@ -214,7 +206,7 @@ def _read_model_file(path: Path) -> bytes:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise UsageError(f"{path} does not exist", hint="check the path") from error
-        raise UsageError(f"{path} cannot be read: {_reason(error)}", hint="check its permissions") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}", hint="check its permissions") from error
 
 
 def _parse(path: Path, data: bytes) -> ModelProto:
@@ -419,7 +411,7 @@ def _data_file(model: Model, location: str, where: str) -> Path:
         )
     if not real.is_file():
         raise UsageError(f"{name} is not a regular file", hint="put the data file there, it belongs to the model")
-    if not _may(real, os.R_OK):
+    if not may(real, os.R_OK):
         raise UsageError(f"{name} cannot be read: permission denied", hint="check its permissions")
     return file
 
@@ -463,275 +455,11 @@ def _read_external(model: Model, tensor: TensorProto, where: str) -> npt.NDArray
         raw = np.fromfile(file, np.uint8, count=length, offset=offset)
     except OSError as error:
         raise UsageError(
-            f'{where}: "{location}" cannot be read: {_reason(error)}', hint="check the data file"
+            f'{where}: "{location}" cannot be read: {reason(error)}', hint="check the data file"
         ) from error
     if raw.size != length:
         raise UsageError(f'{where}: "{location}" was cut off while it was read', hint="leave it alone and try again")
     return raw
-
-
-# ---- writing ------------------------------------------------------------------------------------------------------
-
-
-def check_destination(path: Path, *, force: bool, source: Path | None) -> None:
-    """Refuse (UsageError) an output that could not be written at the end: call it before long work.
-
-    The folder must exist and be writable. An existing file, and `source` under whatever spelling or link, need
-    `force`; folders and devices are never replaced.
-    """
-    parent = path.parent
-    try:
-        at_parent, at_path = _status(parent), _status(path)
-        exists = _status(path, follow_symlinks=False) is not None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {_reason(error)}", hint=_ELSEWHERE) from error
-    if at_parent is None or not stat.S_ISDIR(at_parent.st_mode):
-        problem = "does not exist" if at_parent is None else "is not a folder"
-        raise UsageError(f"{path} cannot be written: {parent} {problem}", hint=f"make the folder, or {_ELSEWHERE}")
-    if at_path is not None and stat.S_ISDIR(at_path.st_mode):
-        raise UsageError(f"{path} is a folder, not a place for a file", hint=f"name a file in it, or {_ELSEWHERE}")
-    if at_path is not None and not stat.S_ISREG(at_path.st_mode):
-        raise UsageError(f"{path} is not a regular file", hint=_ELSEWHERE)
-    if parent.resolve() == Path("/dev"):  # /dev/stdout is a link, which a rename would replace for everyone
-        raise UsageError(f"{path} cannot be written: {parent} is not a folder for files", hint=_ELSEWHERE)
-    if exists and not force:
-        if source is not None and _same_file(path, source):
-            raise UsageError(f"{path} is the input itself", hint="give --force to replace it or -o for another place")
-        raise _exists(path)
-    if not _may(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path} cannot be written: the folder {parent} is not writable", hint=_ELSEWHERE)
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    temporary: Path
-    destination: Path
-
-
-@final
-class Staging:
-    """Writes several files so that all of them appear, complete, or none does.
-
-    Use it as a context manager: add files, then `commit`. Until then they lie under hidden temporary names in their
-    destination folders; leaving the context without a commit, for whatever reason, removes them and every folder
-    that was made. A full disk is a FailedError, an unusable place a UsageError. Not for several threads.
-    """
-
-    def __init__(self, *, force: bool = False) -> None:
-        self._force = force
-        self._files: list[_Staged] = []
-        self._folders: list[Path] = []
-
-    def __enter__(self) -> Self:
-        """Return itself: nothing is written yet."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove all that was not committed."""
-        with _signals_deferred():
-            for file in self._files:
-                with suppress(OSError):
-                    file.temporary.unlink()
-            for folder in reversed(self._folders):
-                with suppress(OSError):
-                    folder.rmdir()
-            self._files.clear()
-            self._folders.clear()
-
-    def add_bytes(self, path: Path, data: bytes) -> None:
-        """Stage `data` as the file `path`."""
-        self.add_chunks(path, [data])
-
-    def add_text(self, path: Path, text: str) -> None:
-        """Stage `text` as the file `path`, in UTF-8."""
-        self.add_chunks(path, [text.encode()])
-
-    def add_chunks(self, path: Path, chunks: Iterable[bytes]) -> None:
-        """Stage the chunks, one after the other, as the file `path`; only one need be in memory."""
-
-        def fill(target: BinaryIO) -> None:
-            for chunk in chunks:
-                target.write(chunk)
-
-        self._write(path, fill)
-
-    def add_copy(self, path: Path, source: Path) -> None:
-        """Stage a copy of the content of `source` as the file `path`, as a stream."""
-        try:
-            origin = source.open("rb")
-        except OSError as error:
-            raise UsageError(f"{source} cannot be read: {_reason(error)}", hint="check the file") from error
-
-        def fill(target: BinaryIO) -> None:
-            if hasattr(os, "copy_file_range"):
-                with suppress(OSError):  # not between these file systems; a full disk shows again below
-                    while os.copy_file_range(origin.fileno(), target.fileno(), _CHUNK_BYTES):
-                        pass
-                target.seek(0, os.SEEK_END)
-            shutil.copyfileobj(origin, target, 2**20)  # the rest, or nothing
-
-        with origin:
-            self._write(path, fill)
-
-    def make_folder(self, path: Path) -> None:
-        """Make one folder unless it exists; its parent must exist."""
-        with _signals_deferred():
-            try:
-                path.mkdir()
-            except FileExistsError as error:
-                if not path.is_dir():
-                    raise UsageError(f"{path} exists and is not a folder", hint=_ELSEWHERE) from error
-            except OSError as error:
-                raise _write_error(path, error) from error
-            else:
-                self._folders.append(path.absolute())
-
-    def commit(self) -> None:
-        """Rename everything to its place in the order added, replacing what `force` allows, or change nothing.
-
-        SIGINT and SIGTERM that arrive meanwhile take effect when it is done (in the main thread).
-        """
-        current = None
-        replaced: list[Path] = []
-        with _signals_deferred():
-            try:
-                with ExitStack() as undo:
-                    for file in self._files:
-                        current = file.destination
-                        old = None
-                        if os.path.lexists(current):
-                            if not self._force:
-                                raise _exists(current)
-                            old = _hidden(current.parent)
-                            undo.callback(_restore, old, current)
-                            _keep(current, old)
-                            replaced.append(old)
-                        file.temporary.replace(current)
-                        if old is None:
-                            undo.callback(current.unlink, missing_ok=True)
-                    undo.pop_all()
-            except OSError as error:
-                assert current is not None
-                raise _write_error(current, error) from error
-            for old in replaced:
-                with suppress(OSError):
-                    old.unlink()
-            for folder in dict.fromkeys(file.destination.parent for file in self._files):
-                _sync_folder(folder)
-            self._files.clear()
-            self._folders.clear()
-
-    def _write(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
-        check_destination(path, force=self._force, source=None)
-        destination = path.absolute()
-        for file in self._files:
-            if file.destination.name == path.name and _same_file(file.destination.parent, destination.parent):
-                raise UsageError(f"{path} would be written twice", hint="give every output a place of its own")
-        file = _Staged(_hidden(destination.parent), destination)
-        self._files.append(file)  # before it exists: an interrupt cannot come between
-        try:
-            with file.temporary.open("xb") as target:
-                fill(target)
-                target.flush()
-                os.fsync(target.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                file.temporary.unlink()
-            self._files.remove(file)
-            raise _write_error(path, error) from error
-
-
-def _hidden(folder: Path) -> Path:
-    return folder / f".dilrewrite-{secrets.token_hex(8)}.tmp"
-
-
-def _keep(path: Path, old: Path) -> None:
-    """Give `path` the second name `old`, so that it is never missing; where links cannot be, rename it."""
-    try:
-        os.link(path, old, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        path.rename(old)
-
-
-def _restore(old: Path, path: Path) -> None:
-    if os.path.lexists(old):
-        old.replace(path)
-        old.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block has ended; only the main thread gets them at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-
-    def defer(number: int, frame: FrameType | None) -> None:
-        del frame
-        caught.append(number)
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for number, handler in handlers.items():
-            if handler is not None:  # else it is not Python's, and could not be put back
-                signal.signal(number, defer)
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        for caught_number in dict.fromkeys(caught):
-            signal.raise_signal(caught_number)
-
-
-def _status(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
-    try:
-        return path.stat(follow_symlinks=follow_symlinks)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _may(path: Path, mode: int) -> bool:
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    try:
-        return a.samefile(b)
-    except OSError:
-        return False
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-def _exists(path: Path) -> UsageError:
-    return UsageError(f"{path} exists", hint="give --force to replace it or -o for another place")
-
-
-def _write_error(path: Path, error: OSError) -> DilrewriteError:
-    if error.errno in _FULL:
-        return FailedError(
-            f"the disk is full (or a quota or size limit is reached): {path} could not be written "
-            f"({_reason(error)}), and nothing was left of it",
-            hint=f"free some space or {_ELSEWHERE}",
-        )
-    kind = UsageError if error.errno in _BAD_PLACE else FailedError
-    return kind(f"{path} could not be written: {_reason(error)}", hint=_ELSEWHERE)
 
 
 # ---- writing models -----------------------------------------------------------------------------------------------
@@ -758,12 +486,12 @@ def stage_model(
             f'external data mode "{external_data}" is unknown', hint=f"one of {', '.join(EXTERNAL_DATA_MODES)}"
         )
     for location in model.external_files:
-        if _same_file(path, model.folder / location):
-            raise UsageError(f"{path} is a data file of the input", hint=_ELSEWHERE)
+        if same_file(path, model.folder / location):
+            raise UsageError(f"{path} is a data file of the input", hint=ELSEWHERE)
     here = path.absolute().parent
     files = _referenced_files(model, proto)
     taken = {path.name}  # names in `here` that no data file may get, even by force
-    if _same_file(here, model.folder):
+    if same_file(here, model.folder):
         taken |= {os.path.normpath(location) for location in (*model.external_files, *files)}
         taken |= {model.path.name} if model.path is not None else set()
     places = _places(model, files, path, external_data, taken)
@@ -813,7 +541,7 @@ def _places(
 ) -> dict[str, tuple[str, Path | None]]:
     """Return for every location the one that the output shall use, and the file to copy there (None: none)."""
     here = path.absolute().parent
-    same = _same_file(here, model.folder)
+    same = same_file(here, model.folder)
     root = here.resolve()
     outside = next((location for location, file in files.items() if not file.resolve().is_relative_to(root)), None)
     if mode == "reference" or (mode == "auto" and same and outside is None):
@@ -858,7 +586,7 @@ def _make_parents(here: Path, location: str, staging: Staging) -> None:
     for parent in reversed(Path(location).parents[:-1]):
         staging.make_folder(here / parent)
         if not (here / parent).resolve().is_relative_to(here.resolve()):
-            raise UsageError(f"{here / parent} is a link that leaves {here}", hint=_ELSEWHERE)
+            raise UsageError(f"{here / parent} is a link that leaves {here}", hint=ELSEWHERE)
 
 
 def _to_spill(work: ModelProto, spill: Collection[str]) -> list[TensorProto]:

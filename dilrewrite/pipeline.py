@@ -16,10 +16,11 @@ from dilrewrite.errors import UsageError
 from dilrewrite.find import Found, Site, find
 from dilrewrite.fragment import Fragment
 from dilrewrite.inputs import load_inputs, parse_shapes
-from dilrewrite.load import Model, Staging, check_destination, load, read_tensor, stage_model
+from dilrewrite.load import Model, load, read_tensor, stage_model
 from dilrewrite.prove import Proof, Prover, runs_natively
 from dilrewrite.report import CandidateReport, Report, SiteReport
 from dilrewrite.reports import write_reports
+from dilrewrite.staging import Staging, check_destination
 from dilrewrite.strategies import Refusal, Strategy, parse, plan, strategies
 from dilrewrite.substitute import Rewritten, disturb, mark, normalise, rewrite
 from dilrewrite.verify import Settings, Subject, Verdict, verify

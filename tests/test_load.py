@@ -25,7 +25,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite import load as module
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
-from dilrewrite.load import Model, Staging, check_destination, load, read_tensor, stage_model, tensors
+from dilrewrite.load import Model, load, read_tensor, stage_model, tensors
+from dilrewrite.staging import Staging, check_destination
 
 N = 4
 VALUES = np.arange(N, dtype=np.float32)
@@ -702,7 +703,7 @@ def test_a_real_size_limit_is_a_full_disk(tmp_path: Path) -> None:
         import resource
         from pathlib import Path
         from dilrewrite.errors import FailedError
-        from dilrewrite.load import Staging
+        from dilrewrite.staging import Staging
 
         folder = Path({str(tmp_path)!r})
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

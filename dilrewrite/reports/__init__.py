@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from dilrewrite.discover import discover
-from dilrewrite.load import Staging
 from dilrewrite.report import Report
+from dilrewrite.staging import Staging
 
 
 class Format(Protocol):

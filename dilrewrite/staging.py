@@ -1,0 +1,289 @@
+"""Writes output files whole or not at all: the only file that writes outputs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import BinaryIO, Self, final
+
+from dilrewrite.errors import DilrewriteError, FailedError, UsageError
+
+ELSEWHERE = "give another place with -o"
+CHUNK_BYTES = 2**26
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_BAD_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def check_destination(path: Path, *, force: bool, source: Path | None) -> None:
+    """Refuse (UsageError) an output that could not be written at the end: call it before long work.
+
+    The folder must exist and be writable. An existing file, and `source` under whatever spelling or link, need
+    `force`; folders and devices are never replaced.
+    """
+    parent = path.parent
+    try:
+        at_parent, at_path = _status(parent), _status(path)
+        exists = _status(path, follow_symlinks=False) is not None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {reason(error)}", hint=ELSEWHERE) from error
+    if at_parent is None or not stat.S_ISDIR(at_parent.st_mode):
+        problem = "does not exist" if at_parent is None else "is not a folder"
+        raise UsageError(f"{path} cannot be written: {parent} {problem}", hint=f"make the folder, or {ELSEWHERE}")
+    if at_path is not None and stat.S_ISDIR(at_path.st_mode):
+        raise UsageError(f"{path} is a folder, not a place for a file", hint=f"name a file in it, or {ELSEWHERE}")
+    if at_path is not None and not stat.S_ISREG(at_path.st_mode):
+        raise UsageError(f"{path} is not a regular file", hint=ELSEWHERE)
+    if parent.resolve() == Path("/dev"):  # /dev/stdout is a link, which a rename would replace for everyone
+        raise UsageError(f"{path} cannot be written: {parent} is not a folder for files", hint=ELSEWHERE)
+    if exists and not force:
+        if source is not None and same_file(path, source):
+            raise UsageError(f"{path} is the input itself", hint="give --force to replace it or -o for another place")
+        raise _exists(path)
+    if not may(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: the folder {parent} is not writable", hint=ELSEWHERE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    temporary: Path
+    destination: Path
+
+
+@final
+class Staging:
+    """Writes several files so that all of them appear, complete, or none does.
+
+    Use it as a context manager: add files, then `commit`. Until then they lie under hidden temporary names in their
+    destination folders; leaving the context without a commit, for whatever reason, removes them and every folder
+    that was made. A full disk is a FailedError, an unusable place a UsageError. Not for several threads.
+    """
+
+    def __init__(self, *, force: bool = False) -> None:
+        self._force = force
+        self._files: list[_Staged] = []
+        self._folders: list[Path] = []
+
+    def __enter__(self) -> Self:
+        """Return itself: nothing is written yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove all that was not committed."""
+        with _signals_deferred():
+            for file in self._files:
+                with suppress(OSError):
+                    file.temporary.unlink()
+            for folder in reversed(self._folders):
+                with suppress(OSError):
+                    folder.rmdir()
+            self._files.clear()
+            self._folders.clear()
+
+    def add_bytes(self, path: Path, data: bytes) -> None:
+        """Stage `data` as the file `path`."""
+        self.add_chunks(path, [data])
+
+    def add_text(self, path: Path, text: str) -> None:
+        """Stage `text` as the file `path`, in UTF-8."""
+        self.add_chunks(path, [text.encode()])
+
+    def add_chunks(self, path: Path, chunks: Iterable[bytes]) -> None:
+        """Stage the chunks, one after the other, as the file `path`; only one need be in memory."""
+
+        def fill(target: BinaryIO) -> None:
+            for chunk in chunks:
+                target.write(chunk)
+
+        self._write(path, fill)
+
+    def add_copy(self, path: Path, source: Path) -> None:
+        """Stage a copy of the content of `source` as the file `path`, as a stream."""
+        try:
+            origin = source.open("rb")
+        except OSError as error:
+            raise UsageError(f"{source} cannot be read: {reason(error)}", hint="check the file") from error
+
+        def fill(target: BinaryIO) -> None:
+            if hasattr(os, "copy_file_range"):
+                with suppress(OSError):  # not between these file systems; a full disk shows again below
+                    while os.copy_file_range(origin.fileno(), target.fileno(), CHUNK_BYTES):
+                        pass
+                target.seek(0, os.SEEK_END)
+            shutil.copyfileobj(origin, target, 2**20)  # the rest, or nothing
+
+        with origin:
+            self._write(path, fill)
+
+    def make_folder(self, path: Path) -> None:
+        """Make one folder unless it exists; its parent must exist."""
+        with _signals_deferred():
+            try:
+                path.mkdir()
+            except FileExistsError as error:
+                if not path.is_dir():
+                    raise UsageError(f"{path} exists and is not a folder", hint=ELSEWHERE) from error
+            except OSError as error:
+                raise _write_error(path, error) from error
+            else:
+                self._folders.append(path.absolute())
+
+    def commit(self) -> None:
+        """Rename everything to its place in the order added, replacing what `force` allows, or change nothing.
+
+        SIGINT and SIGTERM that arrive meanwhile take effect when it is done (in the main thread).
+        """
+        current = None
+        replaced: list[Path] = []
+        with _signals_deferred():
+            try:
+                with ExitStack() as undo:
+                    for file in self._files:
+                        current = file.destination
+                        old = None
+                        if os.path.lexists(current):
+                            if not self._force:
+                                raise _exists(current)
+                            old = _hidden(current.parent)
+                            undo.callback(_restore, old, current)
+                            _keep(current, old)
+                            replaced.append(old)
+                        file.temporary.replace(current)
+                        if old is None:
+                            undo.callback(current.unlink, missing_ok=True)
+                    undo.pop_all()
+            except OSError as error:
+                assert current is not None
+                raise _write_error(current, error) from error
+            for old in replaced:
+                with suppress(OSError):
+                    old.unlink()
+            for folder in dict.fromkeys(file.destination.parent for file in self._files):
+                _sync_folder(folder)
+            self._files.clear()
+            self._folders.clear()
+
+    def _write(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
+        check_destination(path, force=self._force, source=None)
+        destination = path.absolute()
+        for file in self._files:
+            if file.destination.name == path.name and same_file(file.destination.parent, destination.parent):
+                raise UsageError(f"{path} would be written twice", hint="give every output a place of its own")
+        file = _Staged(_hidden(destination.parent), destination)
+        self._files.append(file)  # before it exists: an interrupt cannot come between
+        try:
+            with file.temporary.open("xb") as target:
+                fill(target)
+                target.flush()
+                os.fsync(target.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                file.temporary.unlink()
+            self._files.remove(file)
+            raise _write_error(path, error) from error
+
+
+def _hidden(folder: Path) -> Path:
+    return folder / f".dilrewrite-{secrets.token_hex(8)}.tmp"
+
+
+def _keep(path: Path, old: Path) -> None:
+    """Give `path` the second name `old`, so that it is never missing; where links cannot be, rename it."""
+    try:
+        os.link(path, old, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        path.rename(old)
+
+
+def _restore(old: Path, path: Path) -> None:
+    if os.path.lexists(old):
+        old.replace(path)
+        old.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block has ended; only the main thread gets them at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        del frame
+        caught.append(number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number, handler in handlers.items():
+            if handler is not None:  # else it is not Python's, and could not be put back
+                signal.signal(number, defer)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        for caught_number in dict.fromkeys(caught):
+            signal.raise_signal(caught_number)
+
+
+def _status(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
+    try:
+        return path.stat(follow_symlinks=follow_symlinks)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def may(path: Path, mode: int) -> bool:
+    """Say whether this process may access the path so."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Say whether two paths are one existing file or folder."""
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
+
+
+def reason(error: OSError) -> str:
+    """Return why the system refused, in its words."""
+    return (error.strerror or str(error)).lower()
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(f"{path} exists", hint="give --force to replace it or -o for another place")
+
+
+def _write_error(path: Path, error: OSError) -> DilrewriteError:
+    if error.errno in _FULL:
+        return FailedError(
+            f"the disk is full (or a quota or size limit is reached): {path} could not be written "
+            f"({reason(error)}), and nothing was left of it",
+            hint=f"free some space or {ELSEWHERE}",
+        )
+    kind = UsageError if error.errno in _BAD_PLACE else FailedError
+    return kind(f"{path} could not be written: {reason(error)}", hint=ELSEWHERE)
