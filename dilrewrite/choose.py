@@ -96,6 +96,23 @@ def candidates(
     return sorted(found, key=lambda candidate: candidate.order), refused
 
 
+class Planner:
+    """Plans sites with the given strategies, each distinct geometry once."""
+
+    def __init__(self, offered: Mapping[str, Strategy], max_dilation: int = 1) -> None:
+        self.offered = offered
+        self.max_dilation = max_dilation
+        self._known: dict[tuple[object, ...], tuple[list[Candidate], list[Refusal]]] = {}
+
+    def candidates(self, site: Site) -> tuple[list[Candidate], list[Refusal]]:
+        """Return what `candidates` returns for the site."""
+        key = (site.geometry, site.opset, site.storage)
+        if key not in self._known:
+            self._known[key] = candidates(site, self.offered, self.max_dilation)
+        found, refused = self._known[key]
+        return list(found), list(refused)
+
+
 def by_estimate(found: list[Candidate]) -> tuple[list[Candidate], str]:
     """Return the forms worth trying before keeping, best first, and the reason in words; none: keep."""
     keep = next(candidate for candidate in found if candidate.strategy == "keep")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from dilrewrite.prove import Proof, Prover, runs_natively
 from dilrewrite.report import CandidateReport, Report, SiteReport
 from dilrewrite.reports import write_reports
 from dilrewrite.staging import Staging, check_destination
-from dilrewrite.strategies import Refusal, Strategy, parse, plan, strategies
+from dilrewrite.strategies import Refusal, parse, plan, strategies
 from dilrewrite.substitute import Rewritten, disturb, mark, normalise, rewrite
 from dilrewrite.verify import Settings, Subject, Verdict, verify
 
@@ -108,8 +108,9 @@ def inspect(path: Path, *, max_dilation: int = 1, report_folder: Path | None = N
         found = find(model.proto)
     with clock("plan"):
         sites = []
+        planner = choose.Planner(strategies(), max_dilation)
         for site in found.sites:
-            offered, refused = choose.candidates(site, strategies(), max_dilation)
+            offered, refused = planner.candidates(site)
             sites.append(
                 report.describe_site(
                     site,
@@ -178,6 +179,10 @@ def optimize(
     """
     options.check()
     clock = _Clock()
+    planner = choose.Planner(strategies(), options.max_dilation)
+    forced = None
+    if options.strategy is not None:
+        forced = choose.Planner(dict([parse(options.strategy)]), options.max_dilation)
     with clock("load"):
         model = load(path)
     target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
@@ -192,7 +197,7 @@ def optimize(
     for number, site in enumerate(found.sites):
         progress("prove", number, len(found.sites))
         with clock("plan and prove"):
-            decisions.append(_decide(site, options, model, prover))
+            decisions.append(_decide(site, options, model, prover, planner, forced))
     progress("prove", len(found.sites), len(found.sites))
     wrong = [f"{decision.site.key}: {decision.wrong}" for decision in decisions if decision.wrong]
     edits = [(d.site, d.fragment) for d in decisions if d.fragment is not None]
@@ -237,10 +242,17 @@ def optimize(
     return result
 
 
-def _decide(site: Site, options: OptimizeOptions, model: Model, prover: Prover | None) -> _Decision:
+def _decide(
+    site: Site,
+    options: OptimizeOptions,
+    model: Model,
+    prover: Prover | None,
+    planner: choose.Planner,
+    forced: choose.Planner | None,
+) -> _Decision:
     """Choose the form of one site and prove it."""
     geometry = site.geometry
-    offered, refused = choose.candidates(site, strategies(), options.max_dilation)
+    offered, refused = planner.candidates(site)
 
     def kept(reason: str, wrong: str | None = None, proof: Proof | None = None) -> _Decision:
         reported = report.describe_site(
@@ -262,23 +274,26 @@ def _decide(site: Site, options: OptimizeOptions, model: Model, prover: Prover |
     if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
         return kept(f"its dilation is at most {options.max_dilation}")
     wanted: list[choose.Candidate]
-    if options.strategy is not None:
-        forced = _forced(site, options)
-        if isinstance(forced, Refusal):
-            refused = [*(r for r in refused if r.strategy != forced.strategy), forced]
-            wanted, reason = [], f"{forced.strategy} refuses: {forced.reason}"
-        else:
-            offered = [forced, *(c for c in offered if c.strategy != forced.strategy)]
-            wanted, reason = [forced] if forced.strategy != "keep" else [], "forced by --strategy"
+    if forced is not None:
+        asked, denied = forced.candidates(site)
+        reason = "forced by --strategy"
+        if denied:
+            refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
+            reason = f"{denied[0].strategy} refuses: {denied[0].reason}"
+        offered = [*asked, *(c for c in offered if c.strategy not in forced.offered)]
+        wanted = [candidate for candidate in asked if candidate.strategy != "keep"]
         if options.eliminate:
             wanted = choose.without_dilation([*wanted, *offered], options.max_dilation)
-            reason = "to eliminate dilation" if not wanted or wanted[0] is not forced else reason
+            if not asked or wanted[:1] != asked:
+                reason = "the cheapest by estimate without dilation, as the form asked for leaves some; not measured"
     elif options.eliminate:
         wanted = choose.without_dilation(offered, options.max_dilation)
         reason = "the cheapest by estimate without dilation; not measured"
     else:
         wanted, reason = choose.by_estimate(offered)
     for candidate in wanted:
+        if candidate.strategy in choose.INEXACT:
+            reason += "; exact for finite inputs only"
         proof = prover.prove(site, candidate.fragment, model.ir_version) if prover else None
         if proof is not None and not proof.passed:
             if proof.rounding is None:
@@ -298,14 +313,6 @@ def _decide(site: Site, options: OptimizeOptions, model: Model, prover: Prover |
         )
         return _Decision(site=site, fragment=candidate.fragment, reported=reported)
     return kept(reason)
-
-
-def _forced(site: Site, options: OptimizeOptions) -> choose.Candidate | Refusal:
-    assert options.strategy is not None
-    name, strategy = parse(options.strategy)
-    forced: Mapping[str, Strategy] = {name: strategy}
-    found, refused = choose.candidates(site, forced, options.max_dilation)
-    return found[0] if found else refused[0]
 
 
 def _runnable_keeps(decisions: Sequence[_Decision]) -> list[tuple[Site, Fragment]]:

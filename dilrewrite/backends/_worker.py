@@ -38,10 +38,12 @@ def send(stream: IO[bytes], message: object) -> None:
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
     parts = [memoryview(body), *(buffer.raw() for buffer in buffers)]
-    stream.write(struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
-    for part in parts:
-        stream.write(part)
-    stream.flush()
+    lengths = struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts))
+    for part in (memoryview(lengths), *parts):
+        view = part.cast("B") if part.nbytes else part
+        done = 0
+        while done < view.nbytes:
+            done += stream.write(view[done:])
 
 
 def receive(stream: IO[bytes]) -> Any:
@@ -82,6 +84,7 @@ class IsolatedSession:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._noise,
+                bufsize=0,  # nothing is left to be flushed into the pipe of a child that hangs
                 env=environment,
             )
         except BaseException:
@@ -217,13 +220,12 @@ def main() -> None:
     """Be the child: answer requests until the pipe closes."""
     # Ctrl-C reaches the whole process group: the parent decides, and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, replies = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     # Whatever prints to standard output goes to standard error from here on; nobody else reads the requests.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     with contextlib.suppress(EOFError, OSError):
         replies.write(_READY)
-        replies.flush()
         _serve(requests, replies)
     os._exit(0)  # at once: runtimes take their time to leave
 
