@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from onnx import ModelProto
+
 from dilrewrite import choose, report
 from dilrewrite.backends import backend
 from dilrewrite.errors import UsageError
@@ -22,7 +24,7 @@ from dilrewrite.report import CandidateReport, Report, SiteReport
 from dilrewrite.reports import write_reports
 from dilrewrite.staging import Staging, check_destination
 from dilrewrite.strategies import Refusal, parse, plan, strategies
-from dilrewrite.substitute import Rewritten, disturb, mark, normalise, rewrite
+from dilrewrite.substitute import Rewritten, disturb, mark, rewrite
 from dilrewrite.verify import Settings, Subject, Verdict, verify
 
 VERIFY_LEVELS = ("full", "sites", "none")
@@ -331,16 +333,7 @@ def _verify(
     model: Model, found: Found, rewritten: Rewritten, decisions: Sequence[_Decision], options: OptimizeOptions
 ) -> Verdict:
     """Compare the rewritten model with the original, and the original with itself disturbed."""
-    runnable = normalise(model.proto, found.normalisations)
-    awkward: list[tuple[Site, Fragment]] = []
-    for site in found.sites:
-        if not runs_natively(site.geometry):
-            fragment = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
-            if isinstance(fragment, Fragment):
-                awkward.append((site, fragment))
-    baseline = runnable
-    if awkward:
-        baseline = rewrite(model.proto, awkward, found.normalisations, lambda tensor: read_tensor(model, tensor)).proto
+    baseline = _runnable(model, model.proto)
     errors = [
         (decision.site, decision.reported.proof.rounding.difference)
         for decision in decisions
@@ -359,22 +352,45 @@ def _verify(
         threads=options.threads,
         custom_op_library=options.custom_op_library,
     )
-    steps = [d for site in found.sites for d in site.geometry.dilations]
     verdict = verify(
         Subject(model.proto, model.folder, model.path),
         Subject(rewritten.proto, model.folder),
         settings,
         runnable_before=Subject(baseline, model.folder),
-        disturbed=Subject(disturb(runnable, errors, options.seed), model.folder) if errors and not awkward else None,
-        step=min(math.lcm(*steps), 256),
+        runnable_after=Subject(_runnable(model, rewritten.proto), model.folder),
+        disturbed=Subject(disturb(model.proto, errors, options.seed), model.folder)
+        if errors and baseline is model.proto
+        else None,
+        step=_step(found),
     )
-    if awkward:
-        note = (
-            "ONNX Runtime does not run some of the original's Convs (SAME_* with dilation, negative pads); "
-            "the comparison is with the same Convs behind an explicit Pad or Slice"
-        )
-        verdict = replace(verdict, notes=(*verdict.notes, note))
+    if baseline is not model.proto:
+        verdict = replace(verdict, notes=(*verdict.notes, AWKWARD))
     return verdict
+
+
+AWKWARD = (
+    "ONNX Runtime does not run some of the original's Convs (SAME_* with dilation, negative pads); "
+    "the comparison is with the same Convs behind explicit pads, a Pad or a Slice"
+)
+
+
+def _runnable(model: Model, proto: ModelProto) -> ModelProto:
+    """Return `proto` with the Convs that ONNX Runtime does not run made explicit; itself when there is none."""
+    found = find(proto)
+    awkward: list[tuple[Site, Fragment]] = []
+    for site in found.sites:
+        if not runs_natively(site.geometry):
+            fragment = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
+            if isinstance(fragment, Fragment):
+                awkward.append((site, fragment))
+    if not awkward:
+        return proto
+    return rewrite(proto, awkward, found.normalisations, lambda tensor: read_tensor(model, tensor)).proto
+
+
+def _step(found: Found) -> int:
+    """Return what lengths are a multiple of in one case and not in another: all dilations, within reason."""
+    return min(max(math.lcm(*(d for site in found.sites for d in site.geometry.dilations)), 2), 256)
 
 
 def _remaining(decisions: Sequence[_Decision], found: Found, options: OptimizeOptions) -> tuple[str, ...]:
@@ -484,17 +500,18 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
         threads=options.threads,
         custom_op_library=options.custom_op_library,
     )
-    steps = [d for site in found.sites for d in site.geometry.dilations]
     with clock("verify"):
+        baseline, other = _runnable(first, first.proto), _runnable(second, second.proto)
         verdict = verify(
             Subject(first.proto, first.folder, first.path),
             Subject(second.proto, second.folder, second.path),
             settings,
-            runnable_before=Subject(normalise(first.proto, found.normalisations), first.folder)
-            if found.normalisations
-            else None,
-            step=min(math.lcm(*steps), 256) if steps else 2,
+            runnable_before=None if baseline is first.proto else Subject(baseline, first.folder),
+            runnable_after=None if other is second.proto else Subject(other, second.folder),
+            step=_step(found),
         )
+        if baseline is not first.proto or other is not second.proto:
+            verdict = replace(verdict, notes=(*verdict.notes, AWKWARD))
     result = Report(
         command="verify",
         status="equal" if verdict.passed else "differs",

@@ -18,7 +18,7 @@ from onnx import ModelProto
 from dilrewrite._version import __version__
 from dilrewrite.find import CONVOLUTIONS, Normalisation, Site, Skipped, subgraphs
 from dilrewrite.geometry import ConvGeometry
-from dilrewrite.load import Model
+from dilrewrite.load import Model, tensors
 from dilrewrite.prove import Proof
 from dilrewrite.strategies import Refusal
 from dilrewrite.verify import Verdict
@@ -71,7 +71,10 @@ class SiteReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """A model: `bytes` counts its external data too; `dilated` the convolutions with a dilation above 1 that acts."""
+    """A model: `bytes` counts its data files too; `dilated` the convolutions with a dilation above 1 that acts.
+
+    `sha256` is of the .onnx file; of a rewritten model, as it is before references to data files are adapted.
+    """
 
     path: str
     bytes: int
@@ -179,11 +182,16 @@ def describe_model(
 ) -> ModelReport:
     """Return a model's figures; `proto` may be an edited version, whose size and hash are those of its own message."""
     original = proto is model.proto
+    if original:
+        size, digest = model.file_bytes, _digest(model)
+    else:
+        serialized = proto.SerializeToString()
+        size, digest = len(serialized) + _external_bytes(model, proto), hashlib.sha256(serialized).hexdigest()
     operators = Counter(_operators(proto))
     return ModelReport(
         path=path or str(model.path),
-        bytes=more.pop("bytes", model.file_bytes if original else proto.ByteSize()),
-        sha256=more.pop("sha256", "") or _digest(model, proto),
+        bytes=size,
+        sha256=digest,
         ir_version=proto.ir_version,
         opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         producer=" ".join(filter(None, (proto.producer_name, proto.producer_version))),
@@ -194,11 +202,17 @@ def describe_model(
     )
 
 
-def _digest(model: Model, proto: ModelProto) -> str:
-    if proto is model.proto and model.path is not None:
-        with model.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(proto.SerializeToString()).hexdigest()
+def _digest(model: Model) -> str:
+    if model.path is None:
+        return hashlib.sha256(model.proto.SerializeToString()).hexdigest()
+    with model.path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _external_bytes(model: Model, proto: ModelProto) -> int:
+    """Return the size of the data files that an edited model still refers to."""
+    used = {entry.value for tensor in tensors(proto) for entry in tensor.external_data if entry.key == "location"}
+    return sum((model.folder / location).stat().st_size for location in used)
 
 
 def _operators(proto: ModelProto) -> list[str]:

@@ -125,13 +125,14 @@ def verify(
     settings: Settings,
     *,
     runnable_before: Subject | None = None,
+    runnable_after: Subject | None = None,
     disturbed: Subject | None = None,
     step: int = 2,
 ) -> Verdict:
     """Return the verdict on `after` against `before`.
 
-    `runnable_before` stands for the original where that cannot be run as it is (SAME_* with dilation, negative pads);
-    `disturbed` is the original with every rewritten Conv's output disturbed by its per-site error; `step` is what
+    `runnable_before`, `runnable_after` stand for models that cannot be run as they are (SAME_* with dilation, negative
+    pads); `disturbed` is the original with every rewritten Conv's output disturbed by its per-site error; `step` is what
     extents should be a multiple of in one case and should not be in another.
     Raises `UsageError` when the original runs on no input that can be made up.
     """
@@ -145,7 +146,7 @@ def verify(
         checker_before=tuple(known),
         backend=settings.backend.name,
     )
-    return _run(verdict, runnable_before or before, after, settings, disturbed, step)
+    return _run(verdict, runnable_before or before, runnable_after or after, settings, disturbed, step)
 
 
 # -- interface and checker -------------------------------------------------------------------------------------------
