@@ -132,8 +132,8 @@ def verify(
     """Return the verdict on `after` against `before`.
 
     `runnable_before`, `runnable_after` stand for models that cannot be run as they are (SAME_* with dilation, negative
-    pads); `disturbed` is the original with every rewritten Conv's output disturbed by its per-site error; `step` is what
-    extents should be a multiple of in one case and should not be in another.
+    pads); `disturbed` is the original with every rewritten Conv's output disturbed by its per-site error; extents are a
+    multiple of `step` in one case and no multiple in another.
     Raises `UsageError` when the original runs on no input that can be made up.
     """
     failures = interface_changes(before.proto, after.proto)

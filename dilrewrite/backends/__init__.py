@@ -67,12 +67,14 @@ class Options:
     """How a session runs.
 
     `threads` is the number of threads inside one operator (None: the runtime's choice), `optimize` turns the runtime's
-    graph optimisations on, `isolated` runs in a child process that may crash. `timeout_s` bounds making the session
-    and each run; only an isolated session can be stopped, another one ignores it.
+    graph optimisations on, `spin` lets waiting threads burn their core (good for timing alone, bad beside others),
+    `isolated` runs in a child process that may crash. `timeout_s` bounds making the session and each run; only an
+    isolated session can be stopped, another one ignores it.
     """
 
     threads: int | None = None
     optimize: bool = True
+    spin: bool = False
     custom_op_library: tuple[Path, ...] = ()
     isolated: bool = True
     timeout_s: float | None = None

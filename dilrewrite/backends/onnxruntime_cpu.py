@@ -114,6 +114,7 @@ class InProcess:
         settings.log_severity_level = 4  # what goes wrong comes as an exception
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
         if not options.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         model: str | bytes
