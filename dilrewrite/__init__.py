@@ -94,9 +94,9 @@ def optimize(
     `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or `FailedError` for everything
     that ends the work without a result; nothing is left behind then.
     """
-    from dilrewrite import pipeline
+    from dilrewrite import decide, pipeline
 
-    options = pipeline.OptimizeOptions(
+    options = decide.OptimizeOptions(
         strategy=strategy,
         eliminate=eliminate,
         max_dilation=max_dilation,
@@ -140,9 +140,9 @@ def verify(
 
     The arguments are those of `optimize`. Returns a report with status `equal` or `differs`.
     """
-    from dilrewrite import pipeline
+    from dilrewrite import decide, pipeline
 
-    options = pipeline.OptimizeOptions(
+    options = decide.OptimizeOptions(
         shapes=tuple(shapes),
         inputs=Path(inputs) if inputs is not None else None,
         rtol=rtol,

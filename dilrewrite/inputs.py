@@ -14,6 +14,9 @@ from dilrewrite.errors import UsageError
 LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 """What unknown extents are tried with, in this order, until the model runs."""
 
+LENGTHS_3D = (32, 16, 24, 48, 64, 96, 8, 4, 2, 1, 128)
+"""The same where an input has three or more unknown extents besides the batch."""
+
 SMALL = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 """What unknown extents are tried with for the smallest size."""
 
@@ -167,7 +170,7 @@ class Chooser:
         """
         symbols = self.symbols
         reason = ""
-        for length in LENGTHS if symbols else (1,):
+        for length in self._lengths() if symbols else (1,):
             sizes = dict.fromkeys(symbols, length)
             try:
                 feeds = self.feeds(sizes)
@@ -180,6 +183,10 @@ class Chooser:
         raise UsageError(
             self._unrunnable(reason), hint="give data that it runs on with --inputs FILE.npz, or sizes with --shape"
         )
+
+    def _lengths(self) -> tuple[int, ...]:
+        unknown = [sum(not isinstance(size, int) for size in (io.shape or ())[1:]) for io in self._open()]
+        return LENGTHS_3D if max(unknown, default=0) >= 3 else LENGTHS
 
     def _unrunnable(self, reason: str) -> str:
         random = self._open() + [io for io in self.inputs if io.name in self.given]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,20 +13,18 @@ from onnx import ModelProto
 
 from dilrewrite import choose, report
 from dilrewrite.backends import backend
-from dilrewrite.errors import UsageError
+from dilrewrite.decide import Decider, Decision, OptimizeOptions, described, remaining
 from dilrewrite.find import Found, Site, find
 from dilrewrite.fragment import Fragment
 from dilrewrite.inputs import load_inputs, parse_shapes
 from dilrewrite.load import Model, load, read_tensor, stage_model
-from dilrewrite.prove import Proof, Prover, runs_natively
-from dilrewrite.report import CandidateReport, Report, SiteReport
+from dilrewrite.prove import runs_natively
+from dilrewrite.report import Report
 from dilrewrite.reports import write_reports
 from dilrewrite.staging import Staging, check_destination
-from dilrewrite.strategies import Refusal, parse, plan, strategies
+from dilrewrite.strategies import plan, strategies
 from dilrewrite.substitute import Rewritten, disturb, mark, rewrite
 from dilrewrite.verify import Settings, Subject, Verdict, verify
-
-VERIFY_LEVELS = ("full", "sites", "none")
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, how many parts of it are done, and how many there are."""
@@ -35,42 +32,6 @@ Progress = Callable[[str, int, int], None]
 
 def silent(step: str, done: int, total: int) -> None:
     """Show no progress."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizeOptions:
-    """What `optimize` may do; see `dilrewrite.optimize` for each field."""
-
-    strategy: str | None = None
-    eliminate: bool = False
-    max_dilation: int = 1
-    only: str | None = None
-    skip: str | None = None
-    shapes: Sequence[str] = ()
-    inputs: Path | None = None
-    verify: str = "full"
-    rtol: float | None = None
-    atol: float | None = None
-    dry_run: bool = False
-    force: bool = False
-    seed: int = 0
-    threads: int | None = None
-    custom_op_library: tuple[Path, ...] = ()
-    external_data: str = "auto"
-
-    def check(self) -> None:
-        """Raise `UsageError` for options that do not fit together."""
-        if self.verify not in VERIFY_LEVELS:
-            raise UsageError(f"--verify {self.verify}: not one of {', '.join(VERIFY_LEVELS)}")
-        if self.verify == "none" and self.strategy is None:
-            raise UsageError("--verify none works only with --strategy", hint="name the form, or leave verification on")
-        if self.max_dilation < 1:
-            raise UsageError(f"--max-dilation {self.max_dilation}: at least 1 is needed")
-        for name, pattern in (("--only", self.only), ("--skip", self.skip)):
-            try:
-                re.compile(pattern or "")
-            except re.error as error:
-                raise UsageError(f"{name} {pattern}: not a regular expression: {error}") from error
 
 
 @dataclass
@@ -84,18 +45,6 @@ class _Clock:
             yield
         finally:
             self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Decision:
-    site: Site
-    fragment: Fragment | None
-    reported: SiteReport
-    wrong: str | None = None
-
-
-def _matches(pattern: str | None, where: str, name: str, output: str = "") -> bool:
-    return pattern is not None and any(re.search(pattern, text) for text in (name, f"{where}/{name}", output) if text)
 
 
 # -- inspect -------------------------------------------------------------------------------------------------------
@@ -120,7 +69,7 @@ def inspect(path: Path, *, max_dilation: int = 1, report_folder: Path | None = N
                     strategy="keep",
                     reason="inspected only",
                     max_dilation_left=site.geometry.max_dilation,
-                    candidates=_described(offered),
+                    candidates=described(offered),
                     refused=tuple(refused),
                 )
             )
@@ -150,19 +99,6 @@ def _dilated(found: Found) -> int:
     return report.dilated_convolutions(len(found.sites), found.skipped)
 
 
-def _described(offered: Sequence[choose.Candidate]) -> tuple[CandidateReport, ...]:
-    return tuple(
-        CandidateReport(
-            strategy=candidate.strategy,
-            multiply_adds=candidate.multiply_adds,
-            elements_moved=candidate.elements_moved,
-            nodes=candidate.fragment.node_count,
-            max_dilation=candidate.fragment.max_dilation,
-        )
-        for candidate in offered
-    )
-
-
 # -- optimize ------------------------------------------------------------------------------------------------------
 
 
@@ -181,10 +117,7 @@ def optimize(
     """
     options.check()
     clock = _Clock()
-    planner = choose.Planner(strategies(), options.max_dilation)
-    forced = None
-    if options.strategy is not None:
-        forced = choose.Planner(dict([parse(options.strategy)]), options.max_dilation)
+    decider = Decider(options)
     with clock("load"):
         model = load(path)
     target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
@@ -192,14 +125,11 @@ def optimize(
         check_destination(target, force=options.force, source=path)
     with clock("find"):
         found = find(model.proto)
-    prover = None
-    if options.verify != "none" and found.sites:
-        prover = Prover(seed=options.seed, threads=options.threads)
-    decisions: list[_Decision] = []
+    decisions: list[Decision] = []
     for number, site in enumerate(found.sites):
         progress("prove", number, len(found.sites))
         with clock("plan and prove"):
-            decisions.append(_decide(site, options, model, prover, planner, forced))
+            decisions.append(decider.decide(site, model.ir_version))
     progress("prove", len(found.sites), len(found.sites))
     wrong = [f"{decision.site.key}: {decision.wrong}" for decision in decisions if decision.wrong]
     edits = [(d.site, d.fragment) for d in decisions if d.fragment is not None]
@@ -211,11 +141,11 @@ def optimize(
     changed = bool(edits or kept or found.normalisations)
     if options.verify == "none" and changed:
         mark(rewritten.proto, "unverified")
-    remaining = _remaining(decisions, found, options) if options.eliminate else ()
+    left = remaining(decisions, found, options) if options.eliminate else ()
     verdict: Verdict | None = None
     if wrong:
         verdict = Verdict(level=options.verify, passed=False, failures=tuple(wrong), skipped="a form is wrong")
-    elif remaining:
+    elif left:
         verdict = None  # nothing will be written
     elif options.verify == "none":
         verdict = Verdict(level="none", passed=True, skipped="--verify none: the result is unverified")
@@ -226,98 +156,20 @@ def optimize(
         progress("verify", 1, 1)
     elif changed:
         verdict = Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
-    result = _report(model, found, decisions, rewritten, changed, verdict, remaining, target, options, clock)
-    with Staging(force=True) as staging, clock("save"):
+    result = _report(model, found, decisions, rewritten, changed, verdict, left, target, options, clock)
+    if options.dry_run:
+        return result
+    with Staging(force=True) as staging:
         if result.output is not None:
-            stage_model(
-                model,
-                rewritten.proto,
-                target,
-                staging,
-                external_data=options.external_data,
-                spill=_spill(model, rewritten),
-            )
+            spill = _spill(model, rewritten)
+            stage_model(model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill)
         if report_folder is not None:
             write_reports(result, report_folder, staging)
-        if not options.dry_run:
-            staging.commit()
+        staging.commit()
     return result
 
 
-def _decide(
-    site: Site,
-    options: OptimizeOptions,
-    model: Model,
-    prover: Prover | None,
-    planner: choose.Planner,
-    forced: choose.Planner | None,
-) -> _Decision:
-    """Choose the form of one site and prove it."""
-    geometry = site.geometry
-    offered, refused = planner.candidates(site)
-
-    def kept(reason: str, wrong: str | None = None, proof: Proof | None = None) -> _Decision:
-        reported = report.describe_site(
-            site,
-            action="kept",
-            strategy="keep",
-            reason=reason,
-            max_dilation_left=geometry.max_dilation,
-            proof=proof,
-            candidates=_described(offered),
-            refused=tuple(refused),
-        )
-        return _Decision(site=site, fragment=None, reported=reported, wrong=wrong)
-
-    if options.only is not None and not _matches(options.only, site.where, site.name, site.output):
-        return kept("not named by --only")
-    if _matches(options.skip, site.where, site.name, site.output):
-        return kept("named by --skip")
-    if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
-        return kept(f"its dilation is at most {options.max_dilation}")
-    wanted: list[choose.Candidate]
-    if forced is not None:
-        asked, denied = forced.candidates(site)
-        reason = "forced by --strategy"
-        if denied:
-            refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
-            reason = f"{denied[0].strategy} refuses: {denied[0].reason}"
-        offered = [*asked, *(c for c in offered if c.strategy not in forced.offered)]
-        wanted = [candidate for candidate in asked if candidate.strategy != "keep"]
-        if options.eliminate:
-            wanted = choose.without_dilation([*wanted, *offered], options.max_dilation)
-            if not asked or wanted[:1] != asked:
-                reason = "the cheapest by estimate without dilation, as the form asked for leaves some; not measured"
-    elif options.eliminate:
-        wanted = choose.without_dilation(offered, options.max_dilation)
-        reason = "the cheapest by estimate without dilation; not measured"
-    else:
-        wanted, reason = choose.by_estimate(offered)
-    for candidate in wanted:
-        if candidate.strategy in choose.INEXACT:
-            reason += "; exact for finite inputs only"
-        proof = prover.prove(site, candidate.fragment, model.ir_version) if prover else None
-        if proof is not None and not proof.passed:
-            if proof.rounding is None:
-                return kept("a form is wrong", f"{candidate.strategy} is wrong: {proof.failure}", proof)
-            refused = [*refused, Refusal(candidate.strategy, proof.failure or "")]
-            reason = f"{candidate.strategy} was not proved: {proof.failure}"
-            continue
-        reported = report.describe_site(
-            site,
-            action="rewritten",
-            strategy=candidate.strategy,
-            reason=reason,
-            max_dilation_left=candidate.fragment.max_dilation,
-            proof=proof,
-            candidates=_described(offered),
-            refused=tuple(refused),
-        )
-        return _Decision(site=site, fragment=candidate.fragment, reported=reported)
-    return kept(reason)
-
-
-def _runnable_keeps(decisions: Sequence[_Decision]) -> list[tuple[Site, Fragment]]:
+def _runnable_keeps(decisions: Sequence[Decision]) -> list[tuple[Site, Fragment]]:
     """Return the kept Convs that no runtime takes as they are: SAME_* with stride, dilation and an unknown extent."""
     found = []
     for decision in decisions:
@@ -330,7 +182,7 @@ def _runnable_keeps(decisions: Sequence[_Decision]) -> list[tuple[Site, Fragment
 
 
 def _verify(
-    model: Model, found: Found, rewritten: Rewritten, decisions: Sequence[_Decision], options: OptimizeOptions
+    model: Model, found: Found, rewritten: Rewritten, decisions: Sequence[Decision], options: OptimizeOptions
 ) -> Verdict:
     """Compare the rewritten model with the original, and the original with itself disturbed."""
     baseline = _runnable(model, model.proto)
@@ -393,27 +245,6 @@ def _step(found: Found) -> int:
     return min(max(math.lcm(*(d for site in found.sites for d in site.geometry.dilations)), 2), 256)
 
 
-def _remaining(decisions: Sequence[_Decision], found: Found, options: OptimizeOptions) -> tuple[str, ...]:
-    """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only."""
-
-    def excused(where: str, name: str, output: str = "") -> bool:
-        if options.only is not None and not _matches(options.only, where, name, output):
-            return True
-        return _matches(options.skip, where, name, output)
-
-    left = [
-        f"{d.site.where}/{d.site.name}: {d.reported.reason}"
-        for d in decisions
-        if d.reported.max_dilation_left > options.max_dilation and not excused(d.site.where, d.site.name, d.site.output)
-    ]
-    left += [
-        f"{node.where}/{node.name} ({node.op}): {node.reason}"
-        for node in found.skipped
-        if node.convolution and max(node.dilations) > options.max_dilation and not excused(node.where, node.name)
-    ]
-    return tuple(left)
-
-
 def _spill(model: Model, rewritten: Rewritten) -> list[str]:
     """Return new weights that go to a data file: all of 1 KiB and more, when the model keeps its weights outside."""
     if not model.external_files:
@@ -425,7 +256,7 @@ def _spill(model: Model, rewritten: Rewritten) -> list[str]:
 def _report(
     model: Model,
     found: Found,
-    decisions: Sequence[_Decision],
+    decisions: Sequence[Decision],
     rewritten: Rewritten,
     changed: bool,
     verdict: Verdict | None,
@@ -463,7 +294,7 @@ def _report(
         before=report.describe_model(model, model.proto, dilated=_dilated(found), peak_bytes=peaks[0]),
         after=after,
         output=str(target) if written and not options.dry_run else None,
-        options=_options(options),
+        options=options.plain(),
         sites=tuple(decision.reported for decision in decisions),
         skipped=found.skipped,
         normalised=found.normalisations,
@@ -472,11 +303,6 @@ def _report(
         environment=report.environment(options.threads),
         seconds=clock.seconds,
     )
-
-
-def _options(options: OptimizeOptions) -> dict[str, object]:
-    shown = {name: getattr(options, name) for name in options.__slots__}
-    return {key: [str(item) for item in value] if isinstance(value, tuple) else value for key, value in shown.items()}
 
 
 # -- verify --------------------------------------------------------------------------------------------------------
@@ -519,7 +345,7 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
         after=report.describe_model(
             second, second.proto, dilated=_dilated(found_after), peak_bytes=verdict.peak_bytes[1]
         ),
-        options=_options(options),
+        options=options.plain(),
         skipped=found_after.skipped,
         verdict=verdict,
         environment=report.environment(options.threads),

@@ -269,10 +269,15 @@ def _run(
         verdict = replace(verdict, backend=backend.name, notes=(f"{settings.backend.name}: {error}",))
     with session:
         chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed)
+        ran: dict[int, dict[str, Array]] = {}
+
+        def run(feeds: Mapping[str, Array]) -> None:
+            ran[id(feeds)] = session.run(feeds)
+
         try:
-            first, sizes = chooser.first(session.run)
-            cases = [first, *chooser.more(sizes, step, session.run)]
-            wanted = [session.run(case.feeds) for case in cases]
+            first, sizes = chooser.first(run)
+            cases = [first, *chooser.more(sizes, step, run)]
+            wanted = [ran[id(case.feeds)] for case in cases]
         except (Crashed, TimedOut) as error:
             return replace(verdict, skipped=f"the original does not run: {error}")
         peak_before = session.peak_bytes()
