@@ -212,11 +212,28 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, int, GraphProto]]:
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Return the attributes' values; one that refers to a function's attribute raises `_Refused`."""
+    """Return a Conv's attributes; one of its function raises `_Refused`, one of another type ValueError."""
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             raise _Refused(f"its {attribute.name} is an attribute of the function ({attribute.ref_attr_name})")
+        wanted = _ATTRIBUTE_TYPES.get(attribute.name, attribute.type)
+        if attribute.type != wanted:
+            raise ValueError(f"{attribute.name} is of type {_type(attribute.type)}, not {_type(wanted)}")
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+_ATTRIBUTE_TYPES = {
+    "auto_pad": AttributeProto.STRING,
+    "dilations": AttributeProto.INTS,
+    "group": AttributeProto.INT,
+    "kernel_shape": AttributeProto.INTS,
+    "pads": AttributeProto.INTS,
+    "strides": AttributeProto.INTS,
+}
+
+
+def _type(number: int) -> str:
+    return str(AttributeProto.AttributeType.Name(number))
 
 
 @dataclass
@@ -456,7 +473,11 @@ def _geometry(
             raise ValueError(f"kernel_shape {list(kernel)} does not fit the weights {list(weight.shape)}")
         kernel = weight.shape[2:]
     if kernel is None:
-        raise _Refused("its weights are computed and have no known shape, and it has no kernel_shape")
+        known = scope.shape_of(node.input[1])[1]
+        spatial = tuple(size for size in known[2:] if size is not None) if known is not None else ()
+        if known is None or len(spatial) != len(known) - 2:
+            raise _Refused("its weights are computed and have no known shape, and it has no kernel_shape")
+        kernel = spatial
     rank = len(kernel)
     if rank < 1 or rank > MAX_RANK:
         raise _Refused(f"it has {rank} spatial axes; 1 to {MAX_RANK} are covered")
@@ -505,14 +526,17 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
         x_dq = None
     element = None if weight_dq else weight.element
     if element is None:
-        element = ELEMENTS.get(scope.shape_of(node.input[0])[0])
+        number = scope.shape_of(node.input[0])[0]
+        element = ELEMENTS.get(number)
+        if number and element is None:
+            raise _Refused(f"its element type is {TensorProto.DataType.Name(number).lower()}")
     if element is None and weight_dq is not None:
         element = weight_dq.scale.element
     element = element or "float32"
     if element not in ITEM_BYTES:
         raise _Refused(f"its element type is {element}")
     geometry = _geometry(scope, node, values, weight, element, x_dq is not None)
-    problem = geometry.explicit().invalid()
+    problem = geometry.malformed() or geometry.explicit().invalid()
     if problem:
         raise ValueError(problem)
     if not geometry.dilated:
@@ -559,12 +583,12 @@ def _scopes(proto: ModelProto) -> Iterator[_Scope]:
         yield from below(scope, graph, twin)
 
     def below(scope: _Scope, container: Container, twin: Container) -> Iterator[_Scope]:
+        names = Counter(node.name for node in container.node)
         for index, (node, twin_node) in enumerate(zip(container.node, twin.node, strict=True)):
             for (name, place, graph), (_, _, twin_graph) in zip(subgraphs(node), subgraphs(twin_node), strict=True):
                 path = ScopePath(scope.path.function, (*scope.path.steps, (index, name, place)))
-                label = f"{scope.where}/{node.name or f'{node.op_type}#{index}'}.{name}" + (
-                    f"[{place}]" if place else ""
-                )
+                unique = node.name if names[node.name] == 1 and node.name else f"{node.name or node.op_type}#{index}"
+                label = f"{scope.where}/{unique}.{name}" + (f"[{place}]" if place else "")
                 yield from walk(graph, twin_graph, path, label, scope, scope.opset)
 
     def opset_of(imports: Sequence[onnx.OperatorSetIdProto], default: int) -> int:
@@ -598,7 +622,7 @@ def find(proto: ModelProto) -> Found:
                 if attribute.name == "dilations":
                     dilations, reference = tuple(attribute.ints), bool(attribute.ref_attr_name)
             conv = node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS
-            if max(dilations, default=1) <= 1 and not (conv and reference):
+            if max(dilations, default=1) <= 1 and not (conv and (reference or min(dilations, default=1) < 1)):
                 continue
             label = {"where": scope.where, "name": node.name or (node.output[0] if node.output else node.op_type)}
             if not conv:
@@ -608,8 +632,13 @@ def find(proto: ModelProto) -> Found:
                 skipped.append(Skipped(**label, op=node.op_type, dilations=dilations, reason=reason))
                 continue
             try:
-                if len(node.input) < 2 or not node.output:
-                    raise ValueError("it has no weights or no output")
+                for what, names in (
+                    ("input", node.input[:1]),
+                    ("weights", node.input[1:2]),
+                    ("output", node.output[:1]),
+                ):
+                    if not names or not names[0]:
+                        raise ValueError(f"it has no {what}")
                 site = _site(scope, index, node, proto.ir_version)
             except _Refused as refused:
                 skipped.append(Skipped(**label, op="Conv", dilations=dilations, reason=str(refused)))

@@ -138,8 +138,8 @@ class ConvGeometry:
         """Return Ho of every axis."""
         return tuple(self.out_extent(axis) for axis in self.axes)
 
-    def invalid(self) -> str | None:
-        """Return why this is no valid Conv, or `None`."""
+    def malformed(self) -> str | None:
+        """Return which attribute no Conv can have, whatever its input is, or `None`."""
         if self.group < 1:
             return f"group is {self.group}, not at least 1"
         if any(v < 1 for v in (*self.kernel, *self.strides, *self.dilations)):
@@ -150,6 +150,13 @@ class ConvGeometry:
             return f"{self.out_channels} output channels are not divisible by group {self.group}"
         if self.auto_pad not in AUTO_PADS:
             return f"auto_pad is {self.auto_pad!r}, not one of {', '.join(AUTO_PADS)}"
+        return None
+
+    def invalid(self) -> str | None:
+        """Return why this is no valid Conv, or `None`; `auto_pad` is to be explicit."""
+        reason = self.malformed()
+        if reason:
+            return reason
         for axis in self.axes:
             extent = self.out_extent(axis)
             if extent is not None and extent < 1:

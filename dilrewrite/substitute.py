@@ -97,15 +97,31 @@ class Names:
 
 
 def _containers(proto: ModelProto) -> Iterator[Container]:
-    def below(container: Container) -> Iterator[Container]:
-        yield container
-        for node in container.node:
-            for _, _, graph in subgraphs(node):
-                yield from below(graph)
-
-    yield from below(proto.graph)
+    yield from _below(proto.graph)
     for function in proto.functions:
-        yield from below(function)
+        yield from _below(function)
+
+
+def _below(container: Container) -> Iterator[Container]:
+    yield container
+    for node in container.node:
+        for _, _, graph in subgraphs(node):
+            yield from _below(graph)
+
+
+def _uses(root: Container) -> Counter[str]:
+    """Count how often each name is used in a graph or function and all graphs inside it."""
+    uses: Counter[str] = Counter()
+    for container in _below(root):
+        for node in container.node:
+            uses.update(name for name in node.input if name)
+        if isinstance(container, GraphProto):
+            uses.update(value.name for value in container.output)
+            for annotation in container.quantization_annotation:
+                uses.update(entry.value for entry in annotation.quant_parameter_tensor_names)
+        else:
+            uses.update(container.output)
+    return uses
 
 
 def normalise(proto: ModelProto, normalisations: Iterable[Normalisation]) -> ModelProto:
@@ -251,22 +267,17 @@ class _Editor:
 
     def clean(self) -> tuple[str, ...]:
         """Remove what only the replaced nodes used, and the descriptions of tensors that are gone."""
-        uses: Counter[str] = Counter()
-        for container in _containers(self.edited):
-            for node in container.node:
-                uses.update(name for name in node.input if name)
-            if isinstance(container, GraphProto):
-                uses.update(value.name for value in container.output)
-                for annotation in container.quantization_annotation:
-                    uses.update(entry.value for entry in annotation.quant_parameter_tensor_names)
-            else:
-                uses.update(container.output)
+        counted: dict[int | None, Counter[str]] = {}
+        for path in self.containers:
+            if path.function not in counted:
+                counted[path.function] = _uses(resolve(self.edited, ScopePath(path.function)))
         makers: dict[ScopePath, dict[str, int]] = {}
         nodes: dict[ScopePath, set[int]] = defaultdict(set)
         names: dict[ScopePath, set[str]] = defaultdict(set)
         queue = deque(dict.fromkeys(self.suspects))
         while queue:
             path, name = queue.popleft()
+            uses = counted[path.function]
             if uses[name] or name in names[path]:
                 continue
             container = self.containers[path]
@@ -352,7 +363,9 @@ class _Region:
     def append(self, node: NodeProto) -> NodeProto:
         """Append a node that says which strategy made it, where the IR has room for that."""
         if self.editor.edited.ir_version >= 10:
-            node.metadata_props.add(key=STRATEGY_KEY, value=self.fragment.strategy)
+            known = [entry for entry in node.metadata_props if entry.key == STRATEGY_KEY]
+            entry = known[0] if known else node.metadata_props.add(key=STRATEGY_KEY)
+            entry.value = self.fragment.strategy
         self.nodes.append(node)
         return node
 
@@ -443,7 +456,9 @@ class _Region:
                 values = edit.apply(values, zero)
             return values, tensor.data_type
 
-        fresh = self.shared_constant(core.weight, operand, word, edited)
+        zero_name = quantization.zero_point.name if quantization and quantization.zero_point else None
+        axis = quantization.axis if quantization else None
+        fresh = self.shared_constant(("edit", *core.weight, zero_name, axis), operand, word, edited)
         if quantization is None:
             return fresh
         times = math.prod(edit.times for edit in core.weight if isinstance(edit, RepeatOutputs))
@@ -585,9 +600,9 @@ class _Region:
         }
         output = self._core_output(core)
         made = self.node("Conv", inputs, [output], attributes, name=self.conv.name if keeps_name else "")
-        made.doc_string = self.conv.doc_string
-        if not self.conv.HasField("doc_string"):
-            made.ClearField("doc_string")
+        if self.conv.HasField("doc_string"):
+            made.doc_string = self.conv.doc_string
+        made.metadata_props.extend(entry for entry in self.conv.metadata_props if entry.key != STRATEGY_KEY)
         return output
 
     def _fill(self, core: CoreFill) -> str:

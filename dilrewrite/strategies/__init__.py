@@ -95,10 +95,10 @@ def plan(
     `storage` is the element type of the tensor that the fragment reads when it is not the geometry's (a quantised
     site). Dead taps are pruned, negative and SAME_* pads made explicit before the strategy sees the geometry.
     """
-    explicit = geometry.explicit()
-    reason = explicit.invalid()
+    reason = geometry.malformed() or geometry.explicit().invalid()
     if reason:
         return Refusal(name, f"not a valid Conv: {reason}")
+    explicit = geometry.explicit()
     if strategy.prunes:
         explicit = explicit.pruned()
     normal = explicit.normal()
