@@ -134,6 +134,19 @@ class Builder:
             self._extents[tensor.name, axis] = Symbol(name)
         return self._extents[tensor.name, axis]
 
+    def batch(self, times: int = 1) -> Extent:
+        """Return the batch of the input times `times`, as the first size of a reshape before the core.
+
+        `INFER` where that cannot be mistaken: an input with an extent of 0 would make it 0 whatever the batch is, and
+        the Conv would pass where the original fails. So with unknown extents it is computed.
+        """
+        known = self.x.shape[0]
+        if isinstance(known, int):
+            return known * times
+        if all(extent is not None for extent in self.geometry.extents):
+            return INFER
+        return self.mul(self.extent(self.x, 0), times)
+
     def _arithmetic(self, op: str, a: Extent, b: Extent) -> Symbol:
         key = (op, a, b)
         if key not in self._known:

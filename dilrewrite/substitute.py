@@ -377,9 +377,16 @@ class _Region:
         scope = self.site.scope if scope is None else scope
         if self.editor.constants_as_nodes(scope):
             tensor.name = ""
-            made = NodeProto(op_type="Constant", name=self.name("Constant"), output=[name])
+            output = name
+            if self.site.opset < 9 and data_type == TensorProto.INT64:  # Constant holds no integers before opset 9
+                tensor = TensorProto(data_type=TensorProto.DOUBLE, dims=values.shape)
+                tensor.raw_data = values.astype("<f8").tobytes()
+                output = self.name(f"{word}_float")
+            made = NodeProto(op_type="Constant", name=self.name("Constant"), output=[output])
             made.attribute.append(onnx.helper.make_attribute("value", tensor))
             self.append(made)
+            if output != name:
+                self.node("Cast", [output], [name], {"to": int(TensorProto.INT64)})
         else:
             container = self.editor.containers[scope]
             assert isinstance(container, GraphProto)
@@ -620,7 +627,8 @@ class _Region:
             shape = self.constant("bias_shape", np.array([1, -1, *ones], np.int64), TensorProto.INT64)
             self.node("Reshape", [self.conv.input[2], shape], [start], {})
         output = self._core_output(core)
-        self.node("Tile", [start, self.map[core.repeats]], [output], {})
+        repeat = "Expand" if site.opset >= 8 else "Tile"
+        self.node(repeat, [start, self.map[core.repeats]], [output], {})
         return output
 
 

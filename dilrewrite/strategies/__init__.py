@@ -102,13 +102,16 @@ def plan(
     if strategy.prunes:
         explicit = explicit.pruned()
     normal = explicit.normal()
-    reason = None if strategy.prunes and explicit.dead else strategy.refusal(normal)
+    # Nothing but the bias is left. With an unknown extent the Conv stays: it fails where the original does.
+    outs = [extent for extent in explicit.out_extents if extent is not None]
+    bias_only = strategy.prunes and explicit.dead and len(outs) == explicit.rank
+    reason = None if bias_only else strategy.refusal(normal)
     if reason:
         return Refusal(name, reason)
     builder = Builder(normal, opset, storage=storage)
     try:
-        if strategy.prunes and explicit.dead:
-            result = builder.fill([extent for extent in explicit.out_extents if extent is not None])
+        if bias_only:
+            result = builder.fill(outs)
         else:
             _enter(builder, geometry, explicit, normal)
             result = strategy.emit(normal, builder)

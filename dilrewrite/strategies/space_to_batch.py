@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.builder import INFER, Builder, Tensor
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.geometry import ConvGeometry, product
 from dilrewrite.strategies._phases import (
     crop,
     join_phases,
@@ -47,14 +47,15 @@ class SpaceToBatch:
         split = split_axes(plans)
         square = geometry.rank == 2 and len(split) == 2 and split[0].block == split[1].block
         channels = builder.extent(x, 1)
+        times = product(tuple(plan.block for plan in split))
         if not split:
             phases = x
         elif square and builder.has_depth_to_space:
             deep = builder.space_to_depth(x, split[0].block)
-            phases = builder.reshape(deep, [INFER, channels, 0, 0])
+            phases = builder.reshape(deep, [builder.batch(times), channels, 0, 0])
         else:
             first, lengths = phases_first(builder, x, plans)
-            phases = builder.reshape(first, [INFER, channels, *lengths])
+            phases = builder.reshape(first, [builder.batch(times), channels, *lengths])
         y = builder.conv(
             phases,
             kernel=geometry.kernel,

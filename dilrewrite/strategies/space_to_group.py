@@ -72,7 +72,7 @@ class SpaceToGroup:
             phases = builder.space_to_depth(x, split[0].block)
         else:
             first, lengths = phases_first(builder, x, plans)
-            phases = builder.reshape(first, [INFER, builder.mul(builder.extent(x, 1), times), *lengths])
+            phases = builder.reshape(first, [builder.batch(), builder.mul(builder.extent(x, 1), times), *lengths])
         outputs = geometry.out_channels
         y = builder.conv(
             phases,

@@ -24,8 +24,10 @@ class TapPrune:
         if any(front or back for front, back in geometry.cut):
             return None
         unknown = [axis for axis in geometry.axes if geometry.extents[axis] is None]
+        if geometry.dead:
+            return f"no tap sees data, but the extent of spatial axis {unknown[0]} and so the output's is not known"
         if len(unknown) == geometry.rank:
-            return "no extent is known, so no tap can be proved to see only padding"
+            return f"0 of {geometry.rank} extents are known, so no tap can be proved to see only padding"
         return f"no tap at either end of the kernel {geometry.kernel} sees only padding"
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:

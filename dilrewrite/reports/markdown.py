@@ -1,0 +1,291 @@
+"""The report as GitHub Markdown, complete: every site, every refusal, every figure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import final
+
+from dilrewrite.prove import Proof
+from dilrewrite.report import ModelReport, Report, SiteReport
+from dilrewrite.reports import _words as words
+from dilrewrite.verify import CaseCheck
+
+
+@final
+class Markdown:
+    """A page that reads from the answer to the details."""
+
+    filename: str | None = "report.md"
+
+    def render(self, report: Report) -> str:
+        """Return the Markdown text."""
+        return "\n".join(_page(report)).rstrip("\n") + "\n"
+
+
+REPORT = Markdown()
+
+# -- escaping --------------------------------------------------------------------------------------------------------
+
+
+def code(text: str) -> str:
+    """Return `text` as code, in a table or outside; what a code span cannot hold there becomes entities."""
+    text = words.clean(text)
+    if text and text == text.strip() and not set(text) & set("`|\\"):
+        return f"`{text}`"
+    return f"<code>{''.join(c if c.isalnum() or c in ' /.' else f'&#{ord(c)};' for c in text)}</code>"
+
+
+def cell(text: str) -> str:
+    """Return `text` so that no character of it is taken as markup inside a line or a table."""
+    text = re.sub(r"[\\*\[\]~]", r"\\\g<0>", words.clean(text))
+    text = re.sub(r"[&<>|`$]", lambda found: f"&#{ord(found[0])};", text)
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+
+
+def prose(text: str) -> str:
+    """Return `text` as `cell` does, and so that it opens no heading or list at the start of a line."""
+    opening = r"^(\s*(?:\d+(?=[.)](?:\s|$)))?)([#+=.)-])"
+    return re.sub(opening, lambda found: f"{found[1]}&#{ord(found[2])};", cell(text))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield a table; a column whose name starts with `#` holds numbers (right-aligned)."""
+    yield f"| {' | '.join(name.removeprefix('#') for name in columns)} |"
+    yield f"|{'|'.join('---:' if name.startswith('#') else '---' for name in columns)}|"
+    for row in rows:
+        assert len(row) == len(columns)
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _bullets(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield from (f"## {title}", "", *(f"- {line}" for line in lines), "")
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+def _page(report: Report) -> Iterator[str]:
+    yield from (f"# dilrewrite {cell(report.command)}: {cell(report.status)}", "")
+    yield from (f"**{cell(words.outcome(report)).strip()}**", "")
+    if report.verdict is not None:
+        yield from _bullets("Failures", [prose(failure) for failure in report.verdict.failures])
+    yield from _bullets("Dilation that could not go", [prose(node) for node in report.remaining])
+    if report.sites:
+        yield from ("## Dilated Convs", "")
+        yield from _sites(report)
+        yield from _proofs(report)
+        yield from _forms(report)
+    yield from _bullets("Left alone", [_skipped(report, number) for number in range(len(report.skipped))])
+    changes = [
+        f"{code(f'{node.where}/{node.name}')}: {cell(words.normalised(node.dilations, node.pads))}"
+        for node in report.normalised
+    ]
+    yield from _bullets("Attributes changed without changing the function", changes)
+    yield from _models(report)
+    yield from _verdict(report)
+    yield from _bullets("Notes", [prose(note) for note in words.notes(report)])
+    if report.options:
+        yield from ("## Options", "")
+        rows = [(code(name), code(json.dumps(value, default=str))) for name, value in report.options.items()]
+        yield from _table(("option", "value"), rows)
+    yield from ("## Environment", "", prose(words.environment(report)), "")
+    yield from ("## Time", "", prose(words.times(report.seconds)), "")
+    yield f"Report schema {report.schema_version}, exit code {report.exit_code}."
+
+
+def _skipped(report: Report, number: int) -> str:
+    node = report.skipped[number]
+    dilations = f", dilations {words.dims(node.dilations)}" if node.dilations else ""
+    return f"{code(f'{node.where}/{node.name}')} ({cell(node.op)}{dilations}): {cell(node.reason)}"
+
+
+# -- sites -----------------------------------------------------------------------------------------------------------
+
+
+def _sites(report: Report) -> Iterator[str]:
+    columns: tuple[str, ...] = (
+        "##",
+        "site",
+        "output",
+        "geometry",
+        "#multiply-adds",
+        "#padding only",
+        "form",
+        "why",
+        "proof",
+    )
+    if report.command == "inspect":
+        columns = columns[:6]
+    rows = []
+    for number, site in enumerate(report.sites, 1):
+        row = (
+            str(number),
+            code(words.site_name(site)),
+            code(site.output),
+            code(words.geometry(site.geometry)),
+            words.amount(site.multiply_adds),
+            cell(words.percent(site.padding_share)),
+            cell(words.form(site)),
+            cell(site.reason),
+            cell(words.proof(site)),
+        )
+        rows.append(row[: len(columns)])
+    yield from _table(columns, rows)
+    yield from (f"Geometry: {cell(words.GEOMETRY_KEY)}.", "")
+
+
+def _proofs(report: Report) -> Iterator[str]:
+    """Yield every figure of every proof."""
+    proved = [(number, site.proof) for number, site in enumerate(report.sites, 1) if site.proof is not None]
+    if not proved:
+        return
+    yield from ("### Proofs", "")
+    yield "Exact: bit for bit on whole numbers. Rounding: errors against float64, as shares of `Conv(|x|, |w|) + |b|`."
+    yield ""
+    columns = (
+        "##",
+        "input shapes",
+        "#elements",
+        "ran on",
+        "native ran",
+        "#native error",
+        "#new error",
+        "#limit",
+        "#ceiling",
+        "#new - native",
+        "result",
+    )
+    yield from _table(columns, [(str(number), *_proof(proof)) for number, proof in proved])
+
+
+def _proof(proof: Proof) -> tuple[str, ...]:
+    rounding = proof.rounding
+    figures = (words.NOTHING,) * 5
+    if rounding is not None:
+        figures = (
+            words.figure(rounding.native_error),
+            words.figure(rounding.new_error),
+            words.figure(rounding.limit),
+            words.figure(rounding.ceiling),
+            words.figure(rounding.difference),
+        )
+    return (
+        ", ".join(words.dims(shape) for shape in proof.shapes) or words.NOTHING,
+        str(proof.elements),
+        cell(proof.backend),
+        "yes" if proof.native_ran else "no",
+        *figures,
+        "holds" if proof.failure is None else f"FAILED: {cell(proof.failure)}",
+    )
+
+
+def _forms(report: Report) -> Iterator[str]:
+    """Yield the forms that apply and the refusals, once for all sites that agree in them."""
+    numbered = list(enumerate(report.sites, 1))
+
+    def key(item: tuple[int, SiteReport]) -> object:
+        return (words.geometry(item[1].geometry), item[1].candidates, item[1].refused)
+
+    found = words.groups(
+        [item for item in numbered if item[1].candidates or item[1].refused], lambda item: repr(key(item))
+    )
+    if not found:
+        return
+    yield from ("### Forms, cheapest by estimate first", "")
+    for some in found:
+        site = some[0][1]
+        numbers = ", ".join(str(number) for number, _ in some)
+        yield f"**{'Site' if len(some) == 1 else 'Sites'} {numbers}**: {code(words.geometry(site.geometry))}"
+        yield ""
+        if site.candidates:
+            about = " (assumed sizes)" if words.assumed(site) else ""
+            columns = ("form", f"#multiply-adds{about}", f"#elements moved{about}", "#nodes", "#dilation left")
+            rows = [
+                (
+                    code(candidate.strategy),
+                    str(candidate.multiply_adds),
+                    str(candidate.elements_moved),
+                    str(candidate.nodes),
+                    str(candidate.max_dilation) if candidate.max_dilation > 1 else "none",
+                )
+                for candidate in site.candidates
+            ]
+            yield from _table(columns, rows)
+        if site.refused:
+            yield from (f"- {code(refusal.strategy)} refuses: {cell(refusal.reason)}" for refusal in site.refused)
+            yield ""
+
+
+# -- models and verdict ----------------------------------------------------------------------------------------------
+
+
+def _models(report: Report) -> Iterator[str]:
+    before, after = report.before, report.after
+    yield from (f"## {'Model' if after is None else 'Models'}", "", f"- {_model(before)}")
+    if after is None:
+        yield ""
+        return
+    yield from (f"- {_model(after)}{'; identical, byte for byte' if words.identical(report) else ''}", "")
+    rows = [tuple(map(cell, row)) for row in words.model_rows(before, after, everything=True)]
+    yield from _table(("", "#before", "#after", "#change"), rows)
+
+
+def _model(model: ModelReport) -> str:
+    return f"{prose(words.model(model))}; {model.bytes} bytes, SHA-256 {code(model.sha256)}"
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    verdict = report.verdict
+    if verdict is None:
+        return
+    yield from ("## Comparison", "")
+    yield f"Level {code(verdict.level)}: {'passed' if verdict.passed else 'FAILED'}: {cell(words.equality(report))}."
+    yield ""
+    for line in words.how_verified(verdict):
+        yield f"- {prose(line)}"
+    if verdict.cases:
+        yield ""
+    for case in verdict.cases:
+        yield from (f"**{cell(words.case_name(case)).strip()}**", "")
+        yield from _case(case)
+
+
+def _case(case: CaseCheck) -> Iterator[str]:
+    columns = (
+        "output",
+        "type",
+        "shape",
+        "#max abs",
+        "#max rel",
+        "#RMS",
+        "#1 - cosine",
+        "#ulp",
+        "#argmax",
+        "#NaN",
+        "#Inf",
+        "#own noise",
+        "result",
+    )
+    rows = [
+        (
+            code(check.name),
+            cell(check.element),
+            words.dims(check.shape),
+            words.figure(check.max_abs),
+            words.figure(check.max_rel),
+            words.figure(check.rms),
+            words.one_minus(check.cosine),
+            words.figure(check.ulp),
+            cell(words.agreement(check)),
+            cell(words.nonfinite(check.nan)),
+            cell(words.nonfinite(check.inf)),
+            words.figure(check.noise),
+            cell(words.result(check)),
+        )
+        for check in case.outputs
+    ]
+    yield from _table(columns, rows)
