@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from dilrewrite import choose, report
 from dilrewrite.errors import UsageError
 from dilrewrite.find import Found, Site
 from dilrewrite.fragment import Fragment
+from dilrewrite.load import EXTERNAL_DATA_MODES
 from dilrewrite.prove import Proof, Prover
 from dilrewrite.report import CandidateReport, SiteReport
-from dilrewrite.strategies import Refusal, parse, strategies
+from dilrewrite.strategies import Refusal, parse, plan, strategies
 
 VERIFY_LEVELS = ("full", "sites", "none")
 
@@ -47,6 +49,15 @@ class OptimizeOptions:
             raise UsageError("--verify none works only with --strategy", hint="name the form, or leave verification on")
         if self.max_dilation < 1:
             raise UsageError(f"--max-dilation {self.max_dilation}: at least 1 is needed")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: at least 0 is needed")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads}: at least 1 is needed")
+        for name, value in (("--rtol", self.rtol), ("--atol", self.atol)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name} {value}: a finite number of at least 0 is needed")
+        if self.external_data not in EXTERNAL_DATA_MODES:
+            raise UsageError(f"--external-data {self.external_data}: not one of {', '.join(EXTERNAL_DATA_MODES)}")
         for name, pattern in (("--only", self.only), ("--skip", self.skip)):
             try:
                 re.compile(pattern or "")
@@ -63,13 +74,16 @@ class OptimizeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What becomes of a site: the fragment that replaces it (`None`: kept), its report, and `wrong` when a form
-    that was to be used is not equal to the original.
+    """What becomes of a site.
+
+    `fragment` replaces it (`None`: kept). `explicit` makes a kept Conv one that runtimes take: its SAME_* pads, which
+    depend on an unknown extent, become a computed Pad. `wrong`: a form that was to be used is not equal to it.
     """
 
     site: Site
     fragment: Fragment | None
     reported: SiteReport
+    explicit: Fragment | None = None
     wrong: str | None = None
 
 
@@ -120,6 +134,16 @@ def _decide(site: Site, decider: Decider, ir_version: int) -> Decision:
     offered, refused = planner.candidates(site)
 
     def kept(reason: str, wrong: str | None = None, proof: Proof | None = None) -> Decision:
+        explicit = None
+        if wrong is None and geometry.auto_pad.startswith("SAME"):
+            keep = plan("keep", strategies()["keep"], geometry, site.opset, storage=site.storage)
+            if isinstance(keep, Fragment):
+                proof = decider.prover.prove(site, keep, ir_version) if decider.prover else None
+                if proof is not None and proof.wrong:
+                    wrong = f"keep with explicit pads is wrong: {proof.failure}"
+                if geometry.explicit().auto_pad != "NOTSET":
+                    explicit = keep
+                    reason += "; its SAME_* pads are computed by a Pad, as ONNX Runtime takes none with dilation"
         reported = report.describe_site(
             site,
             action="kept",
@@ -130,7 +154,7 @@ def _decide(site: Site, decider: Decider, ir_version: int) -> Decision:
             candidates=described(offered),
             refused=tuple(refused),
         )
-        return Decision(site=site, fragment=None, reported=reported, wrong=wrong)
+        return Decision(site=site, fragment=None, reported=reported, explicit=explicit, wrong=wrong)
 
     if options.only is not None and not _matches(options.only, site.where, site.name, site.output):
         return kept("not named by --only")
@@ -162,7 +186,7 @@ def _decide(site: Site, decider: Decider, ir_version: int) -> Decision:
         prover = decider.prover
         proof = prover.prove(site, candidate.fragment, ir_version) if prover else None
         if proof is not None and not proof.passed:
-            if proof.rounding is None:
+            if proof.wrong:
                 return kept("a form is wrong", f"{candidate.strategy} is wrong: {proof.failure}", proof)
             refused = [*refused, Refusal(candidate.strategy, proof.failure or "")]
             reason = f"{candidate.strategy} was not proved: {proof.failure}"

@@ -90,6 +90,7 @@ class Chooser:
         self.user = dict(user)
         self.seed = seed
         self._check()
+        self.bound = self._bound()
 
     def _check(self) -> None:
         known = {io.name: io for io in self.inputs}
@@ -127,9 +128,19 @@ class Chooser:
         found: dict[str, None] = {}
         for io in self._open():
             for axis, size in enumerate(io.shape or ()):
-                if not isinstance(size, int) and axis > 0:
+                if not isinstance(size, int) and axis > 0 and size not in self.bound:
                     found[self._symbol(io, axis, size)] = None
         return list(found)
+
+    def _bound(self) -> dict[str, int]:
+        """Return the named sizes that the given shapes and data fix for other inputs."""
+        shapes = {name: values.shape for name, values in self.user.items()} | self.given
+        found: dict[str, int] = {}
+        for io in self.inputs:
+            for declared, size in zip(io.shape or (), shapes.get(io.name, ()), strict=False):
+                if isinstance(declared, str) and declared:
+                    found.setdefault(declared, int(size))
+        return found
 
     def _open(self) -> list[Io]:
         return [io for io in self.inputs if io.name not in self.given and io.name not in self.user]
@@ -141,6 +152,7 @@ class Chooser:
     def feeds(self, sizes: Mapping[str, int]) -> dict[str, Array]:
         """Return data for the given sizes of the unknown extents; a first axis that no symbol covers is 1."""
         rng = np.random.default_rng(self.seed)
+        sizes = {**self.bound, **sizes}
         feeds: dict[str, Array] = {}
         for io in self.inputs:
             if io.name in self.user:

@@ -133,7 +133,7 @@ def optimize(
     progress("prove", len(found.sites), len(found.sites))
     wrong = [f"{decision.site.key}: {decision.wrong}" for decision in decisions if decision.wrong]
     edits = [(d.site, d.fragment) for d in decisions if d.fragment is not None]
-    kept = _runnable_keeps(decisions)
+    kept = [(d.site, d.explicit) for d in decisions if d.explicit is not None]
     with clock("substitute"):
         rewritten = rewrite(
             model.proto, [*edits, *kept], found.normalisations, lambda tensor: read_tensor(model, tensor)
@@ -167,18 +167,6 @@ def optimize(
             write_reports(result, report_folder, staging)
         staging.commit()
     return result
-
-
-def _runnable_keeps(decisions: Sequence[Decision]) -> list[tuple[Site, Fragment]]:
-    """Return the kept Convs that no runtime takes as they are: SAME_* with stride, dilation and an unknown extent."""
-    found = []
-    for decision in decisions:
-        geometry = decision.site.geometry
-        if decision.fragment is None and geometry.explicit().auto_pad.startswith("SAME"):
-            fragment = plan("keep", strategies()["keep"], geometry, decision.site.opset, storage=decision.site.storage)
-            if isinstance(fragment, Fragment):
-                found.append((decision.site, fragment))
-    return found
 
 
 def _verify(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,8 @@ class Proof:
 
     `shapes` are the input shapes of the exact runs, `elements` the outputs compared bit for bit, `backend` the runtimes
     that ran the fragment. `native_ran` says whether the original Conv could be run for comparison (ONNX Runtime
-    refuses SAME_* with dilation and negative pads; a float64 integer convolution is the ground truth always).
+    refuses SAME_* with dilation and negative pads; a float64 integer convolution is the ground truth always). `ran` is
+    false when the runtime refused the fragment, which says nothing about it.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -69,11 +70,17 @@ class Proof:
     native_ran: bool
     rounding: Rounding | None
     failure: str | None = None
+    ran: bool = True
 
     @property
     def passed(self) -> bool:
         """Say whether the form is proved."""
         return self.failure is None
+
+    @property
+    def wrong(self) -> bool:
+        """Say whether the form was shown to compute something else (not only to round worse, or not to run)."""
+        return self.failure is not None and self.ran and self.rounding is None
 
 
 class Prover:
@@ -214,10 +221,11 @@ def _gs() -> Any:
     return onnx_graphsurgeon
 
 
-def _micro(site: Site, ir_version: int, rng: np.random.Generator, element: str) -> _Micro:
-    """Build the micro-model of `site`, in float32 around integers, and retype it to `element`.
+def _micro(site: Site, ir_version: int, rng: np.random.Generator, element: str, *, reals: bool = False) -> _Micro:
+    """Build the micro-model of `site` in float32 and retype it to `element`.
 
-    Shapes of inputs are declared as unknown as the site knows them; weights are whole numbers.
+    Shapes of inputs are declared as unknown as the site knows them; weights and bias are whole numbers, or `reals`
+    that `element` holds.
     """
     gs = _gs()
     geometry = site.geometry
@@ -231,6 +239,10 @@ def _micro(site: Site, ir_version: int, rng: np.random.Generator, element: str) 
     _, w_high = exact_ranges(terms, weights=product(w_shape), highest_weight=low_bits)
     weight = whole_numbers(rng, w_shape, -w_high, w_high).astype(np.float32)
     bias = whole_numbers(rng, (outputs,), -1000, 1000).astype(np.float32) if geometry.bias else None
+    if reals:
+        scale = 1 / math.sqrt(terms)
+        weight = (rng.standard_normal(w_shape) * scale).astype(dtype(element)).astype(np.float32)
+        bias = rng.standard_normal(outputs).astype(dtype(element)).astype(np.float32) if geometry.bias else None
     nodes: list[Any] = []
     feeds: dict[str, Array] = {}
     inputs: list[Any] = []
@@ -384,23 +396,33 @@ def retyped(model: ModelProto, element: str) -> ModelProto:
 # -- truth -----------------------------------------------------------------------------------------------------------
 
 
-def truth(geometry: ConvGeometry, x: Array, w: Array, b: Array | None) -> NDArray[np.float64]:
-    """Return the Conv in float64: exact for whole numbers below 2**53, the yardstick for rounding otherwise."""
-    from dilrewrite.backends.reference import conv
+def truth(
+    geometry: ConvGeometry, x: Array, w: Array, b: Array | None, precise: type[np.floating[Any]] = np.float64
+) -> NDArray[np.floating[Any]]:
+    """Return the Conv in float64: exact for whole numbers below 2**53, the yardstick for rounding otherwise.
 
-    explicit = geometry.explicit()
+    `precise` is the type to compute in; NumPy's long double is finer where the machine has it, and slow.
+    """
+    from dilrewrite.backends.reference import conv, same_pads
+
+    begin: Sequence[int | None] = geometry.pads_begin
+    end: Sequence[int | None] = geometry.pads_end
+    if geometry.auto_pad.startswith("SAME"):  # from the specification, not from the code that is being proved
+        spans = [d * (k - 1) + 1 for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
+        begin, end = same_pads(geometry.auto_pad, x.shape[2:], spans, geometry.strides)
     return np.asarray(
         conv(
-            np.asarray(x, np.float64),
-            np.asarray(w, np.float64),
-            None if b is None else np.asarray(b, np.float64),
+            np.asarray(x, precise),
+            np.asarray(w, precise),
+            None if b is None else np.asarray(b, precise),
             strides=geometry.strides,
             dilations=geometry.dilations,
-            pads_begin=[pad or 0 for pad in explicit.pads_begin],
-            pads_end=[pad or 0 for pad in explicit.pads_end],
+            pads_begin=[pad or 0 for pad in begin],
+            pads_end=[pad or 0 for pad in end],
             group=geometry.group,
+            accumulate=precise,
         ),
-        np.float64,
+        precise,
     )
 
 
@@ -420,15 +442,17 @@ def _prove(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> P
     exact = _exact(prover, site, fragment, ir_version, prover.runtime, "float32")
     if not exact.passed or site.input_quantization is not None:
         return exact
-    if geometry.element not in ON_RUNTIME:
+    if geometry.element == "float64":  # bfloat16 cannot hold the whole numbers; its rounding is measured below
         on_reference = _exact(prover, site, fragment, ir_version, prover.reference, geometry.element)
         if not on_reference.passed:
             return on_reference
-        exact = replace(exact, backend=f"{exact.backend} (float32 twin), {on_reference.backend}")
+        exact = replace(exact, backend=f"{exact.backend}, {on_reference.backend}")
+    elif geometry.element not in ON_RUNTIME:
+        exact = replace(exact, backend=f"{exact.backend}, {prover.reference.name}")
     try:
         rounding = _rounding(prover, site, fragment, ir_version)
     except (CannotLoad, CannotRun) as error:
-        return replace(exact, failure=f"rounding: {error}")
+        return replace(exact, failure=f"rounding: {error}", ran=False)
     failure = None
     if not rounding.passed:
         failure = (
@@ -487,7 +511,7 @@ def _exact(prover: Prover, site: Site, fragment: Fragment, ir_version: int, runt
             if native is not None:
                 native.close()
     except (CannotLoad, CannotRun) as error:
-        return done(shapes=tuple(shapes), elements=elements, native_ran=native_ran, failure=str(error))
+        return done(shapes=tuple(shapes), elements=elements, native_ran=native_ran, failure=str(error), ran=False)
     return done(shapes=tuple(shapes), elements=elements, native_ran=native_ran)
 
 
@@ -549,7 +573,7 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -
     runtime = prover.runtime if element in ON_RUNTIME else prover.reference
     rng = np.random.default_rng(prover.seed + 1)
     bare = replace(site, follow=())
-    micro = _micro(bare, ir_version, rng, element)
+    micro = _micro(bare, ir_version, rng, element, reals=True)
     extents = sample_extents(site.geometry)
     geometry = _concrete(site.geometry, extents[1 % len(extents)])
     shape = (geometry.batch or 1, geometry.in_channels or 1, *(extent or 0 for extent in geometry.extents))
@@ -569,7 +593,10 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -
     with _session(runtime, native_model, prover.options) as session:
         native = np.asarray(next(iter(session.run({"x": x, **micro.feeds}).values())), np.float64)
     w = np.asarray(micro.weight, np.float64)
-    exact = truth(geometry, x, w, micro.bias)
+    precise: type[np.floating[Any]] = np.float64
+    if element == "float64":  # the yardstick must be finer than what it measures
+        precise = np.longdouble
+    exact = truth(geometry, x, w, micro.bias, precise)
     size = truth(
         geometry, np.abs(np.asarray(x, np.float64)), np.abs(w), None if micro.bias is None else np.abs(micro.bias)
     )

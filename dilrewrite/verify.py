@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,9 +24,6 @@ TOLERANCES: dict[str, tuple[float, float]] = {
     "bfloat16": (5e-2, 2e-2),
 }
 """(rtol, share) by the model's coarsest floating-point type: |difference| <= rtol * |value| + share * max|values|."""
-
-IN_MEMORY = 2**31 - 2**20
-"""A model that serializes to less is handed to the runtime as bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,24 +174,42 @@ def interface_changes(before: ModelProto, after: ModelProto) -> list[str]:
 
 
 def checker_findings(subject: Subject) -> list[str]:
-    """Return what the ONNX checker and strict shape inference say against a model, a line each; empty when nothing."""
+    """Return what the ONNX checker and strict shape inference say against a model, a line each; empty when nothing.
+
+    Real files list their nodes in any order. That is one finding, and the rest is looked for in a sorted copy:
+    otherwise the first node out of order would hide everything else.
+    """
+    findings = _findings(subject)
+    if any(UNSORTED in finding for finding in findings):
+        from dilrewrite.backends.reference import put_in_order
+
+        ordered = ModelProto()
+        ordered.CopyFrom(subject.proto)
+        put_in_order(ordered)
+        findings = [UNSORTED, *_findings(Subject(ordered, subject.folder))]
+    return findings
+
+
+UNSORTED = "Nodes in a graph must be topologically sorted"
+
+
+def _findings(subject: Subject) -> list[str]:
     findings = []
     external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in subject.proto.graph.initializer)
     try:
-        if external or subject.proto.ByteSize() > IN_MEMORY:
+        if external:
             with _beside(subject) as path:
                 onnx.checker.check_model(str(path))
         else:
             onnx.checker.check_model(subject.proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
         findings.append(_one_line(error))
-    if subject.proto.ByteSize() <= IN_MEMORY:
-        from dilrewrite.find import without_weights
+    from dilrewrite.find import without_weights
 
-        try:
-            onnx.shape_inference.infer_shapes(without_weights(subject.proto), strict_mode=True, data_prop=True)
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-            findings.append(_one_line(error))
+    try:
+        onnx.shape_inference.infer_shapes(without_weights(subject.proto), strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        findings.append(_one_line(error))
     return findings
 
 
@@ -378,7 +394,9 @@ def _noise(
                     for output, values in session.run(case.feeds).items():
                         old = wanted[number].get(output)
                         if isinstance(old, np.ndarray) and old.shape == values.shape and old.dtype.kind != "O":
-                            largest = _largest(np.asarray(values, np.float64) - np.asarray(old, np.float64))
+                            with np.errstate(invalid="ignore"):  # Inf - Inf
+                                change = np.asarray(values, np.float64) - np.asarray(old, np.float64)
+                            largest = _largest(change)
                             noise[number][output] = max(noise[number].get(output, 0.0), largest)
         except (CannotLoad, CannotRun, Crashed, TimedOut):
             continue
@@ -435,8 +453,7 @@ def compare(
     NaN and Inf must stand in the same places; integers, booleans and strings must be equal.
     """
     if not isinstance(before, np.ndarray) or (after is not None and not isinstance(after, np.ndarray)):
-        same = after is not None and _same(before, after)
-        return _plain(name, type(before).__name__, (), passed=same, note="" if same else "the sequence differs")
+        return _sequence(name, before, after, tolerance, noise)
     element = str(before.dtype)
     if after is None or before.shape != after.shape or before.dtype != after.dtype:
         got = "missing" if after is None else f"{after.dtype} {list(after.shape)}"
@@ -460,7 +477,7 @@ def compare(
         if floating
         else np.zeros_like(size)
     )
-    exceeded = np.abs(diff) > allowed
+    exceeded = ~(np.abs(diff) <= allowed) if floating else before != after
     misplaced = not np.array_equal(np.isnan(a), np.isnan(b)) or not np.array_equal(
         np.where(np.isinf(a), a, 0), np.where(np.isinf(b), b, 0)
     )
@@ -488,6 +505,22 @@ def compare(
         passed=not misplaced and not bool(exceeded.any()),
         note=note,
     )
+
+
+def _sequence(name: str, before: Any, after: Any, tolerance: Tolerance, noise: float | None) -> OutputCheck:
+    """Compare sequences element by element; the worst element stands for all."""
+    if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after):
+        same = type(before) is type(after) and not isinstance(before, list) and before == after
+        return _plain(name, type(before).__name__, (), passed=bool(same), note="" if same else "the sequence differs")
+    checks = [
+        compare(f"{name}[{place}]", np.asarray(old), np.asarray(new), tolerance, noise=noise)
+        for place, (old, new) in enumerate(zip(before, after, strict=True))
+    ]
+    if not checks:
+        return _plain(name, "sequence", (), passed=True, note="")
+    worst = max(checks, key=lambda check: (not check.passed, check.max_abs))
+    note = f"element {worst.name}: {worst.note}" if worst.note else ""
+    return replace(worst, name=name, element=f"sequence of {worst.element}", note=note)
 
 
 def _plain(name: str, element: str, shape: tuple[int, ...], *, passed: bool, note: str) -> OutputCheck:

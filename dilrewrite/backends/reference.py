@@ -498,12 +498,12 @@ def _load(runnable: Runnable) -> onnx.ModelProto:
             load_external_data_for_model(model, str(runnable.folder))
         elif any(uses_external_data(tensor) for tensor in model.graph.initializer):
             raise ValueError("the model has external data and no folder was given for them")
-    _put_in_order(model)
+    put_in_order(model)
     return model
 
 
-def _put_in_order(model: onnx.ModelProto) -> None:
-    """Sort nodes and functions as the evaluator runs and reads them, from front to back: real files are not sorted."""
+def put_in_order(model: onnx.ModelProto) -> None:
+    """Sort nodes and functions in place, makers before readers: real files are not sorted."""
     for import_ in model.opset_import:
         import_.domain = _domain(import_.domain)
     for body in [model.graph, *model.functions]:

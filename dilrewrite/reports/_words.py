@@ -68,8 +68,9 @@ def size(number: int | None) -> str:
         return NOTHING
     value = float(number)
     for prefix in ("", "Ki", "Mi", "Gi"):
-        if abs(value) < 1000:
-            return f"{number} B" if not prefix else f"{value:#.3g}".rstrip(".") + f" {prefix}B"
+        if abs(value) < 1023.5:
+            digits = f"{number}" if not prefix else f"{value:.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
+            return f"{digits} {prefix}B"
         value /= 1024
     return f"{value:.2f} TiB"
 
@@ -349,10 +350,10 @@ def outcome(report: Report) -> str:
             return f"DILATION LEFT: {len(report.remaining)} of {convs} keep a dilation{above}; no model written"
         case "equal":
             after = report.after.path if report.after is not None else "the other model"
-            known = equality(report)
+            both = f"{clean(report.before.path)} and {clean(after)}"
             if report.verdict is not None and report.verdict.skipped is not None:
-                known = f"same interface; {known}"
-            return f"{known}; {clean(report.before.path)} and {clean(after)}"
+                return f"same interface: {both}; {equality(report)}"
+            return f"{equality(report)}: {both}"
         case "inspected" if not total:
             return f"no dilated Conv in {clean(report.before.path)}"
         case "inspected":

@@ -41,7 +41,7 @@ def cell(text: str) -> str:
     """Return `text` so that no character of it is taken as markup inside a line or a table."""
     text = re.sub(r"[\\*\[\]~]", r"\\\g<0>", words.clean(text))
     text = re.sub(r"[&<>|`$]", lambda found: f"&#{ord(found[0])};", text)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
 
 
 def prose(text: str) -> str:
