@@ -1,0 +1,564 @@
+"""Whatever a user gets wrong ends in one line (what, where, what to do), the right exit code, and untouched folders."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from tests import models_for_tests as tiny
+from tests.models_for_tests import build, cli, conv1d, conv_node, listing, save, save_external, values
+
+PHASES = ("--strategy", "space_to_batch")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case works: `models` holds its inputs, `out` is for outputs."""
+
+    models: Path
+    out: Path
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A command line that must fail, and words that its message must hold."""
+
+    arguments: Sequence[object]
+    words: Sequence[object]
+    code: int = 2
+
+
+Case = Callable[[Place], Bad]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    tiny.in_process(monkeypatch)
+    found = Place(tmp_path / "models", tmp_path / "out")
+    found.models.mkdir()
+    found.out.mkdir()
+    (found.out / ".kept").write_text("what was there before")
+    return found
+
+
+def check(place: Place, capsys: pytest.CaptureFixture[str], bad: Bad) -> None:
+    before = listing(place.models.parent)
+    outcome = cli(capsys, *bad.arguments)
+    assert outcome.err.endswith("\n"), outcome
+    lines = outcome.err[:-1].split("\n")
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("dilrewrite: ")
+    assert outcome.out == ""
+    assert outcome.code == bad.code, lines[0]
+    for word in bad.words:
+        assert str(word) in lines[0]
+    assert listing(place.models.parent) == before
+
+
+def cases(found: dict[str, Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", found.values(), ids=found.keys())
+
+
+# -- models that are none ------------------------------------------------------------------------------------------
+
+
+def missing_file(place: Place) -> tuple[Path, str]:
+    return place.models / "m.onnx", "does not exist"
+
+
+def folder(place: Place) -> tuple[Path, str]:
+    path = place.models / "m.onnx"
+    path.mkdir()
+    return path, "is a folder"
+
+
+def empty(place: Place) -> tuple[Path, str]:
+    path = place.models / "m.onnx"
+    path.touch()
+    return path, "is empty"
+
+
+def text(place: Place) -> tuple[Path, str]:
+    path = place.models / "m.onnx"
+    path.write_text("This is not a model, but a letter.\n" * 20)
+    return path, "is not an ONNX model"
+
+
+def random_bytes(place: Place) -> tuple[Path, str]:
+    path = place.models / "m.onnx"
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    return path, "is not an ONNX model"
+
+
+def truncated(place: Place) -> tuple[Path, str]:
+    path = save(tiny.aspp(), place.models / "m.onnx")
+    path.write_bytes(path.read_bytes()[:-500])
+    return path, "cut off"
+
+
+def pointer(place: Place) -> tuple[Path, str]:
+    path = place.models / "m.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    return path, "git-lfs"
+
+
+def old_opset(place: Place) -> tuple[Path, str]:
+    return save(conv1d(opset=6), place.models / "m.onnx"), "opset 6"
+
+
+def old_ir(place: Place) -> tuple[Path, str]:
+    return save(conv1d(ir=2), place.models / "m.onnx"), "IR version 2"
+
+
+def no_opset(place: Place) -> tuple[Path, str]:
+    model = conv1d()
+    del model.opset_import[:]
+    return save(model, place.models / "m.onnx"), "imports no ai.onnx opset"
+
+
+def data_missing(place: Place) -> tuple[Path, str]:
+    path = save_external(conv1d(), place.models / "m.onnx")
+    (place.models / "m.0.bin").unlink()
+    return path, 'm.0.bin" does not exist'
+
+
+def data_short(place: Place) -> tuple[Path, str]:
+    path = save_external(conv1d(), place.models / "m.onnx")
+    (place.models / "m.0.bin").write_bytes(b"short")
+    return path, "which has only 5 bytes"
+
+
+def data_at(place: Place, location: str) -> Path:
+    model = conv1d()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    (place.models.parent / "w.bin").write_bytes(values(2, 2, 3).tobytes())
+    return save(model, place.models / "m.onnx")
+
+
+def data_above(place: Place) -> tuple[Path, str]:
+    return data_at(place, "../w.bin"), "leaves the model's folder"
+
+
+def data_absolute(place: Place) -> tuple[Path, str]:
+    return data_at(place, str(place.models.parent / "w.bin")), "is an absolute path"
+
+
+def data_linked_away(place: Place) -> tuple[Path, str]:
+    path = data_at(place, "link.bin")
+    (place.models / "link.bin").symlink_to(place.models.parent / "w.bin")
+    return path, "outside of the model's folder"
+
+
+def invalid_conv(name: str, node: Any, *, weight: tuple[int, ...] = (2, 2, 3), words: str, x: Any = (1, 2, 16)) -> Any:
+    def make(place: Place) -> tuple[Path, str]:
+        model = build([node], {"x": list(x)}, {"y": [None] * len(x)}, {"w": values(*weight)})
+        return save(model, place.models / "m.onnx"), words
+
+    make.__name__ = name
+    return make
+
+
+UNUSABLE = (
+    missing_file,
+    folder,
+    empty,
+    text,
+    random_bytes,
+    truncated,
+    pointer,
+    old_opset,
+    old_ir,
+    no_opset,
+    data_missing,
+    data_short,
+    data_above,
+    data_absolute,
+    data_linked_away,
+    invalid_conv("conv_kernel", conv_node(dilations=[2], kernel_shape=[5]), words="kernel_shape [5]"),
+    invalid_conv("conv_dilations", conv_node(dilations=[2, 2]), words="dilations has 2 values"),
+    invalid_conv("conv_pads", conv_node(dilations=[2], pads=[1]), words="pads has 1 values"),
+    invalid_conv("conv_strides", conv_node(dilations=[2], strides=[1, 1]), words="strides has 2 values"),
+    invalid_conv("conv_channels", conv_node(dilations=[2]), weight=(2, 3, 3), words="2 channels"),
+    invalid_conv("conv_group", conv_node(dilations=[2], group=3), weight=(2, 2, 3), words="group 3"),
+    invalid_conv("conv_rank", conv_node(dilations=[2, 2]), weight=(2, 2, 3, 3), words="its input has 3 axes"),
+    invalid_conv("conv_too_small", conv_node(dilations=[9]), words="16"),
+    invalid_conv("conv_auto_pad", conv_node(dilations=[2], auto_pad="SOMETIMES"), words="auto_pad is 'SOMETIMES'"),
+    invalid_conv("conv_stride_zero", conv_node(dilations=[2], strides=[0]), words="strides"),
+    invalid_conv(
+        "conv_dilation_negative",
+        conv_node(dilations=[2, -1]),
+        weight=(2, 2, 3, 3),
+        x=(1, 2, 16, 16),
+        words="dilations",
+    ),
+    invalid_conv(
+        "conv_no_weights", helper.make_node("Conv", ["x"], ["y"], name="conv", dilations=[2]), words="no weights"
+    ),
+)
+
+
+@pytest.mark.parametrize("command", ["inspect", "optimize", "verify before", "verify after"])
+@pytest.mark.parametrize("made", UNUSABLE, ids=lambda made: made.__name__)
+def test_unusable_model(
+    place: Place, capsys: pytest.CaptureFixture[str], made: Callable[[Place], tuple[Path, str]], command: str
+) -> None:
+    path, words = made(place)
+    good = save(conv1d(), place.models / "good.onnx")
+    arguments: dict[str, list[object]] = {
+        "inspect": ["inspect", path, "--report", place.out / "report"],
+        "optimize": ["optimize", path, "-o", place.out / "m.onnx", *PHASES],
+        "verify before": ["verify", path, good, "--report", place.out / "report"],
+        "verify after": ["verify", good, path, "--report", place.out / "report"],
+    }
+    named = ["'conv'" if made.__name__.startswith("conv") else path]
+    check(place, capsys, Bad(arguments[command], [*named, words]))
+
+
+# -- options -------------------------------------------------------------------------------------------------------
+
+
+def with_options(
+    *options: object, words: Sequence[object], code: int = 2, model: Any = conv1d, forced: bool = True
+) -> Case:
+    """`optimize` on a model with a form forced, and `options` that are wrong."""
+
+    def make(place: Place) -> Bad:
+        path = save(model(), place.models / "m.onnx")
+        given = ["optimize", path, "-o", place.out / "o.onnx", *(PHASES if forced else ()), *options]
+        return Bad(given, words, code)
+
+    return make
+
+
+OPTIONS: dict[str, Case] = {
+    "no such option": with_options("--frobnicate", words=["--frobnicate", "--help"]),
+    "no such strategy": with_options("--strategy", "magic", words=["magic", "space_to_batch"], forced=False),
+    "no such setting": with_options("--strategy", "im2col:size=3", words=["im2col", "size"], forced=False),
+    "setting is no number": with_options(
+        "--strategy", "space_to_group:limit_mb=few", words=["limit_mb", "few"], forced=False
+    ),
+    "setting is zero": with_options("--strategy", "space_to_group:limit_mb=0", words=["limit_mb"], forced=False),
+    "setting of the wrong word": with_options("--strategy", "tap_zones:axes=some", words=["all, last"], forced=False),
+    "--only is no regex": with_options("--only", "(", words=["--only", "("]),
+    "--skip is no regex": with_options("--skip", "*", words=["--skip", "*"]),
+    "--verify bogus": with_options("--verify", "bogus", words=["bogus", "full, sites, none"]),
+    "--verify none alone": with_options("--verify", "none", words=["--strategy"], forced=False),
+    "--max-dilation 0": with_options("--max-dilation", "0", words=["--max-dilation"]),
+    "--max-dilation word": with_options("--max-dilation", "few", words=["--max-dilation"]),
+    "--threads 0": with_options("--threads", "0", words=["--threads"]),
+    "--seed negative": with_options("--seed", "-1", words=["--seed"]),
+    "--rtol negative": with_options("--rtol", "-1", words=["--rtol"]),
+    "--rtol nan": with_options("--rtol", "nan", words=["--rtol"]),
+    "--external-data bogus": with_options("--external-data", "bogus", words=["bogus", "auto, reference, copy"]),
+    "--shape malformed": with_options("--shape", "x=1x2x16", words=["x=1x2x16", "--shape input:1x3x224x224"]),
+    "--shape without sizes": with_options("--shape", "x:axb", words=["x:axb"]),
+    "--shape negative": with_options("--shape", "x:1x2x-16", words=["x:1x2x-16"]),
+    "--shape unknown input": with_options("--shape", "z:1x2x16", words=["'z'", "its inputs: x"]),
+    "--shape clashes": with_options("--shape", "x:1x2x17", words=["'x'", "[1, 2, 17]", "[1, 2, 16]"]),
+    "--shape of another rank": with_options("--shape", "x:1x2", words=["'x'", "[1, 2]", "[1, 2, 16]"]),
+    "--custom-op-library missing": with_options(
+        "--custom-op-library", "/nowhere/lib.so", words=["/nowhere/lib.so"], model=tiny.custom_operator
+    ),
+    "--custom-op-library missing, standard model": with_options(
+        "--custom-op-library", "/nowhere/lib.so", words=["/nowhere/lib.so"]
+    ),
+}
+"""Options that are wrong whatever the model is."""
+
+
+@cases(OPTIONS)
+def test_wrong_option(place: Place, capsys: pytest.CaptureFixture[str], case: Case) -> None:
+    check(place, capsys, case(place))
+
+
+UNNOTICED: dict[str, Case] = {
+    "--shape malformed, nothing better found": with_options("--shape", "bogus", words=["bogus"], forced=False),
+    "--shape malformed, sites only": with_options("--shape", "bogus", "--verify", "sites", words=["bogus"]),
+    "--inputs missing, nothing better found": with_options("--inputs", "/no.npz", words=["/no.npz"], forced=False),
+    "--inputs missing, sites only": with_options("--inputs", "/no.npz", "--verify", "sites", words=["/no.npz"]),
+    "no such strategy, nothing to rewrite": with_options(
+        "--strategy", "magic", words=["magic"], model=tiny.plain, forced=False
+    ),
+    "--external-data bogus, dry run": with_options("--external-data", "bogus", "--dry-run", words=["bogus"]),
+}
+"""The same mistakes where the option happens not to be needed: a typing error is one all the same."""
+
+
+@cases(UNNOTICED)
+def test_wrong_option_that_is_not_needed(place: Place, capsys: pytest.CaptureFixture[str], case: Case) -> None:
+    check(place, capsys, case(place))
+
+
+def test_missing_argument(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    check(place, capsys, Bad(["optimize"], ["MODEL"]))
+
+
+def test_unknown_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    check(place, capsys, Bad(["transmogrify"], ["transmogrify"]))
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def with_data(make: Callable[[Path], object], *words: object, model: Any = conv1d) -> Case:
+    """`optimize --inputs` with a file that `make` writes."""
+
+    def made(place: Place) -> Bad:
+        path, data = save(model(), place.models / "m.onnx"), place.models / "data.npz"
+        make(data)
+        return Bad(["optimize", path, "-o", place.out / "o.onnx", *PHASES, "--inputs", data], words)
+
+    return made
+
+
+def npz(**arrays: Any) -> Callable[[Path], object]:
+    return lambda path: np.savez(path, **arrays)
+
+
+def npy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, values(1, 2, 16))
+
+
+def broken_member(path: Path) -> None:
+    np.savez_compressed(path, x=values(1, 2, 16))
+    content = bytearray(path.read_bytes())
+    content[80:100] = bytes(20)
+    path.write_bytes(content)
+
+
+def no_arrays(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", "hello")
+
+
+DATA: dict[str, Case] = {
+    "missing": with_data(lambda path: None, "data.npz", "no such file"),  # noqa: ARG005
+    "text": with_data(lambda path: path.write_text("hello"), "data.npz", "not an .npz file"),
+    "empty": with_data(lambda path: path.touch(), "data.npz", "not an .npz file"),
+    "folder": with_data(lambda path: path.mkdir(), "data.npz"),
+    "npy": with_data(npy, "data.npz", "not an .npz file"),
+    "pickled": with_data(npz(x=np.array([{}])), "data.npz"),
+    "begins like a zip": with_data(lambda path: path.write_bytes(b"PK\x03\x04garbage"), "data.npz", "not an .npz"),
+    "damaged": with_data(broken_member, "data.npz"),
+    "a zip of something else": with_data(no_arrays, "'x'"),
+    "wrong name": with_data(npz(z=values(1, 2, 16)), "'z'", "its inputs: x"),
+    "wrong dtype": with_data(npz(x=values(1, 2, 16, dtype=np.float64)), "'x'", "float64", "float32"),
+    "wrong shape": with_data(npz(x=values(1, 2, 17)), "'x'", "[1, 2, 17]", "[1, 2, 16]"),
+    "wrong rank": with_data(npz(x=values(2, 16)), "'x'", "[2, 16]"),
+    "does not run": with_data(
+        npz(x=values(1, 2, 16), index=np.array([7])), "does not run", "--inputs", model=tiny.gather
+    ),
+    "random index": with_data(npz(x=values(1, 2, 16)), "'index'", "int64", "--inputs", model=tiny.gather),
+    "random shape": with_data(npz(x=values(32)), "'shape'", "int64", "--inputs", model=tiny.reshape_by_input),
+}
+
+
+@cases(DATA)
+def test_unusable_data(place: Place, capsys: pytest.CaptureFixture[str], case: Case) -> None:
+    check(place, capsys, case(place))
+
+
+def test_random_data_name_only_the_suspect(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tiny.gather(), place.models / "m.onnx")
+    check(place, capsys, Bad(["optimize", path, "-o", place.out / "o.onnx", *PHASES], ["'index' (int64 [1])"]))
+
+
+@pytest.mark.parametrize("option", ["--shape", "--inputs"])
+def test_verify_checks_its_data(place: Place, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    path = save(conv1d(), place.models / "m.onnx")
+    check(place, capsys, Bad(["verify", path, path, option, "nothing"], ["nothing"]))
+
+
+# -- places --------------------------------------------------------------------------------------------------------
+
+
+def output_exists(place: Place) -> Bad:
+    target = place.out / "o.onnx"
+    target.write_text("mine")
+    return Bad(["optimize", save(conv1d(), place.models / "m.onnx"), "-o", target, *PHASES], [target, "--force"])
+
+
+def default_output_exists(place: Place) -> Bad:
+    target = place.models / "m.dilrewrite.onnx"
+    target.write_text("mine")
+    return Bad(["optimize", save(conv1d(), place.models / "m.onnx"), *PHASES], [target, "--force"])
+
+
+def output_is_input(place: Place) -> Bad:
+    path = save(conv1d(), place.models / "m.onnx")
+    return Bad(["optimize", path, "-o", path, *PHASES], ["is the input itself"])
+
+
+def output_is_input_by_another_name(place: Place) -> Bad:
+    path = save(conv1d(), place.models / "m.onnx")
+    return Bad(["optimize", path, "-o", place.out / ".." / "models" / "m.onnx", *PHASES], ["is the input itself"])
+
+
+def output_is_a_link_to_the_input(place: Place) -> Bad:
+    path, link = save(conv1d(), place.models / "m.onnx"), place.out / "link.onnx"
+    link.symlink_to(path)
+    return Bad(["optimize", path, "-o", link, *PHASES], ["is the input itself"])
+
+
+def output_is_data_of_the_input(place: Place) -> Bad:
+    path = save_external(conv1d(), place.models / "m.onnx")
+    target = place.models / "m.0.bin"
+    return Bad(["optimize", path, "-o", target, "--force", *PHASES, "--verify", "sites"], [target, "data file"])
+
+
+def output_folder_missing(place: Place) -> Bad:
+    target = place.out / "sub" / "o.onnx"
+    return Bad(["optimize", save(conv1d(), place.models / "m.onnx"), "-o", target, *PHASES], [target.parent])
+
+
+def output_folder_is_a_file(place: Place) -> Bad:
+    target = place.out / ".kept" / "o.onnx"
+    return Bad(["optimize", save(conv1d(), place.models / "m.onnx"), "-o", target, *PHASES], ["is not a folder"])
+
+
+def output_is_a_folder(place: Place) -> Bad:
+    return Bad(["optimize", save(conv1d(), place.models / "m.onnx"), "-o", place.out, *PHASES], ["is a folder"])
+
+
+def output_is_a_device(place: Place) -> Bad:
+    return Bad(
+        ["optimize", save(conv1d(), place.models / "m.onnx"), "-o", "/dev/null", "--force", *PHASES], ["/dev/null"]
+    )
+
+
+def report_is_a_file(place: Place) -> Bad:
+    path = save(conv1d(), place.models / "m.onnx")
+    return Bad(
+        ["optimize", path, "-o", place.out / "o.onnx", "--report", place.out / ".kept", *PHASES], ["is not a folder"]
+    )
+
+
+def report_without_parent(place: Place) -> Bad:
+    path = save(conv1d(), place.models / "m.onnx")
+    return Bad(["optimize", path, "-o", place.out / "o.onnx", "--report", place.out / "a" / "b", *PHASES], ["a/b"])
+
+
+def report_is_the_output(place: Place) -> Bad:
+    path, target = save(conv1d(), place.models / "m.onnx"), place.out / "o.onnx"
+    return Bad(["optimize", path, "-o", target, "--report", target, *PHASES], [target])
+
+
+def report_is_the_input(place: Place) -> Bad:
+    path = save(conv1d(), place.models / "report.json")
+    return Bad(["optimize", path, "-o", place.out / "o.onnx", "--report", place.models, *PHASES], ["report.json"])
+
+
+def inspect_report_is_a_file(place: Place) -> Bad:
+    return Bad(
+        ["inspect", save(conv1d(), place.models / "m.onnx"), "--report", place.out / ".kept"], ["is not a folder"]
+    )
+
+
+def data_cannot_be_referred_to(place: Place) -> Bad:
+    path = save_external(conv1d(), place.models / "m.onnx")
+    given = ["-o", place.out / "o.onnx", "--external-data", "reference", "--verify", "sites"]
+    return Bad(["optimize", path, *given, *PHASES], ["m.0.bin", "--external-data copy"])
+
+
+PLACES: tuple[Case, ...] = (
+    output_exists,
+    default_output_exists,
+    output_is_input,
+    output_is_input_by_another_name,
+    output_is_a_link_to_the_input,
+    output_is_data_of_the_input,
+    output_folder_missing,
+    output_folder_is_a_file,
+    output_is_a_folder,
+    output_is_a_device,
+    report_is_a_file,
+    report_without_parent,
+    report_is_the_output,
+    report_is_the_input,
+    inspect_report_is_a_file,
+    data_cannot_be_referred_to,
+)
+
+
+@pytest.mark.parametrize("case", PLACES, ids=lambda case: case.__name__)
+def test_unusable_place(place: Place, capsys: pytest.CaptureFixture[str], case: Case) -> None:
+    check(place, capsys, case(place))
+
+
+def test_folder_is_not_writable(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(conv1d(), place.models / "m.onnx")
+    place.out.chmod(0o500)
+    try:
+        if os.access(place.out, os.W_OK):
+            pytest.skip("chmod does not bind this user")
+        check(place, capsys, Bad(["optimize", path, "-o", place.out / "o.onnx", *PHASES], ["not writable"]))
+    finally:
+        place.out.chmod(0o700)
+
+
+def test_output_that_appears_meanwhile_is_not_replaced(place: Place) -> None:
+    import dilrewrite
+
+    target = place.out / "o.onnx"
+
+    def meanwhile(step: str, done: int, total: int) -> None:  # noqa: ARG001
+        target.write_text("mine")
+
+    with pytest.raises(dilrewrite.UsageError, match="exists"):
+        dilrewrite.optimize(
+            save(conv1d(), place.models / "m.onnx"), target, strategy="space_to_batch", progress=meanwhile
+        )
+    assert target.read_text() == "mine"
+
+
+# -- runtimes ------------------------------------------------------------------------------------------------------
+
+
+def test_no_runtime(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
+    path = save(conv1d(), place.models / "m.onnx")
+    words = ["onnxruntime is not installed", "pip install 'dilrewrite[cpu]'"]
+    check(place, capsys, Bad(["optimize", path, "-o", place.out / "o.onnx", *PHASES], words, 4))
+    check(place, capsys, Bad(["verify", path, path], words, 4))
+
+
+def test_two_runtimes_with_one_name(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "1.0" if name.startswith("onnxruntime") else version(name)
+    )
+    path = save(conv1d(), place.models / "m.onnx")
+    words = ["onnxruntime and onnxruntime-gpu", "overwrite each other", "pip uninstall"]
+    check(place, capsys, Bad(["optimize", path, "-o", place.out / "o.onnx", *PHASES], words, 4))
+
+
+@pytest.mark.parametrize("command", ["inspect", "optimize --strategy im2col --verify none", "optimize plain"])
+def test_what_needs_no_runtime(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "missing", lambda self: "gone")  # noqa: ARG005
+    name, *options = command.replace("plain", "").split()
+    path = save(tiny.plain() if "plain" in command else conv1d(), place.models / "m.onnx")
+    assert cli(capsys, name, path, *options, "--json").code == 0

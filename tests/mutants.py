@@ -1,0 +1,302 @@
+"""Wrong versions of the package, one context manager each: every one of them must be caught.
+
+A mutant replaces functions of dilrewrite while it is entered and leaves the files alone, so it acts on whatever calls
+them: the contract check, or a whole run of the command line in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from dilrewrite import builder, fragment, geometry, substitute
+from dilrewrite.builder import Builder, Cut, Tensor, axis_pads
+from dilrewrite.strategies import _phases
+
+Context = contextlib.AbstractContextManager[None]
+
+MUTANTS: dict[str, Callable[[], Context]] = {}
+"""Every mutant by name; `with MUTANTS[name](): ...`."""
+
+PHASES = ("slice_to_batch", "space_to_axis", "space_to_batch", "space_to_group")
+
+TARGETS: dict[str, tuple[str, ...]] = {}
+"""The strategies that a mutant makes wrong."""
+
+
+def mutant(*targets: str) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Context]]:
+    """Register a mutant that makes `targets` wrong."""
+
+    def register(function: Callable[[], Iterator[None]]) -> Callable[[], Context]:
+        made = contextlib.contextmanager(function)
+        MUTANTS[function.__name__] = made
+        TARGETS[function.__name__] = targets
+        return made
+
+    return register
+
+
+@contextlib.contextmanager
+def _everywhere(original: Any, wrong: Any) -> Iterator[None]:
+    """Replace a function in every module of the package that imported it."""
+    with contextlib.ExitStack() as stack:
+        for name, module in sorted(sys.modules.items()):
+            if name.startswith("dilrewrite") and module is not None:
+                for key, value in list(vars(module).items()):
+                    if value is original:
+                        stack.enter_context(mock.patch.object(module, key, wrong))
+        yield
+
+
+@contextlib.contextmanager
+def _plans(change: Callable[[Builder, geometry.ConvGeometry, _phases.AxisPlan], _phases.AxisPlan]) -> Iterator[None]:
+    """Change the plan of every axis that is split."""
+    right = _phases.plan_axis
+
+    def wrong(build: Builder, given: geometry.ConvGeometry, axis: int, max_dilation: int) -> _phases.AxisPlan:
+        plan = right(build, given, axis, max_dilation)
+        return plan if plan.phases.idle else change(build, given, plan)
+
+    with _everywhere(right, wrong):
+        yield
+
+
+@mutant(*PHASES)
+def front_pad_dropped() -> Iterator[None]:
+    """The zeros that belong in front of the phases stand at the end."""
+
+    def change(build: Builder, _: geometry.ConvGeometry, plan: _phases.AxisPlan) -> _phases.AxisPlan:
+        return dataclasses.replace(plan, front=0, back=build.add(plan.back, plan.front))
+
+    with _plans(change):
+        yield
+
+
+@mutant("keep", "im2col", "tap_prune", "tap_zones", "zero_fill", *PHASES)
+def end_pad_off_by_one() -> Iterator[None]:
+    """One zero too few at the end; behind a stride nobody may notice."""
+    right = geometry.ConvGeometry.normal
+
+    def wrong(self: geometry.ConvGeometry) -> geometry.ConvGeometry:
+        normal = right(self)
+        ends = tuple(None if pad is None else max(pad - 1, 0) for pad in normal.pads_end)
+        return dataclasses.replace(normal, pads_end=ends)
+
+    with mock.patch.object(geometry.ConvGeometry, "normal", wrong):
+        yield
+
+
+@mutant(*PHASES)
+def not_cut_to_ho() -> Iterator[None]:
+    """What the zeros at the end made stays in the output."""
+
+    def wrong(_: Builder, y: Tensor, __: Sequence[_phases.AxisPlan]) -> Tensor:
+        return y
+
+    with _everywhere(_phases.crop, wrong):
+        yield
+
+
+@mutant("keep", "im2col", "tap_prune", "tap_sum", "tap_zones", "zero_fill", *PHASES)
+def begin_and_end_pads_swapped() -> Iterator[None]:
+    """Asymmetric pads the wrong way round."""
+    right = geometry.ConvGeometry.static_pads.fget
+
+    def wrong(self: geometry.ConvGeometry) -> Any:
+        begin, end = right(self)
+        return end, begin
+
+    with mock.patch.object(geometry.ConvGeometry, "static_pads", property(wrong)):
+        yield
+
+
+@mutant(*PHASES)
+def unequal_dilations_swapped() -> Iterator[None]:
+    """The last axis is split by the first one's dilation and the other way round."""
+    right = geometry.ConvGeometry.phases
+
+    def wrong(self: geometry.ConvGeometry, axis: int, max_dilation: int = 1) -> geometry.Phases:
+        turned = dataclasses.replace(self, dilations=self.dilations[::-1])
+        return right(turned, axis, max_dilation)
+
+    with mock.patch.object(geometry.ConvGeometry, "phases", wrong):
+        yield
+
+
+@mutant("slice_to_batch", "space_to_batch", "space_to_group")
+def unequal_blocks_joined_in_the_wrong_order() -> Iterator[None]:
+    """The phases of the first and the last split axis trade places on the way back, with the same sizes."""
+    right = _phases.join_phases
+
+    def wrong(build: Builder, y: Tensor, plans: Any, lengths: Any, *, batch: int) -> Tensor:
+        places = [place for place, _ in enumerate(_phases.split_axes(plans))]
+        start = 1 if batch == 0 else 0
+        shape = [y.shape[start + place] for place in places]
+        order = list(range(len(y.shape)))
+        if len(places) > 1:
+            order[start : start + len(places)] = [start + place for place in reversed(places)]
+            turned = build.transpose(y, order)
+            blocks = [plan.block for plan in _phases.split_axes(plans)]
+            same = [0] * len(y.shape)
+            same[start : start + len(places)] = blocks
+            y = build.reshape(turned, same)
+            y = Tensor(y.name, (*y.shape[:start], *shape, *y.shape[start + len(places) :]))
+        return right(build, y, plans, lengths, batch=batch)
+
+    with _everywhere(right, wrong):
+        yield
+
+
+@mutant("space_to_group")
+def group_tiling_transposed() -> Iterator[None]:
+    """Each output channel is repeated in place, not the whole set."""
+
+    def wrong(self: fragment.RepeatOutputs, weight: Any, _: Any) -> Any:
+        return np.repeat(weight, self.times, axis=0)
+
+    with mock.patch.object(fragment.RepeatOutputs, "apply", wrong):
+        yield
+
+
+@mutant("space_to_batch", "space_to_group")
+def crd_for_dcr() -> Iterator[None]:
+    """DepthToSpace reads the channels in the other order."""
+    right = Builder.depth_to_space
+
+    def wrong(self: Builder, tensor: Tensor, block: int) -> Tensor:
+        made = right(self, tensor, block)
+        node = self._nodes[-1]
+        assert isinstance(node, fragment.Node)
+        assert node.op == "DepthToSpace"
+        if "mode" in node.attributes:
+            self._nodes[-1] = dataclasses.replace(node, attributes={**node.attributes, "mode": "CRD"})
+        return made
+
+    with mock.patch.object(Builder, "depth_to_space", wrong):
+        yield
+
+
+@mutant(*PHASES)
+def right_only_at_divisible_lengths() -> Iterator[None]:
+    """The samples beyond the last whole block are lost."""
+
+    def wrong(build: Builder, plans: Sequence[_phases.AxisPlan]) -> Tensor:
+        x = build.x
+        cuts, ends = {}, {plan.axis: plan.back for plan in plans}
+        for plan in plans:
+            step = plan.block * plan.phases.grain
+            if step == 1:
+                continue
+            extent = build.extent(x, plan.axis + 2)
+            whole = build.mul(build.div(extent, step), step)
+            cuts[plan.axis + 2] = Cut(0, whole)
+            ends[plan.axis] = build.add(plan.back, build.sub(extent, whole))
+        x = build.slice(x, cuts)
+        return build.pad(
+            x, axis_pads(len(plans), {plan.axis: plan.front for plan in plans}), axis_pads(len(plans), ends)
+        )
+
+    with _everywhere(_phases.pad_axes, wrong):
+        yield
+
+
+@mutant("space_to_batch", "slice_to_batch", "space_to_axis", "space_to_group", "im2col")
+def zero_instead_of_the_zero_point() -> Iterator[None]:
+    """A quantised input is padded with 0, which is not the number 0."""
+    with mock.patch.object(substitute._Region, "fill_value", return_value=""):
+        yield
+
+
+@mutant("zero_fill")
+def zero_weights_instead_of_their_zero_point() -> Iterator[None]:
+    """The zeros between the taps of a quantised kernel are 0, which is not the number 0."""
+    right = fragment.SpreadTaps.apply
+
+    def wrong(self: fragment.SpreadTaps, weight: Any, zero: Any) -> Any:
+        return right(self, weight, np.zeros_like(zero))
+
+    with mock.patch.object(fragment.SpreadTaps, "apply", wrong):
+        yield
+
+
+@mutant("im2col")
+def taps_to_inputs_channel_major() -> Iterator[None]:
+    """The taps are folded behind the channels, the slices are joined the other way."""
+
+    def wrong(self: fragment.TapsToInputs, weight: Any, _: Any) -> Any:
+        return weight.reshape(self.shape(weight.shape))
+
+    with mock.patch.object(fragment.TapsToInputs, "apply", wrong):
+        yield
+
+
+@mutant("im2col", "tap_prune", "tap_sum", "tap_zones", "zero_fill", *PHASES)
+def pruned_weights_at_the_wrong_end() -> Iterator[None]:
+    """As many taps as are dead in front are cut off at the back."""
+    right = fragment.TakeTaps.apply
+
+    def wrong(self: fragment.TakeTaps, weight: Any, zero: Any) -> Any:
+        size = weight.shape[self.axis + 2]
+        return right(dataclasses.replace(self, start=size - self.stop, stop=size - self.start), weight, zero)
+
+    with mock.patch.object(fragment.TakeTaps, "apply", wrong):
+        yield
+
+
+@mutant("tap_sum")
+def bias_added_with_every_tap() -> Iterator[None]:
+    """Each partial sum has its own bias."""
+    right = Builder.conv
+
+    def wrong(self: Builder, tensor: Tensor, **settings: Any) -> Tensor:
+        return right(self, tensor, **{**settings, "bias_times": 1})
+
+    with mock.patch.object(Builder, "conv", wrong):
+        yield
+
+
+@mutant("tap_prune", "tap_sum", "tap_zones", "im2col", "zero_fill", *PHASES)
+def one_live_tap_pruned() -> Iterator[None]:
+    """The last output that a tap reaches is overlooked, so a tap can seem dead."""
+    right = geometry.ConvGeometry.taps
+
+    def wrong(self: geometry.ConvGeometry, axis: int) -> geometry.Taps | None:
+        taps = right(self, axis)
+        return None if taps is None else geometry.Taps(taps.lo, tuple(hi - 1 for hi in taps.hi))
+
+    with mock.patch.object(geometry.ConvGeometry, "taps", wrong):
+        yield
+
+
+@mutant("keep", "im2col", "tap_zones", "zero_fill", *PHASES)
+def same_pads_the_other_way() -> Iterator[None]:
+    """SAME_UPPER puts the odd zero in front."""
+    right = geometry.ConvGeometry.explicit
+
+    def wrong(self: geometry.ConvGeometry) -> geometry.ConvGeometry:
+        found = right(self)
+        if not self.auto_pad.startswith("SAME"):
+            return found
+        return dataclasses.replace(found, pads_begin=found.pads_end, pads_end=found.pads_begin)
+
+    with mock.patch.object(geometry.ConvGeometry, "explicit", wrong):
+        yield
+
+
+@mutant("keep", "im2col", "zero_fill", *PHASES)
+def computed_same_pads_the_other_way() -> Iterator[None]:
+    """As `same_pads_the_other_way`, where the pads are computed in the graph."""
+    right = builder.Builder.pad
+
+    def wrong(self: Builder, tensor: Tensor, begin: Sequence[Any], end: Sequence[Any]) -> Tensor:
+        computed = any(isinstance(value, builder.Symbol) for value in begin)
+        return right(self, tensor, end, begin) if computed else right(self, tensor, begin, end)
+
+    with mock.patch.object(builder.Builder, "pad", wrong):
+        yield

@@ -1,0 +1,399 @@
+"""Reports built by hand, one of every kind, with a fixed environment and fixed times."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dilrewrite.find import Normalisation, ScopePath, Skipped
+from dilrewrite.geometry import ConvGeometry
+from dilrewrite.prove import Proof, Rounding
+from dilrewrite.report import CandidateReport, Environment, ModelReport, Report, SiteReport
+from dilrewrite.strategies import Refusal
+from dilrewrite.verify import CaseCheck, OutputCheck, Verdict
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+UPDATE = "DILREWRITE_UPDATE_GOLDEN"
+
+
+def check_golden(name: str, text: str) -> None:
+    """Compare `text` with a golden file; with DILREWRITE_UPDATE_GOLDEN=1 write it."""
+    path = GOLDEN / name
+    if os.environ.get(UPDATE):
+        path.write_text(text, encoding="utf-8", newline="\n")
+    assert path.exists(), f"{path} is missing: run with {UPDATE}=1"
+    assert text == path.read_text(encoding="utf-8"), f"{path} differs: read the difference, then run with {UPDATE}=1"
+
+
+HERE = Environment(
+    dilrewrite="0.1.0",
+    python="3.11.7",
+    system="Linux 6.1.0 x86_64",
+    processor="Some Processor 9000",
+    cores=8,
+    threads=None,
+    packages={"onnx": "1.20.0", "onnxruntime": "1.24.0", "numpy": "2.3.0"},
+)
+
+
+def conv(**changes: Any) -> ConvGeometry:
+    plain = ConvGeometry(
+        batch=1,
+        in_channels=256,
+        out_channels=256,
+        group=1,
+        extents=(28, 28),
+        kernel=(3, 3),
+        strides=(1, 1),
+        dilations=(12, 12),
+        pads_begin=(12, 12),
+        pads_end=(12, 12),
+        bias=True,
+    )
+    return replace(plain, **changes)
+
+
+UNKNOWN = conv(
+    batch=None,
+    in_channels=None,
+    out_channels=None,
+    extents=(None, None),
+    strides=(2, 2),
+    pads_begin=(None, None),
+    pads_end=(None, None),
+    auto_pad="SAME_UPPER",
+)
+
+ROUNDING = Rounding(native_error=7.0e-8, new_error=8.4e-8, limit=4.0e-7, ceiling=6.9e-5, difference=1.5e-7)
+PROOF = Proof(
+    shapes=((1, 256, 28, 28),), elements=200704, backend="onnxruntime_cpu", native_ran=True, rounding=ROUNDING
+)
+CANDIDATES = (
+    CandidateReport(strategy="tap_zones", multiply_adds=235_929_600, elements_moved=394_752, nodes=21, max_dilation=12),
+    CandidateReport(strategy="keep", multiply_adds=462_422_016, elements_moved=0, nodes=1, max_dilation=12),
+    CandidateReport(
+        strategy="space_to_batch", multiply_adds=764_411_904, elements_moved=265_728, nodes=7, max_dilation=1
+    ),
+)
+REFUSED = (
+    Refusal("tap_prune", "no tap at either end of the kernel (3, 3) sees only padding"),
+    Refusal("zero_fill", "a dense 25x25 kernel would take 156.2 MiB, above limit_mb=64"),
+)
+
+
+def site(name: str, **changes: Any) -> SiteReport:
+    geometry = changes.pop("geometry", conv())
+    explicit = geometry.explicit()
+    share = explicit.data_share()
+    plain = SiteReport(
+        where="main",
+        name=name,
+        output=f"{name}_out",
+        key=f"main/{name}_out",
+        opset=17,
+        geometry=geometry,
+        multiply_adds=explicit.multiply_adds(),
+        padding_share=None if share is None else 1 - share,
+        action="rewritten",
+        strategy="tap_zones",
+        reason="estimated 0.51x of the dilated Conv by multiply-adds and elements moved; not measured",
+        max_dilation_left=12,
+        proof=PROOF,
+        candidates=CANDIDATES,
+        refused=REFUSED,
+    )
+    return replace(plain, **changes)
+
+
+def kept(name: str, share: float = 1.64, form: str = "space_to_batch", **changes: Any) -> SiteReport:
+    return site(
+        name,
+        action="kept",
+        strategy="keep",
+        reason=f"the cheapest other form, {form}, is estimated at {share:.2f}x; not measured",
+        proof=None,
+        **changes,
+    )
+
+
+BEFORE = ModelReport(
+    path="models/x.onnx",
+    bytes=1_153_009,
+    sha256="97a03098fab111bb36f711b3b8938baf2f2b528aebb85441a11aba6752da81a5",
+    ir_version=10,
+    opsets={"ai.onnx": 17, "com.example": 1},
+    producer="pytorch 2.9.0",
+    nodes=42,
+    operators={"Add": 4, "Conv": 19, "Relu": 19},
+    dilated=2,
+    peak_bytes=29_499_392,
+)
+AFTER = replace(
+    BEFORE,
+    path="models/x.dilrewrite.onnx",
+    bytes=1_200_123,
+    sha256="dd100192e570678708a7111450d509415fd630b0c6d81a66af54fd2e72c9ebe8",
+    nodes=50,
+    operators={"Add": 4, "Concat": 4, "Conv": 23, "Relu": 19},
+    dilated=0,
+    peak_bytes=None,
+)
+COPY = replace(BEFORE, path="models/x.dilrewrite.onnx")
+
+CHECK = OutputCheck(
+    name="logits",
+    element="float32",
+    shape=(1, 21, 224, 224),
+    max_abs=7.62939453125e-06,
+    max_rel=0.35,
+    rms=1.51e-06,
+    cosine=1 - 3.7e-14,
+    ulp=5193.0,
+    argmax_agreement=0.99999,
+    nan=(0, 0),
+    inf=(0, 0),
+    noise=1.14e-05,
+    comparable=True,
+    passed=True,
+)
+NO_FIGURES = replace(
+    CHECK, name="labels", element="int64", shape=(), cosine=None, ulp=None, argmax_agreement=None, noise=None
+)
+EQUAL = Verdict(
+    level="full",
+    passed=True,
+    backend="onnxruntime_cpu",
+    cases=(CaseCheck(name="first", shapes={"image": (1, 3, 224, 224)}, outputs=(CHECK, NO_FIGURES)),),
+    deterministic=True,
+    tolerance="0.0001 |value| + 1e-05 max|values|",
+    noise_sources=("graph optimisations on/off", "rewritten Convs disturbed by their per-site error"),
+    peak_bytes=(29_499_392, None),
+)
+
+
+def report(status: str, **changes: Any) -> Report:
+    plain = Report(
+        command="optimize",
+        status=status,
+        before=BEFORE,
+        options={"strategy": None, "eliminate": False, "max_dilation": 1, "shapes": ["x:1x3xHxW"], "dry_run": False},
+        environment=HERE,
+        seconds={"load": 0.054, "find": 0.035, "plan and prove": 30.346, "verify": 8.715},
+    )
+    return replace(plain, **changes)
+
+
+REWRITTEN = report(
+    "rewritten",
+    sites=(site("a"), site("b"), kept("c", geometry=conv(dilations=(2, 4), pads_begin=(2, 4), pads_end=(0, 4)))),
+    verdict=EQUAL,
+    after=AFTER,
+    output="models/x.dilrewrite.onnx",
+    skipped=(
+        Skipped(where="main", name="up", op="ConvTranspose", dilations=(2, 2), reason="ConvTranspose is not rewritten"),
+        Skipped(where="main", name="pool", op="MaxPool", dilations=(3, 3), reason="a pooling has no taps to move"),
+        Skipped(where="function f", name="g", op="Conv", dilations=(), reason="its attributes refer to the function's"),
+    ),
+    normalised=(
+        Normalisation(scope=ScopePath(), where="main", index=3, name="pointwise", dilations=(1, 1)),
+        Normalisation(
+            scope=ScopePath(0, ((2, "body", 0),)), where="main/loop.body", index=0, name="same", pads=(2, 2, 2, 2)
+        ),
+    ),
+)
+
+DIFFERENT = replace(
+    CHECK,
+    name="scores",
+    max_abs=math.inf,
+    max_rel=math.nan,
+    rms=math.inf,
+    cosine=math.nan,
+    ulp=math.inf,
+    argmax_agreement=0.25,
+    nan=(0, 7),
+    inf=(1, 0),
+    noise=math.nan,
+    passed=False,
+    note="NaN or Inf in other places: 0 NaN and 1 Inf before, 7 and 0 after",
+)
+
+ODD = "/enc|oder/`tick` [bold]x[/bold] *a* _b_ <i> & $m$ \\ ü日本語\n\x1b[31m\u202e:smile: ~~s~~ 1. # [l](u)"
+
+REPORTS: dict[str, Report] = {
+    "rewritten": REWRITTEN,
+    "dry-run": replace(REWRITTEN, output=None, options={"dry_run": True}),
+    "kept": report(
+        "kept",
+        sites=(
+            *(kept(f"stage{i}/conv", 1.64 + i / 10) for i in range(5)),
+            *(kept(f"stage{i}/conv", 1.64) for i in range(5, 7)),
+            kept("odd", 3.0, "zero_fill"),
+        ),
+        after=COPY,
+        output="models/x.dilrewrite.onnx",
+    ),
+    "kept-several-reasons": report(
+        "kept",
+        sites=(
+            kept("a"),
+            kept("b", geometry=UNKNOWN),
+            replace(kept("c"), reason="named by --skip"),
+            replace(kept("d"), reason="not named by --only"),
+            replace(kept("e"), reason="its dilation is at most 4"),
+        ),
+        after=AFTER,
+        output="models/x.dilrewrite.onnx",
+        verdict=EQUAL,
+    ),
+    "nothing-to-rewrite": report(
+        "nothing to rewrite",
+        before=replace(BEFORE, dilated=0),
+        after=replace(COPY, dilated=0),
+        output="models/x.dilrewrite.onnx",
+    ),
+    "differs": report(
+        "differs",
+        sites=(
+            site("a"),
+            replace(
+                kept("b"),
+                reason="a form is wrong",
+                proof=Proof(
+                    shapes=((1, 256, 28, 28), (2, 256, 1, 1)),
+                    elements=7,
+                    backend="onnxruntime_cpu, reference",
+                    native_ran=False,
+                    rounding=None,
+                    failure="3 of 7 elements differ by up to 12",
+                ),
+            ),
+        ),
+        verdict=replace(
+            EQUAL,
+            passed=False,
+            failures=("output 'scores' on first: NaN or Inf in other places", "metadata differ"),
+            cases=(replace(EQUAL.cases[0], outputs=(CHECK, DIFFERENT)),),
+            checker_before=("Nodes in a graph must be topologically sorted, however input 'x' of node: |y| is not",),
+        ),
+    ),
+    "verify-differs": report(
+        "differs",
+        command="verify",
+        after=AFTER,
+        verdict=replace(EQUAL, passed=False, failures=("outputs are ['a'], were ['b']",), cases=()),
+    ),
+    "dilation-left": report(
+        "dilation left",
+        options={"eliminate": True, "max_dilation": 2},
+        sites=(site("a", max_dilation_left=1, strategy="space_to_batch"), kept("b", geometry=UNKNOWN)),
+        remaining=("main/b: no other form applies", "main/up (ConvTranspose): ConvTranspose is not rewritten"),
+        skipped=REWRITTEN.skipped[:1],
+    ),
+    "inspected": report(
+        "inspected",
+        command="inspect",
+        options={"max_dilation": 1},
+        sites=tuple(
+            replace(kept(name, geometry=geometry), reason="inspected only")
+            for name, geometry in (("a", conv()), ("b", conv()), ("c", UNKNOWN))
+        ),
+        skipped=REWRITTEN.skipped,
+        seconds={},
+    ),
+    "inspected-nothing": report("inspected", command="inspect", before=replace(BEFORE, dilated=0)),
+    "equal": report(
+        "equal", command="verify", after=AFTER, verdict=replace(EQUAL, cases=EQUAL.cases * 2, optimized=False)
+    ),
+    "unverified": replace(
+        REWRITTEN,
+        sites=tuple(replace(s, proof=None) for s in REWRITTEN.sites),
+        verdict=Verdict(level="none", passed=True, skipped="--verify none: the result is unverified"),
+    ),
+    "not-deterministic": replace(
+        REWRITTEN,
+        verdict=replace(
+            EQUAL,
+            deterministic=False,
+            cases=(
+                replace(
+                    EQUAL.cases[0],
+                    outputs=(CHECK, replace(CHECK, name="sample", comparable=False, note="two runs of it differ")),
+                ),
+            ),
+        ),
+    ),
+    "whole-model-skipped": replace(
+        REWRITTEN,
+        verdict=Verdict(
+            level="full",
+            passed=True,
+            backend="onnxruntime_cpu",
+            skipped="onnxruntime_cpu does not load the original: no kernel for com.example.Magic",
+        ),
+    ),
+    "many-equal": replace(
+        REWRITTEN,
+        sites=tuple(
+            site(f"stage{i}/rebnconv{j}/conv_s1/Conv", strategy="space_to_batch", max_dilation_left=1)
+            for i in range(1, 7)
+            for j in range(1, 5)
+        ),
+        skipped=(),
+        normalised=(),
+    ),
+    "odd-names": replace(
+        REWRITTEN,
+        before=replace(BEFORE, path=f"models/{ODD}.onnx", producer=ODD, operators={ODD: 1}),
+        after=replace(AFTER, operators={ODD: 2}),
+        output=f"models/{ODD}.onnx",
+        sites=(
+            site(ODD, where=ODD, output=ODD, reason=ODD, refused=(Refusal("im2col", ODD),)),
+            replace(kept("n" * 500), reason=ODD),
+            site("", output=""),
+        ),
+        skipped=(Skipped(where=ODD, name=ODD, op=ODD, dilations=(2,), reason=ODD),),
+        normalised=(Normalisation(scope=ScopePath(), where=ODD, index=3, name=ODD),),
+        remaining=(ODD, "- list", "-", "===", "+ list", "12) list", "1.5 number", "# heading", "1. list"),
+        verdict=replace(
+            EQUAL,
+            cases=(
+                CaseCheck(name=ODD, shapes={ODD: (1,), "empty": ()}, outputs=(replace(CHECK, name=ODD, note=ODD),)),
+            ),
+            checker_before=(ODD,),
+            notes=(ODD,),
+            noise_sources=(ODD,),
+        ),
+        notes=(ODD,),
+        options={ODD: ODD},
+        environment=replace(HERE, processor=ODD, packages={ODD: ODD}),
+        seconds={ODD: 1.0},
+    ),
+    "nothing-known": report(
+        "rewritten",
+        before=replace(BEFORE, producer="", opsets={}, operators={}, peak_bytes=None, nodes=0, bytes=0),
+        sites=(
+            site("a", geometry=UNKNOWN, proof=None, candidates=(), refused=()),
+            site(
+                "b",
+                geometry=conv(element="bfloat16", quantized=True, batch=8),
+                multiply_adds=None,
+                padding_share=math.nan,
+                proof=replace(
+                    PROOF,
+                    shapes=(),
+                    rounding=Rounding(
+                        native_error=0.0, new_error=math.inf, limit=math.nan, ceiling=None, difference=math.inf
+                    ),
+                ),
+            ),
+        ),
+        verdict=Verdict(level="full", passed=True),
+        environment=replace(HERE, processor="", packages={}, threads=1, cores=1),
+        seconds={"load": math.nan},
+        options={},
+    ),
+}

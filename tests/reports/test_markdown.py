@@ -1,0 +1,157 @@
+"""The Markdown page: complete, and read back by a Markdown parser with names as they are."""
+
+from __future__ import annotations
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from dilrewrite.reports import _words as words
+from dilrewrite.reports import formats, markdown
+from tests.reports.examples import ODD, REPORTS, check_golden
+
+PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def page(name: str) -> str:
+    return formats()["markdown"].render(REPORTS[name])
+
+
+def plain(token: Token) -> str:
+    """Return what a reader sees of an inline token."""
+    assert token.children is not None
+    return "".join(child.content for child in token.children if child.type in ("text", "code_inline"))
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    found: list[list[list[str]]] = []
+    for before, token in zip([None, *PARSER.parse(text)], PARSER.parse(text), strict=False):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type == "inline" and before is not None and before.type in ("td_open", "th_open"):
+            found[-1][-1].append(plain(token))
+    return found
+
+
+def table(text: str, *columns: str) -> list[list[str]]:
+    """Return the rows of the first table that has the columns."""
+    return next(rows[1:] for rows in tables(text) if set(columns) <= set(rows[0]))
+
+
+def everything(text: str) -> str:
+    return "\n".join(plain(token) for token in PARSER.parse(text) if token.type == "inline")
+
+
+def test_file_name():
+    assert formats()["markdown"].filename == "report.md"
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_golden(name):
+    check_golden(f"{name}.md", page(name))
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_answer_comes_first(name):
+    assert everything(page(name)).splitlines()[1] == words.outcome(REPORTS[name])
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_table_is_read_as_one(name):
+    text = page(name)
+    found = tables(text)
+    assert len(found) == text.count("\n|-") and all(len({len(row) for row in rows}) == 1 for rows in found)  # noqa: PT018
+    assert sum(map(len, found)) == sum(line.startswith("|") for line in text.splitlines()) - len(found)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_site_and_refusal_and_proof_is_there(name):
+    report, text = REPORTS[name], page(name)
+    whole = everything(text)
+    if report.sites:
+        rows = table(text, "site", "geometry")
+        assert [row[1] for row in rows] == [words.site_name(site) for site in report.sites]
+    for site in report.sites:
+        for refusal in site.refused:
+            assert f"{refusal.strategy} refuses: {words.clean(refusal.reason)}" in whole
+        for candidate in site.candidates:
+            assert str(candidate.multiply_adds) in whole
+    proved = [number for number, site in enumerate(report.sites, 1) if site.proof is not None]
+    if proved:
+        assert [row[0] for row in table(text, "native error")] == [str(number) for number in proved]
+    for node in report.skipped:
+        assert f"{words.clean(f'{node.where}/{node.name}')} ({words.clean(node.op)}" in whole
+    for line in (*report.remaining, *words.notes(report)):
+        assert words.clean(line) in whole
+
+
+def test_odd_names_are_read_back_and_open_nothing():
+    text = page("odd-names")
+    rows = table(text, "site", "output")
+    assert rows[0][1:3] == [words.clean(f"{ODD}/{ODD}"), words.clean(ODD)]
+    assert rows[1][1] == f"main/{'n' * 500}"
+    assert table(text, "option") == [[words.clean(ODD), words.clean(markdown.json.dumps(ODD))]]
+    kinds = {child.type for token in PARSER.parse(text) for child in token.children or ()}
+    assert kinds <= {"text", "code_inline", "strong_open", "strong_close", "softbreak", "html_inline"}
+    html = {c.content for token in PARSER.parse(text) for c in token.children or () if c.type == "html_inline"}
+    assert html <= {"<code>", "</code>"}
+    assert not [token for token in PARSER.parse(text) if token.type in ("html_block", "ordered_list_open", "hr")]
+    headings = [token for token in PARSER.parse(text) if token.type == "heading_open"]
+    assert len(headings) == sum(line.startswith("#") for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ODD,
+        "# heading",
+        "- item",
+        "+ item",
+        "* item",
+        "-",
+        "---",
+        "===",
+        "1. item",
+        "1) item",
+        "12.",
+        "> quote",
+        "    code",
+        "``` fence",
+        "~~~ fence",
+        "<!-- comment -->",
+        "a\\|b",
+        "a\\",
+        "&amp;",
+        "![a](b)",
+        "|a|b|",
+        "__init__",
+        "_a_",
+        "snake_case_name",
+    ],
+)
+def test_escaping(text):
+    """What is escaped reads as itself: as prose and as code, alone, in an item, and in a table."""
+    wanted = words.clean(text).strip()
+    for form in (markdown.prose, markdown.code):
+        escaped = form(text)
+        (row,) = tables(f"| a | b |\n|---|---|\n| {escaped} | end |\n")[0][1:]
+        assert [cell.strip() for cell in row] == [wanted, "end"]
+        assert everything(f"- {escaped.strip()}\n- end").strip() == f"{wanted}\nend"
+        assert everything(f"x {escaped} end").split() == f"x {wanted} end".split()
+
+
+def test_plain_names_stay_readable():
+    assert markdown.code("main/conv_1[0]") == "`main/conv_1[0]`"
+    assert markdown.prose("space_to_batch at 0.51x; not measured") == "space_to_batch at 0.51x; not measured"
+
+
+def test_figures_of_an_output():
+    (row, _labels) = table(page("rewritten"), "max abs")
+    assert row[3:] == ["7.63e-06", "0.35", "1.51e-06", "3.7e-14", "5.19e+03", ">99.9 %", "0", "0", "1.14e-05", "equal"]
+
+
+def test_infinities_and_nan():
+    (_logits, row) = table(page("differs"), "max abs")
+    assert row[3:12] == ["inf", "nan", "inf", "nan", "inf", "25.0 %", "0->7", "1->0", "nan"]

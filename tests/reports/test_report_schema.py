@@ -1,0 +1,102 @@
+"""docs/report-schema.md and the dataclasses say the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any
+
+import pytest
+
+from dilrewrite.report import EXIT_CODES, SCHEMA_VERSION, Report
+
+PAGE = (Path(__file__).parents[2] / "docs" / "report-schema.md").read_text(encoding="utf-8")
+SECTIONS = {
+    title: dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| \S.* \|$", text, re.MULTILINE))
+    for title, text in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
+}
+DERIVED = {"Report": {"exit_code", "rewritten"}}
+
+
+def classes(kind: Any, found: dict[str, type]) -> None:
+    """Collect the dataclasses below an annotation."""
+    for part in typing.get_args(kind):
+        classes(part, found)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__name__ not in found:
+        found[kind.__name__] = kind
+        for hint in typing.get_type_hints(kind).values():
+            classes(hint, found)
+
+
+FOUND: dict[str, type] = {}
+classes(Report, FOUND)
+
+
+def fields() -> Iterator[tuple[str, str]]:
+    for name, kind in FOUND.items():
+        for field in dataclasses.fields(kind):
+            yield name, field.name
+
+
+def test_the_walk_reaches_every_level():
+    assert {"Report", "SiteReport", "ConvGeometry", "Rounding", "OutputCheck", "ScopePath", "Environment"} <= set(FOUND)
+
+
+def test_sections_are_the_dataclasses():
+    assert set(SECTIONS) == set(FOUND)
+
+
+@pytest.mark.parametrize(("name", "field"), list(fields()), ids=lambda value: value)
+def test_field_is_documented(name, field):
+    assert field in SECTIONS[name]
+
+
+@pytest.mark.parametrize("name", list(FOUND))
+def test_nothing_else_is_documented_and_the_order_is_the_same(name):
+    wanted = [field.name for field in dataclasses.fields(FOUND[name])]
+    assert [field for field in SECTIONS[name] if field not in DERIVED.get(name, ())] == wanted
+
+
+@pytest.mark.parametrize(("name", "field"), list(fields()), ids=lambda value: value)
+def test_type_agrees(name, field):
+    """null is documented exactly where `None` is allowed; the kind of value agrees."""
+    documented = SECTIONS[name][field]
+    hint = typing.get_type_hints(FOUND[name])[field]
+    assert ("null" in documented) == allows_none(hint), documented
+    assert word(hint) in documented
+
+
+def allows_none(hint: Any) -> bool:
+    return hint is NoneType or any(allows_none(part) for part in typing.get_args(hint))
+
+
+def word(hint: Any) -> str:
+    """Return a word of the page for a type."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return word(next(part for part in parts if part is not NoneType))
+    if origin is tuple:
+        return "pair" if len(parts) == 2 and parts[1] is not ... else "list"
+    if origin is Mapping:
+        return "object"
+    if dataclasses.is_dataclass(hint):
+        return hint.__name__
+    return {str: "string", int: "integer", float: "number", bool: "boolean"}[hint]
+
+
+def test_every_status_is_documented_with_its_exit_code():
+    assert dict(re.findall(r"^\| `([a-z ]+)` \| [^|]+ \| (\d) \|$", PAGE, re.MULTILINE)) == {
+        status: str(code) for status, code in EXIT_CODES.items()
+    }
+
+
+def test_version():
+    assert f"schema version {SCHEMA_VERSION}" in PAGE.splitlines()[0]
+
+
+def test_derived_fields_are_in_the_json_and_documented():
+    assert DERIVED["Report"] <= set(SECTIONS["Report"])
