@@ -29,7 +29,7 @@ _LAZY = {
     "ModelReport": "dilrewrite.report",
     "ConvGeometry": "dilrewrite.geometry",
     "Proof": "dilrewrite.prove",
-    "Verdict": "dilrewrite.verify",
+    "Verdict": "dilrewrite.verdict",
 }
 
 StrPath = str | os.PathLike[str]

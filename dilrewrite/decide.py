@@ -87,7 +87,8 @@ class Decision:
     wrong: str | None = None
 
 
-def _matches(pattern: str | None, where: str, name: str, output: str = "") -> bool:
+def matches(pattern: str | None, where: str, name: str, output: str = "") -> bool:
+    """Say whether the regular expression is found in a node's name, `where/name`, or output."""
     return pattern is not None and any(re.search(pattern, text) for text in (name, f"{where}/{name}", output) if text)
 
 
@@ -156,9 +157,9 @@ def _decide(site: Site, decider: Decider, ir_version: int) -> Decision:
         )
         return Decision(site=site, fragment=None, reported=reported, explicit=explicit, wrong=wrong)
 
-    if options.only is not None and not _matches(options.only, site.where, site.name, site.output):
+    if options.only is not None and not matches(options.only, site.where, site.name, site.output):
         return kept("not named by --only")
-    if _matches(options.skip, site.where, site.name, site.output):
+    if matches(options.skip, site.where, site.name, site.output):
         return kept("named by --skip")
     if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
         return kept(f"its dilation is at most {options.max_dilation}")
@@ -209,9 +210,9 @@ def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOpti
     """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only."""
 
     def excused(where: str, name: str, output: str = "") -> bool:
-        if options.only is not None and not _matches(options.only, where, name, output):
+        if options.only is not None and not matches(options.only, where, name, output):
             return True
-        return _matches(options.skip, where, name, output)
+        return matches(options.skip, where, name, output)
 
     left = [
         f"{d.site.where}/{d.site.name}: {d.reported.reason}"
@@ -221,6 +222,8 @@ def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOpti
     left += [
         f"{node.where}/{node.name} ({node.op}): {node.reason}"
         for node in found.skipped
-        if node.convolution and max(node.dilations) > options.max_dilation and not excused(node.where, node.name)
+        if node.convolution
+        and max(node.dilations, default=math.inf) > options.max_dilation
+        and not excused(node.where, node.name)
     ]
     return tuple(left)

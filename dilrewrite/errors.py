@@ -5,7 +5,19 @@ Every other exception is a bug and shows its traceback.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import ClassVar
+
+
+def shown(path: Path) -> str:
+    """Return a path as text that every UTF-8 file and terminal takes; bytes that are no UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _printable(text: str) -> str:
+    """Return the text in one line, without the surrogates that stand for bytes of a file name."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
 class DilrewriteError(Exception):
@@ -19,8 +31,8 @@ class DilrewriteError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = " ".join(message.split())
-        self.hint = " ".join(hint.split())
+        self.message = _printable(message)
+        self.hint = _printable(hint)
 
     def __str__(self) -> str:
         """Return message and hint in one line."""

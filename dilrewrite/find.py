@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -209,6 +209,20 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, int, GraphProto]]:
         elif attribute.type == AttributeProto.GRAPHS:
             for place, graph in enumerate(attribute.graphs):
                 yield attribute.name, place, graph
+
+
+def all_nodes(proto: ModelProto) -> Iterator[NodeProto]:
+    """Yield every node of the model: main graph, functions, and all graphs inside."""
+
+    def walk(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+        for node in nodes:
+            yield node
+            for _, _, graph in subgraphs(node):
+                yield from walk(graph.node)
+
+    yield from walk(proto.graph.node)
+    for function in proto.functions:
+        yield from walk(function.node)
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

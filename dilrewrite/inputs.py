@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dilrewrite.backends import Array, CannotRun, Crashed, Io, TimedOut, dtype
-from dilrewrite.errors import UsageError
+from dilrewrite.errors import UsageError, shown
 
 LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 """What unknown extents are tried with, in this order, until the model runs."""
@@ -54,13 +56,19 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def load_inputs(path: Path) -> dict[str, Array]:
     """Read an .npz of inputs by name; raises `UsageError` when it is none."""
+    problem = f"--inputs {shown(path)}: not an .npz file of arrays"
+    hint = "save one with numpy.savez"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
-        raise UsageError(f"--inputs {path}: no such file") from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise UsageError(f"--inputs {path}: not an .npz file: {error}", hint="save one with numpy.savez") from error
+        raise UsageError(f"--inputs {shown(path)}: no such file") from error
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"{problem}: {error}", hint=hint) from error
+    others = [repr(name) for name, values in found.items() if not isinstance(values, np.ndarray)]
+    if others:
+        raise UsageError(f"{problem}: {', '.join(others)} is none", hint=hint)
+    return found
 
 
 def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -12,19 +12,20 @@ from pathlib import Path
 from onnx import ModelProto
 
 from dilrewrite import choose, report
-from dilrewrite.backends import backend
-from dilrewrite.decide import Decider, Decision, OptimizeOptions, described, remaining
+from dilrewrite.backends import backend, backends
+from dilrewrite.decide import Decider, Decision, OptimizeOptions, described, matches, remaining
+from dilrewrite.errors import UsageError, shown
 from dilrewrite.find import Found, Site, find
 from dilrewrite.fragment import Fragment
 from dilrewrite.inputs import load_inputs, parse_shapes
 from dilrewrite.load import Model, load, read_tensor, stage_model
 from dilrewrite.prove import runs_natively
 from dilrewrite.report import Report
-from dilrewrite.reports import write_reports
-from dilrewrite.staging import Staging, check_destination
+from dilrewrite.reports import check_report_folder, write_reports
+from dilrewrite.staging import ELSEWHERE, Staging, check_destination, same_file
 from dilrewrite.strategies import plan, strategies
 from dilrewrite.substitute import Rewritten, disturb, mark, rewrite
-from dilrewrite.verify import Settings, Subject, Verdict, verify
+from dilrewrite.verdict import Settings, Subject, Verdict, verify
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, how many parts of it are done, and how many there are."""
@@ -122,7 +123,13 @@ def optimize(
         model = load(path)
     target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
     if not options.dry_run:
+        data_files = [model.folder / location for location in model.external_files]
+        if any(same_file(target, file) for file in data_files):
+            raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
         check_destination(target, force=options.force, source=path)
+        if report_folder is not None:
+            check_report_folder(report_folder, others=[path, target, *data_files])
+    settings = _settings(model, options)
     with clock("find"):
         found = find(model.proto)
     decisions: list[Decision] = []
@@ -152,14 +159,14 @@ def optimize(
     elif changed and options.verify == "full":
         progress("verify", 0, 1)
         with clock("verify"):
-            verdict = _verify(model, found, rewritten, decisions, options)
+            verdict = _verify(model, found, rewritten, decisions, settings, options.seed)
         progress("verify", 1, 1)
     elif changed:
         verdict = Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
     result = _report(model, found, decisions, rewritten, changed, verdict, left, target, options, clock)
     if options.dry_run:
         return result
-    with Staging(force=True) as staging:
+    with Staging(force=options.force) as staging:
         if result.output is not None:
             spill = _spill(model, rewritten)
             stage_model(model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill)
@@ -170,9 +177,15 @@ def optimize(
 
 
 def _verify(
-    model: Model, found: Found, rewritten: Rewritten, decisions: Sequence[Decision], options: OptimizeOptions
+    model: Model,
+    found: Found,
+    rewritten: Rewritten,
+    decisions: Sequence[Decision],
+    settings: Settings,
+    seed: int,
 ) -> Verdict:
     """Compare the rewritten model with the original, and the original with itself disturbed."""
+    backend(settings.backend.name)  # an error when it is not ready
     baseline = _runnable(model, model.proto)
     errors = [
         (decision.site, decision.reported.proof.rounding.difference)
@@ -181,24 +194,13 @@ def _verify(
         and decision.reported.proof is not None
         and decision.reported.proof.rounding is not None
     ]
-    settings = Settings(
-        backend=backend("onnxruntime_cpu"),
-        fallback=backend("reference"),
-        rtol=options.rtol,
-        atol=options.atol,
-        shapes=parse_shapes(options.shapes),
-        inputs=load_inputs(options.inputs) if options.inputs else {},
-        seed=options.seed,
-        threads=options.threads,
-        custom_op_library=options.custom_op_library,
-    )
     verdict = verify(
         Subject(model.proto, model.folder, model.path),
         Subject(rewritten.proto, model.folder),
         settings,
         runnable_before=Subject(baseline, model.folder),
         runnable_after=Subject(_runnable(model, rewritten.proto), model.folder),
-        disturbed=Subject(disturb(model.proto, errors, options.seed), model.folder)
+        disturbed=Subject(disturb(model.proto, errors, seed), model.folder)
         if errors and baseline is model.proto
         else None,
         step=_step(found),
@@ -206,6 +208,31 @@ def _verify(
     if baseline is not model.proto:
         verdict = replace(verdict, notes=(*verdict.notes, AWKWARD))
     return verdict
+
+
+def _settings(model: Model, options: OptimizeOptions) -> Settings:
+    """Return how to compare whole models; raises `UsageError` for shapes and data that do not fit the model."""
+    shapes = parse_shapes(options.shapes)
+    data = load_inputs(options.inputs) if options.inputs else {}
+    known = [value.name for value in model.proto.graph.input]
+    for option, names in (("--shape", shapes), ("--inputs", data)):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(known)}")
+    for library in options.custom_op_library:
+        if not library.is_file():
+            raise UsageError(f"--custom-op-library {shown(library)}: no such file")
+    return Settings(
+        backend=backends()["onnxruntime_cpu"],
+        fallback=backends()["reference"],
+        rtol=options.rtol,
+        atol=options.atol,
+        shapes=shapes,
+        inputs=data,
+        seed=options.seed,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+    )
 
 
 AWKWARD = (
@@ -272,7 +299,7 @@ def _report(
         after = report.describe_model(
             model,
             rewritten.proto if changed else model.proto,
-            path=str(target),
+            path=shown(target),
             dilated=report.dilated_convolutions(left, found.skipped),
             peak_bytes=peaks[1],
         )
@@ -281,7 +308,7 @@ def _report(
         status=status,
         before=report.describe_model(model, model.proto, dilated=_dilated(found), peak_bytes=peaks[0]),
         after=after,
-        output=str(target) if written and not options.dry_run else None,
+        output=shown(target) if written and not options.dry_run else None,
         options=options.plain(),
         sites=tuple(decision.reported for decision in decisions),
         skipped=found.skipped,
@@ -290,6 +317,18 @@ def _report(
         verdict=verdict,
         environment=report.environment(options.threads),
         seconds=clock.seconds,
+        notes=_notes(found, options),
+    )
+
+
+def _notes(found: Found, options: OptimizeOptions) -> tuple[str, ...]:
+    """Return what the user may have meant otherwise."""
+    named = [(site.where, site.name, site.output) for site in found.sites]
+    named += [(node.where, node.name, "") for node in found.skipped]
+    return tuple(
+        f"{option} {pattern} matches no dilated node"
+        for option, pattern in (("--only", options.only), ("--skip", options.skip))
+        if pattern is not None and not any(matches(pattern, *names) for names in named)
     )
 
 
@@ -303,17 +342,8 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
     with clock("load"):
         first, second = load(before), load(after)
     found, found_after = find(first.proto), find(second.proto)
-    settings = Settings(
-        backend=backend("onnxruntime_cpu"),
-        fallback=backend("reference"),
-        rtol=options.rtol,
-        atol=options.atol,
-        shapes=parse_shapes(options.shapes),
-        inputs=load_inputs(options.inputs) if options.inputs else {},
-        seed=options.seed,
-        threads=options.threads,
-        custom_op_library=options.custom_op_library,
-    )
+    settings = _settings(first, options)
+    backend(settings.backend.name)  # an error when it is not ready
     with clock("verify"):
         baseline, other = _runnable(first, first.proto), _runnable(second, second.proto)
         verdict = verify(
@@ -328,7 +358,7 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
             verdict = replace(verdict, notes=(*verdict.notes, AWKWARD))
     result = Report(
         command="verify",
-        status="equal" if verdict.passed else "differs",
+        status="differs" if not verdict.passed else "not compared" if verdict.skipped else "equal",
         before=report.describe_model(first, first.proto, dilated=_dilated(found), peak_bytes=verdict.peak_bytes[0]),
         after=report.describe_model(
             second, second.proto, dilated=_dilated(found_after), peak_bytes=verdict.peak_bytes[1]

@@ -165,7 +165,7 @@ def _concrete(geometry: ConvGeometry, extents: tuple[int, ...]) -> ConvGeometry:
     channels = geometry.in_channels or 2 * geometry.group
     return replace(
         geometry,
-        batch=geometry.batch or 2,
+        batch=2 if geometry.batch is None else geometry.batch,
         in_channels=channels,
         out_channels=geometry.out_channels or 2 * geometry.group,
         extents=extents,
@@ -515,8 +515,14 @@ def _exact(prover: Prover, site: Site, fragment: Fragment, ir_version: int, runt
     return done(shapes=tuple(shapes), elements=elements, native_ran=native_ran)
 
 
+def _input_shape(geometry: ConvGeometry) -> tuple[int, ...]:
+    """Return the input's shape of a geometry in which everything is known."""
+    shape = (geometry.batch, geometry.in_channels, *geometry.extents)
+    return tuple(size for size in shape if size is not None)
+
+
 def _whole_input(micro: _Micro, geometry: ConvGeometry, rng: np.random.Generator, element: str) -> Array:
-    shape = (geometry.batch or 1, geometry.in_channels or 1, *(extent or 0 for extent in geometry.extents))
+    shape = _input_shape(geometry)
     terms = product(micro.weight.shape[1:])
     if micro.site.input_quantization is not None:
         storage = dtype(micro.site.storage or "")
@@ -576,7 +582,7 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -
     micro = _micro(bare, ir_version, rng, element, reals=True)
     extents = sample_extents(site.geometry)
     geometry = _concrete(site.geometry, extents[1 % len(extents)])
-    shape = (geometry.batch or 1, geometry.in_channels or 1, *(extent or 0 for extent in geometry.extents))
+    shape = _input_shape(geometry)
     x = rng.standard_normal(shape).astype(dtype(element))
     new_model = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
     with _session(runtime, new_model, prover.options) as session:

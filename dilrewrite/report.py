@@ -16,12 +16,13 @@ from typing import Any
 from onnx import ModelProto
 
 from dilrewrite._version import __version__
-from dilrewrite.find import CONVOLUTIONS, Normalisation, Site, Skipped, subgraphs
+from dilrewrite.errors import shown
+from dilrewrite.find import CONVOLUTIONS, DEFAULT_DOMAINS, Normalisation, Site, Skipped, all_nodes
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.load import Model, tensors
 from dilrewrite.prove import Proof
 from dilrewrite.strategies import Refusal
-from dilrewrite.verify import Verdict
+from dilrewrite.verdict import Verdict
 
 SCHEMA_VERSION = 1
 
@@ -30,6 +31,7 @@ EXIT_CODES = {
     "kept": 0,
     "nothing to rewrite": 0,
     "equal": 0,
+    "not compared": 1,
     "inspected": 0,
     "dilation left": 1,
     "differs": 3,
@@ -106,8 +108,8 @@ class Report:
     """The result of one command.
 
     `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `nothing to rewrite`, `differs`, `dilation
-    left`, `equal` (of `verify`), `inspected`. `remaining` names the nodes that keep a dilation above the limit asked
-    for. `output` is the file written, `None` when there is none.
+    left`, `equal` or `not compared` (of `verify`), `inspected`. `remaining` names the nodes that keep a dilation above
+    the limit asked for. `output` is the file written, `None` when there is none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -155,7 +157,9 @@ def _plain(value: object) -> Any:
     if isinstance(value, float) and value - value != 0:
         return str(value)
     if isinstance(value, Path):
-        return str(value)
+        return shown(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     return value
 
 
@@ -189,7 +193,7 @@ def describe_model(
         size, digest = len(serialized) + _external_bytes(model, proto), hashlib.sha256(serialized).hexdigest()
     operators = Counter(_operators(proto))
     return ModelReport(
-        path=path or str(model.path),
+        path=path or (shown(model.path) if model.path is not None else ""),
         bytes=size,
         sha256=digest,
         ir_version=proto.ir_version,
@@ -216,18 +220,10 @@ def _external_bytes(model: Model, proto: ModelProto) -> int:
 
 
 def _operators(proto: ModelProto) -> list[str]:
-    found: list[str] = []
-
-    def walk(nodes: Any) -> None:
-        for node in nodes:
-            found.append(f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type)
-            for _, _, graph in subgraphs(node):
-                walk(graph.node)
-
-    walk(proto.graph.node)
-    for function in proto.functions:
-        walk(function.node)
-    return found
+    return [
+        f"{node.domain}.{node.op_type}" if node.domain not in DEFAULT_DOMAINS else node.op_type
+        for node in all_nodes(proto)
+    ]
 
 
 def dilated_convolutions(sites: int, skipped: tuple[Skipped, ...]) -> int:

@@ -58,6 +58,7 @@ def check_destination(path: Path, *, force: bool, source: Path | None) -> None:
 class _Staged:
     temporary: Path
     destination: Path
+    force: bool
 
 
 @final
@@ -96,18 +97,18 @@ class Staging:
         """Stage `data` as the file `path`."""
         self.add_chunks(path, [data])
 
-    def add_text(self, path: Path, text: str) -> None:
-        """Stage `text` as the file `path`, in UTF-8."""
-        self.add_chunks(path, [text.encode()])
+    def add_text(self, path: Path, text: str, *, force: bool = False) -> None:
+        """Stage `text` as the file `path`, in UTF-8; `force` replaces this file whatever the staging allows."""
+        self.add_chunks(path, [text.encode()], force=force)
 
-    def add_chunks(self, path: Path, chunks: Iterable[bytes]) -> None:
+    def add_chunks(self, path: Path, chunks: Iterable[bytes], *, force: bool = False) -> None:
         """Stage the chunks, one after the other, as the file `path`; only one need be in memory."""
 
         def fill(target: BinaryIO) -> None:
             for chunk in chunks:
                 target.write(chunk)
 
-        self._write(path, fill)
+        self._write(path, fill, force=force)
 
     def add_copy(self, path: Path, source: Path) -> None:
         """Stage a copy of the content of `source` as the file `path`, as a stream."""
@@ -154,7 +155,7 @@ class Staging:
                         current = file.destination
                         old = None
                         if os.path.lexists(current):
-                            if not self._force:
+                            if not file.force:
                                 raise _exists(current)
                             old = _hidden(current.parent)
                             undo.callback(_restore, old, current)
@@ -175,13 +176,14 @@ class Staging:
             self._files.clear()
             self._folders.clear()
 
-    def _write(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
-        check_destination(path, force=self._force, source=None)
+    def _write(self, path: Path, fill: Callable[[BinaryIO], None], *, force: bool = False) -> None:
+        force = force or self._force
+        check_destination(path, force=force, source=None)
         destination = path.absolute()
         for file in self._files:
             if file.destination.name == path.name and same_file(file.destination.parent, destination.parent):
                 raise UsageError(f"{path} would be written twice", hint="give every output a place of its own")
-        file = _Staged(_hidden(destination.parent), destination)
+        file = _Staged(_hidden(destination.parent), destination, force)
         self._files.append(file)  # before it exists: an interrupt cannot come between
         try:
             with file.temporary.open("xb") as target:

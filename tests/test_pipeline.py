@@ -388,7 +388,7 @@ def test_a_rewritten_model_that_does_not_load_differs(tmp_path: Path, monkeypatc
     report, written = optimized(conv1d(), tmp_path)
     assert report.status == "differs"
     assert report.verdict is not None
-    assert "the rewritten model does not run" in report.verdict.failures[0]
+    assert "the rewritten model does not " in report.verdict.failures[0]
     assert "no kernel" in report.verdict.failures[0]
     assert not written.exists()
 
@@ -426,7 +426,9 @@ def test_mutants_write_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         report = json.loads((folder / "m.dilrewrite.report" / "report.json").read_text())
         assert (report["status"], report["exit_code"]) == ("differs", 3)
         (site,) = report["sites"]
-        assert any(site["key"] in failure and strategy in failure for failure in report["verdict"]["failures"])
+        named = (f": {strategy} is wrong", ": keep with explicit pads is wrong")
+        failures = report["verdict"]["failures"]
+        assert any(failure.startswith(site["key"]) and any(form in failure for form in named) for failure in failures)
         assert {name for name in listing(folder) if name.endswith(".onnx")} == {"m.onnx"}
         return
     pytest.fail("no model shows the mutant: it would be written")

@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BaseException as error:  # click's own: wrong usage, --help, --version, abort
         return _click_exit(error)
+    if result == INTERRUPTED:  # what typer makes of Ctrl-C
+        typer.echo("dilrewrite: interrupted; nothing was written", err=True)
     return result if isinstance(result, int) else 0
 
 

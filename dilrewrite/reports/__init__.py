@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 from dilrewrite.discover import discover
+from dilrewrite.errors import UsageError, shown
 from dilrewrite.report import Report
-from dilrewrite.staging import Staging
+from dilrewrite.staging import Staging, same_file
 
 
 class Format(Protocol):
@@ -28,9 +30,26 @@ def formats() -> dict[str, Format]:
     return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT"))
 
 
+def check_report_folder(folder: Path, *, others: Sequence[Path]) -> None:
+    """Raise `UsageError` unless the folder can be made or exists, and its reports would replace none of `others`."""
+    another = "name another folder"
+    names = [form.filename for form in formats().values() if form.filename is not None]
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
+    if not folder.parent.is_dir():
+        raise UsageError(f"--report {shown(folder)}: {shown(folder.parent)} is not a folder", hint="make it first")
+    for other in others:
+        if other.absolute() == folder.absolute():
+            raise UsageError(f"--report {shown(folder)}: is a place for a model too", hint=another)
+        for name in names:
+            place = folder / name
+            if place.absolute() == other.absolute() or same_file(place, other):
+                raise UsageError(f"--report {shown(folder)}: {name} would replace {shown(other)}", hint=another)
+
+
 def write_reports(report: Report, folder: Path, staging: Staging) -> None:
     """Stage every format that has a file name into `folder`, which is made when it does not exist."""
     staging.make_folder(folder)
     for form in formats().values():
         if form.filename is not None:
-            staging.add_text(folder / form.filename, form.render(report))
+            staging.add_text(folder / form.filename, form.render(report), force=True)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.prove import Proof
 from dilrewrite.report import ModelReport, Report, SiteReport
-from dilrewrite.verify import CaseCheck, OutputCheck, Verdict
+from dilrewrite.verdict import CaseCheck, OutputCheck, Verdict
 
 UNKNOWN = "?"
 """Stands for a size that is known at run time only."""
@@ -350,10 +350,11 @@ def outcome(report: Report) -> str:
             return f"DILATION LEFT: {len(report.remaining)} of {convs} keep a dilation{above}; no model written"
         case "equal":
             after = report.after.path if report.after is not None else "the other model"
+            return f"{equality(report)}: {clean(report.before.path)} and {clean(after)}"
+        case "not compared":
+            after = report.after.path if report.after is not None else "the other model"
             both = f"{clean(report.before.path)} and {clean(after)}"
-            if report.verdict is not None and report.verdict.skipped is not None:
-                return f"same interface: {both}; {equality(report)}"
-            return f"{equality(report)}: {both}"
+            return f"NOT COMPARED: {both} have the same interface; {equality(report)}"
         case "inspected" if not total:
             return f"no dilated Conv in {clean(report.before.path)}"
         case "inspected":

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dilrewrite.report import Report, SiteReport
 from dilrewrite.reports import _words as words
-from dilrewrite.verify import CaseCheck, OutputCheck
+from dilrewrite.verdict import CaseCheck, OutputCheck
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""

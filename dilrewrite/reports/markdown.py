@@ -10,7 +10,7 @@ from typing import final
 from dilrewrite.prove import Proof
 from dilrewrite.report import ModelReport, Report, SiteReport
 from dilrewrite.reports import _words as words
-from dilrewrite.verify import CaseCheck
+from dilrewrite.verdict import CaseCheck
 
 
 @final

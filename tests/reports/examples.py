@@ -13,7 +13,7 @@ from dilrewrite.geometry import ConvGeometry
 from dilrewrite.prove import Proof, Rounding
 from dilrewrite.report import CandidateReport, Environment, ModelReport, Report, SiteReport
 from dilrewrite.strategies import Refusal
-from dilrewrite.verify import CaseCheck, OutputCheck, Verdict
+from dilrewrite.verdict import CaseCheck, OutputCheck, Verdict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 UPDATE = "DILREWRITE_UPDATE_GOLDEN"
