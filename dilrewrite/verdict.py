@@ -67,8 +67,8 @@ class Verdict:
 
     `level`: `full` (whole models run), `sites` (per-site proofs only), `none`. `skipped` says why whole models were not
     run. `deterministic`: a second run of the original gave the same outputs (`None`: there was none). `optimized`:
-    graph optimisations were on (off for quantised models, whose fusions move values by a quantum). `noise_sources` names what
-    the noise was measured from. `checker_before` are findings that the original has itself.
+    graph optimisations were on (off for quantised models, whose fusions move values by a quantum). `noise_sources`
+    names what the noise was measured from. `checker_before` are findings that the original has itself.
     """
 
     level: str
