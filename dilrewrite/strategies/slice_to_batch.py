@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.builder import END, INFER, Builder, Cut, Tensor
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.geometry import ConvGeometry, product
 from dilrewrite.strategies._phases import AxisPlan, join_phases, pad_axes, plan_axes, sizes, split_axes
+
+SLICES_AT_ONCE = 16
+"""Up to so many phases are cut out in one step, by a Slice for each."""
 
 
 @final
@@ -36,17 +40,14 @@ class SliceToBatch:
         plans = plan_axes(builder, geometry, self.max_dilation)
         x = pad_axes(builder, plans)
         split = split_axes(plans)
-        parts = []
-        for residues in itertools.product(*(range(plan.block) for plan in plans)):
-            cuts = {}
-            shape = list(x.shape)
-            for plan, r in zip(plans, residues, strict=True):
-                if not plan.phases.idle:
-                    cuts[plan.axis + 2] = self._cut(builder, plan, r * geometry.strides[plan.axis])
-                    shape[plan.axis + 2] = plan.samples
-            parts.append(Tensor(builder.slice(x, cuts).name, tuple(shape)))
+        blocks = product(tuple(plan.block for plan in plans))
+        # All axes at once move the data once; with many phases, one axis after the other needs far fewer nodes.
+        together = [plan for plan in plans if not plan.phases.idle]
+        steps = [together] if blocks <= SLICES_AT_ONCE else [[plan] for plan in reversed(together)]
+        for step in steps:
+            x = self._split(builder, geometry, x, step)
         y = builder.conv(
-            builder.concat(parts, 0),
+            x,
             kernel=geometry.kernel,
             strides=[plan.phases.stride for plan in plans],
             dilations=[plan.phases.dilation for plan in plans],
@@ -58,6 +59,18 @@ class SliceToBatch:
         lengths = sizes(builder, y, plans)
         apart = builder.reshape(y, [*(plan.block for plan in split), INFER, builder.extent(y, 1), *lengths])
         return join_phases(builder, apart, plans, lengths, batch=len(split))
+
+    def _split(self, builder: Builder, geometry: ConvGeometry, x: Tensor, plans: Sequence[AxisPlan]) -> Tensor:
+        """Cut out every phase of the given axes and join them on the batch, the first axis outermost."""
+        parts = []
+        for residues in itertools.product(*(range(plan.block) for plan in plans)):
+            shape = list(x.shape)
+            cuts = {}
+            for plan, r in zip(plans, residues, strict=True):
+                cuts[plan.axis + 2] = self._cut(builder, plan, r * geometry.strides[plan.axis])
+                shape[plan.axis + 2] = plan.samples
+            parts.append(Tensor(builder.slice(x, cuts).name, tuple(shape)))
+        return builder.concat(parts, 0)
 
     @staticmethod
     def _cut(builder: Builder, plan: AxisPlan, start: int) -> Cut:
