@@ -27,6 +27,9 @@ from dilrewrite.substitute import DATA_TYPES, rewrite
 EXACT_LIMIT = 2**24
 """Whole numbers up to here are exact in float32, in whatever order they are added."""
 
+PART_ELEMENTS = 2**20
+"""How many weights are converted to the type of the ground truth at a time."""
+
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 2.0**-53}
 
 ON_RUNTIME = frozenset({"float32", "float16"})
@@ -175,12 +178,12 @@ def _concrete(geometry: ConvGeometry, extents: tuple[int, ...]) -> ConvGeometry:
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int64]:
+def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int32]:
     """Return random whole numbers of [low, high], all different where there are enough of them."""
     size = product(shape)
     if 0 < size <= high - low + 1:
-        return rng.permutation(np.arange(low, high + 1))[:size].reshape(shape)
-    return rng.integers(low, high + 1, size=shape)
+        return rng.permutation(np.arange(low, high + 1, dtype=np.int32))[:size].reshape(shape)
+    return rng.integers(low, high + 1, size=shape, dtype=np.int32)
 
 
 def exact_ranges(
@@ -241,7 +244,9 @@ def _micro(site: Site, ir_version: int, rng: np.random.Generator, element: str, 
     bias = whole_numbers(rng, (outputs,), -1000, 1000).astype(np.float32) if geometry.bias else None
     if reals:
         scale = 1 / math.sqrt(terms)
-        weight = (rng.standard_normal(w_shape) * scale).astype(dtype(element)).astype(np.float32)
+        weight = rng.standard_normal(w_shape, dtype=np.float32) * np.float32(scale)
+        if element != "float32":
+            weight = weight.astype(dtype(element)).astype(np.float32)
         bias = rng.standard_normal(outputs).astype(dtype(element)).astype(np.float32) if geometry.bias else None
     nodes: list[Any] = []
     feeds: dict[str, Array] = {}
@@ -410,20 +415,24 @@ def truth(
     if geometry.auto_pad.startswith("SAME"):  # from the specification, not from the code that is being proved
         spans = [d * (k - 1) + 1 for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
         begin, end = same_pads(geometry.auto_pad, x.shape[2:], spans, geometry.strides)
-    return np.asarray(
+    exact_x = np.asarray(x, precise)
+    # Weights in this type may be large: without groups, some output channels at a time.
+    outputs = len(w) if geometry.group > 1 else max(1, PART_ELEMENTS * len(w) // max(1, w.size))
+    parts = [
         conv(
-            np.asarray(x, precise),
-            np.asarray(w, precise),
-            None if b is None else np.asarray(b, precise),
+            exact_x,
+            np.asarray(w[start : start + outputs], precise),
+            None if b is None else np.asarray(b[start : start + outputs], precise),
             strides=geometry.strides,
             dilations=geometry.dilations,
             pads_begin=[pad or 0 for pad in begin],
             pads_end=[pad or 0 for pad in end],
             group=geometry.group,
             accumulate=precise,
-        ),
-        precise,
-    )
+        )
+        for start in range(0, len(w), outputs)
+    ]
+    return np.asarray(np.concatenate(parts, axis=1), precise)
 
 
 def runs_natively(geometry: ConvGeometry) -> bool:
@@ -478,41 +487,35 @@ def _exact(prover: Prover, site: Site, fragment: Fragment, ir_version: int, runt
     geometry = site.geometry
     new = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
     options = replace(prover.options, optimize=not quantized)
-    shapes: list[tuple[int, ...]] = []
-    elements = 0
-    native_ran = False
-    name = f"{runtime.name} ({element} twin)" if element != site.geometry.element else runtime.name
-    done = functools.partial(Proof, backend=name, rounding=None)
-    try:
-        with _session(runtime, new, options) as session:
-            native = _session(runtime, micro.model, options) if runs_natively(geometry) else None
-            for extents in sample_extents(geometry):
-                concrete = _concrete(geometry, extents)
-                x = _whole_input(micro, concrete, rng, element)
-                shapes.append(x.shape)
-                wanted = _wanted(micro, concrete, x)
-                got = next(iter(session.run({"x": x, **micro.feeds}).values()))
-                elements += got.size
-                problem = _differs(got, wanted)
-                if problem:
-                    return done(
-                        shapes=tuple(shapes),
-                        elements=elements,
-                        native_ran=native_ran,
-                        failure=f"input {list(x.shape)}: {problem}",
-                    )
-                if native is not None:
-                    same = next(iter(native.run({"x": x, **micro.feeds}).values()))
-                    native_ran = True
-                    problem = _differs(got, same)
-                    if problem:
-                        failure = f"input {list(x.shape)}: against the original: {problem}"
-                        return done(shapes=tuple(shapes), elements=elements, native_ran=True, failure=failure)
-            if native is not None:
-                native.close()
+    name = f"{runtime.name} ({element} twin)" if element != geometry.element else runtime.name
+    inputs = []
+    for extents in sample_extents(geometry):
+        concrete = _concrete(geometry, extents)
+        x = _whole_input(micro, concrete, rng, element)
+        inputs.append((x, _wanted(micro, concrete, x)))
+    feeds = [{"x": x, **micro.feeds} for x, _ in inputs]
+    done = functools.partial(Proof, shapes=tuple(x.shape for x, _ in inputs), backend=name, rounding=None)
+    natively = runs_natively(geometry)
+    try:  # one session at a time: each holds the weights
+        found = _outputs(runtime, new, options, feeds)
+        native = _outputs(runtime, micro.model, options, feeds) if natively else found
     except (CannotLoad, CannotRun) as error:
-        return done(shapes=tuple(shapes), elements=elements, native_ran=native_ran, failure=str(error), ran=False)
-    return done(shapes=tuple(shapes), elements=elements, native_ran=native_ran)
+        return done(elements=0, native_ran=False, failure=str(error), ran=False)
+    elements = sum(got.size for got in found)
+    for (x, wanted), got, same in zip(inputs, found, native, strict=True):
+        problem = _differs(got, wanted)
+        against = _differs(got, same)
+        if problem or against:
+            failure = f"input {list(x.shape)}: {problem or f'against the original: {against}'}"
+            return done(elements=elements, native_ran=natively, failure=failure)
+    return done(elements=elements, native_ran=natively)
+
+
+def _outputs(
+    runtime: Backend, model: ModelProto, options: Options, feeds: Sequence[Mapping[str, Array]]
+) -> list[Array]:
+    with _session(runtime, model, options) as session:
+        return [next(iter(session.run(each).values())) for each in feeds]
 
 
 def _input_shape(geometry: ConvGeometry) -> tuple[int, ...]:
@@ -543,7 +546,7 @@ def _whole_input(micro: _Micro, geometry: ConvGeometry, rng: np.random.Generator
 def _wanted(micro: _Micro, geometry: ConvGeometry, x: Array) -> Array:
     """Return what the micro-model must give, from exact arithmetic."""
     site = micro.site
-    w = np.asarray(micro.weight, np.float64)
+    w: NDArray[np.floating[Any]] = micro.weight
     if site.weight_quantization is not None:
         broadcast = (-1, *(1,) * (w.ndim - 1))
         w = (w - micro.w_zero.reshape(broadcast)) * micro.w_scale.reshape(broadcast)
