@@ -412,6 +412,18 @@ class Builder:
     def _group_inputs(channels: Extent | None, group: int) -> int | None:
         return channels // group if isinstance(channels, int) else None
 
+    def plain_conv(self, geometry: ConvGeometry) -> Tensor:
+        """Add the Conv of a normal geometry as it is."""
+        begin, end = geometry.static_pads
+        return self.conv(
+            self.x,
+            kernel=geometry.kernel,
+            strides=geometry.strides,
+            dilations=geometry.dilations,
+            pads_begin=begin,
+            pads_end=end,
+        )
+
     def fill(self, out_extents: Sequence[Extent]) -> Tensor:
         """Add to the core an output that no tap reaches: the bias, repeated to [N, O, *out_extents]."""
         outputs = self.geometry.out_channels

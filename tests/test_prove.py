@@ -19,7 +19,8 @@ from dilrewrite.backends import CannotLoad, onnxruntime_cpu
 from dilrewrite.find import Site, find
 from dilrewrite.fragment import CoreConv, Fragment
 from dilrewrite.geometry import ConvGeometry
-from dilrewrite.prove import Prover, Rounding, exact_ranges, sample_extents, whole_numbers
+from dilrewrite.micro import EXACT_LIMIT, exact_ranges, sample_extents, whole_numbers
+from dilrewrite.prove import Prover, Rounding
 from dilrewrite.strategies import plan, strategies
 from tests import models_for_tests as tiny
 from tests.models_for_tests import conv1d, conv2d
@@ -65,7 +66,7 @@ def test_ranges_keep_every_sum_exact(terms: int, weights: int, highest: int) -> 
     assert x >= 1
     assert 1 <= w <= highest
     if terms <= 2**24 - 2**12:
-        assert terms * x * w + 2**12 <= prove.EXACT_LIMIT
+        assert terms * x * w + 2**12 <= EXACT_LIMIT
 
 
 def test_weights_differ_where_there_is_room() -> None:

@@ -25,15 +25,7 @@ class Keep:
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit the Conv."""
-        begin, end = geometry.static_pads
-        return builder.conv(
-            builder.x,
-            kernel=geometry.kernel,
-            strides=geometry.strides,
-            dilations=geometry.dilations,
-            pads_begin=begin,
-            pads_end=end,
-        )
+        return builder.plain_conv(geometry)
 
 
 STRATEGY = Keep()
