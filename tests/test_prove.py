@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,7 @@ import dilrewrite
 from dilrewrite.backends import CannotLoad, onnxruntime_cpu
 from dilrewrite.find import Site, find
 from dilrewrite.fragment import CoreConv, Fragment
-from dilrewrite.geometry import ConvGeometry
-from dilrewrite.micro import EXACT_LIMIT, exact_ranges, sample_extents, whole_numbers
+from dilrewrite.micro import sample_extents
 from dilrewrite.prove import Prover, Rounding
 from dilrewrite.strategies import plan, strategies
 from tests import models_for_tests as tiny
@@ -53,95 +51,6 @@ def overridable_weights() -> ModelProto:
     model = conv1d()
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 2, 3]))
     return model
-
-
-# -- numbers -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("terms", [0, 1, 2, 9, 27, 576, 4608, 10**5, 10**7])
-@pytest.mark.parametrize("weights", [1, 3, 100, 10**4, 10**7])
-@pytest.mark.parametrize("highest", [7, 15, 127, 2**20])
-def test_ranges_keep_every_sum_exact(terms: int, weights: int, highest: int) -> None:
-    x, w = exact_ranges(terms, weights=weights, highest_weight=highest)
-    assert x >= 1
-    assert 1 <= w <= highest
-    if terms <= 2**24 - 2**12:
-        assert terms * x * w + 2**12 <= EXACT_LIMIT
-
-
-def test_weights_differ_where_there_is_room() -> None:
-    _, w = exact_ranges(9, weights=54)
-    made = whole_numbers(np.random.default_rng(0), (2, 3, 3, 3), -w, w)
-    assert len(np.unique(made)) == made.size
-
-
-@pytest.mark.parametrize(("shape", "low", "high"), [((3,), -1, 1), ((2, 2), -5, 5), ((0, 4), 0, 3), ((), 1, 9)])
-def test_whole_numbers_are_different_where_there_are_enough(shape: tuple[int, ...], low: int, high: int) -> None:
-    made = whole_numbers(np.random.default_rng(0), shape, low, high)
-    assert made.shape == shape
-    assert np.issubdtype(made.dtype, np.integer)
-    assert len(np.unique(made)) == made.size
-    assert made.size == 0 or (low <= made.min() and made.max() <= high)
-
-
-def test_whole_numbers_repeat_where_there_are_not() -> None:
-    made = whole_numbers(np.random.default_rng(0), (1000,), -3, 3)
-    assert set(made.tolist()) == set(range(-3, 4))
-    again = whole_numbers(np.random.default_rng(0), (1000,), -3, 3)
-    assert np.array_equal(made, again)
-
-
-# -- extents -------------------------------------------------------------------------------------------------------
-
-
-def geometry(**changes: Any) -> ConvGeometry:
-    return replace(only(conv1d()).geometry, **changes)
-
-
-def test_known_extents_are_taken() -> None:
-    assert sample_extents(geometry(extents=(16,))) == ((16,),)
-    assert sample_extents(only(conv2d(size=12)).geometry) == ((12, 12),)
-
-
-@pytest.mark.parametrize("kernel", [2, 3, 5])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("dilation", [2, 3, 8])
-@pytest.mark.parametrize("pads", [(0, 0), (2, 2), (8, 0), (1, 40), (-1, 0), (-2, -3)])
-def test_unknown_extents(kernel: int, stride: int, dilation: int, pads: tuple[int, int]) -> None:
-    """A length that the phases divide, one that they do not, and the smallest that gives an output."""
-    given = geometry(
-        extents=(None,),
-        kernel=(kernel,),
-        strides=(stride,),
-        dilations=(dilation,),
-        pads_begin=pads[:1],
-        pads_end=pads[1:],
-    )
-    lengths = [length for (length,) in sample_extents(given)]
-    step = math.lcm(stride, dilation)
-    span = dilation * (kernel - 1) + 1
-    cropped = [length + min(pads[0], 0) + min(pads[1], 0) for length in lengths]
-    assert min(cropped) >= 1, "what is left after negative pads"
-    outputs = [(length + sum(pads) - span) // stride + 1 for length in lengths]
-    assert min(outputs) >= 1
-    assert any(length % step == 0 for length in lengths)
-    assert any(length % step != 0 for length in lengths)
-    smallest = next(
-        length
-        for length in itertools.count(1)
-        if length + sum(pads) >= span and length + min(pads[0], 0) + min(pads[1], 0) >= 1
-    )
-    assert smallest in lengths
-    if smallest < dilation:
-        assert any(length < dilation for length in lengths)
-
-
-def test_several_unknown_axes_get_different_kinds_of_length() -> None:
-    found = sample_extents(only(conv2d(size=None)).geometry)
-    assert any(h != w for h, w in found)
-    mixed = replace(only(conv2d(size=None)).geometry, extents=(12, None))
-    assert {h for h, _ in sample_extents(mixed)} == {12}
-    assert len({w for _, w in sample_extents(mixed)}) > 1
 
 
 # -- what is proved ------------------------------------------------------------------------------------------------
