@@ -1,0 +1,131 @@
+"""The documents say what the code does: commands, examples and lists in them are run or compared."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import dilrewrite
+from dilrewrite.cli import main
+from dilrewrite.fragment import Fragment
+from dilrewrite.geometry import ConvGeometry
+from dilrewrite.report import EXIT_CODES
+from dilrewrite.strategies import Refusal, plan, strategies
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["main", "tests"])
+def test_ci_runs_the_commands_of_the_readme(name: str) -> None:
+    """The very lines: cut out by the same shell function that CI uses."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    function = re.search(r"^command_of\(\) \{\n.*?^\}", script, flags=re.MULTILINE | re.DOTALL)
+    assert function is not None
+    found = subprocess.run(
+        ["bash", "-c", f"{function.group()}\ncommand_of {name}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    shown = re.search(rf"^<!-- {name} -->\n```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert found == shown.group(1)
+    assert found.startswith("python3 -m venv .venv && ")
+
+
+def test_the_main_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after the installation, in a folder with the models alone."""
+    (command,) = (line for line in README.splitlines() if "bin/dilrewrite optimize" in line)
+    arguments = shlex.split(command.partition(".venv/bin/dilrewrite ")[2])
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0
+    assert (tmp_path / "aspp_undilated.onnx").is_file()
+    assert {path.name for path in (tmp_path / "aspp_undilated.report").iterdir()} == {"report.json", "report.md"}
+    assert dilrewrite.inspect("aspp_undilated.onnx").sites == ()
+
+
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = blocks(README, "python")
+    shutil.copy(ROOT / "models" / "causal_tcn.onnx", tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec", dont_inherit=True), {})
+    assert capsys.readouterr().out.startswith("rewritten 8 [")
+
+
+def test_the_readme_names_every_strategy() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE)) == set(strategies())
+
+
+def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    named = {
+        word for line in README.splitlines() if "pip install" not in line for word in re.findall(r"--[a-z-]+", line)
+    }
+    shown = set()
+    for command in ([], ["inspect"], ["optimize"], ["verify"], ["backends"]):
+        assert main([*command, "--help"]) == 0
+        shown |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    assert named <= shown
+
+
+def test_the_exit_codes_are_those_of_the_readme() -> None:
+    line = README[README.index("- Exit codes:") :].partition("\n\n")[0]
+    assert {int(code) for code in re.findall(r"\b\d+\b", line)} == {*EXIT_CODES.values(), 2, 4, 130}
+
+
+def test_the_strategy_in_ten_lines_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example for contributors is a strategy: it plans, and refuses in words."""
+    (example,) = blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python")
+    (tmp_path / "swap_demo.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    strategy = importlib.import_module("swap_demo").STRATEGY
+    one = ConvGeometry(
+        batch=1,
+        in_channels=2,
+        out_channels=2,
+        group=1,
+        extents=(9,),
+        kernel=(3,),
+        strides=(1,),
+        dilations=(2,),
+        pads_begin=(2,),
+        pads_end=(2,),
+    )
+    two = ConvGeometry(
+        batch=1,
+        in_channels=2,
+        out_channels=2,
+        group=1,
+        extents=(9, 9),
+        kernel=(3, 3),
+        strides=(1, 1),
+        dilations=(2, 2),
+        pads_begin=(2, 2),
+        pads_end=(2, 2),
+    )
+    assert isinstance(plan("swap_demo", strategy, one, 17), Fragment)
+    refusal = plan("swap_demo", strategy, two, 17)
+    assert isinstance(refusal, Refusal)
+    assert "rank 2" in refusal.reason
+
+
+def test_links_lead_somewhere() -> None:
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "models" / "README.md",
+    ):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
