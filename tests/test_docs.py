@@ -70,7 +70,10 @@ def test_the_readme_names_every_strategy() -> None:
 
 def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
     named = {
-        word for line in README.splitlines() if "pip install" not in line for word in re.findall(r"--[a-z-]+", line)
+        word
+        for line in README.splitlines()
+        if "pip install" not in line
+        for word in re.findall(r"--[a-z][a-z-]*", line)
     }
     shown = set()
     for command in ([], ["inspect"], ["optimize"], ["verify"], ["backends"]):
