@@ -11,8 +11,7 @@ from dilrewrite.geometry import ConvGeometry
 from dilrewrite.strategies import Refusal, Strategy, plan, with_max_dilation
 
 MULTIPLY_ADDS_PER_ELEMENT = 16
-"""How many multiply-adds are taken to cost as much as writing one element: a CPU does some 25 to 50 billion of the
-former and 1 to 3 billion of the latter a second."""
+"""How many multiply-adds are taken to cost as much as writing one element: an assumption, not a measurement."""
 
 WORTH = 0.9
 """A form is taken by estimate only below this share of what keeping the Conv costs."""
