@@ -88,7 +88,8 @@ def optimize(
     `shapes`: `NAME:1x3x224x224` for inputs with unknown sizes; `inputs`: an .npz with data by input name.
     `verify`: `full` proves every site and compares the whole models, `sites` only the former, `none` (with `strategy`
     only) neither. `rtol`, `atol`: |difference| <= atol + rtol * |value| instead of the tolerance by element type.
-    `report`: a folder for report.json and report.md. `dry_run`: write nothing. `external_data`: see docs/way.md.
+    `report`: a folder for report.json and report.md; "beside" is `<output stem>.report` beside the output, which stays
+    away when dilation is left. `dry_run`: write nothing. `external_data`: see docs/way.md.
 
     Returns the report. Where results differ or dilation is left that `eliminate` should remove, no model is written:
     `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or `FailedError` for everything
@@ -118,7 +119,8 @@ def optimize(
         Path(model),
         Path(output) if output is not None else None,
         options,
-        report_folder=Path(report) if report is not None else None,
+        report_folder=Path(report) if report not in (None, "beside") else None,
+        report_beside=report == "beside",
         progress=progress or pipeline.silent,
     )
 

@@ -109,12 +109,14 @@ def optimize(
     options: OptimizeOptions,
     *,
     report_folder: Path | None = None,
+    report_beside: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Rewrite the model at `path`, prove it, and write it to `output` (`None`: `<stem>.dilrewrite.onnx` beside it).
 
-    `report_folder`: where the reports go (`None`: none are written). Returns the report; when results differ or
-    dilation is left that should go, no model is written and `report.exit_code` says so.
+    `report_folder`: where the reports go. `report_beside`: without one, to `<output stem>.report` beside the output,
+    except when dilation is left that should go: then nothing at all is written. Returns the report; when results
+    differ or dilation is left, no model is written and `report.exit_code` says so.
     """
     options.check()
     clock = _Clock()
@@ -122,6 +124,9 @@ def optimize(
     with clock("load"):
         model = load(path)
     target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
+    asked = report_folder is not None
+    if report_beside and not asked:
+        report_folder = target.with_name(f"{target.stem}.report")
     if not options.dry_run:
         data_files = [model.folder / location for location in model.external_files]
         if any(same_file(target, file) for file in data_files):
@@ -170,7 +175,7 @@ def optimize(
         if result.output is not None:
             spill = _spill(model, rewritten)
             stage_model(model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill)
-        if report_folder is not None:
+        if report_folder is not None and (asked or result.status != "dilation left"):
             write_reports(result, report_folder, staging)
         staging.commit()
     return result

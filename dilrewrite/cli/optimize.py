@@ -75,8 +75,7 @@ def command(
     """Rewrite dilated Convs, prove the result, write MODEL.dilrewrite.onnx and a folder of reports beside it."""
     import dilrewrite
 
-    target = output or model.with_name(f"{model.stem}.dilrewrite.onnx")
-    folder = None if no_report or dry_run else report or target.with_name(f"{target.stem}.report")
+    folder = None if no_report else report or "beside"
     with progress(hidden=quiet or as_json) as show_progress:
         result = dilrewrite.optimize(
             model,

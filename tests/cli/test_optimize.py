@@ -133,12 +133,14 @@ def test_eliminate_above_a_limit(capsys: Capsys, tmp_path: Path, name: str) -> N
 
 def test_eliminate_fails_when_something_is_left(capsys: Capsys, tmp_path: Path) -> None:
     path = save(tiny.transposed(), tmp_path / "m.onnx")
-    outcome = cli(capsys, "optimize", path, "--eliminate", "--no-report", "--json")
+    outcome = cli(capsys, "optimize", path, "--eliminate", "--json")
     assert (outcome.code, outcome.report["status"]) == (1, "dilation left")
     assert len(outcome.report["remaining"]) == 1
     assert "spread (ConvTranspose)" in outcome.report["remaining"][0]
     assert outcome.report["output"] is outcome.report["after"] is None
-    assert list(listing(tmp_path)) == ["m.onnx"]
+    assert list(listing(tmp_path)) == ["m.onnx"], "no model, and no report that was not asked for"
+    assert cli(capsys, "optimize", path, "--eliminate", "--report", tmp_path / "why").code == 1
+    assert set(listing(tmp_path)) == {"m.onnx", "why", "why/report.json", "why/report.md"}
 
 
 @pytest.mark.parametrize("skip", ["spread", "^main/spread$", "sp.*d"])
