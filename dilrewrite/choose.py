@@ -114,7 +114,9 @@ class Planner:
 
 def by_estimate(found: list[Candidate]) -> tuple[list[Candidate], str]:
     """Return the forms worth trying before keeping, best first, and the reason in words; none: keep."""
-    keep = next(candidate for candidate in found if candidate.strategy == "keep")
+    keep = next((candidate for candidate in found if candidate.strategy == "keep"), None)
+    if keep is None:  # the opset cannot even spell its pads
+        return [], "no form applies, nor can its own pads be made explicit"
     better = [c for c in found if c.strategy != "keep" and c.strategy not in INEXACT and c.cost < WORTH * keep.cost]
     if better:
         share = better[0].cost / max(keep.cost, 1)

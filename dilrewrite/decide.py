@@ -181,6 +181,9 @@ def _decide(site: Site, decider: Decider, ir_version: int) -> Decision:
         reason = "the cheapest by estimate without dilation; not measured"
     else:
         wanted, reason = choose.by_estimate(offered)
+    if options.eliminate and not wanted:
+        reasons = "; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in refused)
+        reason = f"no form leaves it without such a dilation ({reasons})"
     for candidate in wanted:
         if candidate.strategy in choose.INEXACT:
             reason += "; exact for finite inputs only"

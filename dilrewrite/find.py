@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from dilrewrite.errors import UsageError
 from dilrewrite.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry
@@ -700,8 +700,3 @@ def _static_pads(geometry: ConvGeometry) -> tuple[int, ...] | None:
         return None
     begin, end = explicit.static_pads
     return *begin, *end
-
-
-def constant_value(tensor: TensorProto) -> Any:
-    """Return the values of an inline tensor."""
-    return numpy_helper.to_array(tensor)

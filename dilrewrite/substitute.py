@@ -124,15 +124,6 @@ def _uses(root: Container) -> Counter[str]:
     return uses
 
 
-def normalise(proto: ModelProto, normalisations: Iterable[Normalisation]) -> ModelProto:
-    """Return a copy of `proto` with the attribute changes made: nothing else differs."""
-    edited = ModelProto()
-    edited.CopyFrom(proto)
-    for change in normalisations:
-        _normalise_node(resolve(edited, change.scope).node[change.index], change)
-    return edited
-
-
 def _normalise_node(node: NodeProto, change: Normalisation) -> None:
     known = {attribute.name: attribute for attribute in node.attribute}
     if change.dilations is not None:
@@ -331,7 +322,6 @@ class _Region:
             assert site.input_quantization is not None
             source = site.input_quantization.source.name
         self.map: dict[str, str] = {X: source}
-        self.shape_source = source
 
     # -- making things -------------------------------------------------------------------------------------------
 

@@ -231,9 +231,9 @@ def no_op_dilation(*, beside: bool = False) -> ModelProto:
     return build(nodes, {"x": [1, 2, 8, 8]}, {"y": [1, 2, 8, 8]}, weights)
 
 
-def same_upper(*, length: int | str = 15, stride: int = 1, dilation: int = 3) -> ModelProto:
+def same_upper(*, length: int | str = 15, stride: int = 1, dilation: int = 3, **more: Any) -> ModelProto:
     """A dilated Conv with auto_pad, which ONNX Runtime does not run."""
-    return conv1d(length=length, kernel=4, dilations=[dilation], auto_pad="SAME_UPPER", strides=[stride])
+    return conv1d(length=length, kernel=4, dilations=[dilation], auto_pad="SAME_UPPER", strides=[stride], **more)
 
 
 def same_upper_of_unknown_length() -> ModelProto:

@@ -132,6 +132,10 @@ class Backend(Protocol):
         """The name of its file."""
         ...
 
+    def conflict(self) -> str | None:
+        """Return None, or what is installed twice and the commands that mend it."""
+        ...
+
     def missing(self) -> str | None:
         """Return None when the runtime is ready, else what is missing and the command that installs it."""
         ...
@@ -167,10 +171,17 @@ def backends() -> dict[str, Backend]:
 
 
 def backend(name: str) -> Backend:
-    """Return a backend that is ready; UsageError when there is none of that name, MissingError when it is not ready."""
+    """Return a backend that is ready.
+
+    Raises UsageError when there is none of that name or its packages are in each other's way, MissingError when it is
+    not installed.
+    """
     known = backends()
     if name not in known:
         raise UsageError(f"there is no backend {name!r}", hint=f"known are {', '.join(known)}")
+    conflict = known[name].conflict()
+    if conflict is not None:
+        raise UsageError(f"backend {name}: {conflict}")
     missing = known[name].missing()
     if missing is not None:
         raise MissingError(f"backend {name}: {missing}")

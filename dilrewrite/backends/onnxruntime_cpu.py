@@ -20,6 +20,8 @@ from dilrewrite.backends._worker import IsolatedSession
 
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 
+INSTALL = "pip install 'dilrewrite[cpu]'"
+
 # What ONNX Runtime holds and its NumPy interface does not take or give: {element: (ONNX's number, values per byte)}.
 _SPECIAL = {
     "bfloat16": (16, 1),
@@ -36,15 +38,24 @@ _SPECIAL = {
 }
 
 
+def conflict(install: str) -> str | None:
+    """Return None, or which distributions of ONNX Runtime overwrite each other, and how to keep one."""
+    installed = [name for name in _DISTRIBUTIONS if _installed(name)]
+    if len(installed) < 2:
+        return None
+    both = " and ".join(installed)
+    return (
+        f"{both} are installed and overwrite each other: "
+        f"pip uninstall -y {' '.join(installed)}, then only one of them: {install}"
+    )
+
+
 def missing(install: str) -> str | None:
     """Return None when `import onnxruntime` will work; else what is wrong, and `install` as the way out."""
+    twice = conflict(install)
+    if twice is not None:
+        return twice
     installed = [name for name in _DISTRIBUTIONS if _installed(name)]
-    if len(installed) > 1:
-        both = " and ".join(installed)
-        return (
-            f"{both} are installed and overwrite each other: "
-            f"pip uninstall -y {' '.join(installed)}, then only one of them: {install}"
-        )
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None:
         return f"onnxruntime is not installed: {install}"
@@ -283,9 +294,13 @@ class OnnxRuntimeCpu:
 
     name: str = "onnxruntime_cpu"
 
+    def conflict(self) -> str | None:
+        """Return None, or which distributions overwrite each other."""
+        return conflict(INSTALL)
+
     def missing(self) -> str | None:
         """Return None when ONNX Runtime is ready, else what is missing and the command that installs it."""
-        return missing("pip install 'dilrewrite[cpu]'")
+        return missing(INSTALL)
 
     def versions(self) -> dict[str, str]:
         """Return the version of ONNX Runtime."""

@@ -558,6 +558,10 @@ class Reference:
 
     name: str = "reference"
 
+    def conflict(self) -> str | None:
+        """Return None."""
+        return None
+
     def missing(self) -> str | None:
         """Return None: onnx is always installed."""
         return None

@@ -143,6 +143,25 @@ def test_eliminate_fails_when_something_is_left(capsys: Capsys, tmp_path: Path) 
     assert set(listing(tmp_path)) == {"m.onnx", "why", "why/report.json", "why/report.md"}
 
 
+@pytest.mark.parametrize("options", [(), ("--strategy", "space_to_batch")])
+def test_a_conv_that_no_form_fits_is_kept(capsys: Capsys, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Opset 9 spells neither a computed Pad nor a computed Slice: these SAME_* pads can only stay."""
+    path = save(tiny.same_upper(length="length", stride=2, dilation=3, opset=9, ir=4), tmp_path / "m.onnx")
+    outcome = cli(capsys, "optimize", path, *options, "--json")
+    assert (outcome.code, outcome.report["status"]) == (0, "kept")
+    assert (tmp_path / "m.dilrewrite.onnx").read_bytes() == path.read_bytes()
+
+
+def test_eliminate_says_why_no_form_fits(capsys: Capsys, tmp_path: Path) -> None:
+    path = save(tiny.same_upper(length="length", stride=2, dilation=3, opset=9, ir=4), tmp_path / "m.onnx")
+    outcome = cli(capsys, "optimize", path, "--eliminate", "--json")
+    assert (outcome.code, outcome.report["status"]) == (1, "dilation left")
+    (left,) = outcome.report["remaining"]
+    assert "no form leaves it without" in left
+    assert "opset 9 has no Pad" in left
+    assert list(listing(tmp_path)) == ["m.onnx"]
+
+
 @pytest.mark.parametrize("skip", ["spread", "^main/spread$", "sp.*d"])
 def test_eliminate_passes_with_an_excuse(capsys: Capsys, tmp_path: Path, skip: str) -> None:
     path = save(tiny.transposed(), tmp_path / "m.onnx")
