@@ -15,6 +15,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from dilrewrite import machine
 from dilrewrite._version import __version__
 from dilrewrite.errors import shown
 from dilrewrite.find import CONVOLUTIONS, DEFAULT_DOMAINS, Normalisation, Site, Skipped, all_nodes
@@ -22,6 +23,7 @@ from dilrewrite.geometry import ConvGeometry
 from dilrewrite.load import Model, tensors
 from dilrewrite.prove import Proof
 from dilrewrite.strategies import Refusal
+from dilrewrite.timing import Comparison, Noise
 from dilrewrite.verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -33,6 +35,7 @@ EXIT_CODES = {
     "equal": 0,
     "not compared": 1,
     "inspected": 0,
+    "measured": 0,
     "dilation left": 1,
     "differs": 3,
 }
@@ -41,18 +44,30 @@ EXIT_CODES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateReport:
-    """A form that applies: estimated multiply-adds and elements moved, nodes, and the dilation it leaves."""
+    """A form that applies: estimated multiply-adds and elements moved, nodes, and the dilation it leaves.
+
+    `outcome`: what measuring said of it, in words ("won", "lost by 1.31x", "not measured: budget", "failed: ...");
+    empty when nothing was to be measured. `timing`: the form (second) against the Conv as it is (first), both with
+    the site's neighbours.
+    """
 
     strategy: str
     multiply_adds: int
     elements_moved: int
     nodes: int
     max_dilation: int
+    outcome: str = ""
+    timing: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteReport:
-    """One dilated Conv. `action`: `rewritten` or `kept`; `padding_share`: of the multiply-adds, on padding only."""
+    """One dilated Conv. `action`: `rewritten` or `kept`; `padding_share`: of the multiply-adds, on padding only.
+
+    `share`: of the model's time, as profiled. `ran`: the input shapes that the model gave it in one run, most frequent
+    first; more than one in a Loop whose sizes change. `question`: sites with the same number were measured as one.
+    `predicted_gain`: of the model's time, by what measuring says of the form taken, below 0 for a loss.
+    """
 
     where: str
     name: str
@@ -69,6 +84,51 @@ class SiteReport:
     proof: Proof | None = None
     candidates: tuple[CandidateReport, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    share: float | None = None
+    ran: tuple[tuple[int, ...], ...] = ()
+    question: int | None = None
+    predicted_gain: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A version of the whole model that was timed against the original: which sites were rewritten, and the result."""
+
+    sites: tuple[str, ...]
+    timing: Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """How timings were taken, and what they say of the whole model.
+
+    `inputs`: the shapes it ran on. `budget_s`: the seconds asked for; `spent_s`: the seconds that measuring took;
+    `floor_s`: how much of them was the least that a confirmation on the whole model takes. `estimated_s`: of a dry run,
+    about how long measuring would take. `measured` and `recalled` count timings made now and taken from the cache.
+    `profiled_s`: one run of the original under the profiler. `noise`: the original against itself. `attempts`: versions
+    of the model that were timed; `final`: the original (first) against the model written (second), `None` when that
+    was not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: processes that wanted
+    a core before measuring began, on average over a minute. `doubts`: what the runtime said that makes timings doubtful.
+    """
+
+    backend: str
+    device: str
+    versions: Mapping[str, str]
+    settings: Mapping[str, str]
+    inputs: Mapping[str, tuple[int, ...]]
+    budget_s: float
+    spent_s: float = 0.0
+    floor_s: float = 0.0
+    estimated_s: float | None = None
+    measured: int = 0
+    recalled: int = 0
+    profiled_s: float | None = None
+    noise: Noise | None = None
+    attempts: tuple[Attempt, ...] = ()
+    final: Comparison | None = None
+    predicted_ratio: float | None = None
+    load: float | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +168,7 @@ class Report:
     """The result of one command.
 
     `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `nothing to rewrite`, `differs`, `dilation
-    left`, `equal` or `not compared` (of `verify`), `inspected`. `remaining` names the nodes that keep a dilation above
+    left`, `equal` or `not compared` (of `verify`), `inspected`, `measured` (of `bench`). `remaining` names the nodes that keep a dilation above
     the limit asked for. `output` is the file written, `None` when there is none.
     """
 
@@ -124,6 +184,7 @@ class Report:
     normalised: tuple[Normalisation, ...] = ()
     remaining: tuple[str, ...] = ()
     verdict: Verdict | None = None
+    measurement: Measurement | None = None
     environment: Environment
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -243,18 +304,8 @@ def environment(threads: int | None) -> Environment:
         dilrewrite=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=machine.processor(),
         cores=os.cpu_count() or 1,
         threads=threads,
         packages=packages,
-    )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )

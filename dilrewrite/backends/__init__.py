@@ -68,6 +68,7 @@ class Options:
 
     `threads` is the number of threads inside one operator (None: the runtime's choice), `optimize` turns the runtime's
     graph optimisations on, `spin` lets waiting threads burn their core (good for timing alone, bad beside others),
+    `stop_spinning` ends that with each run, so that several sessions can be timed in turn,
     `isolated` runs in a child process that may crash. `timeout_s` bounds making the session and each run; only an
     isolated session can be stopped, another one ignores it.
     """
@@ -75,6 +76,7 @@ class Options:
     threads: int | None = None
     optimize: bool = True
     spin: bool = False
+    stop_spinning: bool = False
     custom_op_library: tuple[Path, ...] = ()
     isolated: bool = True
     timeout_s: float | None = None
@@ -149,6 +151,103 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRun:
+    """One run of one node: its name, operator, seconds, and shapes (None: no tensor, or not told)."""
+
+    name: str
+    op: str
+    seconds: float
+    inputs: tuple[tuple[int, ...] | None, ...] = ()
+    outputs: tuple[tuple[int, ...] | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a runtime says of `runs` runs: seconds of all of them, and every node that ran, in order."""
+
+    runs: int
+    seconds: float
+    nodes: tuple[NodeRun, ...]
+
+
+class Runner(Protocol):
+    """A loaded model bound to its inputs, in this process."""
+
+    def run(self) -> None:
+        """Run once and wait for the end. Raises CannotRun."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+class Bench(Protocol):
+    """Several models on one runtime in a process of their own, run in the order asked for, each run timed.
+
+    Raises CannotLoad, CannotRun, Crashed and TimedOut; after the last two it is of no use.
+    """
+
+    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
+        """Keep a model and its inputs under `key`; replaces what was there."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Forget a model; nothing happens when there is none."""
+        ...
+
+    def open(self, key: str) -> None:
+        """Load a model."""
+        ...
+
+    def shut(self, key: str) -> None:
+        """Free a loaded model; nothing happens when it is not loaded."""
+        ...
+
+    def run(self, order: Sequence[str]) -> list[float]:
+        """Run loaded models by key, one after the other; return the seconds of each run."""
+        ...
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the runtime said that makes timings doubtful, each once."""
+        ...
+
+    def close(self) -> None:
+        """End the process; a second call does nothing."""
+        ...
+
+
+class TimedBackend(Backend, Protocol):
+    """A runtime that forms are timed on."""
+
+    @property
+    def rank(self) -> int:
+        """Return its place in the order in which `auto` asks: the highest that is ready is taken."""
+        ...
+
+    @property
+    def doubts(self) -> str:
+        """Return the regular expression of log lines that make timings doubtful; empty when there are none."""
+        ...
+
+    def device(self) -> str:
+        """Return the device that it runs on, in words."""
+        ...
+
+    def settings(self, options: Options) -> dict[str, str]:
+        """Return the settings that timings depend on, as they are set, by the runtime's own names."""
+        ...
+
+    def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
+        """Load a model in this process and bind its inputs. Raises CannotLoad and CannotRun."""
+        ...
+
+    def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+        """Run a model in this process, once to warm up and then `runs` times. Raises CannotLoad and CannotRun."""
+        ...
+
+
 class CannotLoad(Exception):  # noqa: N818 - it reads as what it says
     """The runtime refuses the model; the reason is one line."""
 
@@ -186,3 +285,25 @@ def backend(name: str) -> Backend:
     if missing is not None:
         raise MissingError(f"backend {name}: {missing}")
     return known[name]
+
+
+def timed_backends() -> dict[str, TimedBackend]:
+    """Return the backends that forms are timed on, the one that `auto` prefers first."""
+    timed = {name: cast("TimedBackend", found) for name, found in backends().items() if hasattr(found, "rank")}
+    return dict(sorted(timed.items(), key=lambda item: -item[1].rank))
+
+
+def timed_backend(name: str) -> TimedBackend:
+    """Return a ready backend to time on; `auto` is the best that is ready.
+
+    Raises UsageError for one that is unknown or times nothing, MissingError when it, or for `auto` none, is ready.
+    """
+    known = timed_backends()
+    if name == "auto":
+        ready = [found for found in known.values() if found.missing() is None]
+        if ready:
+            return ready[0]
+        return cast("TimedBackend", backend(next(reversed(known))))
+    if name in backends() and name not in known:
+        raise UsageError(f"backend {name} times nothing", hint=f"choose one of auto, {', '.join(known)}")
+    return cast("TimedBackend", backend(name))

@@ -1,4 +1,6 @@
-"""Sessions in a child process, so that a crash of the runtime is a reason and not the end. Both ends of the pipe.
+"""Sessions and timed runs in a child process, so that a crash of the runtime is a reason and not the end.
+
+Both ends of the pipe.
 
 The child is `python -m dilrewrite.backends._worker`, not a fork or multiprocessing's spawn: it works from notebooks
 and from scripts without a `__main__` guard. A message is a pickle (protocol 5) with the arrays' memory apart:
@@ -8,26 +10,43 @@ count, lengths, pickle, memory of each array.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pickle
+import re
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, final
+from typing import IO, Any, Self, cast, final
 
 import numpy as np
 
-from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Io, Options, Runnable, Session, TimedOut
+from dilrewrite.backends import (
+    Array,
+    Backend,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Io,
+    Options,
+    Profile,
+    Runnable,
+    Runner,
+    Session,
+    TimedBackend,
+    TimedOut,
+)
 
 _READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
 _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
@@ -65,21 +84,18 @@ def _exactly(stream: IO[bytes], length: int) -> bytearray:
     return data
 
 
-@final
-class IsolatedSession:
-    """The parent's end: a session of the backend `name` in a child process."""
+class _Child:
+    """A child process that answers requests, seen from the parent."""
 
-    inputs: tuple[Io, ...]
-    outputs: tuple[Io, ...]
-
-    def __init__(self, name: str, runnable: Runnable, options: Options) -> None:
-        self._timeout_s = options.timeout_s
+    def __init__(self, timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s
         self._late = False
-        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the session
+        self._greeted = False
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(entry).absolute()) for entry in sys.path))
         try:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -90,54 +106,17 @@ class IsolatedSession:
         except BaseException:
             self._noise.close()
             raise
-        self._end = weakref.finalize(self, _end, self._process, self._noise)
-        model = runnable.model.absolute() if isinstance(runnable.model, Path) else runnable.model
-        folder = None if runnable.folder is None else runnable.folder.absolute()
-        libraries = tuple(library.absolute() for library in options.custom_op_library)
-        runnable = replace(runnable, model=model, folder=folder)
-        options = replace(options, isolated=False, custom_op_library=libraries)
-        try:
-            self.inputs, self.outputs = self._ask("open", name, runnable, options)
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def pid(self) -> int:
-        """The child's process id."""
-        return self._process.pid
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Return the named outputs (None: all)."""
-        plain = {name: value if isinstance(value, list) else np.asarray(value) for name, value in feeds.items()}
-        result: dict[str, Array] = self._ask("run", plain, None if outputs is None else list(outputs))
-        return result
-
-    def peak_bytes(self) -> int | None:
-        """Return the rise of the child's resident memory; None when the child is gone."""
-        try:
-            peak: int | None = self._ask("peak")
-        except (Crashed, TimedOut):
-            return None
-        return peak
+        self._end = weakref.finalize(self, _end, self.process, self._noise)
 
     def close(self) -> None:
         """End the child."""
         self._end()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _ask(self, *request: object) -> Any:
+    def ask(self, *request: object) -> Any:
         """Send a request and return the answer; an interrupted request leaves no child behind."""
         if not self._end.alive:
             raise Crashed("the session is closed")
-        timer = threading.Timer(self._timeout_s, self._stop) if self._timeout_s is not None else None
+        timer = threading.Timer(self.timeout_s, self._stop) if self.timeout_s is not None else None
         try:
             if timer is not None:
                 timer.daemon = True
@@ -147,7 +126,7 @@ class IsolatedSession:
             crashed = self._obituary()
             self.close()
             if self._late:
-                raise TimedOut(f"no answer within {self._timeout_s:g} s") from None
+                raise TimedOut(f"no answer within {self.timeout_s:g} s") from None
             raise Crashed(crashed) from None
         except BaseException:
             self.close()
@@ -161,28 +140,37 @@ class IsolatedSession:
             raise RuntimeError(f"in the worker process:\n{answer}")
         return answer
 
+    def said(self) -> list[str]:
+        """Return the lines that the child wrote so far besides its answers."""
+        if not self._end.alive:
+            return []
+        # Not through the shared file position, at which the child writes.
+        text = os.pread(self._noise.fileno(), 2**20, 0) if hasattr(os, "pread") else b""
+        return [" ".join(line.split()) for line in text.decode(errors="replace").split("\n") if line.strip()]
+
     def _exchange(self, request: tuple[object, ...]) -> tuple[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        if request[0] == "open":
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if not self._greeted:
             seen = b""
             while not seen.endswith(_READY):
-                byte = self._process.stdout.read(1)
+                byte = self.process.stdout.read(1)
                 if not byte:
                     raise EOFError
                 seen = (seen + byte)[-len(_READY) :]
-        send(self._process.stdin, request)
-        kind, answer = receive(self._process.stdout)
+            self._greeted = True
+        send(self.process.stdin, request)
+        kind, answer = receive(self.process.stdout)
         return kind, answer
 
     def _stop(self) -> None:
         self._late = True
-        self._process.kill()
+        self.process.kill()
 
     def _obituary(self) -> str:
         """Say how the child died: the signal or exit code, and the last line it wrote."""
         try:
-            code = self._process.wait(timeout=5)
+            code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return "the process closed its pipe and hangs"
         if code < 0:
@@ -199,6 +187,121 @@ class IsolatedSession:
         lines = self._noise.read().decode(errors="replace").split("\n")
         last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
         return f"the process {how}: {last[-300:]}" if last else f"the process {how}"
+
+
+def _anywhere(runnable: Runnable, options: Options) -> tuple[Runnable, Options]:
+    """Return both without paths that depend on the working directory, to be used inside the child."""
+    model = runnable.model.absolute() if isinstance(runnable.model, Path) else runnable.model
+    folder = None if runnable.folder is None else runnable.folder.absolute()
+    libraries = tuple(library.absolute() for library in options.custom_op_library)
+    return replace(runnable, model=model, folder=folder), replace(options, isolated=False, custom_op_library=libraries)
+
+
+def _plain(feeds: Mapping[str, Array]) -> dict[str, Any]:
+    return {name: value if isinstance(value, list) else np.asarray(value) for name, value in feeds.items()}
+
+
+@final
+class IsolatedSession:
+    """The parent's end: a session of the backend `name` in a child process."""
+
+    inputs: tuple[Io, ...]
+    outputs: tuple[Io, ...]
+
+    def __init__(self, name: str, runnable: Runnable, options: Options) -> None:
+        self._child = _Child(options.timeout_s)
+        try:
+            self.inputs, self.outputs = self._child.ask("open", name, *_anywhere(runnable, options))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.process.pid
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the named outputs (None: all)."""
+        result: dict[str, Array] = self._child.ask("run", _plain(feeds), None if outputs is None else list(outputs))
+        return result
+
+    def peak_bytes(self) -> int | None:
+        """Return the rise of the child's resident memory; None when the child is gone."""
+        try:
+            peak: int | None = self._child.ask("peak")
+        except (Crashed, TimedOut):
+            return None
+        return peak
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@final
+class IsolatedBench:
+    """The parent's end of a `Bench`: the backend `name` in a child process, where the clock is read too."""
+
+    def __init__(self, name: str, options: Options, doubts: str = "") -> None:
+        self._options = options
+        self._doubts = doubts
+        self._child = _Child(options.timeout_s)
+        try:
+            self._child.ask("bench", name)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
+        """Send a model and its inputs to the child."""
+        self._child.ask("add", key, *_anywhere(runnable, self._options), _plain(feeds))
+
+    def drop(self, key: str) -> None:
+        """Forget a model."""
+        self._child.ask("drop", key)
+
+    def open(self, key: str) -> None:
+        """Load a model."""
+        self._child.ask("start", key)
+
+    def shut(self, key: str) -> None:
+        """Free a loaded model; a dead child has freed it."""
+        with contextlib.suppress(Crashed, TimedOut):
+            self._child.ask("stop", key)
+
+    def run(self, order: Sequence[str]) -> list[float]:
+        """Return the seconds of each run."""
+        seconds: list[float] = self._child.ask("time", list(order))
+        return seconds
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return the log lines that make timings doubtful."""
+        if not self._doubts:
+            return ()
+        return tuple(dict.fromkeys(line[-300:] for line in self._child.said() if re.search(self._doubts, line)))
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+
+def isolated_profile(name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+    """Return what `profile` of the backend `name` returns, made in a child process."""
+    child = _Child(options.timeout_s)
+    try:
+        found: Profile = child.ask("profile", name, *_anywhere(runnable, options), _plain(feeds), runs)
+    finally:
+        child.close()
+    return found
 
 
 def _end(process: subprocess.Popen[bytes], noise: IO[bytes]) -> None:
@@ -231,28 +334,11 @@ def main() -> None:
 
 
 def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    session: Session | None = None
-    before: int | None = None
+    server = _Server()
     while True:
         request, *arguments = receive(requests)
         try:
-            answer: object
-            if request == "open":
-                name, runnable, options = arguments
-                backend: Backend = importlib.import_module(f"dilrewrite.backends.{name}").BACKEND
-                try:
-                    backend.versions()  # loads the runtime, whose own memory does not count
-                except (ImportError, OSError) as error:
-                    raise CannotLoad(f"{name} cannot be imported: {' '.join(str(error).split())}") from error
-                before = _forget_peak()
-                session = backend.session(runnable, options)
-                answer = session.inputs, session.outputs
-            elif request == "run":
-                assert session is not None
-                answer = session.run(*arguments)
-            else:
-                peak = _peak()
-                answer = None if before is None or peak is None else max(0, peak - before)
+            answer: object = getattr(server, f"on_{request}")(*arguments)
             kind = "done"
         except (CannotLoad, CannotRun) as error:
             kind, answer = type(error).__name__, str(error)
@@ -260,6 +346,80 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             kind, answer = "bug", traceback.format_exc()
         send(replies, (kind, answer))
         del arguments, answer  # not kept until the next request
+
+
+def _loaded(name: str) -> Backend:
+    """Return a backend whose runtime is loaded: its own memory does not count as a model's."""
+    backend: Backend = importlib.import_module(f"dilrewrite.backends.{name}").BACKEND
+    try:
+        backend.versions()
+    except (ImportError, OSError) as error:
+        raise CannotLoad(f"{name} cannot be imported: {' '.join(str(error).split())}") from error
+    return backend
+
+
+class _Server:
+    """The child's state, and a method for each request."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.before: int | None = None
+        self.backend: TimedBackend | None = None
+        self.models: dict[str, tuple[Runnable, Options, Mapping[str, Array]]] = {}
+        self.runners: dict[str, Runner] = {}
+
+    def on_open(self, name: str, runnable: Runnable, options: Options) -> object:
+        backend = _loaded(name)
+        self.before = _forget_peak()
+        self.session = backend.session(runnable, options)
+        return self.session.inputs, self.session.outputs
+
+    def on_run(self, feeds: Mapping[str, Array], outputs: list[str] | None) -> object:
+        assert self.session is not None
+        return self.session.run(feeds, outputs)
+
+    def on_peak(self) -> object:
+        peak = _peak()
+        return None if self.before is None or peak is None else max(0, peak - self.before)
+
+    def on_bench(self, name: str) -> None:
+        self.backend = cast("TimedBackend", _loaded(name))
+
+    def on_add(self, key: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> None:
+        self.on_stop(key)
+        self.models[key] = runnable, options, feeds
+
+    def on_drop(self, key: str) -> None:
+        self.on_stop(key)
+        self.models.pop(key, None)
+
+    def on_start(self, key: str) -> None:
+        assert self.backend is not None
+        self.on_stop(key)
+        self.runners[key] = self.backend.runner(*self.models[key])
+
+    def on_stop(self, key: str) -> None:
+        runner = self.runners.pop(key, None)
+        if runner is not None:
+            runner.close()
+
+    def on_time(self, order: list[str]) -> list[float]:
+        clock, seconds = time.perf_counter_ns, []
+        steps = [self.runners[key].run for key in order]
+        gc.disable()
+        try:
+            for step in steps:
+                start = clock()
+                step()
+                seconds.append((clock() - start) / 1e9)
+        finally:
+            gc.enable()
+        return seconds
+
+    def on_profile(
+        self, name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
+    ) -> object:
+        return cast("TimedBackend", _loaded(name)).profile(runnable, options, feeds, runs)
 
 
 def _forget_peak() -> int | None:

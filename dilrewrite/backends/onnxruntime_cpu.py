@@ -1,290 +1,17 @@
-"""ONNX Runtime on the CPU, in this process or in a child. The only file that knows ONNX Runtime's Python interface."""
+"""ONNX Runtime on the CPU, in this process or in a child."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.metadata
-import importlib.util
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast, final
+from typing import final
 
-import numpy as np
-
-from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session, dtype
+from dilrewrite import machine
+from dilrewrite.backends import Array, Options, Profile, Runnable, Runner, Session, TimedBackend
+from dilrewrite.backends._onnxruntime import BoundRunner, InProcess, conflict, missing, profile, session_settings
 from dilrewrite.backends._worker import IsolatedSession
 
-_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
-
 INSTALL = "pip install 'dilrewrite[cpu]'"
-
-# What ONNX Runtime holds and its NumPy interface does not take or give: {element: (ONNX's number, values per byte)}.
-_SPECIAL = {
-    "bfloat16": (16, 1),
-    "float8e4m3fn": (17, 1),
-    "float8e4m3fnuz": (18, 1),
-    "float8e5m2": (19, 1),
-    "float8e5m2fnuz": (20, 1),
-    "uint4": (21, 2),
-    "int4": (22, 2),
-    "float4e2m1": (23, 2),
-    "float8e8m0": (24, 1),
-    "uint2": (25, 4),
-    "int2": (26, 4),
-}
-
-
-def conflict(install: str) -> str | None:
-    """Return None, or which distributions of ONNX Runtime overwrite each other, and how to keep one."""
-    installed = [name for name in _DISTRIBUTIONS if _installed(name)]
-    if len(installed) < 2:
-        return None
-    both = " and ".join(installed)
-    return (
-        f"{both} are installed and overwrite each other: "
-        f"pip uninstall -y {' '.join(installed)}, then only one of them: {install}"
-    )
-
-
-def missing(install: str) -> str | None:
-    """Return None when `import onnxruntime` will work; else what is wrong, and `install` as the way out."""
-    twice = conflict(install)
-    if twice is not None:
-        return twice
-    installed = [name for name in _DISTRIBUTIONS if _installed(name)]
-    spec = importlib.util.find_spec("onnxruntime")
-    if spec is None:
-        return f"onnxruntime is not installed: {install}"
-    if spec.origin is None:
-        left = " ".join(installed or ["onnxruntime"])
-        return f"the installation of onnxruntime is broken: pip uninstall -y {left}, then {install}"
-    return None
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def reason(error: BaseException) -> str:
-    """Return an error of ONNX Runtime in one line, without places in its C++ sources."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)
-    while place := re.search(r"(?:\S*/)?\w+\.(?:cc|h|hpp|cpp|cu)(?::\d+)? ", text):
-        text = text[: place.start()] + _after_signature(text[place.end() :])
-    text = re.sub(
-        r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message:", r"\1 '\2':", text
-    )
-    return text.strip()
-
-
-def _after_signature(text: str) -> str:
-    """Cut the C++ function with which `text` starts, if it does: `std::vector<int> onnxruntime::F(const X&) const `."""
-    start = re.match(r"[^()]*::[^()\s]*(?=\()", text)
-    if start is None:
-        return text
-    depth = 0
-    for place in range(start.end(), len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if depth == 0:
-            rest = text[place + 1 :]
-            if rest.startswith("::<lambda("):
-                return _after_signature(rest)
-            return re.sub(r"^>?( const)?( \[with [^\]]*\])?\s+", "", rest)
-    return text
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """Return what ONNX Runtime raises: its own errors have no common base but Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    return (*own, RuntimeError, ValueError, TypeError, MemoryError)
-
-
-@final
-class InProcess:
-    """A session in this process, on exactly the given execution providers."""
-
-    def __init__(
-        self, runnable: Runnable, options: Options, providers: Sequence[str] = ("CPUExecutionProvider",)
-    ) -> None:
-        try:
-            import onnxruntime as ort
-        except (ImportError, OSError) as error:
-            raise CannotLoad(f"onnxruntime cannot be imported: {reason(error)}") from error
-        self._failures = _failures()
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4  # what goes wrong comes as an exception
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
-        if not options.optimize:
-            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        model: str | bytes
-        if isinstance(runnable.model, Path):
-            model = str(runnable.model)
-        else:
-            model = runnable.model
-            if runnable.folder is not None:
-                folder = str(runnable.folder.absolute())
-                settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        try:
-            for library in options.custom_op_library:
-                settings.register_custom_ops_library(str(library))
-            # Without fallback: it prints to standard output and goes on with other providers.
-            self._session: Any = ort.InferenceSession(model, settings, providers=list(providers), enable_fallback=0)
-        except self._failures as error:
-            raise CannotLoad(reason(error)) from error
-        given = self._session.get_providers()
-        if given[: len(providers)] != list(providers):
-            raise CannotLoad(f"ONNX Runtime uses {', '.join(given)} instead of {', '.join(providers)}")
-        scalars = _scalars(runnable.model, [*self._session.get_inputs(), *self._session.get_outputs()])
-        self.inputs: tuple[Io, ...] = tuple(_io(value, scalars) for value in self._session.get_inputs())
-        self.outputs: tuple[Io, ...] = tuple(_io(value, scalars) for value in self._session.get_outputs())
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Return the named outputs (None: all)."""
-        assert self._session is not None, "the session is closed"
-        names = [output.name for output in self.outputs] if outputs is None else list(outputs)
-        elements = {output.name: output.element for output in self.outputs}
-        inputs = {name: _plain(value) for name, value in feeds.items()}
-        special = any(elements.get(name) in _SPECIAL for name in names) or any(
-            isinstance(value, np.ndarray) and _special(value) is not None for value in inputs.values()
-        )
-        try:
-            if not special:
-                return dict(zip(names, self._session.run(names, inputs), strict=True))
-            values = {name: _ort_value(name, value) for name, value in inputs.items()}
-            results = self._session.run_with_ort_values(names, values)
-            return {name: _array(name, value) for name, value in zip(names, results, strict=True)}
-        except self._failures as error:
-            raise CannotRun(reason(error)) from error
-
-    def peak_bytes(self) -> int | None:
-        """Return None: this process has other things in memory."""
-        return None
-
-    def close(self) -> None:
-        """Free the session."""
-        self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _io(value: Any, scalars: frozenset[str]) -> Io:
-    tensor = re.fullmatch(r"tensor\((\w+)\)", value.type)
-    if tensor is None:
-        return Io(name=value.name, element=f"other:{value.type}", shape=None)
-    element = {"float": "float32", "double": "float64"}.get(tensor[1], tensor[1])
-    shape = tuple(value.shape) if value.shape or value.name in scalars else None
-    return Io(name=value.name, element=element, shape=shape)
-
-
-def _scalars(model: bytes | Path, values: Sequence[Any]) -> frozenset[str]:
-    """Return the names declared as scalars; ONNX Runtime says [] for them and for an unknown rank alike."""
-    if all(value.shape or not value.type.startswith("tensor(") for value in values):
-        return frozenset()
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    proto = onnx.ModelProto()
-    with contextlib.suppress(DecodeError):  # a model in ONNX Runtime's own format
-        proto.ParseFromString(model.read_bytes() if isinstance(model, Path) else model)
-    declared = [*proto.graph.input, *proto.graph.output]
-    return frozenset(
-        value.name
-        for value in declared
-        if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim
-    )
-
-
-def _plain(value: Array) -> Array:
-    """Return the array in C order and in this machine's byte order; a sequence stays as it is."""
-    if isinstance(value, list):
-        return value
-    array = np.asarray(value, order="C")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _special(value: Array) -> str | None:
-    """Return the element of an array that only the OrtValue interface takes."""
-    if value.dtype.isbuiltin == 1:
-        return None
-    return next((element for element in _SPECIAL if _dtype(element) == value.dtype), None)
-
-
-def _dtype(element: str) -> np.dtype[Any] | None:
-    try:
-        return dtype(element)
-    except KeyError:  # an older ml_dtypes
-        return None
-
-
-def _ort_value(name: str, value: Array) -> Any:
-    import onnxruntime as ort
-
-    if isinstance(value, list):
-        raise CannotRun(f"input {name!r} is a sequence: not possible beside bfloat16, float8 or 4-bit tensors")
-    element = _special(value)
-    if element is None:
-        return ort.OrtValue.ortvalue_from_numpy(value)
-    number, per_byte = _SPECIAL[element]
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_packed(value, per_byte), number)
-
-
-def _packed(value: Array, per_byte: int) -> Array:
-    """Return the array with its values packed at the front of its memory, the lowest bits first; shape kept."""
-    if per_byte == 1:
-        return value
-    bits = 8 // per_byte
-    codes = value.view(np.uint8).reshape(-1) & np.uint8(2**bits - 1)
-    codes = np.pad(codes, (0, -codes.size % per_byte)).reshape(-1, per_byte)
-    packed = np.zeros(value.size, np.uint8)
-    packed[: len(codes)] = np.bitwise_or.reduce(codes << (bits * np.arange(per_byte, dtype=np.uint8)), axis=1)
-    return cast("Array", packed.reshape(value.shape))
-
-
-def _array(name: str, value: Any) -> Array:
-    tensor = re.fullmatch(r"tensor\((\w+)\)", value.data_type())
-    if tensor is None:
-        raise CannotRun(
-            f"output {name!r} is {value.data_type()}: not possible beside bfloat16, float8 or 4-bit tensors"
-        )
-    if tensor[1] not in _SPECIAL:
-        return cast("Array", value.numpy())
-    wanted, per_byte = _dtype(tensor[1]), _SPECIAL[tensor[1]][1]
-    if wanted is None:
-        raise CannotRun(f"output {name!r} is {tensor[1]}, for which the installed ml_dtypes has no type")
-    shape = tuple(value.shape())
-    size = int(np.prod(shape, dtype=np.int64))
-    if size == 0:
-        return np.empty(shape, wanted)
-    # The OrtValue's own numpy() refuses these types.
-    memory = np.frombuffer(bytearray(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())), np.uint8)
-    if per_byte == 1:
-        return memory.view(wanted).reshape(shape)
-    bits = 8 // per_byte
-    codes = (memory[:, None] >> (bits * np.arange(per_byte, dtype=np.uint8))).reshape(-1)[:size] & np.uint8(2**bits - 1)
-    if tensor[1].startswith("int"):
-        half = np.int8(2 ** (bits - 1))
-        return ((codes.astype(np.int8) ^ half) - half).astype(wanted).reshape(shape)
-    if tensor[1].startswith("uint"):
-        return codes.astype(wanted).reshape(shape)
-    return codes.view(wanted).reshape(shape)
 
 
 @final
@@ -293,6 +20,8 @@ class OnnxRuntimeCpu:
     """ONNX Runtime with its CPU execution provider."""
 
     name: str = "onnxruntime_cpu"
+    rank: int = 0
+    doubts: str = ""
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -314,5 +43,23 @@ class OnnxRuntimeCpu:
             return IsolatedSession(self.name, runnable, options)
         return InProcess(runnable, options)
 
+    def device(self) -> str:
+        """Return the processor and the number of its cores that this process may use."""
+        count = machine.cores()
+        return f"{machine.processor()}, {count} core{'s' if count > 1 else ''}"
 
-BACKEND: Backend = OnnxRuntimeCpu()
+    def settings(self, options: Options) -> dict[str, str]:
+        """Return the session's configuration entries, and its threads."""
+        threads = "default" if options.threads is None else str(options.threads)
+        return {"intra_op_num_threads": threads, **session_settings(options)}
+
+    def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
+        """Load a model and bind its inputs."""
+        return BoundRunner(runnable, options, feeds)
+
+    def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+        """Run a model with the profiler."""
+        return profile(runnable, options, feeds, runs)
+
+
+BACKEND: TimedBackend = OnnxRuntimeCpu()

@@ -1,0 +1,309 @@
+"""Times two models against each other: calibrated, paired, with an interval. The only place that turns runs into times.
+
+The two run in turn, AB BA AB BA, so that what drifts (clock frequency, a neighbour's load) meets both alike. First the
+original runs against itself (A/A): what it differs from itself by is the noise. Above `QUIET` one session at a time is
+loaded and runs a block, in the same order. The ratio is the Hodges-Lehmann estimate over the pairs' log ratios and its
+interval the one of the Wilcoxon signed-rank test (Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3rd
+edition, sections 3.1 to 3.3), widened by how far the original was from itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dilrewrite.backends import Bench
+
+MIN_PAIRS = 6
+"""Fewer pairs have no 95 % interval."""
+
+MAX_PAIRS = 120
+"""More pairs narrow the interval too little to be worth their time."""
+
+QUIET = 0.02
+"""Noise up to here lets both sessions live at the same time."""
+
+MARGIN = 0.02
+"""A form must be faster by more than this, and by more than the noise."""
+
+HOPELESS = 1.15
+"""A form that loses by more than this in every one of the first pairs is not timed further."""
+
+SAMPLE_S = 1e-3
+"""Shorter runs are repeated until a sample takes about this long."""
+
+BLOCK_S = 0.05
+"""How long a block of one session runs, about."""
+
+CONFIDENCE = 0.95
+
+Mode = Literal["interleaved", "blocks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of one run: the median and the 20th and 80th percentile over `runs` samples."""
+
+    median_s: float
+    p20_s: float
+    p80_s: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """How the original ran against itself: the ratio with its 95 % interval, over `pairs` pairs."""
+
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def level(self) -> float:
+        """Return how far from 1 the ratio of equal models may be, as a share."""
+        return max(self.high, 1 / self.low if self.low > 0 else math.inf) - 1
+
+    @property
+    def offset(self) -> float:
+        """Return the distance of the ratio from 1 on the scale of logarithms."""
+        return abs(math.log(self.ratio))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two models timed in pairs. `ratio` is second / first; [`low`, `high`] its interval, noise included.
+
+    `mode`: `interleaved` (both sessions loaded, runs in turn) or `blocks` (one session at a time). `noise` is the level
+    measured on the first model, `None` when there was no time for it.
+    """
+
+    first: Timing
+    second: Timing
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+    noise: float | None
+    mode: Mode
+
+    @property
+    def faster(self) -> bool:
+        """Say whether the second is faster beyond the margin, the noise and the interval."""
+        return self.high < 1 and self.ratio < 1 - max(MARGIN, self.noise or 0.0)
+
+    @property
+    def slower(self) -> bool:
+        """Say whether the second is slower beyond the interval."""
+        return self.low > 1
+
+
+# -- statistics ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _rank(pairs: int) -> int:
+    """Return which Walsh average, counted from either end, bounds the interval of `CONFIDENCE`; 1 for the outermost."""
+    counts: NDArray[np.float64] = np.ones(1)
+    for rank in range(1, pairs + 1):  # the null distribution of the signed-rank statistic, exactly
+        wider = np.zeros(len(counts) + rank)
+        wider[: len(counts)] += counts / 2
+        wider[rank:] += counts / 2
+        counts = wider
+    below = np.cumsum(counts)
+    return max(int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right")), 1)
+
+
+def signed_rank_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return (estimate, low, high) of the centre of a symmetric distribution from independent values of it.
+
+    The Hodges-Lehmann estimate, and the Wilcoxon signed-rank interval of at least `CONFIDENCE` (with fewer than
+    `MIN_PAIRS` values, the widest one there is).
+    """
+    ordered = np.asarray(values, np.float64)
+    i, j = np.triu_indices(len(ordered))
+    averages = np.sort((ordered[i] + ordered[j]) / 2)
+    rank = _rank(len(ordered))
+    return float(np.median(averages)), float(averages[rank - 1]), float(averages[-rank])
+
+
+def timing(samples: Sequence[float]) -> Timing:
+    """Return the figures of samples in seconds."""
+    p20, median, p80 = np.percentile(np.asarray(samples), [20, 50, 80])
+    return Timing(median_s=float(median), p20_s=float(p20), p80_s=float(p80), runs=len(samples))
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def turns(pairs: int) -> list[tuple[int, int]]:
+    """Return who runs when: AB, BA, AB, BA, ... as (0, 1), (1, 0), ..."""
+    return [(0, 1) if pair % 2 == 0 else (1, 0) for pair in range(pairs)]
+
+
+@dataclass
+class Stopwatch:
+    """Times models that were added to `bench`, by their keys.
+
+    `deadline_s` (on `clock`) is when to stop: what is under way still gets its `MIN_PAIRS`. `tick` is called now and
+    then while it runs.
+    """
+
+    bench: Bench
+    deadline_s: float = math.inf
+    clock: Callable[[], float] = time.monotonic
+    tick: Callable[[], None] = lambda: None
+
+    def noise(self, first: str, twin: str, slice_s: float) -> tuple[Noise, Mode]:
+        """Time a model against `twin`, the same model in a session of its own, for about `slice_s` seconds.
+
+        Interleaved; when that is above `QUIET`, and time is left, in blocks.
+        """
+        found = self._noise(*self._interleaved(first, twin, slice_s, 1))
+        if found.level <= QUIET or not self._blocks_fit(first, twin, 2):
+            return found, "interleaved"
+        blocks = self._noise(*self._blocks(first, twin, slice_s))
+        return (blocks, "blocks") if blocks.level < found.level else (found, "interleaved")
+
+    def compare(
+        self,
+        first: str,
+        second: str,
+        slice_s: float,
+        *,
+        noise: Noise | None = None,
+        mode: Mode = "interleaved",
+        rounds: int = 1,
+        hopeless: float = math.inf,
+    ) -> Comparison:
+        """Time `second` against `first` for about `slice_s` seconds.
+
+        `rounds`: how often both sessions are made anew (where memory lies differs from session to session).
+        `hopeless`: stop after `MIN_PAIRS` when the second loses by more than this in each.
+        """
+        if mode == "blocks" and self._blocks_fit(first, second, 1):
+            a, b = self._blocks(first, second, slice_s)
+        else:
+            mode = "interleaved"
+            a, b = self._interleaved(first, second, slice_s, rounds, hopeless)
+        centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
+        offset = noise.offset if noise is not None else 0.0
+        return Comparison(
+            first=timing(a),
+            second=timing(b),
+            ratio=math.exp(centre),
+            low=math.exp(low - offset),
+            high=math.exp(high + offset),
+            pairs=len(a),
+            noise=noise.level if noise is not None else None,
+            mode=mode,
+        )
+
+    @staticmethod
+    def _noise(a: Sequence[float], b: Sequence[float]) -> Noise:
+        centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
+        return Noise(ratio=math.exp(centre), low=math.exp(low), high=math.exp(high), pairs=len(a))
+
+    def _left(self) -> float:
+        return self.deadline_s - self.clock()
+
+    def _warm(self, key: str, runs: int = 3) -> float:
+        """Run a session that was just opened; return the seconds of its last run. A long first run is the only one."""
+        (seconds,) = self.bench.run([key])
+        for _ in range(runs - 1):
+            if seconds > 1:
+                break
+            (seconds,) = self.bench.run([key])
+        return seconds
+
+    def _interleaved(
+        self, first: str, second: str, slice_s: float, rounds: int, hopeless: float = math.inf
+    ) -> tuple[list[float], list[float]]:
+        a: list[float] = []
+        b: list[float] = []
+        start = self.clock()
+        for number in range(rounds):
+            keys = (first, second) if number % 2 == 0 else (second, first)
+            opened = self.clock()
+            try:
+                for key in keys:
+                    self.bench.open(key)
+                slowest = [self._warm(key) for key in (first, second)]
+                pair_s = max(sum(slowest), 1e-6)
+                repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
+                repeats = min(repeats, 10)
+                opening_s = self.clock() - opened
+                share = (slice_s - (self.clock() - start) - opening_s * (rounds - number - 1)) / (rounds - number)
+                share = min(share, self._left())
+                pairs = min(int(share / (pair_s * repeats)), -(-MAX_PAIRS // rounds))
+                pairs += pairs % 2
+                pairs = max(pairs, -(-MIN_PAIRS // rounds))
+                quick = min(pairs, MIN_PAIRS)
+                self._pairs(first, second, quick, repeats, pair_s, a, b)
+                if number == 0 and hopeless < math.inf and min(y / x for x, y in zip(a, b, strict=True)) > hopeless:
+                    break
+                self._pairs(first, second, pairs - quick, repeats, pair_s, a, b)
+            finally:
+                for key in keys:
+                    self.bench.shut(key)
+            if self._left() <= 0 and len(a) >= MIN_PAIRS:
+                break
+        return a, b
+
+    def _pairs(
+        self, first: str, second: str, pairs: int, repeats: int, pair_s: float, a: list[float], b: list[float]
+    ) -> None:
+        """Run `pairs` pairs and append their samples, in parts that are short enough to stop between."""
+        part = max(2, 2 * int(0.25 / (pair_s * repeats)))
+        done = 0
+        while done < pairs:
+            if done and self._left() <= 0 and len(a) >= MIN_PAIRS:
+                return
+            some = turns(min(part, pairs - done))
+            keys = (first, second)
+            seconds = iter(self.bench.run([keys[who] for turn in some for who in turn for _ in range(repeats)]))
+            for turn in some:
+                for who in turn:
+                    sample = sum(next(seconds) for _ in range(repeats)) / repeats
+                    (a, b)[who].append(sample)
+            done += len(some)
+            self.tick()
+
+    def _blocks(self, first: str, second: str, slice_s: float) -> tuple[list[float], list[float]]:
+        """Run pairs of blocks, one session at a time; a sample is the median of a block."""
+        samples: tuple[list[float], list[float]] = ([], [])
+        keys = (first, second)
+        start = self.clock()
+        for pair, turn in enumerate(turns(MAX_PAIRS)):
+            if pair >= MIN_PAIRS and pair % 2 == 0 and (self.clock() - start > slice_s or self._left() <= 0):
+                break
+            for who in turn:
+                self.bench.open(keys[who])
+                try:
+                    seconds = self._warm(keys[who], 2)
+                    runs = min(max(3, math.ceil(BLOCK_S / max(seconds, 1e-6))), 50)
+                    samples[who].append(float(np.median(self.bench.run([keys[who]] * runs))))
+                finally:
+                    self.bench.shut(keys[who])
+            self.tick()
+        return samples
+
+    def _blocks_fit(self, first: str, second: str, times: int) -> bool:
+        """Say whether `times` sets of the fewest blocks fit into the time that is left."""
+        if self.deadline_s == math.inf:
+            return True
+        spent = 0.0
+        for key in (first, second):
+            start = self.clock()
+            self.bench.open(key)
+            seconds = self._warm(key, 2)
+            self.bench.shut(key)
+            spent += self.clock() - start + max(3 * seconds, BLOCK_S)
+        return times * spent * MIN_PAIRS < self._left()
