@@ -107,8 +107,9 @@ class Measurement:
     about how long measuring would take. `measured` and `recalled` count timings made now and taken from the cache.
     `profiled_s`: one run of the original under the profiler. `noise`: the original against itself. `attempts`: versions
     of the model that were timed; `final`: the original (first) against the model written (second), `None` when that
-    was not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: processes that wanted
-    a core before measuring began, on average over a minute. `doubts`: what the runtime said that makes timings doubtful.
+    was not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: how many processes
+    wanted a core before measuring began, on average over a minute. `doubts`: what the runtime said that makes timings
+    doubtful.
     """
 
     backend: str
@@ -168,8 +169,8 @@ class Report:
     """The result of one command.
 
     `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `nothing to rewrite`, `differs`, `dilation
-    left`, `equal` or `not compared` (of `verify`), `inspected`, `measured` (of `bench`). `remaining` names the nodes that keep a dilation above
-    the limit asked for. `output` is the file written, `None` when there is none.
+    left`, `equal` or `not compared` (of `verify`), `inspected`, `measured` (of `bench`). `remaining` names the nodes
+    that keep a dilation above the limit asked for. `output` is the file written, `None` when there is none.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.backends import CannotLoad, CannotRun, Crashed, Io, Options, Runnable, TimedOut
-from dilrewrite.backends._worker import IsolatedSession
 from dilrewrite.backends._onnxruntime import reason
+from dilrewrite.backends._worker import IsolatedSession
 from dilrewrite.backends.onnxruntime_cpu import BACKEND
 
 pytestmark = pytest.mark.filterwarnings("error")
