@@ -28,6 +28,8 @@ _LAZY = {
     "SiteReport": "dilrewrite.report",
     "ModelReport": "dilrewrite.report",
     "ConvGeometry": "dilrewrite.geometry",
+    "Measurement": "dilrewrite.report",
+    "Comparison": "dilrewrite.timing",
     "Proof": "dilrewrite.prove",
     "Verdict": "dilrewrite.verdict",
 }
@@ -42,17 +44,42 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def inspect(model: StrPath, *, max_dilation: int = 1, report: StrPath | None = None) -> Report:
+def inspect(
+    model: StrPath,
+    *,
+    max_dilation: int = 1,
+    profile: bool = False,
+    backend: str = "auto",
+    shapes: Sequence[str] = (),
+    inputs: StrPath | None = None,
+    threads: int | None = None,
+    custom_op_library: Sequence[StrPath] = (),
+    report: StrPath | None = None,
+) -> Report:
     """Describe every dilated Conv of an ONNX model, the forms that apply to it, and why others refuse.
 
-    `max_dilation`: plan for a device that runs dilations up to it. `report`: a folder for report.json and report.md.
-    Needs no runtime.
+    `max_dilation`: plan for a device that runs dilations up to it. `report`: a folder for the report files.
+    `profile`: also run the model on `backend`, and tell each Conv's share of its time; the other arguments are those
+    of `optimize`. Needs no runtime without it.
     Raises `UsageError` when the file is no usable ONNX model or holds an invalid dilated Conv.
     """
-    from dilrewrite import pipeline
+    from dilrewrite import decide, pipeline
 
+    options = None
+    if profile:
+        options = decide.OptimizeOptions(
+            backend=backend,
+            shapes=tuple(shapes),
+            inputs=Path(inputs) if inputs is not None else None,
+            threads=threads,
+            custom_op_library=tuple(Path(library) for library in custom_op_library),
+            no_cache=True,
+        )
     return pipeline.inspect(
-        Path(model), max_dilation=max_dilation, report_folder=Path(report) if report is not None else None
+        Path(model),
+        max_dilation=max_dilation,
+        report_folder=Path(report) if report is not None else None,
+        profile=options,
     )
 
 
@@ -77,19 +104,31 @@ def optimize(
     threads: int | None = None,
     custom_op_library: Sequence[StrPath] = (),
     external_data: Literal["auto", "copy", "reference"] = "auto",
+    backend: str = "auto",
+    budget_s: float | None = None,
+    decisions: StrPath | None = None,
+    save_decisions: StrPath | None = None,
+    cache: StrPath | None = None,
+    no_cache: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Rewrite the dilated Convs of an ONNX model, prove the result equal, and write it.
+    """Rewrite the dilated Convs of an ONNX model where that is faster, prove the result equal, and write it.
 
     `output`: the file to write, `<stem>.dilrewrite.onnx` beside the model by default; `force` replaces an existing one.
-    `strategy`: `NAME[:key=value,...]`, the form to use wherever it applies; by default the one with the lowest estimate
-    of multiply-adds and elements moved, the Conv itself included. `eliminate`: leave no dilation above `max_dilation`.
+    `strategy`: `NAME[:key=value,...]`, the form to use wherever it applies; by default every form is timed, and the
+    fastest taken where it beats the Conv, there and in the whole model. `eliminate`: leave no dilation above
+    `max_dilation`, with the fastest forms.
+    `backend`: the runtime to time on; `auto` is the best that is ready. `budget_s`: seconds that measuring may take
+    (60 by default, a third of them for the whole model; 0 measures nothing and keeps every Conv). `decisions`: a file
+    that `save_decisions` wrote, to be followed without measuring. `cache`: the file that keeps timings, by default in
+    the user's cache folder; `no_cache`: none.
     `only`, `skip`: regular expressions searched in a node's name, `where/name` and output.
     `shapes`: `NAME:1x3x224x224` for inputs with unknown sizes; `inputs`: an .npz with data by input name.
     `verify`: `full` proves every site and compares the whole models, `sites` only the former, `none` (with `strategy`
     only) neither. `rtol`, `atol`: |difference| <= atol + rtol * |value| instead of the tolerance by element type.
-    `report`: a folder for report.json and report.md; "beside" is `<output stem>.report` beside the output, which stays
-    away when dilation is left. `dry_run`: write nothing. `external_data`: see docs/way.md.
+    `report`: a folder for the report files; "beside" is `<output stem>.report` beside the output, which stays
+    away when dilation is left. `dry_run`: measure and write nothing, tell what would be measured.
+    `external_data`: see docs/way.md.
 
     Returns the report. Where results differ or dilation is left that `eliminate` should remove, no model is written:
     `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or `FailedError` for everything
@@ -114,6 +153,12 @@ def optimize(
         threads=threads,
         custom_op_library=tuple(Path(library) for library in custom_op_library),
         external_data=external_data,
+        backend=backend,
+        budget_s=budget_s,
+        decisions=Path(decisions) if decisions is not None else None,
+        save_decisions=Path(save_decisions) if save_decisions is not None else None,
+        cache=Path(cache) if cache is not None else None,
+        no_cache=no_cache,
     )
     return pipeline.optimize(
         Path(model),
@@ -158,6 +203,45 @@ def verify(
     )
 
 
+def bench(
+    model: StrPath,
+    other: StrPath | None = None,
+    *,
+    backend: str = "auto",
+    budget_s: float = 20.0,
+    shapes: Sequence[str] = (),
+    inputs: StrPath | None = None,
+    report: StrPath | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    custom_op_library: Sequence[StrPath] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Time an ONNX model on a runtime, or another one against it, in pairs and for about `budget_s` seconds.
+
+    The arguments are those of `optimize`. In the report, `measurement.final` has `model` as the first and `other` as
+    the second; `measurement.noise` is `model` against itself. Nothing is taken from the cache of timings.
+    """
+    from dilrewrite import decide, pipeline
+
+    options = decide.OptimizeOptions(
+        backend=backend,
+        budget_s=budget_s,
+        shapes=tuple(shapes),
+        inputs=Path(inputs) if inputs is not None else None,
+        seed=seed,
+        threads=threads,
+        custom_op_library=tuple(Path(library) for library in custom_op_library),
+    )
+    return pipeline.time_files(
+        Path(model),
+        Path(other) if other is not None else None,
+        options,
+        report_folder=Path(report) if report is not None else None,
+        progress=progress or pipeline.silent,
+    )
+
+
 __all__ = [
     "DiffersError",
     "DilrewriteError",
@@ -165,6 +249,7 @@ __all__ = [
     "MissingError",
     "UsageError",
     "__version__",
+    "bench",
     "inspect",
     "optimize",
     "verify",

@@ -1,23 +1,26 @@
-"""Chooses a form for each site by estimate: multiply-adds on data and elements moved. Nothing is measured here."""
+"""Chooses a form for each site: by its timings where there are some, in the order of an estimate otherwise.
+
+The estimate is of multiply-adds on data and elements moved. It says what to time first, and takes no form by itself
+except where dilation has to go.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dilrewrite.find import Site
 from dilrewrite.fragment import CoreConv, Fragment
 from dilrewrite.geometry import ConvGeometry
-from dilrewrite.strategies import Refusal, Strategy, plan, with_max_dilation
+from dilrewrite.measure import FormTiming
+from dilrewrite.strategies import Refusal, Strategy, plan, spelled, with_max_dilation
+from dilrewrite.timing import Comparison
 
 MULTIPLY_ADDS_PER_ELEMENT = 16
 """How many multiply-adds are taken to cost as much as writing one element: an assumption, not a measurement."""
 
-WORTH = 0.9
-"""A form is taken by estimate only below this share of what keeping the Conv costs."""
-
 INEXACT = frozenset({"zero_fill"})
-"""Forms that are exact for finite inputs only: never taken by estimate except to eliminate dilation."""
+"""Forms that are exact for finite inputs only: taken to eliminate dilation and when asked for, never otherwise."""
 
 ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 """Extents that stand for unknown ones in an estimate, by rank (or four times the kernel's span, if more)."""
@@ -25,9 +28,13 @@ ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A form that applies to a site, and its estimated cost in multiply-adds."""
+    """A form that applies to a site, and its estimated cost in multiply-adds.
+
+    `spelling` names the strategy with its settings, as `--strategy` takes it.
+    """
 
     strategy: str
+    spelling: str
     fragment: Fragment
     multiply_adds: int
     elements_moved: int
@@ -87,6 +94,7 @@ def candidates(
         found.append(
             Candidate(
                 strategy=name,
+                spelling=spelled(name, chosen),
                 fragment=fragment,
                 multiply_adds=sized.multiply_adds,
                 elements_moved=sized.elements_moved,
@@ -112,22 +120,83 @@ class Planner:
         return list(found), list(refused)
 
 
-def by_estimate(found: list[Candidate]) -> tuple[list[Candidate], str]:
-    """Return the forms worth trying before keeping, best first, and the reason in words; none: keep."""
-    keep = next((candidate for candidate in found if candidate.strategy == "keep"), None)
-    if keep is None:  # the opset cannot even spell its pads
-        return [], "no form applies, nor can its own pads be made explicit"
-    better = [c for c in found if c.strategy != "keep" and c.strategy not in INEXACT and c.cost < WORTH * keep.cost]
-    if better:
-        share = better[0].cost / max(keep.cost, 1)
-        return better, f"estimated {share:.2f}x of the dilated Conv by multiply-adds and elements moved; not measured"
-    others = [c for c in found if c.strategy not in INEXACT and c.strategy != "keep"]
-    if not others:
-        return [], "no other form applies"
-    share = others[0].cost / max(keep.cost, 1)
-    return [], f"the cheapest other form, {others[0].strategy}, is estimated at {share:.2f}x; not measured"
+def worth_timing(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return the forms that may replace a Conv to make it faster, in the order of the estimate, none of them twice."""
+    return distinct([candidate for candidate in found if candidate.strategy not in (*INEXACT, "keep")])
+
+
+def distinct(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates without those that come to the same fragment as another.
+
+    Where pruning leaves a kernel of one tap, all forms are that one: it goes by the name of `tap_prune`.
+    """
+    named = {c.fragment.digest(): c for c in found if c.strategy == "tap_prune"}
+    kept: dict[str, Candidate] = {}
+    for candidate in found:
+        digest = candidate.fragment.digest()
+        kept.setdefault(digest, named.get(digest, candidate))
+    return list(kept.values())
+
+
+def times(ratio: float) -> str:
+    """Return a ratio of times in words."""
+    return f"{ratio:.2f}x"
+
+
+def between(comparison: Comparison) -> str:
+    """Return a ratio with its interval in words: `0.71x (0.69 to 0.73)`."""
+    return f"{times(comparison.ratio)} ({comparison.low:.2f} to {comparison.high:.2f})"
+
+
+def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> tuple[list[Candidate], str]:
+    """Return the forms that are faster than the Conv, fastest first, and why in words; none: keep.
+
+    A form that was not timed is never faster.
+    """
+    timed = [(candidate, timings[candidate.strategy].timing) for candidate in wanted if candidate.strategy in timings]
+    compared = sorted(
+        ((candidate, timing) for candidate, timing in timed if timing is not None), key=lambda pair: pair[1].ratio
+    )
+    faster = [(candidate, timing) for candidate, timing in compared if timing.faster]
+    if faster:
+        return [candidate for candidate, _ in faster], f"takes {between(faster[0][1])} of the dilated Conv's time"
+    if compared:
+        best, timing = compared[0]
+        missing = len(wanted) - len(compared)
+        rest = f"; {missing} of {len(wanted)} forms not timed" if missing else ""
+        if timing.slower:
+            return [], f"keep won by {times(timing.ratio)} over {best.strategy}{rest}"
+        return [], f"no form is faster beyond noise: {best.strategy} takes {between(timing)} of the time{rest}"
+    reasons = list(
+        dict.fromkeys(timings[candidate.strategy].outcome for candidate in wanted if candidate.strategy in timings)
+    )
+    return [], reasons[0] if len(reasons) == 1 else "; ".join(reasons) or "not measured"
+
+
+def fastest(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> list[tuple[Candidate, str]]:
+    """Return the forms in the order in which to take one where the Conv has to go, each with the reason in words.
+
+    The timed ones first, fastest first; then those that failed no timing, in the order given.
+    """
+    found: list[tuple[float, int, Candidate, str]] = []
+    for place, candidate in enumerate(wanted):
+        known = timings.get(candidate.strategy)
+        if known is not None and known.timing is not None:
+            found.append(
+                (known.timing.ratio, place, candidate, f"takes {between(known.timing)} of the dilated Conv's time")
+            )
+        else:
+            why = known.outcome if known is not None else "not measured"
+            last = 1e9 if why.startswith("failed") else 1e6
+            found.append((last, place, candidate, f"the cheapest by estimate without dilation; {why}"))
+    found.sort(key=lambda entry: entry[:2])
+    timed = sum(ratio < 1e6 for ratio, *_ in found)
+    return [
+        (candidate, f"the fastest of {timed} forms timed: {reason}" if ratio < 1e6 and timed > 1 else reason)
+        for ratio, _, candidate, reason in found
+    ]
 
 
 def without_dilation(found: list[Candidate], max_dilation: int) -> list[Candidate]:
-    """Return the forms that leave no dilation above `max_dilation`, cheapest first."""
-    return [candidate for candidate in found if candidate.fragment.max_dilation <= max_dilation]
+    """Return the forms that leave no dilation above `max_dilation`, cheapest first, none of them twice."""
+    return distinct([candidate for candidate in found if candidate.fragment.max_dilation <= max_dilation])

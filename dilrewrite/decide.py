@@ -1,18 +1,21 @@
-"""Decides about one site: which forms to try, whether they are proved, and why in words."""
+"""Decides about one site: which forms come into question, which one it gets, whether that is proved, and why."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dilrewrite import choose, report
+from dilrewrite.decisions import Decided
 from dilrewrite.errors import UsageError
 from dilrewrite.find import Found, Site
 from dilrewrite.fragment import Fragment
 from dilrewrite.load import EXTERNAL_DATA_MODES
+from dilrewrite.measure import DEFAULT_BUDGET_S, FormTiming
 from dilrewrite.prove import Proof, Prover
 from dilrewrite.report import CandidateReport, SiteReport
 from dilrewrite.strategies import Refusal, parse, plan, strategies
@@ -40,6 +43,17 @@ class OptimizeOptions:
     threads: int | None = None
     custom_op_library: tuple[Path, ...] = ()
     external_data: str = "auto"
+    backend: str = "auto"
+    budget_s: float | None = None
+    decisions: Path | None = None
+    save_decisions: Path | None = None
+    cache: Path | None = None
+    no_cache: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds that measuring may take."""
+        return DEFAULT_BUDGET_S if self.budget_s is None else self.budget_s
 
     def check(self) -> None:
         """Raise `UsageError` for options that do not fit together."""
@@ -53,6 +67,13 @@ class OptimizeOptions:
             raise UsageError(f"--seed {self.seed}: at least 0 is needed")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads}: at least 1 is needed")
+        if not 0 <= self.seconds < math.inf:
+            raise UsageError(f"--budget {self.budget_s}: a number of seconds of at least 0 is needed")
+        if self.decisions is not None and (self.strategy is not None or self.eliminate):
+            other = "--eliminate" if self.strategy is None else "--strategy"
+            raise UsageError(f"--decisions says which forms to take, and {other} too", hint="leave one of them out")
+        if self.cache is not None and self.no_cache:
+            raise UsageError("--cache and --no-cache were both given", hint="leave one of them out")
         for name, value in (("--rtol", self.rtol), ("--atol", self.atol)):
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name} {value}: a finite number of at least 0 is needed")
@@ -73,16 +94,53 @@ class OptimizeOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Considered:
+    """A site before anything is measured.
+
+    `offered` are the forms that apply, `refused` the others; `wanted` those of which it may get one, the first to try
+    in front. `kept`: why it stays as it is in any case. `reason`: why the wanted ones are wanted, where that needs no
+    measuring. `measurable`: timings decide between the wanted ones.
+    """
+
+    site: Site
+    offered: tuple[choose.Candidate, ...]
+    refused: tuple[Refusal, ...]
+    wanted: tuple[choose.Candidate, ...]
+    kept: str | None = None
+    reason: str = ""
+    measurable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What measuring says of a site.
+
+    `timings`: forms by strategy; `instead`: why there are none. `details` go into the site's report as they are.
+    `keep`: why it stays as it is although a form was faster (the whole model was not).
+    """
+
+    timings: Mapping[str, FormTiming]
+    instead: str = ""
+    keep: str | None = None
+    details: Mapping[str, Any]
+
+
+NOT_MEASURED = Measured(timings={}, instead="not measured", details={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What becomes of a site.
 
-    `fragment` replaces it (`None`: kept). `explicit` makes a kept Conv one that runtimes take: its SAME_* pads, which
-    depend on an unknown extent, become a computed Pad. `wrong`: a form that was to be used is not equal to it.
+    `fragment` replaces it (`None`: kept), `spelling` names the form with its settings. `explicit` makes a kept Conv one
+    that runtimes take: its SAME_* pads, which depend on an unknown extent, become a computed Pad. `wrong`: a form that
+    was to be used is not equal to it.
     """
 
     site: Site
     fragment: Fragment | None
     reported: SiteReport
+    spelling: str = "keep"
     explicit: Fragment | None = None
     wrong: str | None = None
 
@@ -92,8 +150,11 @@ def matches(pattern: str | None, where: str, name: str, output: str = "") -> boo
     return pattern is not None and any(re.search(pattern, text) for text in (name, f"{where}/{name}", output) if text)
 
 
-def described(offered: Sequence[choose.Candidate]) -> tuple[CandidateReport, ...]:
+def described(
+    offered: Sequence[choose.Candidate], timings: Mapping[str, FormTiming] | None = None
+) -> tuple[CandidateReport, ...]:
     """Return candidates as the report shows them."""
+    known = timings or {}
     return tuple(
         CandidateReport(
             strategy=candidate.strategy,
@@ -101,16 +162,22 @@ def described(offered: Sequence[choose.Candidate]) -> tuple[CandidateReport, ...
             elements_moved=candidate.elements_moved,
             nodes=candidate.fragment.node_count,
             max_dilation=candidate.fragment.max_dilation,
+            outcome=known[candidate.strategy].outcome if candidate.strategy in known else "",
+            timing=known[candidate.strategy].timing if candidate.strategy in known else None,
         )
         for candidate in offered
     )
 
 
 class Decider:
-    """Decides about the sites of one model. Raises `UsageError` for a strategy that does not exist."""
+    """Decides about the sites of one model. `decided`: by a decisions file.
 
-    def __init__(self, options: OptimizeOptions) -> None:
+    Raises `UsageError` for a strategy that does not exist.
+    """
+
+    def __init__(self, options: OptimizeOptions, decided: Mapping[str, Decided] | None = None) -> None:
         self.options = options
+        self.decided = decided
         self.planner = choose.Planner(strategies(), options.max_dilation)
         self.forced: choose.Planner | None = None
         if options.strategy is not None:
@@ -124,89 +191,164 @@ class Decider:
             self._prover = Prover(seed=self.options.seed, threads=self.options.threads)
         return self._prover
 
-    def decide(self, site: Site, ir_version: int) -> Decision:
-        """Choose the form of one site and prove it."""
-        return _decide(site, self, ir_version)
+    def prove(self, site: Site, fragment: Fragment, ir_version: int) -> Proof | None:
+        """Return the proof of a form, `None` when nothing is to be proved."""
+        return self.prover.prove(site, fragment, ir_version) if self.prover else None
 
+    # -- before measuring ----------------------------------------------------------------------------------------
 
-def _decide(site: Site, decider: Decider, ir_version: int) -> Decision:
-    options, planner, forced = decider.options, decider.planner, decider.forced
-    geometry = site.geometry
-    offered, refused = planner.candidates(site)
+    def consider(self, site: Site) -> Considered:
+        """Return which forms a site may get."""
+        options, geometry = self.options, site.geometry
+        offered, refused = self.planner.candidates(site)
 
-    def kept(reason: str, wrong: str | None = None, proof: Proof | None = None) -> Decision:
+        def considered(wanted: Sequence[choose.Candidate] = (), **more: Any) -> Considered:
+            return Considered(site=site, offered=tuple(offered), refused=tuple(refused), wanted=tuple(wanted), **more)
+
+        if self.decided is not None:
+            return self._replayed(site, offered, refused)
+        if options.only is not None and not matches(options.only, site.where, site.name, site.output):
+            return considered(kept="not named by --only")
+        if matches(options.skip, site.where, site.name, site.output):
+            return considered(kept="named by --skip")
+        if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
+            return considered(kept=f"its dilation is at most {options.max_dilation}")
+        if self.forced is not None:
+            asked, denied = self.forced.candidates(site)
+            reason = "forced by --strategy"
+            if denied:
+                refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
+                reason = f"{denied[0].strategy} refuses: {denied[0].reason}"
+            offered = [*asked, *(c for c in offered if c.strategy not in self.forced.offered)]
+            wanted = [candidate for candidate in asked if candidate.strategy != "keep"]
+            if not options.eliminate:
+                return considered(wanted, reason=reason)
+            wanted = choose.without_dilation([*wanted, *offered], options.max_dilation)
+            if asked and wanted[:1] == asked:
+                return considered(wanted, reason=reason)
+            if wanted:
+                return considered(wanted, measurable=True)
+        if options.eliminate:
+            wanted = choose.without_dilation(offered, options.max_dilation)
+            if not wanted:
+                reasons = "; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in refused)
+                return considered(kept=f"no form leaves it without such a dilation ({reasons})")
+            return considered(wanted, measurable=True)
+        if not any(candidate.strategy == "keep" for candidate in offered):  # the opset cannot even spell its pads
+            return considered(kept="no form applies, nor can its own pads be made explicit")
+        wanted = choose.worth_timing(offered)
+        if not wanted:
+            return considered(kept="no other form applies")
+        return considered(wanted, measurable=True)
+
+    def _replayed(self, site: Site, offered: list[choose.Candidate], refused: list[Refusal]) -> Considered:
+        assert self.decided is not None
+        name, strategy = parse(self.decided[site.key].strategy)
+        common: dict[str, Any] = {"site": site, "offered": tuple(offered), "refused": tuple(refused)}
+        if name == "keep":
+            return Considered(**common, wanted=(), kept="by the decisions file")
+        asked, denied = choose.candidates(site, {name: strategy})
+        if denied:
+            node = f"{site.where}/{site.name or site.output}"
+            raise UsageError(
+                f"--decisions {self.options.decisions}: {name} does not apply to {node}: {denied[0].reason}",
+                hint="decide again, without --decisions",
+            )
+        return Considered(**common, wanted=tuple(asked), reason="by the decisions file")
+
+    # -- after measuring -----------------------------------------------------------------------------------------
+
+    def settle(self, considered: Considered, measured: Measured, ir_version: int) -> Decision:
+        """Return what becomes of a site: the first of the forms that come into question that is proved."""
+        if considered.kept is not None:
+            return self._kept(considered, measured, considered.kept, ir_version)
+        ranked: list[tuple[choose.Candidate, str]]
+        otherwise = considered.reason
+        if not considered.measurable:
+            ranked = [(candidate, considered.reason) for candidate in considered.wanted]
+        elif self.options.eliminate:
+            timings = measured.timings
+            if measured.instead:
+                timings = {c.strategy: FormTiming(outcome=measured.instead) for c in considered.wanted}
+            ranked = choose.fastest(considered.wanted, timings)
+        elif measured.instead:
+            return self._kept(considered, measured, measured.instead, ir_version)
+        elif measured.keep is not None:
+            return self._kept(considered, measured, measured.keep, ir_version)
+        else:
+            faster, otherwise = choose.by_time(considered.wanted, measured.timings)
+            ranked = [(candidate, otherwise) for candidate in faster]
+        refused = list(considered.refused)
+        for candidate, why in ranked:
+            reason = f"{why}; exact for finite inputs only" if candidate.strategy in choose.INEXACT else why
+            proof = self.prove(considered.site, candidate.fragment, ir_version)
+            if proof is not None and not proof.passed:
+                if proof.wrong:
+                    wrong = f"{candidate.strategy} is wrong: {proof.failure}"
+                    return self._kept(considered, measured, "a form is wrong", ir_version, wrong=wrong, proof=proof)
+                refused.append(Refusal(candidate.strategy, proof.failure or ""))
+                otherwise = f"{candidate.strategy} was not proved: {proof.failure}"
+                continue
+            reported = self._report(
+                considered,
+                measured,
+                refused,
+                action="rewritten",
+                strategy=candidate.strategy,
+                reason=reason,
+                max_dilation_left=candidate.fragment.max_dilation,
+                proof=proof,
+            )
+            return Decision(
+                site=considered.site, fragment=candidate.fragment, reported=reported, spelling=candidate.spelling
+            )
+        return self._kept(considered, measured, otherwise, ir_version, refused=refused)
+
+    def _report(
+        self, considered: Considered, measured: Measured, refused: Sequence[Refusal], **more: Any
+    ) -> SiteReport:
+        return report.describe_site(
+            considered.site,
+            candidates=described(considered.offered, measured.timings),
+            refused=tuple(refused),
+            **more,
+            **measured.details,
+        )
+
+    def _kept(
+        self,
+        considered: Considered,
+        measured: Measured,
+        reason: str,
+        ir_version: int,
+        *,
+        wrong: str | None = None,
+        proof: Proof | None = None,
+        refused: Sequence[Refusal] | None = None,
+    ) -> Decision:
+        site = considered.site
+        geometry = site.geometry
         explicit = None
         if wrong is None and geometry.auto_pad.startswith("SAME"):
             keep = plan("keep", strategies()["keep"], geometry, site.opset, storage=site.storage)
             if isinstance(keep, Fragment):
-                proof = decider.prover.prove(site, keep, ir_version) if decider.prover else None
+                proof = self.prove(site, keep, ir_version)
                 if proof is not None and proof.wrong:
                     wrong = f"keep with explicit pads is wrong: {proof.failure}"
                 if geometry.explicit().auto_pad != "NOTSET":
                     explicit = keep
                     reason += "; its SAME_* pads are computed by a Pad, as ONNX Runtime takes none with dilation"
-        reported = report.describe_site(
-            site,
+        reported = self._report(
+            considered,
+            measured,
+            considered.refused if refused is None else refused,
             action="kept",
             strategy="keep",
             reason=reason,
             max_dilation_left=geometry.max_dilation,
             proof=proof,
-            candidates=described(offered),
-            refused=tuple(refused),
         )
         return Decision(site=site, fragment=None, reported=reported, explicit=explicit, wrong=wrong)
-
-    if options.only is not None and not matches(options.only, site.where, site.name, site.output):
-        return kept("not named by --only")
-    if matches(options.skip, site.where, site.name, site.output):
-        return kept("named by --skip")
-    if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
-        return kept(f"its dilation is at most {options.max_dilation}")
-    wanted: list[choose.Candidate]
-    if forced is not None:
-        asked, denied = forced.candidates(site)
-        reason = "forced by --strategy"
-        if denied:
-            refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
-            reason = f"{denied[0].strategy} refuses: {denied[0].reason}"
-        offered = [*asked, *(c for c in offered if c.strategy not in forced.offered)]
-        wanted = [candidate for candidate in asked if candidate.strategy != "keep"]
-        if options.eliminate:
-            wanted = choose.without_dilation([*wanted, *offered], options.max_dilation)
-            if not asked or wanted[:1] != asked:
-                reason = "the cheapest by estimate without dilation, as the form asked for leaves some; not measured"
-    elif options.eliminate:
-        wanted = choose.without_dilation(offered, options.max_dilation)
-        reason = "the cheapest by estimate without dilation; not measured"
-    else:
-        wanted, reason = choose.by_estimate(offered)
-    if options.eliminate and not wanted:
-        reasons = "; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in refused)
-        reason = f"no form leaves it without such a dilation ({reasons})"
-    for candidate in wanted:
-        if candidate.strategy in choose.INEXACT:
-            reason += "; exact for finite inputs only"
-        prover = decider.prover
-        proof = prover.prove(site, candidate.fragment, ir_version) if prover else None
-        if proof is not None and not proof.passed:
-            if proof.wrong:
-                return kept("a form is wrong", f"{candidate.strategy} is wrong: {proof.failure}", proof)
-            refused = [*refused, Refusal(candidate.strategy, proof.failure or "")]
-            reason = f"{candidate.strategy} was not proved: {proof.failure}"
-            continue
-        reported = report.describe_site(
-            site,
-            action="rewritten",
-            strategy=candidate.strategy,
-            reason=reason,
-            max_dilation_left=candidate.fragment.max_dilation,
-            proof=proof,
-            candidates=described(offered),
-            refused=tuple(refused),
-        )
-        return Decision(site=site, fragment=candidate.fragment, reported=reported)
-    return kept(reason)
 
 
 def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOptions) -> tuple[str, ...]:

@@ -72,10 +72,15 @@ def load_inputs(path: Path) -> dict[str, Array]:
 
 
 def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Return seeded random data: normal for floats, 0 or 1 for integers (0 to 127 for 8 bits), coin flips for bool."""
+    """Return seeded random data: normal for floats, 0 or 1 for integers (0 to 127 for 8 bits), coin flips for bool.
+
+    A single integer is 1: where it is the count of a Loop, the Loop runs.
+    """
     if io.element == "string":
         return np.full(shape, "a", dtype=object)
     kind = dtype(io.element)
+    if shape == () and "int" in io.element:
+        return np.ones(shape, kind)
     if io.element == "bool":
         return rng.integers(0, 2, size=shape).astype(kind)
     if io.element in ("int8", "uint8"):
@@ -88,11 +93,21 @@ def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator) -> A
 
 
 class Chooser:
-    """Chooses cases for one model. `given` are shapes by input, `user` data by input (from --shape and --inputs)."""
+    """Chooses cases for one model. `given` are shapes by input, `user` data by input (from --shape and --inputs).
+
+    `lengths`: what unknown extents are tried with, by the largest number of them in one input.
+    """
 
     def __init__(
-        self, inputs: Sequence[Io], *, given: Mapping[str, tuple[int, ...]], user: Mapping[str, Array], seed: int
+        self,
+        inputs: Sequence[Io],
+        *,
+        given: Mapping[str, tuple[int, ...]],
+        user: Mapping[str, Array],
+        seed: int,
+        lengths: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
+        self.lengths = lengths
         self.inputs = list(inputs)
         self.given = dict(given)
         self.user = dict(user)
@@ -204,8 +219,10 @@ class Chooser:
             self._unrunnable(reason), hint="give data that it runs on with --inputs FILE.npz, or sizes with --shape"
         )
 
-    def _lengths(self) -> tuple[int, ...]:
+    def _lengths(self) -> Sequence[int]:
         unknown = [sum(not isinstance(size, int) for size in (io.shape or ())[1:]) for io in self._open()]
+        if self.lengths is not None:
+            return self.lengths[min(max(max(unknown, default=1), 1), max(self.lengths))]
         return LENGTHS_3D if max(unknown, default=0) >= 3 else LENGTHS
 
     def _unrunnable(self, reason: str) -> str:

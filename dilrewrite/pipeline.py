@@ -1,30 +1,41 @@
-"""The whole way: load, find, plan, prove, choose, substitute, verify, report, save."""
+"""The whole way: load, find, plan, measure, choose, prove, substitute, confirm, verify, report, save."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx import ModelProto
 
-from dilrewrite import choose, report
-from dilrewrite.backends import backend, backends
-from dilrewrite.decide import Decider, Decision, OptimizeOptions, described, matches, remaining
-from dilrewrite.errors import UsageError, shown
+from dilrewrite import choose, decisions, report
+from dilrewrite.backends import backend, backends, timed_backend
+from dilrewrite.decide import (
+    NOT_MEASURED,
+    Considered,
+    Decider,
+    Decision,
+    OptimizeOptions,
+    described,
+    matches,
+    remaining,
+)
+from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.find import Found, Site, find
 from dilrewrite.fragment import Fragment
 from dilrewrite.inputs import load_inputs, parse_shapes
 from dilrewrite.load import Model, load, read_tensor, stage_model
+from dilrewrite.measure import Meter
 from dilrewrite.prove import runs_natively
-from dilrewrite.report import Report
+from dilrewrite.report import Measurement, Report
 from dilrewrite.reports import check_report_folder, write_reports
 from dilrewrite.staging import ELSEWHERE, Staging, check_destination, same_file
 from dilrewrite.strategies import plan, strategies
 from dilrewrite.substitute import Rewritten, disturb, mark, rewrite
+from dilrewrite.tune import Tuning, open_cache
 from dilrewrite.verdict import Settings, Subject, Verdict, verify
 
 Progress = Callable[[str, int, int], None]
@@ -37,53 +48,86 @@ def silent(step: str, done: int, total: int) -> None:
 
 @dataclass
 class _Clock:
+    """Seconds by step; what a step inside another takes is not the other's."""
+
     seconds: dict[str, float] = field(default_factory=dict)
+    _inner: list[float] = field(default_factory=lambda: [0.0])
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
         start = time.perf_counter()
+        self._inner.append(0.0)
         try:
             yield
         finally:
-            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
+            spent = time.perf_counter() - start
+            own = spent - self._inner.pop()
+            self._inner[-1] += spent
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + own, 3)
 
 
 # -- inspect -------------------------------------------------------------------------------------------------------
 
 
-def inspect(path: Path, *, max_dilation: int = 1, report_folder: Path | None = None) -> Report:
-    """Return every dilated Conv of the model at `path`, with the forms that apply and why others refuse."""
+def inspect(
+    path: Path,
+    *,
+    max_dilation: int = 1,
+    report_folder: Path | None = None,
+    profile: OptimizeOptions | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Return every dilated Conv of the model at `path`, with the forms that apply and why others refuse.
+
+    `profile`: run the model so, and tell each Conv's share of its time.
+    """
     clock = _Clock()
     with clock("load"):
         model = load(path)
     with clock("find"):
         found = find(model.proto)
     with clock("plan"):
-        sites = []
         planner = choose.Planner(strategies(), max_dilation)
-        for site in found.sites:
-            offered, refused = planner.candidates(site)
-            sites.append(
-                report.describe_site(
-                    site,
-                    action="kept",
-                    strategy="keep",
-                    reason="inspected only",
-                    max_dilation_left=site.geometry.max_dilation,
-                    candidates=described(offered),
-                    refused=tuple(refused),
-                )
+        planned = [planner.candidates(site) for site in found.sites]
+    tuning = None
+    if profile is not None:
+        profile.check()
+        decider = Decider(profile)
+        tuning = _tuning(model, found, decider, _settings(model, profile), profile, progress)
+        with clock("profile"):
+            try:
+                if not tuning.start():
+                    raise FailedError(f"{shown(path)}: {tuning.failure}")
+            finally:
+                tuning.close()
+    sites = []
+    for site, (offered, refused) in zip(found.sites, planned, strict=True):
+        ran = tuning.run_of(site) if tuning is not None else None
+        sites.append(
+            report.describe_site(
+                site,
+                action="kept",
+                strategy="keep",
+                reason="inspected only",
+                max_dilation_left=site.geometry.max_dilation,
+                candidates=described(offered),
+                refused=tuple(refused),
+                share=ran.share if ran is not None else None,
+                ran=ran.shapes if ran is not None else (),
             )
+        )
     result = Report(
         command="inspect",
         status="inspected",
         before=report.describe_model(model, model.proto, dilated=_dilated(found)),
-        options={"max_dilation": max_dilation},
+        options={"max_dilation": max_dilation, **(profile.plain() if profile is not None else {})},
         sites=tuple(sites),
         skipped=found.skipped,
         normalised=found.normalisations,
-        environment=report.environment(None),
+        measurement=tuning.measurement() if tuning is not None else None,
+        environment=report.environment(profile.threads if profile is not None else None),
         seconds=clock.seconds,
+        notes=tuple(tuning.notes()) if tuning is not None else (),
     )
     _write(result, report_folder)
     return result
@@ -120,7 +164,6 @@ def optimize(
     """
     options.check()
     clock = _Clock()
-    decider = Decider(options)
     with clock("load"):
         model = load(path)
     target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
@@ -128,32 +171,31 @@ def optimize(
     if report_beside and not asked:
         report_folder = target.with_name(f"{target.stem}.report")
     if not options.dry_run:
-        data_files = [model.folder / location for location in model.external_files]
-        if any(same_file(target, file) for file in data_files):
-            raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
-        check_destination(target, force=options.force, source=path)
-        if report_folder is not None:
-            check_report_folder(report_folder, others=[path, target, *data_files])
+        _check_places(model, path, target, report_folder, options)
     settings = _settings(model, options)
     with clock("find"):
         found = find(model.proto)
-    decisions: list[Decision] = []
-    for number, site in enumerate(found.sites):
-        progress("prove", number, len(found.sites))
-        with clock("plan and prove"):
-            decisions.append(decider.decide(site, model.ir_version))
-    progress("prove", len(found.sites), len(found.sites))
-    wrong = [f"{decision.site.key}: {decision.wrong}" for decision in decisions if decision.wrong]
-    edits = [(d.site, d.fragment) for d in decisions if d.fragment is not None]
-    kept = [(d.site, d.explicit) for d in decisions if d.explicit is not None]
-    with clock("substitute"):
-        rewritten = rewrite(
-            model.proto, [*edits, *kept], found.normalisations, lambda tensor: read_tensor(model, tensor)
-        )
-    changed = bool(edits or kept or found.normalisations)
+    decided = None
+    if options.decisions is not None:
+        decided = decisions.read(options.decisions)
+        decisions.check(options.decisions, decided, found.sites)
+    decider = Decider(options, decided)
+    with clock("plan"):
+        considered = [decider.consider(site) for site in found.sites]
+    tuning = None
+    if found.sites and decided is None and options.seconds > 0:
+        tuning = _tuning(model, found, decider, settings, options, progress)
+    try:
+        made = _decide(model, found, considered, decider, tuning, clock, progress)
+    finally:
+        if tuning is not None:
+            tuning.close()
+    settled, rewritten = made.settled, made.rewritten
+    wrong = [f"{decision.site.key}: {decision.wrong}" for decision in settled if decision.wrong]
+    changed = bool(any(d.fragment or d.explicit for d in settled) or found.normalisations)
     if options.verify == "none" and changed:
         mark(rewritten.proto, "unverified")
-    left = remaining(decisions, found, options) if options.eliminate else ()
+    left = remaining(settled, found, options) if options.eliminate else ()
     verdict: Verdict | None = None
     if wrong:
         verdict = Verdict(level=options.verify, passed=False, failures=tuple(wrong), skipped="a form is wrong")
@@ -164,28 +206,188 @@ def optimize(
     elif changed and options.verify == "full":
         progress("verify", 0, 1)
         with clock("verify"):
-            verdict = _verify(model, found, rewritten, decisions, settings, options.seed)
+            verdict = _verify(model, found, rewritten, settled, settings, options.seed)
         progress("verify", 1, 1)
     elif changed:
         verdict = Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
-    result = _report(model, found, decisions, rewritten, changed, verdict, left, target, options, clock)
+    result = _report(model, found, made, changed, verdict, left, target, options, clock)
     if options.dry_run:
         return result
     with Staging(force=options.force) as staging:
         if result.output is not None:
             spill = _spill(model, rewritten)
             stage_model(model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill)
+            if options.save_decisions is not None:
+                staging.add_text(options.save_decisions, _decisions(result, settled))
         if report_folder is not None and (asked or result.status != "dilation left"):
             write_reports(result, report_folder, staging)
         staging.commit()
     return result
 
 
+def _check_places(model: Model, path: Path, target: Path, report_folder: Path | None, options: OptimizeOptions) -> None:
+    """Raise `UsageError` for places that nothing can or may be written to."""
+    data_files = [model.folder / location for location in model.external_files]
+    if any(same_file(target, file) for file in data_files):
+        raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
+    check_destination(target, force=options.force, source=path)
+    others = [path, target, *data_files]
+    if options.save_decisions is not None:
+        place = options.save_decisions
+        if any(place.absolute() == other.absolute() or same_file(place, other) for other in others):
+            raise UsageError(f"--save-decisions {shown(place)}: is a place for a model", hint="name another file")
+        check_destination(place, force=options.force, source=None)
+        others.append(place)
+    if options.cache is not None:
+        place = options.cache
+        if any(place.absolute() == other.absolute() or same_file(place, other) for other in others):
+            raise UsageError(f"--cache {shown(place)}: is a place for something else", hint="name another file")
+    if report_folder is not None:
+        check_report_folder(report_folder, others=others)
+
+
+def _tuning(
+    model: Model, found: Found, decider: Decider, settings: Settings, options: OptimizeOptions, progress: Progress
+) -> Tuning:
+    """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
+    meter = Meter(
+        backend=timed_backend(options.backend),
+        cache=open_cache(options.cache, none=options.no_cache),
+        budget_s=options.seconds,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+        progress=progress,
+    )
+    return Tuning(
+        model=model,
+        found=found,
+        baseline=_runnable(model, model.proto),
+        meter=meter,
+        settings=settings,
+        decider=decider,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """What was decided, the model that it makes, and what measuring says."""
+
+    settled: Sequence[Decision]
+    rewritten: Rewritten
+    measurement: Measurement | None
+    notes: Sequence[str]
+
+
+def _decide(
+    model: Model,
+    found: Found,
+    considered: Sequence[Considered],
+    decider: Decider,
+    tuning: Tuning | None,
+    clock: _Clock,
+    progress: Progress,
+) -> _Made:
+    """Measure, choose, prove, and confirm on the whole model."""
+    options, ir_version = decider.options, model.ir_version
+    measurement: Measurement | None = None
+    open_questions = any(entry.measurable and entry.kept is None for entry in considered)
+    if tuning is not None and options.dry_run:
+        measurement = tuning.planned(considered)
+    elif tuning is not None and open_questions:
+        with clock("measure"):
+            tuning.start()
+            tuning.measure(considered, ir_version)
+
+    def settle(reasons: Mapping[str, str]) -> list[Decision]:
+        settled = []
+        for number, entry in enumerate(considered):
+            progress("prove", number, len(considered))
+            with clock("prove"):
+                if tuning is not None:
+                    measured = tuning.of(entry, reasons.get(entry.site.key))
+                else:
+                    measured = replace(NOT_MEASURED, instead="not measured: --budget 0")
+                settled.append(decider.settle(entry, measured, ir_version))
+        progress("prove", len(considered), len(considered))
+        return settled
+
+    def make(settled: Sequence[Decision], only: Collection[str] | None = None) -> Rewritten:
+        edits = [(d.site, d.fragment) for d in settled if d.fragment and (only is None or d.site.key in only)]
+        kept = [(d.site, d.explicit) for d in settled if d.explicit]
+        with clock("substitute"):
+            return rewrite(model.proto, [*edits, *kept], found.normalisations, lambda t: read_tensor(model, t))
+
+    settled = settle({})
+    winners = [decision for decision in settled if decision.fragment is not None]
+    wrong = any(decision.wrong for decision in settled)
+    final: Rewritten | None = None
+    if tuning is not None and measurement is None and winners and not wrong:
+        if options.strategy is None and not options.eliminate:
+            names = {decision.site.key: decision.reported.strategy for decision in winners}
+            with clock("measure"):
+                stay = tuning.confirm(
+                    [decision.site for decision in winners], names, lambda keys: make(settled, keys).proto
+                )
+            settled = settle({key: _not_confirmed(tuning, key, names[key]) for key in names if key not in stay})
+        elif not (options.eliminate and remaining(settled, found, options)):
+            final = make(settled)
+            with clock("measure"):
+                if open_questions or tuning.start():
+                    tuning.compare(final.proto, [decision.site.key for decision in winners])
+    if tuning is not None and measurement is None:
+        gains = {d.site.key: tuning.gain(d.site, d.reported.strategy) for d in settled if d.fragment is not None}
+        settled = [
+            replace(d, reported=replace(d.reported, predicted_gain=gains[d.site.key])) if d.site.key in gains else d
+            for d in settled
+        ]
+        known = [gain for gain in gains.values() if gain is not None]
+        predicted = 1 - sum(known) if known and len(known) == len(gains) else None
+        if tuning.profiled is not None or tuning.failure is not None:
+            tuning.close()
+            measurement = tuning.measurement(predicted_ratio=predicted)
+    return _Made(
+        settled=settled,
+        rewritten=final or make(settled),
+        measurement=measurement,
+        notes=tuning.notes() if tuning is not None else (),
+    )
+
+
+def _not_confirmed(tuning: Tuning, key: str, strategy: str) -> str:
+    """Return why a site stays as it is although a form won there."""
+    timings = tuning.answers[tuning.asked[key]].forms
+    timing = timings[strategy].timing
+    alone = (
+        f"{strategy} takes {choose.between(timing)} of the time here" if timing is not None else f"{strategy} won here"
+    )
+    confirmed = tuning.confirmed
+    tried = [attempt.timing for attempt in confirmed.attempts] if confirmed is not None else []
+    if confirmed is not None and confirmed.reason and not tried:
+        return f"{alone}, but {confirmed.reason}"
+    whole = f"; it takes {choose.between(tried[0])}" if tried else ""
+    return f"{alone}, but the whole model is not faster with it beyond noise{whole}"
+
+
+def _decisions(result: Report, settled: Sequence[Decision]) -> str:
+    """Return the text of the decisions file."""
+    measurement = result.measurement
+    made_on: dict[str, object] = {}
+    if measurement is not None:
+        made_on = {
+            "backend": measurement.backend,
+            "device": measurement.device,
+            "versions": dict(measurement.versions),
+            "settings": dict(measurement.settings),
+            "inputs": {name: list(shape) for name, shape in measurement.inputs.items()},
+        }
+    return decisions.render(result.before.sha256, [(d.site, d.spelling) for d in settled], made_on)
+
+
 def _verify(
     model: Model,
     found: Found,
     rewritten: Rewritten,
-    decisions: Sequence[Decision],
+    settled: Sequence[Decision],
     settings: Settings,
     seed: int,
 ) -> Verdict:
@@ -194,7 +396,7 @@ def _verify(
     baseline = _runnable(model, model.proto)
     errors = [
         (decision.site, decision.reported.proof.rounding.difference)
-        for decision in decisions
+        for decision in settled
         if decision.fragment is not None
         and decision.reported.proof is not None
         and decision.reported.proof.rounding is not None
@@ -276,8 +478,7 @@ def _spill(model: Model, rewritten: Rewritten) -> list[str]:
 def _report(
     model: Model,
     found: Found,
-    decisions: Sequence[Decision],
-    rewritten: Rewritten,
+    made: _Made,
     changed: bool,
     verdict: Verdict | None,
     remaining: tuple[str, ...],
@@ -285,7 +486,8 @@ def _report(
     options: OptimizeOptions,
     clock: _Clock,
 ) -> Report:
-    edits = sum(decision.fragment is not None for decision in decisions)
+    settled = made.settled
+    edits = sum(decision.fragment is not None for decision in settled)
     if verdict is not None and not verdict.passed:
         status = "differs"
     elif remaining:
@@ -297,13 +499,13 @@ def _report(
     else:
         status = "nothing to rewrite"
     written = status not in ("differs", "dilation left")
-    left = sum(decision.reported.max_dilation_left > 1 for decision in decisions)
+    left = sum(decision.reported.max_dilation_left > 1 for decision in settled)
     after = None
     peaks = verdict.peak_bytes if verdict is not None else (None, None)
     if written:
         after = report.describe_model(
             model,
-            rewritten.proto if changed else model.proto,
+            made.rewritten.proto if changed else model.proto,
             path=shown(target),
             dilated=report.dilated_convolutions(left, found.skipped),
             peak_bytes=peaks[1],
@@ -315,14 +517,15 @@ def _report(
         after=after,
         output=shown(target) if written and not options.dry_run else None,
         options=options.plain(),
-        sites=tuple(decision.reported for decision in decisions),
+        sites=tuple(decision.reported for decision in settled),
         skipped=found.skipped,
         normalised=found.normalisations,
         remaining=remaining,
         verdict=verdict,
+        measurement=made.measurement,
         environment=report.environment(options.threads),
         seconds=clock.seconds,
-        notes=_notes(found, options),
+        notes=(*made.notes, *_notes(found, options)),
     )
 
 
@@ -373,6 +576,66 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
         verdict=verdict,
         environment=report.environment(options.threads),
         seconds=clock.seconds,
+    )
+    _write(result, report_folder)
+    return result
+
+
+# -- bench ---------------------------------------------------------------------------------------------------------
+
+
+def time_files(
+    first: Path,
+    second: Path | None,
+    options: OptimizeOptions,
+    *,
+    report_folder: Path | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Time two models against each other, or one against itself; see `dilrewrite.bench`."""
+    options.check()
+    clock = _Clock()
+    with clock("load"):
+        before = load(first)
+        after = load(second) if second is not None else None
+    settings = _settings(before, options)
+    found = find(before.proto)
+    found_after = find(after.proto) if after is not None else found
+    other = after or before
+    meter = Meter(
+        backend=timed_backend(options.backend),
+        cache=open_cache(None, none=True),
+        budget_s=options.seconds,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+        progress=progress,
+    )
+    tuning = Tuning(
+        model=before,
+        found=found,
+        baseline=_runnable(before, before.proto),
+        meter=meter,
+        settings=settings,
+        decider=Decider(options),
+    )
+    runnable = _runnable(other, other.proto)
+    subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)
+    with clock("measure"):
+        try:
+            tuning.time_against(subject)
+        finally:
+            tuning.close()
+    result = Report(
+        command="bench",
+        status="measured",
+        before=report.describe_model(before, before.proto, dilated=_dilated(found)),
+        after=report.describe_model(after, after.proto, dilated=_dilated(found_after)) if after is not None else None,
+        options=options.plain(),
+        skipped=found_after.skipped,
+        measurement=tuning.measurement(),
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+        notes=tuple(tuning.notes()),
     )
     _write(result, report_folder)
     return result

@@ -42,6 +42,9 @@ SAMPLE_S = 1e-3
 BLOCK_S = 0.05
 """How long a block of one session runs, about."""
 
+TICK_S = 1e-9
+"""What a run counts that the clock does not see."""
+
 CONFIDENCE = 0.95
 
 Mode = Literal["interleaved", "blocks"]
@@ -160,6 +163,10 @@ class Stopwatch:
     deadline_s: float = math.inf
     clock: Callable[[], float] = time.monotonic
     tick: Callable[[], None] = lambda: None
+    opening_s: float = 0.0
+    """Seconds that the last two sessions took to load and to warm up."""
+    pair_s: float = 0.0
+    """Seconds of the last pair of runs."""
 
     def noise(self, first: str, twin: str, slice_s: float) -> tuple[Noise, Mode]:
         """Time a model against `twin`, the same model in a session of its own, for about `slice_s` seconds.
@@ -167,7 +174,7 @@ class Stopwatch:
         Interleaved; when that is above `QUIET`, and time is left, in blocks.
         """
         found = self._noise(*self._interleaved(first, twin, slice_s, 1))
-        if found.level <= QUIET or not self._blocks_fit(first, twin, 2):
+        if found.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
             return found, "interleaved"
         blocks = self._noise(*self._blocks(first, twin, slice_s))
         return (blocks, "blocks") if blocks.level < found.level else (found, "interleaved")
@@ -186,13 +193,18 @@ class Stopwatch:
         """Time `second` against `first` for about `slice_s` seconds.
 
         `rounds`: how often both sessions are made anew (where memory lies differs from session to session).
-        `hopeless`: stop after `MIN_PAIRS` when the second loses by more than this in each.
+        `hopeless`: look at `MIN_PAIRS` first, and leave it at that when the second loses by more than this in each.
         """
-        if mode == "blocks" and self._blocks_fit(first, second, 1):
-            a, b = self._blocks(first, second, slice_s)
-        else:
+        lost = False
+        if hopeless < math.inf:
+            a, b = self._interleaved(first, second, 0.0, 1)
+            lost = min(y / x for x, y in zip(a, b, strict=True)) > hopeless
+        if lost or mode != "blocks" or not self._blocks_fit(first, second, slice_s):
             mode = "interleaved"
-            a, b = self._interleaved(first, second, slice_s, rounds, hopeless)
+        if mode == "blocks":
+            a, b = self._blocks(first, second, slice_s)
+        elif not lost:
+            a, b = self._interleaved(first, second, slice_s, rounds)
         centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
         offset = noise.offset if noise is not None else 0.0
         return Comparison(
@@ -223,9 +235,7 @@ class Stopwatch:
             (seconds,) = self.bench.run([key])
         return seconds
 
-    def _interleaved(
-        self, first: str, second: str, slice_s: float, rounds: int, hopeless: float = math.inf
-    ) -> tuple[list[float], list[float]]:
+    def _interleaved(self, first: str, second: str, slice_s: float, rounds: int) -> tuple[list[float], list[float]]:
         a: list[float] = []
         b: list[float] = []
         start = self.clock()
@@ -239,17 +249,14 @@ class Stopwatch:
                 pair_s = max(sum(slowest), 1e-6)
                 repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
                 repeats = min(repeats, 10)
-                opening_s = self.clock() - opened
-                share = (slice_s - (self.clock() - start) - opening_s * (rounds - number - 1)) / (rounds - number)
+                self.opening_s, self.pair_s = self.clock() - opened, pair_s
+                share = (slice_s - (self.clock() - start) - self.opening_s * (rounds - number - 1)) / (rounds - number)
                 share = min(share, self._left())
-                pairs = min(int(share / (pair_s * repeats)), -(-MAX_PAIRS // rounds))
+                until = self.clock() + share
+                pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
                 pairs += pairs % 2
                 pairs = max(pairs, -(-MIN_PAIRS // rounds))
-                quick = min(pairs, MIN_PAIRS)
-                self._pairs(first, second, quick, repeats, pair_s, a, b)
-                if number == 0 and hopeless < math.inf and min(y / x for x, y in zip(a, b, strict=True)) > hopeless:
-                    break
-                self._pairs(first, second, pairs - quick, repeats, pair_s, a, b)
+                self._pairs(first, second, pairs, repeats, pair_s, a, b, until)
             finally:
                 for key in keys:
                     self.bench.shut(key)
@@ -258,21 +265,34 @@ class Stopwatch:
         return a, b
 
     def _pairs(
-        self, first: str, second: str, pairs: int, repeats: int, pair_s: float, a: list[float], b: list[float]
+        self,
+        first: str,
+        second: str,
+        pairs: int,
+        repeats: int,
+        pair_s: float,
+        a: list[float],
+        b: list[float],
+        until: float,
     ) -> None:
-        """Run `pairs` pairs and append their samples, in parts that are short enough to stop between."""
+        """Run `pairs` pairs and append their samples, in parts that are short enough to stop between.
+
+        The fewest there must be are run in any case, further ones as long as `until` has not come. Who begins goes on
+        in turn from the pairs before, so that an odd number of them favours nobody.
+        """
         part = max(2, 2 * int(0.25 / (pair_s * repeats)))
         done = 0
         while done < pairs:
-            if done and self._left() <= 0 and len(a) >= MIN_PAIRS:
+            if done and len(a) >= MIN_PAIRS and self.clock() >= until:
                 return
-            some = turns(min(part, pairs - done))
+            odd = len(a) % 2
+            some = turns(odd + min(part, pairs - done))[odd:]
             keys = (first, second)
             seconds = iter(self.bench.run([keys[who] for turn in some for who in turn for _ in range(repeats)]))
             for turn in some:
                 for who in turn:
                     sample = sum(next(seconds) for _ in range(repeats)) / repeats
-                    (a, b)[who].append(sample)
+                    (a, b)[who].append(max(sample, TICK_S))
             done += len(some)
             self.tick()
 
@@ -289,21 +309,21 @@ class Stopwatch:
                 try:
                     seconds = self._warm(keys[who], 2)
                     runs = min(max(3, math.ceil(BLOCK_S / max(seconds, 1e-6))), 50)
-                    samples[who].append(float(np.median(self.bench.run([keys[who]] * runs))))
+                    samples[who].append(max(float(np.median(self.bench.run([keys[who]] * runs))), TICK_S))
                 finally:
                     self.bench.shut(keys[who])
             self.tick()
         return samples
 
-    def _blocks_fit(self, first: str, second: str, times: int) -> bool:
-        """Say whether `times` sets of the fewest blocks fit into the time that is left."""
-        if self.deadline_s == math.inf:
-            return True
+    def _blocks_fit(self, first: str, second: str, slice_s: float) -> bool:
+        """Say whether the fewest blocks take no more than twice the slice, nor half of the time that is left."""
         spent = 0.0
         for key in (first, second):
             start = self.clock()
             self.bench.open(key)
-            seconds = self._warm(key, 2)
-            self.bench.shut(key)
+            try:
+                seconds = self._warm(key, 2)
+            finally:
+                self.bench.shut(key)
             spent += self.clock() - start + max(3 * seconds, BLOCK_S)
-        return times * spent * MIN_PAIRS < self._left()
+        return spent * MIN_PAIRS <= min(2 * slice_s, self._left() / 2)

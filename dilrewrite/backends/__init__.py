@@ -227,6 +227,11 @@ class TimedBackend(Backend, Protocol):
         ...
 
     @property
+    def layout_ranks(self) -> frozenset[int]:
+        """Return the numbers of spatial axes of the Convs that it runs in a layout of its own, not in N, C, extents."""
+        ...
+
+    @property
     def doubts(self) -> str:
         """Return the regular expression of log lines that make timings doubtful; empty when there are none."""
         ...
@@ -244,7 +249,10 @@ class TimedBackend(Backend, Protocol):
         ...
 
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
-        """Run a model in this process, once to warm up and then `runs` times. Raises CannotLoad and CannotRun."""
+        """Run a model in this process, once to warm up and then `runs` times (0: the profile is of that one run).
+
+        Raises CannotLoad and CannotRun.
+        """
         ...
 
 

@@ -38,7 +38,7 @@ _SPECIAL = {
 
 def conflict(install: str) -> str | None:
     """Return None, or which distributions of ONNX Runtime overwrite each other, and how to keep one."""
-    installed = [name for name in _DISTRIBUTIONS if _installed(name)]
+    installed = distributions()
     if len(installed) < 2:
         return None
     both = " and ".join(installed)
@@ -48,19 +48,23 @@ def conflict(install: str) -> str | None:
     )
 
 
-def missing(install: str) -> str | None:
-    """Return None when `import onnxruntime` will work; else what is wrong, and `install` as the way out."""
+def missing(install: str, package: str = "onnxruntime") -> str | None:
+    """Return None when `import onnxruntime` will work; else what is wrong, and how to `install` the `package`."""
     twice = conflict(install)
     if twice is not None:
         return twice
-    installed = [name for name in _DISTRIBUTIONS if _installed(name)]
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None:
-        return f"onnxruntime is not installed: {install}"
+        return f"{package} is not installed: {install}"
     if spec.origin is None:
-        left = " ".join(installed or ["onnxruntime"])
+        left = " ".join(distributions() or ["onnxruntime"])
         return f"the installation of onnxruntime is broken: pip uninstall -y {left}, then {install}"
     return None
+
+
+def distributions() -> list[str]:
+    """Return the installed distributions of ONNX Runtime."""
+    return [name for name in _DISTRIBUTIONS if _installed(name)]
 
 
 def _installed(distribution: str) -> bool:
@@ -316,7 +320,11 @@ def _array(name: str, value: Any) -> Array:
 
 @final
 class BoundRunner:
-    """A session with its inputs on the device, and outputs left there, so that a run holds no copy to the host."""
+    """A session with its inputs bound where its nodes want them, and outputs left on the device: a run copies nothing.
+
+    What cannot be bound, strings and what is no tensor, is given with each run. `profile`: prefix of the file to write
+    a profile to.
+    """
 
     def __init__(
         self,
@@ -325,24 +333,25 @@ class BoundRunner:
         feeds: Mapping[str, Array],
         providers: Sequence[Provider] = CPU,
         device: str = "cpu",
+        profile: str = "",
     ) -> None:
-        self._session: Any = _load(runnable, options, providers, severity=2 if device != "cpu" else 4)
+        severity = 2 if device != "cpu" else 4
+        self._session: Any = _load(runnable, options, providers, severity=severity, profile=profile)
         self._failures = _failures()
         self._feeds: dict[str, Array] | None = None
         plain = {name: _plain(value) for name, value in feeds.items()}
         kinds = {value.name: value.type for value in self._session.get_inputs()}
         outputs = self._session.get_outputs()
         try:
-            if any(not kind.startswith("tensor(") for kind in [*kinds.values(), *(out.type for out in outputs)]):
-                self._feeds = plain  # sequences and the like cannot be bound
+            if "tensor(string)" in kinds.values() or any(
+                not kind.startswith("tensor(") for kind in [*kinds.values(), *(out.type for out in outputs)]
+            ):
+                self._feeds = plain
                 return
-            import onnxruntime as ort
-
             self._binding = self._session.io_binding()
             for name, value in plain.items():
-                kept_on_host = device == "cpu" or value.dtype.kind in "OUS" or _special(value) is not None
-                bound = _ort_value(name, value) if kept_on_host else ort.OrtValue.ortvalue_from_numpy(value, device, 0)
-                self._binding.bind_ortvalue_input(name, bound)
+                # Binding copies a value, this once, to the device of the nodes that read it; sizes stay on the host.
+                self._binding.bind_ortvalue_input(name, _ort_value(name, value))
             for out in outputs:
                 self._binding.bind_output(out.name, device if out.type != "tensor(string)" else "cpu")
             self._binding.synchronize_inputs()
@@ -360,6 +369,10 @@ class BoundRunner:
         except self._failures as error:
             raise CannotRun(reason(error)) from error
 
+    def end_profiling(self) -> Path:
+        """Write the profile; return its file."""
+        return Path(self._session.end_profiling())
+
     def close(self) -> None:
         """Free the session."""
         self._binding = None
@@ -372,30 +385,24 @@ def profile(
     feeds: Mapping[str, Array],
     runs: int,
     providers: Sequence[Provider] = CPU,
+    device: str = "cpu",
 ) -> Profile:
-    """Run a model with ONNX Runtime's profiler: once to warm up, then `runs` times.
+    """Run a model with ONNX Runtime's profiler: once to warm up, then `runs` times (0: that one run is the profile).
 
     Nodes inside Loop, If and Scan appear as often as they ran. A fused node keeps the name of one of its parts; a Conv
     in the blocked layout has its output's name and `_nchwc`.
     """
     with tempfile.TemporaryDirectory(prefix="dilrewrite-") as folder:
-        session = _load(runnable, options, providers, profile=str(Path(folder) / "profile"))
-        values = {name: _plain(value) for name, value in feeds.items()}
+        runner = BoundRunner(runnable, options, feeds, providers, device, str(Path(folder) / "profile"))
         try:
-            special = any(isinstance(value, np.ndarray) and _special(value) is not None for value in values.values())
-            names = [output.name for output in session.get_outputs()]
-            bound = {name: _ort_value(name, value) for name, value in values.items()} if special else None
             for _ in range(runs + 1):
-                if bound is not None:
-                    session.run_with_ort_values(names, bound)
-                else:
-                    session.run(None, values)
-        except _failures() as error:
-            raise CannotRun(reason(error)) from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
+                runner.run()
+            events = json.loads(runner.end_profiling().read_text(encoding="utf-8", errors="replace"))
+        finally:
+            runner.close()
     whole = [event for event in events if event.get("cat") == "Session" and event.get("name") == "model_run"]
     whole.sort(key=lambda event: int(event["ts"]))
-    whole = whole[1:]
+    whole = whole[1:] if runs else whole
     begin = min((int(event["ts"]) for event in whole), default=0)
     nodes = [
         NodeRun(

@@ -49,6 +49,9 @@ from dilrewrite.backends import (
 )
 
 _READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
+_LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
+"""A log line's colours and time."""
+
 _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
 
 
@@ -287,7 +290,8 @@ class IsolatedBench:
         """Return the log lines that make timings doubtful."""
         if not self._doubts:
             return ()
-        return tuple(dict.fromkeys(line[-300:] for line in self._child.said() if re.search(self._doubts, line)))
+        said = (_LOG_PREFIX.sub("", line) for line in self._child.said() if re.search(self._doubts, line))
+        return tuple(dict.fromkeys(line[:300] for line in said))
 
     def close(self) -> None:
         """End the child."""

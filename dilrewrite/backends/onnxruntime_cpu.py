@@ -21,6 +21,7 @@ class OnnxRuntimeCpu:
 
     name: str = "onnxruntime_cpu"
     rank: int = 0
+    layout_ranks: frozenset[int] = frozenset({2})
     doubts: str = ""
 
     def conflict(self) -> str | None:

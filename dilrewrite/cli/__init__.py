@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from dilrewrite._version import __version__
-from dilrewrite.cli import backends, inspect, optimize, verify
+from dilrewrite.cli import backends, bench, inspect, optimize, verify
 from dilrewrite.errors import DilrewriteError
 
 INTERRUPTED = 130
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("inspect")(inspect.command)
 app.command("optimize")(optimize.command)
 app.command("verify")(verify.command)
+app.command("bench")(bench.command)
 app.command("backends")(backends.command)
 
 

@@ -27,7 +27,7 @@ InputsOption = Annotated[
 ]
 ReportOption = Annotated[
     Path | None,
-    typer.Option("--report", metavar="DIR", help="Folder for report.json and report.md.", show_default=False),
+    typer.Option("--report", metavar="DIR", help="Folder for report.json, .md and .html.", show_default=False),
 ]
 RtolOption = Annotated[
     float | None,
@@ -55,6 +55,9 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the report as JSON, and nothing else, on standard output.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+BackendOption = Annotated[
+    str, typer.Option("--backend", metavar="NAME", help="The runtime to time on; auto is the best that is ready.")
+]
 MaxDilationOption = Annotated[
     int, typer.Option("--max-dilation", min=1, metavar="N", help="Dilations up to N may stay.")
 ]
@@ -93,6 +96,7 @@ def progress(*, hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
         def update(step: str, done: int, total: int) -> None:
             if step not in tasks:
                 tasks[step] = bar.add_task(step, total=total)
-            bar.update(tasks[step], completed=done, total=total)  # type: ignore[arg-type]
+            shown = f"{step}: {max(total - done, 0)} s left" if step == "measure" else step
+            bar.update(tasks[step], completed=done, total=total, description=shown)  # type: ignore[arg-type]
 
         yield update

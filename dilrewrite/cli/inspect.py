@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from dilrewrite.cli._common import JsonOption, MaxDilationOption, ModelArgument, QuietOption, ReportOption, show
+from typing import Annotated
+
+import typer
+
+from dilrewrite.cli._common import (
+    BackendOption,
+    InputsOption,
+    JsonOption,
+    LibraryOption,
+    MaxDilationOption,
+    ModelArgument,
+    QuietOption,
+    ReportOption,
+    ShapeOption,
+    ThreadsOption,
+    show,
+)
 
 
 def command(
     model: ModelArgument,
     max_dilation: MaxDilationOption = 1,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Run the model, and show each Conv's share of its time.")
+    ] = False,
+    backend: BackendOption = "auto",
+    shape: ShapeOption = None,
+    inputs: InputsOption = None,
+    threads: ThreadsOption = None,
+    custom_op_library: LibraryOption = None,
     report: ReportOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -15,4 +39,15 @@ def command(
     """List every dilated Conv: where, geometry, work on padding, which forms apply and why others refuse."""
     import dilrewrite
 
-    return show(dilrewrite.inspect(model, max_dilation=max_dilation, report=report), as_json=as_json, quiet=quiet)
+    result = dilrewrite.inspect(
+        model,
+        max_dilation=max_dilation,
+        profile=profile,
+        backend=backend,
+        shapes=shape or (),
+        inputs=inputs,
+        threads=threads,
+        custom_op_library=custom_op_library or (),
+        report=report,
+    )
+    return show(result, as_json=as_json, quiet=quiet)

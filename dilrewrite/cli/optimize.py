@@ -9,6 +9,7 @@ import typer
 
 from dilrewrite.cli._common import (
     AtolOption,
+    BackendOption,
     InputsOption,
     JsonOption,
     LibraryOption,
@@ -36,7 +37,7 @@ def command(
         typer.Option(
             "--strategy",
             metavar="NAME[:key=value,...]",
-            help="The form to use wherever it applies. [default: by estimate]",
+            help="The form to use wherever it applies. [default: the fastest, or none]",
             show_default=False,
         ),
     ] = None,
@@ -51,6 +52,34 @@ def command(
     skip: Annotated[
         str | None, typer.Option("--skip", metavar="REGEX", help="Leave nodes whose name matches.", show_default=False)
     ] = None,
+    backend: BackendOption = "auto",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="SECONDS",
+            min=0,
+            help="How long measuring may take; 0 measures nothing. [default: 60]",
+            show_default=False,
+        ),
+    ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            "--decisions", metavar="FILE", help="Do what this file says, without measuring.", show_default=False
+        ),
+    ] = None,
+    save_decisions: Annotated[
+        Path | None,
+        typer.Option("--save-decisions", metavar="FILE", help="Write what was decided.", show_default=False),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache", metavar="FILE", help="Where timings are kept. [default: the user's cache]", show_default=False
+        ),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything anew, and keep nothing.")] = False,
     shape: ShapeOption = None,
     inputs: InputsOption = None,
     verify: Annotated[
@@ -64,7 +93,7 @@ def command(
         str,
         typer.Option("--external-data", metavar="auto|copy|reference", help="What happens to data files of the model."),
     ] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and write nothing: show what would be.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
@@ -72,7 +101,7 @@ def command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
-    """Rewrite dilated Convs, prove the result, write MODEL.dilrewrite.onnx and a folder of reports beside it."""
+    """Rewrite dilated Convs where that is faster; prove the result, write it and a folder of reports beside it."""
     import dilrewrite
 
     folder = None if no_report else report or "beside"
@@ -97,6 +126,12 @@ def command(
             threads=threads,
             custom_op_library=custom_op_library or (),
             external_data=cast("Literal['auto', 'copy', 'reference']", external_data),
+            backend=backend,
+            budget_s=budget,
+            decisions=decisions,
+            save_decisions=save_decisions,
+            cache=cache,
+            no_cache=no_cache,
             progress=show_progress,
         )
     return show(result, as_json=as_json, quiet=quiet)

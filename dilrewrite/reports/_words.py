@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.prove import Proof
-from dilrewrite.report import ModelReport, Report, SiteReport
+from dilrewrite.report import Attempt, CandidateReport, Measurement, ModelReport, Report, SiteReport
+from dilrewrite.timing import CONFIDENCE, Comparison, Noise, Timing
 from dilrewrite.verdict import CaseCheck, OutputCheck, Verdict
 
 UNKNOWN = "?"
@@ -17,6 +19,12 @@ UNKNOWN = "?"
 
 NOTHING = "-"
 """Stands for a figure that there is none of."""
+
+INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"
+"""What the intervals of ratios are."""
+
+NUMBER = r"(?<![\w.])\d+(?:\.\d+)?(?=x?(?![\w.]*\w))"
+"""A number in a sentence, for `re`; digits in a name are none."""
 
 T = TypeVar("T")
 
@@ -100,6 +108,21 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
 
 
+def milliseconds(value: float) -> str:
+    """Return seconds as a number of milliseconds, with 3 significant digits or whole."""
+    return _three(1000 * value)
+
+
+def _three(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def factors(*ratios: float) -> list[str]:
+    """Return ratios with 3 significant digits; with 3 decimals where one of them would read as 1 otherwise."""
+    close = any(0.99 < ratio < 1.01 for ratio in ratios) or all(0.95 < ratio < 1.05 for ratio in ratios)
+    return [f"{ratio:.3f}" if close and ratio < 10 else _three(ratio) for ratio in ratios]
+
+
 def dims(shape: Iterable[int | None]) -> str:
     """Return `1x3x224x224`, `scalar` without dimension."""
     return "x".join(UNKNOWN if size is None else str(size) for size in shape) or "scalar"
@@ -146,6 +169,29 @@ def geometry(conv: ConvGeometry) -> str:
     if conv.quantized:
         parts.append("quantised")
     return " ".join(parts)
+
+
+def ran(site: SiteReport, most: int = 2) -> str:
+    """Return the input shapes of a Conv whose sizes are known at run time only: `ran on 1x88x320`; may be empty."""
+    unknown = None in (site.geometry.batch, site.geometry.in_channels, *site.geometry.extents)
+    return f"ran on {listed([dims(shape) for shape in site.ran], most)}" if site.ran and unknown else ""
+
+
+def at_run_time(site: SiteReport) -> ConvGeometry:
+    """Return a site's geometry, with the sizes it ran on most often where the model does not tell them."""
+    if not site.ran or len(site.ran[0]) != site.geometry.rank + 2:
+        return site.geometry
+    batch, channels, *extents = site.ran[0]
+    return replace(site.geometry, batch=batch, in_channels=channels, extents=tuple(extents)).explicit()
+
+
+def work(site: SiteReport) -> tuple[int | None, float | None]:
+    """Return a site's multiply-adds and the share of them on padding only, at the sizes it ran on if need be."""
+    if site.multiply_adds is not None or not site.ran:
+        return site.multiply_adds, site.padding_share
+    known = at_run_time(site)
+    share = known.data_share()
+    return known.multiply_adds(), site.padding_share if share is None else 1 - share
 
 
 GEOMETRY_KEY = (
@@ -221,9 +267,7 @@ def merged(reasons: Sequence[str], names: Iterable[str] = ()) -> list[tuple[str,
     Numbers become a range, names a choice: "tap_prune or im2col, is estimated at 1.2 to 3.4x".
     """
     words = "|".join(re.escape(name) for name in sorted(set(names), key=len, reverse=True))
-    pattern = re.compile(
-        r"((?<![\w.])\d+(?:\.\d+)?(?=x?(?![\w.]*\w))" + (rf"|(?<!\w)(?:{words})(?!\w)" if words else "") + ")"
-    )
+    pattern = re.compile(f"({NUMBER}" + (rf"|(?<!\w)(?:{words})(?!\w)" if words else "") + ")")
     found: dict[tuple[str, ...], list[list[str]]] = {}
     for reason in reasons:
         parts = pattern.split(reason)
@@ -251,9 +295,15 @@ def strategy_names(report: Report) -> set[str]:
     return names | {refusal.strategy for site in report.sites for refusal in site.refused}
 
 
-def why_kept(report: Report) -> str:
-    """Return why sites were kept, in one sentence, the most common reason first."""
-    reasons = [site.reason for site in report.sites if site.action != "rewritten"]
+def numberless(text: str) -> str:
+    """Return `text` with a placeholder for each number: equal for what `merged` makes one sentence of."""
+    return re.sub(NUMBER, "#", text)
+
+
+def why_kept(report: Report, sites: Iterable[SiteReport] | None = None) -> str:
+    """Return why `sites` (all, when `None`) were kept, in one sentence, the most common reason first."""
+    sites = report.sites if sites is None else sites
+    reasons = [site.reason for site in sites if site.action != "rewritten"]
     found = sorted(merged(reasons, strategy_names(report)), key=lambda pair: -pair[1])
     if len(found) == 1:
         return clean(found[0][0])
@@ -330,11 +380,17 @@ def outcome(report: Report) -> str:
     match report.status:
         case "rewritten":
             verb = "rewrote" if report.output is not None else "would rewrite"
-            return f"{verb} {report.rewritten} of {convs}; {equality(report)}; {_destination(report)}"
+            speed = f": {_gained(report.measurement)}" if report.measurement is not None else ""
+            return f"{verb} {report.rewritten} of {convs}{speed}; {equality(report)}; {_destination(report)}"
         case "kept":
             kept = f"all {total}" if total > 1 else "the only dilated Conv"
             others = f" ({total - sites} of them cannot be rewritten)" if total > sites else ""
-            return f"kept {kept}{others}: {why_kept(report)}; {_output(report)}"
+            if report.measurement is None:
+                return f"kept {kept}{others}: {why_kept(report)}; {_output(report)}"
+            if report.measurement.estimated_s:
+                about = f"about {seconds(report.measurement.estimated_s)}{_on(report.measurement)}"
+                return f"{convs}{others}: measuring their forms would take {about}; {_destination(report)}"
+            return f"kept {kept}{others}: {_unbeaten(report, report.measurement)}; {_output(report)}"
         case "nothing to rewrite":
             what = "no dilated Conv" if not total else f"none of {convs} can be rewritten"
             tail = _output(report).replace(f"{_destination(report)} ", "the output ", 1)
@@ -358,7 +414,9 @@ def outcome(report: Report) -> str:
         case "inspected" if not total:
             return f"no dilated Conv in {clean(report.before.path)}"
         case "inspected":
-            return f"{convs} in {clean(report.before.path)}{_padding(report)}"
+            return f"{convs} in {clean(report.before.path)}{_shares(report)}{_padding(report)}"
+        case "measured":
+            return _benched(report)
         case _:
             return clean(report.status)
 
@@ -366,16 +424,277 @@ def outcome(report: Report) -> str:
 def _padding(report: Report) -> str:
     """Return how much of the work touches padding only, over the sites of known size."""
     known = [
-        (site.multiply_adds, site.padding_share)
-        for site in report.sites
-        if site.multiply_adds is not None and site.padding_share is not None
+        (multiply_adds, share)
+        for multiply_adds, share in map(work, report.sites)
+        if multiply_adds is not None and share is not None
     ]
-    work = sum(multiply_adds for multiply_adds, _ in known)
-    if not work:
+    total = sum(multiply_adds for multiply_adds, _ in known)
+    if not total:
         return ""
-    share = sum(multiply_adds * share for multiply_adds, share in known) / work
+    share = sum(multiply_adds * share for multiply_adds, share in known) / total
     where = "" if len(known) == len(report.sites) else f" in the {len(known)} of known size"
-    return f"; {amount(work)} multiply-adds{where}, {percent(share)} of them on padding only"
+    return f"; {amount(total)} multiply-adds{where}, {percent(share)} of them on padding only"
+
+
+def _shares(report: Report) -> str:
+    """Return how much of the model's time goes to its dilated Convs, as far as profiled."""
+    known = [site.share for site in report.sites if site.share is not None]
+    if not known:
+        return ""
+    some = "" if len(known) == len(report.sites) else f" for {len(known)} of them"
+    return f"; {percent(sum(known))} of its time{some}{_on(report.measurement)}"
+
+
+def _on(measurement: Measurement | None) -> str:
+    return "" if measurement is None else f" on {clean(measurement.backend)}"
+
+
+def _gained(measurement: Measurement) -> str:
+    """Return what rewriting gained or lost: timed, predicted, or how long it would take to know."""
+    on = _on(measurement)
+    if measurement.final is not None:
+        return versus(measurement.final, on)
+    if measurement.estimated_s:
+        return f"measuring would take about {seconds(measurement.estimated_s)}{on}"
+    if measurement.predicted_ratio is not None:
+        return f"{expected(measurement.predicted_ratio)} expected{on}, not timed as a whole"
+    return f"not timed as a whole{on}"
+
+
+def was_measured(site: SiteReport) -> bool:
+    """Say whether a form of the site was timed."""
+    return any(candidate.timing is not None for candidate in site.candidates)
+
+
+def _unbeaten(report: Report, measurement: Measurement) -> str:
+    """Return why every site was kept, by what measuring found."""
+    timed, untimed = ([site for site in report.sites if was_measured(site) is wanted] for wanted in (True, False))
+    if not timed:
+        return why_kept(report)
+    fresh = measurement.measured or not measurement.recalled
+    how = f"measured in {seconds(measurement.spent_s)}" if fresh else "measured earlier, recalled from the cache"
+    many = count(len(timed), "site") if not untimed else f"{len(timed)} of {len(report.sites)} sites"
+    if measurement.attempts:
+        versions = count(len(measurement.attempts), "rewritten version")
+        found = f"no rewritten model beats the original{_on(measurement)} ({versions} timed, {many} {how})"
+    else:
+        what = "the dilated Conv" if len(report.sites) == 1 else "the dilated Convs"
+        nothing = "nothing measured" if untimed else "nothing"
+        found = f"{nothing} beats {what}{_on(measurement)} ({many} {how})"
+    rest = f"; the {'others' if len(untimed) > 1 else 'other'}: {why_kept(report, untimed)}" if untimed else ""
+    return f"{found}{f'; {versus(measurement.final)}' if measurement.final is not None else ''}{rest}"
+
+
+def _benched(report: Report) -> str:
+    """Return what `bench` found: two models against each other, or the time of one."""
+    found, before = report.measurement, clean(report.before.path)
+    final = found.final if found is not None else None
+    after = clean(report.after.path) if report.after is not None else None
+    if found is None or final is None:
+        return f"not timed: {before}{f' and {after}' if after is not None else ''}{_on(found)}"
+    if after is not None:
+        if final.low <= 1 <= final.high:
+            return f"no difference beyond noise between {before} and {after}{_on(found)}: {_same(final)}"
+        speed, times = _different(final)
+        return f"{after} is {speed} than {before}{_on(found)} ({times})"
+    own = own_noise(report)
+    noise = f"; noise {percent(own.level)}" if own is not None else ""
+    return (
+        f"{before} takes {milliseconds(final.first.median_s)} ms{_on(found)} "
+        f"(20 to 80 % of {count(final.first.runs, 'run')}: {spread(final.first)} ms{noise})"
+    )
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def own_noise(report: Report) -> Noise | None:
+    """Return how the original ran against itself; what `bench` found of a single model is just that."""
+    found = report.measurement
+    if found is None or found.noise is not None:
+        return found.noise if found is not None else None
+    final = found.final
+    if report.command != "bench" or report.after is not None or final is None:
+        return None
+    return Noise(ratio=final.ratio, low=final.low, high=final.high, pairs=final.pairs)
+
+
+def spread(found: Timing) -> str:
+    """Return the 20th to the 80th percentile in milliseconds."""
+    return f"{milliseconds(found.p20_s)} to {milliseconds(found.p80_s)}"
+
+
+def ratio_of(found: Comparison) -> tuple[str, str]:
+    """Return the ratio second / first, and its interval."""
+    centre, low, high = factors(found.ratio, found.low, found.high)
+    return centre, f"{low} to {high}"
+
+
+def difference(found: Comparison) -> str:
+    """Return a comparison in one word or a few: `1.21x faster`, `no difference`."""
+    return "no difference" if found.low <= 1 <= found.high else _different(found)[0]
+
+
+def versus(found: Comparison, on: str = "") -> str:
+    """Return the second model against the first: `1.21x faster (14.2 ms -> 11.7 ms, 95 % interval 1.18 to 1.24x)`.
+
+    `on` follows what was found.
+    """
+    if found.low <= 1 <= found.high:
+        return f"no difference beyond the interval{on}: {_same(found)}"
+    speed, times = _different(found)
+    return f"{speed}{on} ({times})"
+
+
+def _different(found: Comparison) -> tuple[str, str]:
+    """Return `1.21x faster`, and the times with the interval of that factor, whose ends swap for a speed-up."""
+    ratios = (found.ratio, found.low, found.high)
+    if found.high < 1:
+        ratios = (_inverse(found.ratio), _inverse(found.high), _inverse(found.low))
+    factor, low, high = factors(*ratios)
+    return f"{factor}x {'faster' if found.high < 1 else 'slower'}", f"{_times(found)}, {INTERVAL} {low} to {high}x"
+
+
+def _same(found: Comparison) -> str:
+    centre, interval = ratio_of(found)
+    return f"{centre}x the time ({_times(found)}, {INTERVAL} {interval}x)"
+
+
+def _times(found: Comparison) -> str:
+    return f"{milliseconds(found.first.median_s)} ms -> {milliseconds(found.second.median_s)} ms"
+
+
+def _inverse(value: float) -> float:
+    return 1 / value if value else math.inf
+
+
+def expected(predicted: float) -> str:
+    """Return a predicted ratio in words: `1.18x faster`."""
+    (factor,) = factors(predicted if predicted > 1 else _inverse(predicted))
+    return "no difference" if factor == "1.000" else f"{factor}x {'slower' if predicted > 1 else 'faster'}"
+
+
+def gain(share: float | None) -> str:
+    """Return a share of the model's time with its sign, below 0 for a loss."""
+    if share is None:
+        return NOTHING
+    return "about 0" if abs(share) < 0.0005 else f"{100 * share:+.1f} %"
+
+
+def summed(shares: Iterable[float | None]) -> float | None:
+    """Return the sum of what is known; `None` when nothing is."""
+    known = [share for share in shares if share is not None]
+    return sum(known) if known else None
+
+
+MODES = {
+    "interleaved": "interleaved (both models loaded, runs in turn)",
+    "blocks": "in blocks (one model loaded at a time)",
+}
+"""What the modes of a comparison are."""
+
+
+def measuring(report: Report) -> list[tuple[str, str]]:
+    """Return how timings were taken and what they say of the whole model, as (what, text) rows."""
+    found = report.measurement
+    if found is None:
+        return []
+    versions = "".join(f", {clean(name)} {clean(version)}" for name, version in found.versions.items())
+    settings = ", ".join(f"{clean(name)} {clean(value)}" for name, value in found.settings.items())
+    shapes = ", ".join(f"{clean(name)} {dims(shape)}" for name, shape in found.inputs.items())
+    rows = [
+        ("runtime", f"{clean(found.backend)}{versions}"),
+        ("device", clean(found.device)),
+        ("settings", settings),
+        ("inputs", shapes or ("none" if found.estimated_s is None else "")),
+        ("time", _budget(found, limited=report.command != "inspect")),
+        ("timings", _timings(found)),
+    ]
+    if found.profiled_s is not None:
+        rows.append(("profile", f"a run of the original under the profiler takes {milliseconds(found.profiled_s)} ms"))
+    if (noise := own_noise(report)) is not None:
+        itself = "the model" if report.command == "bench" else "the original"
+        rows.append(("noise", f"{percent(noise.level)}: {itself} against itself takes {_noise(noise)}"))
+    if modes := _modes(report, found):
+        rows.append(("mode", modes))
+    if found.load is not None:
+        cores = count(report.environment.cores, "core")
+        rows.append(("load", f"{figure(found.load)} processes wanted a core in the minute before, on {cores}"))
+    if found.predicted_ratio is not None:
+        rows.append(("predicted", f"{expected(found.predicted_ratio)}, from the timings of the sites"))
+    if found.final is not None and (report.command != "bench" or report.after is not None):
+        final = found.final
+        both = f"{spread(final.first)} ms -> {spread(final.second)} ms"
+        rows.append(("whole model", f"{versus(final)}; {count(final.pairs, 'pair')}, 20 to 80 % of them {both}"))
+    return [(what, text) for what, text in rows if text]
+
+
+def _noise(found: Noise) -> str:
+    centre, low, high = factors(found.ratio, found.low, found.high)
+    return f"{centre}x the time ({INTERVAL} {low} to {high}x, {count(found.pairs, 'pair')})"
+
+
+def _modes(report: Report, found: Measurement) -> str:
+    """Return in which order models ran, of the whole model and the sites apart where they differ; may be empty."""
+    whole = [found.final, *(attempt.timing for attempt in found.attempts)]
+    forms = [candidate.timing for site in report.sites for candidate in site.candidates]
+    of_whole, of_forms = (
+        " or ".join(dict.fromkeys(MODES[timing.mode] for timing in timings if timing is not None))
+        for timings in (whole, forms)
+    )
+    if of_whole and of_forms and of_whole != of_forms:
+        return f"the whole model {of_whole}; the forms {of_forms}"
+    return of_whole or of_forms
+
+
+def _budget(found: Measurement, *, limited: bool) -> str:
+    """Return how long measuring took, or would take, and why it took longer than it should."""
+    limit = f"budget of {seconds(found.budget_s)}" if limited and 0 < found.budget_s < math.inf else ""
+    if found.estimated_s == 0:
+        return "nothing to measure"
+    if found.estimated_s is not None:
+        return f"would take about {seconds(found.estimated_s)}{f', with a {limit}' if limit else ''}"
+    took = f"took {seconds(found.spent_s)}"
+    whole = f"a confirmation on the whole model takes at least {seconds(found.floor_s)}" if found.floor_s else ""
+    if limit and found.spent_s > found.budget_s:
+        return f"{took}, more than the {limit}{f': {whole}' if whole else ''}"
+    return f"{took}{f', with a {limit}' if limit else ''}{f' ({whole})' if whole else ''}"
+
+
+def _timings(found: Measurement) -> str:
+    """Return how many timings there are, and where from; may be empty."""
+    if not found.measured + found.recalled:
+        return ""
+    return f"{found.measured} taken now, {found.recalled} recalled from the cache"
+
+
+def attempt(found: Attempt) -> tuple[str, str, str, str, str]:
+    """Return (original ms, version ms, ratio, interval, result) of a version of the whole model."""
+    timing = found.timing
+    return (
+        milliseconds(timing.first.median_s),
+        milliseconds(timing.second.median_s),
+        *ratio_of(timing),
+        difference(timing),
+    )
+
+
+def measured_together(report: Report) -> list[list[SiteReport]]:
+    """Return the sites with something to say of their forms, in groups that were measured as one."""
+    said = [s for s in report.sites if any(c.timing is not None or c.outcome for c in s.candidates)]
+    return groups(said, lambda site: (site.question, geometry(site.geometry), site.ran, site.candidates))
+
+
+def without_time(site: SiteReport) -> list[list[CandidateReport]]:
+    """Return the forms that measuring says something of but has no time for, in groups of equal outcome."""
+    found = [candidate for candidate in site.candidates if candidate.timing is None and candidate.outcome]
+    return groups(found, lambda candidate: candidate.outcome)
+
+
+def native(site: SiteReport) -> Timing | None:
+    """Return the time of the Conv as it is, from the comparison with the most pairs."""
+    found = [candidate.timing for candidate in site.candidates if candidate.timing is not None]
+    return max(found, key=lambda comparison: comparison.pairs).first if found else None
 
 
 # -- models and verdicts ---------------------------------------------------------------------------------------------

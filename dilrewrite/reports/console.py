@@ -34,6 +34,9 @@ SITE_WIDTH = 40
 SITE_NAMES = 3
 """How many sites of a group are named."""
 
+FORM_GROUPS = 12
+"""How many groups of sites have a table of their timed forms, those with most of the model's time first."""
+
 OUTPUT_ROWS = 24
 """How many outputs are shown of one set of inputs, those that differ first."""
 
@@ -43,6 +46,7 @@ COLOURS = {
     "nothing to rewrite": "bold green",
     "equal": "bold green",
     "inspected": "bold",
+    "measured": "bold",
     "dilation left": "bold yellow",
     "differs": "bold red",
 }
@@ -101,27 +105,37 @@ def _width(file: TextIO) -> int:
 
 def _printed(report: Report, console: Console) -> str:
     with console.capture() as captured:
-        console.print(Text(words.outcome(report), style=COLOURS.get(report.status, "bold")), soft_wrap=True)
-        for part in _parts(report):
+        console.print(Text(words.outcome(report), style=_colour(report)), soft_wrap=True)
+        for part in _parts(report, console.width):
             console.print(part)
     return "".join(line.rstrip() + "\n" for line in captured.get().split("\n")[:-1])
+
+
+def _colour(report: Report) -> str:
+    final = report.measurement.final if report.measurement is not None else None
+    slower = report.status == "rewritten" and final is not None and final.slower
+    return "bold yellow" if slower else COLOURS.get(report.status, "bold")
 
 
 # -- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def _parts(report: Report) -> Iterator[RenderableType]:
+def _parts(report: Report, width: int) -> Iterator[RenderableType]:
     if report.verdict is not None and report.verdict.failures:
         yield from _list("failures", report.verdict.failures, "red")
     if report.remaining:
         yield from _list("dilation that could not go", report.remaining, "yellow")
+    if report.measurement is not None:
+        yield from _list("what makes the timings doubtful", report.measurement.doubts, "yellow")
     if report.sites:
         yield _heading("dilated Convs")
-        yield _sites(report)
+        yield _sites(report, width)
         yield Text(f"({words.GEOMETRY_KEY})", style="dim")
+        yield from _timed_forms(report)
     if report.command == "inspect":
         yield from _forms(report)
-    elif report.status != "rewritten":
+    yield from _measuring(report)
+    if report.command != "inspect" and report.status != "rewritten":
         yield from _refusals(report)
     nodes = words.groups(report.skipped, lambda node: (node.op, node.dilations, node.reason))
     lines = [
@@ -186,49 +200,170 @@ def _group_name(some: Sequence[SiteReport]) -> str:
     return "\n".join([*names[:SITE_NAMES], *more])
 
 
-def _sites(report: Report) -> Table:
-    """Return one row per group of sites that read the same; figures known for no site have no column."""
+def _sites(report: Report, width: int) -> Table:
+    """Return one row per group of sites that read the same; figures known for no site have no column.
+
+    With a measurement, sites that differ only in the numbers of their reason or proof, and in shares, are one row.
+    """
     inspected = report.command == "inspect"
+    shares = any(site.share is not None for site in report.sites)
+    gains = any(site.predicted_gain is not None for site in report.sites)
 
     def row(site: SiteReport) -> tuple[str, ...]:
-        work = (words.geometry(site.geometry), words.amount(site.multiply_adds), words.percent(site.padding_share))
+        multiply_adds, on_padding = words.work(site)
+        work = (_shape(site), words.amount(multiply_adds), words.percent(on_padding))
         if inspected:
             return (*work, ", ".join(c.strategy for c in site.candidates) or "none", repr(site.refused), "")
         return (*work, words.form(site), words.clean(site.reason), words.proof(site))
 
-    work = any(site.multiply_adds is not None for site in report.sites)
-    padding = any(site.padding_share is not None for site in report.sites)
+    def key(site: SiteReport) -> tuple[object, ...]:
+        if report.measurement is None:
+            return row(site)
+        question = site.question if words.was_measured(site) else None
+        return (question, *row(site)[:4], *map(words.numberless, row(site)[4:]))
+
+    groups = words.groups(report.sites, key)
+    work = any(words.work(site)[0] is not None for site in report.sites)
+    padding = any(words.work(site)[1] is not None for site in report.sites)
+    together = shares and work and padding  # one column for both, for want of room
     table = _table(
         "##",
         "site, geometry",
-        *(["#multiply-\nadds"] if work else []),
-        *(["#padding\nonly"] if padding else []),
+        *(["#share of\ntime,\ngain" if gains else "#share of\ntime"] if shares else []),
+        *(["#multiply-\nadds,\npadding"] if together else []),
+        *(["#multiply-\nadds"] if work and not together else []),
+        *(["#padding\nonly"] if padding and not together else []),
         "forms that apply" if inspected else "form, why, proof",
         lines=True,
     )
-    names = [line for some in words.groups(report.sites, row) for line in _group_name(some).split("\n")]
-    table.columns[1].min_width = min(max(map(cell_len, names)), SITE_WIDTH)
-    for some in words.groups(report.sites, row):
-        shape, multiply_adds, on_padding, done, why, proof = row(some[0])
+    rows = []
+    for some in groups:
+        shape, multiply_adds, on_padding, done, *_ = row(some[0])
+        why, proof = (_merged([row(site)[place] for site in some]) for place in (4, 5))
         name = Text(_group_name(some))
         name.append(f"\n{shape}", style="dim")
         cells = [Text(str(len(some))), name]
-        cells += [Text(multiply_adds)] if work else []
-        cells += [Text(on_padding)] if padding else []
+        cells += [Text("\n".join(_shares(some, gains)))] if shares else []
+        cells += [Text(f"{multiply_adds}\n{on_padding}")] if together else []
+        cells += [Text(multiply_adds)] if work and not together else []
+        cells += [Text(on_padding)] if padding and not together else []
         what = Text(done, style="green" if some[0].action == "rewritten" and not inspected else "")
         if not inspected:
             what.append(f": {why}" if why else "", style="not bold dim")
             if proof != words.NOTHING:
                 what.append(f"\n{proof}", style="red" if proof.startswith("FAILED") else "default")
-        table.add_row(*cells, what)
+        rows.append([*cells, what])
+        table.add_row(*rows[-1])
+    names = [line for some in groups for line in _group_name(some).split("\n")]
+    _share_room(table, rows, width, min(max(map(cell_len, names)), SITE_WIDTH))
     return table
+
+
+def _share_room(table: Table, rows: Sequence[Sequence[Text]], width: int, wanted: int) -> None:
+    """Give names (the second column) the `wanted` columns where there is room, and the last column what is left.
+
+    Without a limit for the last column, rich would make the table wider than `width` and cut its right side off.
+    """
+    headers = [column.header for column in table.columns]
+    texts = [[str(header), *map(str, cells)] for header, cells in zip(headers, zip(*rows, strict=True), strict=True)]
+    widths = [max(cell_len(line) for text in column for line in text.split("\n")) for column in texts]
+    room = width - 3 * len(widths) - 1 - widths[0] - sum(widths[2:-1])
+    least = min(wanted, room * 3 // 5)
+    table.columns[1].min_width, table.columns[-1].max_width = least, room - least
+
+
+def _shape(site: SiteReport) -> str:
+    """Return a site's geometry, and the sizes it ran on where the model does not tell them."""
+    return ", ".join(filter(None, (words.geometry(site.geometry), words.ran(site))))
+
+
+def _merged(texts: Sequence[str]) -> str:
+    """Return texts that differ in numbers only as one."""
+    ((text, _number),) = words.merged(texts)
+    return text
+
+
+def _shares(some: Sequence[SiteReport], gains: bool) -> list[str]:
+    """Return the share of the model's time of sites together, and what is gained there."""
+    share = words.summed(site.share for site in some)
+    gain = words.summed(site.predicted_gain for site in some)
+    return [words.NOTHING if share is None else words.percent(share), *([words.gain(gain)] if gains else [])]
+
+
+def _timed_forms(report: Report) -> Iterator[RenderableType]:
+    """Yield a table per group of sites of the forms that were timed, then what is said of forms without a time."""
+    groups = sorted(
+        words.measured_together(report), key=lambda some: -(words.summed(site.share for site in some) or 0.0)
+    )
+    timed = [some for some in groups if words.was_measured(some[0])]
+    if timed:
+        yield _heading("timed forms: milliseconds for a run of the Conv with its neighbours")
+    for some in timed[:FORM_GROUPS]:
+        yield Text(f"{_named([words.site_name(site) for site in some])}: {_shape(some[0])}")
+        yield _timed(some[0])
+    if len(timed) > FORM_GROUPS:
+        rest = timed[FORM_GROUPS:]
+        share = words.summed(site.share for some in rest for site in some)
+        time = f", {words.percent(share)} of the time" if share is not None else ""
+        yield Text(f"and {words.count(len(rest), 'group')} more ({words.count(sum(map(len, rest)), 'site')}{time})")
+    found: dict[tuple[str, str], list[str]] = {}
+    for some in groups:
+        for forms in words.without_time(some[0]):
+            names = [c.strategy for c in forms if c.strategy != "keep" or not words.was_measured(some[0])]
+            if names:
+                places = found.setdefault((", ".join(names), forms[0].outcome), [])
+                places.extend(words.site_name(site) for site in some)
+    lines = [f"{_named(sites)}: {names}: {why}" for (names, why), sites in found.items()]
+    yield from _list("forms without a time", lines)
+
+
+def _timed(site: SiteReport) -> Table:
+    """Return the timed forms of a site, the Conv as it is first."""
+    table = _table("form", "#median", "#20 to 80 %", "#ratio to\nkeep", f"#{words.INTERVAL}", "outcome")
+    keep = words.native(site)
+    kept = next((candidate for candidate in site.candidates if candidate.strategy == "keep"), None)
+    if keep is not None and (kept is None or kept.timing is None):
+        said = Text(words.clean(kept.outcome) if kept is not None else "")
+        table.add_row(Text("keep"), Text(words.milliseconds(keep.median_s)), Text(words.spread(keep)), "", "", said)
+    for candidate in site.candidates:
+        if candidate.timing is not None:
+            time = candidate.timing.second
+            table.add_row(
+                Text(words.clean(candidate.strategy)),
+                Text(words.milliseconds(time.median_s)),
+                Text(words.spread(time)),
+                *map(Text, words.ratio_of(candidate.timing)),
+                Text(words.clean(candidate.outcome)),
+            )
+    return table
+
+
+def _measuring(report: Report) -> Iterator[RenderableType]:
+    """Yield how timings were taken, and the versions of the whole model that were timed."""
+    rows = words.measuring(report)
+    if report.measurement is None or not rows:
+        return
+    yield _heading("measuring")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for what, text in rows:
+        grid.add_row(Text(what, style="dim"), Text(text))
+    yield grid
+    if report.measurement.attempts:
+        yield Text("versions of the model that were timed against the original:")
+        table = _table("sites rewritten", "#original\nms", "#version\nms", "#ratio", f"#{words.INTERVAL}", "result")
+        for attempt in report.measurement.attempts:
+            sites = f"{len(attempt.sites)}: {_named(attempt.sites)}"
+            table.add_row(Text(sites), *map(Text, words.attempt(attempt)))
+        yield table
 
 
 def _forms(report: Report) -> Iterator[RenderableType]:
     """Yield per group of equal sites the forms that apply with their estimates, and the refusals of the others."""
-    for some in words.groups(report.sites, lambda s: (words.geometry(s.geometry), s.candidates, s.refused)):
+    for some in words.groups(report.sites, lambda s: (_shape(s), s.candidates, s.refused)):
         site = some[0]
-        yield _heading(f"{_named([words.site_name(s) for s in some])}: {words.geometry(site.geometry)}")
+        yield _heading(f"{_named([words.site_name(s) for s in some])}: {_shape(site)}")
         if site.candidates:
             about = "\n(assumed sizes)" if words.assumed(site) else ""
             table = _table(

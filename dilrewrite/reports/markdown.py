@@ -10,6 +10,7 @@ from typing import final
 from dilrewrite.prove import Proof
 from dilrewrite.report import ModelReport, Report, SiteReport
 from dilrewrite.reports import _words as words
+from dilrewrite.timing import Comparison
 from dilrewrite.verdict import CaseCheck
 
 
@@ -25,6 +26,9 @@ class Markdown:
 
 
 REPORT = Markdown()
+
+RAN_SHAPES = 8
+"""How many of the shapes that a Conv ran on are shown; report.json has all."""
 
 # -- escaping --------------------------------------------------------------------------------------------------------
 
@@ -74,11 +78,14 @@ def _page(report: Report) -> Iterator[str]:
     if report.verdict is not None:
         yield from _bullets("Failures", [prose(failure) for failure in report.verdict.failures])
     yield from _bullets("Dilation that could not go", [prose(node) for node in report.remaining])
+    if report.measurement is not None:
+        yield from _bullets("What makes the timings doubtful", [prose(doubt) for doubt in report.measurement.doubts])
     if report.sites:
         yield from ("## Dilated Convs", "")
         yield from _sites(report)
         yield from _proofs(report)
         yield from _forms(report)
+    yield from _measuring(report)
     yield from _bullets("Left alone", [_skipped(report, number) for number in range(len(report.skipped))])
     changes = [
         f"{code(f'{node.where}/{node.name}')}: {cell(words.normalised(node.dilations, node.pads))}"
@@ -107,33 +114,34 @@ def _skipped(report: Report, number: int) -> str:
 
 
 def _sites(report: Report) -> Iterator[str]:
-    columns: tuple[str, ...] = (
+    """Yield one row per site; what measuring adds has columns where it is known of a site."""
+    inspected = report.command == "inspect"
+    ran = any(words.ran(site) for site in report.sites)
+    shares = any(site.share is not None for site in report.sites)
+    gains = any(site.predicted_gain is not None for site in report.sites)
+    columns = [
         "##",
         "site",
         "output",
         "geometry",
+        *(["ran on"] if ran else []),
+        *(["#share of time"] if shares else []),
         "#multiply-adds",
         "#padding only",
-        "form",
-        "why",
-        "proof",
-    )
-    if report.command == "inspect":
-        columns = columns[:6]
+        *([] if inspected else ["form", *(["#predicted gain"] if gains else []), "why", "proof"]),
+    ]
     rows = []
     for number, site in enumerate(report.sites, 1):
-        row = (
-            str(number),
-            code(words.site_name(site)),
-            code(site.output),
-            code(words.geometry(site.geometry)),
-            words.amount(site.multiply_adds),
-            cell(words.percent(site.padding_share)),
-            cell(words.form(site)),
-            cell(site.reason),
-            cell(words.proof(site)),
-        )
-        rows.append(row[: len(columns)])
+        multiply_adds, padding = words.work(site)
+        row = [str(number), code(words.site_name(site)), code(site.output), code(words.geometry(site.geometry))]
+        row += [words.ran(site, RAN_SHAPES).removeprefix("ran on ") or words.NOTHING] if ran else []
+        row += [cell(words.percent(site.share)) if site.share is not None else words.NOTHING] if shares else []
+        row += [words.amount(multiply_adds), cell(words.percent(padding))]
+        if not inspected:
+            row.append(cell(words.form(site)))
+            row += [words.gain(site.predicted_gain)] if gains else []
+            row += [cell(site.reason), cell(words.proof(site))]
+        rows.append(row)
     yield from _table(columns, rows)
     yield from (f"Geometry: {cell(words.GEOMETRY_KEY)}.", "")
 
@@ -188,7 +196,8 @@ def _forms(report: Report) -> Iterator[str]:
     numbered = list(enumerate(report.sites, 1))
 
     def key(item: tuple[int, SiteReport]) -> object:
-        return (words.geometry(item[1].geometry), item[1].candidates, item[1].refused)
+        site = item[1]
+        return (words.geometry(site.geometry), site.question, site.ran, site.candidates, site.refused)
 
     found = words.groups(
         [item for item in numbered if item[1].candidates or item[1].refused], lambda item: repr(key(item))
@@ -196,10 +205,14 @@ def _forms(report: Report) -> Iterator[str]:
     if not found:
         return
     yield from ("### Forms, cheapest by estimate first", "")
+    if any(words.was_measured(site) for site in report.sites):
+        yield "Times: milliseconds for a run of the Conv with its neighbours. Ratio: form / keep, below 1 is faster."
+        yield ""
     for some in found:
         site = some[0][1]
         numbers = ", ".join(str(number) for number, _ in some)
-        yield f"**{'Site' if len(some) == 1 else 'Sites'} {numbers}**: {code(words.geometry(site.geometry))}"
+        ran = f", {words.ran(site, RAN_SHAPES)}" if words.ran(site) else ""
+        yield f"**{'Site' if len(some) == 1 else 'Sites'} {numbers}**: {code(words.geometry(site.geometry))}{ran}"
         yield ""
         if site.candidates:
             about = " (assumed sizes)" if words.assumed(site) else ""
@@ -215,9 +228,93 @@ def _forms(report: Report) -> Iterator[str]:
                 for candidate in site.candidates
             ]
             yield from _table(columns, rows)
+            yield from _timed(site)
         if site.refused:
             yield from (f"- {code(refusal.strategy)} refuses: {cell(refusal.reason)}" for refusal in site.refused)
             yield ""
+
+
+def _timed(site: SiteReport) -> Iterator[str]:
+    """Yield the times of a site's forms in milliseconds, then what measuring said of the others."""
+    columns = (
+        "form",
+        "outcome",
+        "#keep ms",
+        "#keep 20 to 80 %",
+        "#form ms",
+        "#form 20 to 80 %",
+        "#ratio",
+        f"#{words.INTERVAL}",
+        "#pairs",
+        "#noise",
+        "mode",
+    )
+    rows = [
+        (code(candidate.strategy), cell(candidate.outcome) or words.NOTHING, *_timing(candidate.timing))
+        for candidate in site.candidates
+        if candidate.timing is not None
+    ]
+    if rows:
+        yield from _table(columns, rows)
+    others = words.without_time(site)
+    for some in others:
+        yield f"- {', '.join(code(candidate.strategy) for candidate in some)}: {cell(some[0].outcome)}"
+    if others:
+        yield ""
+
+
+def _timing(found: Comparison) -> tuple[str, ...]:
+    return (
+        words.milliseconds(found.first.median_s),
+        words.spread(found.first),
+        words.milliseconds(found.second.median_s),
+        words.spread(found.second),
+        *words.ratio_of(found),
+        str(found.pairs),
+        words.NOTHING if found.noise is None else cell(words.percent(found.noise)),
+        found.mode,
+    )
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def _measuring(report: Report) -> Iterator[str]:
+    """Yield how timings were taken, and the versions of the whole model that were timed."""
+    rows = words.measuring(report)
+    if report.measurement is None or not rows:
+        return
+    yield from ("## Measuring", "")
+    yield from (f"- {cell(what)}: {cell(text)}" for what, text in rows)
+    yield ""
+    if report.measurement.attempts:
+        yield from ("Versions of the model that were timed against the original:", "")
+        columns = (
+            "##",
+            "#sites rewritten",
+            "sites",
+            "#original ms",
+            "#version ms",
+            "#ratio",
+            f"#{words.INTERVAL}",
+            "#pairs",
+            "result",
+        )
+        numbered = enumerate(report.measurement.attempts, 1)
+        yield from _table(
+            columns,
+            [
+                (
+                    str(number),
+                    str(len(attempt.sites)),
+                    ", ".join(map(code, attempt.sites)) or words.NOTHING,
+                    *(figures := words.attempt(attempt))[:-1],
+                    str(attempt.timing.pairs),
+                    figures[-1],
+                )
+                for number, attempt in numbered
+            ],
+        )
 
 
 # -- models and verdict ----------------------------------------------------------------------------------------------

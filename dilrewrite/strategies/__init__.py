@@ -80,6 +80,17 @@ def parse(text: str) -> tuple[str, Strategy]:
         raise UsageError(f"--strategy {text}: {error}") from error
 
 
+def spelled(name: str, strategy: Strategy) -> str:
+    """Return what `parse` makes this strategy of: its name, and the settings that are not the default ones."""
+    default = strategies()[name]
+    settings = {
+        field.name: getattr(strategy, field.name)
+        for field in dataclasses.fields(cast("Any", strategy))
+        if getattr(strategy, field.name) != getattr(default, field.name)
+    }
+    return name + (":" + ",".join(f"{key}={value}" for key, value in settings.items()) if settings else "")
+
+
 def with_max_dilation(strategy: Strategy, max_dilation: int) -> Strategy:
     """Return the strategy set to leave dilations up to `max_dilation`, itself when it has no such setting."""
     if hasattr(strategy, "max_dilation"):

@@ -11,8 +11,17 @@ from typing import Any
 from dilrewrite.find import Normalisation, ScopePath, Skipped
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.prove import Proof, Rounding
-from dilrewrite.report import CandidateReport, Environment, ModelReport, Report, SiteReport
+from dilrewrite.report import (
+    Attempt,
+    CandidateReport,
+    Environment,
+    Measurement,
+    ModelReport,
+    Report,
+    SiteReport,
+)
 from dilrewrite.strategies import Refusal
+from dilrewrite.timing import Comparison, Noise, Timing
 from dilrewrite.verdict import CaseCheck, OutputCheck, Verdict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -221,6 +230,206 @@ DIFFERENT = replace(
     note="NaN or Inf in other places: 0 NaN and 1 Inf before, 7 and 0 after",
 )
 
+# -- measured --------------------------------------------------------------------------------------------------------
+
+
+def timing(milliseconds: float, spread: float = 0.02, runs: int = 40) -> Timing:
+    median = milliseconds / 1000
+    return Timing(median_s=median, p20_s=median * (1 - spread), p80_s=median * (1 + 1.5 * spread), runs=runs)
+
+
+def versus(first: float, second: float, width: float = 0.025, **changes: Any) -> Comparison:
+    """Return a comparison of two medians in milliseconds, with an interval of a relative half-width."""
+    plain = Comparison(
+        first=timing(first),
+        second=timing(second),
+        ratio=second / first,
+        low=second / first / (1 + width),
+        high=second / first * (1 + width),
+        pairs=40,
+        noise=0.009,
+        mode="interleaved",
+    )
+    return replace(plain, **changes)
+
+
+def timed(outcomes: dict[str, tuple[str, Comparison | None]]) -> tuple[CandidateReport, ...]:
+    """Return the candidates with an outcome and a timing by strategy; unknown strategies are added."""
+    known = {candidate.strategy: candidate for candidate in CANDIDATES}
+    for name in outcomes:
+        known.setdefault(name, replace(CANDIDATES[2], strategy=name, multiply_adds=925_000_000))
+    return tuple(
+        replace(candidate, outcome=outcomes.get(name, ("", None))[0], timing=outcomes.get(name, ("", None))[1])
+        for name, candidate in known.items()
+    )
+
+
+NOISE = Noise(ratio=1.001, low=0.994, high=1.009, pairs=40)
+MEASURED = Measurement(
+    backend="onnxruntime_cpu",
+    device="Some Processor 9000",
+    versions={"onnxruntime": "1.24.0"},
+    settings={"threads": "8", "graph optimisations": "all"},
+    inputs={"image": (1, 3, 224, 224)},
+    budget_s=20.0,
+    spent_s=14.1,
+    floor_s=2.3,
+    measured=31,
+    recalled=12,
+    profiled_s=0.0151,
+    noise=NOISE,
+    attempts=(
+        Attempt(sites=tuple(f"main/stage{i}_out" for i in range(6)), timing=versus(14.2, 14.4)),
+        Attempt(sites=tuple(f"main/stage{i}_out" for i in range(5)), timing=versus(14.2, 11.7)),
+    ),
+    final=versus(14.2, 11.7),
+    predicted_ratio=0.81,
+    load=0.42,
+)
+
+WON = timed(
+    {
+        "tap_zones": ("won: 0.66x", versus(2.31, 1.52, 0.012)),
+        "space_to_batch": ("lost by 1.31x", versus(2.3, 3.01, 0.004, pairs=6)),
+        "im2col": ("failed: the process was killed by SIGSEGV", None),
+        "tap_sum": ("not measured: budget", None),
+        "slice_to_batch": ("not measured: budget", None),
+    }
+)
+
+
+def lost_by(factor: float) -> tuple[CandidateReport, ...]:
+    return timed(
+        {
+            "tap_zones": (f"lost by {factor:.2f}x", versus(0.123, 0.123 * factor)),
+            "space_to_batch": ("no faster beyond noise: 1.00x", versus(0.124, 0.1236)),
+        }
+    )
+
+
+def rounding(ratio: float) -> Rounding:
+    return replace(ROUNDING, new_error=ratio * ROUNDING.native_error)
+
+
+def won(name: str, **changes: Any) -> SiteReport:
+    plain = {
+        "candidates": WON,
+        "reason": "takes 0.66x (0.65 to 0.67) of the dilated Conv's time",
+        "share": 0.101,
+        "question": 0,
+        "predicted_gain": 0.034,
+    }
+    return site(name, **(plain | changes))
+
+
+def lost(name: str, factor: float = 1.31, **changes: Any) -> SiteReport:
+    plain = {
+        "geometry": conv(dilations=(2, 2)),
+        "action": "kept",
+        "strategy": "keep",
+        "reason": f"keep won by {factor:.2f}x over tap_zones",
+        "proof": None,
+        "candidates": lost_by(factor),
+        "share": 0.012,
+        "question": 1,
+        "predicted_gain": 0.0,
+    }
+    return site(name, **(plain | changes))
+
+
+def not_timed(name: str, reason: str, share: float | None, **changes: Any) -> SiteReport:
+    """Return a site that was kept without a timing."""
+    plain = {
+        "reason": reason,
+        "candidates": timed({"tap_zones": (reason, None)}),
+        "share": share,
+        "question": None,
+        "predicted_gain": None,
+    }
+    return lost(name, **(plain | changes))
+
+
+REWRITTEN_MEASURED = replace(
+    REWRITTEN,
+    sites=(
+        *(
+            won(f"stage{i}", predicted_gain=0.034 + i / 1000, proof=replace(PROOF, rounding=rounding(1.1 + i / 10)))
+            for i in range(5)
+        ),
+        lost("head/a"),
+        lost("head/b"),
+    ),
+    skipped=(),
+    normalised=(),
+    measurement=MEASURED,
+    seconds={"load": 0.054, "find": 0.035, "profile": 0.4, "measure": 14.1, "plan and prove": 3.346, "verify": 8.715},
+)
+
+NO_FASTER = "no form is faster beyond noise: space_to_batch takes 1.00x (0.97 to 1.02) of the time"
+KEPT_MEASURED = report(
+    "kept",
+    sites=(
+        lost("a", share=0.21),
+        lost("b", 1.64, question=2, share=0.043),
+        lost(
+            "c",
+            1.04,
+            reason=NO_FASTER,
+            question=3,
+            share=0.004,
+        ),
+        *(
+            not_timed(f"tiny{i}", f"cannot matter: 0.0{2 + i} % of the time", (2 + i) / 1e4, candidates=CANDIDATES)
+            for i in range(4)
+        ),
+        not_timed("late", "not measured: budget", 0.01, question=4),
+        not_timed("crashed", "failed: the process was killed by SIGSEGV", 0.03, question=5),
+        not_timed("left", "named by --skip", 0.0, candidates=CANDIDATES),
+    ),
+    after=COPY,
+    output="models/x.dilrewrite.onnx",
+    measurement=replace(MEASURED, attempts=(), final=None, predicted_ratio=None, floor_s=0.0, recalled=0),
+)
+
+LATER = ("would be measured", None)
+
+BENCHED = report(
+    "measured",
+    command="bench",
+    options={"budget": 20.0},
+    after=replace(AFTER, path="models/y.onnx"),
+    measurement=replace(
+        MEASURED,
+        attempts=(),
+        predicted_ratio=None,
+        profiled_s=None,
+        floor_s=0.0,
+        measured=2,
+        recalled=0,
+        final=versus(14.2, 14.64, 0.008),
+    ),
+    seconds={"load": 0.1, "measure": 14.1},
+)
+
+LOOP = conv(
+    batch=None,
+    in_channels=88,
+    out_channels=88,
+    extents=(None, None),
+    dilations=(4, 4),
+    pads_begin=(4, 4),
+    pads_end=(4, 4),
+)
+LOOPED = replace(
+    REWRITTEN_MEASURED,
+    sites=(
+        won(
+            "body/conv", geometry=LOOP, where="main/loop.body", ran=((1, 88, 64, 64), (1, 88, 32, 32), (1, 88, 16, 16))
+        ),
+        won("enc/conv", geometry=LOOP, ran=((2, 88, 40, 40),), question=1),
+    ),
+)
+
 ODD = "/enc|oder/`tick` [bold]x[/bold] *a* _b_ <i> & $m$ \\ ü日本語\n\x1b[31m\u202e:smile: ~~s~~ 1. # [l](u)"
 
 REPORTS: dict[str, Report] = {
@@ -371,6 +580,136 @@ REPORTS: dict[str, Report] = {
         options={ODD: ODD},
         environment=replace(HERE, processor=ODD, packages={ODD: ODD}),
         seconds={ODD: 1.0},
+    ),
+    "measured": REWRITTEN_MEASURED,
+    "measured-same": replace(
+        REWRITTEN_MEASURED,
+        measurement=replace(MEASURED, final=versus(14.2, 14.1), attempts=(), recalled=43, measured=0),
+    ),
+    "measured-kept": KEPT_MEASURED,
+    "measured-kept-all": replace(KEPT_MEASURED, sites=KEPT_MEASURED.sites[:3]),
+    "measured-no-version-wins": replace(
+        KEPT_MEASURED,
+        sites=tuple(
+            won(f"s{i}", action="kept", strategy="keep", reason="the whole model is not faster beyond noise")
+            for i in (0, 1)
+        ),
+        measurement=replace(MEASURED, attempts=MEASURED.attempts[:1], final=None, predicted_ratio=None),
+    ),
+    "measured-dry-run": replace(
+        KEPT_MEASURED,
+        sites=(
+            not_timed("a", "would be measured: 3 forms", None, candidates=CANDIDATES),
+            not_timed("b", "would be measured: 1 form", None, candidates=timed({"tap_zones": LATER})),
+            not_timed("c", "would be measured: 2 forms", None, candidates=timed({"tap_zones": LATER, "im2col": LATER})),
+            not_timed("d", "named by --skip", None, candidates=CANDIDATES),
+        ),
+        options={"dry_run": True},
+        output=None,
+        measurement=replace(
+            MEASURED,
+            inputs={},
+            spent_s=0.0,
+            floor_s=0.0,
+            measured=0,
+            recalled=0,
+            estimated_s=11.7,
+            profiled_s=None,
+            noise=None,
+            final=None,
+            attempts=(),
+            predicted_ratio=None,
+            load=None,
+        ),
+    ),
+    "measured-eliminate": replace(
+        REWRITTEN_MEASURED,
+        options={"eliminate": True},
+        sites=tuple(
+            won(
+                f"s{i}",
+                strategy="space_to_batch",
+                reason="takes 1.31x (1.30 to 1.31) of the dilated Conv's time",
+                max_dilation_left=1,
+                predicted_gain=-0.12,
+            )
+            for i in range(2)
+        ),
+        measurement=replace(
+            MEASURED, attempts=(), predicted_ratio=1.24, final=versus(11.7, 15.3, noise=None, mode="blocks"), noise=None
+        ),
+    ),
+    "measured-over-budget": replace(
+        REWRITTEN_MEASURED,
+        measurement=replace(
+            MEASURED,
+            budget_s=5.0,
+            spent_s=31.2,
+            floor_s=26.4,
+            load=9.5,
+            doubts=("2 of 3 Convs run on another device", "Some nodes were not assigned to the preferred provider"),
+            final=replace(versus(2140, 1763), mode="blocks"),
+            attempts=(),
+        ),
+    ),
+    "measured-loop": LOOPED,
+    "measured-inspected": replace(
+        LOOPED,
+        command="inspect",
+        status="inspected",
+        output=None,
+        after=None,
+        verdict=None,
+        sites=tuple(
+            replace(
+                site, action="kept", reason="inspected only", proof=None, candidates=CANDIDATES, predicted_gain=None
+            )
+            for site in LOOPED.sites
+        ),
+        measurement=replace(
+            MEASURED,
+            noise=None,
+            final=None,
+            attempts=(),
+            predicted_ratio=None,
+            measured=0,
+            recalled=0,
+            spent_s=0.6,
+            floor_s=0.0,
+        ),
+        seconds={"load": 0.054, "find": 0.035, "profile": 0.6},
+    ),
+    "measured-odd-names": replace(
+        REWRITTEN_MEASURED,
+        sites=(
+            won(
+                ODD,
+                where=ODD,
+                output=ODD,
+                reason=ODD,
+                candidates=(replace(WON[0], outcome=ODD, strategy=ODD), *WON[1:]),
+            ),
+            not_timed("-", ODD, 0.1, candidates=timed({"tap_zones": (ODD, None)})),
+        ),
+        measurement=replace(
+            MEASURED,
+            backend=ODD,
+            device=ODD,
+            versions={ODD: ODD},
+            settings={ODD: ODD},
+            inputs={ODD: ()},
+            attempts=(Attempt(sites=(ODD, ""), timing=MEASURED.attempts[0].timing),),
+            doubts=(ODD, "- list"),
+        ),
+    ),
+    "bench": BENCHED,
+    "bench-same": replace(
+        BENCHED, measurement=replace(BENCHED.measurement, final=versus(14.2, 14.17, 0.007), budget_s=math.inf)
+    ),
+    "bench-one": replace(
+        BENCHED,
+        after=None,
+        measurement=replace(BENCHED.measurement, final=versus(14.2, 14.22, 0.008), noise=None, measured=1),
     ),
     "nothing-known": report(
         "rewritten",

@@ -10,9 +10,26 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
+from dilrewrite.report import Report
 from dilrewrite.reports import _words as words
 from dilrewrite.reports import console, formats
-from tests.reports.examples import CHECK, EQUAL, ODD, REPORTS, check_golden, conv, kept, site
+from tests.reports.examples import (
+    CHECK,
+    EQUAL,
+    LOOP,
+    MEASURED,
+    ODD,
+    REPORTS,
+    check_golden,
+    conv,
+    kept,
+    lost,
+    site,
+    timed,
+    timing,
+    versus,
+    won,
+)
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -50,6 +67,14 @@ def test_fits(name, width):
     assert all(line == line.rstrip() for line in rest)
 
 
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_tables_are_not_cut_off(name, width):
+    lines = console.to_text(REPORTS[name], width).splitlines()
+    ends = {"╭": "╮", "│": "│", "├": "┤", "╰": "╯"}
+    assert all(line.endswith(ends[line[0]]) for line in lines if line[:1] in ends)
+
+
 # -- the answer ------------------------------------------------------------------------------------------------------
 
 
@@ -75,6 +100,62 @@ def test_fits(name, width):
             "whole-model-skipped",
             "rewrote 2 of 5 dilated Convs; every form proved, whole model not run: onnxruntime_cpu does not load the "
             "original: no kernel for com.example.Magic; models/x.dilrewrite.onnx",
+        ),
+        (
+            "measured",
+            "rewrote 5 of 7 dilated Convs: 1.21x faster on onnxruntime_cpu (14.2 ms -> 11.7 ms, 95 % interval 1.18 to "
+            "1.24x); equal on 1 input set; models/x.dilrewrite.onnx",
+        ),
+        (
+            "measured-same",
+            "rewrote 5 of 7 dilated Convs: no difference beyond the interval on onnxruntime_cpu: 0.993x the time "
+            "(14.2 ms -> 14.1 ms, 95 % interval 0.969 to 1.018x); equal on 1 input set; models/x.dilrewrite.onnx",
+        ),
+        (
+            "measured-eliminate",
+            "rewrote 2 of 2 dilated Convs: 1.31x slower on onnxruntime_cpu (11.7 ms -> 15.3 ms, 95 % interval 1.28 to "
+            "1.34x); equal on 1 input set; models/x.dilrewrite.onnx",
+        ),
+        (
+            "measured-kept-all",
+            "kept all 3: nothing beats the dilated Convs on onnxruntime_cpu (3 sites measured in 14.1 s); "
+            "models/x.dilrewrite.onnx is a byte-identical copy",
+        ),
+        (
+            "measured-kept",
+            "kept all 10: nothing measured beats the dilated Convs on onnxruntime_cpu (3 of 10 sites measured in "
+            "14.1 s); the others: cannot matter: 0.02 to 0.05 % of the time (4 of 7); not measured: budget (1 of 7); "
+            "failed: the process was killed by SIGSEGV (1 of 7); other reasons below; models/x.dilrewrite.onnx is a "
+            "byte-identical copy",
+        ),
+        (
+            "measured-no-version-wins",
+            "kept all 2: no rewritten model beats the original on onnxruntime_cpu (1 rewritten version timed, 2 sites "
+            "measured in 14.1 s); models/x.dilrewrite.onnx is a byte-identical copy",
+        ),
+        (
+            "measured-dry-run",
+            "4 dilated Convs: measuring their forms would take about 11.7 s on onnxruntime_cpu; dry run: nothing "
+            "written",
+        ),
+        (
+            "measured-inspected",
+            "2 dilated Convs in models/x.onnx; 20.2 % of its time on onnxruntime_cpu; 509 M multiply-adds, 10.2 % of "
+            "them on padding only",
+        ),
+        (
+            "bench",
+            "models/y.onnx is 1.031x slower than models/x.onnx on onnxruntime_cpu (14.2 ms -> 14.6 ms, 95 % interval "
+            "1.023 to 1.039x)",
+        ),
+        (
+            "bench-same",
+            "no difference beyond noise between models/x.onnx and models/y.onnx on onnxruntime_cpu: 0.998x the time "
+            "(14.2 ms -> 14.2 ms, 95 % interval 0.991 to 1.005x)",
+        ),
+        (
+            "bench-one",
+            "models/x.onnx takes 14.2 ms on onnxruntime_cpu (20 to 80 % of 40 runs: 13.9 to 14.6 ms; noise 0.9 %)",
         ),
     ],
 )
@@ -182,6 +263,199 @@ def test_unverified_is_loud():
     assert "not proved" in text
 
 
+# -- measured --------------------------------------------------------------------------------------------------------
+
+
+def measured(report: Report, **changes: object) -> Report:
+    """Return the report with another measurement."""
+    assert report.measurement is not None
+    return replace(report, measurement=replace(report.measurement, **changes))
+
+
+@pytest.mark.parametrize("name", [name for name, report in REPORTS.items() if report.measurement is None])
+def test_nothing_of_measuring_without_a_measurement(name):
+    text = console.to_text(REPORTS[name])
+    assert not [word for word in ("measuring\n", "share of", "% interval", "timed forms") if word in text]
+
+
+def test_a_speed_up_turns_the_ratio_and_its_interval_over():
+    faster = versus(20.0, 10.0, ratio=0.5, low=0.4, high=0.625)
+    assert words.versus(faster) == "2.00x faster (20.0 ms -> 10.0 ms, 95 % interval 1.60 to 2.50x)"
+    slower = versus(10.0, 20.0, ratio=2.0, low=1.6, high=2.5)
+    assert words.versus(slower, " here") == "2.00x slower here (10.0 ms -> 20.0 ms, 95 % interval 1.60 to 2.50x)"
+    assert words.difference(faster) == "2.00x faster"
+    assert words.difference(slower) == "2.00x slower"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 1.0), (1.0, 1.2), (0.9, 1.1)])
+def test_an_interval_that_includes_1_is_no_difference(low, high):
+    found = versus(20.0, 19.0, ratio=0.99, low=low, high=high)
+    assert words.difference(found) == "no difference"
+    assert words.versus(found).startswith(
+        "no difference beyond the interval: 0.990x the time (20.0 ms -> 19.0 ms, 95 %"
+    )
+
+
+def test_an_interval_down_to_0():
+    assert words.versus(versus(2.0, 1.0, low=0.0, high=0.8)).endswith("95 % interval 1.25 to infx)")
+
+
+def test_a_faster_second_model_is_faster():
+    report = measured(REPORTS["bench"], final=versus(20.0, 10.0))
+    assert words.outcome(report).startswith("models/y.onnx is 2.00x faster than models/x.onnx on onnxruntime_cpu (20.0")
+
+
+def test_a_bench_without_a_time():
+    assert words.outcome(measured(REPORTS["bench"], final=None)) == (
+        "not timed: models/x.onnx and models/y.onnx on onnxruntime_cpu"
+    )
+    assert words.outcome(measured(REPORTS["bench-one"], final=None)) == "not timed: models/x.onnx on onnxruntime_cpu"
+
+
+def test_one_model_against_itself_is_its_noise():
+    final = versus(14.2, 14.2, ratio=1.01, low=0.98, high=1.03, noise=None)
+    report = measured(REPORTS["bench-one"], noise=None, final=final)
+    assert words.outcome(report).endswith("13.9 to 14.6 ms; noise 3.0 %)")
+    assert dict(words.measuring(report))["noise"] == (
+        "3.0 %: the model against itself takes 1.010x the time (95 % interval 0.980 to 1.030x, 40 pairs)"
+    )
+    assert words.own_noise(measured(REPORTS["bench"], noise=None)) is None
+    assert words.own_noise(REPORTS["rewritten"]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"final": None}, ": 1.23x faster expected on onnxruntime_cpu, not timed as a whole; "),
+        ({"final": None, "predicted_ratio": 1.5}, ": 1.50x slower expected on onnxruntime_cpu, not timed as a whole; "),
+        (
+            {"final": None, "predicted_ratio": 1.0},
+            ": no difference expected on onnxruntime_cpu, not timed as a whole; ",
+        ),
+        ({"final": None, "predicted_ratio": None}, ": not timed as a whole on onnxruntime_cpu; "),
+        ({"final": None, "estimated_s": 4.0}, ": measuring would take about 4.00 s on onnxruntime_cpu; "),
+    ],
+)
+def test_rewritten_and_not_timed(changes, said):
+    assert said in words.outcome(measured(REPORTS["measured"], **changes))
+
+
+def test_kept_by_the_cache():
+    report = measured(REPORTS["measured-kept-all"], measured=0, recalled=9)
+    assert "(3 sites measured earlier, recalled from the cache); " in words.outcome(report)
+
+
+def test_kept_the_only_one():
+    report = replace(REPORTS["measured-kept-all"], sites=(lost("a"),))
+    assert words.outcome(report).startswith(
+        "kept the only dilated Conv: nothing beats the dilated Conv on onnxruntime_cpu (1 site measured in 14.1 s); mod"
+    )
+
+
+def test_kept_and_one_not_measured():
+    report = REPORTS["measured-kept"]
+    report = replace(report, sites=(report.sites[0], report.sites[-1]))
+    assert "(1 of 2 sites measured in 14.1 s); the other: named by --skip; models" in words.outcome(report)
+
+
+def test_kept_with_nothing_measured():
+    report = replace(REPORTS["measured-kept"], sites=REPORTS["measured-kept"].sites[3:7])
+    assert words.outcome(report).startswith("kept all 4: cannot matter: 0.02 to 0.05 % of the time; models/x")
+
+
+def test_kept_and_timed_as_a_whole():
+    report = measured(REPORTS["measured-kept-all"], final=versus(14.2, 14.2))
+    assert "measured in 14.1 s); no difference beyond the interval: 1.000x the time (14.2 ms" in words.outcome(report)
+
+
+def test_a_dry_run_with_nothing_to_measure():
+    report = replace(REPORTS["measured-dry-run"], sites=REPORTS["measured-kept"].sites[3:5])
+    report = measured(report, estimated_s=0.0)
+    assert words.outcome(report).startswith("kept all 2: cannot matter: 0.02 to 0.03 %")
+    assert dict(words.measuring(report))["time"] == "nothing to measure"
+
+
+def test_a_dry_run_knows_no_inputs():
+    assert "inputs" not in dict(words.measuring(REPORTS["measured-dry-run"]))
+
+
+def test_no_budget_where_nothing_limits():
+    assert dict(words.measuring(REPORTS["measured-inspected"]))["time"] == "took 0.60 s"
+    assert dict(words.measuring(REPORTS["bench-same"]))["time"] == "took 14.1 s"
+
+
+def test_slower_is_not_green():
+    assert console._colour(REPORTS["measured"]) == "bold green"
+    assert console._colour(REPORTS["measured-kept"]) == "bold green"
+    assert console._colour(REPORTS["measured-eliminate"]) == "bold yellow"
+
+
+def test_sites_that_differ_in_numbers_only_are_one_row():
+    text = console.to_text(REPORTS["measured"])
+    assert re.search(r"rounding 1.1 to +│\n.* 1.5x native +│", text)
+    assert text.count("main/stage0 ") == 1
+    assert re.search(r"│ 5 │ main/stage0 +│ +50.5 % │", text)
+    assert re.search(r"│   │ main/stage1 +│ +\+18.0 % │", text)
+
+
+def test_forms_have_a_time_or_a_reason():
+    text = console.to_text(REPORTS["measured"])
+    assert re.search(r"│ keep +│ +2.31 │ 2.26 to 2.38 │ +│ +│ +│", text)
+    assert re.search(r"│ tap_zones +│ +1.52 │ 1.49 to 1.57 │ +0.658 │ 0.650 to 0.666 │ won: 0.66x +│", text)
+    assert "and 2 more: tap_sum, slice_to_batch: not measured: budget" in text
+
+
+def test_a_timed_keep_is_shown_as_it_is():
+    candidates = timed({"keep": ("as it is", versus(2.0, 2.1)), "tap_zones": ("lost", versus(2.0, 3.0))})
+    text = console.to_text(replace(REPORTS["measured"], sites=(won("a", candidates=candidates),)))
+    assert len(re.findall(r"│ keep +│", text)) == 1
+    assert re.search(r"│ keep +│ +2.10 │ .* as it is", text)
+
+
+def test_what_is_said_of_keep_is_in_its_row():
+    candidates = timed({"keep": ("won", None), "tap_zones": ("lost by 1.50x", versus(2.0, 3.0))})
+    text = console.to_text(replace(REPORTS["measured"], sites=(won("a", candidates=candidates),)))
+    assert re.search(r"│ keep +│ +2.00 │ 1.96 to 2.06 │ +│ +│ won +│", text)
+    assert "forms without a time" not in text
+
+
+def test_many_groups_of_timed_forms():
+    sites = tuple(won(f"s{i}", question=i, share=(20 - i) / 1000) for i in range(15))
+    text = console.to_text(replace(REPORTS["measured"], sites=(*sites, won("more", question=14, share=0.006))))
+    assert text.count("ratio to") == console.FORM_GROUPS
+    assert "and 3 groups more (3 sites, 2.4 % of the time)" in text
+
+
+def test_the_budget_and_why_it_was_not_kept():
+    assert "took 31.2 s, more than the budget of 5.00 s: a confirmation on the whole model takes" in (
+        console.to_text(REPORTS["measured-over-budget"])
+    )
+    report = measured(REPORTS["measured-over-budget"], floor_s=0.0)
+    assert "took 31.2 s, more than the budget of 5.00 s\n" in console.to_text(report)
+
+
+def test_doubts_come_before_the_figures():
+    text = console.to_text(REPORTS["measured-over-budget"])
+    assert text.splitlines()[2:4] == ["what makes the timings doubtful", "- 2 of 3 Convs run on another device"]
+
+
+def test_sizes_that_a_run_told_are_known():
+    text = console.to_text(REPORTS["measured-loop"])
+    assert flat("ran on 1x88x64x64, 1x88x32x32 and 1 more") in flat(text)
+    assert re.search(r"│ +285 M │", text)
+    assert "│ ? │" not in re.sub(r" +", " ", text)
+
+
+def test_shapes_that_do_not_fit_are_only_shown():
+    found = site("a", geometry=LOOP, ran=((1, 88),))
+    assert words.ran(found) == "ran on 1x88"
+    assert words.work(found) == (None, None)
+
+
+def test_a_known_geometry_needs_no_shapes():
+    assert words.ran(site("a", ran=((1, 256, 28, 28),))) == ""
+
+
 # -- odd text --------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +465,12 @@ def test_names_are_no_markup_and_no_control_codes():
     assert ":smile:" in text
     assert not {"\x1b", "\u202e"} & set(text)
     assert flat(words.clean(ODD)) in flat(text)
+
+
+def test_names_of_a_measured_report_are_no_markup_and_no_control_codes():
+    text = console.to_text(REPORTS["measured-odd-names"])
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert flat(text).count(flat(words.clean(ODD))) >= 10
 
 
 def test_odd_failures():
@@ -314,6 +594,54 @@ def test_size(number, text):
 )
 def test_percent(share, text):
     assert words.percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.00"),
+        (1.5e-7, "0.000150"),
+        (0.000123, "0.123"),
+        (0.0142, "14.2"),
+        (0.1, "100"),
+        (0.9996, "1000"),
+        (12.3456, "12346"),
+    ],
+)
+def test_milliseconds(seconds, text):
+    assert words.milliseconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("ratios", "texts"),
+    [
+        ((1.214, 1.18, 1.24), ["1.21", "1.18", "1.24"]),
+        ((1.0312, 1.0004, 1.0624), ["1.031", "1.000", "1.062"]),
+        ((1.031, 1.021, 1.041), ["1.031", "1.021", "1.041"]),
+        ((0.5, 0.25, 0.75), ["0.500", "0.250", "0.750"]),
+        ((12.34, 1.0, 123.4), ["12.3", "1.000", "123"]),
+    ],
+)
+def test_factors(ratios, texts):
+    assert words.factors(*ratios) == texts
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(None, "-"), (0.0, "about 0"), (-0.0004, "about 0"), (0.034, "+3.4 %"), (-0.12, "-12.0 %")]
+)
+def test_gain(share, text):
+    assert words.gain(share) == text
+
+
+def test_spread():
+    assert words.spread(timing(1.0)) == "0.980 to 1.03"
+
+
+def test_every_row_of_measuring_says_something():
+    empty = replace(MEASURED, device="", settings={}, inputs={}, versions={}, measured=0, recalled=0, profiled_s=None)
+    rows = dict(words.measuring(replace(REPORTS["bench"], measurement=empty)))
+    assert set(rows) == {"runtime", "inputs", "time", "noise", "mode", "load", "predicted", "whole model"}
+    assert rows["inputs"] == "none"
 
 
 @pytest.mark.parametrize(

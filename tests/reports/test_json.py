@@ -23,7 +23,7 @@ def test_file_name():
     assert formats()["json"].filename == "report.json"
 
 
-@pytest.mark.parametrize("name", ["rewritten", "differs", "inspected", "nothing-known", "odd-names"])
+@pytest.mark.parametrize("name", ["rewritten", "differs", "inspected", "measured", "nothing-known", "odd-names"])
 def test_golden(name):
     check_golden(f"{name}.json", formats()["json"].render(REPORTS[name]))
 
@@ -55,6 +55,26 @@ def test_unknown_is_null():
     assert site["geometry"]["extents"] == [None, None]
 
 
-@pytest.mark.parametrize(("name", "code"), [("rewritten", 0), ("differs", 3), ("dilation-left", 1), ("equal", 0)])
+def test_durations_are_seconds_and_shares_are_shares():
+    data = parsed("measured")
+    assert data["measurement"]["final"]["first"]["median_s"] == pytest.approx(0.0142)
+    assert data["measurement"]["noise"] == {"ratio": 1.001, "low": 0.994, "high": 1.009, "pairs": 40}
+    assert (data["sites"][0]["share"], data["sites"][0]["candidates"][0]["outcome"]) == (0.101, "won: 0.66x")
+    assert data["sites"][0]["candidates"][0]["timing"]["mode"] == "interleaved"
+
+
+def test_nothing_measured_is_null():
+    data = parsed("rewritten")
+    site, candidate = data["sites"][0], data["sites"][0]["candidates"][0]
+    assert data["measurement"] is candidate["timing"] is None
+    assert site["share"] is site["question"] is site["predicted_gain"] is None
+    assert (site["ran"], candidate["outcome"]) == ([], "")
+
+
+def test_no_limit_is_a_string():
+    assert parsed("bench-same")["measurement"]["budget_s"] == "inf"
+
+
+@pytest.mark.parametrize(("name", "code"), [("rewritten", 0), ("differs", 3), ("dilation-left", 1), ("bench", 0)])
 def test_exit_code(name, code):
     assert parsed(name)["exit_code"] == code

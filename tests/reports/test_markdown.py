@@ -93,6 +93,18 @@ def test_odd_names_are_read_back_and_open_nothing():
     assert rows[0][1:3] == [words.clean(f"{ODD}/{ODD}"), words.clean(ODD)]
     assert rows[1][1] == f"main/{'n' * 500}"
     assert table(text, "option") == [[words.clean(ODD), words.clean(markdown.json.dumps(ODD))]]
+    check_opens_nothing(text)
+
+
+def test_odd_names_of_a_measured_report():
+    text = page("measured-odd-names")
+    assert table(text, "outcome", "ratio")[0][:2] == [words.clean(ODD)] * 2
+    assert table(text, "sites rewritten")[0][2] == f"{words.clean(ODD)}, "
+    assert f"tap_zones: {words.clean(ODD)}" in everything(text)
+    check_opens_nothing(text)
+
+
+def check_opens_nothing(text: str) -> None:
     kinds = {child.type for token in PARSER.parse(text) for child in token.children or ()}
     assert kinds <= {"text", "code_inline", "strong_open", "strong_close", "softbreak", "html_inline"}
     html = {c.content for token in PARSER.parse(text) for c in token.children or () if c.type == "html_inline"}
@@ -150,6 +162,51 @@ def test_plain_names_stay_readable():
 def test_figures_of_an_output():
     (row, _labels) = table(page("rewritten"), "max abs")
     assert row[3:] == ["7.63e-06", "0.35", "1.51e-06", "3.7e-14", "5.19e+03", ">99.9 %", "0", "0", "1.14e-05", "equal"]
+
+
+def test_every_timing_is_there():
+    text = page("measured")
+    rows = table(text, "outcome", "ratio")
+    assert rows[0] == [
+        *["tap_zones", "won: 0.66x", "2.31", "2.26 to 2.38", "1.52", "1.49 to 1.57", "0.658", "0.650 to 0.666"],
+        *["40", "0.9 %", "interleaved"],
+    ]
+    assert [row[0] for row in rows] == ["tap_zones", "space_to_batch"]
+    assert "im2col: failed: the process was killed by SIGSEGV" in everything(text)
+    assert "tap_sum, slice_to_batch: not measured: budget" in everything(text)
+    attempts = table(text, "sites rewritten", "result")
+    assert [row[1] for row in attempts] == ["6", "5"]
+    assert attempts[1][-1] == "1.21x faster"
+    assert attempts[0][2].count("main/stage") == 6
+
+
+@pytest.mark.parametrize("name", [name for name, report in REPORTS.items() if report.measurement is not None])
+def test_everything_measured_is_there(name):
+    report, whole = REPORTS[name], everything(page(name))
+    assert report.measurement is not None
+    for what, text in words.measuring(report):
+        assert f"{what}: {text}" in whole
+    for site in report.sites:
+        for candidate in site.candidates:
+            assert words.clean(candidate.outcome) in whole
+        for shape in site.ran:
+            assert words.dims(shape) in whole
+    for doubt in report.measurement.doubts:
+        assert words.clean(doubt) in whole
+
+
+def test_shares_of_time_have_columns_where_they_are_known():
+    rows = table(page("measured"), "share of time", "predicted gain")
+    assert [row[4] for row in rows] == [*["10.1 %"] * 5, "1.2 %", "1.2 %"]
+    (first, second) = table(page("measured-inspected"), "ran on", "share of time")
+    assert first[4:6] == ["1x88x64x64, 1x88x32x32, 1x88x16x16", "10.1 %"]
+    assert second[4:] == ["2x88x40x40", "10.1 %", "223 M", "12.9 %"]
+    assert "predicted gain" not in page("measured-inspected")
+
+
+@pytest.mark.parametrize("name", [name for name, report in REPORTS.items() if report.measurement is None])
+def test_nothing_of_measuring_without_a_measurement(name):
+    assert not [word for word in ("## Measuring", "share of time", "95 % interval") if word in page(name)]
 
 
 def test_infinities_and_nan():

@@ -43,7 +43,7 @@ def fields() -> Iterator[tuple[str, str]]:
 
 
 def test_the_walk_reaches_every_level():
-    assert {"Report", "SiteReport", "ConvGeometry", "Rounding", "OutputCheck", "ScopePath", "Environment"} <= set(FOUND)
+    assert {"SiteReport", "ConvGeometry", "Rounding", "OutputCheck", "ScopePath", "Timing", "Noise"} <= set(FOUND)
 
 
 def test_sections_are_the_dataclasses():
@@ -79,6 +79,8 @@ def word(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, UnionType):
         return word(next(part for part in parts if part is not NoneType))
+    if origin is typing.Literal:
+        return "string"
     if origin is tuple:
         return "pair" if len(parts) == 2 and parts[1] is not ... else "list"
     if origin is Mapping:
@@ -92,6 +94,14 @@ def test_every_status_is_documented_with_its_exit_code():
     assert dict(re.findall(r"^\| `([a-z ]+)` \| [^|]+ \| (\d) \|$", PAGE, re.MULTILINE)) == {
         status: str(code) for status, code in EXIT_CODES.items()
     }
+
+
+def test_every_value_of_a_word_is_documented():
+    for name, kind in FOUND.items():
+        for field, hint in typing.get_type_hints(kind).items():
+            if typing.get_origin(hint) is typing.Literal:
+                meaning = next(line for line in PAGE.splitlines() if line.startswith(f"| `{field}` |"))
+                assert all(f"`{value}`" in meaning for value in typing.get_args(hint)), f"{name}.{field}"
 
 
 def test_version():

@@ -1,0 +1,314 @@
+"""ONNX Runtime on an NVIDIA GPU. The only file that knows its CUDA provider and the CUDA driver."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from dilrewrite.backends import (
+    Array,
+    CannotLoad,
+    Crashed,
+    Options,
+    Profile,
+    Runnable,
+    Runner,
+    Session,
+    TimedBackend,
+    TimedOut,
+)
+from dilrewrite.backends._onnxruntime import (
+    CPU,
+    BoundRunner,
+    InProcess,
+    Provider,
+    conflict,
+    distributions,
+    missing,
+    profile,
+    session_settings,
+)
+from dilrewrite.backends._worker import IsolatedBench, IsolatedSession
+
+INSTALL = "pip install 'dilrewrite[gpu]'"
+INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
+PROVIDER = "CUDAExecutionProvider"
+
+PROVIDER_OPTIONS = {
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+    "cudnn_conv1d_pad_to_nc1d": "0",
+    "prefer_nhwc": "0",
+    "use_tf32": "1",
+}
+"""ONNX Runtime's defaults, stated so that they can be reported: timed is what a user's session does, on the first GPU.
+
+With cuDNN 9 EXHAUSTIVE asks cuDNN's better heuristic and measures nothing. TF32 rounds what enters a float32 Conv to 10
+bits of fraction; without it ONNX Runtime goes back to it, and does not say so, where cuDNN has no other kernel.
+"""
+
+PROVIDERS: tuple[Provider, ...] = ((PROVIDER, PROVIDER_OPTIONS), *CPU)
+"""What CUDA lacks runs on the CPU, as it does for a user."""
+
+_ENVIRONMENT = ("CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE")
+"""Variables that CUDA's libraries heed whatever the provider's options say, and that change timings."""
+
+_NO_DEVICE = 100
+_NOT_INITIALIZED = 3
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OnnxRuntimeCuda:
+    """ONNX Runtime with its CUDA execution provider.
+
+    `layout_ranks` is empty because `prefer_nhwc` is off. `doubts`: a Conv for which cuDNN's last resort was taken, and
+    values that go to the host and back during a run because a node runs there.
+    """
+
+    name: str = "onnxruntime_cuda"
+    rank: int = 10
+    layout_ranks: frozenset[int] = frozenset()
+    doubts: str = "running in Fallback mode|Memcpy nodes are added"
+
+    def conflict(self) -> str | None:
+        """Return None, or which distributions overwrite each other."""
+        return conflict(INSTALL)
+
+    def missing(self) -> str | None:
+        """Return None when ONNX Runtime, the driver, a GPU and CUDA's libraries are there, else the first that is not.
+
+        Loads no runtime in this process, and none at all where there is no GPU.
+        """
+        wanted = missing(INSTALL, "onnxruntime-gpu") or _provider_missing()
+        if wanted is not None:
+            return wanted
+        try:
+            _, supported = _gpu()
+        except _NoGpuError as error:
+            return str(error)
+        built = _built_for()
+        if built is not None and supported[0] < int(built.split(".")[0]):
+            has = f"the NVIDIA driver supports CUDA {supported[0]}.{supported[1]}"
+            return f"{has}, and the installed onnxruntime-gpu needs CUDA {built}: update the driver"
+        try:
+            IsolatedBench(self.name, Options(timeout_s=60)).close()
+        except (CannotLoad, Crashed, TimedOut) as error:
+            why = str(error).removeprefix(f"{self.name} cannot be imported: ")
+            return f"CUDA's libraries cannot be loaded ({why}): {INSTALL_LIBRARIES}"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of ONNX Runtime, of the CUDA that it is built for, and of cuDNN.
+
+        Loads CUDA's libraries; an OSError names the one that is not there.
+        """
+        import onnxruntime as ort
+
+        if PROVIDER not in ort.get_available_providers():
+            raise ImportError(f"the installed onnxruntime has no {PROVIDER}")
+        _preload()
+        built = str(getattr(ort, "cuda_version", None) or "")
+        for library in _libraries(built):
+            loaded = ctypes.CDLL(library)
+        loaded.cudnnGetVersion.restype = ctypes.c_size_t
+        number = int(loaded.cudnnGetVersion())
+        cudnn = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+        found = {"onnxruntime-gpu": str(ort.__version__), "CUDA": built, "cuDNN": cudnn}
+        return {package: version for package, version in found.items() if version}
+
+    def session(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model, in a child process when `options.isolated`."""
+        if options.isolated:
+            return IsolatedSession(self.name, runnable, options)
+        with _explained():
+            return InProcess(runnable, options, PROVIDERS)
+
+    def device(self) -> str:
+        """Return the GPU's name and the CUDA version of its driver."""
+        name, (major, minor) = _gpu()
+        return f"{name}, driver for CUDA {major}.{minor}"
+
+    def settings(self, options: Options) -> dict[str, str]:
+        """Return the provider's options, the session's configuration entries, threads, and CUDA's own variables."""
+        threads = "default" if options.threads is None else str(options.threads)
+        heeded = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        return {**PROVIDER_OPTIONS, "intra_op_num_threads": threads, **session_settings(options), **heeded}
+
+    def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
+        """Load a model and bind its inputs and outputs on the GPU."""
+        with _explained():
+            return BoundRunner(runnable, options, feeds, PROVIDERS, "cuda")
+
+    def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+        """Run a model with the profiler, in a process of its own if the seconds are to mean anything.
+
+        ONNX Runtime notes for a node how long the host was busy with it, and the host only queues kernels on the GPU;
+        its wheels are built without CUPTI, which would tell the GPU's own times. So the driver is made to wait for each
+        kernel, and a node's seconds are those of its kernels and of launching them. They are larger than without
+        waiting, most of all for small kernels: shares of the whole, no timings. A copy inside the GPU is not waited
+        for.
+
+        The driver asks for that once, when CUDA starts: afterwards every run in this process waits. Where CUDA runs
+        already the seconds of the profile are 0, and only its shapes are of use.
+        """
+        waits = _wait_for_kernels()
+        with _explained():
+            found = profile(runnable, options, feeds, runs, PROVIDERS, "cuda")
+        return found if waits else replace(found, seconds=0.0)
+
+
+# -- what is installed -----------------------------------------------------------------------------------------------
+
+
+def _package() -> Path | None:
+    """Return the folder of the installed onnxruntime, without importing it."""
+    spec = importlib.util.find_spec("onnxruntime")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _provider() -> Path | None:
+    """Return where the CUDA provider's library lies, or would lie."""
+    name = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
+    folder = _package()
+    return None if folder is None else folder / "capi" / name
+
+
+def _provider_missing() -> str | None:
+    """Return None, or that the installed onnxruntime is none for CUDA, and how to change that.
+
+    Not by its list of providers: for that it would have to be loaded.
+    """
+    library = _provider()
+    if library is not None and library.is_file():
+        return None
+    installed = distributions()
+    remove = f"pip uninstall -y {' '.join(installed or ['onnxruntime'])}, then {INSTALL}"
+    if "onnxruntime-gpu" in installed:
+        return f"the installed onnxruntime-gpu is one without CUDA: {remove}"
+    return f"onnxruntime-gpu is not installed: {remove}"
+
+
+def _built_for() -> str | None:
+    """Return the version of CUDA that the installed onnxruntime is built for, as far as it tells, without importing."""
+    folder = _package()
+    if folder is None:
+        return None
+    with contextlib.suppress(OSError):
+        text = (folder / "capi" / "build_and_package_info.py").read_text(encoding="utf-8")
+        found = re.search(r"^cuda_version = '(\d+(?:\.\d+)*)'", text, flags=re.MULTILINE)
+        return found[1] if found else None
+    return None
+
+
+# -- CUDA's libraries ------------------------------------------------------------------------------------------------
+
+
+def _libraries(cuda: str) -> tuple[str, ...]:
+    """Return the libraries that no Conv runs without, cuDNN last: the provider may load it only with its first Conv."""
+    major = cuda.split(".")[0]
+    if sys.platform == "win32":
+        names = (f"cudart64_{major}.dll", f"cublasLt64_{major}.dll", f"cublas64_{major}.dll") if major else ()
+        return (*names, "cudnn64_9.dll")
+    names = (f"libcudart.so.{major}", f"libcublasLt.so.{major}", f"libcublas.so.{major}") if major else ()
+    return (*names, "libcudnn.so.9")
+
+
+def _preload() -> None:
+    """Load CUDA's libraries from the packages that pip installed; the dynamic loader alone does not look there."""
+    try:
+        import onnxruntime as ort
+    except (ImportError, OSError):
+        return  # making the session says it
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Load CUDA's libraries, and add to a CannotLoad why the provider cannot be loaded; ONNX Runtime only logs that."""
+    _preload()
+    try:
+        yield
+    except CannotLoad as error:
+        library = _provider()
+        if library is None or PROVIDER not in str(error):
+            raise
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as why:
+            raise CannotLoad(f"{error}: {_line(why)}") from error
+        raise
+
+
+# -- the driver ------------------------------------------------------------------------------------------------------
+
+
+class _NoGpuError(Exception):
+    """There is no GPU to run on; the reason is one line."""
+
+
+def _driver() -> Any:
+    """Return the driver's library. Raises OSError."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+def _gpu() -> tuple[str, tuple[int, int]]:
+    """Return the first GPU's name and the CUDA version that its driver supports. Raises _NoGpuError."""
+    try:
+        driver = _driver()
+    except OSError as error:
+        raise _NoGpuError(f"there is no NVIDIA driver: {_line(error)}") from error
+    count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    status = (
+        driver.cuInit(0)
+        or driver.cuDeviceGetCount(ctypes.byref(count))
+        or (_NO_DEVICE if count.value < 1 else 0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetName(name, len(name), device)
+        or driver.cuDriverGetVersion(ctypes.byref(version))
+    )
+    if status == _NO_DEVICE:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f"; CUDA_VISIBLE_DEVICES is {visible!r}"
+        raise _NoGpuError(f"there is no CUDA device{hidden}")
+    if status:
+        word = ctypes.c_char_p()
+        driver.cuGetErrorName(status, ctypes.byref(word))
+        raise _NoGpuError(f"the NVIDIA driver does not work: {(word.value or b'error %d' % status).decode()}")
+    return name.value.decode(errors="replace"), (version.value // 1000, version.value % 1000 // 10)
+
+
+def _wait_for_kernels() -> bool:
+    """Have the driver wait for every kernel, and say whether it will: it must not have been started yet."""
+    if os.environ.get("CUDA_LAUNCH_BLOCKING") == "1":
+        return True
+    before = os.environ.get("CUDA_LAUNCH_BLOCKING")
+    os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # before the driver's library is loaded too
+    with contextlib.suppress(OSError):  # without a driver the model cannot be loaded either
+        # Asked for its answer when the driver is not started; this call does not start it.
+        state = _driver().cuDevicePrimaryCtxGetState(0, ctypes.byref(ctypes.c_uint()), ctypes.byref(ctypes.c_int()))
+        if state != _NOT_INITIALIZED:
+            del os.environ["CUDA_LAUNCH_BLOCKING"]
+            os.environ.update({} if before is None else {"CUDA_LAUNCH_BLOCKING": before})
+            return False
+    return True
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+BACKEND: TimedBackend = OnnxRuntimeCuda()

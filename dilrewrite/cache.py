@@ -1,0 +1,328 @@
+"""Keeps timings on disk, so that a question is measured once. The only file that reads and writes them.
+
+An SQLite file that several processes may use at once. A call opens it, does one short transaction and closes it:
+nothing is held that another process could move or that a fork could copy. There is no write-ahead log, because home
+folders may lie on network file systems. Whatever is wrong with the file is a warning and never the end of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, final
+
+from dilrewrite.errors import shown
+
+try:
+    import sqlite3
+except ImportError:  # a Python that was built without it
+    sqlite3 = None  # type: ignore[assignment]
+
+VERSION = 1
+"""Of the table below; kept as the file's user_version. A changed table needs a higher one."""
+
+BUSY_S = 10.0
+"""How long a call waits for another process before the run goes on without the file."""
+
+_TABLE = "CREATE TABLE timings (digest TEXT PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, date TEXT NOT NULL)"
+
+_ATTEMPTS = 5
+
+T = TypeVar("T")
+
+
+def default_path() -> Path | None:
+    """Return where timings are kept: $DILREWRITE_CACHE, or `dilrewrite/timings.sqlite` in the user's cache folder.
+
+    That is $XDG_CACHE_HOME, or else what the platform has for it; None when there is neither it nor a home folder.
+    """
+    given = os.environ.get("DILREWRITE_CACHE")
+    if given:
+        return Path(given)
+    name = Path("dilrewrite", "timings.sqlite")
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if caches.is_absolute():  # a relative one is to be ignored, says its specification
+        return caches / name
+    local = os.environ.get("LOCALAPPDATA")
+    if sys.platform == "win32" and local:
+        return Path(local) / name
+    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    try:
+        return Path.home() / usual / name
+    except RuntimeError:  # a user without a home
+        return None
+
+
+@final
+class Cache:
+    """What was measured, by what was asked. Made by `Cache.open`; for several threads and processes.
+
+    A key is plain JSON data and found again by its canonical form: the order of a mapping does not matter, a tuple is
+    a list, and 1, 1.0, "1" and true are four keys. Of two that put the same key, the last wins. The file and its
+    folders are made by the first `put`.
+
+    What is wrong with the file becomes one of the `warnings`. A damaged one, or one of an older version, is renamed
+    to `<name>.damaged-<UTC time>` and a new one is begun; one of a newer version, and what is no file, is left alone.
+    What cannot be written is kept in memory for this run.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._reads = self._writes = path is not None
+        self._memory: dict[str, str] = {}
+        self._warnings: list[str] = []
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path | None) -> Self:
+        """Return the cache in the file `path` (None: in memory only). Touches nothing yet."""
+        cache = cls(None if path is None else path.absolute())
+        if path is not None and sqlite3 is None:
+            cache._stop("this Python has no sqlite3", reading=True)
+        return cache
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What went wrong with the file so far, each in one line."""
+        return tuple(self._warnings)
+
+    def get(self, key: Mapping[str, object]) -> dict[str, Any] | None:
+        """Return what was put under the key; None when there is nothing that can be read."""
+        digest = _digest(_text(key))
+        kept = self._memory.get(digest)
+        if kept is not None:
+            return _mapping(kept)
+        if not self._reads:
+            return None
+        found = self._on_file(lambda path, exists: _read(path, digest) if exists else None, reading=True)
+        return _mapping(found)
+
+    def put(self, key: Mapping[str, object], value: Mapping[str, object]) -> None:
+        """Keep a value under the key, in place of what was there. A TypeError when either is not plain JSON data."""
+        question, answer = _text(key), _text(value)
+        digest = _digest(question)
+        row = (digest, question, answer, datetime.now(UTC).isoformat(timespec="seconds"))
+        if self._writes and self._on_file(lambda path, _: _write(path, row), reading=False):
+            self._memory.pop(digest, None)
+        else:
+            self._memory[digest] = answer
+
+    def close(self) -> None:
+        """Forget what is in memory, and use the file no more."""
+        self._reads = self._writes = False
+        self._memory.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _on_file(self, work: Callable[[Path, bool], T], *, reading: bool) -> T | None:
+        """Return what `work` makes of the file and of whether it exists; None, with a warning, when that cannot be."""
+        path = self._path
+        assert path is not None
+        last: Exception | None = None
+        for _ in range(_ATTEMPTS):
+            try:
+                before = _status(path)
+                if before is not None and not stat.S_ISREG(before.st_mode):
+                    self._stop("it is no regular file", reading=True)
+                    return None
+                return work(path, before is not None)
+            except _NewerError as error:
+                self._stop(_said(error), reading=True)
+                return None
+            except OSError as error:
+                self._stop(_said(error), reading=True)  # no way to the file, or no folder for it
+                return None
+            except (_DamagedError, sqlite3.Error) as error:
+                last = error
+            moved = before is not None and not _is_at(path, before)
+            if moved or _code(last) == sqlite3.SQLITE_IOERR:
+                continue  # another process has just set it aside: who had it open may get in the way of the new one
+            if not _is_damage(last):
+                self._stop(_said(last), reading=reading or _code(last) == sqlite3.SQLITE_BUSY)
+                return None
+            try:
+                aside = _set_aside(path, before)
+            except (OSError, sqlite3.Error) as error:
+                self._stop(f"it is damaged ({_said(last)}) and cannot be set aside ({_said(error)})", reading=True)
+                return None
+            if aside is not None:
+                self._warn(
+                    f"{shown(path)} is damaged ({_said(last)}): set aside as {shown(aside)}, and a new one is begun"
+                )
+        assert last is not None
+        self._stop(f"{_said(last)}, {_ATTEMPTS} times in a row", reading=reading or _is_damage(last))
+        return None
+
+    def _stop(self, problem: str, *, reading: bool) -> None:
+        """Write to the file no more, and when `reading` leave it alone altogether."""
+        assert self._path is not None
+        verb = "used" if reading else "written"
+        self._warn(f"{shown(self._path)} cannot be {verb}: {problem}; timings are kept for this run only")
+        self._writes = False
+        self._reads = self._reads and not reading
+
+    def _warn(self, text: str) -> None:
+        with self._lock:
+            if text not in self._warnings:
+                self._warnings.append(text)
+
+
+# -- keys and values ---------------------------------------------------------------------------------------------------
+
+
+def _text(data: Mapping[str, object]) -> str:
+    """Return the canonical JSON of a mapping: one text for equal data, in ASCII."""
+    return json.dumps(_plain(data), sort_keys=True, separators=(",", ":"))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):  # JSON would make them strings
+            raise TypeError("a mapping in a key or value of the cache has names that are no strings")
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _mapping(text: object) -> dict[str, Any] | None:
+    """Return the object that a text holds; None for whatever is none."""
+    try:
+        found = json.loads(text) if isinstance(text, str | bytes) else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+class _DamagedError(Exception):
+    """The file is no database of timings; the reason is a few words."""
+
+
+class _NewerError(Exception):
+    """The file was made by a later dilrewrite."""
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database; `mode` is `rw`, or `rwc` to create it. What cannot be written is opened to be read."""
+    file = sqlite3.connect(f"{path.as_uri()}?mode={mode}", timeout=BUSY_S, isolation_level=None, uri=True)
+    file.text_factory = bytes  # damaged text may be no UTF-8
+    return file
+
+
+def _read(path: Path, digest: str) -> object:
+    """Return the value under a key, as it stands there; None when there is none."""
+    with closing(_connect(path, "rw")) as file:
+        file.execute("BEGIN")
+        row = file.execute("SELECT value FROM timings WHERE digest = ?", (digest,)).fetchone() if _begun(file) else None
+        return None if row is None else row[0]
+
+
+def _write(path: Path, row: tuple[str, str, str, str]) -> bool:
+    """Put a row, in place of one with the same digest; makes the file, and its folders, when there are none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(_connect(path, "rwc")) as file:
+        file.execute("BEGIN IMMEDIATE")
+        if not _begun(file):
+            file.execute(_TABLE)
+            file.execute(f"PRAGMA user_version = {VERSION}")
+        file.execute("INSERT OR REPLACE INTO timings VALUES (?, ?, ?, ?)", row)
+        file.execute("COMMIT")
+    return True
+
+
+def _begun(file: sqlite3.Connection) -> bool:
+    """Say whether the file holds the table, or nothing yet. Raises what stands in the way of using it."""
+    (version,) = file.execute("PRAGMA user_version").fetchone()
+    made = [sql for (sql,) in file.execute("SELECT sql FROM sqlite_master")]
+    if version > VERSION:
+        raise _NewerError(f"it is of version {version}, and this dilrewrite knows version {VERSION}")
+    if version == 0 and not made:
+        return False
+    if version < VERSION:
+        raise _DamagedError(f"it is of version {version}, not {VERSION}")
+    if _TABLE.encode() not in made:
+        raise _DamagedError("it has another table than that of timings")
+    return True
+
+
+def _set_aside(path: Path, found: os.stat_result | None) -> Path | None:
+    """Rename the damaged file and return its new name; None when that is no longer the file that was `found`.
+
+    One process at a time, behind a lock that ends with its holder: without it the second of two that found the same
+    damage might move the new file that the first has begun. The lock's file, which is empty, stays: SQLite does not
+    bear that it vanishes while others wait for it.
+    """
+    if found is None or not _is_at(path, found):
+        return None
+    guard = path.with_name(f"{path.name}.lock")
+    with closing(_connect(guard, "rwc")) as turn:
+        turn.execute("BEGIN EXCLUSIVE")
+        if not _is_at(path, found):
+            return None
+        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        names = (
+            path.with_name(f"{path.name}.damaged-{time}{more}") for more in ("", *(f"-{n}" for n in range(2, 999)))
+        )
+        aside = next(name for name in names if not os.path.lexists(name))
+        with closing(_connect(path, "rw")) as last:
+            try:
+                last.execute("BEGIN EXCLUSIVE")  # who is writing gets done
+            except sqlite3.Error as error:
+                if not _is_damage(error):
+                    raise
+            if os.name == "nt":  # no open file is renamed there
+                last.close()
+            path.rename(aside)
+    return aside
+
+
+def _is_damage(error: Exception) -> bool:
+    """Say whether an error means that the file is no good; a format that it does not know is a plain SQLITE_ERROR."""
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR)
+    return isinstance(error, _DamagedError) or _code(error) in codes
+
+
+def _code(error: Exception) -> int:
+    """Return SQLite's result code of an error, without what extends it; 0 when it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _is_at(path: Path, found: os.stat_result) -> bool:
+    """Say whether the path still leads to the file that was found there."""
+    try:
+        return os.path.samestat(found, path.stat())
+    except OSError:
+        return False
+
+
+def _said(error: Exception) -> str:
+    """Return an error in a few words."""
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error) or type(error).__name__).lower()

@@ -1,0 +1,567 @@
+"""Measures within a budget: where the model's time goes, every form of a site in its neighbourhood, whole models.
+
+Nothing is decided here. Timings go through the cache; a form is timed only after it was proved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from dilrewrite import profiling, timing
+from dilrewrite.backends import (
+    Array,
+    Bench,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Options,
+    Runnable,
+    TimedBackend,
+    TimedOut,
+)
+from dilrewrite.cache import Cache
+from dilrewrite.find import Site, find
+from dilrewrite.fragment import Fragment
+from dilrewrite.neighbourhood import Question
+from dilrewrite.profiling import Place, Profiled, SiteRun
+from dilrewrite.prove import runs_natively
+from dilrewrite.strategies import Refusal, plan, strategies
+from dilrewrite.substitute import rewrite
+from dilrewrite.timing import MIN_PAIRS, Comparison, Noise, Stopwatch, Timing
+from dilrewrite.verdict import Subject
+
+DEFAULT_BUDGET_S = 60.0
+
+CONFIRMATION = 1 / 3
+"""The share of the budget that is kept for timing the whole model."""
+
+FEWEST_S, MOST_S = 0.15, 1.0
+"""How long one form is timed at least and at most, about."""
+
+OVERHEAD_S = 0.25
+"""What a form costs besides its runs, about: loading two sessions and warming them up."""
+
+NEGLIGIBLE = 0.01
+"""Sites that together take no more than this share of the model's time cannot matter."""
+
+CACHE_VERSION = 1
+"""Of what is kept in the cache; raised when timings are taken in another way."""
+
+BUDGET = "not measured: budget"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A form to time: the strategy's name, its fragment, and the proof that must hold first (a reason when not)."""
+
+    strategy: str
+    fragment: Fragment
+    prove: Callable[[], str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormTiming:
+    """What measuring said of a form: words, and the comparison with the Conv as it is when there is one."""
+
+    outcome: str
+    timing: Comparison | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What was measured for a question: each form by the strategy's name; `failure`: why nothing could be."""
+
+    forms: Mapping[str, FormTiming]
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A version of the whole model and its time: the groups of sites (by number) that were rewritten in it."""
+
+    groups: tuple[int, ...]
+    timing: Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed:
+    """What the whole model said: the groups to rewrite (none: keep), all that was tried, the time of the best."""
+
+    groups: tuple[int, ...]
+    attempts: tuple[Attempt, ...]
+    final: Comparison | None
+    reason: str
+
+
+@dataclass
+class Meter:
+    """Measures on one backend. `begin` starts the clock of the budget; proofs do not run on it."""
+
+    backend: TimedBackend
+    cache: Cache
+    budget_s: float
+    threads: int | None = None
+    custom_op_library: tuple[Path, ...] = ()
+    progress: Callable[[str, int, int], None] = lambda *_: None
+    clock: Callable[[], float] = time.monotonic
+    measured: int = 0
+    recalled: int = 0
+    floor_s: float = 0.0
+    noise: Noise | None = None
+    doubts: dict[str, None] = field(default_factory=dict)
+    _began: float | None = None
+    _paused_s: float = 0.0
+    _spent_s: float = 0.0
+    _bench: Bench | None = None
+    _circumstances: dict[str, Any] = field(default_factory=dict)
+
+    # -- the budget ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self._began = self.clock()
+
+    def now(self) -> float:
+        """Return the seconds spent on measuring."""
+        return 0.0 if self._began is None else self.clock() - self._began - self._paused_s
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stop the clock for what is no measuring."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self._paused_s += self.clock() - start
+
+    @property
+    def forms_until_s(self) -> float:
+        """Return when timing forms ends, on the clock of `now`."""
+        return self.budget_s * (1 - CONFIRMATION)
+
+    def tick(self) -> None:
+        """Show progress."""
+        total = max(1, math.ceil(self.budget_s))
+        self.progress("measure", min(int(self.now()), total), total)
+
+    @contextmanager
+    def _always(self) -> Iterator[None]:
+        """Count what is done whatever the budget."""
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.floor_s += self.now() - start
+
+    # -- circumstances and cache ---------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Options:
+        """Return how sessions run while they are timed."""
+        return Options(
+            threads=self.threads,
+            spin=True,
+            stop_spinning=True,
+            custom_op_library=self.custom_op_library,
+            timeout_s=max(60.0, 2 * self.budget_s),
+        )
+
+    @property
+    def circumstances(self) -> Mapping[str, Any]:
+        """Return everything besides the question that a timing depends on, as plain data."""
+        if not self._circumstances:
+            self._circumstances = {
+                "cache_version": CACHE_VERSION,
+                "backend": self.backend.name,
+                "versions": self.backend.versions(),
+                "device": self.backend.device(),
+                "settings": self.backend.settings(self.options),
+                "libraries": [_file_digest(path) for path in self.custom_op_library],
+            }
+        return self._circumstances
+
+    def _cached(self, key: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> T | None:
+        """Return what the cache holds under `key`, when `read` makes sense of it."""
+        found = self.cache.get({**key, **self.circumstances})
+        if found is None:
+            return None
+        try:
+            value = read(found)
+        except (KeyError, TypeError, ValueError, IndexError):
+            return None
+        self.recalled += 1
+        return value
+
+    def _keep(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+        self.measured += 1
+        self.cache.put({**key, **self.circumstances}, value)
+
+    # -- the worker ----------------------------------------------------------------------------------------------
+
+    def _worker(self) -> Bench:
+        if self._bench is None:
+            from dilrewrite.backends._worker import IsolatedBench
+
+            self._bench = IsolatedBench(self.backend.name, self.options, self.backend.doubts)
+        return self._bench
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._bench is not None:
+            self.doubts.update(dict.fromkeys(self._bench.warnings()))
+            self._bench.close()
+            self._bench = None
+
+    def _watch(self, deadline_s: float) -> Stopwatch:
+        return Stopwatch(self._worker(), deadline_s=deadline_s, clock=self.now, tick=self.tick)
+
+    # -- where the time goes -------------------------------------------------------------------------------------
+
+    def profile(self, subject: Subject, digest: str, sites: Sequence[Site], feeds: Mapping[str, Array]) -> Profiled:
+        """Profile the model on `feeds`; `digest` names the model. Raises what `profiling.profile` raises."""
+        key = {"kind": "profile", "model": digest, "inputs": feeds_digest(feeds)}
+        found = self._cached(key, lambda value: _profiled(value, sites))
+        if found is not None:
+            return found
+        with self._always():
+            profiled = profiling.profile(self.backend, subject, sites, self.options, feeds)
+        self._keep(key, _profiled_data(profiled, sites))
+        return profiled
+
+    # -- forms of a site -----------------------------------------------------------------------------------------
+
+    def slice_s(self, comparisons: int) -> float:
+        """Return how long one of `comparisons` may take in the time that is left for forms."""
+        left = max(self.forms_until_s - self.now(), 0.0)
+        return min(max(left / max(comparisons, 1) - OVERHEAD_S, FEWEST_S), MOST_S)
+
+    def answer(
+        self, question: Question, plain: Callable[[], Question], forms: Sequence[Form], slice_s: float, *, prune: bool
+    ) -> Answer:
+        """Time the forms of a question, first the one that is given first; `plain` makes it without neighbours.
+
+        `prune`: leave a form that clearly loses after its first pairs. What is left when the budget ends is not timed.
+        """
+        try:
+            return self._answer(question, forms, slice_s, prune)
+        except (CannotLoad, CannotRun) as error:
+            reason = str(error)
+        if question.neighbours:
+            try:
+                return self._answer(plain(), forms, slice_s, prune)
+            except (CannotLoad, CannotRun, LookupError) as error:
+                reason = str(error)
+        failure = f"the Conv alone does not run on {self.backend.name}: {reason}"
+        return Answer(
+            forms={form.strategy: FormTiming(outcome=f"not measured: {failure}") for form in forms}, failure=failure
+        )
+
+    def _answer(self, question: Question, forms: Sequence[Form], slice_s: float, prune: bool) -> Answer:
+        """Raises CannotLoad or CannotRun when the Conv as it is does not run."""
+        site = question.site
+        results: dict[str, FormTiming] = {}
+        keys = {
+            form.strategy: {"kind": "form", "question": question.key, "form": form.fragment.digest()} for form in forms
+        }
+        for form in forms:
+            known = self._cached(keys[form.strategy], _form_timing)
+            if known is not None:
+                results[form.strategy] = known
+        if len(results) == len(forms):
+            return Answer(forms=results)
+        baseline: bytes | None = None
+        noise: Noise | None = None
+        mode: timing.Mode = "interleaved"
+        for form in forms:
+            if form.strategy in results:
+                continue
+            if self.now() + OVERHEAD_S >= self.forms_until_s:
+                results[form.strategy] = FormTiming(outcome=BUDGET)
+                continue
+            with self.pause():
+                reason = form.prove()
+                if reason is None and baseline is None:
+                    baseline = _baseline(question)
+            if reason is not None:
+                results[form.strategy] = FormTiming(outcome=f"not proved: {reason}")
+                continue
+            assert baseline is not None
+            if noise is None:
+                noise, mode = self._calibrated(question, baseline, slice_s)
+            try:
+                with self.pause():
+                    normalised = find(question.model).normalisations
+                    made = rewrite(question.model, [(site, form.fragment)], normalised, _own).proto.SerializeToString()
+                worker = self._worker()
+                self._stand(worker, {"keep": (baseline, question.feeds), "form": (made, question.feeds)})
+                comparison = self._watch(self.forms_until_s).compare(
+                    "keep",
+                    "form",
+                    slice_s,
+                    noise=noise,
+                    mode=mode,
+                    hopeless=timing.HOPELESS if prune else math.inf,
+                )
+                results[form.strategy] = FormTiming(outcome=outcome(comparison), timing=comparison)
+            except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+                results[form.strategy] = FormTiming(outcome=f"failed: {error}")
+                if isinstance(error, Crashed | TimedOut):
+                    self.close()
+                if isinstance(error, TimedOut):
+                    continue  # perhaps only today
+            found = results[form.strategy]
+            self._keep(
+                keys[form.strategy],
+                {
+                    "outcome": found.outcome,
+                    "timing": None if found.timing is None else dataclasses.asdict(found.timing),
+                },
+            )
+            self.tick()
+        return Answer(forms=results)
+
+    def _calibrated(self, question: Question, baseline: bytes, slice_s: float) -> tuple[Noise, timing.Mode]:
+        """Time the Conv as it is against itself."""
+        try:
+            worker = self._worker()
+            self._stand(worker, {"keep": (baseline, question.feeds), "twin": (baseline, question.feeds)})
+            return self._watch(self.forms_until_s).noise("keep", "twin", slice_s)
+        except (Crashed, TimedOut) as error:
+            self.close()
+            raise CannotRun(str(error)) from error
+
+    def _stand(self, worker: Bench, models: Mapping[str, tuple[bytes | Runnable, Mapping[str, Array]]]) -> None:
+        """Bring models to the worker, and nothing else."""
+        for key in ("keep", "twin", "form", "before", "after"):
+            if key not in models:
+                worker.drop(key)
+        for key, (model, feeds) in models.items():
+            worker.add(key, model if isinstance(model, Runnable) else Runnable(model=model), feeds)
+
+    # -- whole models --------------------------------------------------------------------------------------------
+
+    def whole(
+        self,
+        before: Runnable,
+        after: Runnable,
+        digests: tuple[str, str],
+        feeds: Mapping[str, Array],
+        *,
+        run_s: float,
+        share: float = 1.0,
+    ) -> Comparison:
+        """Time a model (`after`) against another as wholes, within `share` of the time that is left.
+
+        `run_s`: what a run takes, about. At least two sessions and `MIN_PAIRS` pairs run, whatever the budget.
+        Raises CannotLoad, CannotRun, Crashed or TimedOut.
+        """
+        inputs = feeds_digest(feeds)
+        key = {"kind": "model", "before": digests[0], "after": digests[1], "inputs": inputs}
+        known = self._cached(key, lambda value: (_comparison(value["timing"]), _noise(value["noise"])))
+        if known is not None:
+            self.noise = self.noise or known[1]
+            return known[0]
+        worker = self._worker()
+        models: dict[str, tuple[bytes | Runnable, Mapping[str, Array]]] = {"before": (before, feeds)}
+        left = max(self.budget_s - self.now(), 0.0) * share
+        watch = self._watch(self.budget_s)
+        mode: timing.Mode = "interleaved"
+        started = self.now()
+        if self.noise is None and left > 3 * (2 * MIN_PAIRS * run_s):
+            self._stand(worker, {**models, "twin": (before, feeds)})
+            # A quarter: A/A needs as many pairs as the comparison whose interval it widens, or nearly.
+            self.noise, mode = watch.noise("before", "twin", left * 0.35)
+        least = watch.opening_s + MIN_PAIRS * watch.pair_s if watch.pair_s else 2 * MIN_PAIRS * run_s
+        left = max(self.budget_s - self.now(), 0.0) * share
+        rounds = 3 if watch.opening_s and left > 4 * watch.opening_s + 4 * MIN_PAIRS * watch.pair_s else 1
+        self._stand(worker, {**models, "after": (after, feeds)})
+        comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
+        if self.now() > self.budget_s:
+            self.floor_s += min(self.now() - started, watch.opening_s + 2 * MIN_PAIRS * watch.pair_s + least)
+        self._keep(
+            key,
+            {
+                "timing": dataclasses.asdict(comparison),
+                "noise": None if self.noise is None else dataclasses.asdict(self.noise),
+            },
+        )
+        return comparison
+
+    def confirm(
+        self,
+        before: Runnable,
+        digest: str,
+        groups: Sequence[int],
+        make: Callable[[Sequence[int]], tuple[Runnable, str]],
+        feeds: Mapping[str, Array],
+        run_s: float,
+    ) -> Confirmed:
+        """Find the groups of sites, of those given, whose rewriting makes the whole model faster.
+
+        All at once; only when that does not win, halves of them, until the budget ends. `make` builds a version.
+        """
+        attempts: list[Attempt] = []
+        best: Attempt | None = None
+        pending: list[tuple[int, ...]] = [tuple(groups)]
+        failure = ""
+        while pending:
+            some = pending.pop(0)
+            with self.pause():
+                after, after_digest = make(some)
+            try:
+                share = 0.6 if len(groups) > 1 else 1.0
+                found = self.whole(before, after, (digest, after_digest), feeds, run_s=run_s, share=share)
+            except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+                self.close()
+                failure = f"the whole model failed: {error}"
+                found = None
+            if found is not None:
+                attempts.append(Attempt(groups=some, timing=found))
+                if accepted(found) and (best is None or found.ratio < best.timing.ratio):
+                    best = attempts[-1]
+                    if len(some) == len(groups):
+                        break
+            if (found is None or not accepted(found)) and len(some) > 1:
+                half = (len(some) + 1) // 2
+                pending += [some[:half], some[half:]]
+            if self.now() + 2 * MIN_PAIRS * run_s > self.budget_s:
+                break
+        if best is not None:
+            return Confirmed(groups=best.groups, attempts=tuple(attempts), final=best.timing, reason="")
+        reason = failure or "the whole model is not faster beyond noise"
+        return Confirmed(groups=(), attempts=tuple(attempts), final=None, reason=reason)
+
+
+def accepted(comparison: Comparison) -> bool:
+    """Say whether a whole model is faster beyond noise."""
+    return comparison.high < 1 if comparison.noise is not None else comparison.faster
+
+
+def outcome(comparison: Comparison) -> str:
+    """Return what a comparison says of a form, in words."""
+    if comparison.faster:
+        return f"won: {comparison.ratio:.2f}x"
+    if comparison.slower:
+        return f"lost by {comparison.ratio:.2f}x"
+    return f"no faster beyond noise: {comparison.ratio:.2f}x"
+
+
+def estimated_s(questions: Iterable[int], budget_s: float) -> float:
+    """Return about how long measuring takes, for questions with so many forms each."""
+    forms = sum(1.5 * (MOST_S + OVERHEAD_S) + number * (MOST_S / 2 + OVERHEAD_S) for number in questions)
+    return min(forms + 3.0, budget_s * (1 - CONFIRMATION)) + min(forms, budget_s * CONFIRMATION)
+
+
+# -- models and data ---------------------------------------------------------------------------------------------------
+
+
+def _own(tensor: TensorProto) -> NDArray[np.generic]:
+    return numpy_helper.to_array(tensor)
+
+
+def _baseline(question: Question) -> bytes:
+    """Return the question's model, with explicit pads where a runtime does not take the Conv as it is."""
+    if runs_natively(question.site.geometry):
+        return cast("bytes", question.model.SerializeToString())
+    site = question.site
+    keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
+    if isinstance(keep, Refusal):
+        raise CannotRun(f"it has no runnable form: {keep.reason}")
+    return cast("bytes", rewrite(question.model, [(site, keep)], (), _own).proto.SerializeToString())
+
+
+def feeds_digest(feeds: Mapping[str, Array]) -> str:
+    """Return a digest of names, types, shapes and values."""
+    text = hashlib.sha256()
+    for name in sorted(feeds):
+        value = feeds[name]
+        if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+            text.update(f"{name} {value.dtype} {value.shape}".encode())
+            text.update(np.ascontiguousarray(value).tobytes())
+        else:
+            text.update(f"{name} {value!r}".encode())
+    return text.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _timing(value: Mapping[str, Any]) -> Timing:
+    return Timing(
+        median_s=float(value["median_s"]),
+        p20_s=float(value["p20_s"]),
+        p80_s=float(value["p80_s"]),
+        runs=int(value["runs"]),
+    )
+
+
+def _comparison(value: Mapping[str, Any]) -> Comparison:
+    return Comparison(
+        first=_timing(value["first"]),
+        second=_timing(value["second"]),
+        ratio=float(value["ratio"]),
+        low=float(value["low"]),
+        high=float(value["high"]),
+        pairs=int(value["pairs"]),
+        noise=None if value["noise"] is None else float(value["noise"]),
+        mode="blocks" if value["mode"] == "blocks" else "interleaved",
+    )
+
+
+def _noise(value: Mapping[str, Any] | None) -> Noise | None:
+    if value is None:
+        return None
+    return Noise(
+        ratio=float(value["ratio"]), low=float(value["low"]), high=float(value["high"]), pairs=int(value["pairs"])
+    )
+
+
+def _form_timing(value: Mapping[str, Any]) -> FormTiming:
+    found = value["timing"]
+    return FormTiming(outcome=str(value["outcome"]), timing=None if found is None else _comparison(found))
+
+
+def _profiled_data(profiled: Profiled, sites: Sequence[Site]) -> dict[str, Any]:
+    wanted = {site.scope for site in sites}
+    runs = [profiled.sites[site.scope, site.index] for site in sites]
+    numbered = {scope: number for number, scope in enumerate(dict.fromkeys(site.scope for site in sites))}
+    return {
+        "seconds": profiled.seconds,
+        "sites": [{"share": run.share, "shapes": run.shapes, "times": run.times} for run in runs],
+        "tensors": [
+            [numbered[scope], name, shape] for (scope, name), shape in profiled.tensors.items() if scope in wanted
+        ],
+    }
+
+
+def _profiled(value: Mapping[str, Any], sites: Sequence[Site]) -> Profiled:
+    scopes = list(dict.fromkeys(site.scope for site in sites))
+    runs: dict[Place, SiteRun] = {
+        (site.scope, site.index): SiteRun(
+            share=None if run["share"] is None else float(run["share"]),
+            shapes=tuple(tuple(map(int, shape)) for shape in run["shapes"]),
+            times=int(run["times"]),
+        )
+        for site, run in zip(sites, value["sites"], strict=True)
+    }
+    return Profiled(
+        seconds=float(value["seconds"]),
+        sites=runs,
+        tensors={(scopes[number], str(name)): tuple(map(int, shape)) for number, name, shape in value["tensors"]},
+    )

@@ -1,0 +1,183 @@
+"""Where the model's time goes: one profiled run gives every dilated Conv its share of it, and the shapes it ran with.
+
+Two runs under the runtime's profiler: one with graph optimisations off, in which every node runs as it stands and
+tells its shapes (in Loop bodies too), and some with them on, which tell the time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnx import ModelProto
+
+from dilrewrite.backends import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Options,
+    Profile,
+    Runnable,
+    TimedBackend,
+    TimedOut,
+)
+from dilrewrite.find import Container, ScopePath, Site, subgraphs
+from dilrewrite.verdict import Subject
+
+RUNS = 3
+"""How many runs the shares are taken over, besides one to warm up."""
+
+_TOKEN = re.compile(r"dilrewrite_(\d+)_")
+
+_MADE = re.compile(r"^(InsertedPrecisionFreeCast_)*|(_bn|_nchwc|_token_\d+)*$")
+"""What a runtime puts around an output's name when it names a node after it."""
+
+Place = tuple[ScopePath, int]
+"""A node: its scope, and its place in the scope's list."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRun:
+    """How a site ran: its share of the model's time (`None`: not told), its input shapes, how often it ran in one run.
+
+    `shapes` are the distinct ones, most frequent first; none when it did not run at all.
+    """
+
+    share: float | None
+    shapes: tuple[Shape, ...]
+    times: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profiled:
+    """A profiled model: seconds of one run, how every site ran, and the shapes of tensors by scope and name."""
+
+    seconds: float
+    sites: Mapping[Place, SiteRun]
+    tensors: Mapping[tuple[ScopePath, str], Shape]
+
+
+def scopes(proto: ModelProto) -> Iterable[tuple[ScopePath, Container]]:
+    """Yield every graph and function of a model with its path."""
+
+    def below(path: ScopePath, container: Container) -> Iterable[tuple[ScopePath, Container]]:
+        yield path, container
+        for index, node in enumerate(container.node):
+            for attribute, place, graph in subgraphs(node):
+                yield from below(ScopePath(path.function, (*path.steps, (index, attribute, place))), graph)
+
+    yield from below(ScopePath(), proto.graph)
+    for number, function in enumerate(proto.functions):
+        yield from below(ScopePath(number), function)
+
+
+def traced(proto: ModelProto) -> tuple[ModelProto, list[Place]]:
+    """Return a copy in which every node has a name of its own, and the node that each number in a name stands for."""
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    places: list[Place] = []
+    for path, container in scopes(copy):
+        for index, node in enumerate(container.node):
+            node.name = f"dilrewrite_{len(places)}_"
+            places.append((path, index))
+    return copy, places
+
+
+def profile(
+    backend: TimedBackend, subject: Subject, sites: Sequence[Site], options: Options, feeds: Mapping[str, Array]
+) -> Profiled:
+    """Profile a model on `feeds`. Raises CannotLoad, CannotRun, Crashed or TimedOut when it does not run.
+
+    Where only the run without optimisations fails, shapes stay unknown.
+    """
+    from dilrewrite.backends._worker import isolated_profile
+
+    copy, places = traced(subject.proto)
+    runnable = Runnable(model=copy.SerializeToString(), folder=subject.folder)
+    try:
+        plain = isolated_profile(backend.name, runnable, replace(options, optimize=False), feeds, 0)
+    except (CannotLoad, CannotRun, Crashed, TimedOut):
+        plain = Profile(runs=1, seconds=0.0, nodes=())
+    timed = isolated_profile(backend.name, runnable, options, feeds, RUNS)
+    return digest(copy, places, sites, plain, timed)
+
+
+def digest(
+    proto: ModelProto, places: Sequence[Place], sites: Sequence[Site], plain: Profile, timed: Profile
+) -> Profiled:
+    """Return what two profiles of a `traced` model say: `plain` of the shapes, `timed` of the time."""
+    containers = dict(scopes(proto))
+    tensors: dict[tuple[ScopePath, str], Counter[Shape]] = defaultdict(Counter)
+    ran: dict[Place, Counter[Shape]] = defaultdict(Counter)
+    for run in plain.nodes:
+        place = _place(run.name, places)
+        if place is None:
+            continue
+        node = containers[place[0]].node[place[1]]
+        for names, shapes in ((node.input, run.inputs), (node.output, run.outputs)):
+            present = [name for name in names if name]
+            if len(present) != len(shapes):
+                continue
+            for name, shape in zip(present, shapes, strict=True):
+                if shape is not None:
+                    tensors[place[0], name][shape] += 1
+        if run.inputs and run.inputs[0] is not None:
+            ran[place][run.inputs[0]] += 1
+    seconds: dict[Place, float] = defaultdict(float)
+    seen: set[Place] = set()
+    by_output = _outputs(containers, sites)
+    for run in timed.nodes:
+        place = _place(run.name, places)
+        if place is None:
+            place = by_output.get(_MADE.sub("", run.name))
+        if place is not None:
+            seconds[place] += run.seconds
+            seen.add(place)
+    whole = timed.seconds
+    found = {}
+    for site in sites:
+        here = (site.scope, site.index)
+        counts = ran[here]
+        share = min(seconds[here] / whole, 1.0) if here in seen and whole > 0 else None
+        if plain.nodes and not counts:
+            share = 0.0
+        found[here] = SiteRun(
+            share=share, shapes=tuple(shape for shape, _ in counts.most_common()), times=sum(counts.values())
+        )
+    return Profiled(
+        seconds=whole / max(timed.runs, 1),
+        sites=found,
+        tensors={key: counts.most_common(1)[0][0] for key, counts in tensors.items()},
+    )
+
+
+def _place(name: str, places: Sequence[Place]) -> Place | None:
+    found = _TOKEN.search(name)
+    return places[int(found[1])] if found and int(found[1]) < len(places) else None
+
+
+def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -> dict[str, Place]:
+    """Return the tensors after which a runtime may name a site's Conv: its output, and what is fused into it.
+
+    A name that two sites could have stands for neither.
+    """
+    found: dict[str, Place | None] = {}
+    for site in sites:
+        container = containers[site.scope]
+        readers: dict[str, list[int]] = defaultdict(list)
+        for index, node in enumerate(container.node):
+            for name in node.input:
+                readers[name].append(index)
+        name = container.node[site.index].output[0]
+        for _ in range(5):
+            found[name] = None if name in found else (site.scope, site.index)
+            following = [container.node[index] for index in readers[name]]
+            if len(following) != 1 or following[0].op_type == "Conv" or len(following[0].output) != 1:
+                break
+            name = following[0].output[0]
+    return {name: place for name, place in found.items() if place is not None}

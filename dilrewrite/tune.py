@@ -1,0 +1,396 @@
+"""Measures the sites of one model: what to run it on, where its time goes, which sites matter, how their forms do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx import ModelProto
+
+from dilrewrite import choose, machine, neighbourhood, report
+from dilrewrite.backends import Array, CannotLoad, CannotRun, Crashed, Runnable, TimedOut
+from dilrewrite.cache import Cache, default_path
+from dilrewrite.decide import Considered, Decider, Measured
+from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.find import Found, Site, find, resolve
+from dilrewrite.inputs import Chooser
+from dilrewrite.load import Model, read_tensor
+from dilrewrite.measure import BUDGET, NEGLIGIBLE, Answer, Confirmed, Form, FormTiming, Meter, estimated_s
+from dilrewrite.neighbourhood import Question
+from dilrewrite.profiling import Place, Profiled, Shape, SiteRun
+from dilrewrite.report import Measurement
+from dilrewrite.timing import Comparison
+from dilrewrite.verdict import Settings, Subject
+
+TIMED_LENGTHS = {
+    1: (4000, 1000, 16000, 512, 256, 128, 100, 64, 32, 16, 8, 4, 2, 1),
+    2: (256, 512, 224, 128, 64, 320, 32, 16, 100, 8, 4, 2, 1),
+    3: (32, 64, 48, 24, 16, 96, 8, 4, 2, 1, 128),
+}
+"""What unknown extents are timed with where nobody says better, by their number in an input: the first that runs."""
+
+
+@dataclass
+class Tuning:
+    """The measuring of one model. Made when something is to be measured; `close` ends its worker."""
+
+    model: Model
+    found: Found
+    baseline: ModelProto
+    meter: Meter
+    settings: Settings
+    decider: Decider
+    feeds: Mapping[str, Array] = field(default_factory=dict)
+    made_up: bool = False
+    profiled: Profiled | None = None
+    failure: str | None = None
+    load: float | None = field(default_factory=machine.load)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    instead: dict[str, str] = field(default_factory=dict)
+    confirmed: Confirmed | None = None
+    final: Comparison | None = None
+    attempts: list[report.Attempt] = field(default_factory=list)
+
+    def close(self) -> None:
+        """End the worker."""
+        self.meter.close()
+
+    # -- the original --------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """Return what names the original in the cache: its content, and where and how large its data files are."""
+        text = hashlib.sha256(self.baseline.SerializeToString())
+        for location in self.model.external_files:
+            status = (self.model.folder / location).stat()
+            text.update(f"{location} {status.st_size} {status.st_mtime_ns}".encode())
+        return text.hexdigest()
+
+    def subject(self) -> Subject:
+        """Return the original in a form that runs."""
+        path = self.model.path if self.baseline is self.model.proto else None
+        return Subject(self.baseline, self.model.folder, path)
+
+    def start(self) -> bool:
+        """Find data that the original runs on, and profile it. False: it does not run here, `failure` says why.
+
+        Raises `UsageError` when no data can be made up for it.
+        """
+        meter = self.meter
+        meter.progress("measure", 0, 1)
+        meter.begin()
+        try:
+            self._choose_inputs()
+            meter.tick()
+            sites = self._baseline_sites()
+            profiled = meter.profile(self.subject(), self.digest, sites, self.feeds)
+            self.profiled = self._translated(profiled, sites)
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            self.failure = f"the model does not run on {meter.backend.name}: {error}"
+            return False
+        return True
+
+    def _choose_inputs(self) -> None:
+        with self.meter.backend.session(self.subject().runnable(), self.meter.options) as session:
+            chooser = Chooser(
+                session.inputs,
+                given=self.settings.shapes,
+                user=self.settings.inputs,
+                seed=self.settings.seed,
+                lengths=TIMED_LENGTHS,
+            )
+            case, sizes = chooser.first(session.run)
+        self.feeds, self.made_up = case.feeds, bool(sizes)
+
+    def _baseline_sites(self) -> list[Site]:
+        """Return the sites as they stand in the model that runs."""
+        if self.baseline is self.model.proto:
+            return list(self.found.sites)
+        return list(find(self.baseline).sites)
+
+    def _translated(self, profiled: Profiled, sites: Sequence[Site]) -> Profiled:
+        """Return a profile of the model that runs as one of the original: sites and scopes by their names."""
+        if self.baseline is self.model.proto:
+            return profiled
+        there = {site.key: site for site in sites}
+        scopes = {there[site.key].scope: site.scope for site in self.found.sites if site.key in there}
+        tensors = {(scopes[scope], name): shape for (scope, name), shape in profiled.tensors.items() if scope in scopes}
+        runs: dict[Place, SiteRun] = {}
+        for site in self.found.sites:
+            known = profiled.sites.get((there[site.key].scope, there[site.key].index)) if site.key in there else None
+            shape = tensors.get((site.scope, self._input(site)))
+            shapes: tuple[Shape, ...] = () if shape is None else (shape,)
+            runs[site.scope, site.index] = SiteRun(
+                share=known.share if known else None, shapes=shapes, times=known.times if known else 1
+            )
+        return Profiled(seconds=profiled.seconds, sites=runs, tensors=tensors)
+
+    def _input(self, site: Site) -> str:
+        return str(resolve(self.model.proto, site.scope).node[site.index].input[0])
+
+    # -- sites ---------------------------------------------------------------------------------------------------
+
+    def run_of(self, site: Site) -> SiteRun:
+        """Return how a site ran."""
+        unknown = SiteRun(share=None, shapes=(), times=0)
+        return self.profiled.sites.get((site.scope, site.index), unknown) if self.profiled is not None else unknown
+
+    def measure(self, considered: Sequence[Considered], ir_version: int) -> None:
+        """Time the forms of the sites that timings decide about, the ones that take most time first."""
+        wanted = [entry for entry in considered if entry.measurable and entry.kept is None]
+        if self.failure is not None:
+            self.instead.update((entry.site.key, f"not measured: {self.failure}") for entry in wanted)
+            return
+        eliminate = self.decider.options.eliminate
+        questions: dict[str, Question] = {}
+        groups: dict[str, list[Considered]] = {}
+        for entry in wanted:
+            site = entry.site
+            run = self.run_of(site)
+            if eliminate and len(entry.wanted) == 1:
+                self.instead[site.key] = "it is the only one"
+            elif run.share == 0.0 and not run.shapes:
+                self.instead[site.key] = "not measured: it did not run on these inputs"
+            else:
+                with self.meter.pause():
+                    try:
+                        question = self._question(site, ir_version, bare=False)
+                    except LookupError as error:
+                        self.instead[site.key] = f"not measured: {error.args[0]}"
+                        continue
+                questions[question.key] = question
+                groups.setdefault(question.key, []).append(entry)
+        shares = {key: self._share(group) for key, group in groups.items()}
+        # The ones with an unknown share may matter most; they come first.
+        order = sorted(groups, key=lambda key: -(2.0 if shares[key] is None else shares[key] or 0.0))
+        self._pass_over(order, shares, groups)
+        pending = [key for key in order if groups[key][0].site.key not in self.instead]
+        for number, key in enumerate(pending, 1):
+            group = groups[key]
+            entry = group[0]
+            left = sum(1.5 + len(groups[other][0].wanted) for other in pending[number - 1 :])
+            forms = [
+                self._form(entry.site, candidate, ir_version)
+                for candidate in entry.wanted
+                if candidate.strategy != "keep"
+            ]
+            self.answers[key] = self.meter.answer(
+                questions[key],
+                lambda site=entry.site: self._question(site, ir_version, bare=True),  # type: ignore[misc]
+                forms,
+                self.meter.slice_s(round(left)),
+                prune=True,
+            )
+            for one in group:
+                self.asked[one.site.key] = key
+                self.numbers[one.site.key] = number
+            self.meter.tick()
+
+    def _question(self, site: Site, ir_version: int, *, bare: bool) -> Question:
+        assert self.profiled is not None
+        return neighbourhood.ask(
+            self.model.proto,
+            site,
+            self.profiled,
+            lambda tensor: read_tensor(self.model, tensor),
+            ir_version,
+            self.meter.backend.layout_ranks,
+            bare=bare,
+        )
+
+    def _form(self, site: Site, candidate: choose.Candidate, ir_version: int) -> Form:
+        def prove() -> str | None:
+            proof = self.decider.prove(site, candidate.fragment, ir_version)
+            return proof.failure if proof is not None else None
+
+        return Form(strategy=candidate.strategy, fragment=candidate.fragment, prove=prove)
+
+    def _share(self, group: Sequence[Considered]) -> float | None:
+        shares = [self.run_of(entry.site).share for entry in group]
+        known = [share for share in shares if share is not None]
+        return sum(known) if len(known) == len(shares) else None
+
+    def _pass_over(
+        self, order: Sequence[str], shares: Mapping[str, float | None], groups: Mapping[str, Sequence[Considered]]
+    ) -> None:
+        """Leave out the questions that together take too little time to matter."""
+        together = 0.0
+        for key in reversed(order):
+            share = shares[key]
+            if share is None or together + share > NEGLIGIBLE:
+                break
+            together += share
+            for entry in groups[key]:
+                own = self.run_of(entry.site).share or 0.0
+                self.instead[entry.site.key] = f"cannot matter: {_percent(own)} of the time"
+
+    def planned(self, considered: Sequence[Considered]) -> Measurement:
+        """Return what would be measured, without measuring: nothing is run, so every site counts."""
+        wanted = [entry for entry in considered if entry.measurable and entry.kept is None]
+        kinds = {(entry.site.geometry, entry.site.opset, entry.site.storage): len(entry.wanted) for entry in wanted}
+        for entry in wanted:
+            self.instead[entry.site.key] = f"would be measured: {len(entry.wanted)} forms"
+        return self.measurement(estimated_s=round(estimated_s(kinds.values(), self.meter.budget_s), 1))
+
+    def of(self, considered: Considered, keep: str | None = None) -> Measured:
+        """Return what measuring says of a site. `keep`: why it stays although a form was faster."""
+        site = considered.site
+        key = self.asked.get(site.key)
+        answer = self.answers.get(key) if key is not None else None
+        instead = self.instead.get(site.key, "")
+        if answer is None and not instead:
+            instead = BUDGET if self.failure is None else f"not measured: {self.failure}"
+        if answer is not None and answer.failure is not None:
+            instead = f"not measured: {answer.failure}"
+        timings: Mapping[str, FormTiming] = answer.forms if answer is not None else {}
+        run = self.run_of(site)
+        return Measured(
+            timings=timings,
+            instead=instead if considered.measurable else "",
+            keep=keep,
+            details={"share": run.share, "ran": run.shapes, "question": self.numbers.get(site.key)},
+        )
+
+    # -- the whole model -----------------------------------------------------------------------------------------
+
+    def gain(self, site: Site, strategy: str) -> float | None:
+        """Return the share of the model's time that a form saves at a site, by its timings."""
+        key = self.asked.get(site.key)
+        found = self.answers[key].forms.get(strategy) if key in self.answers else None
+        if found is None or found.timing is None or self.profiled is None:
+            return None
+        saved = found.timing.first.median_s * (1 - found.timing.ratio) * max(self.run_of(site).times, 1)
+        whole = self.run_s
+        return saved / whole if whole > 0 else None
+
+    @property
+    def run_s(self) -> float:
+        """Return the seconds of one run of the original: as timed, or else as profiled."""
+        timed = self.final or (self.attempts[0].timing if self.attempts else None)
+        if timed is not None:
+            return timed.first.median_s
+        return self.profiled.seconds if self.profiled is not None else 0.0
+
+    def before(self) -> Runnable:
+        """Return the original for the worker."""
+        return self.subject().runnable()
+
+    def after(self, proto: ModelProto) -> tuple[Runnable, str]:
+        """Return a version for the worker, and its digest."""
+        serialized = proto.SerializeToString()
+        return Runnable(model=serialized, folder=self.model.folder), hashlib.sha256(serialized).hexdigest()
+
+    def confirm(
+        self, winners: Sequence[Site], strategies: Mapping[str, str], make: Callable[[set[str]], ModelProto]
+    ) -> set[str]:
+        """Return the keys of the sites whose rewriting makes the whole model faster; `make` rewrites some sites."""
+        grouped: dict[str, list[str]] = {}
+        gains: dict[str, float] = {}
+        for site in winners:
+            key = self.asked[site.key]
+            grouped.setdefault(key, []).append(site.key)
+            gains[key] = gains.get(key, 0.0) + (self.gain(site, strategies[site.key]) or 0.0)
+        order = sorted(grouped, key=lambda key: -gains[key])
+        members = {number: grouped[key] for number, key in enumerate(order)}
+
+        def keys(numbers: Sequence[int]) -> list[str]:
+            return [key for number in numbers for key in members[number]]
+
+        def version(numbers: Sequence[int]) -> tuple[Runnable, str]:
+            return self.after(make(set(keys(numbers))))
+
+        found = self.meter.confirm(self.before(), self.digest, range(len(order)), version, self.feeds, self.run_s)
+        self.confirmed = found
+        self.final = found.final
+        self.attempts = [report.Attempt(sites=tuple(keys(a.groups)), timing=a.timing) for a in found.attempts]
+        return set(keys(found.groups))
+
+    def compare(self, proto: ModelProto, sites: Sequence[str]) -> None:
+        """Time a version that stands in any case; a failure is noted."""
+        if self.failure is not None:
+            return
+        after, digest = self.after(proto)
+        try:
+            self.final = self.meter.whole(self.before(), after, (self.digest, digest), self.feeds, run_s=self.run_s)
+            self.attempts = [report.Attempt(sites=tuple(sites), timing=self.final)]
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            self.meter.close()
+            self.failure = f"the whole models were not timed: {error}"
+
+    def time_against(self, other: Subject) -> None:
+        """Time another model against this one, in all the time there is.
+
+        Raises FailedError when one of them does not run.
+        """
+        meter = self.meter
+        meter.begin()
+        try:
+            self._choose_inputs()
+            start = meter.clock()
+            with meter.backend.session(self.subject().runnable(), meter.options) as session:
+                session.run(self.feeds)
+            self.final = meter.whole(
+                self.before(), other.runnable(), ("", ""), self.feeds, run_s=(meter.clock() - start) / 2
+            )
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            raise FailedError(f"{meter.backend.name} cannot time the models: {error}") from error
+
+    # -- the report ----------------------------------------------------------------------------------------------
+
+    def measurement(self, *, predicted_ratio: float | None = None, estimated_s: float | None = None) -> Measurement:
+        """Return what the report says of measuring."""
+        meter = self.meter
+        return Measurement(
+            backend=meter.backend.name,
+            device=meter.backend.device(),
+            versions=meter.backend.versions(),
+            settings=meter.backend.settings(meter.options),
+            inputs={name: tuple(getattr(value, "shape", ())) for name, value in self.feeds.items()},
+            budget_s=meter.budget_s,
+            spent_s=round(meter.now(), 3),
+            floor_s=round(meter.floor_s, 3),
+            estimated_s=estimated_s,
+            measured=meter.measured,
+            recalled=meter.recalled,
+            profiled_s=self.profiled.seconds if self.profiled is not None else None,
+            noise=meter.noise,
+            attempts=tuple(self.attempts),
+            final=self.final,
+            predicted_ratio=predicted_ratio,
+            load=self.load,
+            doubts=tuple(meter.doubts),
+        )
+
+    def notes(self) -> list[str]:
+        """Return what a reader should know besides."""
+        found = list(self.meter.cache.warnings)
+        if self.failure is not None:
+            found.append(self.failure)
+        if self.made_up:
+            found.append(
+                "the model's sizes are open; it was timed with sizes of the tool's choice: give --shape for yours"
+            )
+        return found
+
+
+def open_cache(path: Path | None, *, none: bool) -> Cache:
+    """Return the cache of timings at `path`, or at the usual place; in memory when there shall be none.
+
+    Raises `UsageError` for a file that was never one.
+    """
+    if none:
+        return Cache.open(None)
+    if path is not None and path.is_file() and path.suffix != ".sqlite":
+        with path.open("rb") as file:
+            head = file.read(16)
+        if head and head != b"SQLite format 3\0":
+            raise UsageError(f"--cache {shown(path)}: is no cache of timings", hint="name another file")
+    return Cache.open(path if path is not None else default_path())
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %" if share >= 0.00005 else "less than 0.01 %"
