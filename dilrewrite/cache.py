@@ -71,8 +71,8 @@ class Cache:
     folders are made by the first `put`.
 
     What is wrong with the file becomes one of the `warnings`. A damaged one, or one of an older version, is renamed
-    to `<name>.damaged-<UTC time>` and a new one is begun; one of a newer version, and what is no file, is left alone.
-    What cannot be written is kept in memory for this run.
+    to `<name>.damaged-<UTC time>` and a new one is begun; one of a newer version, a database of something else, and
+    what is no file, are left alone. What cannot be written is kept in memory for this run.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -141,7 +141,7 @@ class Cache:
                     self._stop("it is no regular file", reading=True)
                     return None
                 return work(path, before is not None)
-            except _NewerError as error:
+            except _LeaveAloneError as error:
                 self._stop(_said(error), reading=True)
                 return None
             except OSError as error:
@@ -218,8 +218,8 @@ class _DamagedError(Exception):
     """The file is no database of timings; the reason is a few words."""
 
 
-class _NewerError(Exception):
-    """The file was made by a later dilrewrite."""
+class _LeaveAloneError(Exception):
+    """The file is sound and not for this version, or not for dilrewrite."""
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -253,15 +253,17 @@ def _write(path: Path, row: tuple[str, str, str, str]) -> bool:
 def _begun(file: sqlite3.Connection) -> bool:
     """Say whether the file holds the table, or nothing yet. Raises what stands in the way of using it."""
     (version,) = file.execute("PRAGMA user_version").fetchone()
-    made = [sql for (sql,) in file.execute("SELECT sql FROM sqlite_master")]
-    if version > VERSION:
-        raise _NewerError(f"it is of version {version}, and this dilrewrite knows version {VERSION}")
-    if version == 0 and not made:
+    tables = dict(file.execute("SELECT name, sql FROM sqlite_master"))
+    if version > VERSION and b"timings" in tables:
+        raise _LeaveAloneError(f"it is of version {version}, and this dilrewrite knows version {VERSION}")
+    if tables and b"timings" not in tables:
+        raise _LeaveAloneError("it is a database of something else")
+    if not tables and version == 0:
         return False
-    if version < VERSION:
+    if version != VERSION:
         raise _DamagedError(f"it is of version {version}, not {VERSION}")
-    if _TABLE.encode() not in made:
-        raise _DamagedError("it has another table than that of timings")
+    if tables.get(b"timings") != _TABLE.encode():
+        raise _DamagedError("its table is another one")
     return True
 
 

@@ -68,10 +68,19 @@ class OptimizeOptions:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads}: at least 1 is needed")
         if not 0 <= self.seconds < math.inf:
-            raise UsageError(f"--budget {self.budget_s}: a number of seconds of at least 0 is needed")
-        if self.decisions is not None and (self.strategy is not None or self.eliminate):
-            other = "--eliminate" if self.strategy is None else "--strategy"
-            raise UsageError(f"--decisions says which forms to take, and {other} too", hint="leave one of them out")
+            raise UsageError(f"--budget {self.budget_s}: a finite number of seconds of at least 0 is needed")
+        if self.decisions is not None:
+            for other, given in (
+                ("--strategy", self.strategy is not None),
+                ("--eliminate", self.eliminate),
+                ("--max-dilation", self.max_dilation != 1),
+                ("--only", self.only is not None),
+                ("--skip", self.skip is not None),
+            ):
+                if given:
+                    raise UsageError(
+                        f"--decisions says which forms to take, and {other} too", hint="leave one of them out"
+                    )
         if self.cache is not None and self.no_cache:
             raise UsageError("--cache and --no-cache were both given", hint="leave one of them out")
         for name, value in (("--rtol", self.rtol), ("--atol", self.atol)):
@@ -124,6 +133,9 @@ class Measured:
     keep: str | None = None
     details: Mapping[str, Any]
 
+
+NOT_PROVED = "not proved: "
+"""How the outcome of a form begins that was not timed for want of a proof."""
 
 NOT_MEASURED = Measured(timings={}, instead="not measured", details={})
 
@@ -277,31 +289,33 @@ class Decider:
             return self._kept(considered, measured, measured.keep, ir_version)
         else:
             faster, otherwise = choose.by_time(considered.wanted, measured.timings)
-            ranked = [(candidate, otherwise) for candidate in faster]
-        refused = list(considered.refused)
+            ranked = [(candidate, choose.by_time([candidate], measured.timings)[1]) for candidate in faster]
+        unproved = _unproved(measured)
         for candidate, why in ranked:
-            reason = f"{why}; exact for finite inputs only" if candidate.strategy in choose.INEXACT else why
             proof = self.prove(considered.site, candidate.fragment, ir_version)
             if proof is not None and not proof.passed:
                 if proof.wrong:
                     wrong = f"{candidate.strategy} is wrong: {proof.failure}"
                     return self._kept(considered, measured, "a form is wrong", ir_version, wrong=wrong, proof=proof)
-                refused.append(Refusal(candidate.strategy, proof.failure or ""))
+                unproved[candidate.strategy] = proof.failure or ""
                 otherwise = f"{candidate.strategy} was not proved: {proof.failure}"
                 continue
+            finite = ["exact for finite inputs only"] if candidate.strategy in choose.INEXACT else []
+            passed_over = [f"{name} was not proved: {failure}" for name, failure in unproved.items()]
             reported = self._report(
                 considered,
                 measured,
-                refused,
+                _with_unproved(considered.refused, unproved),
                 action="rewritten",
                 strategy=candidate.strategy,
-                reason=reason,
+                reason="; ".join([why, *finite, *passed_over]),
                 max_dilation_left=candidate.fragment.max_dilation,
                 proof=proof,
             )
             return Decision(
                 site=considered.site, fragment=candidate.fragment, reported=reported, spelling=candidate.spelling
             )
+        refused = _with_unproved(considered.refused, unproved)
         return self._kept(considered, measured, otherwise, ir_version, refused=refused)
 
     def _report(
@@ -349,6 +363,17 @@ class Decider:
             proof=proof,
         )
         return Decision(site=site, fragment=None, reported=reported, explicit=explicit, wrong=wrong)
+
+
+def _unproved(measured: Measured) -> dict[str, str]:
+    """Return the forms that were not timed because they were not proved, and why not."""
+    start = NOT_PROVED
+    found = {strategy: timing.outcome for strategy, timing in measured.timings.items()}
+    return {strategy: outcome.removeprefix(start) for strategy, outcome in found.items() if outcome.startswith(start)}
+
+
+def _with_unproved(refused: Sequence[Refusal], unproved: Mapping[str, str]) -> list[Refusal]:
+    return [*refused, *(Refusal(strategy, failure) for strategy, failure in unproved.items())]
 
 
 def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOptions) -> tuple[str, ...]:

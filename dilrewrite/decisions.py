@@ -69,19 +69,23 @@ def read(path: Path) -> dict[str, Decided]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{where}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not a decisions file: {error}", hint=hint) from error
     version = data.get("dilrewrite_decisions") if isinstance(data, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise UsageError(f"{where}: not a decisions file", hint=hint)
     if version != FORMAT:
         raise UsageError(f"{where}: of format {version}, this version reads {FORMAT}", hint="make it again")
     found: dict[str, Decided] = {}
     entries = data.get("sites")
-    for entry in entries if isinstance(entries, list) else [None]:
+    if not isinstance(entries, list):
+        raise UsageError(f"{where}: damaged: it has no list of sites", hint="make it again")
+    for entry in entries:
         words = [entry.get(word) for word in ("site", "geometry", "strategy")] if isinstance(entry, dict) else [None]
         if not all(isinstance(word, str) for word in words):
-            raise UsageError(f"{where}: damaged: {json.dumps(entry)} is no decision", hint="make it again")
+            text = json.dumps(entry)
+            told = text if len(text) <= 200 else f"{text[:200]}..."
+            raise UsageError(f"{where}: damaged: {told} is no decision", hint="make it again")
         key, geometry, strategy = map(str, words)
         if key in found:
             raise UsageError(f"{where}: damaged: {key} is there twice", hint="make it again")

@@ -122,6 +122,10 @@ class Meter:
     recalled: int = 0
     floor_s: float = 0.0
     noise: Noise | None = None
+    winner: bool = False
+    """Whether some form was faster: then a third of the budget stays for the whole model."""
+    run_s: float = 0.0
+    """Seconds of one run of the whole model, about; 0 when unknown."""
     doubts: dict[str, None] = field(default_factory=dict)
     _began: float | None = None
     _paused_s: float = 0.0
@@ -150,8 +154,12 @@ class Meter:
 
     @property
     def forms_until_s(self) -> float:
-        """Return when timing forms ends, on the clock of `now`."""
-        return self.budget_s * (1 - CONFIRMATION)
+        """Return when timing forms ends, on the clock of `now`.
+
+        Without a winner so far, only what the least confirmation takes is kept back.
+        """
+        early = self.budget_s * (1 - CONFIRMATION)
+        return early if self.winner else max(early, self.budget_s - 4 * MIN_PAIRS * self.run_s - 1.0)
 
     def tick(self) -> None:
         """Show progress."""
@@ -235,12 +243,12 @@ class Meter:
         """Profile the model on `feeds`; `digest` names the model. Raises what `profiling.profile` raises."""
         key = {"kind": "profile", "model": digest, "inputs": feeds_digest(feeds)}
         found = self._cached(key, lambda value: _profiled(value, sites))
-        if found is not None:
-            return found
-        with self._always():
-            profiled = profiling.profile(self.backend, subject, sites, self.options, feeds)
-        self._keep(key, _profiled_data(profiled, sites))
-        return profiled
+        if found is None:
+            with self._always():
+                found = profiling.profile(self.backend, subject, sites, self.options, feeds)
+            self._keep(key, _profiled_data(found, sites))
+        self.run_s = found.seconds
+        return found
 
     # -- forms of a site -----------------------------------------------------------------------------------------
 
@@ -281,6 +289,7 @@ class Meter:
             known = self._cached(keys[form.strategy], _form_timing)
             if known is not None:
                 results[form.strategy] = known
+                self.winner = self.winner or (known.timing is not None and known.timing.faster)
         if len(results) == len(forms):
             return Answer(forms=results)
         baseline: bytes | None = None
@@ -317,6 +326,7 @@ class Meter:
                     hopeless=timing.HOPELESS if prune else math.inf,
                 )
                 results[form.strategy] = FormTiming(outcome=outcome(comparison), timing=comparison)
+                self.winner = self.winner or comparison.faster
             except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
                 results[form.strategy] = FormTiming(outcome=f"failed: {error}")
                 if isinstance(error, Crashed | TimedOut):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from dilrewrite import choose, decisions, report
 from dilrewrite.backends import backend, backends, timed_backend
@@ -84,6 +84,8 @@ def inspect(
     clock = _Clock()
     with clock("load"):
         model = load(path)
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[path])
     with clock("find"):
         found = find(model.proto)
     with clock("plan"):
@@ -234,16 +236,21 @@ def _check_places(model: Model, path: Path, target: Path, report_folder: Path | 
     others = [path, target, *data_files]
     if options.save_decisions is not None:
         place = options.save_decisions
-        if any(place.absolute() == other.absolute() or same_file(place, other) for other in others):
+        if any(_same_place(place, other) for other in others):
             raise UsageError(f"--save-decisions {shown(place)}: is a place for a model", hint="name another file")
         check_destination(place, force=options.force, source=None)
         others.append(place)
     if options.cache is not None:
         place = options.cache
-        if any(place.absolute() == other.absolute() or same_file(place, other) for other in others):
+        if any(_same_place(place, other) for other in others):
             raise UsageError(f"--cache {shown(place)}: is a place for something else", hint="name another file")
     if report_folder is not None:
         check_report_folder(report_folder, others=others)
+
+
+def _same_place(a: Path, b: Path) -> bool:
+    """Say whether two paths lead to one file, which need not exist yet."""
+    return same_file(a, b) or (a.name == b.name and same_file(a.parent, b.parent))
 
 
 def _tuning(
@@ -295,7 +302,7 @@ def _decide(
         measurement = tuning.planned(considered)
     elif tuning is not None and open_questions:
         with clock("measure"):
-            tuning.start()
+            _start(tuning, options)
             tuning.measure(considered, ir_version)
 
     def settle(reasons: Mapping[str, str]) -> list[Decision]:
@@ -332,7 +339,7 @@ def _decide(
         elif not (options.eliminate and remaining(settled, found, options)):
             final = make(settled)
             with clock("measure"):
-                if open_questions or tuning.start():
+                if open_questions or _start(tuning, options):
                     tuning.compare(final.proto, [decision.site.key for decision in winners])
     if tuning is not None and measurement is None:
         gains = {d.site.key: tuning.gain(d.site, d.reported.strategy) for d in settled if d.fragment is not None}
@@ -351,6 +358,17 @@ def _decide(
         measurement=measurement,
         notes=tuning.notes() if tuning is not None else (),
     )
+
+
+def _start(tuning: Tuning, options: OptimizeOptions) -> bool:
+    """Start measuring; False: the model does not run. Data that it does not take are an error only where it must."""
+    try:
+        return tuning.start()
+    except UsageError as error:
+        if options.verify == "full":
+            raise
+        tuning.failure = str(error)
+        return False
 
 
 def _not_confirmed(tuning: Tuning, key: str, strategy: str) -> str:
@@ -549,6 +567,8 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
     clock = _Clock()
     with clock("load"):
         first, second = load(before), load(after)
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[before, after])
     found, found_after = find(first.proto), find(second.proto)
     settings = _settings(first, options)
     backend(settings.backend.name)  # an error when it is not ready
@@ -598,6 +618,10 @@ def time_files(
     with clock("load"):
         before = load(first)
         after = load(second) if second is not None else None
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[first] if second is None else [first, second])
+    if second is not None and after is not None:
+        _check_same_inputs(before.proto, after.proto, shown(second))
     settings = _settings(before, options)
     found = find(before.proto)
     found_after = find(after.proto) if after is not None else found
@@ -639,3 +663,36 @@ def time_files(
     )
     _write(result, report_folder)
     return result
+
+
+def _check_same_inputs(first: ModelProto, second: ModelProto, other: str) -> None:
+    """Raise `UsageError` unless what the `first` model takes can be given to the `second`, which is called `other`."""
+    ours, theirs = _inputs(first), _inputs(second)
+    hint = "only models that take the same inputs can be timed against each other"
+    if ours.keys() != theirs.keys():
+        names = [", ".join(map(repr, found)) or "none" for found in (theirs, ours)]
+        raise UsageError(f"{other}: its inputs are {names[0]}, not {names[1]}", hint=hint)
+    for name, (element, sizes) in ours.items():
+        kind, others = theirs[name]
+        known = bool(sizes) and bool(others)
+        clash = len(sizes) != len(others) or any(a != b for a, b in zip(sizes, others, strict=False) if a and b)
+        if element != kind or (known and clash):
+            told = [
+                f"{word.lower()} {'x'.join(str(size or '?') for size in some)}"
+                for word, some in ((kind, others), (element, sizes))
+            ]
+            raise UsageError(f"{other}: its input {name!r} is {told[0]}, not {told[1]}", hint=hint)
+
+
+def _inputs(proto: ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return element type and sizes (0: not known) of each input that has no value of its own; no sizes: no tensor."""
+    own = {tensor.name for tensor in proto.graph.initializer}
+    found = {}
+    for value in proto.graph.input:
+        if value.name not in own:
+            kind = value.type.tensor_type
+            found[value.name] = (
+                TensorProto.DataType.Name(kind.elem_type),
+                tuple(size.dim_value for size in kind.shape.dim),
+            )
+    return found

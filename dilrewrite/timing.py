@@ -193,17 +193,20 @@ class Stopwatch:
         """Time `second` against `first` for about `slice_s` seconds.
 
         `rounds`: how often both sessions are made anew (where memory lies differs from session to session).
-        `hopeless`: look at `MIN_PAIRS` first, and leave it at that when the second loses by more than this in each.
+        `hopeless`: look at `MIN_PAIRS` first, and leave it at that when the second loses by more than this in each, or
+        no time is left.
         """
-        lost = False
+        enough = False
         if hopeless < math.inf:
+            start = self.clock()
             a, b = self._interleaved(first, second, 0.0, 1)
-            lost = min(y / x for x, y in zip(a, b, strict=True)) > hopeless
-        if lost or mode != "blocks" or not self._blocks_fit(first, second, slice_s):
+            slice_s -= self.clock() - start
+            enough = min(y / x for x, y in zip(a, b, strict=True)) > hopeless or self._left() <= 0
+        if enough or mode != "blocks" or not self._blocks_fit(first, second, slice_s):
             mode = "interleaved"
         if mode == "blocks":
             a, b = self._blocks(first, second, slice_s)
-        elif not lost:
+        elif not enough:
             a, b = self._interleaved(first, second, slice_s, rounds)
         centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
         offset = noise.offset if noise is not None else 0.0

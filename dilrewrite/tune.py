@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Tuning:
 
     # -- the original --------------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Return what names the original in the cache: its content, and where and how large its data files are."""
         text = hashlib.sha256(self.baseline.SerializeToString())
@@ -234,6 +235,9 @@ class Tuning:
         kinds = {(entry.site.geometry, entry.site.opset, entry.site.storage): len(entry.wanted) for entry in wanted}
         for entry in wanted:
             self.instead[entry.site.key] = f"would be measured: {len(entry.wanted)} forms"
+            planned = {c.strategy: FormTiming(outcome="would be measured") for c in entry.wanted}
+            self.answers[entry.site.key] = Answer(forms=planned)
+            self.asked[entry.site.key] = entry.site.key
         return self.measurement(estimated_s=round(estimated_s(kinds.values(), self.meter.budget_s), 1))
 
     def of(self, considered: Considered, keep: str | None = None) -> Measured:
@@ -242,7 +246,7 @@ class Tuning:
         key = self.asked.get(site.key)
         answer = self.answers.get(key) if key is not None else None
         instead = self.instead.get(site.key, "")
-        if answer is None and not instead:
+        if answer is None and not instead and considered.measurable:
             instead = BUDGET if self.failure is None else f"not measured: {self.failure}"
         if answer is not None and answer.failure is not None:
             instead = f"not measured: {answer.failure}"

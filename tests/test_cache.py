@@ -382,6 +382,14 @@ def test_a_newer_version_is_left_alone(path: Path) -> None:
     assert listing(path.parent) == {path.name: before}
 
 
+@pytest.mark.parametrize("version", [-1, 0, VERSION, VERSION + 1])
+def test_a_database_of_something_else_is_left_alone(version: int, path: Path) -> None:
+    change(path, "CREATE TABLE mine (a)", f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    goes_on(path, "database of something else")
+    assert listing(path.parent) == {path.name: before}
+
+
 @contextmanager
 def locked(path: Path, how: str = "EXCLUSIVE") -> Iterator[None]:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -508,6 +516,11 @@ def patched(path: Path, offset: int, data: bytes) -> None:
     path.write_bytes(before[:offset] + data + before[offset + len(data) :])
 
 
+def emptied(path: Path, version: int) -> None:
+    path.unlink()
+    change(path, f"PRAGMA user_version = {version}")
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "random bytes": lambda path: path.write_bytes(random.Random(0).randbytes(10_000)),
     "few random bytes": lambda path: path.write_bytes(random.Random(0).randbytes(50)),
@@ -525,11 +538,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "all but the first page zero": lambda path: overwritten(path, 4096 / path.stat().st_size, 1, b"\0"),
     "an older version": lambda path: change(path, "PRAGMA user_version = 0"),
     "a negative version": lambda path: change(path, "PRAGMA user_version = -1"),
-    "no table": lambda path: change(path, "DROP TABLE timings"),
     "another table": lambda path: change(path, "ALTER TABLE timings RENAME COLUMN value TO worth"),
-    "another database": lambda path: change(
-        path, "DROP TABLE timings", "CREATE TABLE t (a)", "PRAGMA user_version = 0"
-    ),
+    "a version and no table": lambda path: emptied(path, 1),
+    "a later version and no table": lambda path: emptied(path, 7),
 }
 
 
@@ -731,7 +742,7 @@ def test_several_processes_find_the_same_damage(tmp_path: Path) -> None:
             if turn % 3 == 0:
                 path.write_bytes(b"no database" * 1000)
             elif turn % 3 == 1:
-                change(path, "CREATE TABLE t (a)")
+                change(path, "CREATE TABLE timings (a)")
             else:
                 truncated(filled(path, 50), 6000)
             (warning,) = run(path)

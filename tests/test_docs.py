@@ -48,10 +48,11 @@ def test_the_main_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     arguments = shlex.split(command.partition(".venv/bin/dilrewrite ")[2])
     shutil.copytree(ROOT / "models", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 0
-    assert (tmp_path / "aspp_undilated.onnx").is_file()
-    assert {path.name for path in (tmp_path / "aspp_undilated.report").iterdir()} == {"report.json", "report.md"}
-    assert dilrewrite.inspect("aspp_undilated.onnx").sites == ()
+    assert main([*arguments, "--budget", "0"]) == 0
+    assert (tmp_path / "vocoder.onnx").is_file()
+    reports = {path.name for path in (tmp_path / "vocoder.report").iterdir()}
+    assert reports == {"report.html", "report.json", "report.md"}
+    assert len(dilrewrite.inspect("vocoder.onnx").sites) == 18
 
 
 def test_the_python_example_runs(
@@ -61,7 +62,8 @@ def test_the_python_example_runs(
     shutil.copy(ROOT / "models" / "causal_tcn.onnx", tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec", dont_inherit=True), {})
-    assert capsys.readouterr().out.startswith("rewritten 8 [")
+    assert capsys.readouterr().out.startswith("kept 0 [('keep', ")
+    assert (tmp_path / "decisions.json").is_file()
 
 
 def test_the_readme_names_every_strategy() -> None:
@@ -76,7 +78,7 @@ def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -
         for word in re.findall(r"--[a-z][a-z-]*", line)
     }
     shown = set()
-    for command in ([], ["inspect"], ["optimize"], ["verify"], ["backends"]):
+    for command in ([], ["inspect"], ["optimize"], ["bench"], ["verify"], ["backends"]):
         assert main([*command, "--help"]) == 0
         shown |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert named <= shown

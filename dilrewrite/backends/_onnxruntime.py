@@ -398,6 +398,8 @@ def profile(
             for _ in range(runs + 1):
                 runner.run()
             events = json.loads(runner.end_profiling().read_text(encoding="utf-8", errors="replace"))
+        except (OSError, ValueError) as error:  # a full disk, for one
+            raise CannotRun(f"the runtime's profile cannot be read: {error}") from error
         finally:
             runner.close()
     whole = [event for event in events if event.get("cat") == "Session" and event.get("name") == "model_run"]

@@ -34,7 +34,7 @@ SITE_WIDTH = 40
 SITE_NAMES = 3
 """How many sites of a group are named."""
 
-FORM_GROUPS = 12
+FORM_GROUPS = 3
 """How many groups of sites have a table of their timed forms, those with most of the model's time first."""
 
 OUTPUT_ROWS = 24

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.prove import Proof
-from dilrewrite.report import CandidateReport, Measurement, ModelReport, Report, SiteReport
+from dilrewrite.report import Measurement, ModelReport, Report, SiteReport
 from dilrewrite.reports import _words as words
 from dilrewrite.timing import Comparison, Timing
 from dilrewrite.verdict import CaseCheck, Verdict
@@ -62,6 +62,9 @@ RAN_SHAPES = 8
 
 OUT_OF_SCALE = 4
 """A form that takes this much longer than the others matter is cut, so that they can be told apart."""
+
+LONG_LINE = 1.5
+"""Lines over the bars that are this much longer than any bar leave the chart, for bars to keep some length."""
 
 STATUS = {
     "rewritten": ("good", "✓"),
@@ -208,11 +211,15 @@ class Bar:
         """Say whether there is a length to draw."""
         return 0 <= self.value < math.inf
 
-    @property
-    def most(self) -> float:
-        """Return the largest number that is drawn."""
-        numbers = (self.value, self.high, self.mark)
-        return max((n for n in numbers if n is not None and math.isfinite(n)), default=0.0)
+
+def reach(bars: Iterable[Bar]) -> float:
+    """Return how far an axis has to go: over every bar and mark, and over lines that are not far longer."""
+    bars = list(bars)
+    most, lines = (
+        max((number for number in numbers if number is not None and math.isfinite(number)), default=0.0)
+        for numbers in ([n for bar in bars for n in (bar.value, bar.mark)], [bar.high for bar in bars])
+    )
+    return max(most, min(lines, LONG_LINE * most))
 
 
 def ticks(most: float) -> list[float]:
@@ -246,9 +253,10 @@ def _plot(bar: Bar, scale: Sequence[float]) -> Html:
     if _cut(bar, scale[-1]):
         parts.append(element("path", class_="cut", d=f"M955 {HEIGHT}L967 0M975 {HEIGHT}L987 0"))
     elif bar.low is not None and bar.high is not None and math.isfinite(bar.low + bar.high):
-        line = f"M{x(bar.low)} 12H{x(bar.high)}M{x(bar.low)} 8V16M{x(bar.high)} 8V16"
+        ends = [x(end) for end in (bar.low, bar.high) if end <= scale[-1] * (1 + 1e-9)]
+        line = "".join([f"M{x(bar.low)} 12H{x(bar.high)}", *(f"M{end} 8V16" for end in ends)])
         parts += [element("path", class_="halo", d=line), element("path", class_="whisker", d=line)]
-    if bar.mark is not None and math.isfinite(bar.mark):
+    if bar.mark is not None and bar.mark <= scale[-1] * (1 + 1e-9):
         parts.append(element("path", class_="mark", d=f"M{x(bar.mark)} 0V{HEIGHT}"))
     return element(
         "svg",
@@ -261,7 +269,7 @@ def _plot(bar: Bar, scale: Sequence[float]) -> Html:
     )
 
 
-def _chart(title: str, bars: Sequence[Bar], unit: str, legend: Sequence[tuple[str, str]], most: float) -> Html:
+def _chart(title: str, bars: Sequence[Bar], legend: Sequence[tuple[str, str]], most: float) -> Html:
     """Return bars on one axis from 0 to at least `most`, between labels and numbers; a longer bar is cut."""
     if not 0 < most < math.inf:
         return _list(join(bar.label, ": ", bar.says) for bar in bars)
@@ -277,10 +285,7 @@ def _chart(title: str, bars: Sequence[Bar], unit: str, legend: Sequence[tuple[st
         for bar in bars
     ]
     last = len(scale) - 1
-    names = [
-        element("span", f"{tick:g}{f' {unit}' if i == last else ''}", style=f"left:{_coordinate(100 * i / last)}%")
-        for i, tick in enumerate(scale)
-    ]
+    names = [element("span", f"{tick:g}", style=f"left:{_coordinate(100 * i / last)}%") for i, tick in enumerate(scale)]
     grid = element("path", d="".join(f"M{_coordinate(WIDTH * i / last)} 0V{HEIGHT}" for i in range(last + 1)))
     lines = element("svg", grid, class_="lines", viewBox=f"0 0 {WIDTH} {HEIGHT}", preserveAspectRatio="none")
     rows.insert(0, element("div", lines, class_="row back", aria_hidden="true"))
@@ -323,7 +328,7 @@ Section = tuple[str, Sequence[str]]
 
 
 def _page(report: Report) -> Iterator[Html]:
-    tone, sign = STATUS.get(report.status, ("plain", "●"))
+    tone, sign = _tone(report)
     status = element("span", element("span", sign, aria_hidden="true"), f" {report.status}", class_=f"status {tone}")
     yield element(
         "header",
@@ -337,6 +342,14 @@ def _page(report: Report) -> Iterator[Html]:
     for title, parts in sections:
         yield element("section", element("h2", title), *parts, id=_anchor(title))
     yield element("footer", element("p", f"Report schema {report.schema_version}, exit code {report.exit_code}."))
+
+
+def _tone(report: Report) -> tuple[str, str]:
+    """Return the tone and the sign of the status; a slower model is nothing to be glad of."""
+    final = report.measurement.final if report.measurement is not None else None
+    if report.status == "rewritten" and final is not None and final.slower:
+        return "warn", "!"
+    return STATUS.get(report.status, ("plain", "●"))
 
 
 def _sections(report: Report) -> Iterator[Section]:
@@ -501,20 +514,20 @@ def _whole(report: Report, found: Measurement) -> Iterator[Html]:
         )
     if report.after is not None or report.command != "bench":
         yield element("p", words.versus(timed), f", {words.count(timed.pairs, 'pair')}.")
-    if expected is not None:
-        yield element("p", _against_expectation(expected, timed))
+    if expected is not None and 0 < expected < math.inf:
+        yield element("p", _against_prediction(expected, timed))
     title = "Time of one run of the whole model, median, in milliseconds"
-    yield _chart(title, bars, "ms", TIME_LEGEND, max(bar.most for bar in bars))
+    yield _chart(title, bars, TIME_LEGEND, reach(bars))
 
 
-def _against_expectation(expected: float, timed: Comparison) -> str:
-    """Return how far the whole model is from what the sites let expect."""
+def _against_prediction(expected: float, timed: Comparison) -> str:
+    """Return how far the whole model is from what the timings of the sites let expect."""
     measured, _ = words.ratio_of(timed)
     (predicted,) = words.factors(expected)
     if timed.low <= expected <= timed.high:
         how = "within the interval"
     else:
-        off = timed.ratio / expected - 1 if expected else math.nan
+        off = timed.ratio / expected - 1
         how = f"{100 * abs(off):.1f} % {'more' if off > 0 else 'less'} time than predicted"
     return f"Predicted from the timings of the sites: {predicted}x the time; actual: {measured}x: {how}."
 
@@ -558,16 +571,16 @@ def _shares(report: Report) -> Iterator[Html]:
     some = "" if len(known) == len(report.sites) else f"; {len(known)} of {len(report.sites)} are known"
     yield element("p", element("b", total), f" of the time of one run goes to the dilated Convs{some}.")
     bars = [_share(number, site, share, report) for number, site, share in known]
-    most = max(bar.most for bar in bars)
+    most = reach(bars)
     legend = [("taken", "rewritten"), ("keep", "kept"), ("gone", "predicted to go")]
     seen = {kind for bar in bars for kind in (bar.kind, "gone" if bar.gone else "")}
     legend = [(kind, name) for kind, name in legend if kind in seen]
     title = "Share of the time of one run, in percent"
-    yield _chart(title, bars[:MANY_BARS], "%", legend, most)
+    yield _chart(title, bars[:MANY_BARS], legend, most)
     if len(bars) > MANY_BARS:
         rest = words.summed(share for _, _, share in known[MANY_BARS:])
         summary = f"{words.count(len(bars) - MANY_BARS, 'site')} more, {words.percent(rest)} of the time"
-        yield _fold(summary, _chart(title, bars[MANY_BARS:], "%", legend, most))
+        yield _fold(summary, _chart(title, bars[MANY_BARS:], legend, most))
 
 
 def _share(number: int, site: SiteReport, share: float, report: Report) -> Bar:
@@ -692,14 +705,17 @@ def _taken(sites: Sequence[SiteReport]) -> Html:
     """Return what was done at sites, and what measuring says of it."""
     site = sites[0]
     many = f" ({words.count(len(sites), 'site')})" if len(sites) > 1 else ""
-    timed = {c.strategy: c.timing for c in site.candidates if c.timing is not None}
+    timed = {c.strategy: (c.timing, c.outcome) for c in site.candidates if c.timing is not None}
     if site.action == "rewritten":
-        measured = timed.get(site.strategy)
-        return join(
-            element("b", words.form(site)), f": {words.difference(measured)}" if measured is not None else "", many
-        )
-    forms = [(timing.ratio, name) for name, timing in timed.items() if name != "keep" and not math.isnan(timing.ratio)]
-    best = f"; next best: {min(forms)[1]}, {words.difference(timed[min(forms)[1]])}" if forms else ""
+        measured, _ = timed.get(site.strategy, (None, ""))
+        result = f": {words.difference(measured)}" if measured is not None else ""
+        return join(element("b", words.form(site)), result, many)
+    ratios = [(timing.ratio, name) for name, (timing, _) in timed.items() if name != "keep" and timing.ratio > 0]
+    best = ""
+    if ratios:
+        _, name = min(ratios)
+        timing, outcome = timed[name]
+        best = f"; best other form: {name}, {outcome or words.difference(timing)}"
     return join(element("b", "kept"), best, many)
 
 
@@ -708,10 +724,11 @@ def _group(site: SiteReport, report: Report) -> Iterator[Html]:
     measured = words.was_measured(site)
     if measured:
         yield from _timed_forms(site, report)
-    untimed = [c for c in site.candidates if c.timing is None and c.outcome and not (measured and c.strategy == "keep")]
+    untimed = words.without_time(site)
     if untimed:
-        yield element("p", "Forms without a time:")
-        yield _list(join(code(c.strategy), f": {c.outcome}") for c in untimed)
+        yield element("p", "Forms without a time:" if measured else "Forms:")
+        lines = [(commas([code(candidate.strategy) for candidate in some]), some[0].outcome) for some in untimed]
+        yield _list(join(names, f": {outcome}") for names, outcome in lines)
     figures = [*_estimates(site), *_timings(site)]
     if site.refused:
         figures.append(_list(join(code(one.strategy), f" refuses: {one.reason}") for one in site.refused))
@@ -726,11 +743,10 @@ def _timed_forms(site: SiteReport, report: Report) -> Iterator[Html]:
     """Yield the Conv as it is and its timed forms as a chart."""
     taken = site.strategy if site.action == "rewritten" else ""
     timed = [(c, c.timing) for c in site.candidates if c.timing is not None]
-    kept = next((c for c in site.candidates if c.strategy == "keep"), None)
     keep = words.native(site)
     bars = []
-    if keep is not None and (kept is None or kept.timing is None):
-        said = join(muted(kept.outcome) if kept is not None else "", _badge("keep", taken, report))
+    if keep is not None and all(candidate.strategy != "keep" for candidate, _ in timed):
+        said = _badge("keep", taken, report)
         bars.append(_time("keep", "keep", keep, label=code("keep"), says=said))
     for candidate, timing in timed:
         ratio, interval = words.ratio_of(timing)
@@ -750,8 +766,8 @@ def _timed_forms(site: SiteReport, report: Report) -> Iterator[Html]:
             mark=timing.first.median_s,
         )
         bars.append(bar)
-    most = max(bar.most for bar in bars)
-    matter = max(bar.most for bar in bars if bar.kind in ("keep", "taken")) if bars[0].kind == "keep" else most
+    most = reach(bars)
+    matter = reach(bar for bar in bars if bar.kind != "other")
     if 0 < matter < most / OUT_OF_SCALE:
         most = OUT_OF_SCALE / 2 * matter
     kinds = {bar.kind for bar in bars}
@@ -759,7 +775,7 @@ def _timed_forms(site: SiteReport, report: Report) -> Iterator[Html]:
     legend = [(kind, name) for kind, name in legend if kind in kinds]
     legend += [*TIME_LEGEND, ("mark", "the Conv as it is, timed in turn with the form")]
     title = f"Time of the Conv with its neighbours, median, in milliseconds; ratio to keep [{words.INTERVAL}]"
-    yield _chart(title, bars, "ms", legend, most)
+    yield _chart(title, bars, legend, most)
 
 
 def _badge(strategy: str, taken: str, report: Report) -> Html:
@@ -788,7 +804,8 @@ def _estimates(site: SiteReport) -> Iterator[Html]:
 
 def _timings(site: SiteReport) -> Iterator[Html]:
     """Yield every figure of the timings, in milliseconds."""
-    if not any(candidate.timing is not None or candidate.outcome for candidate in site.candidates):
+    rows = [(code(c.strategy), c.outcome or words.NOTHING, *_timing(c.timing)) for c in site.candidates if c.timing]
+    if not rows:
         return
     columns = (
         "form",
@@ -803,14 +820,10 @@ def _timings(site: SiteReport) -> Iterator[Html]:
         "#noise",
         "mode",
     )
-    rows = [(code(c.strategy), c.outcome or words.NOTHING, *_timing(c)) for c in site.candidates]
     yield _table("Forms by timing", columns, rows)
 
 
-def _timing(candidate: CandidateReport) -> tuple[str, ...]:
-    found = candidate.timing
-    if found is None:
-        return (words.NOTHING,) * 9
+def _timing(found: Comparison) -> tuple[str, ...]:
     return (
         words.milliseconds(found.first.median_s),
         words.spread(found.first),
@@ -976,7 +989,7 @@ STYLE = """
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif;
+  font: .94rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif;
   overflow-wrap: anywhere;
 }
 main { max-width: 1180px; margin: 0 auto; padding: 1.25rem 1rem 3rem; }
@@ -993,10 +1006,12 @@ code {
 .muted, .about { color: var(--soft); }
 .about { display: block; font-weight: normal; }
 .about b { color: var(--ink); }
+h3 .muted { font-weight: normal; }
 .good { color: var(--good); } .warn { color: var(--warn); } .bad { color: var(--bad); } .plain { color: var(--ink); }
 .status { border: 1.5px solid; border-radius: 1rem; padding: .1rem .7rem; font-weight: 600; margin-right: .3rem; }
 .status, .badge, .arrow { white-space: nowrap; }
 .badge { border: 1px solid; border-radius: .8rem; padding: 0 .5rem; margin-left: .4rem; font-size: .85em; }
+.line > .badge:first-child { margin-left: 0; }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; }
 .tile { background: var(--box); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
 .tile { flex: 1 1 9.3rem; max-width: 24rem; }
@@ -1004,10 +1019,11 @@ code {
 .tile span { display: block; font-size: .87rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 nav { margin: 1rem 0 0; font-size: .87rem; line-height: 1.9; }
-nav a { margin-right: .8rem; white-space: nowrap; }
+nav a { display: inline-block; margin-right: .8rem; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border: 1px solid var(--line); overflow-wrap: break-word; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border: 1px solid var(--line); }
+th, td { overflow-wrap: break-word; }
 th { font-weight: 600; background: var(--box); }
 tbody th { font-weight: normal; }
 td:has(> code), th:has(> code), .prose { overflow-wrap: anywhere; min-width: 10.5rem; }
@@ -1025,7 +1041,7 @@ figure { margin: .8rem 0; }
 .lines path { vector-effect: non-scaling-stroke; stroke: var(--line); }
 figcaption { color: var(--soft); font-size: .87rem; margin-bottom: .3rem; }
 .row {
-  display: grid; grid-template-columns: minmax(0, 10.5rem) minmax(0, 1fr) minmax(0, 19rem); column-gap: .8rem;
+  display: grid; grid-template-columns: minmax(0, 12.5rem) minmax(0, 1fr) minmax(0, 18.5rem); column-gap: .8rem;
   align-items: center; min-height: 1.9rem; font-variant-numeric: tabular-nums; break-inside: avoid;
 }
 .label { text-align: right; line-height: 1.25; }
@@ -1050,20 +1066,26 @@ figcaption { color: var(--soft); font-size: .87rem; margin-bottom: .3rem; }
 .legend span { display: inline-block; margin-right: 1.1rem; }
 .swatch { width: 24px; height: 14px; vertical-align: -2px; margin-right: .35rem; }
 footer { margin-top: 2.5rem; color: var(--soft); font-size: .87rem; }
+@media (max-width: 1000px) {
+  .row { grid-template-columns: minmax(0, 9rem) minmax(0, 1fr) minmax(0, 14.5rem); }
+}
 @media (max-width: 700px) {
   main { padding: .8rem .7rem 2rem; }
-  .row { grid-template-columns: minmax(0, 1fr); margin-top: .35rem; }
+  .row { grid-template-columns: minmax(0, 1fr); padding-top: .5rem; }
   .label { text-align: left; }
+  .label, .says { position: relative; justify-self: start; background: var(--page); padding: 0 .3rem 0 0; }
   .axis, .lines { grid-column: 1; }
-  .back { margin-top: 0; }
+  .back { padding-top: 0; }
 }
 @media print {
-  body { font-size: 10pt; }
+  html { font-size: 12.5px; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   details::details-content { content-visibility: visible; block-size: auto; }
+  h2, h3, figcaption, summary, thead { break-after: avoid; }
+  figure, tr, li { break-inside: avoid; }
   .scroll { overflow: visible; }
-  table { font-size: 7pt; }
+  table { font-size: .72rem; }
   th, td { padding: .15rem .3rem; min-width: 0 !important; }
   .plot, .swatch { print-color-adjust: exact; }
 }

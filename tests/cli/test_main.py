@@ -17,7 +17,7 @@ import dilrewrite
 from tests import models_for_tests as tiny
 from tests.models_for_tests import MODELS, cli, conv1d, listing, save
 
-COMMANDS = ("backends", "inspect", "optimize", "verify")
+COMMANDS = ("backends", "bench", "inspect", "optimize", "verify")
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,7 @@ def arguments(command: str, model: Path) -> list[object]:
     """A command line of `command` that ends well."""
     return {
         "backends": ["backends"],
+        "bench": ["bench", model, "--budget", 0],
         "inspect": ["inspect", model],
         "optimize": ["optimize", model, "--strategy", "im2col"],
         "verify": ["verify", model, model],
@@ -174,7 +175,7 @@ def test_an_interrupt_is_one_line(
 def start(folder: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
     """The real command line on a demo model, in a process group of its own."""
     command = [sys.executable, "-m", "dilrewrite", "optimize", str(MODELS / f"{name}.onnx")]
-    command += ["-o", str(folder / "o.onnx"), *options]
+    command += ["-o", str(folder / "o.onnx"), "--budget", "0", *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -253,7 +254,7 @@ def test_full_disk(tmp_path: Path, name: str, limit: int) -> None:
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    options = ["--strategy", "im2col", "--verify", "sites", "--quiet"]
+    options = ["--strategy", "im2col", "--budget", "0", "--verify", "sites", "--quiet"]
     command = [sys.executable, "-c", program, "optimize", str(path), "-o", str(folder / "o.onnx"), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr

@@ -55,12 +55,12 @@ WON = (
     form("space_to_axis", "not measured: budget", None, 5),
 )
 LOST = (
-    form("keep", "won", None, 1, 6),
+    form("keep", "", None, 1, 6),
     form("space_to_batch", "lost by 1.08x", comparison(1.204, 1.3, 0.01)),
     form("slice_to_batch", "lost by 2.44x", comparison(1.199, 2.93, 0.03), 9),
 )
 EVEN = (
-    form("keep", "won", None, 1, 2),
+    form("keep", "", None, 1, 2),
     form("tap_zones", "no clear difference", comparison(0.0412, 0.0409, 0.03, 0.1), 9, 2),
 )
 UNMEASURED = (
@@ -167,52 +167,6 @@ UNDECIDED = replace(
     sites=tuple(replace(s, action="kept", strategy="keep") for s in SITES),
     measurement=replace(MEASUREMENT, final=comparison(41.7, 41.5, 0.02), predicted_ratio=None, attempts=()),
 )
-KEPT = replace(
-    MEASURED,
-    status="kept",
-    sites=SITES[3:],
-    after=replace(MEASURED.before, path="models/x.dilrewrite.onnx"),
-    measurement=replace(MEASUREMENT, final=None, predicted_ratio=None, attempts=()),
-)
-BENCH = report(
-    "measured",
-    command="bench",
-    after=AFTER,
-    measurement=replace(MEASUREMENT, attempts=(), predicted_ratio=None, profiled_s=None),
-    seconds={"load": 0.054, "measure": 20.1},
-)
-BENCH_ALONE = replace(BENCH, after=None)
-DRY = report(
-    "rewritten",
-    sites=tuple(
-        replace(
-            s,
-            action="kept",
-            strategy="keep",
-            reason="would be measured",
-            proof=None,
-            predicted_gain=None,
-            candidates=tuple(
-                replace(c, timing=None, outcome="would be measured" if c.strategy != "keep" else "")
-                for c in s.candidates
-            ),
-        )
-        for s in SITES
-    ),
-    options={"dry_run": True},
-    measurement=replace(
-        MEASUREMENT,
-        estimated_s=83.4,
-        spent_s=0.0,
-        measured=0,
-        recalled=0,
-        noise=None,
-        attempts=(),
-        final=None,
-        predicted_ratio=None,
-        doubts=(),
-    ),
-)
 
 
 def _many() -> Report:
@@ -292,13 +246,9 @@ HOSTILE = replace(
 
 
 EXAMPLES: dict[str, Report] = {
-    "measured": MEASURED,
-    "measured-slower": SLOWER,
-    "measured-undecided": UNDECIDED,
-    "measured-kept": KEPT,
-    "bench": BENCH,
-    "bench-alone": BENCH_ALONE,
-    "measured-dry": DRY,
-    "measured-many": MANY,
-    "measured-hostile": HOSTILE,
+    "charts": MEASURED,
+    "charts-slower": SLOWER,
+    "charts-undecided": UNDECIDED,
+    "charts-many": MANY,
+    "charts-hostile": HOSTILE,
 }

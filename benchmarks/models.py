@@ -1,0 +1,153 @@
+"""Whole models: `dilrewrite optimize` as it comes, then a fresh `dilrewrite bench` of the result against the original.
+
+Run `python benchmarks/models.py LIST.json [--budget S] [--modes default,eliminate]`; LIST holds
+`[{"name": ..., "path": ..., "arguments": ["--shape", "x:1x1x4000"]}, ...]`. Results go to
+benchmarks/results/models-BACKEND.json and .md. Without LIST the models of this repository are taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _common import circumstances, heading, table, write
+
+from dilrewrite.backends import timed_backend
+
+OWN = [
+    {"name": "aspp_segmentation", "path": "models/aspp_segmentation.onnx"},
+    {"name": "causal_tcn", "path": "models/causal_tcn.onnx"},
+    {"name": "hifigan_vocoder", "path": "models/hifigan_vocoder.onnx"},
+    {"name": "meshnet3d", "path": "models/meshnet3d.onnx"},
+]
+
+
+def cli(*arguments: str) -> dict[str, Any]:
+    """The report of a run of the tool in a process of its own."""
+    command = [sys.executable, "-m", "dilrewrite", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout.startswith("{"):
+        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def run(entry: dict[str, Any], mode: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Optimize one model in one mode, and time the result afresh."""
+    path, more = entry["path"], list(entry.get("arguments", []))
+    after = folder / f"{entry['name']}.{mode}.onnx"
+    flags = ["--eliminate"] if mode == "eliminate" else []
+    flags += list(entry.get("flags", [])) if mode != "default" else []
+    backend = ["--backend", options.backend]
+    report = cli(
+        "optimize",
+        path,
+        "-o",
+        str(after),
+        "--no-report",
+        "--no-cache",
+        "--force",
+        "--budget",
+        str(options.budget),
+        *flags,
+        *more,
+        *backend,
+    )
+    result: dict[str, Any] = {
+        "name": entry["name"],
+        "mode": mode,
+        "status": report["status"],
+        "sites": len(report["sites"]),
+        "rewritten": report["rewritten"],
+        "strategies": sorted({s["strategy"] for s in report["sites"] if s["action"] == "rewritten"}),
+        "share": sum(s["share"] or 0 for s in report["sites"]),
+        "measuring": report["measurement"],
+        "reasons": sorted({s["reason"] for s in report["sites"]}),
+        "seconds": sum(report["seconds"].values()),
+    }
+    if report["output"] is not None:
+        fresh = cli("bench", path, str(after), "--budget", str(options.bench), *more, *backend)["measurement"]
+        result["fresh"] = fresh
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("list", nargs="?", type=Path)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--budget", type=float, default=60.0)
+    parser.add_argument("--bench", type=float, default=20.0, help="seconds for the fresh timing of the result")
+    parser.add_argument("--modes", default="default,eliminate")
+    options = parser.parse_args()
+    entries = json.loads(options.list.read_text(encoding="utf-8")) if options.list else OWN
+    backend = timed_backend(options.backend)
+    options.backend = backend.name
+    about = circumstances(backend, None)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="dilrewrite-bench-") as folder:
+        for entry in entries:
+            for mode in options.modes.split(","):
+                try:
+                    rows.append(run(entry, mode, options, Path(folder)))
+                except RuntimeError as error:
+                    print(f"{entry['name']} {mode}: {error}", flush=True)
+                    rows.append({"name": entry["name"], "mode": mode, "status": "failed", "error": str(error)})
+                    continue
+                print(entry["name"], mode, rows[-1]["status"], _fresh(rows[-1]), flush=True)
+    page = heading("Whole models", about)
+    page += [
+        "`optimize`, then `bench` of its result against the original: time after / time before with the 95 % interval, "
+        f"from sessions of their own (budgets {options.budget:g} s and {options.bench:g} s). Shares are of the original's "
+        "time in dilated Convs. `eliminate` leaves no dilation, whatever it costs.",
+        "",
+    ]
+    page += table(
+        (
+            "model",
+            "mode",
+            "#sites",
+            "#share",
+            "#rewritten",
+            "forms",
+            "#before, ms",
+            "#after / before",
+            "interval",
+            "#optimize, s",
+        ),
+        [_row(row) for row in rows],
+    )
+    write(f"models-{backend.name}", {"about": about, "rows": rows}, page)
+
+
+def _fresh(row: dict[str, Any]) -> str:
+    final = (row.get("fresh") or {}).get("final")
+    return f"{final['ratio']:.3f} ({final['low']:.3f} to {final['high']:.3f})" if final else "-"
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["status"] == "failed":
+        return (row["name"], row["mode"], "-", "-", "-", f"failed: {row['error']}", "-", "-", "-", "-")
+    final = (row.get("fresh") or {}).get("final")
+    return (
+        row["name"],
+        row["mode"],
+        str(row["sites"]),
+        f"{100 * row['share']:.1f} %",
+        str(row["rewritten"]),
+        ", ".join(row["strategies"]) or row["status"],
+        f"{final['first']['median_s'] * 1e3:.3g}" if final else "-",
+        f"{final['ratio']:.3f}" if final else "-",
+        f"{final['low']:.3f} to {final['high']:.3f}" if final else "-",
+        f"{row['seconds']:.0f}",
+    )
+
+
+if __name__ == "__main__":
+    main()

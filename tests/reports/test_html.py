@@ -1,0 +1,594 @@
+"""The HTML page: well-formed, safe, complete, bars as long as the numbers; and what a browser makes of it."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dilrewrite.report import Report
+from dilrewrite.reports import _words as words
+from dilrewrite.reports import formats
+from dilrewrite.reports import html as page_format
+from tests.reports.examples import REPORTS, check_golden
+from tests.reports.html_examples import EXAMPLES, FINAL, HOSTILE, MANY, MEASURED, STRANGE, WON, comparison, form, timing
+from tests.reports.test_markdown import tables as markdown_tables
+
+ALL = {**REPORTS, **EXAMPLES}
+VOID = {"meta", "wbr"}
+HEADINGS = ("h1", "h2", "h3")
+
+
+@dataclass
+class Node:
+    """An element: its attributes and what is in it, text and elements."""
+
+    tag: str
+    attributes: dict[str, str] = field(default_factory=dict)
+    content: list[Node | str] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Node]:
+        yield self
+        for item in self.content:
+            if isinstance(item, Node):
+                yield from item.walk()
+
+    def all(self, tag: str, class_: str | None = None) -> list[Node]:
+        return [
+            node
+            for node in self.walk()
+            if node.tag == tag and (class_ is None or class_ in node.attributes.get("class", "").split())
+        ]
+
+    @property
+    def text(self) -> str:
+        """What a reader sees, white space as a browser takes it."""
+        return " ".join(self._text().split())
+
+    def _text(self) -> str:
+        return "".join(item if isinstance(item, str) else item._text() for item in self.content)
+
+
+class Tree(HTMLParser):
+    """Builds the tree; stops at whatever is not balanced."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = Node("")
+        self.open = [self.root]
+        self.declarations: list[str] = []
+
+    def handle_decl(self, decl: str) -> None:
+        self.declarations.append(decl)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data}")
+
+    def handle_pi(self, data: str) -> None:
+        raise AssertionError(f"an instruction: {data}")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute twice: {attrs}"
+        node = Node(tag, {name: value or "" for name, value in attrs})
+        self.open[-1].content.append(node)
+        if tag not in VOID:
+            self.open.append(node)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].content.append(data)
+
+
+def render(report: Report) -> str:
+    return formats()["html"].render(report)
+
+
+def parse(source: str) -> Node:
+    parser = Tree()
+    parser.feed(source)
+    parser.close()
+    assert parser.declarations == ["doctype html"]
+    assert parser.open == [parser.root], "everything is closed"
+    (root,) = (item for item in parser.root.content if isinstance(item, Node))
+    return root
+
+
+@functools.cache
+def tree(name: str) -> Node:
+    return parse(render(ALL[name]))
+
+
+def rows(node: Node) -> list[list[str]]:
+    """Return every row of every table, as texts."""
+    return [[cell.text for cell in row.content if isinstance(cell, Node)] for row in node.all("tr")]
+
+
+def plain(text: str) -> str:
+    return " ".join(words.clean(text).split())
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_file_name():
+    assert formats()["html"].filename == "report.html"
+
+
+@pytest.mark.parametrize("name", ["charts", "inspected"])
+def test_golden(name):
+    check_golden(f"{name}.html", render(ALL[name]))
+
+
+def test_same_text_every_time():
+    assert render(MANY) == render(replace(MANY))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_well_formed(name):
+    root = tree(name)
+    assert (root.tag, root.attributes) == ("html", {"lang": "en"})
+    assert [node.tag for node in root.content if isinstance(node, Node)] == ["head", "body"]
+    head = root.all("head")[0]
+    assert head.content[0] == Node("meta", {"charset": "utf-8"}), "within the first 1024 bytes"
+    (title,) = head.all("title")
+    report = ALL[name]
+    assert title.text == plain(f"dilrewrite {report.command}: {report.status}: {report.before.path}")
+    ids = [node.attributes["id"] for node in root.walk() if "id" in node.attributes]
+    assert len(set(ids)) == len(ids)
+    for node in root.walk():
+        if node.tag in ("p", *HEADINGS):
+            inside = {inner.tag for inner in node.walk()} - {node.tag}
+            assert inside <= {"a", "b", "code", "span", "svg", "path", "rect", "wbr"}, (node.tag, inside)
+        if node.tag == "details":
+            first = node.content[0]
+            assert isinstance(first, Node)
+            assert first.tag == "summary"
+            assert [child.tag for child in node.content if isinstance(child, Node)].count("summary") == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_needs_nothing_else_and_runs_nothing(name):
+    """No script, no event, no address outside the page, no style that loads anything."""
+    allowed = {"html", "head", "meta", "title", "style", "body", "main", "header", "nav", "section", "footer", "p"}
+    allowed |= {"h1", "h2", "h3", "a", "b", "code", "span", "wbr", "ul", "li", "div", "details", "summary"}
+    allowed |= {"table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "svg", "path", "rect"}
+    root = tree(name)
+    ids = {node.attributes.get("id") for node in root.walk()}
+    for node in root.walk():
+        assert node.tag in allowed
+        assert not {key for key in node.attributes if key.startswith("on")} | {"src", "xlink:href"} & set(
+            node.attributes
+        )
+        if "href" in node.attributes:
+            assert node.attributes["href"].startswith("#")
+            assert node.attributes["href"][1:] in ids, "a link leads somewhere"
+        assert re.fullmatch(r"(left:[\d.]+%)?", node.attributes.get("style", ""))
+    (style,) = root.all("style")
+    assert not re.search(r"url|@import|@font-face|expression|javascript", style.text)
+    assert style.text.count("{") == style.text.count("}")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_can_be_read_without_seeing(name):
+    root = tree(name)
+    levels = [int(node.tag[1]) for node in root.walk() if node.tag in HEADINGS]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(next_ <= level + 1 for level, next_ in pairwise(levels))
+    for node in root.all("th"):
+        assert node.attributes["scope"] in ("row", "col")
+        assert node.text or node.attributes["scope"] == "row"
+    for table in root.all("table"):
+        lines = [[cell for cell in row.content if isinstance(cell, Node)] for row in table.all("tr")]
+        assert len({len(line) for line in lines}) == 1
+        assert all(line[0].tag == "th" for line in lines)
+    for drawing in root.all("svg", "plot"):
+        assert drawing.attributes["role"] == "img"
+        assert drawing.attributes["aria-label"]
+    hidden = {id(inner) for node in root.walk() if node.attributes.get("aria-hidden") for inner in node.walk()}
+    assert all("plot" in node.attributes["class"] or id(node) in hidden for node in root.all("svg"))
+    for box in root.all("div", "scroll"):
+        assert (box.attributes["role"], box.attributes["tabindex"]) == ("region", "0")
+        assert box.attributes["aria-label"]
+
+
+# -- what it says ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_answer_comes_first(name):
+    (heading,) = tree(name).all("h1")
+    assert heading.text == plain(words.outcome(ALL[name]))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_table_of_the_markdown_is_there(name):
+    mine = rows(tree(name))
+    for table in markdown_tables(formats()["markdown"].render(ALL[name])):
+        for row in table[1:]:
+            cells = [" ".join(cell.split()) for cell in row]
+            assert any(all(any(own.endswith(cell) for own in other) for cell in cells) for other in mine), cells
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_sentence_of_the_markdown_is_there(name):
+    report, whole = ALL[name], tree(name).text
+    verdict, found = report.verdict, report.measurement
+    lines = [*report.remaining, *words.notes(report), words.environment(report), words.times(report.seconds)]
+    lines += [words.model(model) for model in (report.before, report.after) if model is not None]
+    for site in report.sites:
+        lines += [f"{refusal.strategy} refuses: {refusal.reason}" for refusal in site.refused]
+        for some in words.without_time(site):
+            lines.append(f"{', '.join(candidate.strategy for candidate in some)}: {some[0].outcome}")
+    for node in report.skipped:
+        dilations = f", dilations {words.dims(node.dilations)}" if node.dilations else ""
+        lines.append(f"{node.where}/{node.name} ({node.op}{dilations}): {node.reason}")
+    for change in report.normalised:
+        lines.append(f"{change.where}/{change.name}: {words.normalised(change.dilations, change.pads)}")
+    if found is not None:
+        lines += found.doubts
+    if verdict is not None:
+        lines += [*verdict.failures, *words.how_verified(verdict), *map(words.case_name, verdict.cases)]
+        lines.append(words.equality(report))
+    lines.append(f"Report schema {report.schema_version}, exit code {report.exit_code}.")
+    for line in lines:
+        assert plain(line) in whole
+    have = rows(tree(name))
+    for what, says in words.measuring(report):
+        assert [what, plain(says)] in have
+
+
+def test_sites_with_one_question_are_one_group():
+    groups = [node for node in tree("charts").all("details", "group") if "of the time" in node.text]
+    assert "Sites 1, 2, 3: main/aspp.0, main/aspp.1, main/aspp.2" in groups[0].text
+    assert "69.1 % of the time, space_to_batch: 2.39x faster (3 sites)" in groups[0].text
+    assert len(groups) == 3
+
+
+def test_sites_of_one_question_that_differ_show_all_they_have():
+    first, second, *rest = MEASURED.sites
+    odd = replace(second, candidates=(form("tap_sum", "not measured: odd"),))
+    root = parse(render(replace(MEASURED, sites=(first, odd, *rest))))
+    (group,) = (node for node in root.all("details", "group") if "Sites 1, 2, 3:" in node.text)
+    assert "Sites 1, 3:" in group.text
+    assert "Site 2:" in group.text
+    assert "tap_sum: not measured: odd" in group.text
+
+
+def test_prediction_and_result():
+    assert (
+        "Predicted from the timings of the sites: 0.597x the time; actual: 0.633x: 6.0 % more time than predicted."
+        in tree("charts").text
+    )
+    near = replace(MEASURED, measurement=replace(MEASURED.measurement, predicted_ratio=FINAL.ratio + 0.001))
+    assert "actual: 0.633x: within the interval." in parse(render(near)).text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_charts_only_of_what_was_measured(name):
+    report, root = ALL[name], tree(name)
+    captions = [node.text for node in root.all("figcaption")]
+    found = report.measurement
+    assert any("whole model" in text for text in captions) == (found is not None and found.final is not None)
+    assert any("Share" in text for text in captions) == any(site.share is not None for site in report.sites)
+    assert any("neighbours" in text for text in captions) == any(map(words.was_measured, report.sites))
+
+
+def test_many_sites_are_folded():
+    root = tree("charts-many")
+    groups = root.all("details", "group")
+    assert len([node for node in groups if "Sites" in node.text]) == 60
+    assert len([node for node in groups if "open" in node.attributes and "Sites" in node.text]) < 10
+    assert "285 sites more" in root.text
+    assert "40 groups more" in root.text
+    assert len(render(MANY)) < 3_000_000
+
+
+# -- safety ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_read_back_and_open_nothing():
+    root = tree("charts-hostile")
+    cells = {cell for row in rows(root) for cell in row}
+    assert {plain(STRANGE), plain(f"{STRANGE}/{STRANGE}"), f"main/{'n' * 500}"} <= cells
+    assert plain(HOSTILE.before.path) in root.text
+    source = render(HOSTILE)
+    assert "<img" not in source
+    assert "<script" not in source
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", source)
+    source.encode("utf-8")
+
+
+@pytest.mark.parametrize("value", ["<b>", "a&b", '"', "'", "&lt;", "\x00\x1b\u202e", "a/b_c->d", "日本語", "\ud800"])
+def test_escaping(value):
+    for markup in (page_format.text(value), page_format.code(value), page_format.element("p", value, title=value)):
+        root = parse(f"<!doctype html><div>{markup}</div>")
+        assert root.text == plain(value)
+        assert all(node.attributes.get("title", words.clean(value)) == words.clean(value) for node in root.walk())
+
+
+# -- charts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """A row of a chart, read back."""
+
+    label: str
+    says: str
+    drawing: Node
+    end: float
+
+    @property
+    def length(self) -> float:
+        """The length of the bar in units of its axis."""
+        bar = next(node for node in self.drawing.all("rect") if node.attributes["class"] != "gone")
+        assert bar.attributes["x"] == "0"
+        return float(bar.attributes["width"]) / page_format.WIDTH * self.end
+
+    def path(self, kind: str) -> str:
+        return next(node.attributes["d"] for node in self.drawing.all("path", kind))
+
+    @property
+    def whisker(self) -> tuple[float, float]:
+        found = re.fullmatch(r"M([\d.]+) 12H([\d.]+)M\1 8V16M\2 8V16", self.path("whisker"))
+        assert found is not None
+        return tuple(float(x) / page_format.WIDTH * self.end for x in found.groups())  # type: ignore[return-value]
+
+
+def chart(figure: Node) -> list[Row]:
+    axis = [float(node.text.split()[0]) for node in figure.all("div", "axis")[0].all("span")]
+    assert axis[0] == 0
+    steps = {round(b - a, 9) for a, b in pairwise(axis)}
+    assert len(steps) == 1, "ticks at equal distances"
+    return [
+        Row(row.all("div", "label")[0].text, row.all("div", "says")[0].text, row.all("svg", "plot")[0], axis[-1])
+        for row in figure.all("div", "row")
+        if row.all("svg", "plot")
+    ]
+
+
+def figures(root: Node, caption: str) -> list[list[Row]]:
+    return [chart(figure) for figure in root.all("figure") if caption in figure.all("figcaption")[0].text]
+
+
+def near(end: float) -> float:
+    """Return one unit of a plot, which is less than a pixel."""
+    return end / page_format.WIDTH
+
+
+def test_bars_of_the_whole_model():
+    before, after, predicted = figures(tree("charts"), "whole model")[0]
+    for row, label, timed in ((before, "before", FINAL.first), (after, "after", FINAL.second)):
+        assert row.label == label
+        assert row.length == pytest.approx(1000 * timed.median_s, abs=near(row.end))
+        wanted = (1000 * timed.p20_s, 1000 * timed.p80_s)
+        assert row.whisker == pytest.approx(wanted, abs=near(row.end))
+        assert f"{words.milliseconds(timed.median_s)} ms" in row.drawing.attributes["aria-label"]
+        assert words.spread(timed) in row.says
+    assert predicted.length == pytest.approx(1000 * 0.597 * FINAL.first.median_s, abs=near(predicted.end))
+    assert words.versus(FINAL) in tree("charts").text
+
+
+def test_bars_of_the_forms():
+    keep, *forms = figures(tree("charts"), "neighbours")[0]
+    timed = {candidate.strategy: candidate for candidate in WON if candidate.timing is not None}
+    assert keep.label == "keep"
+    assert keep.length == pytest.approx(9.85, abs=near(keep.end))
+    assert [row.label for row in forms] == list(timed)
+    for row in forms:
+        candidate = timed[row.label]
+        comparison = candidate.timing
+        assert comparison is not None
+        ratio, interval = words.ratio_of(comparison)
+        assert f"{ratio}x [{interval}]" in row.says
+        assert candidate.outcome in row.says
+        mark = float(row.path("mark").removeprefix("M").split()[0]) / page_format.WIDTH * row.end
+        assert mark == pytest.approx(1000 * comparison.first.median_s, abs=near(row.end))
+        if row.label == "im2col":
+            assert row.length == row.end
+            assert "(bar cut)" in row.says
+            assert "(bar cut)" in row.drawing.attributes["aria-label"]
+            assert row.drawing.all("path", "cut")
+            assert not row.drawing.all("path", "whisker")
+        else:
+            assert row.length == pytest.approx(1000 * comparison.second.median_s, abs=near(row.end))
+            wanted = (1000 * comparison.second.p20_s, 1000 * comparison.second.p80_s)
+            assert row.whisker == pytest.approx(wanted, abs=near(row.end))
+    assert "taken" in forms[0].says
+    assert not any("taken" in row.says for row in forms[1:])
+
+
+def test_bars_of_shares():
+    found = figures(tree("charts"), "Share")[0]
+    known = {f"{i} {words.site_name(s)}": s for i, s in enumerate(MEASURED.sites, 1) if s.share is not None}
+    assert {row.label for row in found} == set(known)
+    lengths = [row.length for row in found]
+    assert lengths == sorted(lengths, reverse=True)
+    for row in found:
+        site = known[row.label]
+        assert site.share is not None
+        assert row.length == pytest.approx(100 * site.share, abs=near(row.end))
+        gone = row.drawing.all("rect", "gone")
+        assert bool(gone) == bool(site.predicted_gain)
+        for part in gone:
+            width = float(part.attributes["width"]) / page_format.WIDTH * row.end
+            assert site.predicted_gain is not None
+            assert width == pytest.approx(100 * site.predicted_gain, abs=2 * near(row.end))
+            assert f"predicted gain {words.gain(site.predicted_gain)}" in row.says
+
+
+def test_lines_far_beyond_the_bars_leave_the_chart():
+    """One that leaves has no end on that side; what it says is in words, and bars keep a length."""
+    final = replace(FINAL, second=replace(FINAL.second, p80_s=1.0))
+    root = parse(render(replace(MEASURED, measurement=replace(MEASURED.measurement, final=final))))
+    before, after, _ = figures(root, "whole model")[0]
+    assert before.length > 0.5 * before.end
+    assert re.fullmatch(r"M([\d.]+) 12H1000M\1 8V16", after.path("whisker"))
+    assert words.spread(final.second) in after.says
+    assert before.path("whisker").count("V") == 2
+
+
+def test_folded_bars_have_the_same_axis():
+    found = figures(tree("charts-many"), "Share")
+    assert [len(rows) for rows in found] == [page_format.MANY_BARS, 300 - page_format.MANY_BARS]
+    assert len({rows[0].end for rows in found}) == 1
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1, 1e6])
+@pytest.mark.parametrize("ratio", [0.016, 0.5, 0.999, 1.0, 1.7, 62])
+def test_bars_are_in_proportion(scale, ratio):
+    final = comparison(scale, scale * ratio)
+    root = parse(
+        render(replace(MEASURED, measurement=replace(MEASURED.measurement, final=final, predicted_ratio=None)))
+    )
+    before, after = figures(root, "whole model")[0]
+    assert after.length / before.length == pytest.approx(ratio, rel=0.001, abs=0.001 / before.length * before.end)
+    assert max(before.length, after.length) > 0.5 * before.end, "the axis fits"
+    assert max(before.whisker[1], after.whisker[1]) <= before.end
+
+
+def test_no_time_at_all_is_said_not_drawn():
+    nothing = replace(FINAL, first=timing(0), second=timing(0), ratio=1.0, low=1.0, high=1.0)
+    root = parse(render(replace(MEASURED, measurement=replace(MEASURED.measurement, final=nothing))))
+    assert not [node for node in root.all("figcaption") if "whole model" in node.text]
+    assert "before: 0.00 ms" in root.text
+
+
+@pytest.mark.parametrize("most", [1e-9, 0.0412, 1, 1.01, 4.99, 5, 7, 10, 41.7, 99.9, 12345, 1e12])
+def test_ticks(most):
+    found = page_format.ticks(most)
+    assert found[0] == 0
+    assert 2 <= len(found) <= 6
+    assert found[-2] < most <= found[-1] * (1 + 1e-9)
+
+
+# -- in a browser ----------------------------------------------------------------------------------------------------
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome")
+
+
+def browse(folder: Path, page: Path, *options: str) -> str:
+    """Run a browser on a page and return what it prints. A second try, for a browser that does not start."""
+    assert BROWSER is not None
+    fixed = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
+    for attempt in range(2):
+        command = [BROWSER, *fixed, f"--user-data-dir={folder / f'profile{attempt}'}", *options, page.as_uri()]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        except subprocess.TimeoutExpired:
+            continue
+        if done.returncode == 0:
+            return done.stdout.decode("utf-8")
+    pytest.skip("the browser does not run here")
+
+
+def shoot(folder: Path, name: str, width: int, height: int, *options: str) -> tuple[bytes, set[bytes]]:
+    """Return the first pixel and all the different lines of a screenshot, which has the size asked for."""
+    page, picture = folder / "report.html", folder / "picture.png"
+    page.write_text(render(ALL[name]), encoding="utf-8")
+    browse(folder, page, f"--window-size={width},{height}", f"--screenshot={picture}", *options)
+    data = picture.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, place = b"", 8
+    while place < len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        chunks += data[place + 8 : place + 8 + length] if kind == b"IDAT" else b""
+        place += length + 12
+    columns, lines, depth, colours = struct.unpack(">IIBB", data[16:26])
+    assert (columns, lines, depth) == (width, height, 8)
+    bytes_per_line = 1 + width * {2: 3, 6: 4}[colours]
+    raw = zlib.decompress(chunks)
+    assert len(raw) == height * bytes_per_line
+    return raw[1:4], {raw[i : i + bytes_per_line] for i in range(0, len(raw), bytes_per_line)}
+
+
+@needs_browser
+def test_screenshots(tmp_path):
+    """Of a wide light page and a narrow dark one: of the right size, not blank, in the right colours."""
+    first, lines = shoot(tmp_path, "charts", 1200, 900)
+    assert first == b"\xff\xff\xff"
+    assert len(lines) > 300
+    first, lines = shoot(tmp_path, "charts", 400, 900, "--blink-settings=preferredColorScheme=0")
+    assert first == bytes.fromhex("14181d")
+    assert len(lines) > 300
+
+
+MEASURE = """
+const results = [];
+for (const frame of document.querySelectorAll("iframe")) {
+  const page = frame.contentDocument, root = page.documentElement;
+  const folded = root.scrollWidth - root.clientWidth;
+  page.querySelectorAll("details").forEach(part => part.open = true);
+  const wide = [...page.querySelectorAll("body *")].filter(
+    node => !node.closest(".scroll") && node.getBoundingClientRect().right > root.clientWidth + 0.5);
+  results.push({
+    folded, unfolded: root.scrollWidth - root.clientWidth, wide: wide.map(node => node.outerHTML.slice(0, 80)),
+    heading: page.querySelector("h1").textContent, shown: page.querySelector("h1").getBoundingClientRect().height,
+    small: Math.min(...[...page.querySelectorAll("p, td, .says, .label")].map(
+      node => parseFloat(frame.contentWindow.getComputedStyle(node).fontSize))),
+    foreign: page.querySelectorAll("script, img, iframe, link, object, embed").length,
+    loaded: frame.contentWindow.performance.getEntriesByType("resource").length,
+    bars: [...page.querySelectorAll("figure")].map(figure => [...figure.querySelectorAll(".plot")].map(plot => {
+      const bar = plot.querySelector("rect");
+      return [plot.getBoundingClientRect().width, bar ? bar.getBoundingClientRect().width : 0,
+        bar ? parseFloat(bar.getAttribute("width")) : 0];
+    })),
+  });
+}
+document.body.innerHTML = "";
+document.body.textContent = JSON.stringify(results);
+"""
+
+
+def measured_in_browser(folder: Path, shown: Sequence[tuple[str, int]]) -> list[dict[str, object]]:
+    """Return what a browser makes of pages in frames of some widths, in which no script can run."""
+    frames = "".join(
+        f'<iframe sandbox="allow-same-origin" style="width:{width}px;height:900px;border:0" '
+        f'srcdoc="{html.escape(render(ALL[name]))}"></iframe>'
+        for name, width in shown
+    )
+    page = folder / "frames.html"
+    script = f"<script>addEventListener('load', () => {{{MEASURE}}});</script>"
+    page.write_text(f'<!doctype html><meta charset="utf-8"><body>{frames}{script}</body>', encoding="utf-8")
+    dumped = browse(folder, page, "--dump-dom")
+    found = json.loads(parse_body(dumped))
+    assert len(found) == len(shown)
+    return found
+
+
+def parse_body(dumped: str) -> str:
+    return html.unescape(re.search(r"<body>(.*)</body>", dumped, re.DOTALL)[1])  # type: ignore[index]
+
+
+@needs_browser
+def test_layout_without_scripts(tmp_path):
+    """Nothing is wider than the window, folded or not; bars are as wide as they say; nothing is loaded."""
+    names = [name for name in ALL if name != "charts-many"]
+    shown = [(name, 360) for name in names] + [("charts", 1200), ("charts-many", 360)]
+    for (name, width), found in zip(shown, measured_in_browser(tmp_path, shown), strict=True):
+        where = f"{name} at {width} px"
+        assert plain(str(found["heading"])) == plain(words.outcome(ALL[name])), where
+        assert found["shown"] > 20, where
+        assert (found["folded"], found["unfolded"], found["wide"]) == (0, 0, []), where
+        assert (found["foreign"], found["loaded"]) == (0, 0), where
+        assert found["small"] >= 12, where
+        for figure in found["bars"]:  # type: ignore[attr-defined]
+            for plot, bar, units in figure:
+                assert plot > (250 if width == 360 else 500), where
+                assert bar == pytest.approx(plot * units / page_format.WIDTH, abs=1), where
