@@ -209,9 +209,9 @@ def main() -> None:
     names = [name for name in strategies() if name not in ("keep",)]
     page = heading("Forms against the dilated Conv", about)
     page += [
-        "Time of a form as a multiple of the dilated Conv's (below 1: faster), both with their neighbours; **bold**: faster "
-        "beyond margin, noise and interval. `-`: the form does not apply, or comes to the same as tap_prune. Forms that lost "
-        "every one of the first six pairs by more than 1.15x were not timed further. One run of the script: "
+        "Time of a form as a multiple of the dilated Conv's (below 1: faster), both with their neighbours; **bold**: "
+        "faster beyond margin, noise and interval. `-`: the form does not apply, or comes to the same as tap_prune. "
+        "Forms that lost every one of the first six pairs by more than 1.15x were not timed further. One run of "
         f"`python benchmarks/geometries.py --backend {backend.name}`.",
         "",
     ]

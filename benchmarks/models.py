@@ -119,7 +119,7 @@ def main() -> None:
             "#before, ms",
             "#after / before",
             "interval",
-            "#optimize, s",
+            "#took, s",
         ),
         [_row(row) for row in rows],
     )

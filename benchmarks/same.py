@@ -45,7 +45,7 @@ def main() -> None:
             )
     page = heading("A model against itself", about)
     page += [
-        f"`dilrewrite bench M M --budget {options.budget:g}`, {options.times} times for each size, every time in a new process.",
+        f"`dilrewrite bench M M --budget {options.budget:g}`, {options.times} times per size, each in a new process.",
         "",
     ]
     summary = []
@@ -71,7 +71,8 @@ def main() -> None:
             (
                 row["size"],
                 f"{row['final']['ratio']:.4f}",
-                f"{row['final']['low']:.4f} to {row['final']['high']:.4f}{'' if row['holds'] else ' (does not hold 1)'}",
+                f"{row['final']['low']:.4f} to {row['final']['high']:.4f}"
+                + ("" if row["holds"] else " (does not hold 1)"),
                 f"{100 * (row['final']['noise'] or 0):.2f} %",
                 str(row["final"]["pairs"]),
                 row["final"]["mode"],
