@@ -104,8 +104,8 @@ def main() -> None:
     page = heading("Whole models", about)
     page += [
         "`optimize`, then `bench` of its result against the original: time after / time before with the 95 % interval, "
-        f"from sessions of their own (budgets {options.budget:g} s and {options.bench:g} s). Shares are of the original's "
-        "time in dilated Convs. `eliminate` leaves no dilation, whatever it costs.",
+        f"from sessions of their own (budgets {options.budget:g} s and {options.bench:g} s). The share is that of the "
+        "dilated Convs in the original's time. `eliminate` leaves no dilation, whatever it costs.",
         "",
     ]
     page += table(

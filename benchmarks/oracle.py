@@ -154,7 +154,8 @@ def main() -> None:
     page = heading("The choice against the best forced forms", about)
     page += [
         "The oracle forces every form that is not hopeless on each group of equal sites, in the whole model, and takes "
-        "for each group the one with the lowest time whose interval is below 1. Time of the chosen model / time of the oracle's, paired.",
+        "for each group the one with the lowest time whose interval is below 1."
+        " Time of the chosen model / time of the oracle's, paired.",
         "",
     ]
     page += table(

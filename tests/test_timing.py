@@ -463,7 +463,8 @@ def test_a_run_that_the_clock_does_not_see(first_s: float, second_s: float) -> N
     assert noise.ratio == 1
     modes: list[Mode] = ["interleaved", "blocks"]
     for mode in modes:
-        found = stopwatch.compare("a", "b", 0.2, noise=noise, mode=mode, hopeless=HOPELESS)
+        found = stopwatch.compare("a", "b", 2, noise=noise, mode=mode)
+        assert found.mode == mode
         assert 0 < found.low <= found.ratio <= found.high < math.inf
         assert found.faster is False
         assert found.slower is (second_s > 0)
@@ -519,6 +520,9 @@ def test_after_the_deadline_only_the_fewest_pairs(base: float, mode: Mode, round
     found = watch(bench, -1.0).compare("a", "b", 60, mode=mode, rounds=rounds, hopeless=hopeless)
     assert found.pairs == MIN_PAIRS == found.first.runs
     assert found.mode == "interleaved", "blocks take more time"
+    if hopeless < math.inf:
+        assert len(timed(bench, 1 if base > 1 else 3)) % (2 * MIN_PAIRS) == 0
+        assert bench.opened[:2] == bench.opened == ["a", "b"], "the first look is all there is time for"
     bench = FakeBench({"a": base, "b": base}, opening_s=0.1)
     noise, mode = watch(bench, -1.0).noise("a", "b", 60)
     assert noise.pairs == MIN_PAIRS
@@ -550,6 +554,30 @@ def test_rounds_make_sessions_anew(rounds: int, slice_s: float) -> None:
     firsts = Counter(order[n] for order in pairs for n in range(0, len(order), 2))
     assert abs(firsts["a"] - firsts["b"]) <= 1, "who begins changes from pair to pair, across rounds too"
     assert sum(firsts.values()) == found.pairs
+
+
+def test_rounds_have_equal_shares() -> None:
+    """Each keeps the time that those after it take to load."""
+    bench = FakeBench({"a": 10 * MS, "b": 10 * MS}, opening_s=0.2)
+    found = watch(bench).compare("a", "b", 3, rounds=3)
+    rounds: list[int] = []
+    for order in bench.orders:
+        if len(order) == 1:
+            rounds += [0] if not rounds or rounds[-1] else []
+        else:
+            rounds[-1] += len(order) // 2
+    assert len(rounds) == 3
+    assert sum(rounds) == found.pairs
+    assert max(rounds) - min(rounds) <= 2
+    assert 2.9 <= bench.now <= 3.1
+
+
+def test_the_deadline_ends_the_rounds() -> None:
+    bench = FakeBench({"a": 10 * MS, "b": 10 * MS})
+    found = watch(bench, 0.5).compare("a", "b", 60, rounds=3)
+    assert bench.opened == ["a", "b"]
+    assert found.pairs >= 20
+    assert bench.now <= 1.0
 
 
 def test_a_session_that_is_slow_by_itself_is_evened_out_by_rounds() -> None:
@@ -614,7 +642,9 @@ def test_what_does_not_clearly_lose_is_timed(mode: Mode, ratio: float) -> None:
     found = watch(bench).compare("a", "b", 4, hopeless=HOPELESS, mode=mode)
     assert found.pairs > MIN_PAIRS
     assert found.mode == mode
-    assert bench.now <= 4 + 0.5, "the first look is part of the slice"
+    bench = FakeBench({"a": 10 * MS, "b": ratio * 10 * MS}, opening_s=0.5)
+    watch(bench).compare("a", "b", 4, hopeless=HOPELESS)
+    assert bench.now <= 4.1, "the first look is part of the slice"
 
 
 def test_one_win_among_the_first_is_enough() -> None:

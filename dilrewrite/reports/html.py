@@ -1071,6 +1071,7 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: .87rem; }
 }
 @media (max-width: 700px) {
   main { padding: .8rem .7rem 2rem; }
+  h1 { font-size: 1.2rem; }
   .row { grid-template-columns: minmax(0, 1fr); padding-top: .5rem; }
   .label { text-align: left; }
   .label, .says { position: relative; justify-self: start; background: var(--page); padding: 0 .3rem 0 0; }

@@ -423,7 +423,7 @@ def test_many_groups_of_timed_forms():
     sites = tuple(won(f"s{i}", question=i, share=(20 - i) / 1000) for i in range(15))
     text = console.to_text(replace(REPORTS["measured"], sites=(*sites, won("more", question=14, share=0.006))))
     assert text.count("ratio to") == console.FORM_GROUPS
-    assert "and 3 groups more (3 sites, 2.4 % of the time)" in text
+    assert "and 12 groups more (13 sites, 14.4 % of the time)" in text
 
 
 def test_the_budget_and_why_it_was_not_kept():
