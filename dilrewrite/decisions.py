@@ -110,7 +110,9 @@ def check(path: Path, decided: Mapping[str, Decided], sites: Sequence[Site]) -> 
             )
         if entry.digest != digest(site):
             raise UsageError(
-                f"{where}: the node {site.where}/{site.name or site.output} has another geometry", hint=hint
+                f"{where}: the node {site.where}/{site.name or site.output} is not what was decided about "
+                "(its geometry, types, opset, or what follows it)",
+                hint=hint,
             )
     for key in decided:
         if key not in known:

@@ -53,6 +53,9 @@ FEWEST_S, MOST_S = 0.15, 1.0
 OVERHEAD_S = 0.25
 """What a form costs besides its runs, about: loading two sessions and warming them up."""
 
+ROUNDS = 3
+"""How often sessions are made anew within a comparison: where memory lies gives each its own luck."""
+
 NEGLIGIBLE = 0.01
 """Sites that together take no more than this share of the model's time cannot matter."""
 
@@ -323,6 +326,7 @@ class Meter:
                     slice_s,
                     noise=noise,
                     mode=mode,
+                    rounds=ROUNDS,
                     hopeless=timing.HOPELESS if prune else math.inf,
                 )
                 results[form.strategy] = FormTiming(outcome=outcome(comparison), timing=comparison)
@@ -349,7 +353,7 @@ class Meter:
         try:
             worker = self._worker()
             self._stand(worker, {"keep": (baseline, question.feeds), "twin": (baseline, question.feeds)})
-            return self._watch(self.forms_until_s).noise("keep", "twin", slice_s)
+            return self._watch(self.forms_until_s).noise("keep", "twin", slice_s, rounds=ROUNDS)
         except (Crashed, TimedOut) as error:
             self.close()
             raise CannotRun(str(error)) from error
@@ -393,11 +397,11 @@ class Meter:
         started = self.now()
         if self.noise is None and left > 3 * (2 * MIN_PAIRS * run_s):
             self._stand(worker, {**models, "twin": (before, feeds)})
-            # A quarter: A/A needs as many pairs as the comparison whose interval it widens, or nearly.
-            self.noise, mode = watch.noise("before", "twin", left * 0.35)
+            cheap = left > 10 and run_s < left / 60
+            self.noise, mode = watch.noise("before", "twin", left * 0.35, rounds=ROUNDS if cheap else 1)
         least = watch.opening_s + MIN_PAIRS * watch.pair_s if watch.pair_s else 2 * MIN_PAIRS * run_s
         left = max(self.budget_s - self.now(), 0.0) * share
-        rounds = 3 if watch.opening_s and left > 4 * watch.opening_s + 4 * MIN_PAIRS * watch.pair_s else 1
+        rounds = ROUNDS if watch.opening_s and left > 4 * watch.opening_s + 4 * MIN_PAIRS * watch.pair_s else 1
         self._stand(worker, {**models, "after": (after, feeds)})
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
         if self.now() > self.budget_s:

@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from dilrewrite.backends import Array, Io, dtype
 from dilrewrite.find import DEFAULT_DOMAINS, UNARY, Container, ScopePath, Site, find, resolve, subgraphs
-from dilrewrite.geometry import product
+from dilrewrite.geometry import ConvGeometry, product
 from dilrewrite.inputs import random_values
 from dilrewrite.micro import build, retyped
 from dilrewrite.profiling import Profiled, Shape
@@ -78,9 +78,11 @@ def ask(
     ir_version = min(ir_version, 10)
     shape = _input_shape(site, profiled)
     rng = np.random.default_rng(0)
-    alone = replace(site, follow=(), quantizes_output=False)
+    alone = replace(site, geometry=_with_channels(site, profiled, shape), follow=(), quantizes_output=False)
     micro = build(alone, ir_version, rng, "float32", reals=True)
     model = micro.model
+    if site.geometry.in_channels is None:
+        next(value for value in model.graph.input if value.name == "x").type.tensor_type.shape.dim[1].dim_param = "x1"
     element = site.geometry.element
     if element != "float32":
         model = retyped(model, element)
@@ -126,6 +128,25 @@ def _input_shape(site: Site, profiled: Profiled) -> Shape:
     return tuple(size for size in declared if size is not None)
 
 
+def _with_channels(site: Site, profiled: Profiled, shape: Shape) -> ConvGeometry:
+    """Return the geometry with channels as in the profiled run, where they are known at run time only."""
+    weight = profiled.tensors.get((site.scope, site.weight.name))
+    outputs = site.geometry.out_channels
+    if outputs is None and weight is not None:
+        outputs = weight[0]
+    return replace(site.geometry, in_channels=shape[1], out_channels=outputs)
+
+
+def _read_inside(graph: GraphProto) -> set[str]:
+    """Return the names that a graph and those inside it read."""
+    names = {value.name for value in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for _, _, inner in subgraphs(node):
+            names |= _read_inside(inner)
+    return names
+
+
 @dataclass
 class _Draft:
     """One micro-model in the making: `graph` is edited in place, `feeds` too."""
@@ -138,7 +159,7 @@ class _Draft:
     graph: GraphProto
     feeds: dict[str, Array]
     taken: list[NodeProto] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
     ends: dict[str, bool] = field(default_factory=dict)
     others: int = 0
     container: Container = field(init=False)
@@ -157,7 +178,7 @@ class _Draft:
             for name in node.input:
                 readers[name].append(index)
             for _, _, inner in subgraphs(node):
-                captured.update(name for below in inner.node for name in below.input)
+                captured |= _read_inside(inner)
         known = {nodes[self.site.index].output[0]: self.graph.output[0].name}
         done: set[int] = set()
         pending = list(known)
@@ -178,6 +199,7 @@ class _Draft:
                 self.ends.setdefault(known[name], False)
         if not self.ends:
             self.ends[known[nodes[self.site.index].output[0]]] = False
+        self.origins = {made: name for name, made in known.items()}
 
     def _outputs(self) -> list[onnx.ValueInfoProto]:
         return list(self.container.output) if isinstance(self.container, GraphProto) else []
@@ -191,12 +213,14 @@ class _Draft:
             return False
         if any(attribute.ref_attr_name for attribute in node.attribute):
             return False
+        others = self.others
         for name in node.input:
             if not name or name in known:
                 continue
             constant = self._constant(name)
             if constant is None:
-                if follows or self._tensor_shape(name) is None or self.others >= MOST_OTHERS:
+                others += 1
+                if follows or self._tensor_shape(name) is None or others > MOST_OTHERS:
                     return False
             elif product(tuple(constant.dims)) > MOST_ELEMENTS:
                 return False
@@ -321,10 +345,8 @@ class _Draft:
             )
         )
 
-    def _quantized_pointwise(self, source: str, result: str, channels: int, outputs: int) -> None:
-        """Add DequantizeLinear, 1x1 Conv, QuantizeLinear."""
-        storage = self.site.storage or "int8"
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(storage))
+    def _quantized_pointwise(self, source: str, result: str, channels: int, outputs: int, storage: str) -> None:
+        """Add DequantizeLinear, 1x1 Conv, QuantizeLinear; `storage` is the type of what is read and made."""
         zero = np.zeros((), storage) if storage.startswith("int") else np.full((), 128, storage)
         rank = self.site.geometry.rank
         rng = np.random.default_rng(1)
@@ -337,9 +359,8 @@ class _Draft:
             "codes_zero": np.zeros((), np.int8),
         }
         for word, values in constants.items():
-            self.graph.initializer.append(numpy_helper.from_array(np.asarray(values), f"{result}_{word}"))
-        assert kind
-        name = {word: f"{result}_{word}" for word in (*constants, "x", "w", "y")}
+            self.graph.initializer.append(numpy_helper.from_array(np.asarray(values), f"{result}_pointwise_{word}"))
+        name = {word: f"{result}_pointwise_{word}" for word in (*constants, "x", "w", "y")}
         self.graph.node.extend(
             [
                 helper.make_node("DequantizeLinear", [source, name["scale"], name["zero"]], [name["x"]]),
@@ -362,7 +383,7 @@ class _Draft:
         dims[1].dim_value = outer[1]
         if site.input_quantization is not None:
             self.feed("source", outer, np.dtype(site.storage or "int8"))
-            self._quantized_pointwise("source", "x", outer[1], shape[1])
+            self._quantized_pointwise("source", "x", outer[1], shape[1], site.storage or "int8")
         else:
             self.feed("source", outer, dtype(site.geometry.element))
             self._pointwise("source", "x", outer[1], shape[1])
@@ -372,24 +393,41 @@ class _Draft:
 
     def outputs(self) -> None:
         """Make every tensor at an end an output; behind a 1x1 Conv where the layout goes on."""
-        channels = self.site.geometry.out_channels
         floating = self.graph.output[0].type.tensor_type.elem_type
-        storage = helper.np_dtype_to_tensor_dtype(np.dtype(self.site.storage or "int8"))
-        quantized = {node.output[0] for node in self.graph.node if node.op_type == "QuantizeLinear"}
+        quantized = self._quantized()
         del self.graph.output[:]
         for name, onward in self.ends.items():
-            result = name
+            result, channels = name, self._channels(name)
             if onward and channels is not None and self.layout:
                 result = f"{name}_end"
                 if name in quantized:
-                    self._quantized_pointwise(name, result, channels, CHANNELS)
+                    storage = helper.tensor_dtype_to_np_dtype(quantized[name])
+                    self._quantized_pointwise(name, result, channels, CHANNELS, str(storage))
                 elif self.site.input_quantization is None:
                     self._pointwise(name, result, channels, CHANNELS)
                 else:
                     result = name
             value = onnx.ValueInfoProto(name=result)
-            value.type.tensor_type.elem_type = storage if name in quantized else floating
+            value.type.tensor_type.elem_type = quantized.get(name, floating)
             self.graph.output.append(value)
+
+    def _quantized(self) -> dict[str, int]:
+        """Return the quantised tensors behind the Conv and their types: those of the zero points, if there are some."""
+        types = {tensor.name: tensor.data_type for tensor in self.graph.initializer}
+        found: dict[str, int] = {}
+        for node in self.taken:
+            if node.op_type == "QuantizeLinear":
+                named = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+                zero = node.input[2] if len(node.input) > 2 else ""
+                found[node.output[0]] = types.get(zero) or named or TensorProto.UINT8
+        return found
+
+    def _channels(self, name: str) -> int | None:
+        """Return the channels of an end; a sum with another tensor may have more of them than the Conv makes."""
+        shape = self._tensor_shape(self.origins[name])
+        if shape is None:
+            return self.site.geometry.out_channels
+        return shape[1] if len(shape) == self.site.geometry.rank + 2 else None
 
     def _sort(self) -> None:
         """Bring the nodes into an order in which every tensor is made before it is read."""

@@ -164,8 +164,9 @@ def _place(name: str, places: Sequence[Place]) -> Place | None:
 def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -> dict[str, Place]:
     """Return the tensors after which a runtime may name a site's Conv: its output, and what is fused into it.
 
-    A name that two sites could have stands for neither.
+    A name that two sites could have, or that is made in two places, stands for none.
     """
+    made = Counter(name for container in containers.values() for node in container.node for name in node.output)
     found: dict[str, Place | None] = {}
     for site in sites:
         container = containers[site.scope]
@@ -175,7 +176,7 @@ def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -
                 readers[name].append(index)
         name = container.node[site.index].output[0]
         for _ in range(5):
-            found[name] = None if name in found else (site.scope, site.index)
+            found[name] = None if name in found or made[name] > 1 else (site.scope, site.index)
             following = [container.node[index] for index in readers[name]]
             if len(following) != 1 or following[0].op_type == "Conv" or len(following[0].output) != 1:
                 break

@@ -168,12 +168,12 @@ class Stopwatch:
     pair_s: float = 0.0
     """Seconds of the last pair of runs."""
 
-    def noise(self, first: str, twin: str, slice_s: float) -> tuple[Noise, Mode]:
+    def noise(self, first: str, twin: str, slice_s: float, *, rounds: int = 1) -> tuple[Noise, Mode]:
         """Time a model against `twin`, the same model in a session of its own, for about `slice_s` seconds.
 
-        Interleaved; when that is above `QUIET`, and time is left, in blocks.
+        Interleaved, with new sessions `rounds` times; when that is above `QUIET`, and time is left, in blocks.
         """
-        found = self._noise(*self._interleaved(first, twin, slice_s, 1))
+        found = self._noise(*self._interleaved(first, twin, slice_s, rounds))
         if found.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
             return found, "interleaved"
         blocks = self._noise(*self._blocks(first, twin, slice_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -389,7 +390,8 @@ def open_cache(path: Path | None, *, none: bool) -> Cache:
     if none:
         return Cache.open(None)
     if path is not None and path.is_file() and path.suffix != ".sqlite":
-        with path.open("rb") as file:
+        head = b""
+        with contextlib.suppress(OSError), path.open("rb") as file:  # the cache itself says what it cannot read
             head = file.read(16)
         if head and head != b"SQLite format 3\0":
             raise UsageError(f"--cache {shown(path)}: is no cache of timings", hint="name another file")

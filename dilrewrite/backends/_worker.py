@@ -88,15 +88,17 @@ def _exactly(stream: IO[bytes], length: int) -> bytearray:
 
 
 class _Child:
-    """A child process that answers requests, seen from the parent."""
+    """A child process that answers requests, seen from the parent. `folder`: where its temporary files go."""
 
-    def __init__(self, timeout_s: float | None) -> None:
+    def __init__(self, timeout_s: float | None, folder: str | None = None) -> None:
         self.timeout_s = timeout_s
         self._late = False
         self._greeted = False
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(entry).absolute()) for entry in sys.path))
+        if folder is not None:
+            environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder))
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__],
@@ -299,12 +301,16 @@ class IsolatedBench:
 
 
 def isolated_profile(name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
-    """Return what `profile` of the backend `name` returns, made in a child process."""
-    child = _Child(options.timeout_s)
-    try:
-        found: Profile = child.ask("profile", name, *_anywhere(runnable, options), _plain(feeds), runs)
-    finally:
-        child.close()
+    """Return what `profile` of the backend `name` returns, made in a child process.
+
+    Its temporary files lie in a folder of this process, which is gone afterwards even when the child crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="dilrewrite-", ignore_cleanup_errors=True) as folder:
+        child = _Child(options.timeout_s, folder)
+        try:
+            found: Profile = child.ask("profile", name, *_anywhere(runnable, options), _plain(feeds), runs)
+        finally:
+            child.close()
     return found
 
 
