@@ -212,7 +212,7 @@ class Meter:
             return None
         try:
             value = read(found)
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
             return None
         self.recalled += 1
         return value

@@ -193,7 +193,8 @@ class _Draft:
                     self._copy(node, known)
                     pending.append(node.output[0])
                 else:
-                    onward = onward or node.op_type in SAME_LAYOUT or node.op_type == "DequantizeLinear"
+                    known_op = node.domain in DEFAULT_DOMAINS
+                    onward = onward or (known_op and node.op_type in SAME_LAYOUT | {"DequantizeLinear"})
                     self.ends[known[name]] = self.ends.get(known[name], False) or onward
             if not readers[name] or name in captured or name in {value.name for value in self._outputs()}:
                 self.ends.setdefault(known[name], False)

@@ -30,7 +30,7 @@ from dilrewrite.inputs import load_inputs, parse_shapes
 from dilrewrite.load import Model, load, read_tensor, stage_model
 from dilrewrite.measure import Meter
 from dilrewrite.prove import runs_natively
-from dilrewrite.report import Measurement, Report
+from dilrewrite.report import Measurement, Report, SiteReport
 from dilrewrite.reports import check_report_folder, write_reports
 from dilrewrite.staging import ELSEWHERE, Staging, check_destination, same_file
 from dilrewrite.strategies import plan, strategies
@@ -299,7 +299,10 @@ def _decide(
     measurement: Measurement | None = None
     open_questions = any(entry.measurable and entry.kept is None for entry in considered)
     if tuning is not None and options.dry_run:
-        measurement = tuning.planned(considered)
+        if any(entry.wanted and entry.kept is None for entry in considered):
+            measurement = tuning.planned(considered)
+        else:
+            tuning = None  # nothing would be measured
     elif tuning is not None and open_questions:
         with clock("measure"):
             _start(tuning, options)
@@ -343,10 +346,7 @@ def _decide(
                     tuning.compare(final.proto, [decision.site.key for decision in winners])
     if tuning is not None and measurement is None:
         gains = {d.site.key: tuning.gain(d.site, d.reported.strategy) for d in settled if d.fragment is not None}
-        settled = [
-            replace(d, reported=replace(d.reported, predicted_gain=gains[d.site.key])) if d.site.key in gains else d
-            for d in settled
-        ]
+        settled = [replace(d, reported=_ran(d, tuning, gains.get(d.site.key))) for d in settled]
         known = [gain for gain in gains.values() if gain is not None]
         predicted = 1 - sum(known) if known and len(known) == len(gains) else None
         if tuning.profiled is not None or tuning.failure is not None:
@@ -358,6 +358,12 @@ def _decide(
         measurement=measurement,
         notes=tuning.notes() if tuning is not None else (),
     )
+
+
+def _ran(decision: Decision, tuning: Tuning, gain: float | None) -> SiteReport:
+    """Return a site's report with how it ran, which a form that was asked for did not wait for."""
+    run = tuning.run_of(decision.site)
+    return replace(decision.reported, share=run.share, ran=run.shapes, predicted_gain=gain)
 
 
 def _start(tuning: Tuning, options: OptimizeOptions) -> bool:

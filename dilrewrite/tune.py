@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -21,13 +21,13 @@ from dilrewrite.inputs import Chooser
 from dilrewrite.load import Model, read_tensor
 from dilrewrite.measure import BUDGET, NEGLIGIBLE, Answer, Confirmed, Form, FormTiming, Meter, estimated_s
 from dilrewrite.neighbourhood import Question
-from dilrewrite.profiling import Place, Profiled, Shape, SiteRun
+from dilrewrite.profiling import Place, Profiled, SiteRun, scopes
 from dilrewrite.report import Measurement
 from dilrewrite.timing import Comparison
 from dilrewrite.verdict import Settings, Subject
 
 TIMED_LENGTHS = {
-    1: (4000, 1000, 16000, 512, 256, 128, 100, 64, 32, 16, 8, 4, 2, 1),
+    1: (1000, 4000, 16000, 512, 256, 128, 100, 64, 32, 16, 8, 4, 2, 1),
     2: (256, 512, 224, 128, 64, 320, 32, 16, 100, 8, 4, 2, 1),
     3: (32, 64, 48, 24, 16, 96, 8, 4, 2, 1, 128),
 }
@@ -115,24 +115,27 @@ class Tuning:
         return list(find(self.baseline).sites)
 
     def _translated(self, profiled: Profiled, sites: Sequence[Site]) -> Profiled:
-        """Return a profile of the model that runs as one of the original: sites and scopes by their names."""
+        """Return a profile of the model that runs as one of the original.
+
+        Explicit pads are further nodes, but no further graphs or functions: scopes are in the same order in both.
+        """
         if self.baseline is self.model.proto:
             return profiled
-        there = {site.key: site for site in sites}
-        scopes = {there[site.key].scope: site.scope for site in self.found.sites if site.key in there}
-        tensors = {(scopes[scope], name): shape for (scope, name), shape in profiled.tensors.items() if scope in scopes}
+        paths = zip(scopes(self.baseline), scopes(self.model.proto), strict=True)
+        original = {there: here for (there, _), (here, _) in paths}
+        tensors = {(original[scope], name): shape for (scope, name), shape in profiled.tensors.items()}
+        there = {(original[site.scope], site.output): site for site in sites}
         runs: dict[Place, SiteRun] = {}
         for site in self.found.sites:
-            known = profiled.sites.get((there[site.key].scope, there[site.key].index)) if site.key in there else None
-            shape = tensors.get((site.scope, self._input(site)))
-            shapes: tuple[Shape, ...] = () if shape is None else (shape,)
-            runs[site.scope, site.index] = SiteRun(
-                share=known.share if known else None, shapes=shapes, times=known.times if known else 1
-            )
+            twin = there.get((site.scope, site.output))
+            run = profiled.sites.get((twin.scope, twin.index)) if twin is not None else None
+            if run is None or twin is None:
+                run = SiteRun(share=None, shapes=(), times=1)
+            elif run.shapes and _input(self.baseline, twin) != _input(self.model.proto, site):
+                shape = tensors.get((site.scope, _source(self.model.proto, site)))  # before its pads
+                run = replace(run, shapes=() if shape is None else (shape,))
+            runs[site.scope, site.index] = run
         return Profiled(seconds=profiled.seconds, sites=runs, tensors=tensors)
-
-    def _input(self, site: Site) -> str:
-        return str(resolve(self.model.proto, site.scope).node[site.index].input[0])
 
     # -- sites ---------------------------------------------------------------------------------------------------
 
@@ -342,7 +345,8 @@ class Tuning:
                 self.before(), other.runnable(), ("", ""), self.feeds, run_s=(meter.clock() - start) / 2
             )
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
-            raise FailedError(f"{meter.backend.name} cannot time the models: {error}") from error
+            hint = "give sizes that both take with --shape" if self.made_up else ""
+            raise FailedError(f"{meter.backend.name} cannot time the models: {error}", hint=hint) from error
 
     # -- the report ----------------------------------------------------------------------------------------------
 
@@ -396,6 +400,15 @@ def open_cache(path: Path | None, *, none: bool) -> Cache:
         if head and head != b"SQLite format 3\0":
             raise UsageError(f"--cache {shown(path)}: is no cache of timings", hint="name another file")
     return Cache.open(path if path is not None else default_path())
+
+
+def _input(proto: ModelProto, site: Site) -> str:
+    return str(resolve(proto, site.scope).node[site.index].input[0])
+
+
+def _source(proto: ModelProto, site: Site) -> str:
+    """Return the tensor that a fragment reads."""
+    return site.input_quantization.source.name if site.input_quantization is not None else _input(proto, site)
 
 
 def _percent(share: float) -> str:

@@ -1,15 +1,18 @@
-"""dilrewrite inspect: every dilated Conv, the forms that apply, and why others refuse; nothing is run."""
+"""dilrewrite inspect: every dilated Conv, the forms that apply, why others refuse; nothing is run without --profile."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dilrewrite.strategies import strategies
 from tests import models_for_tests as tiny
 from tests.models_for_tests import DEMOS, MODELS, cli, conv1d, listing, save
+
+Capsys = pytest.CaptureFixture[str]
 
 DILATED = {"aspp_segmentation": 7, "causal_tcn": 8, "hifigan_vocoder": 18, "meshnet3d": 3}
 
@@ -80,3 +83,112 @@ def test_runs_no_runtime(capsys: pytest.CaptureFixture[str], tmp_path: Path, mon
 
     monkeypatch.setattr(OnnxRuntimeCpu, "session", lambda *_: pytest.fail("a model was run"))
     assert cli(capsys, "inspect", save(conv1d(), tmp_path / "m.onnx"), "--json").code == 0
+
+
+# -- --profile -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _profiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No form is timed, and nothing is kept."""
+    from dilrewrite.measure import Meter
+
+    tiny.in_process(monkeypatch)
+    for name in ("answer", "whole", "_worker"):
+        monkeypatch.setattr(Meter, name, lambda *_, **__: pytest.fail("a form was timed"))
+
+
+def check_profile(report: dict[str, Any]) -> None:
+    found = report["measurement"]
+    assert (found["backend"], found["measured"], found["recalled"]) == ("onnxruntime_cpu", 1, 0)
+    assert found["profiled_s"] > 0
+    assert found["final"] is found["noise"] is None
+    assert found["attempts"] == []
+    shares = [site["share"] for site in report["sites"] if site["share"] is not None]
+    assert all(0 <= share <= 1 for share in shares)
+    assert sum(shares) <= 1.02
+    for site in report["sites"]:
+        assert (site["action"], site["reason"], site["question"]) == ("kept", "inspected only", None)
+        assert all((form["outcome"], form["timing"]) == ("", None) for form in site["candidates"])
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("_profiled")
+@pytest.mark.parametrize("name", ["aspp_segmentation", "causal_tcn"])
+def test_profile_of_a_demo_model(capsys: Capsys, name: str) -> None:
+    outcome = cli(capsys, "inspect", MODELS / f"{name}.onnx", "--profile", "--json")
+    assert (outcome.code, outcome.err, outcome.report["status"]) == (0, "", "inspected")
+    check_profile(outcome.report)
+    for site in outcome.report["sites"]:
+        assert site["share"] is None or site["share"] > 0
+        (shape,) = site["ran"]
+        known = [site["geometry"][what] for what in ("batch", "in_channels")] + site["geometry"]["extents"]
+        assert len(shape) == len(known)
+        assert all(a == b for a, b in zip(shape, known, strict=True) if b is not None)
+    assert any(site["share"] is not None for site in outcome.report["sites"])
+    notes = [note for note in outcome.report["notes"] if "sizes of the tool's choice" in note]
+    assert len(notes) == (name == "causal_tcn")
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("_profiled")
+def test_profile_on_given_sizes(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DILREWRITE_CACHE", str(tmp_path / "timings.sqlite"))
+    path = save(conv1d(batch="batch", length="time"), tmp_path / "m.onnx")
+    options = ["--profile", "--shape", "x:3x2x40", "--threads", 1, "--report", tmp_path / "told"]
+    outcome = cli(capsys, "inspect", path, *options, "--json")
+    check_profile(outcome.report)
+    assert outcome.report["sites"][0]["ran"] == [[3, 2, 40]]
+    assert outcome.report["measurement"]["inputs"] == {"x": [3, 2, 40]}
+    assert outcome.report["measurement"]["settings"]["intra_op_num_threads"] == "1"
+    assert outcome.report["notes"] == []
+    assert json.loads((tmp_path / "told" / "report.json").read_text()) == outcome.report
+    files = {"m.onnx", "told", *(f"told/report.{kind}" for kind in ("html", "json", "md"))}
+    assert set(listing(tmp_path)) == files
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("_profiled")
+def test_profile_for_people(capsys: Capsys, tmp_path: Path) -> None:
+    outcome = cli(capsys, "inspect", save(tiny.aspp(), tmp_path / "m.onnx"), "--profile")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "% of its time on onnxruntime_cpu" in outcome.out.splitlines()[0]
+    assert "share of" in outcome.out
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("_profiled")
+def test_profile_of_a_model_without_dilation(capsys: Capsys, tmp_path: Path) -> None:
+    outcome = cli(capsys, "inspect", save(tiny.plain(), tmp_path / "m.onnx"), "--profile", "--json")
+    assert (outcome.code, outcome.report["sites"]) == (0, [])
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("_profiled")
+def test_profile_of_a_model_that_does_not_run(capsys: Capsys, tmp_path: Path) -> None:
+    path = save(tiny.custom_operator(), tmp_path / "m.onnx")
+    before = listing(tmp_path)
+    outcome = cli(capsys, "inspect", path, "--profile", "--report", tmp_path / "told", "--json")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert len(outcome.err.splitlines()) == 1
+    for word in (str(path), "does not run on onnxruntime_cpu", "Mystery"):
+        assert word in outcome.err
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("_profiled")
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ((), "--inputs"),
+        (("--shape", "z:1"), "no input 'z'"),
+        (("--inputs", "nowhere.npz"), "no such file"),
+        (("--backend", "reference"), "times nothing"),
+    ],
+)
+def test_profile_needs_data(capsys: Capsys, tmp_path: Path, options: tuple[str, ...], word: str) -> None:
+    outcome = cli(capsys, "inspect", save(tiny.gather(), tmp_path / "m.onnx"), "--profile", *options)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert word in outcome.err
