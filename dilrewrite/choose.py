@@ -176,24 +176,31 @@ def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> t
 def fastest(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> list[tuple[Candidate, str]]:
     """Return the forms in the order in which to take one where the Conv has to go, each with the reason in words.
 
-    The timed ones first, fastest first; then those that failed no timing, in the order given.
+    The timed ones first, fastest first, then the others in the order given, then those that failed. Forms that fewer
+    devices run or that hold for less input come after all others, however fast they are here.
     """
-    found: list[tuple[float, int, Candidate, str]] = []
+    found: list[tuple[tuple[bool, bool, float, int], Candidate, str]] = []
     for place, candidate in enumerate(wanted):
         known = timings.get(candidate.strategy)
+        lifted, inexact, _ = candidate.order
         if known is not None and known.timing is not None:
-            found.append(
-                (known.timing.ratio, place, candidate, f"takes {between(known.timing)} of the dilated Conv's time")
-            )
+            reason = f"takes {between(known.timing)} of the dilated Conv's time"
+            found.append(((lifted, inexact, known.timing.ratio, place), candidate, reason))
         else:
             why = known.outcome if known is not None else "not measured"
             last = 1e9 if why.startswith("failed") else 1e6
-            found.append((last, place, candidate, f"the cheapest by estimate without dilation; {why}"))
-    found.sort(key=lambda entry: entry[:2])
-    timed = sum(ratio < 1e6 for ratio, *_ in found)
+            reason = f"the cheapest by estimate without dilation; {why}"
+            found.append(((lifted, inexact, last, place), candidate, reason))
+    found.sort(key=lambda entry: entry[0])
+    common = sum(not (lifted or inexact) and ratio < 1e6 for (lifted, inexact, ratio, _), *_ in found)
     return [
-        (candidate, f"the fastest of {timed} forms timed: {reason}" if ratio < 1e6 and timed > 1 else reason)
-        for ratio, _, candidate, reason in found
+        (
+            candidate,
+            f"the fastest of {common} forms timed: {reason}"
+            if common > 1 and key == found[0][0] and key[2] < 1e6
+            else reason,
+        )
+        for key, candidate, reason in found
     ]
 
 

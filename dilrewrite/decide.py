@@ -125,12 +125,14 @@ class Measured:
     """What measuring says of a site.
 
     `timings`: forms by strategy; `instead`: why there are none. `details` go into the site's report as they are.
-    `keep`: why it stays as it is although a form was faster (the whole model was not).
+    `keep`: why it stays as it is although a form was faster (the whole model was not). `wrong`: a form that was to be
+    timed and was shown to compute something else, with the proof.
     """
 
     timings: Mapping[str, FormTiming]
     instead: str = ""
     keep: str | None = None
+    wrong: tuple[str, Proof] | None = None
     details: Mapping[str, Any]
 
 
@@ -274,6 +276,9 @@ class Decider:
         """Return what becomes of a site: the first of the forms that come into question that is proved."""
         if considered.kept is not None:
             return self._kept(considered, measured, considered.kept, ir_version)
+        if measured.wrong is not None:
+            wrong, disproof = measured.wrong
+            return self._kept(considered, measured, "a form is wrong", ir_version, wrong=wrong, proof=disproof)
         ranked: list[tuple[choose.Candidate, str]]
         otherwise = considered.reason
         if not considered.measurable:

@@ -391,7 +391,8 @@ class Meter:
             return known[0]
         worker = self._worker()
         models: dict[str, tuple[bytes | Runnable, Mapping[str, Array]]] = {"before": (before, feeds)}
-        left = max(self.budget_s - self.now(), 0.0) * share
+        ends_s = self.now() + max(self.budget_s - self.now(), 0.0) * share
+        left = ends_s - self.now()
         watch = self._watch(self.budget_s)
         mode: timing.Mode = "interleaved"
         started = self.now()
@@ -400,7 +401,7 @@ class Meter:
             cheap = left > 10 and run_s < left / 60
             self.noise, mode = watch.noise("before", "twin", left * 0.35, rounds=ROUNDS if cheap else 1)
         least = watch.opening_s + MIN_PAIRS * watch.pair_s if watch.pair_s else 2 * MIN_PAIRS * run_s
-        left = max(self.budget_s - self.now(), 0.0) * share
+        left = max(ends_s - self.now(), 0.0)
         rounds = ROUNDS if watch.opening_s and left > 4 * watch.opening_s + 4 * MIN_PAIRS * watch.pair_s else 1
         self._stand(worker, {**models, "after": (after, feeds)})
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)

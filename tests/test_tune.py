@@ -363,7 +363,7 @@ AWKWARD = {
         ran=[(((1, 2, 20),), 2)],
     ),
     "quantised": Awkward(
-        made=lambda: quantised('dilations=[3], auto_pad="SAME_LOWER"'),
+        made=lambda: quantised('dilations=[3], strides=[2], auto_pad="SAME_LOWER"'),
         shapes={"x": (1, 2, 31)},
         ran=[(((1, 2, 31),), 1)],
     ),
@@ -532,6 +532,29 @@ def test_a_proof_comes_with_each_form(
     monkeypatch.setattr(Decider, "prove", lambda *_: answers.pop(0))
     one.measure(considered(one), 8)
     assert [asked[0].forms[0].prove() for _ in range(3)] == ["it differs", None, None]
+
+
+@pytest.mark.parametrize(
+    ("proof", "wrong"),
+    [
+        (Proof(shapes=(), elements=1, backend="", native_ran=True, rounding=None, failure="it differs"), True),
+        (Proof(shapes=(), elements=0, backend="", native_ran=True, rounding=None, failure="no", ran=False), False),
+        (Proof(shapes=(), elements=1, backend="", native_ran=True, rounding=None), False),
+    ],
+    ids=["wrong", "did not run", "right"],
+)
+def test_a_form_that_is_wrong(
+    tuning: Callable[..., Tuning], asked: list[Asked], monkeypatch: pytest.MonkeyPatch, proof: Proof, wrong: bool
+) -> None:
+    """It is no matter of time: that a form computes something else ends in an error, not in another form."""
+    one = ran(tuning(chain(2)), 0.5)
+    (entry,) = considered(one)
+    monkeypatch.setattr(Decider, "prove", lambda *_: proof)
+    one.measure([entry], 8)
+    form = asked[0].forms[0]
+    assert form.prove() == proof.failure
+    said = one.of(entry).wrong
+    assert said == ((f"{form.strategy} is wrong: it differs", proof) if wrong else None)
 
 
 def test_a_site_that_did_not_run(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:

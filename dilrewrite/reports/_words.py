@@ -655,7 +655,11 @@ def _budget(found: Measurement, *, limited: bool) -> str:
     if found.estimated_s is not None:
         return f"would take about {seconds(found.estimated_s)}{f', with a {limit}' if limit else ''}"
     took = f"took {seconds(found.spent_s)}"
-    whole = f"a confirmation on the whole model takes at least {seconds(found.floor_s)}" if found.floor_s else ""
+    whole = (
+        f"what is always done, the profile and the least confirmation, took {seconds(found.floor_s)}"
+        if found.floor_s
+        else ""
+    )
     if limit and found.spent_s > found.budget_s:
         return f"{took}, more than the {limit}{f': {whole}' if whole else ''}"
     return f"{took}{f', with a {limit}' if limit else ''}{f' ({whole})' if whole else ''}"

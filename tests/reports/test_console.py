@@ -427,7 +427,7 @@ def test_many_groups_of_timed_forms():
 
 
 def test_the_budget_and_why_it_was_not_kept():
-    assert "took 31.2 s, more than the budget of 5.00 s: a confirmation on the whole model takes" in (
+    assert "took 31.2 s, more than the budget of 5.00 s: what is always done" in (
         console.to_text(REPORTS["measured-over-budget"])
     )
     report = measured(REPORTS["measured-over-budget"], floor_s=0.0)
