@@ -136,7 +136,7 @@ def build(site: Site, ir_version: int, rng: np.random.Generator, element: str, *
     _, w_high = exact_ranges(terms, weights=product(w_shape), highest_weight=low_bits)
     weight = whole_numbers(rng, w_shape, -w_high, w_high).astype(np.float32)
     bias = whole_numbers(rng, (outputs,), -1000, 1000).astype(np.float32) if geometry.bias else None
-    if reals:
+    if reals and w_dq is None:
         scale = 1 / math.sqrt(terms)
         weight = rng.standard_normal(w_shape, dtype=np.float32) * np.float32(scale)
         if element != "float32":
@@ -148,9 +148,9 @@ def build(site: Site, ir_version: int, rng: np.random.Generator, element: str, *
 
     def dequantize(name: str, source: Any, scale: Array, zero: Array | None, axis: int | None) -> Any:
         made = gs.Variable(f"{name}_f", dtype=np.float32)
-        parts = [source, gs.Constant(f"{name}_scale", scale.astype(np.float32))]
+        parts = [source, gs.Constant(f"{name}_scale", np.asarray(scale, np.float32))]
         if zero is not None:
-            parts.append(gs.Constant(f"{name}_zero", zero))
+            parts.append(gs.Constant(f"{name}_zero", np.asarray(zero)))
         nodes.append(
             gs.Node("DequantizeLinear", inputs=parts, outputs=[made], attrs={"axis": axis} if axis is not None else {})
         )

@@ -309,6 +309,9 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -
     with _session(runtime, native_model, prover.options) as session:
         native = np.asarray(next(iter(session.run({"x": x, **micro.feeds}).values())), np.float64)
     w = np.asarray(micro.weight, np.float64)
+    if site.weight_quantization is not None:
+        per_output = (-1, *(1,) * (w.ndim - 1)) if micro.w_scale.ndim else ()
+        w = (w - micro.w_zero.reshape(per_output)) * micro.w_scale.reshape(per_output)
     precise: type[np.floating[Any]] = np.float64
     if element == "float64":  # the yardstick must be finer than what it measures
         precise = np.longdouble

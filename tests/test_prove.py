@@ -343,3 +343,36 @@ def test_a_new_prover_forgets(asked: list[str]) -> None:
     first, second = (Prover(seed=3).prove(site, form(site), 8) for _ in range(2))
     assert len(asked) == 2
     assert first == second, "the same seed gives the same proof"
+
+
+# -- weights alone behind DequantizeLinear -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scales", [1, 2], ids=["one scale", "a scale per output"])
+@pytest.mark.parametrize("zero_point", [False, True], ids=["no zero point", "zero point"])
+def test_quantised_weights_and_an_input_in_float(scales: int, zero_point: bool) -> None:
+    rng = np.random.default_rng(0)
+    zeros = [numpy_helper.from_array(np.zeros((scales,) if scales > 1 else (), np.int8), "zero")] if zero_point else []
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "DequantizeLinear", ["codes", "scale", *(tensor.name for tensor in zeros)], ["w"], axis=0
+            ),
+            helper.make_node("Conv", ["x", "w"], ["y"], name="conv", dilations=[3], pads=[3, 3]),
+        ],
+        "weights",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 16])],
+        [
+            numpy_helper.from_array(rng.integers(-100, 100, (2, 2, 3)).astype(np.int8), "codes"),
+            numpy_helper.from_array(np.full((scales,) if scales > 1 else (), 0.01, np.float32), "scale"),
+            *zeros,
+        ],
+    )
+    site = only(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert site.weight_quantization is not None
+    assert site.input_quantization is None
+    proof = Prover().prove(site, form(site), 8)
+    assert proof.failure is None
+    assert proof.rounding is not None
+    assert proof.rounding.native_error < 1e-5

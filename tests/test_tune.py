@@ -27,6 +27,7 @@ from dilrewrite.backends import (
     timed_backend,
 )
 from dilrewrite.cache import Cache
+from dilrewrite.choose import INEXACT
 from dilrewrite.decide import Considered, Decider, OptimizeOptions
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.find import find
@@ -616,11 +617,13 @@ def test_the_only_form_is_not_timed(tuning: Callable[..., Tuning], asked: list[A
 
 
 def test_elimination_times_its_forms_too(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
+    """But not those that are exact for some inputs only: they come last, however fast."""
     one = ran(tuning(chain(2), eliminate=True), 0.5)
     (entry,) = considered(one)
     one.measure([entry], 8)
-    assert [form.strategy for form in asked[0].forms] == [candidate.strategy for candidate in entry.wanted]
-    assert "zero_fill" in one.of(entry).timings
+    wanted = [candidate.strategy for candidate in entry.wanted]
+    assert "zero_fill" in wanted
+    assert [form.strategy for form in asked[0].forms] == [name for name in wanted if name not in INEXACT]
     assert all(candidate.fragment.max_dilation == 1 for candidate in entry.wanted)
 
 
@@ -1073,7 +1076,7 @@ def test_sites_in_a_loop_of_unknown_length(tmp_path: Path, length: int) -> None:
         assert site.where == "main/Loop#0.body"
         assert site.ran == ((1, 2, length),)
         assert site.share is not None
-        assert 0 < site.share <= 1
+        assert 0 <= site.share <= 1
     assert report.measurement is not None
     assert report.measurement.inputs["x"] == (1, 2, length)
 
