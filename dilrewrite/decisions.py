@@ -43,10 +43,10 @@ def digest(site: Site) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def render(model: str, sites: Iterable[tuple[Site, str]], circumstances: Mapping[str, Any]) -> str:
-    """Return the text of a decisions file for `sites` with the form that each got.
+def render(model: str, sites: Iterable[tuple[Site, str, str]], circumstances: Mapping[str, Any]) -> str:
+    """Return the text of a decisions file for `sites` with the form that each got, and why.
 
-    `model` (its SHA-256) and `circumstances` say where the decisions come from; nothing depends on them.
+    `model` (its SHA-256), `circumstances` and the reasons say where the decisions come from; nothing depends on them.
     """
     data = {
         "dilrewrite_decisions": FORMAT,
@@ -54,8 +54,8 @@ def render(model: str, sites: Iterable[tuple[Site, str]], circumstances: Mapping
         "model_sha256": model,
         "made_on": dict(circumstances),
         "sites": [
-            {"site": site.key, "node": site.name, "geometry": digest(site), "strategy": strategy}
-            for site, strategy in sites
+            {"site": site.key, "node": site.name, "geometry": digest(site), "strategy": strategy, "why": why}
+            for site, strategy, why in sites
         ],
     }
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

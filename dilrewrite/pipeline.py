@@ -404,7 +404,7 @@ def _decisions(result: Report, settled: Sequence[Decision]) -> str:
             "settings": dict(measurement.settings),
             "inputs": {name: list(shape) for name, shape in measurement.inputs.items()},
         }
-    return decisions.render(result.before.sha256, [(d.site, d.spelling) for d in settled], made_on)
+    return decisions.render(result.before.sha256, [(d.site, d.spelling, d.reported.reason) for d in settled], made_on)
 
 
 def _verify(

@@ -240,10 +240,12 @@ class Tuning:
     def planned(self, considered: Sequence[Considered]) -> Measurement:
         """Return what would be measured, without measuring: nothing is run, so every site counts."""
         wanted = [entry for entry in considered if entry.measurable and entry.kept is None]
-        kinds = {(entry.site.geometry, entry.site.opset, entry.site.storage): len(entry.wanted) for entry in wanted}
+        kinds: dict[object, int] = {}
         for entry in wanted:
-            self.instead[entry.site.key] = f"would be measured: {len(entry.wanted)} forms"
-            planned = {c.strategy: FormTiming(outcome="would be measured") for c in entry.wanted}
+            names = [c.strategy for c in entry.wanted if c.strategy not in ("keep", *choose.INEXACT)]
+            kinds[entry.site.geometry, entry.site.opset, entry.site.storage] = len(names)
+            self.instead[entry.site.key] = f"would be measured: {len(names)} form{'s' if len(names) != 1 else ''}"
+            planned = {name: FormTiming(outcome="would be measured") for name in names}
             self.answers[entry.site.key] = Answer(forms=planned)
             self.asked[entry.site.key] = entry.site.key
         return self.measurement(estimated_s=round(estimated_s(kinds.values(), self.meter.budget_s), 1))
