@@ -22,6 +22,7 @@ from torch.nn import functional
 
 OPSET = 18
 SEED = 0
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # ---- DeepLabV3: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv:1706.05587 ----
 
@@ -198,6 +199,48 @@ class MeshNet3d(nn.Module):
         return self.classifier(self.body(volume))
 
 
+# ---- SpliceAI: Jaganathan et al., "Predicting Splicing from Primary Sequence with Deep Learning", Cell 176(3), 2019,
+# doi:10.1016/j.cell.2018.12.015. Kernels and dilations of SpliceAI-10k, with one residual unit of each kind instead of
+# four, and without the crop of 5,000 positions on either side that see padding. ----
+
+
+class ResidualUnit(nn.Module):
+    """Twice batch normalisation, ReLU and dilated convolution, around a shortcut."""
+
+    def __init__(self, channels: int, kernel: int, dilation: int):
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2
+        self.norm1 = nn.BatchNorm1d(channels)
+        self.conv1 = nn.Conv1d(channels, channels, kernel, padding=padding, dilation=dilation)
+        self.norm2 = nn.BatchNorm1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, kernel, padding=padding, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(functional.relu(self.norm1(x)))
+        return x + self.conv2(functional.relu(self.norm2(y)))
+
+
+class SpliceSites(nn.Module):
+    """One-hot nucleotides [n, 4, length] to the logits of none, acceptor and donor [n, 3, length]."""
+
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        self.stem = nn.Conv1d(4, channels, 1)
+        self.skip = nn.Conv1d(channels, channels, 1)
+        kinds = ((11, 1), (11, 4), (21, 10), (41, 25))
+        self.units = nn.ModuleList(ResidualUnit(channels, kernel, dilation) for kernel, dilation in kinds)
+        self.skips = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in kinds)
+        self.head = nn.Conv1d(channels, 3, 1)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        x = self.stem(sequence)
+        total = self.skip(x)
+        for unit, skip in zip(self.units, self.skips, strict=True):
+            x = unit(x)
+            total = total + skip(x)
+        return self.head(total)
+
+
 # ---- Inputs of the kind each model is made for. ----
 
 
@@ -223,13 +266,18 @@ def volumes(n: int, size: int = 32) -> Tensor:
     return (coarse + 0.05 * torch.randn(n, 1, size, size, size)).clamp(0, 1)
 
 
+def sequences(n: int, length: int = 256) -> Tensor:
+    """One nucleotide of four at each position."""
+    return functional.one_hot(torch.randint(0, 4, (n, length)), 4).transpose(1, 2).float()
+
+
 # ---- Weights. ----
 
 
 def draw_weights(model: nn.Module) -> None:
     """Uniform weights of variance gain² / fan-in; gains and biases keep the size of activations from layer to layer."""
     for name, module in model.named_modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+        if isinstance(module, NORMS):
             nn.init.uniform_(module.weight, 0.8, 1.2)
             nn.init.uniform_(module.bias, -0.3, 0.3)
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d)):
@@ -252,12 +300,16 @@ def gain(model: nn.Module, layer: str) -> float:
         if layer == "blocks.0.conv1" or "shortcut" in layer:
             return (88 / 4) ** 0.5  # 4 of 88 inputs are 1
         return {"head": 1.0}.get(layer, 2**0.5 if "conv1" in layer else 0.8)
+    if isinstance(model, SpliceSites):
+        if layer == "stem":
+            return 4**0.5  # 1 of 4 inputs is 1
+        return {"head": 1.0}.get(layer, 0.5 if "skip" in layer else 2**0.5)
     return 2**0.5
 
 
 def measure_batch_norms(model: nn.Module, batch: Tensor) -> None:
     """Sets the running statistics of every batch normalisation to those of `batch`."""
-    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d))]
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
     for norm in norms:
         norm.momentum = None  # an average over all batches seen, of which there is one
     model.train()
@@ -314,6 +366,13 @@ DEMOS = {
     ),
     "causal_tcn": Demo(
         module=CausalTcn, inputs=piano_rolls, input_name="roll", output_name="logits", dynamic={0: "batch", 2: "time"}
+    ),
+    "splice_sites": Demo(
+        module=SpliceSites,
+        inputs=sequences,
+        input_name="sequence",
+        output_name="logits",
+        dynamic={0: "batch", 2: "length"},
     ),
     "meshnet3d": Demo(module=MeshNet3d, inputs=volumes, input_name="volume", output_name="logits", dynamic={}),
 }

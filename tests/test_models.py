@@ -22,6 +22,7 @@ CONVS = {
     "causal_tcn": (12, {2: 2, 4: 2, 8: 2, 16: 2}),
     "hifigan_vocoder": (56, {3: 9, 5: 9}),
     "meshnet3d": (8, {2: 1, 4: 1, 8: 1}),
+    "splice_sites": (14, {4: 2, 10: 2, 25: 2}),
 }
 # (model, input shape, output shape); the dynamic ones at two odd lengths
 RUNS = [
@@ -31,6 +32,8 @@ RUNS = [
     ("hifigan_vocoder", (1, 80, 7), (1, 1, 7 * 256)),
     ("hifigan_vocoder", (3, 80, 19), (3, 1, 19 * 256)),
     ("meshnet3d", (1, 1, 32, 32, 32), (1, 3, 32, 32, 32)),
+    ("splice_sites", (1, 4, 37), (1, 3, 37)),
+    ("splice_sites", (2, 4, 1203), (2, 3, 1203)),
 ]
 
 every_model = pytest.mark.parametrize("name", sorted(CONVS))
