@@ -22,9 +22,10 @@ from _common import circumstances, heading, table, write
 from dilrewrite.backends import timed_backend
 
 OWN = [
+    {"name": "splice_sites", "path": "models/splice_sites.onnx", "arguments": ["--shape", "sequence:1x4x10000"]},
     {"name": "aspp_segmentation", "path": "models/aspp_segmentation.onnx"},
-    {"name": "causal_tcn", "path": "models/causal_tcn.onnx"},
-    {"name": "hifigan_vocoder", "path": "models/hifigan_vocoder.onnx"},
+    {"name": "causal_tcn", "path": "models/causal_tcn.onnx", "arguments": ["--shape", "roll:1x88x4000"]},
+    {"name": "hifigan_vocoder", "path": "models/hifigan_vocoder.onnx", "arguments": ["--shape", "mel:1x80x200"]},
     {"name": "meshnet3d", "path": "models/meshnet3d.onnx"},
 ]
 

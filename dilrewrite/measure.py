@@ -53,8 +53,13 @@ FEWEST_S, MOST_S = 0.15, 1.0
 OVERHEAD_S = 0.25
 """What a form costs besides its runs, about: loading two sessions and warming them up."""
 
-ROUNDS = 3
-"""How often sessions are made anew within a comparison: where memory lies gives each its own luck."""
+FORM_ROUNDS = 2
+WHOLE_ROUNDS = 4
+"""How often sessions are made anew within a comparison, of a site's form and of whole models.
+
+Where memory lies gives each session its own luck, and the one that is made first is slower by up to a percent: an even
+number gives both models the first place equally often.
+"""
 
 NEGLIGIBLE = 0.01
 """Sites that together take no more than this share of the model's time cannot matter."""
@@ -129,6 +134,8 @@ class Meter:
     """Whether some form was faster: then a third of the budget stays for the whole model."""
     run_s: float = 0.0
     """Seconds of one run of the whole model, about; 0 when unknown."""
+    load_s: float = 0.0
+    """Seconds that loading the whole model takes, about; 0 when unknown."""
     doubts: dict[str, None] = field(default_factory=dict)
     _began: float | None = None
     _paused_s: float = 0.0
@@ -326,7 +333,7 @@ class Meter:
                     slice_s,
                     noise=noise,
                     mode=mode,
-                    rounds=ROUNDS,
+                    rounds=FORM_ROUNDS,
                     hopeless=timing.HOPELESS if prune else math.inf,
                 )
                 results[form.strategy] = FormTiming(outcome=outcome(comparison), timing=comparison)
@@ -353,7 +360,7 @@ class Meter:
         try:
             worker = self._worker()
             self._stand(worker, {"keep": (baseline, question.feeds), "twin": (baseline, question.feeds)})
-            return self._watch(self.forms_until_s).noise("keep", "twin", slice_s, rounds=ROUNDS)
+            return self._watch(self.forms_until_s).noise("keep", "twin", slice_s, rounds=FORM_ROUNDS)
         except (Crashed, TimedOut) as error:
             self.close()
             raise CannotRun(str(error)) from error
@@ -396,13 +403,15 @@ class Meter:
         watch = self._watch(self.budget_s)
         mode: timing.Mode = "interleaved"
         started = self.now()
-        if self.noise is None and left > 3 * (2 * MIN_PAIRS * run_s):
+        opening_s = 2 * self.load_s + 6 * run_s
+        if self.noise is None and left > 3 * (2 * MIN_PAIRS * run_s) + 2 * opening_s:
             self._stand(worker, {**models, "twin": (before, feeds)})
-            cheap = left > 10 and run_s < left / 60
-            self.noise, mode = watch.noise("before", "twin", left * 0.35, rounds=ROUNDS if cheap else 1)
-        least = watch.opening_s + MIN_PAIRS * watch.pair_s if watch.pair_s else 2 * MIN_PAIRS * run_s
+            rounds = _rounds(opening_s, left * 0.35)
+            self.noise, mode = watch.noise("before", "twin", left * 0.35, rounds=rounds)
+            opening_s = watch.opening_s
+        least = opening_s + MIN_PAIRS * (watch.pair_s or 2 * run_s)
         left = max(ends_s - self.now(), 0.0)
-        rounds = ROUNDS if watch.opening_s and left > 4 * watch.opening_s + 4 * MIN_PAIRS * watch.pair_s else 1
+        rounds = _rounds(opening_s, left)
         self._stand(worker, {**models, "after": (after, feeds)})
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
         if self.now() > self.budget_s:
@@ -438,7 +447,7 @@ class Meter:
             with self.pause():
                 after, after_digest = make(some)
             try:
-                share = 0.6 if len(groups) > 1 else 1.0
+                share = 0.8 if len(groups) > 1 else 1.0
                 found = self.whole(before, after, (digest, after_digest), feeds, run_s=run_s, share=share)
             except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
                 self.close()
@@ -459,6 +468,11 @@ class Meter:
             return Confirmed(groups=best.groups, attempts=tuple(attempts), final=best.timing, reason="")
         reason = failure or "the whole model is not faster beyond noise"
         return Confirmed(groups=(), attempts=tuple(attempts), final=None, reason=reason)
+
+
+def _rounds(opening_s: float, slice_s: float) -> int:
+    """Return how often sessions are made anew in a slice: loading shall take less than half of it."""
+    return next((rounds for rounds in (WHOLE_ROUNDS, 2) if rounds * opening_s < slice_s / 2), 1)
 
 
 def accepted(comparison: Comparison) -> bool:

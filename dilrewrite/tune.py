@@ -99,7 +99,11 @@ class Tuning:
         return True
 
     def _choose_inputs(self) -> None:
-        with self.meter.backend.session(self.subject().runnable(), self.meter.options) as session:
+        meter = self.meter
+        runnable = self.subject().runnable()
+        start = meter.clock()
+        with meter.backend.session(runnable, meter.options) as session:
+            meter.load_s = meter.clock() - start
             chooser = Chooser(
                 session.inputs,
                 given=self.settings.shapes,
@@ -108,6 +112,9 @@ class Tuning:
                 lengths=TIMED_LENGTHS,
             )
             case, sizes = chooser.first(session.run)
+            start = meter.clock()
+            session.run(case.feeds)
+            meter.run_s = meter.clock() - start
         self.feeds, self.made_up = case.feeds, bool(sizes)
 
     def _baseline_sites(self) -> list[Site]:
@@ -347,12 +354,7 @@ class Tuning:
         meter.begin()
         try:
             self._choose_inputs()
-            start = meter.clock()
-            with meter.backend.session(self.subject().runnable(), meter.options) as session:
-                session.run(self.feeds)
-            self.final = meter.whole(
-                self.before(), other.runnable(), ("", ""), self.feeds, run_s=(meter.clock() - start) / 2
-            )
+            self.final = meter.whole(self.before(), other.runnable(), ("", ""), self.feeds, run_s=meter.run_s)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             hint = "give sizes that both take with --shape" if self.made_up else ""
             raise FailedError(f"{meter.backend.name} cannot time the models: {error}", hint=hint) from error

@@ -728,7 +728,9 @@ def test_somebody_else_writes_there_meanwhile(capsys: Capsys, tmp_path: Path, mo
 
 def test_render_and_read(tmp_path: Path) -> None:
     sites = find(two_convs()).sites
-    text = decisions.render("0" * 64, zip(sites, ("keep", "im2col"), ("", "it is"), strict=True), {"device": "a machine"})
+    text = decisions.render(
+        "0" * 64, zip(sites, ("keep", "im2col"), ("", "it is"), strict=True), {"device": "a machine"}
+    )
     path = tmp_path / "d.json"
     path.write_text(text, encoding="utf-8")
     found = decisions.read(path)

@@ -49,10 +49,10 @@ def test_the_main_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copytree(ROOT / "models", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, "--budget", "0"]) == 0
-    assert (tmp_path / "vocoder.onnx").is_file()
-    reports = {path.name for path in (tmp_path / "vocoder.report").iterdir()}
+    assert (tmp_path / "faster.onnx").is_file()
+    reports = {path.name for path in (tmp_path / "faster.report").iterdir()}
     assert reports == {"report.html", "report.json", "report.md"}
-    assert len(dilrewrite.inspect("vocoder.onnx").sites) == 18
+    assert len(dilrewrite.inspect("faster.onnx").sites) == 6
 
 
 def test_the_python_example_runs(

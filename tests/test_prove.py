@@ -355,9 +355,7 @@ def test_quantised_weights_and_an_input_in_float(scales: int, zero_point: bool) 
     zeros = [numpy_helper.from_array(np.zeros((scales,) if scales > 1 else (), np.int8), "zero")] if zero_point else []
     graph = helper.make_graph(
         [
-            helper.make_node(
-                "DequantizeLinear", ["codes", "scale", *(tensor.name for tensor in zeros)], ["w"], axis=0
-            ),
+            helper.make_node("DequantizeLinear", ["codes", "scale", *(tensor.name for tensor in zeros)], ["w"], axis=0),
             helper.make_node("Conv", ["x", "w"], ["y"], name="conv", dilations=[3], pads=[3, 3]),
         ],
         "weights",
