@@ -2,7 +2,8 @@
 
 Run `python benchmarks/models.py LIST.json [--budget S] [--modes default,eliminate]`; LIST holds
 `[{"name": ..., "path": ..., "arguments": ["--shape", "x:1x1x4000"]}, ...]`. Results go to
-benchmarks/results/models-BACKEND.json and .md. Without LIST the models of this repository are taken.
+benchmarks/results/models-BACKEND.json and .md (models-eliminate-BACKEND for that mode alone). Without LIST the models of
+this repository are taken.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def main() -> None:
         ),
         [_row(row) for row in rows],
     )
-    write(f"models-{backend.name}", {"about": about, "rows": rows}, page)
+    kind = "models" if "default" in options.modes else f"models-{options.modes}"
+    write(f"{kind}-{backend.name}", {"about": about, "rows": rows}, page)
 
 
 def _fresh(row: dict[str, Any]) -> str:
