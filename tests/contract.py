@@ -233,7 +233,7 @@ def _table(name: str, strategy: Any, case: Case) -> str | None:
 
     A strategy that the table does not know may refuse what it likes.
     """
-    known = {"keep", "tap_prune", "tap_zones"} | ELIMINATING
+    known = {"keep", "lift", "tap_prune", "tap_zones"} | ELIMINATING
     if name not in known:
         return "not in the table"
     kernel = case.kernel if name == "keep" else pruned_kernel(case)
@@ -254,6 +254,8 @@ def _table(name: str, strategy: Any, case: Case) -> str | None:
         return "all taps dead, but the output's extent is unknown" if dead else "no dead tap at an end"
     if name == "im2col":
         return "group" if case.group > 1 else None
+    if name == "lift":
+        return "rank" if case.rank > 1 else None
     if name in ("keep", "zero_fill"):
         return None
     phases = [split(case, axis, kernel[axis]) for axis in range(case.rank)]

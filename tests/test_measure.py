@@ -36,6 +36,7 @@ from dilrewrite.measure import (
     FEWEST_S,
     MOST_S,
     OVERHEAD_S,
+    WHOLE_ROUNDS,
     Answer,
     Attempt,
     Confirmed,
@@ -349,13 +350,13 @@ def test_no_budget(machine: Machine, budget_s: float) -> None:
 def test_a_third_stays_once_there_is_a_winner(machine: Machine) -> None:
     machine.base = {"space_to_batch": 0.5 * MS}
     machine.opening_s = 0.4
-    one = meter(machine, budget_s=15.0)
+    one = meter(machine, budget_s=12.0)
     said = words(answer(one))
     assert one.winner
     assert said["space_to_batch"] == "won: 0.50x"
     assert said["slice_to_batch"] == BUDGET
-    assert one.now() < 15.0
-    without = meter(machine, budget_s=15.0)
+    assert one.now() < 12.0
+    without = meter(machine, budget_s=12.0)
     machine.base = {}
     assert BUDGET not in words(answer(without)).values(), "the same, with nothing to confirm"
     assert not without.winner
@@ -828,7 +829,7 @@ def test_the_original_is_timed_against_itself_once(models: Machine) -> None:
     one = meter(models)
     whole(one, "one")
     whole(one, "two")
-    assert sum(key == "twin" for _, key, _ in models.loaded) <= 3, "the rounds of one calibration"
+    assert sum(key == "twin" for _, key, _ in models.loaded) <= WHOLE_ROUNDS, "the rounds of one calibration"
     first = [key for _, key, _ in models.loaded].index("after")
     assert "twin" not in [key for _, key, _ in models.loaded][first:]
 

@@ -14,7 +14,7 @@ from tests.models_for_tests import DEMOS, MODELS, cli, conv1d, listing, save
 
 Capsys = pytest.CaptureFixture[str]
 
-DILATED = {"aspp_segmentation": 7, "causal_tcn": 8, "hifigan_vocoder": 18, "meshnet3d": 3}
+DILATED = {"aspp_segmentation": 7, "causal_tcn": 8, "hifigan_vocoder": 18, "meshnet3d": 3, "splice_sites": 6}
 
 
 @pytest.mark.parametrize("name", DEMOS)
