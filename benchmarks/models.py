@@ -2,8 +2,8 @@
 
 Run `python benchmarks/models.py LIST.json [--budget S] [--modes default,eliminate]`; LIST holds
 `[{"name": ..., "path": ..., "arguments": ["--shape", "x:1x1x4000"]}, ...]`. Results go to
-benchmarks/results/models-BACKEND.json and .md (models-eliminate-BACKEND for that mode alone). Without LIST the models of
-this repository are taken.
+benchmarks/results/models-BACKEND.json and .md (models-eliminate-BACKEND for that mode alone). Without LIST the models
+of this repository are taken.
 """
 
 from __future__ import annotations
