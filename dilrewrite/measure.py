@@ -134,6 +134,8 @@ class Meter:
     """Whether some form was faster: then a third of the budget stays for the whole model."""
     run_s: float = 0.0
     """Seconds of one run of the whole model, about; 0 when unknown."""
+    profiled_s: float = 0.0
+    """When the profile was done, on the clock of `now`: what comes before is always done."""
     load_s: float = 0.0
     """Seconds that loading the whole model takes, about; 0 when unknown."""
     doubts: dict[str, None] = field(default_factory=dict)
@@ -163,27 +165,23 @@ class Meter:
             self._paused_s += self.clock() - start
 
     @property
+    def until_s(self) -> float:
+        """Return when measuring ends, on the clock of `now`: the budget is for what comes after the profile."""
+        return self.profiled_s + self.budget_s
+
+    @property
     def forms_until_s(self) -> float:
         """Return when timing forms ends, on the clock of `now`.
 
         Without a winner so far, only what the least confirmation takes is kept back.
         """
-        early = self.budget_s * (1 - CONFIRMATION)
-        return early if self.winner else max(early, self.budget_s - 4 * MIN_PAIRS * self.run_s - 1.0)
+        early = self.until_s - self.budget_s * CONFIRMATION
+        return early if self.winner else max(early, self.until_s - 4 * MIN_PAIRS * self.run_s - 1.0)
 
     def tick(self) -> None:
         """Show progress."""
-        total = max(1, math.ceil(self.budget_s))
+        total = max(1, math.ceil(self.until_s))
         self.progress("measure", min(int(self.now()), total), total)
-
-    @contextmanager
-    def _always(self) -> Iterator[None]:
-        """Count what is done whatever the budget."""
-        start = self.now()
-        try:
-            yield
-        finally:
-            self.floor_s += self.now() - start
 
     # -- circumstances and cache ---------------------------------------------------------------------------------
 
@@ -254,10 +252,10 @@ class Meter:
         key = {"kind": "profile", "model": digest, "inputs": feeds_digest(feeds)}
         found = self._cached(key, lambda value: _profiled(value, sites))
         if found is None:
-            with self._always():
-                found = profiling.profile(self.backend, subject, sites, self.options, feeds)
+            found = profiling.profile(self.backend, subject, sites, self.options, feeds)
             self._keep(key, _profiled_data(found, sites))
         self.run_s = found.seconds
+        self.profiled_s = self.floor_s = self.now()
         return found
 
     # -- forms of a site -----------------------------------------------------------------------------------------
@@ -398,9 +396,9 @@ class Meter:
             return known[0]
         worker = self._worker()
         models: dict[str, tuple[bytes | Runnable, Mapping[str, Array]]] = {"before": (before, feeds)}
-        ends_s = self.now() + max(self.budget_s - self.now(), 0.0) * share
+        ends_s = self.now() + max(self.until_s - self.now(), 0.0) * share
         left = ends_s - self.now()
-        watch = self._watch(self.budget_s)
+        watch = self._watch(self.until_s)
         mode: timing.Mode = "interleaved"
         started = self.now()
         opening_s = 2 * self.load_s + 6 * run_s
@@ -414,7 +412,7 @@ class Meter:
         rounds = _rounds(opening_s, left)
         self._stand(worker, {**models, "after": (after, feeds)})
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
-        if self.now() > self.budget_s:
+        if self.now() > self.until_s:
             self.floor_s += min(self.now() - started, watch.opening_s + 2 * MIN_PAIRS * watch.pair_s + least)
         self._keep(
             key,
@@ -462,7 +460,7 @@ class Meter:
             if (found is None or not accepted(found)) and len(some) > 1:
                 half = (len(some) + 1) // 2
                 pending += [some[:half], some[half:]]
-            if self.now() + 2 * MIN_PAIRS * run_s > self.budget_s:
+            if self.now() + 2 * MIN_PAIRS * run_s > self.until_s:
                 break
         if best is not None:
             return Confirmed(groups=best.groups, attempts=tuple(attempts), final=best.timing, reason="")
