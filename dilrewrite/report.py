@@ -103,7 +103,7 @@ class Measurement:
     """How timings were taken, and what they say of the whole model.
 
     `inputs`: the shapes it ran on. `budget_s`: the seconds asked for; `spent_s`: the seconds that measuring took;
-    `floor_s`: how much of them was the least that a confirmation on the whole model takes. `estimated_s`: of a dry run,
+    `floor_s`: how much of them is always done (data, the profile, the least confirmation). `estimated_s`: of a dry run,
     about how long measuring would take. `measured` and `recalled` count timings made now and taken from the cache.
     `profiled_s`: one run of the original under the profiler. `noise`: the original against itself. `attempts`: versions
     of the model that were timed; `final`: the original (first) against the model written (second), `None` when that
