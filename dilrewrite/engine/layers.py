@@ -1,0 +1,183 @@
+"""The layers of a built engine, from the builder's log or from the engine inspector: the only file that reads either.
+
+Both are texts of the library without a promise. The log's form was read off TensorRT for RTX 1.7, the inspector's off
+the documentation of TensorRT 10 (`Bindings`, `Format/Datatype`) and 11 (`I/O Tensors`, `Datatype`, `Format`). Fields
+that are not known are passed over; a list without a single layer is an error, never "no layers".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dilrewrite.errors import FailedError
+
+BUILD_LOG = "build log"
+INSPECTOR = "engine inspector"
+
+_FIELD = re.compile(r"(?:^|, )([A-Za-z][A-Za-z /_]*?): ")
+_ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=\x1e|\x1f|\[|$|,)")
+_CONVOLVES = re.compile(r"correlation|deconv|conv", re.IGNORECASE)
+_MAY_HOLD_ONE = re.compile(r"fusion|myelin|foreign", re.IGNORECASE)
+_MEMORY = re.compile(r"(Max Scratch Memory|Total Activation Memory|Total Weights Memory): (\d+) bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer: its name, its type in the library's words, what it reads and writes, and the ONNX nodes it stands for.
+
+    `inputs` and `outputs` are the tensors' element types in the library's words (`Float`, `Half`, `BFloat16`, `Int8`).
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    tactic: str = ""
+
+    def convolves(self, convolutions: Collection[str]) -> bool:
+        """Say whether it computes a convolution; `convolutions` are the names of the ONNX nodes that are some."""
+        if _CONVOLVES.search(self.kind):
+            return True
+        return bool(_MAY_HOLD_ONE.search(self.kind)) and any(node in convolutions for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """The layers of an engine in order, where they were read, and the memory that the builder states, in bytes."""
+
+    source: str
+    layers: tuple[Layer, ...]
+    memory: dict[str, int]
+
+    def kinds(self) -> dict[str, int]:
+        """Return how many layers there are of each type, sorted by it."""
+        return dict(sorted(Counter(layer.kind for layer in self.layers).items()))
+
+    def convolutions(self, names: Collection[str]) -> tuple[Layer, ...]:
+        """Return the layers that compute convolutions; `names` are those of the ONNX nodes that are some."""
+        return tuple(layer for layer in self.layers if layer.convolves(names))
+
+    def datatypes(self, names: Collection[str]) -> dict[str, int]:
+        """Return how many convolution layers read data of each element type; "unknown" where none is told."""
+        found = Counter(layer.inputs[0] if layer.inputs else "unknown" for layer in self.convolutions(names))
+        return dict(sorted(found.items()))
+
+
+def from_log(messages: Iterable[str]) -> Layers:
+    """Return the layers that a builder at full verbosity logged.
+
+    Raises FailedError when it listed none that can be read.
+    """
+    found: list[Layer] = []
+    memory: dict[str, int] = {}
+    listed = False
+    for message in messages:
+        told = _MEMORY.search(message)
+        if told:
+            memory[told[1].lower().replace(" ", "_") + "_bytes"] = int(told[2])
+        if not message.startswith("Layers:"):
+            continue
+        listed = True
+        for line in message.split("\n")[1:]:
+            if not line.startswith("Name: "):
+                if line.strip() and not line.startswith(" "):
+                    break  # the next section: the engine's own inputs and outputs
+                continue
+            found.append(_logged(line))
+    if not found:
+        why = "lists no layers" if not listed else "has a list of layers that cannot be read"
+        raise FailedError(f"the build log {why}", hint="this version of TensorRT writes it differently; report it")
+    return Layers(source=BUILD_LOG, layers=tuple(found), memory=memory)
+
+
+def _logged(line: str) -> Layer:
+    fields = _fields(line)
+    return Layer(
+        name=fields.get("Name", ""),
+        kind=fields.get("LayerType", "unknown"),
+        inputs=_types(fields.get("Inputs", "")),
+        outputs=_types(fields.get("Outputs", "")),
+        nodes=onnx_nodes(fields.get("Metadata", "")),
+        tactic=fields.get("TacticName", ""),
+    )
+
+
+def _fields(line: str) -> dict[str, str]:
+    """Return the fields of `Name: a, LayerType: b, Inputs: [ { Name: ... }], ...`: those outside of any bracket."""
+    starts = []
+    depth = 0
+    head, separator, tail = line.partition(", Metadata: ")  # ends the line, and names may hold brackets
+    for place, character in enumerate(head):
+        if character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth = max(depth - 1, 0)
+        elif depth == 0 and (place == 0 or character == ","):
+            match = _FIELD.match(head, place)
+            if match:
+                starts.append((place, match.end(), match[1]))
+    ends = [place for place, _, _ in starts[1:]] + [len(head)]
+    found = {name: head[begin:end] for (_, begin, name), end in zip(starts, ends, strict=True)}
+    if separator:
+        found["Metadata"] = tail
+    return found
+
+
+def _types(tensors: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"Datatype: (\w+)", tensors))
+
+
+def onnx_nodes(metadata: str) -> tuple[str, ...]:
+    """Return the names of the ONNX nodes in a layer's metadata, each once."""
+    return tuple(dict.fromkeys(_ONNX.findall(metadata)))
+
+
+def from_inspector(text: str) -> Layers:
+    """Return the layers of the engine inspector's JSON.
+
+    Raises FailedError when it tells none: the engine was built with too little profiling verbosity.
+    """
+    hint = "build the engine with detailed profiling verbosity, as `dilrewrite build` does"
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise FailedError(f"the engine inspector's text is no JSON: {error}", hint=hint) from error
+    entries: Sequence[Any] = plain.get("Layers", []) if isinstance(plain, dict) else []
+    found = [_inspected(entry) for entry in entries if isinstance(entry, dict)]
+    if not found:
+        raise FailedError("the engine inspector tells no layers in detail", hint=hint)
+    return Layers(source=INSPECTOR, layers=tuple(found), memory={})
+
+
+def _inspected(entry: dict[str, Any]) -> Layer:
+    return Layer(
+        name=str(entry.get("Name", "")),
+        kind=str(entry.get("LayerType", "unknown")),
+        inputs=_tensors(entry.get("Inputs")),
+        outputs=_tensors(entry.get("Outputs")),
+        nodes=onnx_nodes(str(entry.get("Metadata", ""))),
+        tactic=str(entry.get("TacticName", "")),
+    )
+
+
+_FORMATS = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8", "int32": "Int32"}
+"""The element type in TensorRT 10's `Format/Datatype`, which is prose ("Row major linear FP32")."""
+
+
+def _tensors(entries: Any) -> tuple[str, ...]:
+    found = []
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        told = entry.get("Datatype")
+        if told is None:
+            prose = str(entry.get("Format/Datatype", "")).lower()
+            told = next((word for key, word in _FORMATS.items() if key in prose), "unknown")
+        found.append(str(told))
+    return tuple(found)
