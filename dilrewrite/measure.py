@@ -64,7 +64,7 @@ number gives both models the first place equally often.
 NEGLIGIBLE = 0.01
 """Sites that together take no more than this share of the model's time cannot matter."""
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Of what is kept in the cache; raised when timings are taken in another way."""
 
 BUDGET = "not measured: budget"
@@ -124,6 +124,8 @@ class Meter:
     budget_s: float
     threads: int | None = None
     custom_op_library: tuple[Path, ...] = ()
+    precision: str | None = None
+    scratch: Path | None = None
     progress: Callable[[str, int, int], None] = lambda *_: None
     clock: Callable[[], float] = time.monotonic
     measured: int = 0
@@ -138,6 +140,8 @@ class Meter:
     """When the profile was done, on the clock of `now`: what comes before is always done."""
     load_s: float = 0.0
     """Seconds that loading the whole model takes, about; 0 when unknown."""
+    overhead_s: float = OVERHEAD_S
+    """What a form costs besides its runs, about; where engines are built, as long as the last ones took."""
     doubts: dict[str, None] = field(default_factory=dict)
     _began: float | None = None
     _paused_s: float = 0.0
@@ -176,7 +180,11 @@ class Meter:
         Without a winner so far, only what the least confirmation takes is kept back.
         """
         early = self.until_s - self.budget_s * CONFIRMATION
-        return early if self.winner else max(early, self.until_s - 4 * MIN_PAIRS * self.run_s - 1.0)
+        return early if self.winner else max(early, self.until_s - 4 * self._fewest * self.run_s - 1.0)
+
+    @property
+    def _fewest(self) -> int:
+        return max(MIN_PAIRS, self.backend.pace.pairs)
 
     def tick(self) -> None:
         """Show progress."""
@@ -194,6 +202,8 @@ class Meter:
             stop_spinning=True,
             custom_op_library=self.custom_op_library,
             timeout_s=max(60.0, 2 * self.budget_s),
+            precision=self.precision,
+            scratch=self.scratch,
         )
 
     @property
@@ -243,7 +253,7 @@ class Meter:
             self._bench = None
 
     def _watch(self, deadline_s: float) -> Stopwatch:
-        return Stopwatch(self._worker(), deadline_s=deadline_s, clock=self.now, tick=self.tick)
+        return Stopwatch(self._worker(), deadline_s=deadline_s, clock=self.now, tick=self.tick, pace=self.backend.pace)
 
     # -- where the time goes -------------------------------------------------------------------------------------
 
@@ -263,7 +273,7 @@ class Meter:
     def slice_s(self, comparisons: int) -> float:
         """Return how long one of `comparisons` may take in the time that is left for forms."""
         left = max(self.forms_until_s - self.now(), 0.0)
-        return min(max(left / max(comparisons, 1) - OVERHEAD_S, FEWEST_S), MOST_S)
+        return min(max(left / max(comparisons, 1) - self.overhead_s, FEWEST_S), MOST_S)
 
     def answer(
         self, question: Question, plain: Callable[[], Question], forms: Sequence[Form], slice_s: float, *, prune: bool
@@ -306,7 +316,7 @@ class Meter:
         for form in forms:
             if form.strategy in results:
                 continue
-            if self.now() + OVERHEAD_S >= self.forms_until_s:
+            if self.now() + self.overhead_s >= self.forms_until_s:
                 results[form.strategy] = FormTiming(outcome=BUDGET)
                 continue
             with self.pause():
@@ -325,7 +335,9 @@ class Meter:
                     made = rewrite(question.model, [(site, form.fragment)], normalised, _own).proto.SerializeToString()
                 worker = self._worker()
                 self._stand(worker, {"keep": (baseline, question.feeds), "form": (made, question.feeds)})
-                comparison = self._watch(self.forms_until_s).compare(
+                began = self.now()
+                watch = self._watch(self.forms_until_s)
+                comparison = watch.compare(
                     "keep",
                     "form",
                     slice_s,
@@ -334,6 +346,8 @@ class Meter:
                     rounds=FORM_ROUNDS,
                     hopeless=timing.HOPELESS if prune else math.inf,
                 )
+                self.overhead_s = max(OVERHEAD_S, self.now() - began - slice_s)
+                self._doubt(comparison)
                 results[form.strategy] = FormTiming(outcome=outcome(comparison), timing=comparison)
                 self.winner = self.winner or comparison.faster
             except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
@@ -362,6 +376,14 @@ class Meter:
         except (Crashed, TimedOut) as error:
             self.close()
             raise CannotRun(str(error)) from error
+
+    def _doubt(self, comparison: Comparison) -> None:
+        """Note that times vary by more than the backend's limit."""
+        limit = self.backend.pace.unsteady
+        variation = max(comparison.first.variation, comparison.second.variation)
+        if limit is not None and variation > limit:
+            words = f"times vary by more than {100 * limit:g} % (their coefficient of variation)"
+            self.doubts[f"{words}: the device's clocks change; lock them, or rely on the ratios' intervals only"] = None
 
     def _stand(self, worker: Bench, models: Mapping[str, tuple[bytes | Runnable, Mapping[str, Array]]]) -> None:
         """Bring models to the worker, and nothing else."""
@@ -402,18 +424,19 @@ class Meter:
         mode: timing.Mode = "interleaved"
         started = self.now()
         opening_s = 2 * self.load_s + 6 * run_s
-        if self.noise is None and left > 3 * (2 * MIN_PAIRS * run_s) + 2 * opening_s:
+        if self.noise is None and left > 3 * (2 * self._fewest * run_s) + 2 * opening_s:
             self._stand(worker, {**models, "twin": (before, feeds)})
             rounds = _rounds(opening_s, left * 0.35)
             self.noise, mode = watch.noise("before", "twin", left * 0.35, rounds=rounds)
             opening_s = watch.opening_s
-        least = opening_s + MIN_PAIRS * (watch.pair_s or 2 * run_s)
+        least = opening_s + self._fewest * (watch.pair_s or 2 * run_s)
         left = max(ends_s - self.now(), 0.0)
         rounds = _rounds(opening_s, left)
         self._stand(worker, {**models, "after": (after, feeds)})
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
+        self._doubt(comparison)
         if self.now() > self.until_s:
-            self.floor_s += min(self.now() - started, watch.opening_s + 2 * MIN_PAIRS * watch.pair_s + least)
+            self.floor_s += min(self.now() - started, watch.opening_s + 2 * self._fewest * watch.pair_s + least)
         self._keep(
             key,
             {
@@ -460,7 +483,7 @@ class Meter:
             if (found is None or not accepted(found)) and len(some) > 1:
                 half = (len(some) + 1) // 2
                 pending += [some[:half], some[half:]]
-            if self.now() + 2 * MIN_PAIRS * run_s > self.until_s:
+            if self.now() + 2 * self._fewest * run_s > self.until_s:
                 break
         if best is not None:
             return Confirmed(groups=best.groups, attempts=tuple(attempts), final=best.timing, reason="")
@@ -535,6 +558,8 @@ def _timing(value: Mapping[str, Any]) -> Timing:
         p20_s=float(value["p20_s"]),
         p80_s=float(value["p80_s"]),
         runs=int(value["runs"]),
+        p99_s=float(value["p99_s"]),
+        variation=float(value["variation"]),
     )
 
 

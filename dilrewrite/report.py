@@ -17,6 +17,7 @@ from onnx import ModelProto
 
 from dilrewrite import machine
 from dilrewrite._version import __version__
+from dilrewrite.backends import MEASURED
 from dilrewrite.errors import shown
 from dilrewrite.find import CONVOLUTIONS, DEFAULT_DOMAINS, Normalisation, Site, Skipped, all_nodes
 from dilrewrite.geometry import ConvGeometry
@@ -99,6 +100,33 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """A layer of an engine: its name and type in the runtime's words, the ONNX nodes in it, seconds of one run.
+
+    `role`: `convolution`, `layout` for what the rewrite put around it (pads, slices, reshapes), or `other`.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    seconds: float
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerComparison:
+    """The layers of two engines with their times, the median over `runs` profiled runs; no timings, but shares."""
+
+    runs: int
+    first: tuple[LayerTime, ...]
+    second: tuple[LayerTime, ...]
+
+    def seconds(self, second: bool, role: str) -> float:
+        """Return the seconds of one engine's layers of a role."""
+        return sum(layer.seconds for layer in (self.second if second else self.first) if layer.role == role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """How timings were taken, and what they say of the whole model.
 
@@ -109,7 +137,9 @@ class Measurement:
     of the model that were timed; `final`: the original (first) against the model written (second), `None` when that
     was not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: how many processes
     wanted a core before measuring began, on average over a minute. `doubts`: what the runtime said that makes timings
-    doubtful.
+    doubtful. `source`: "measured"; nothing else is ever written. `state_before`, `state_after`: the device's clocks
+    (MHz), power (W) and temperature (°C) before and after, where it tells them. `layers`: times by layer of both models
+    from a separate profiled pass, where the runtime tells them.
     """
 
     backend: str
@@ -130,6 +160,10 @@ class Measurement:
     predicted_ratio: float | None = None
     load: float | None = None
     doubts: tuple[str, ...] = ()
+    source: str = MEASURED
+    state_before: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    state_after: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    layers: LayerComparison | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dilrewrite.backends import Bench
+from dilrewrite.backends import Bench, Pace
 
 MIN_PAIRS = 6
 """Fewer pairs have no 95 % interval."""
@@ -52,12 +52,17 @@ Mode = Literal["interleaved", "blocks"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of one run: the median and the 20th and 80th percentile over `runs` samples."""
+    """Seconds of one run: the median, the 20th, 80th and 99th percentile over `runs` samples.
+
+    `variation` is their coefficient of variation: standard deviation by mean.
+    """
 
     median_s: float
     p20_s: float
     p80_s: float
     runs: int
+    p99_s: float = 0.0
+    variation: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +144,16 @@ def signed_rank_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def timing(samples: Sequence[float]) -> Timing:
     """Return the figures of samples in seconds."""
-    p20, median, p80 = np.percentile(np.asarray(samples), [20, 50, 80])
-    return Timing(median_s=float(median), p20_s=float(p20), p80_s=float(p80), runs=len(samples))
+    values = np.asarray(samples, np.float64)
+    p20, median, p80, p99 = np.percentile(values, [20, 50, 80, 99])
+    return Timing(
+        median_s=float(median),
+        p20_s=float(p20),
+        p80_s=float(p80),
+        runs=len(samples),
+        p99_s=float(p99),
+        variation=float(values.std(ddof=1) / values.mean()) if len(samples) > 1 else 0.0,
+    )
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -155,14 +168,15 @@ def turns(pairs: int) -> list[tuple[int, int]]:
 class Stopwatch:
     """Times models that were added to `bench`, by their keys.
 
-    `deadline_s` (on `clock`) is when to stop: what is under way still gets its `MIN_PAIRS`. `tick` is called now and
-    then while it runs.
+    `deadline_s` (on `clock`) is when to stop: what is under way still gets its fewest pairs. `tick` is called now
+    and then while it runs. `pace`: the least that the backend wants; its `seconds` hold for what is timed to the end.
     """
 
     bench: Bench
     deadline_s: float = math.inf
     clock: Callable[[], float] = time.monotonic
     tick: Callable[[], None] = lambda: None
+    pace: Pace = field(default_factory=Pace)
     opening_s: float = 0.0
     """Seconds that the last two sessions took to load and to warm up."""
     pair_s: float = 0.0
@@ -231,11 +245,14 @@ class Stopwatch:
 
     def _warm(self, key: str, runs: int = 3) -> float:
         """Run a session that was just opened; return the seconds of its last run. A long first run is the only one."""
+        until = self.clock() + self.pace.warm_s
         (seconds,) = self.bench.run([key])
         for _ in range(runs - 1):
             if seconds > 1:
                 break
             (seconds,) = self.bench.run([key])
+        while self.clock() < until:
+            seconds = min(self.bench.run([key] * 8))
         return seconds
 
     def _interleaved(self, first: str, second: str, slice_s: float, rounds: int) -> tuple[list[float], list[float]]:
@@ -252,20 +269,29 @@ class Stopwatch:
                 pair_s = max(sum(slowest), 1e-6)
                 repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
                 repeats = min(repeats, 10)
+                if slice_s > 0:
+                    repeats = max(repeats, math.ceil(self.pace.seconds / (MAX_PAIRS * pair_s)))
                 self.opening_s, self.pair_s = self.clock() - opened, pair_s
                 share = (slice_s - (self.clock() - start) - self.opening_s * (rounds - number - 1)) / (rounds - number)
                 share = min(share, self._left())
+                if slice_s > 0:
+                    share = max(share, self.pace.seconds / rounds)
                 until = self.clock() + share
                 pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
                 pairs += pairs % 2
-                pairs = max(pairs, -(-MIN_PAIRS // rounds))
+                pairs = max(pairs, -(-self.fewest // rounds))
                 self._pairs(first, second, pairs, repeats, pair_s, a, b, until)
             finally:
                 for key in keys:
                     self.bench.shut(key)
-            if self._left() <= 0 and len(a) >= MIN_PAIRS:
+            if self._left() <= 0 and len(a) >= self.fewest:
                 break
         return a, b
+
+    @property
+    def fewest(self) -> int:
+        """Return how many pairs there must be."""
+        return max(MIN_PAIRS, self.pace.pairs)
 
     def _pairs(
         self,
@@ -286,7 +312,7 @@ class Stopwatch:
         part = max(2, 2 * int(0.25 / (pair_s * repeats)))
         done = 0
         while done < pairs:
-            if done and len(a) >= MIN_PAIRS and self.clock() >= until:
+            if done and len(a) >= self.fewest and self.clock() >= until:
                 return
             odd = len(a) % 2
             some = turns(odd + min(part, pairs - done))[odd:]
@@ -305,7 +331,7 @@ class Stopwatch:
         keys = (first, second)
         start = self.clock()
         for pair, turn in enumerate(turns(MAX_PAIRS)):
-            if pair >= MIN_PAIRS and pair % 2 == 0 and (self.clock() - start > slice_s or self._left() <= 0):
+            if pair >= self.fewest and pair % 2 == 0 and (self.clock() - start > slice_s or self._left() <= 0):
                 break
             for who in turn:
                 self.bench.open(keys[who])

@@ -12,7 +12,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from dilrewrite import choose, machine, neighbourhood, report
-from dilrewrite.backends import Array, CannotLoad, CannotRun, Crashed, Runnable, TimedOut
+from dilrewrite.backends import Array, CannotLoad, CannotRun, Crashed, Runnable, TimedOut, backends
 from dilrewrite.cache import Cache, default_path
 from dilrewrite.decide import Considered, Decider, Measured
 from dilrewrite.errors import FailedError, UsageError, shown
@@ -58,6 +58,7 @@ class Tuning:
     confirmed: Confirmed | None = None
     final: Comparison | None = None
     attempts: list[report.Attempt] = field(default_factory=list)
+    state_before: Mapping[str, float] = field(default_factory=dict)
 
     def close(self) -> None:
         """End the worker."""
@@ -86,6 +87,7 @@ class Tuning:
         """
         meter = self.meter
         meter.progress("measure", 0, 1)
+        self.state_before = meter.backend.state()
         meter.begin()
         try:
             self._choose_inputs()
@@ -102,7 +104,8 @@ class Tuning:
         meter = self.meter
         runnable = self.subject().runnable()
         start = meter.clock()
-        with meter.backend.session(runnable, meter.options) as session:
+        trial = backends()[meter.backend.trial] if meter.backend.trial is not None else meter.backend
+        with trial.session(runnable, meter.options) as session:
             meter.load_s = meter.clock() - start
             chooser = Chooser(
                 session.inputs,
@@ -351,6 +354,7 @@ class Tuning:
         Raises FailedError when one of them does not run.
         """
         meter = self.meter
+        self.state_before = meter.backend.state()
         meter.begin()
         try:
             self._choose_inputs()
@@ -383,6 +387,9 @@ class Tuning:
             predicted_ratio=predicted_ratio,
             load=self.load,
             doubts=tuple(meter.doubts),
+            source=meter.backend.source,
+            state_before=self.state_before,
+            state_after=meter.backend.state(),
         )
 
     def notes(self) -> list[str]:

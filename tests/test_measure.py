@@ -23,6 +23,7 @@ from dilrewrite.backends import (
     CannotRun,
     Crashed,
     Options,
+    Pace,
     Runnable,
     TimedOut,
     timed_backend,
@@ -165,6 +166,9 @@ class Backend:
     setting: str = "usual"
     doubts: str = ""
     layout_ranks: frozenset[int] = frozenset({2})
+    source: str = "measured"
+    pace: Pace = field(default_factory=Pace)
+    trial: str | None = None
 
     def versions(self) -> dict[str, str]:
         return {"fake": self.version}
@@ -174,6 +178,9 @@ class Backend:
 
     def settings(self, options: Options) -> dict[str, str]:
         return {"threads": str(options.threads), "setting": self.setting}
+
+    def state(self) -> dict[str, float]:
+        return {}
 
 
 @pytest.fixture

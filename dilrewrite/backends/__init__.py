@@ -55,11 +55,13 @@ def dtype(element: str) -> np.dtype[Any]:
 class Runnable:
     """A model to run: serialized, or the path of a file (the only way above 2 GB).
 
-    `folder` is where the external data of a serialized model lie; a path has its own.
+    `folder` is where the external data of a serialized model lie; a path has its own. `engine`: it is no ONNX model
+    but an engine that a backend built.
     """
 
     model: bytes | Path
     folder: Path | None = None
+    engine: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,8 @@ class Options:
     graph optimisations on, `spin` lets waiting threads burn their core (good for timing alone, bad beside others),
     `stop_spinning` ends that with each run, so that several sessions can be timed in turn,
     `isolated` runs in a child process that may crash. `timeout_s` bounds making the session and each run; only an
-    isolated session can be stopped, another one ignores it.
+    isolated session can be stopped, another one ignores it. `precision`: what a backend that builds engines shall
+    compute in (None: the model's own types). `scratch`: a folder in which such a backend may keep what it built.
     """
 
     threads: int | None = None
@@ -80,6 +83,21 @@ class Options:
     custom_op_library: tuple[Path, ...] = ()
     isolated: bool = True
     timeout_s: float | None = None
+    precision: str | None = None
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long a backend is timed at least: seconds to warm up, pairs, and seconds of one model in a comparison.
+
+    `unsteady`: the coefficient of variation above which a timing is doubtful; `None` where it says nothing.
+    """
+
+    warm_s: float = 0.0
+    pairs: int = 6
+    seconds: float = 0.0
+    unsteady: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,13 +171,17 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRun:
-    """One run of one node: its name, operator, seconds, and shapes (None: no tensor, or not told)."""
+    """One run of one node: its name, operator, seconds, and shapes (None: no tensor, or not told).
+
+    `provider`: the part of the runtime that ran it, where it has several.
+    """
 
     name: str
     op: str
     seconds: float
     inputs: tuple[tuple[int, ...] | None, ...] = ()
     outputs: tuple[tuple[int, ...] | None, ...] = ()
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +196,11 @@ class Profile:
 class Runner(Protocol):
     """A loaded model bound to its inputs, in this process."""
 
-    def run(self) -> None:
-        """Run once and wait for the end. Raises CannotRun."""
+    def run(self) -> float | None:
+        """Run once and wait for the end; return the seconds where the runtime knows better than a clock around it.
+
+        Raises CannotRun.
+        """
         ...
 
     def close(self) -> None:
@@ -223,7 +248,22 @@ class TimedBackend(Backend, Protocol):
 
     @property
     def rank(self) -> int:
-        """Return its place in the order in which `auto` asks: the highest that is ready is taken."""
+        """Return its place in the order in which `auto` asks: the highest that is ready is taken, none below 0."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Return "measured"; times of anything else reach no report."""
+        ...
+
+    @property
+    def pace(self) -> Pace:
+        """Return how long it is timed at least."""
+        ...
+
+    @property
+    def trial(self) -> str | None:
+        """Return the backend that looks for inputs that a model runs on; `None`: this one."""
         ...
 
     @property
@@ -240,6 +280,10 @@ class TimedBackend(Backend, Protocol):
         """Return the device that it runs on, in words."""
         ...
 
+    def state(self) -> dict[str, float]:
+        """Return the device's clocks, power and temperature as they are now; empty where nothing tells them."""
+        ...
+
     def settings(self, options: Options) -> dict[str, str]:
         """Return the settings that timings depend on, as they are set, by the runtime's own names."""
         ...
@@ -254,6 +298,10 @@ class TimedBackend(Backend, Protocol):
         Raises CannotLoad and CannotRun.
         """
         ...
+
+
+MEASURED = "measured"
+"""Where times come from that may reach a report."""
 
 
 class CannotLoad(Exception):  # noqa: N818 - it reads as what it says
@@ -308,10 +356,9 @@ def timed_backend(name: str) -> TimedBackend:
     """
     known = timed_backends()
     if name == "auto":
-        ready = [found for found in known.values() if found.missing() is None]
-        if ready:
-            return ready[0]
-        return cast("TimedBackend", backend(next(reversed(known))))
+        asked = [found for found in known.values() if found.rank >= 0]
+        ready = next((found for found in asked if found.missing() is None), None)
+        return ready if ready is not None else cast("TimedBackend", backend(asked[-1].name))
     if name in backends() and name not in known:
         raise UsageError(f"backend {name} times nothing", hint=f"choose one of auto, {', '.join(known)}")
     return cast("TimedBackend", backend(name))

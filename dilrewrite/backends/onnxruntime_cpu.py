@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from dilrewrite import machine
-from dilrewrite.backends import Array, Options, Profile, Runnable, Runner, Session, TimedBackend
+from dilrewrite.backends import MEASURED, Array, Options, Pace, Profile, Runnable, Runner, Session, TimedBackend
 from dilrewrite.backends._onnxruntime import BoundRunner, InProcess, conflict, missing, profile, session_settings
 from dilrewrite.backends._worker import IsolatedSession
 
@@ -23,6 +23,9 @@ class OnnxRuntimeCpu:
     rank: int = 0
     layout_ranks: frozenset[int] = frozenset({2})
     doubts: str = ""
+    source: str = MEASURED
+    pace: Pace = field(default_factory=Pace)
+    trial: str | None = None
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -48,6 +51,10 @@ class OnnxRuntimeCpu:
         """Return the processor and the number of its cores that this process may use."""
         count = machine.cores()
         return f"{machine.processor()}, {count} core{'s' if count > 1 else ''}"
+
+    def state(self) -> dict[str, float]:
+        """Return nothing: processors do not tell."""
+        return {}
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the session's configuration entries, and its threads."""

@@ -10,15 +10,17 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from dilrewrite.backends import (
+    MEASURED,
     Array,
     CannotLoad,
     Crashed,
     Options,
+    Pace,
     Profile,
     Runnable,
     Runner,
@@ -26,6 +28,7 @@ from dilrewrite.backends import (
     TimedBackend,
     TimedOut,
 )
+from dilrewrite.backends._nvidia import NoGpuError, driver, gpu, line, state
 from dilrewrite.backends._onnxruntime import (
     CPU,
     BoundRunner,
@@ -63,7 +66,6 @@ PROVIDERS: tuple[Provider, ...] = ((PROVIDER, PROVIDER_OPTIONS), *CPU)
 _ENVIRONMENT = ("CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE")
 """Variables that CUDA's libraries heed whatever the provider's options say, and that change timings."""
 
-_NO_DEVICE = 100
 _NOT_INITIALIZED = 3
 
 
@@ -80,6 +82,9 @@ class OnnxRuntimeCuda:
     rank: int = 10
     layout_ranks: frozenset[int] = frozenset()
     doubts: str = "running in Fallback mode|Memcpy nodes are added"
+    source: str = MEASURED
+    pace: Pace = field(default_factory=Pace)
+    trial: str | None = None
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -94,8 +99,8 @@ class OnnxRuntimeCuda:
         if wanted is not None:
             return wanted
         try:
-            _, supported = _gpu()
-        except _NoGpuError as error:
+            _, supported = gpu()
+        except NoGpuError as error:
             return str(error)
         built = _built_for()
         if built is not None and supported[0] < int(built.split(".")[0]):
@@ -136,8 +141,12 @@ class OnnxRuntimeCuda:
 
     def device(self) -> str:
         """Return the GPU's name and the CUDA version of its driver."""
-        name, (major, minor) = _gpu()
+        name, (major, minor) = gpu()
         return f"{name}, driver for CUDA {major}.{minor}"
+
+    def state(self) -> dict[str, float]:
+        """Return what NVIDIA's management library tells of the GPU, where it is installed."""
+        return state()
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the provider's options, the session's configuration entries, threads, and CUDA's own variables."""
@@ -248,47 +257,11 @@ def _explained() -> Iterator[None]:
         try:
             ctypes.CDLL(str(library))
         except OSError as why:
-            raise CannotLoad(f"{error}: {_line(why)}") from error
+            raise CannotLoad(f"{error}: {line(why)}") from error
         raise
 
 
 # -- the driver ------------------------------------------------------------------------------------------------------
-
-
-class _NoGpuError(Exception):
-    """There is no GPU to run on; the reason is one line."""
-
-
-def _driver() -> Any:
-    """Return the driver's library. Raises OSError."""
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-
-
-def _gpu() -> tuple[str, tuple[int, int]]:
-    """Return the first GPU's name and the CUDA version that its driver supports. Raises _NoGpuError."""
-    try:
-        driver = _driver()
-    except OSError as error:
-        raise _NoGpuError(f"there is no NVIDIA driver: {_line(error)}") from error
-    count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
-    status = (
-        driver.cuInit(0)
-        or driver.cuDeviceGetCount(ctypes.byref(count))
-        or (_NO_DEVICE if count.value < 1 else 0)
-        or driver.cuDeviceGet(ctypes.byref(device), 0)
-        or driver.cuDeviceGetName(name, len(name), device)
-        or driver.cuDriverGetVersion(ctypes.byref(version))
-    )
-    if status == _NO_DEVICE:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = "" if visible is None else f"; CUDA_VISIBLE_DEVICES is {visible!r}"
-        raise _NoGpuError(f"there is no CUDA device{hidden}")
-    if status:
-        word = ctypes.c_char_p()
-        driver.cuGetErrorName(status, ctypes.byref(word))
-        raise _NoGpuError(f"the NVIDIA driver does not work: {(word.value or b'error %d' % status).decode()}")
-    return name.value.decode(errors="replace"), (version.value // 1000, version.value % 1000 // 10)
 
 
 def _wait_for_kernels() -> bool:
@@ -299,16 +272,12 @@ def _wait_for_kernels() -> bool:
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # before the driver's library is loaded too
     with contextlib.suppress(OSError):  # without a driver the model cannot be loaded either
         # Asked for its answer when the driver is not started; this call does not start it.
-        state = _driver().cuDevicePrimaryCtxGetState(0, ctypes.byref(ctypes.c_uint()), ctypes.byref(ctypes.c_int()))
+        state = driver().cuDevicePrimaryCtxGetState(0, ctypes.byref(ctypes.c_uint()), ctypes.byref(ctypes.c_int()))
         if state != _NOT_INITIALIZED:
             del os.environ["CUDA_LAUNCH_BLOCKING"]
             os.environ.update({} if before is None else {"CUDA_LAUNCH_BLOCKING": before})
             return False
     return True
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 BACKEND: TimedBackend = OnnxRuntimeCuda()

@@ -7,19 +7,15 @@ with every number that is measured: only "measured" may reach a report.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 import numpy as np
 
-from dilrewrite.backends import Array, CannotRun
-
-MEASURED = "measured"
+from dilrewrite.backends import MEASURED, Array, CannotRun
+from dilrewrite.backends._nvidia import NoGpuError, driver_version, gpu
 
 TORCH = "pip install torch"
 
@@ -129,14 +125,9 @@ class Cuda(Protocol):
 def missing() -> str | None:
     """Return None when there are a driver, a GPU, and torch to reach it, else what is not there. Loads no torch."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError as error:
-        return f"there is no NVIDIA driver ({' '.join(str(error).split())})"
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = "" if visible is None else f"; CUDA_VISIBLE_DEVICES is {visible!r}"
-        return f"there is no CUDA device{hidden}"
+        gpu()
+    except NoGpuError as error:
+        return str(error)
     try:
         found = importlib.util.find_spec("torch")
     except (ImportError, ValueError):
@@ -269,58 +260,3 @@ class TorchCuda:
             yield
         except self._torch.cuda.OutOfMemoryError as error:
             raise CannotRun(f"the GPU is out of memory: {' '.join(str(error).split())[:160]}") from error
-
-
-def driver_version() -> str:
-    """Return the version of the NVIDIA driver; empty when nothing tells it."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            told = pynvml.nvmlSystemGetDriverVersion()
-        finally:
-            pynvml.nvmlShutdown()
-    except (ImportError, OSError, _nvml_error()):
-        return ""
-    return told.decode() if isinstance(told, bytes) else str(told)
-
-
-def state(index: int = 0) -> dict[str, float]:
-    """Return clocks in MHz, power in W, temperature in °C and throttling of a GPU; what is not told is left out.
-
-    Only read, never set.
-    """
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except (ImportError, OSError, _nvml_error()):
-        return {}
-    found: dict[str, float] = {}
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        readings: dict[str, Callable[[], float]] = {
-            "sm_clock_mhz": lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-            "memory_clock_mhz": lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
-            "power_w": lambda: float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1e3,
-            "temperature_c": lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-            "throttle_reasons": lambda: float(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
-        }
-        for name, reading in readings.items():
-            with contextlib.suppress(_nvml_error()):
-                found[name] = reading()
-    except _nvml_error():
-        return found
-    finally:
-        pynvml.nvmlShutdown()
-    return found
-
-
-def _nvml_error() -> type[Exception]:
-    try:
-        import pynvml
-    except ImportError:
-        return OSError
-    error: type[Exception] = pynvml.NVMLError
-    return error
