@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dilrewrite._version import __version__
 from dilrewrite.errors import DiffersError, DilrewriteError, FailedError, MissingError, UsageError
 
 if TYPE_CHECKING:
+    from dilrewrite.engine.sidecar import EngineReport
+    from dilrewrite.engines import Order
     from dilrewrite.pipeline import Progress
     from dilrewrite.report import Report
 
@@ -30,6 +32,7 @@ _LAZY = {
     "ConvGeometry": "dilrewrite.geometry",
     "Measurement": "dilrewrite.report",
     "Comparison": "dilrewrite.timing",
+    "EngineReport": "dilrewrite.engine.sidecar",
     "Proof": "dilrewrite.prove",
     "Verdict": "dilrewrite.verdict",
 }
@@ -83,6 +86,24 @@ def inspect(
     )
 
 
+def _order(wanted: bool | Mapping[str, Any]) -> Order | None:
+    if wanted is False:
+        return None
+    from dilrewrite import engines
+
+    return engines.order(**({} if wanted is True else wanted))
+
+
+def inspect_engine(engine: StrPath) -> EngineReport:
+    """Return what is known of a TensorRT engine, from the side-car that `build` wrote beside it. Needs no GPU.
+
+    Raises `UsageError` when there is no side-car, or it is of another engine.
+    """
+    from dilrewrite.engine import sidecar
+
+    return sidecar.read(Path(engine))
+
+
 def optimize(
     model: StrPath,
     output: StrPath | None = None,
@@ -110,6 +131,8 @@ def optimize(
     save_decisions: StrPath | None = None,
     cache: StrPath | None = None,
     no_cache: bool = False,
+    build_engine: bool | Mapping[str, Any] = False,
+    engine: StrPath | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Rewrite the dilated Convs of an ONNX model where that is faster, prove the result equal, and write it.
@@ -128,13 +151,15 @@ def optimize(
     only) neither. `rtol`, `atol`: |difference| <= atol + rtol * |value| instead of the tolerance by element type.
     `report`: a folder for the report files; "beside" is `<output stem>.report` beside the output, which stays
     away when dilation is left. `dry_run`: measure and write nothing, tell what would be measured.
-    `external_data`: see docs/way.md.
+    `external_data`: see docs/way.md. `build_engine`: also build the TensorRT engine of the result, into the file
+    `engine` (`<output stem>.engine` by default); a mapping holds arguments of `build`. Where that TensorRT can run
+    here, it is what `auto` times on.
 
     Returns the report. Where results differ or dilation is left that `eliminate` should remove, no model is written:
     `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or `FailedError` for everything
     that ends the work without a result; nothing is left behind then.
     """
-    from dilrewrite import decide, pipeline
+    from dilrewrite import decide, engines, pipeline
 
     options = decide.OptimizeOptions(
         strategy=strategy,
@@ -159,15 +184,99 @@ def optimize(
         save_decisions=Path(save_decisions) if save_decisions is not None else None,
         cache=Path(cache) if cache is not None else None,
         no_cache=no_cache,
+        order=_order(build_engine),
+        engine=Path(engine) if engine is not None else None,
     )
-    return pipeline.optimize(
-        Path(model),
-        Path(output) if output is not None else None,
-        options,
-        report_folder=Path(report) if report not in (None, "beside") else None,
-        report_beside=report == "beside",
-        progress=progress or pipeline.silent,
+    with engines.on_device(options.order.build.device if options.order is not None else None):
+        return pipeline.optimize(
+            Path(model),
+            Path(output) if output is not None else None,
+            options,
+            report_folder=Path(report) if report not in (None, "beside") else None,
+            report_beside=report == "beside",
+            progress=progress or pipeline.silent,
+        )
+
+
+def build(
+    model: StrPath,
+    output: StrPath | None = None,
+    *,
+    flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto",
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8-qdq"] | None = None,
+    minima: Sequence[str] = (),
+    optima: Sequence[str] = (),
+    maxima: Sequence[str] = (),
+    workspace_mib: int | None = None,
+    timing_cache: StrPath | None = None,
+    optimization_level: int | None = None,
+    compute_capabilities: Sequence[str] = (),
+    device: int | None = None,
+    plugins: Sequence[StrPath] = (),
+    refit: bool = False,
+    strip_plan: bool = False,
+    version_compatible: bool = False,
+    weight_streaming: bool = False,
+    inputs: StrPath | None = None,
+    export_layer_info: StrPath | None = None,
+    report: StrPath | None = None,
+    force: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Build the TensorRT engine of an ONNX model, and write it with a side-car JSON of all that is known of it.
+
+    `output`: the engine's file, `<stem>.engine` beside the model by default; the side-car is `<output>.json`.
+    `flavour`: TensorRT, or TensorRT for RTX, which builds without a GPU; `auto` is the one that is installed.
+    `precision`: None is what the model holds (float32 with TF32); `fp16` and `bf16` convert a float32 model and hold
+    the result to it; `int8-qdq` takes a symmetric QDQ model. What the engine's convolutions really compute in is read
+    from its layer list, and an engine in another precision than asked for is an error.
+    `minima`, `optima`, `maxima`: `NAME:1x3x224x224`, the sizes of inputs with unknown ones; one alone stands for all.
+    `workspace_mib`: memory for scratch data, in MiB. `timing_cache`: a file that keeps kernel timings between builds.
+    `optimization_level`: 0 to 5. `compute_capabilities`: GPUs to build for, as "8.6" (TensorRT for RTX). `device`: the
+    GPU to build on. `plugins`: libraries of plugins. `refit`, `strip_plan`, `version_compatible`, `weight_streaming`:
+    as TensorRT has them. `inputs`: an .npz to compare a conversion on. `export_layer_info`: a file for the layers, as
+    trtexec writes them. `tell` gets every line of TensorRT's log.
+
+    Returns a report whose `engine` is the side-car's content. Raises `UsageError` for a model or sizes that TensorRT
+    cannot take, `MissingError` without TensorRT, `FailedError` when the build fails, `DiffersError` when the conversion
+    or the engine does not compute what the model does; no file is left then.
+    """
+    from dilrewrite import decide, engines, pipeline
+
+    order = engines.order(
+        flavour=flavour,
+        precision=precision,
+        minima=minima,
+        optima=optima,
+        maxima=maxima,
+        workspace_mib=workspace_mib,
+        timing_cache=timing_cache,
+        optimization_level=optimization_level,
+        compute_capabilities=compute_capabilities,
+        device=device,
+        plugins=plugins,
+        refit=refit,
+        strip_plan=strip_plan,
+        version_compatible=version_compatible,
+        weight_streaming=weight_streaming,
     )
+    options = decide.OptimizeOptions(
+        inputs=Path(inputs) if inputs is not None else None, force=force, seed=seed, threads=threads, no_cache=True
+    )
+    with engines.on_device(device):
+        return pipeline.build_file(
+            Path(model),
+            Path(output) if output is not None else None,
+            order,
+            options,
+            export_layers=Path(export_layer_info) if export_layer_info is not None else None,
+            report_folder=Path(report) if report is not None else None,
+            progress=progress or pipeline.silent,
+            tell=tell,
+        )
 
 
 def verify(
@@ -215,12 +324,17 @@ def bench(
     seed: int = 0,
     threads: int | None = None,
     custom_op_library: Sequence[StrPath] = (),
+    export_times: StrPath | None = None,
+    export_profile: StrPath | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Time an ONNX model on a runtime, or another one against it, in pairs and for about `budget_s` seconds.
 
     The arguments are those of `optimize`. In the report, `measurement.final` has `model` as the first and `other` as
     the second; `measurement.noise` is `model` against itself. Nothing is taken from the cache of timings.
+    Both may be TensorRT engines that `build` wrote, of one flavour, on the GPU that they were built for.
+    `export_times`, `export_profile`: files for every run's time and for the time by layer, as trtexec writes them;
+    those of `other` go to `<stem>.other<suffix>` beside them.
     """
     from dilrewrite import decide, pipeline
 
@@ -237,6 +351,10 @@ def bench(
         Path(model),
         Path(other) if other is not None else None,
         options,
+        exports=pipeline.Exports(
+            times=Path(export_times) if export_times is not None else None,
+            profile=Path(export_profile) if export_profile is not None else None,
+        ),
         report_folder=Path(report) if report is not None else None,
         progress=progress or pipeline.silent,
     )
@@ -250,7 +368,9 @@ __all__ = [
     "UsageError",
     "__version__",
     "bench",
+    "build",
     "inspect",
+    "inspect_engine",
     "optimize",
     "verify",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from dilrewrite import choose, report
 from dilrewrite.decisions import Decided
+from dilrewrite.engines import Order
 from dilrewrite.errors import UsageError
 from dilrewrite.find import Found, Site
 from dilrewrite.fragment import Fragment
@@ -49,6 +50,8 @@ class OptimizeOptions:
     save_decisions: Path | None = None
     cache: Path | None = None
     no_cache: bool = False
+    order: Order | None = None
+    engine: Path | None = None
 
     @property
     def seconds(self) -> float:
@@ -81,6 +84,10 @@ class OptimizeOptions:
                     raise UsageError(
                         f"--decisions says which forms to take, and {other} too", hint="leave one of them out"
                     )
+        if self.order is not None:
+            self.order.check()
+        elif self.engine is not None:
+            raise UsageError("--engine names the file of an engine", hint="ask for one with --build-engine")
         if self.cache is not None and self.no_cache:
             raise UsageError("--cache and --no-cache were both given", hint="leave one of them out")
         for name, value in (("--rtol", self.rtol), ("--atol", self.atol)):
@@ -96,10 +103,13 @@ class OptimizeOptions:
 
     def plain(self) -> dict[str, object]:
         """Return the options as plain data for a report."""
-        shown = {name: getattr(self, name) for name in self.__slots__}
-        return {
+        shown = {name: getattr(self, name) for name in self.__slots__ if name not in ("order", "engine")}
+        found: dict[str, object] = {
             key: [str(item) for item in value] if isinstance(value, tuple) else value for key, value in shown.items()
         }
+        if self.order is not None:
+            found["build_engine"] = self.order.plain()
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,6 +142,8 @@ class Meter:
     """Seconds that loading the whole model takes, about; 0 when unknown."""
     overhead_s: float = OVERHEAD_S
     """What a form costs besides its runs, about; where engines are built, as long as the last ones took."""
+    samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    """Seconds of every sample of the last comparison of whole models that was not recalled."""
     doubts: dict[str, None] = field(default_factory=dict)
     _began: float | None = None
     _paused_s: float = 0.0
@@ -434,6 +436,7 @@ class Meter:
         rounds = _rounds(opening_s, left)
         self._stand(worker, {**models, "after": (after, feeds)})
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
+        self.samples = watch.samples
         self._doubt(comparison)
         if self.now() > self.until_s:
             self.floor_s += min(self.now() - started, watch.opening_s + 2 * self._fewest * watch.pair_s + least)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import statistics
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +14,19 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
-from dilrewrite import choose, decisions, report
-from dilrewrite.backends import backend, backends, timed_backend
+from dilrewrite import choose, decisions, engines, report
+from dilrewrite.backends import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Profile,
+    Runnable,
+    TimedOut,
+    backend,
+    backends,
+    timed_backend,
+)
 from dilrewrite.decide import (
     NOT_MEASURED,
     Considered,
@@ -23,10 +37,12 @@ from dilrewrite.decide import (
     matches,
     remaining,
 )
-from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.engine import bindings, sidecar
+from dilrewrite.engine.sidecar import EngineReport
+from dilrewrite.errors import FailedError, MissingError, UsageError, shown
 from dilrewrite.find import Found, Site, find
 from dilrewrite.fragment import Fragment
-from dilrewrite.inputs import load_inputs, parse_shapes
+from dilrewrite.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.load import Model, load, read_tensor, stage_model
 from dilrewrite.measure import Meter
 from dilrewrite.prove import runs_natively
@@ -166,14 +182,22 @@ def optimize(
     """
     options.check()
     clock = _Clock()
+    options = _backend(options)
     with clock("load"):
         model = load(path)
     target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
+    started, engine_place = None, options.engine or target.with_suffix(".engine")
+    if options.order is not None:
+        started = engines.start(model, options.order, parse_shapes(options.shapes))
     asked = report_folder is not None
     if report_beside and not asked:
         report_folder = target.with_name(f"{target.stem}.report")
     if not options.dry_run:
         _check_places(model, path, target, report_folder, options)
+        if options.order is not None:
+            others = [path, target, *([options.save_decisions] if options.save_decisions is not None else [])]
+            cache = options.order.build.timing_cache
+            engines.check_places(engine_place, force=options.force, others=others, timing_cache=cache)
     settings = _settings(model, options)
     with clock("find"):
         found = find(model.proto)
@@ -215,7 +239,23 @@ def optimize(
     result = _report(model, found, made, changed, verdict, left, target, options, clock)
     if options.dry_run:
         return result
+    engine = None
+    if started is not None and result.output is not None:
+        with clock("build"):
+            engine = engines.make(
+                model,
+                rewritten.proto if changed else model.proto,
+                started,
+                engine_place,
+                settings,
+                chosen_on=_chosen_on(result, started),
+                source=target if changed else None,
+                progress=progress,
+            )
+        result = replace(result, engine=engine.report, seconds=clock.seconds)
     with Staging(force=options.force) as staging:
+        if engine is not None:
+            engines.stage(engine, engine_place, staging)
         if result.output is not None:
             spill = _spill(model, rewritten)
             stage_model(model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill)
@@ -225,6 +265,31 @@ def optimize(
             write_reports(result, report_folder, staging)
         staging.commit()
     return result
+
+
+def _backend(options: OptimizeOptions) -> OptimizeOptions:
+    """Return the options with the backend that engines are built for, where it is ready and none was asked for.
+
+    Raises `UsageError` or `MissingError`, before any work, when the one that was asked for is not ready.
+    """
+    if options.backend != "auto":
+        timed_backend(options.backend)
+        return options
+    if options.order is None or options.decisions is not None:
+        return options
+    flavour = bindings.choose(options.order.flavour)
+    ready = backends()[bindings.module_name(flavour)].missing() is None
+    return replace(options, backend=bindings.module_name(flavour)) if ready else options
+
+
+def _chosen_on(result: Report, started: engines.Started) -> str:
+    """Return whose timings chose the forms in an engine."""
+    found = result.measurement
+    if found is None:
+        return "nothing, not measured on TensorRT"
+    if found.backend == bindings.module_name(started.flavour):
+        return f"{found.backend} on {found.device}"
+    return f"{found.backend}, not measured on TensorRT"
 
 
 def _check_places(model: Model, path: Path, target: Path, report_folder: Path | None, options: OptimizeOptions) -> None:
@@ -257,15 +322,20 @@ def _tuning(
     model: Model, found: Found, decider: Decider, settings: Settings, options: OptimizeOptions, progress: Progress
 ) -> Tuning:
     """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
+    measured_on = timed_backend(options.backend)
+    scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-") if measured_on.trial is not None else None
     meter = Meter(
-        backend=timed_backend(options.backend),
+        backend=measured_on,
         cache=open_cache(options.cache, none=options.no_cache),
         budget_s=options.seconds,
         threads=options.threads,
         custom_op_library=options.custom_op_library,
+        precision=options.order.build.precision if options.order is not None and scratch is not None else None,
+        scratch=Path(scratch.name) if scratch is not None else None,
         progress=progress,
     )
     return Tuning(
+        scratch=scratch,
         model=model,
         found=found,
         baseline=_runnable(model, model.proto),
@@ -350,6 +420,9 @@ def _decide(
         known = [gain for gain in gains.values() if gain is not None]
         predicted = 1 - sum(known) if known and len(known) == len(gains) else None
         if tuning.profiled is not None or tuning.failure is not None:
+            if tuning.final is not None and any(decision.fragment is not None for decision in settled):
+                final = final or make(settled)
+                tuning.compare_layers(final.proto)
             tuning.close()
             measurement = tuning.measurement(predicted_ratio=predicted)
     return _Made(
@@ -570,6 +643,8 @@ def _notes(found: Found, options: OptimizeOptions) -> tuple[str, ...]:
 def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_folder: Path | None = None) -> Report:
     """Compare two models as wholes; see `dilrewrite.verify`."""
     options.check()
+    if sidecar.is_engine(after):
+        return _verify_engine(before, after, options, report_folder)
     clock = _Clock()
     with clock("load"):
         first, second = load(before), load(after)
@@ -607,6 +682,185 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
     return result
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exports:
+    """Files for the times of all runs, and for the time by layer, in trtexec's formats."""
+
+    times: Path | None = None
+    profile: Path | None = None
+
+    def check(self, others: Sequence[Path]) -> None:
+        """Raise `UsageError` for places that nothing can be written to; an export of before is replaced."""
+        for option, place in (("--export-times", self.times), ("--export-profile", self.profile)):
+            if place is not None:
+                if any(_same_place(place, other) for other in others):
+                    raise UsageError(
+                        f"{option} {shown(place)}: is a place for something else", hint="name another file"
+                    )
+                check_destination(place, force=True, source=None)
+
+    def write(self, meter: Meter, runnables: Sequence[Runnable], feeds: Mapping[str, Array]) -> None:
+        """Write what was asked for; the profile is made now, in a pass of its own."""
+        from dilrewrite.backends._worker import isolated_profile
+
+        with Staging(force=True) as staging:
+            for number, runnable in enumerate(runnables):
+                if self.times is not None:
+                    runs = [{"computeMs": seconds * 1e3} for seconds in meter.samples[number]]
+                    staging.add_text(_other(self.times, number), json.dumps(runs, indent=1) + "\n")
+                if self.profile is not None:
+                    found = isolated_profile(meter.backend.name, runnable, meter.options, feeds, PROFILE_RUNS)
+                    staging.add_text(_other(self.profile, number), json.dumps(_layers(found), indent=1) + "\n")
+            staging.commit()
+
+
+PROFILE_RUNS = 20
+
+
+def _other(place: Path, number: int) -> Path:
+    return place if number == 0 else place.with_name(f"{place.stem}.other{place.suffix}")
+
+
+def _layers(profile: Profile) -> list[dict[str, object]]:
+    """Return a profile as trtexec's --exportProfile has it."""
+    by_name: dict[str, list[float]] = {}
+    for run in profile.nodes:
+        by_name.setdefault(run.name, []).append(run.seconds * 1e3)
+    whole = sum(map(sum, by_name.values())) or 1.0
+    found: list[dict[str, object]] = [{"count": profile.runs}]
+    for name, values in by_name.items():
+        total = sum(values)
+        found.append(
+            {
+                "name": name,
+                "timeMs": total,
+                "averageMs": total / len(values),
+                "medianMs": statistics.median(values),
+                "percentage": 100 * total / whole,
+            }
+        )
+    return found
+
+
+def _verify_engine(before: Path, after: Path, options: OptimizeOptions, report_folder: Path | None) -> Report:
+    """Compare an engine's outputs with those of a model on ONNX Runtime. Needs the GPU that it was built for."""
+    clock = _Clock()
+    known, flavour = _engine(after)
+    with clock("load"):
+        model = load(before)
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[before, after])
+    settings = _settings(model, options)
+    found = find(model.proto)
+    sizes = {name: profile.opt for name, profile in known.profiles.items()}
+    with clock("verify"):
+        try:
+            verdict = engines.outputs_agree(
+                Runnable(model=before),
+                Runnable(model=after, engine=True),
+                flavour,
+                known.precision.built,
+                sizes,
+                settings,
+            )
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            raise FailedError(f"{shown(after)}: {error}", hint=_foreign(known)) from error
+    result = Report(
+        command="verify",
+        status="equal" if verdict.passed else "differs",
+        before=report.describe_model(model, model.proto, dilated=_dilated(found)),
+        after=report.describe_engine(known, shown(after)),
+        options=options.plain(),
+        verdict=verdict,
+        engine=known,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+    )
+    _write(result, report_folder)
+    return result
+
+
+def _engine(path: Path) -> tuple[EngineReport, str]:
+    """Return what is known of an engine, and its flavour; raises `MissingError` where it cannot run here."""
+    known = sidecar.read(path)
+    why = backends()[bindings.module_name(known.flavour)].missing()
+    if why is not None:
+        raise MissingError(f"{shown(path)} cannot run here: {why}")
+    return known, known.flavour
+
+
+def _foreign(known: EngineReport) -> str:
+    """Return where an engine was built for, for the case that it is another place."""
+    built_on = f" on {known.device}" if known.device is not None else ""
+    return f"it was built by {known.flavour} {known.version}{built_on}; build it again for this GPU"
+
+
+# -- build ---------------------------------------------------------------------------------------------------------
+
+
+def build_file(
+    path: Path,
+    output: Path | None,
+    order: engines.Order,
+    options: OptimizeOptions,
+    *,
+    export_layers: Path | None = None,
+    report_folder: Path | None = None,
+    progress: Progress = silent,
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Build the engine of the model at `path`; see `dilrewrite.build`."""
+    options.check()
+    order.check()
+    clock = _Clock()
+    with clock("load"):
+        model = load(path)
+    target = output or path.with_suffix(".engine")
+    started = engines.start(model, order, parse_shapes(options.shapes))
+    others = [path, *(model.folder / location for location in model.external_files)]
+    engines.check_places(target, force=options.force, others=others, timing_cache=order.build.timing_cache)
+    if export_layers is not None:
+        if any(_same_place(export_layers, other) for other in (*others, target, sidecar.place(target))):
+            raise UsageError(f"--export-layer-info {shown(export_layers)}: is a place for something else")
+        check_destination(export_layers, force=options.force, source=None)
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[path, target])
+    settings = _settings(model, options)
+    with clock("find"):
+        found = find(model.proto)
+    with clock("build"):
+        engine = engines.make(
+            model,
+            model.proto,
+            started,
+            target,
+            settings,
+            chosen_on="the model as it was given, not measured on TensorRT",
+            progress=progress,
+            tell=tell,
+        )
+    result = Report(
+        command="build",
+        status="built",
+        before=report.describe_model(model, model.proto, dilated=_dilated(found)),
+        output=shown(target),
+        options={**options.plain(), **order.plain()},
+        skipped=found.skipped,
+        verdict=engine.check,
+        engine=engine.report,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+    )
+    with Staging(force=options.force) as staging:
+        engines.stage(engine, target, staging)
+        if export_layers is not None:
+            staging.add_text(export_layers, sidecar.layer_information(engine.report))
+        if report_folder is not None:
+            write_reports(result, report_folder, staging)
+        staging.commit()
+    return result
+
+
 # -- bench ---------------------------------------------------------------------------------------------------------
 
 
@@ -615,11 +869,17 @@ def time_files(
     second: Path | None,
     options: OptimizeOptions,
     *,
+    exports: Exports | None = None,
     report_folder: Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Time two models against each other, or one against itself; see `dilrewrite.bench`."""
     options.check()
+    _backend(options)
+    if sidecar.is_engine(first) or (second is not None and sidecar.is_engine(second)):
+        return _time_engines(first, second, options, exports, report_folder, progress)
+    if exports is not None:
+        exports.check([first] if second is None else [first, second])
     clock = _Clock()
     with clock("load"):
         before = load(first)
@@ -653,6 +913,9 @@ def time_files(
     with clock("measure"):
         try:
             tuning.time_against(subject)
+            if exports is not None:
+                others = [] if after is None else [subject.runnable()]
+                exports.write(meter, [tuning.before(), *others], tuning.feeds)
         finally:
             tuning.close()
     result = Report(
@@ -666,6 +929,91 @@ def time_files(
         environment=report.environment(options.threads),
         seconds=clock.seconds,
         notes=tuple(tuning.notes()),
+    )
+    _write(result, report_folder)
+    return result
+
+
+def _time_engines(
+    first: Path,
+    second: Path | None,
+    options: OptimizeOptions,
+    exports: Exports | None,
+    report_folder: Path | None,
+    progress: Progress,
+) -> Report:
+    """Time two engines of one flavour against each other, or one against itself."""
+    paths = [first] if second is None else [first, second]
+    for path in paths:
+        if not sidecar.is_engine(path):
+            raise UsageError(
+                f"{shown(path)} is a model, and the other an engine: they are not timed against each other",
+                hint="build the model's engine with `dilrewrite build`, and time the two engines",
+            )
+    known = [_engine(path) for path in paths]
+    flavours = {flavour for _, flavour in known}
+    if len(flavours) > 1:
+        raise UsageError(f"the engines are of {' and '.join(sorted(flavours))}: they do not run in one library")
+    if options.backend not in ("auto", bindings.module_name(known[0][1])):
+        raise UsageError(f"--backend {options.backend}: the engine is of {known[0][1]}", hint="leave it out")
+    if report_folder is not None:
+        check_report_folder(report_folder, others=paths)
+    if exports is not None:
+        exports.check(paths)
+    clock = _Clock()
+    timed = timed_backend(bindings.module_name(known[0][1]))
+    meter = Meter(
+        backend=timed,
+        cache=open_cache(None, none=True),
+        budget_s=options.seconds,
+        threads=options.threads,
+        progress=progress,
+    )
+    shapes = {name: profile.opt for name, profile in known[0][0].profiles.items()} | dict(parse_shapes(options.shapes))
+    data = load_inputs(options.inputs) if options.inputs else {}
+    runnables = [Runnable(model=path.absolute(), engine=True) for path in (first, second or first)]
+    before = timed.state()
+    with clock("measure"):
+        try:
+            meter.begin()
+            with timed.session(runnables[0], meter.options) as session:
+                given = {name: shape for name, shape in shapes.items() if name not in data}
+                chooser = Chooser(session.inputs, given=given, user=data, seed=options.seed)
+                case, _ = chooser.first(session.run)
+            final = meter.whole(runnables[0], runnables[1], ("", ""), case.feeds, run_s=meter.run_s)
+            if exports is not None:
+                exports.write(meter, runnables[: len(paths)], case.feeds)
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            raise FailedError(f"{shown(first)}: {error}", hint=_foreign(known[0][0])) from error
+        finally:
+            meter.close()
+    measurement = Measurement(
+        backend=timed.name,
+        device=timed.device(),
+        versions=timed.versions(),
+        settings=timed.settings(meter.options),
+        inputs={name: tuple(value.shape) for name, value in case.feeds.items()},
+        budget_s=meter.budget_s,
+        spent_s=round(meter.now(), 3),
+        floor_s=round(meter.floor_s, 3),
+        measured=meter.measured,
+        noise=meter.noise,
+        final=final,
+        doubts=tuple(meter.doubts),
+        source=timed.source,
+        state_before=before,
+        state_after=timed.state(),
+    )
+    result = Report(
+        command="bench",
+        status="measured",
+        before=report.describe_engine(known[0][0], shown(first)),
+        after=report.describe_engine(known[-1][0], shown(paths[-1])) if second is not None else None,
+        options=options.plain(),
+        measurement=measurement,
+        engine=known[0][0],
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
     )
     _write(result, report_folder)
     return result

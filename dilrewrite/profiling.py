@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import ModelProto
@@ -131,8 +131,9 @@ def digest(
     seconds: dict[Place, float] = defaultdict(float)
     seen: set[Place] = set()
     by_output = _outputs(containers, sites)
+    wanted = {(site.scope, site.index) for site in sites}
     for run in timed.nodes:
-        place = _place(run.name, places)
+        place = _place(run.name, places, wanted)
         if place is None:
             place = by_output.get(_MADE.sub("", run.name))
         if place is not None:
@@ -156,9 +157,10 @@ def digest(
     )
 
 
-def _place(name: str, places: Sequence[Place]) -> Place | None:
-    found = _TOKEN.search(name)
-    return places[int(found[1])] if found and int(found[1]) < len(places) else None
+def _place(name: str, places: Sequence[Place], wanted: Collection[Place] = ()) -> Place | None:
+    """Return the node that a name stands for; of several fused into one, the first that is `wanted`, or the first."""
+    found = [places[int(number)] for number in _TOKEN.findall(name) if int(number) < len(places)]
+    return next((place for place in found if place in wanted), found[0] if found else None)
 
 
 def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -> dict[str, Place]:

@@ -18,6 +18,7 @@ from onnx import ModelProto
 from dilrewrite import machine
 from dilrewrite._version import __version__
 from dilrewrite.backends import MEASURED
+from dilrewrite.engine.sidecar import EngineReport
 from dilrewrite.errors import shown
 from dilrewrite.find import CONVOLUTIONS, DEFAULT_DOMAINS, Normalisation, Site, Skipped, all_nodes
 from dilrewrite.geometry import ConvGeometry
@@ -37,6 +38,7 @@ EXIT_CODES = {
     "not compared": 1,
     "inspected": 0,
     "measured": 0,
+    "built": 0,
     "dilation left": 1,
     "differs": 3,
 }
@@ -170,6 +172,8 @@ class Measurement:
 class ModelReport:
     """A model: `bytes` counts its data files too; `dilated` the convolutions with a dilation above 1 that acts.
 
+    Of an engine (its path tells), `nodes` and `operators` count layers by their type, and there are no opsets.
+
     `sha256` is of the .onnx file; of a rewritten model, as it is before references to data files are adapted.
     """
 
@@ -203,8 +207,9 @@ class Report:
     """The result of one command.
 
     `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `nothing to rewrite`, `differs`, `dilation
-    left`, `equal` or `not compared` (of `verify`), `inspected`, `measured` (of `bench`). `remaining` names the nodes
-    that keep a dilation above the limit asked for. `output` is the file written, `None` when there is none.
+    left`, `equal` or `not compared` (of `verify`), `inspected`, `measured` (of `bench`), `built` (of `build`).
+    `remaining` names the nodes that keep a dilation above the limit asked for. `output` is the file written, `None`
+    when there is none. `engine`: what is known of the engine written, as in its side-car.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -220,6 +225,7 @@ class Report:
     remaining: tuple[str, ...] = ()
     verdict: Verdict | None = None
     measurement: Measurement | None = None
+    engine: EngineReport | None = None
     environment: Environment
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -302,6 +308,21 @@ def describe_model(
     )
 
 
+def describe_engine(engine: EngineReport, path: str) -> ModelReport:
+    """Return an engine's figures; nodes and operators are its layers and their types."""
+    return ModelReport(
+        path=path,
+        bytes=engine.bytes,
+        sha256=engine.sha256,
+        ir_version=0,
+        opsets={},
+        producer=f"{engine.flavour} {engine.version}",
+        nodes=len(engine.layers),
+        operators=dict(engine.layer_types),
+        dilated=0,
+    )
+
+
 def _digest(model: Model) -> str:
     if model.path is None:
         return hashlib.sha256(model.proto.SerializeToString()).hexdigest()
@@ -330,7 +351,16 @@ def dilated_convolutions(sites: int, skipped: tuple[Skipped, ...]) -> int:
 def environment(threads: int | None) -> Environment:
     """Return what this process runs on."""
     packages = {}
-    for name in ("onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx-graphsurgeon"):
+    for name in (
+        "onnx",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "numpy",
+        "onnx-graphsurgeon",
+        "tensorrt",
+        "tensorrt-rtx",
+        "torch",
+    ):
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

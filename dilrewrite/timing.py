@@ -181,6 +181,8 @@ class Stopwatch:
     """Seconds that the last two sessions took to load and to warm up."""
     pair_s: float = 0.0
     """Seconds of the last pair of runs."""
+    samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    """Seconds of every sample of the last comparison."""
 
     def noise(self, first: str, twin: str, slice_s: float, *, rounds: int = 1) -> tuple[Noise, Mode]:
         """Time a model against `twin`, the same model in a session of its own, for about `slice_s` seconds.
@@ -222,6 +224,7 @@ class Stopwatch:
             a, b = self._blocks(first, second, slice_s)
         elif not enough:
             a, b = self._interleaved(first, second, slice_s, rounds)
+        self.samples = a, b
         centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
         offset = noise.offset if noise is not None else 0.0
         return Comparison(

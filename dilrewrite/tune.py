@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx import ModelProto
 
 from dilrewrite import choose, machine, neighbourhood, report
-from dilrewrite.backends import Array, CannotLoad, CannotRun, Crashed, Runnable, TimedOut, backends
+from dilrewrite.backends import Array, CannotLoad, CannotRun, Crashed, NodeRun, Runnable, TimedOut, backends
 from dilrewrite.cache import Cache, default_path
 from dilrewrite.decide import Considered, Decider, Measured
 from dilrewrite.errors import FailedError, UsageError, shown
-from dilrewrite.find import Found, Site, find, resolve
+from dilrewrite.find import Found, Site, all_nodes, find, resolve
 from dilrewrite.inputs import Chooser
 from dilrewrite.load import Model, read_tensor
 from dilrewrite.measure import BUDGET, CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, FormTiming, Meter, estimated_s
@@ -33,6 +34,12 @@ TIMED_LENGTHS = {
     3: (32, 64, 48, 24, 16, 96, 8, 4, 2, 1, 128),
 }
 """What unknown extents are timed with where nobody says better, by their number in an input: the first that runs."""
+
+
+LAYER_RUNS = 20
+"""How many runs the times of layers are the medians of."""
+
+CONVOLVES = ("Conv", "ConvTranspose")
 
 
 @dataclass
@@ -59,10 +66,14 @@ class Tuning:
     final: Comparison | None = None
     attempts: list[report.Attempt] = field(default_factory=list)
     state_before: Mapping[str, float] = field(default_factory=dict)
+    layers: report.LayerComparison | None = None
+    scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker, and forget the engines that were built for it."""
         self.meter.close()
+        if self.scratch is not None:
+            self.scratch.cleanup()
 
     # -- the original --------------------------------------------------------------------------------------------
 
@@ -363,6 +374,29 @@ class Tuning:
             hint = "give sizes that both take with --shape" if self.made_up else ""
             raise FailedError(f"{meter.backend.name} cannot time the models: {error}", hint=hint) from error
 
+    def compare_layers(self, proto: ModelProto) -> None:
+        """Profile the original and a version of it layer by layer, where the backend builds engines.
+
+        In a pass of its own: profiling slows an engine down. A failure is noted, and no more.
+        """
+        backend = self.meter.backend
+        if backend.trial is None or self.failure is not None:
+            return
+        from dilrewrite.backends._worker import isolated_profile
+
+        try:
+            found = [
+                isolated_profile(backend.name, runnable, self.meter.options, self.feeds, LAYER_RUNS)
+                for runnable in (self.before(), self.after(proto)[0])
+            ]
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            self.meter.doubts[f"the layers were not timed: {error}"] = None
+            return
+        known = {node.name for node in all_nodes(self.baseline)}
+        convolutions = {n.name for n in (*all_nodes(self.baseline), *all_nodes(proto)) if n.op_type in CONVOLVES}
+        first, second = ([_layer_time(run, known, convolutions) for run in profile.nodes] for profile in found)
+        self.layers = report.LayerComparison(runs=LAYER_RUNS, first=tuple(first), second=tuple(second))
+
     # -- the report ----------------------------------------------------------------------------------------------
 
     def measurement(self, *, predicted_ratio: float | None = None, estimated_s: float | None = None) -> Measurement:
@@ -388,6 +422,7 @@ class Tuning:
             load=self.load,
             doubts=tuple(meter.doubts),
             source=meter.backend.source,
+            layers=self.layers,
             state_before=self.state_before,
             state_after=meter.backend.state(),
         )
@@ -418,6 +453,21 @@ def open_cache(path: Path | None, *, none: bool) -> Cache:
         if head and head != b"SQLite format 3\0":
             raise UsageError(f"--cache {shown(path)}: is no cache of timings", hint="name another file")
     return Cache.open(path if path is not None else default_path())
+
+
+def _layer_time(run: NodeRun, known: Collection[str], convolutions: Collection[str]) -> report.LayerTime:
+    """Return a layer's time and role. What stands for nodes of which the original has none is layout of the rewrite."""
+    nodes = tuple(run.name.split(" + "))
+    named = [node for node in nodes if node != run.provider]
+    if any(node in convolutions for node in named):
+        role = "convolution"
+    elif named and not any(node in known for node in named):
+        role = "layout"
+    else:
+        role = "other"
+    return report.LayerTime(
+        name=run.provider or run.name, kind=run.op, nodes=tuple(named), seconds=run.seconds, role=role
+    )
 
 
 def _input(proto: ModelProto, site: Site) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from dilrewrite._version import __version__
-from dilrewrite.cli import backends, bench, inspect, optimize, verify
+from dilrewrite.cli import backends, bench, build, inspect, optimize, verify
 from dilrewrite.errors import DilrewriteError
 
 INTERRUPTED = 130
@@ -29,6 +29,7 @@ app.command("inspect")(inspect.command)
 app.command("optimize")(optimize.command)
 app.command("verify")(verify.command)
 app.command("bench")(bench.command)
+app.command("build")(build.command)
 app.command("backends")(backends.command)
 
 

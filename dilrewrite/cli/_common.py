@@ -86,11 +86,15 @@ def progress(*, hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
     if hidden or not sys.stderr.isatty():
         yield lambda _step, _done, _total: None
         return
+    import os
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # A descriptor of its own: while an engine is built, what is written to number 2 is kept for error messages.
+    screen = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
+    with screen, Progress(*columns, console=Console(file=screen), transient=True) as bar:
         tasks: dict[str, object] = {}
 
         def update(step: str, done: int, total: int) -> None:

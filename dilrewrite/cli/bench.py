@@ -36,6 +36,18 @@ def command(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     custom_op_library: LibraryOption = None,
+    export_times: Annotated[
+        Path | None,
+        typer.Option(
+            "--export-times", metavar="FILE", help="Every run's time, as trtexec writes it.", show_default=False
+        ),
+    ] = None,
+    export_profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--export-profile", metavar="FILE", help="Time by layer, as trtexec writes it.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -54,6 +66,8 @@ def command(
             seed=seed,
             threads=threads,
             custom_op_library=custom_op_library or (),
+            export_times=export_times,
+            export_profile=export_profile,
             progress=show_progress,
         )
     return show(result, as_json=as_json, quiet=quiet)

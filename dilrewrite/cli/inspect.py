@@ -36,9 +36,19 @@ def command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
-    """List every dilated Conv: where, geometry, work on padding, which forms apply and why others refuse."""
+    """List every dilated Conv, the forms that apply and why others refuse; of an engine, what its side-car says."""
     import dilrewrite
+    from dilrewrite.engine import sidecar
 
+    if sidecar.is_engine(model):
+        found = dilrewrite.inspect_engine(model)
+        if as_json:
+            typer.echo(sidecar.render(found), nl=False)
+        elif not quiet:
+            from dilrewrite.reports import console
+
+            console.show_engine(found)
+        return 0
     result = dilrewrite.inspect(
         model,
         max_dilation=max_dilation,

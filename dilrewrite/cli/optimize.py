@@ -24,6 +24,24 @@ from dilrewrite.cli._common import (
     progress,
     show,
 )
+from dilrewrite.cli._engine import (
+    CapabilityOption,
+    CompatibleOption,
+    DeviceOption,
+    FlavourOption,
+    LevelOption,
+    MaxOption,
+    MinOption,
+    OptOption,
+    PluginsOption,
+    PrecisionOption,
+    RefitOption,
+    StreamingOption,
+    StripOption,
+    TimingCacheOption,
+    WorkspaceOption,
+)
+from dilrewrite.errors import UsageError
 
 
 def command(
@@ -80,6 +98,28 @@ def command(
         ),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything anew, and keep nothing.")] = False,
+    build_engine: Annotated[
+        bool, typer.Option("--build-engine", help="Also build the TensorRT engine of the result.")
+    ] = False,
+    engine: Annotated[
+        Path | None,
+        typer.Option("--engine", metavar="FILE", help="[default: OUTPUT.engine]", show_default=False),
+    ] = None,
+    flavour: FlavourOption = "auto",
+    precision: PrecisionOption = None,
+    minima: MinOption = None,
+    optima: OptOption = None,
+    maxima: MaxOption = None,
+    workspace: WorkspaceOption = None,
+    timing_cache: TimingCacheOption = None,
+    optimization_level: LevelOption = None,
+    compute_capability: CapabilityOption = None,
+    device: DeviceOption = None,
+    plugins: PluginsOption = None,
+    refit: RefitOption = False,
+    strip_plan: StripOption = False,
+    version_compatible: CompatibleOption = False,
+    weight_streaming: StreamingOption = False,
     shape: ShapeOption = None,
     inputs: InputsOption = None,
     verify: Annotated[
@@ -105,6 +145,29 @@ def command(
     import dilrewrite
 
     folder = None if no_report else report or "beside"
+    order = {
+        "flavour": flavour if flavour != "auto" else None,
+        "precision": precision,
+        "minima": minima,
+        "optima": optima,
+        "maxima": maxima,
+        "workspace_mib": workspace,
+        "timing_cache": timing_cache,
+        "optimization_level": optimization_level,
+        "compute_capabilities": compute_capability,
+        "device": device,
+        "plugins": plugins,
+        "refit": refit,
+        "strip_plan": strip_plan,
+        "version_compatible": version_compatible,
+        "weight_streaming": weight_streaming,
+    }
+    given = {name: value for name, value in order.items() if value not in (None, False, [])}
+    if given and not build_engine:
+        words = {"minima": "--min", "optima": "--opt", "maxima": "--max", "workspace_mib": "--workspace"}
+        words["compute_capabilities"] = "--compute-capability"
+        names = ", ".join(words.get(name, "--" + name.replace("_", "-")) for name in given)
+        raise UsageError(f"{names}: options of building an engine", hint="ask for one with --build-engine")
     with progress(hidden=quiet or as_json) as show_progress:
         result = dilrewrite.optimize(
             model,
@@ -132,6 +195,8 @@ def command(
             save_decisions=save_decisions,
             cache=cache,
             no_cache=no_cache,
+            build_engine=given if build_engine else False,
+            engine=engine,
             progress=show_progress,
         )
     return show(result, as_json=as_json, quiet=quiet)

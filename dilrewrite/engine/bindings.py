@@ -53,6 +53,13 @@ def probe(thing: Any, attribute: str) -> Any:
     return getattr(thing, attribute.partition(".")[2], ABSENT)
 
 
+def put(thing: Any, attribute: str, value: Any) -> None:
+    """Set an attribute that not every flavour has; `thing` has it. `attribute` is as for `probe`."""
+    name = attribute.partition(".")[2]
+    assert hasattr(thing, name), attribute
+    setattr(thing, name, value)
+
+
 def module_name(flavour: str) -> str:
     """Return the name of a flavour's module, which is the name of its backend too."""
     return flavour.replace("-", "_")

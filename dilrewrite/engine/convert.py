@@ -9,11 +9,13 @@ import contextlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import FailedError, MissingError
@@ -61,6 +63,39 @@ def constants(proto: ModelProto) -> dict[str, TensorProto]:
     return found
 
 
+def _plain(proto: ModelProto) -> ModelProto:
+    """Return a copy in which names suffice: no functions, and nodes and values named once in the whole model.
+
+    The branches of an If may share names. The numbers of Constant nodes become tensors, which the converter knows.
+    """
+    made = ModelProto()
+    made.CopyFrom(proto)
+    if made.functions:
+        made = onnx.inliner.inline_local_functions(made)
+    _name_nodes(made)
+    _name_values(made.graph, {}, set())
+    for node in all_nodes(made):
+        for attribute in node.attribute if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS else ():
+            if attribute.name in ("value_float", "value_floats"):
+                number = np.array(helper.get_attribute_value(attribute), np.float32)
+                attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(number)))
+    return made
+
+
+def _name_values(graph: GraphProto, outside: Mapping[str, str], taken: set[str]) -> None:
+    """Give every value of a graph, and of those in it, a name of its own; `outside`: the names seen from there."""
+    declared = [entry.name for entry in (*graph.input, *graph.initializer)]
+    declared += [name for node in graph.node for name in node.output if name]
+    names = {**outside, **{name: _fresh(name, taken) for name in dict.fromkeys(declared)}}
+    for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.name = names.get(entry.name, entry.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for _, _, below in subgraphs(node):
+            _name_values(below, names, taken)
+
+
 # -- int32 biases ----------------------------------------------------------------------------------------------------
 
 
@@ -69,13 +104,16 @@ def fold_biases(proto: ModelProto) -> tuple[ModelProto, int]:
 
     The product is the same float32 product that the runtime would form, bit for bit.
     """
-    values = constants(proto)
+    made = _plain(proto)
+    values = constants(made)
     found: dict[str, TensorProto] = {}
-    for node in all_nodes(proto):
+    for node in all_nodes(made):
         if node.op_type != "DequantizeLinear" or node.domain not in DEFAULT_DOMAINS:
             continue
         stored, scale = values.get(node.input[0]), values.get(node.input[1])
         if stored is None or scale is None or stored.data_type != TensorProto.INT32:
+            continue
+        if scale.data_type != TensorProto.FLOAT or len(scale.dims) > 1:  # another result type, or blocks
             continue
         zero = values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if zero is not None and np.any(numpy_helper.to_array(zero)):
@@ -92,8 +130,6 @@ def fold_biases(proto: ModelProto) -> tuple[ModelProto, int]:
         found[node.output[0]] = numpy_helper.from_array(np.ascontiguousarray(product, np.float32), node.output[0])
     if not found:
         return proto, 0
-    made = ModelProto()
-    made.CopyFrom(proto)
     for graph in graphs(made.graph):
         gone = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in found]
         for node in gone:
@@ -124,9 +160,7 @@ def to_float16(proto: ModelProto, stays: Collection[str] = ()) -> ModelProto:
         raise MissingError(
             f"converting to float16 needs ONNX Runtime: {error}", hint="pip install 'dilrewrite[cpu]'"
         ) from error
-    source = ModelProto()
-    source.CopyFrom(proto)
-    _name_nodes(source)
+    source = _plain(proto)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # of values that float16 rounds to 0: it is verified as a whole
@@ -162,33 +196,29 @@ def _name_nodes(proto: ModelProto) -> None:
 
 
 def _mend_casts(proto: ModelProto) -> None:
-    """Bring the Casts that the converter puts into the main graph to the graph in which their input is made."""
-    homes: dict[str, GraphProto] = {}
-    readers: dict[str, GraphProto] = {}
-    for graph in graphs(proto.graph):
-        for value in graph.input:
-            homes[value.name] = graph
-        for node in graph.node:
-            for name in node.output:
-                homes.setdefault(name, graph)
-            for name in node.input:
-                readers.setdefault(name, graph)
-    known = set(homes) | {t.name for graph in graphs(proto.graph) for t in graph.initializer}
-    made: set[str] = set()
+    """Bring the Casts that the converter puts into the main graph to the graph in which their input is made, once."""
     main = proto.graph
-    for node in list(main.node):
-        if node.op_type != "Cast":
-            continue
-        if node.output[0] in made:  # the same Cast for a second reader
+    casts: dict[str, NodeProto] = {}
+    for node in [node for node in main.node if node.op_type == "Cast"]:
+        if node.output[0] in casts:  # the same Cast for a second reader
             main.node.remove(node)
-            continue
-        made.add(node.output[0])
-        home = homes.get(node.input[0])
-        if node.input[0] in known and home is not None and home is not main and readers.get(node.output[0]) is home:
+        else:
+            casts[node.output[0]] = node
+    homes = {
+        name: graph
+        for graph in list(graphs(main))[1:]
+        for name in (*(value.name for value in graph.input), *(name for node in graph.node for name in node.output))
+    }
+    homes |= {tensor.name: graph for graph in list(graphs(main))[1:] for tensor in graph.initializer}
+    for node in casts.values():
+        source = node.input[0]
+        while source in casts:  # from one operator that stays in float32 to the next
+            source = casts[source].input[0]
+        if source in homes:
             moved = NodeProto()
             moved.CopyFrom(node)
+            homes[source].node.append(moved)
             main.node.remove(node)
-            home.node.append(moved)
 
 
 def _sort(graph: GraphProto) -> None:
@@ -242,8 +272,9 @@ def to_bfloat16(original: ModelProto, half: ModelProto) -> ModelProto:
     """
     made = ModelProto()
     made.CopyFrom(half)
-    named = {tensor.name: tensor for graph in graphs(original.graph) for tensor in graph.initializer}
-    constants = {node.output[0]: node for node in all_nodes(original) if node.op_type == "Constant" and node.output}
+    source = _plain(original)
+    named = {tensor.name: tensor for graph in graphs(source.graph) for tensor in graph.initializer}
+    twins = {node.name: node for node in all_nodes(source)}
     for graph in graphs(made.graph):
         for tensor in graph.initializer:
             _to_bfloat16(tensor, named.get(tensor.name))
@@ -254,11 +285,10 @@ def to_bfloat16(original: ModelProto, half: ModelProto) -> ModelProto:
             if value.type.HasField("sequence_type") and kind.elem_type == TensorProto.FLOAT16:
                 kind.elem_type = TensorProto.BFLOAT16
         for node in graph.node:
-            twin = constants.get(node.output[0]) if node.op_type == "Constant" and node.output else None
+            exact = {a.name: a.t for a in twins[node.name].attribute} if node.name in twins else {}
             for attribute in node.attribute:
-                source = next((a.t for a in twin.attribute if a.name == attribute.name), None) if twin else None
                 if attribute.HasField("t"):
-                    _to_bfloat16(attribute.t, source)
+                    _to_bfloat16(attribute.t, exact.get(attribute.name))
                 if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
                     attribute.i = TensorProto.BFLOAT16
     return _raise_opset(made)
@@ -286,7 +316,13 @@ def _raise_opset(proto: ModelProto) -> ModelProto:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             raised: ModelProto = onnx.version_converter.convert_version(proto, BF16_OPSET)
-    except (RuntimeError, ValueError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        onnx.version_converter.ConvertError,
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+    ) as error:
         raise FailedError(
             f"bfloat16 needs opset {BF16_OPSET}, and ONNX's version converter fails on the model: "
             f"{' '.join(str(error).split())[:200]}",

@@ -14,10 +14,10 @@ from typing import Any
 
 from onnx import ModelProto
 
-from dilrewrite.engine.bindings import Library, probe
+from dilrewrite.engine.bindings import Library, probe, put
 from dilrewrite.engine.layers import Layers, from_log
 from dilrewrite.engine.profiles import Profile
-from dilrewrite.engine.protocols import IBuilderConfig, IHostMemory, INetworkDefinition
+from dilrewrite.engine.protocols import Builder, IBuilderConfig, IHostMemory, INetworkDefinition
 from dilrewrite.errors import FailedError, UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -86,10 +86,6 @@ class Built:
         return hashlib.sha256(self.plan).hexdigest()
 
 
-class _Interrupted(Exception):  # noqa: N818
-    """The build was cancelled by Ctrl-C."""
-
-
 def build(
     library: Library,
     model: ModelProto | bytes,
@@ -111,20 +107,19 @@ def build(
     library.log.clear()
     library.noise.clear()
     module = library.module
-    builder = module.Builder(library.log.handle)
-    if builder is None:
-        raise FailedError(f"{library.flavour} makes no builder: {library.reasons()}")
+    try:
+        builder = module.Builder(library.log.handle)
+    except TypeError as error:  # the bindings' word for a constructor that failed
+        raise FailedError(f"{library.flavour} makes no builder: {library.reasons()}") from error
     flags = 0
     strongly = probe(
         probe(module, "Module.NetworkDefinitionCreationFlag"), "NetworkDefinitionCreationFlag.STRONGLY_TYPED"
     )
     if strongly:
         flags |= 1 << int(strongly)
-    registry = _load_plugins(library, builder, options)
     network = builder.create_network(flags)
-    if options.plugins and not probe(network, "INetworkDefinition.add_plugin_v3"):
-        raise UsageError(f"--plugins: {library.flavour} runs no plugins", hint="build with --flavour tensorrt")
-    del registry
+    if options.plugins:
+        _load_plugins(library, builder, network, options.plugins)
     serialized = model if isinstance(model, bytes) else model.SerializeToString()
     path = str((folder or Path.cwd()).absolute() / "model.onnx")
     parsed, parser = library.parse(network, serialized, path)
@@ -222,32 +217,26 @@ def _set_compute_capabilities(library: Library, config: IBuilderConfig, wanted: 
         names.append(name)
     if "CURRENT" in names and len(names) > 1:
         raise UsageError(f"--compute-capability {CURRENT}: stands alone", hint="leave the others out")
-    set_attribute = "num_compute_capabilities"
-    assert hasattr(config, set_attribute)
-    setattr(config, set_attribute, len(names))
+    put(config, "IBuilderConfig.num_compute_capabilities", len(names))
     for index, name in enumerate(names):
         if not setter(members[name], index):
             raise FailedError(f"--compute-capability {wanted[index]}: refused: {library.reasons()}")
     return names
 
 
-def _load_plugins(library: Library, builder: Any, options: BuildOptions) -> Any:
-    """Load the libraries of plugins; return what keeps them loaded."""
-    if not options.plugins:
-        return None
-    registry = builder.get_plugin_registry()
-    loader = probe(registry, "IPluginRegistry.load_library")
-    if not loader:
+def _load_plugins(library: Library, builder: Builder, network: INetworkDefinition, plugins: tuple[Path, ...]) -> None:
+    """Load libraries of plugins into the builder's registry. A flavour without them has the registry all the same."""
+    loader = probe(builder.get_plugin_registry(), "IPluginRegistry.load_library")
+    if not loader or not probe(network, "INetworkDefinition.add_plugin_v3"):
         raise UsageError(f"--plugins: {library.flavour} runs no plugins", hint="build with --flavour tensorrt")
-    for plugin in options.plugins:
+    for plugin in plugins:
         with library.listening():
             handle = loader(str(plugin.absolute()))
         if handle is None:
             raise FailedError(f"--plugins {plugin}: cannot be loaded: {library.reasons()}")
-    return registry
 
 
-def _add_profiles(builder: Any, config: IBuilderConfig, profiles: Mapping[str, Profile]) -> None:
+def _add_profiles(builder: Builder, config: IBuilderConfig, profiles: Mapping[str, Profile]) -> None:
     made = builder.create_optimization_profile()
     for name, profile in profiles.items():
         made.set_shape(name, profile.min, profile.opt, profile.max)
@@ -281,7 +270,7 @@ class _Cancel:
 
 
 def _run(
-    library: Library, builder: Any, network: INetworkDefinition, config: IBuilderConfig, progress: Progress | None
+    library: Library, builder: Builder, network: INetworkDefinition, config: IBuilderConfig, progress: Progress | None
 ) -> IHostMemory:
     cancel = _Cancel()
     config.progress_monitor = _monitor(library, cancel, progress or (lambda *_: None))

@@ -24,14 +24,11 @@ class ILogger(Protocol):
     INTERNAL_ERROR: Any
     ERROR: Any
     WARNING: Any
-    INFO: Any
-    VERBOSE: Any
 
 
 class ParserError(Protocol):
     """What the parser refuses."""
 
-    def code(self) -> Any: ...
     def desc(self) -> str: ...
     def node_name(self) -> str: ...
     def node_operator(self) -> str: ...
@@ -43,7 +40,6 @@ class OnnxParser(Protocol):
     num_errors: int
 
     def parse(self, model: bytes, path: str | None = None) -> bool: ...
-    def parse_from_file(self, model: str) -> bool: ...
     def get_error(self, index: int) -> ParserError: ...
 
 
@@ -53,7 +49,6 @@ class ITensor(Protocol):
     name: str
     shape: Sequence[int]
     dtype: Any
-    is_shape_tensor: bool
 
 
 class INetworkDefinition(Protocol):
@@ -61,7 +56,6 @@ class INetworkDefinition(Protocol):
 
     num_inputs: int
     num_outputs: int
-    num_layers: int
 
     def get_input(self, index: int) -> ITensor: ...
     def get_output(self, index: int) -> ITensor: ...
@@ -134,7 +128,6 @@ class ICudaEngine(Protocol):
     """An engine on a GPU."""
 
     num_io_tensors: int
-    device_memory_size_v2: int
 
     def get_tensor_name(self, index: int) -> str: ...
     def get_tensor_mode(self, name: str) -> Any: ...

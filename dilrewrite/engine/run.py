@@ -7,17 +7,18 @@ Several sets of input buffers take turns, so that the L2 cache does not hold wha
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 
 from dilrewrite.backends import Array, CannotLoad, CannotRun, Io, dtype
-from dilrewrite.engine.bindings import Library, probe
+from dilrewrite.engine.bindings import Library, probe, put
 from dilrewrite.engine.cuda import Buffer, Cuda, Graph
 from dilrewrite.engine.layers import Layers, from_inspector
 from dilrewrite.engine.protocols import ICudaEngine, IExecutionContext
@@ -63,8 +64,12 @@ class Engine:
         library.log.clear()
         library.noise.clear()
         with library.listening():
-            self._runtime = library.module.Runtime(library.log.handle)
-            engine = self._runtime.deserialize_cuda_engine(plan) if self._runtime is not None else None
+            try:
+                self._runtime = library.module.Runtime(library.log.handle)
+            except TypeError:  # the bindings' word for a constructor that failed
+                engine = None
+            else:
+                engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise CannotLoad(
                 f"{library.flavour} {library.version} does not load the engine on {cuda.device().name}: "
@@ -72,6 +77,9 @@ class Engine:
             )
         self.engine: ICudaEngine = engine
         started = time.perf_counter()
+        self._cache: Any = None
+        with library.listening():
+            self._config = self._runtime_config()
         self.context = self._context()
         self.load_s = time.perf_counter() - started
         module = library.module
@@ -89,16 +97,21 @@ class Engine:
     def _context(self) -> IExecutionContext:
         """Make the context. TensorRT for RTX compiles its kernels now, for each shape, rather than while it runs."""
         with self.library.listening():
-            config = self._runtime_config()
             # The overload with a configuration is not in TensorRT's first ten releases; without one there is none.
             context: Any = (
-                self.engine.create_execution_context(config)  # type: ignore[call-arg]
-                if config is not None
+                self.engine.create_execution_context(self._config)  # type: ignore[call-arg]
+                if self._config is not None
                 else self.engine.create_execution_context()
             )
         if context is None:
             raise CannotLoad(f"{self.library.flavour} makes no execution context: {self.library.reasons()}")
         made: IExecutionContext = context
+        return made
+
+    def with_context_of_its_own(self) -> Self:
+        """Return the same engine with one more execution context, which shares nothing but the runtime cache."""
+        made = copy.copy(self)
+        made.context = made._context()
         return made
 
     def _runtime_config(self) -> Any:
@@ -108,11 +121,10 @@ class Engine:
         if not strategies:
             return None
         config: Any = self.engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = probe(
-            strategies, "DynamicShapesKernelSpecializationStrategy.EAGER"
-        )
+        eager = probe(strategies, "DynamicShapesKernelSpecializationStrategy.EAGER")
+        put(config, "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", eager)
         create = probe(config, "IRuntimeConfig.create_runtime_cache")
-        self._cache: Any = create() if create and self.options.runtime_cache is not None else None
+        self._cache = create() if create and self.options.runtime_cache is not None else None
         if self._cache is not None:
             with contextlib.suppress(OSError):
                 assert self.options.runtime_cache is not None
@@ -122,10 +134,9 @@ class Engine:
 
     def runtime_cache(self) -> bytes | None:
         """Return what TensorRT for RTX compiled, for the next time; None where there is no such thing."""
-        cache = getattr(self, "_cache", None)
-        if cache is None:
+        if self._cache is None:
             return None
-        memory = probe(cache, "IRuntimeCache.serialize")()
+        memory = probe(self._cache, "IRuntimeCache.serialize")()
         return bytes(memory) if memory is not None else None
 
     def layers(self) -> Layers:
@@ -145,7 +156,9 @@ class Engine:
                 raise CannotRun(f"input {io.name!r} is not given")
             shape = tuple(np.shape(feeds[io.name]))
             self._within(io, shape)
-            if None in (io.shape or ()) and not self.context.set_input_shape(io.name, shape):
+            if None not in (io.shape or ()) or tuple(self.context.get_tensor_shape(io.name)) == shape:
+                continue
+            if not self.context.set_input_shape(io.name, shape):
                 raise CannotRun(f"input {io.name!r}: {self.library.flavour} does not take the shape {list(shape)}")
         return {io.name: tuple(int(size) for size in self.context.get_tensor_shape(io.name)) for io in self.outputs}
 
@@ -170,7 +183,7 @@ class Engine:
         """Copy the inputs to the GPU, in the types that the engine reads."""
         found: dict[str, Buffer] = {}
         for io in self.inputs:
-            wanted = dtype(io.element)
+            wanted = _type(io)
             value = np.asarray(feeds[io.name])
             if value.dtype != wanted:
                 raise CannotRun(f"input {io.name!r} is {value.dtype}, and the engine wants {io.element}")
@@ -186,7 +199,9 @@ class Engine:
             shape = shapes[io.name]
             if any(size < 0 for size in shape):
                 raise CannotRun(f"output {io.name!r} has sizes that depend on data: not supported")
-            here = np.zeros(shape, dtype(io.element))
+            if io.name in self.on_host:
+                raise CannotRun(f"output {io.name!r} holds sizes, which is not supported")
+            here = np.zeros(shape, _type(io))
             found[io.name] = (self.cuda.empty(here.nbytes), here)
         return found
 
@@ -211,6 +226,13 @@ class Engine:
         return {name: here for name, (_, here) in outputs.items()}
 
 
+def _type(io: Io) -> np.dtype[Any]:
+    try:
+        return dtype(io.element)
+    except KeyError:
+        raise CannotRun(f"{io.name!r} is of type {io.element}, which is not supported") from None
+
+
 @final
 class TimedRun:
     """An engine bound to inputs on the GPU; each `run` returns the GPU's seconds of the work alone."""
@@ -218,11 +240,9 @@ class TimedRun:
     def __init__(self, engine: Engine, feeds: Mapping[str, Array]) -> None:
         self.engine = engine
         cuda = engine.cuda
-        shapes = engine.accept(feeds)
+        self._feeds = feeds
         self._stream = cuda.stream()
-        self._outputs = engine.allocate(shapes)
-        for name, (buffer, _) in self._outputs.items():
-            engine.bind(name, buffer)
+        self._outputs = engine.allocate(engine.accept(feeds))
         self._sets = [engine.upload(feeds) for _ in range(self._count(feeds))]
         self._start, self._end = cuda.event(), cuda.event()
         self._turn = 0
@@ -254,7 +274,11 @@ class TimedRun:
         return bool(asked(self._stream.handle)) if asked else True
 
     def _bind(self, turn: int) -> None:
+        """Set sizes and all memory: other runs of the engine, since the last one here, had their own."""
+        self.engine.accept(self._feeds)
         for name, buffer in self._sets[turn].items():
+            self.engine.bind(name, buffer)
+        for name, (buffer, _) in self._outputs.items():
             self.engine.bind(name, buffer)
 
     def _captured(self, turn: int) -> Graph:
@@ -281,13 +305,16 @@ class TimedRun:
         self._graphs = []
         self._sets = []
         self._outputs = {}
+        self._feeds = {}
 
 
 def layer_times(engine: Engine, feeds: Mapping[str, Array], runs: int) -> list[tuple[str, float]]:
     """Return (layer, seconds) of each layer in each of `runs` runs, without CUDA graphs, after one run to warm up.
 
-    The library's profiler adds to each layer's time: shares of the whole, not timings.
+    The library's profiler adds to each layer's time: shares of the whole, not timings. A context keeps its profiler
+    for good, so this one runs in a context of its own.
     """
+    engine = engine.with_context_of_its_own()
     module = engine.library.module
     found: list[tuple[str, float]] = []
     base = module.IProfiler

@@ -5,15 +5,19 @@ An engine tells nothing without the library, the GPU and the version that it was
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dilrewrite._version import __version__
 from dilrewrite.engine.bindings import FLAVOURS
-from dilrewrite.engine.layers import Layers
-from dilrewrite.engine.make import BuildOptions, Built
+from dilrewrite.engine.fidelity import Fidelity
+from dilrewrite.engine.layers import Layer, Layers
+from dilrewrite.engine.make import BuildOptions, Tensor
 from dilrewrite.engine.precision import DATATYPES, Prepared
 from dilrewrite.engine.profiles import Profile
 from dilrewrite.errors import FailedError, UsageError, shown
@@ -108,99 +112,159 @@ def trtexec(
     return " ".join(parts)
 
 
-def layer_entries(layers: Layers) -> list[dict[str, Any]]:
-    """Return the layers as plain data."""
-    return [
-        {
-            "name": layer.name,
-            "type": layer.kind,
-            "inputs": list(layer.inputs),
-            "outputs": list(layer.outputs),
-            "onnx": list(layer.nodes),
-            "tactic": layer.tactic,
-        }
-        for layer in layers.layers
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxSource:
+    """The model that an engine was built from: its file, SHA-256 of it, and of the model as TensorRT got it.
+
+    The two digests differ when it was rewritten, or converted to another precision, on the way.
+    """
+
+    file: str
+    sha256: str
+    built_sha256: str
 
 
-def describe(
-    *,
-    engine: Path,
-    built: Built,
-    flavour: str,
-    version: str,
-    options: BuildOptions,
-    prepared: Prepared,
-    datatypes: Mapping[str, int],
-    profiles: Mapping[str, Profile],
-    onnx: Mapping[str, Any],
-    chosen_on: str,
-    checked: str,
-    fidelity: Mapping[str, Any] | None,
-    device: str | None,
-    command: str,
-) -> dict[str, Any]:
-    """Return the side-car as plain data; docs/report-schema.md describes it."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "dilrewrite": __version__,
-        "flavour": flavour,
-        "version": version,
-        "engine": {"file": engine.name, "bytes": len(built.plan), "sha256": built.digest},
-        "onnx": dict(onnx),
-        "precision": {
-            "asked": options.precision,
-            "built": prepared.precision,
-            "converted": prepared.converted,
-            "changes": list(prepared.changes),
-            "convolutions": dict(datatypes),
-            "fidelity": dict(fidelity) if fidelity is not None else None,
-        },
-        "chosen_on": chosen_on,
-        "checked": checked,
-        "device": device,
-        "inputs": [_tensor(tensor) for tensor in built.inputs],
-        "outputs": [_tensor(tensor) for tensor in built.outputs],
-        "profiles": {
-            name: {"min": list(profile.min), "opt": list(profile.opt), "max": list(profile.max)}
-            for name, profile in profiles.items()
-        },
-        "flags": dict(built.flags),
-        "build_seconds": round(built.seconds, 3),
-        "memory": dict(built.layers.memory),
-        "layers_from": built.layers.source,
-        "layer_types": built.layers.kinds(),
-        "layers": layer_entries(built.layers),
-        "warnings": list(built.warnings),
-        "trtexec": command,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionReport:
+    """`asked`: the option (`None`: the model's own types), `built`: what the model was built in.
+
+    `converted`: it was converted for that; `changes`: what else was changed. `convolutions`: how many convolution
+    layers read data of each type, from the engine's layer list. `fidelity`: how far the conversion is from float32.
+    """
+
+    asked: str | None
+    built: str
+    converted: bool
+    changes: tuple[str, ...]
+    convolutions: Mapping[str, int]
+    fidelity: Fidelity | None
 
 
-def _tensor(tensor: Any) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """All that is known of an engine; the side-car is its JSON.
+
+    `chosen_on`: the runtime whose timings chose the forms in it. `checked`: whether its outputs were compared with ONNX
+    Runtime's, or why not. `device`: the GPU it was built on, `None` when there was none. `build_seconds`: reading the
+    model and building. `layers_from`: where the layers were read. `trtexec`: the command that builds about the same.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    dilrewrite: str = __version__
+    file: str
+    bytes: int
+    sha256: str
+    flavour: str
+    version: str
+    onnx: OnnxSource
+    precision: PrecisionReport
+    chosen_on: str
+    checked: str
+    device: str | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    profiles: Mapping[str, Profile]
+    flags: Mapping[str, Any]
+    build_seconds: float
+    memory: Mapping[str, int]
+    layers_from: str
+    layer_types: Mapping[str, int]
+    layers: tuple[Layer, ...]
+    warnings: tuple[str, ...]
+    trtexec: str
 
 
-def render(sidecar: Mapping[str, Any]) -> str:
+def render(report: EngineReport) -> str:
     """Return the side-car's text."""
-    return json.dumps(sidecar, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read(engine: Path) -> dict[str, Any]:
+def layer_information(report: EngineReport) -> str:
+    """Return the layers as trtexec's --exportLayerInfo has them: `{"Layers": [...], "Bindings": [...]}`."""
+    layers = [
+        {
+            "Name": layer.name,
+            "LayerType": layer.kind,
+            "Inputs": [{"Datatype": kind} for kind in layer.inputs],
+            "Outputs": [{"Datatype": kind} for kind in layer.outputs],
+            "TacticName": layer.tactic,
+            "Metadata": "\x1f".join(f"[ONNX Layer: {node}]" for node in layer.nodes),
+        }
+        for layer in report.layers
+    ]
+    bindings = [tensor.name for tensor in (*report.inputs, *report.outputs)]
+    return json.dumps({"Layers": layers, "Bindings": bindings}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read(engine: Path) -> EngineReport:
     """Return the side-car of an engine; raises `UsageError` where there is none, or it is of something else."""
     if not engine.is_file():
         raise UsageError(f"{shown(engine)} does not exist", hint="check the path")
     file = place(engine)
     hint = "build the engine again with `dilrewrite build`, which writes it"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        plain = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{shown(engine)}: its side-car {shown(file)} is not there", hint=hint) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown(file)} cannot be read: {error}", hint=hint) from error
-    known = isinstance(found, dict) and isinstance(found.get("engine"), dict) and found.get("flavour") in FLAVOURS
-    if not known or found.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(f"{shown(file)} is no side-car of an engine that this version knows", hint=hint)
-    if found["engine"].get("bytes") != engine.stat().st_size:
-        raise UsageError(f"{shown(file)} is of another engine: {shown(engine)} has another size", hint=hint)
-    result: dict[str, Any] = found
-    return result
+    try:
+        found = _report(plain)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{shown(file)} is no side-car of an engine: {error!r} is missing or wrong", hint=hint
+        ) from error
+    if found.flavour not in FLAVOURS:
+        raise UsageError(f"{shown(file)}: the flavour {found.flavour!r} is none of {', '.join(FLAVOURS)}", hint=hint)
+    with engine.open("rb") as data:
+        if engine.stat().st_size != found.bytes or hashlib.file_digest(data, "sha256").hexdigest() != found.sha256:
+            raise UsageError(f"{shown(file)} is of another engine than {shown(engine)}", hint=hint)
+    return found
+
+
+def _report(plain: Mapping[str, Any]) -> EngineReport:
+    precision = plain["precision"]
+    fidelity = precision["fidelity"]
+    simple = {field.name: plain[field.name] for field in dataclasses.fields(EngineReport)}
+    return EngineReport(
+        **{
+            **simple,
+            "onnx": OnnxSource(**plain["onnx"]),
+            "precision": PrecisionReport(
+                **{
+                    **precision,
+                    "changes": tuple(precision["changes"]),
+                    "fidelity": None if fidelity is None else Fidelity(**{**fidelity, "shapes": _shapes(fidelity)}),
+                }
+            ),
+            "inputs": tuple(_tensor(tensor) for tensor in plain["inputs"]),
+            "outputs": tuple(_tensor(tensor) for tensor in plain["outputs"]),
+            "profiles": {
+                name: Profile(**{kind: tuple(sizes) for kind, sizes in profile.items()})
+                for name, profile in plain["profiles"].items()
+            },
+            "layers": tuple(_layer(layer) for layer in plain["layers"]),
+            "warnings": tuple(plain["warnings"]),
+        }
+    )
+
+
+def _layer(plain: Mapping[str, Any]) -> Layer:
+    return Layer(
+        name=plain["name"],
+        kind=plain["kind"],
+        inputs=tuple(plain["inputs"]),
+        outputs=tuple(plain["outputs"]),
+        nodes=tuple(plain["nodes"]),
+        tactic=plain["tactic"],
+    )
+
+
+def _shapes(fidelity: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in fidelity["shapes"].items()}
+
+
+def _tensor(plain: Mapping[str, Any]) -> Tensor:
+    return Tensor(name=plain["name"], datatype=plain["datatype"], shape=tuple(plain["shape"]))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from dilrewrite.backends import MEASURED
 from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.report import Report
@@ -48,7 +49,13 @@ def check_report_folder(folder: Path, *, others: Sequence[Path]) -> None:
 
 
 def write_reports(report: Report, folder: Path, staging: Staging) -> None:
-    """Stage every format that has a file name into `folder`, which is made when it does not exist."""
+    """Stage every format that has a file name into `folder`, which is made when it does not exist.
+
+    Raises ValueError for times that were not measured.
+    """
+    measurement = report.measurement
+    if measurement is not None and measurement.source != MEASURED:
+        raise ValueError(f"times that are {measurement.source}, not measured, are in no report")
     staging.make_folder(folder)
     for form in formats().values():
         if form.filename is not None:

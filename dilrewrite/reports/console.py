@@ -15,6 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dilrewrite.engine import sidecar
+from dilrewrite.engine.sidecar import EngineReport
 from dilrewrite.report import Report, SiteReport
 from dilrewrite.reports import _words as words
 from dilrewrite.verdict import CaseCheck, OutputCheck
@@ -83,6 +85,12 @@ def show(report: Report, file: TextIO | None = None) -> None:
     encoding = getattr(file, "encoding", None) or "utf-8"
     file.write(_printed(report, console).encode(encoding, "backslashreplace").decode(encoding))
     file.flush()
+
+
+def show_engine(engine: EngineReport, file: TextIO | None = None) -> None:
+    """Print what is known of an engine."""
+    file = sys.stdout if file is None else file
+    file.write(sidecar.render(engine))
 
 
 def _console(file: TextIO, width: int, *, colour: bool) -> Console:

@@ -1,0 +1,8 @@
+"""TensorRT on an NVIDIA GPU: models are built into engines, and timed as such."""
+
+from __future__ import annotations
+
+from dilrewrite.backends import TimedBackend
+from dilrewrite.backends._tensorrt import TensorRt
+
+BACKEND: TimedBackend = TensorRt(name="tensorrt", flavour="tensorrt")
