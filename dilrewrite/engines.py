@@ -180,6 +180,24 @@ def start(model: Model, order: Order, shapes: Mapping[str, tuple[int, ...]] | No
     return Started(order=order, flavour=flavour, asked=asked)
 
 
+def measured_sizes(started: Started, model: Model, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Return what to time the model with: the sizes given, and of other inputs those that the engine is to be fast at.
+
+    Raises `UsageError` for given sizes or data that the engine will not take.
+    """
+    sizes = profiles.settle(model.proto, started.asked, _where(model))
+    given = {**{name: tuple(value.shape) for name, value in settings.inputs.items()}, **settings.shapes}
+    for name, shape in given.items():
+        profile = sizes.get(name)
+        if profile is not None and not profile.holds(shape):
+            low, high = ("x".join(map(str, some)) for some in (profile.min, profile.max))
+            raise UsageError(
+                f"input {name!r}: {'x'.join(map(str, shape))} is outside of the engine's profile, {low} to {high}",
+                hint="give --min, --opt and --max that hold it",
+            )
+    return {**{name: size.opt for name, size in sizes.items() if name not in given}, **settings.shapes}
+
+
 def check_places(engine: Path, *, force: bool, others: Sequence[Path], timing_cache: Path | None) -> None:
     """Raise `UsageError` for places that an engine and its side-car may not be written to."""
     for place in (engine, sidecar.place(engine)):

@@ -144,6 +144,8 @@ class Meter:
     """What a form costs besides its runs, about; where engines are built, as long as the last ones took."""
     samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     """Seconds of every sample of the last comparison of whole models that was not recalled."""
+    first_s: dict[str, float] = field(default_factory=dict)
+    """Seconds until the first run of the whole models was done, "before" and "after"; see `Bench.open`."""
     doubts: dict[str, None] = field(default_factory=dict)
     _began: float | None = None
     _paused_s: float = 0.0
@@ -437,6 +439,7 @@ class Meter:
         self._stand(worker, {**models, "after": (after, feeds)})
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
         self.samples = watch.samples
+        self.first_s = {key: watch.first_s[key] for key in ("before", "after") if key in watch.first_s}
         self._doubt(comparison)
         if self.now() > self.until_s:
             self.floor_s += min(self.now() - started, watch.opening_s + 2 * self._fewest * watch.pair_s + least)

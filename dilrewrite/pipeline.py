@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import tempfile
 import time
@@ -38,6 +39,7 @@ from dilrewrite.decide import (
     remaining,
 )
 from dilrewrite.engine import bindings, sidecar
+from dilrewrite.engine.make import TIMING_CACHE
 from dilrewrite.engine.sidecar import EngineReport
 from dilrewrite.errors import FailedError, MissingError, UsageError, shown
 from dilrewrite.find import Found, Site, find
@@ -199,6 +201,7 @@ def optimize(
             cache = options.order.build.timing_cache
             engines.check_places(engine_place, force=options.force, others=others, timing_cache=cache)
     settings = _settings(model, options)
+    sizes = engines.measured_sizes(started, model, settings) if started is not None else settings.shapes
     with clock("find"):
         found = find(model.proto)
     decided = None
@@ -210,7 +213,7 @@ def optimize(
         considered = [decider.consider(site) for site in found.sites]
     tuning = None
     if found.sites and decided is None and options.seconds > 0:
-        tuning = _tuning(model, found, decider, settings, options, progress)
+        tuning = _tuning(model, found, decider, replace(settings, shapes=sizes), options, progress)
     try:
         made = _decide(model, found, considered, decider, tuning, clock, progress)
     finally:
@@ -334,6 +337,9 @@ def _tuning(
         scratch=Path(scratch.name) if scratch is not None else None,
         progress=progress,
     )
+    kept = options.order.build.timing_cache if options.order is not None else None
+    if scratch is not None and kept is not None and kept.is_file():
+        shutil.copyfile(kept, Path(scratch.name) / TIMING_CACHE)
     return Tuning(
         scratch=scratch,
         model=model,
@@ -962,11 +968,13 @@ def _time_engines(
         exports.check(paths)
     clock = _Clock()
     timed = timed_backend(bindings.module_name(known[0][1]))
+    scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-")
     meter = Meter(
         backend=timed,
         cache=open_cache(None, none=True),
         budget_s=options.seconds,
         threads=options.threads,
+        scratch=Path(scratch.name),
         progress=progress,
     )
     shapes = {name: profile.opt for name, profile in known[0][0].profiles.items()} | dict(parse_shapes(options.shapes))
@@ -987,6 +995,7 @@ def _time_engines(
             raise FailedError(f"{shown(first)}: {error}", hint=_foreign(known[0][0])) from error
         finally:
             meter.close()
+            scratch.cleanup()
     measurement = Measurement(
         backend=timed.name,
         device=timed.device(),
@@ -1001,6 +1010,7 @@ def _time_engines(
         final=final,
         doubts=tuple(meter.doubts),
         source=timed.source,
+        first_run_s=meter.first_s,
         state_before=before,
         state_after=timed.state(),
     )

@@ -139,8 +139,9 @@ class Measurement:
     of the model that were timed; `final`: the original (first) against the model written (second), `None` when that
     was not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: how many processes
     wanted a core before measuring began, on average over a minute. `doubts`: what the runtime said that makes timings
-    doubtful. `source`: "measured"; nothing else is ever written. `state_before`, `state_after`: the device's clocks
-    (MHz), power (W) and temperature (°C) before and after, where it tells them. `layers`: times by layer of both models
+    doubtful. `source`: "measured"; nothing else is ever written. `first_run_s`: seconds that loading an engine and its
+    first run took, `before` and `after`: with TensorRT for RTX, the compiling. `state_before`, `state_after`: the
+    device's clocks (MHz), power (W) and temperature (°C), where it tells them. `layers`: times by layer of both models
     from a separate profiled pass, where the runtime tells them.
     """
 
@@ -163,6 +164,7 @@ class Measurement:
     load: float | None = None
     doubts: tuple[str, ...] = ()
     source: str = MEASURED
+    first_run_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
     state_before: Mapping[str, float] = dataclasses.field(default_factory=dict)
     state_after: Mapping[str, float] = dataclasses.field(default_factory=dict)
     layers: LayerComparison | None = None

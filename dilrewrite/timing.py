@@ -181,6 +181,8 @@ class Stopwatch:
     """Seconds that the last two sessions took to load and to warm up."""
     pair_s: float = 0.0
     """Seconds of the last pair of runs."""
+    first_s: dict[str, float] = field(default_factory=dict)
+    """Seconds until the first run of each session was done, as it was first loaded, where the runtime tells."""
     samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     """Seconds of every sample of the last comparison."""
 
@@ -246,6 +248,11 @@ class Stopwatch:
     def _left(self) -> float:
         return self.deadline_s - self.clock()
 
+    def _open(self, key: str) -> None:
+        told = self.bench.open(key)
+        if told is not None:
+            self.first_s.setdefault(key, told)
+
     def _warm(self, key: str, runs: int = 3) -> float:
         """Run a session that was just opened; return the seconds of its last run. A long first run is the only one."""
         until = self.clock() + self.pace.warm_s
@@ -267,7 +274,7 @@ class Stopwatch:
             opened = self.clock()
             try:
                 for key in keys:
-                    self.bench.open(key)
+                    self._open(key)
                 slowest = [self._warm(key) for key in (first, second)]
                 pair_s = max(sum(slowest), 1e-6)
                 repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
@@ -337,7 +344,7 @@ class Stopwatch:
             if pair >= self.fewest and pair % 2 == 0 and (self.clock() - start > slice_s or self._left() <= 0):
                 break
             for who in turn:
-                self.bench.open(keys[who])
+                self._open(keys[who])
                 try:
                     seconds = self._warm(keys[who], 2)
                     runs = min(max(3, math.ceil(BLOCK_S / max(seconds, 1e-6))), 50)
@@ -352,7 +359,7 @@ class Stopwatch:
         spent = 0.0
         for key in (first, second):
             start = self.clock()
-            self.bench.open(key)
+            self._open(key)
             try:
                 seconds = self._warm(key, 2)
             finally:

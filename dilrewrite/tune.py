@@ -423,6 +423,7 @@ class Tuning:
             doubts=tuple(meter.doubts),
             source=meter.backend.source,
             layers=self.layers,
+            first_run_s=meter.first_s,
             state_before=self.state_before,
             state_after=meter.backend.state(),
         )

@@ -222,8 +222,8 @@ class Bench(Protocol):
         """Forget a model; nothing happens when there is none."""
         ...
 
-    def open(self, key: str) -> None:
-        """Load a model."""
+    def open(self, key: str) -> float | None:
+        """Load a model; return the seconds until its first run was done, where the runtime tells what it compiles."""
         ...
 
     def shut(self, key: str) -> None:

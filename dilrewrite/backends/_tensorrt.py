@@ -38,7 +38,7 @@ from dilrewrite.backends._worker import IsolatedSession
 from dilrewrite.engine import bindings, cuda
 from dilrewrite.engine.bindings import Library
 from dilrewrite.engine.layers import Layers
-from dilrewrite.engine.make import BuildOptions, build
+from dilrewrite.engine.make import TIMING_CACHE, BuildOptions, build
 from dilrewrite.engine.precision import prepare
 from dilrewrite.engine.profiles import Profile as Sizes
 from dilrewrite.engine.profiles import declared
@@ -49,7 +49,6 @@ from dilrewrite.load import load
 PACE = Pace(warm_s=0.2, pairs=10, seconds=1.0, unsteady=0.025)
 """As NVIDIA's trtexec has it: 200 ms to warm up, at least 10 runs, a doubt when times vary by more than 2.5 %."""
 
-TIMING_CACHE = "timing.cache"
 RUNTIME_CACHE = "runtime.cache"
 
 
@@ -60,7 +59,7 @@ class TensorRt:
 
     name: str
     flavour: str
-    rank: int = -10
+    rank: int
     layout_ranks: frozenset[int] = frozenset({1, 2, 3})
     doubts: str = ""
     source: str = MEASURED

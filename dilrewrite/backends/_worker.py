@@ -274,9 +274,10 @@ class IsolatedBench:
         """Forget a model."""
         self._child.ask("drop", key)
 
-    def open(self, key: str) -> None:
+    def open(self, key: str) -> float | None:
         """Load a model."""
-        self._child.ask("start", key)
+        first_s: float | None = self._child.ask("start", key)
+        return first_s
 
     def shut(self, key: str) -> None:
         """Free a loaded model; a dead child has freed it."""
@@ -403,10 +404,12 @@ class _Server:
         self.on_stop(key)
         self.models.pop(key, None)
 
-    def on_start(self, key: str) -> None:
+    def on_start(self, key: str) -> float | None:
         assert self.backend is not None
         self.on_stop(key)
         self.runners[key] = self.backend.runner(*self.models[key])
+        first_s: float | None = getattr(self.runners[key], "first_s", None)
+        return first_s
 
     def on_stop(self, key: str) -> None:
         runner = self.runners.pop(key, None)

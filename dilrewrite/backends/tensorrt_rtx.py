@@ -5,4 +5,4 @@ from __future__ import annotations
 from dilrewrite.backends import TimedBackend
 from dilrewrite.backends._tensorrt import TensorRt
 
-BACKEND: TimedBackend = TensorRt(name="tensorrt_rtx", flavour="tensorrt-rtx")
+BACKEND: TimedBackend = TensorRt(name="tensorrt_rtx", flavour="tensorrt-rtx", rank=-11)

@@ -331,13 +331,19 @@ def _raise_opset(proto: ModelProto) -> ModelProto:
     raised.ir_version = max(raised.ir_version, 10)  # the one that came with opset 22
     for node in all_nodes(raised):
         if node.op_type == "Resize":
-            _mend_resize(node)
+            _mend_resize(node, version)
     _name_nodes(raised)
     return raised
 
 
-def _mend_resize(node: NodeProto) -> None:
-    """Leave out what a Resize does not use: a roi it may not have in bfloat16, and scales beside sizes (opset 11)."""
+def _mend_resize(node: NodeProto, opset: int) -> None:
+    """Leave out what a Resize does not use: a roi it may not have in bfloat16, and scales beside sizes (opset 11).
+
+    Before opset 11, which brought the modes, every Resize and Upsample was what the converter does not say.
+    """
+    if opset < 11:
+        old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        node.attribute.extend(helper.make_attribute(name, mode) for name, mode in old.items())
     mode = next((a.s for a in node.attribute if a.name == "coordinate_transformation_mode"), b"half_pixel")
     if len(node.input) > 1 and mode != b"tf_crop_and_resize":
         node.input[1] = ""

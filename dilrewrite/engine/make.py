@@ -24,6 +24,9 @@ Progress = Callable[[str, int, int], None]
 
 CURRENT = "current"
 
+TIMING_CACHE = "timing.cache"
+"""Where a command keeps the timings of its builds, in its scratch folder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:

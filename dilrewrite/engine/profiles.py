@@ -32,10 +32,11 @@ class Profile:
     opt: Shape
     max: Shape
 
-    @property
-    def fixed(self) -> bool:
-        """Say whether there is one size only."""
-        return self.min == self.opt == self.max
+    def holds(self, shape: Shape) -> bool:
+        """Say whether a size lies between the smallest and the largest."""
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
