@@ -960,6 +960,13 @@ def _time_engines(
     flavours = {flavour for _, flavour in known}
     if len(flavours) > 1:
         raise UsageError(f"the engines are of {' and '.join(sorted(flavours))}: they do not run in one library")
+    inputs = [{tensor.name: tensor.datatype for tensor in engine.inputs} for engine, _ in known]
+    if inputs[0] != inputs[-1]:
+        told = [", ".join(f"{name} ({kind})" for name, kind in some.items()) for some in (inputs[-1], inputs[0])]
+        raise UsageError(
+            f"{shown(paths[-1])}: its inputs are {told[0]}, not {told[1]}",
+            hint="only engines that take the same inputs can be timed against each other",
+        )
     if options.backend not in ("auto", bindings.module_name(known[0][1])):
         raise UsageError(f"--backend {options.backend}: the engine is of {known[0][1]}", hint="leave it out")
     if report_folder is not None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import dilrewrite
+from dilrewrite.backends import backends
 from dilrewrite.cli import main
+from dilrewrite.engine.bindings import installed
 from dilrewrite.fragment import Fragment
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.report import EXIT_CODES
@@ -66,6 +68,30 @@ def test_the_python_example_runs(
     assert (tmp_path / "decisions.json").is_file()
 
 
+@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
+def test_the_commands_for_tensorrt_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that need a GPU say what is missing where there is none; all others are done."""
+    section = README[README.index("## TensorRT") :].partition("\n## ")[0]
+    commands = [line for block in blocks(section, "sh") for line in block.splitlines()]
+    assert len(commands) == 7
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    ready = {name: found.missing() is None for name, found in backends().items()}
+    for command in commands:
+        line, _, remark = command.partition("#")
+        arguments = shlex.split(line)[1:]
+        wanted = 0
+        if remark:
+            assert remark.strip() == "needs a GPU"
+            wanted = 0 if ready["tensorrt" if "tensorrt" in arguments else "tensorrt_rtx"] else 4
+        assert main(arguments) == wanted, (command, capsys.readouterr().err)
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == bool(wanted), error
+    assert (tmp_path / "splice.engine.json").is_file()
+
+
 def test_the_readme_names_every_strategy() -> None:
     assert set(re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE)) == set(strategies())
 
@@ -78,7 +104,7 @@ def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -
         for word in re.findall(r"--[a-z][a-z-]*", line)
     }
     shown = set()
-    for command in ([], ["inspect"], ["optimize"], ["bench"], ["verify"], ["backends"]):
+    for command in ([], ["inspect"], ["optimize"], ["bench"], ["verify"], ["build"], ["backends"]):
         assert main([*command, "--help"]) == 0
         shown |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert named <= shown

@@ -161,8 +161,11 @@ class TensorRt:
         library = self.library()
         plan = _engine_bytes(runnable) if runnable.engine else self.plan(library, runnable, options, feeds)
         cache = options.scratch / RUNTIME_CACHE if options.scratch is not None else None
+        gpu_reached: cuda.Cuda = cuda.TorchCuda()
+        if gpu_reached.source != self.source:
+            raise ValueError(f"times would be {gpu_reached.source}, and {self.name} states them as {self.source}")
         with _one_line(CannotLoad):
-            return Engine(library, cuda.TorchCuda(), plan, RunOptions(runtime_cache=cache))
+            return Engine(library, gpu_reached, plan, RunOptions(runtime_cache=cache))
 
     def plan(self, library: Library, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> bytes:
         """Return the engine of an ONNX model, from the scratch folder when it is there."""
