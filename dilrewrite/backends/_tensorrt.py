@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ PACE = Pace(warm_s=0.2, pairs=10, seconds=1.0, unsteady=0.025)
 
 RUNTIME_CACHE = "runtime.cache"
 
+NO_GRAPH = "no CUDA graph could be captured: small models are timed with what launching their kernels takes"
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class TensorRt:
     flavour: str
     rank: int
     layout_ranks: frozenset[int] = frozenset({1, 2, 3})
-    doubts: str = ""
+    doubts: str = "^no CUDA graph"
     source: str = MEASURED
     pace: Pace = field(default_factory=lambda: PACE)
     trial: str | None = "onnxruntime_cpu"
@@ -122,6 +125,8 @@ class TensorRt:
         engine = self.load(runnable, options, feeds)
         with _one_line(CannotRun):
             runner = TimedRun(engine, feeds)
+        if not runner.captured:
+            print(NO_GRAPH, file=sys.stderr)  # as runtimes do: `doubts` finds it
         self._keep_runtime_cache(engine)
         return runner
 

@@ -189,8 +189,13 @@ class Library:
                 error = parser.get_error(index)
                 node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
                 found.append(node + _shortened(error.desc()))
-        found += [_shortened(message) for message in (*self.log.errors, *self.noise)]
-        return "; ".join(list(dict.fromkeys(entry for entry in found if entry))[:4]) or "it says nothing of why"
+        told = [message for message in self.log.errors if not (found and message.startswith("ModelImporter.cpp:"))]
+        found += [_shortened(message) for message in (*told, *self.noise)]
+        reasons: list[str] = []
+        for entry in filter(None, found):
+            if not any(entry in reason for reason in reasons):
+                reasons.append(entry)
+        return "; ".join(reasons[:4]) or "it says nothing of why"
 
     def parse(self, network: INetworkDefinition, model: bytes, path: str | None) -> tuple[bool, OnnxParser]:
         """Read ONNX into a network; `path` is absolute, and says where external data lie."""
@@ -203,8 +208,10 @@ class Library:
 def _shortened(text: str) -> str:
     """Return a message of the library in one line, without the places in its own sources."""
     line = " ".join(text.split())
-    line = re.sub(r" ?\[checkMacros\.cpp::catchCudaError.*$", "", line)  # there is no GPU; that is not why
-    line = re.sub(r" ?\(?In \w+ at /_src/[\w./]+:\d+\)?|^\[[\w.]+::[\w.]+::\d+\] |/_src/[\w./]+:\d+ ?", "", line)
+    # Error 35 is no driver, 100 no GPU: a build needs neither, and what does says so elsewhere too.
+    line = re.sub(r" ?\[checkMacros\.cpp::catchCudaError.*\(cudaError (35|100): .*$", "", line)
+    line = re.sub(r"\(In \w+ at /_src/[\w./]+:\d+ \((.*)\)\)", r"(\1)", line)
+    line = re.sub(r" *In \w+ at /_src/[\w./]+:\d+|^\[[\w.]+::[\w.]+::\d+\] |/_src/[\w./]+:\d+ ?", "", line)
     return line if len(line) <= 400 else line[:397] + "..."
 
 

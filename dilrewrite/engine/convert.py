@@ -66,7 +66,8 @@ def constants(proto: ModelProto) -> dict[str, TensorProto]:
 def _plain(proto: ModelProto) -> ModelProto:
     """Return a copy in which names suffice: no functions, and nodes and values named once in the whole model.
 
-    The branches of an If may share names. The numbers of Constant nodes become tensors, which the converter knows.
+    The branches of an If may share names. The numbers of Constant nodes become tensors, which the converter knows, and
+    initializers are told by themselves alone: the converter would declare those that stay in float32 as float16.
     """
     made = ModelProto()
     made.CopyFrom(proto)
@@ -83,10 +84,16 @@ def _plain(proto: ModelProto) -> ModelProto:
 
 
 def _name_values(graph: GraphProto, outside: Mapping[str, str], taken: set[str]) -> None:
-    """Give every value of a graph, and of those in it, a name of its own; `outside`: the names seen from there."""
+    """Give every value of a graph, and of those in it, a name of its own; `outside`: the names seen from there.
+
+    What is said of initializers elsewhere is left out.
+    """
     declared = [entry.name for entry in (*graph.input, *graph.initializer)]
     declared += [name for node in graph.node for name in node.output if name]
     names = {**outside, **{name: _fresh(name, taken) for name in dict.fromkeys(declared)}}
+    own = {tensor.name for tensor in graph.initializer}
+    for value in [value for value in graph.value_info if value.name in own]:
+        graph.value_info.remove(value)
     for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         entry.name = names.get(entry.name, entry.name)
     for node in graph.node:

@@ -22,7 +22,7 @@ TORCH = "pip install torch"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A GPU: its name, compute capability, L2 cache and memory in bytes, and the CUDA version of its driver."""
+    """A GPU: its name, compute capability, L2 cache and memory in bytes, and the version of its driver."""
 
     name: str
     capability: str

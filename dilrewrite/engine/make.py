@@ -135,16 +135,14 @@ def build(
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     used = _configure(library, config, options, tf32=tf32)
     if profiles:
-        _add_profiles(builder, config, profiles)
+        _add_profiles(library, builder, config, profiles)
     cache = _use_timing_cache(library, config, timing_cache) if timing_cache or options.timing_cache else False
     plan = _run(library, builder, network, config, progress)
     data = bytes(plan)
     layers = from_log(library.log.messages)
     kept = None
     if cache:
-        found = config.get_timing_cache()
-        memory = found.serialize() if found is not None else None
-        kept = bytes(memory) if memory is not None else None
+        kept = _timings(config)
     return Built(
         plan=data,
         layers=layers,
@@ -239,12 +237,12 @@ def _load_plugins(library: Library, builder: Builder, network: INetworkDefinitio
             raise FailedError(f"--plugins {plugin}: cannot be loaded: {library.reasons()}")
 
 
-def _add_profiles(builder: Builder, config: IBuilderConfig, profiles: Mapping[str, Profile]) -> None:
+def _add_profiles(library: Library, builder: Builder, config: IBuilderConfig, profiles: Mapping[str, Profile]) -> None:
     made = builder.create_optimization_profile()
     for name, profile in profiles.items():
         made.set_shape(name, profile.min, profile.opt, profile.max)
     if config.add_optimization_profile(made) < 0:
-        raise FailedError("the profile is refused", hint="each size must be min <= opt <= max")
+        raise FailedError(f"the profile is refused: {library.reasons()}", hint="each size must be min <= opt <= max")
 
 
 def _use_timing_cache(library: Library, config: IBuilderConfig, data: bytes) -> bool:
@@ -261,14 +259,26 @@ def _use_timing_cache(library: Library, config: IBuilderConfig, data: bytes) -> 
     return False
 
 
+def _timings(config: IBuilderConfig) -> bytes | None:
+    """Return the cache of timings as it is after a build."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorRT for RTX warns; as an error it would come out of a C++ frame
+        found = config.get_timing_cache()
+        memory = found.serialize() if found is not None else None
+    return bytes(memory) if memory is not None else None
+
+
 # -- running the builder ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Cancel:
-    """Whether the build shall end."""
+    """Whether the build shall end; `error` is what `progress` raised, which must not fly through the library."""
 
     wanted: bool = False
+    error: BaseException | None = None
     phases: dict[str, int] = field(default_factory=dict)
 
 
@@ -280,6 +290,8 @@ def _run(
     with _interrupts(cancel), library.listening():
         plan: IHostMemory | None = builder.build_serialized_network(network, config)
     config.progress_monitor = None
+    if cancel.error is not None:
+        raise cancel.error
     if cancel.wanted:
         raise KeyboardInterrupt
     if plan is None:
@@ -293,7 +305,7 @@ def _hint(library: Library) -> str:
     said = " ".join((*library.log.errors, *library.noise)).lower()
     if "outofmemory" in said or "out of memory" in said or "bad_alloc" in said:
         return "give smaller sizes with --max, or less --workspace"
-    if "no cuda-capable device" in said or "cuda driver" in said or "cudaerror 35" in said:
+    if any(word in said for word in ("no cuda-capable device", "cuda driver", "cudaerror 35", "== cuda_success")):
         return "this kind of build needs a GPU and its driver"
     return ""
 
@@ -302,23 +314,29 @@ def _monitor(library: Library, cancel: _Cancel, progress: Progress) -> Any:
     """Return TensorRT's view of our progress. Only the outermost phase is shown; each step may cancel."""
     base = library.module.IProgressMonitor
 
+    def tell(done: int, total: int) -> None:
+        try:
+            progress("build", done, total)
+        except BaseException as error:  # raised again after the build
+            cancel.error, cancel.wanted = error, True
+
     def init(made: Any) -> None:
         base.__init__(made)
 
     def phase_start(_self: Any, name: str, parent: str | None, steps: int) -> None:
         if parent is None:
             cancel.phases[name] = steps
-            progress("build", 0, max(steps, 1))
+            tell(0, max(steps, 1))
 
     def step_complete(_self: Any, name: str, step: int) -> bool:
         if name in cancel.phases:
-            progress("build", min(step + 1, max(cancel.phases[name], 1)), max(cancel.phases[name], 1))
+            tell(min(step + 1, max(cancel.phases[name], 1)), max(cancel.phases[name], 1))
         return not cancel.wanted
 
     def phase_finish(_self: Any, name: str) -> None:
         if name in cancel.phases:
             total = max(cancel.phases.pop(name), 1)
-            progress("build", total, total)
+            tell(total, total)
 
     body = {"__init__": init, "phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish}
     return type("DilrewriteMonitor", (base,), body)()

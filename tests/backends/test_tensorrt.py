@@ -5,6 +5,7 @@ Engines are built by the real TensorRT for RTX, which needs no GPU; they run on 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,6 +151,13 @@ def test_a_profile_has_the_layers_with_the_nodes_in_them(gpu: tuple[FakeCuda, Fa
     assert [(run.provider, run.seconds) for run in found.nodes] == [("conv", 3e-3), ("relu", 1e-3)]
     assert found.runs == 1
     assert found.seconds == pytest.approx(4e-3), "never less than its layers"
+
+
+def test_a_run_without_a_graph_is_doubted(gpu: tuple[FakeCuda, FakeModule], capsys: pytest.CaptureFixture[str]) -> None:
+    for capturable in (True, False):
+        plan = gpu[1].fake_plan(FakeEngine(capturable=capturable))
+        STAND_IN.runner(Runnable(model=plan, engine=True), Options(), FEEDS)
+        assert bool(re.search(STAND_IN.doubts, capsys.readouterr().err)) is not capturable
 
 
 # -- pairs, on a fake GPU ---------------------------------------------------------------------------------------------
