@@ -28,7 +28,7 @@ from dilrewrite.backends import (
     dtype,
 )
 from dilrewrite.engine import bindings, cuda, fidelity, profiles, sidecar
-from dilrewrite.engine.make import BuildOptions, Built, build
+from dilrewrite.engine.make import CURRENT, BuildOptions, Built, build
 from dilrewrite.engine.precision import PRECISIONS, Prepared, prepare, refuse
 from dilrewrite.engine.profiles import Asked, Profile
 from dilrewrite.engine.sidecar import EngineReport, OnnxSource, PrecisionReport
@@ -64,7 +64,7 @@ class Order:
     def plain(self) -> dict[str, object]:
         """Return what was asked for as plain data for a report."""
         asked = {**dataclasses.asdict(self.build), "min": self.minima, "opt": self.optima, "max": self.maxima}
-        given = {key: value for key, value in asked.items() if value not in (None, (), [], False)}
+        given = {key: value for key, value in asked.items() if said(value)}
         return {
             "flavour": self.flavour,
             **{
@@ -79,6 +79,11 @@ class Order:
         profiles.parse(self.minima, self.optima, self.maxima)
         if self.build.precision is not None and self.build.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.build.precision}: not one of {', '.join(PRECISIONS)}")
+
+
+def said(value: object) -> bool:
+    """Say whether an option was given: 0 is a level and a device, and not `False`."""
+    return value is not None and value is not False and value not in ((), [])
 
 
 def order(
@@ -144,14 +149,19 @@ class Engine:
 def on_device(device: int | None) -> Iterator[None]:
     """Let this process and its children see one GPU only, by `CUDA_VISIBLE_DEVICES`: it must not use CUDA already.
 
-    Raises `MissingError` when there is no such GPU.
+    `device` counts those that the variable shows. Raises `MissingError` when there is no such GPU.
     """
     if device is None:
         yield
         return
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = before.split(",") if before else []
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device].strip() if device < len(visible) else str(device)
+    visible = [name.strip() for name in before.split(",") if name.strip()] if before is not None else None
+    if visible is not None and device >= len(visible):
+        raise MissingError(
+            f"--device {device}: CUDA_VISIBLE_DEVICES is {before!r}, which shows {len(visible)}",
+            hint="leave one of them out",
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if visible is not None else str(device)
     try:
         why = cuda.missing()
         if why is not None:
@@ -171,7 +181,7 @@ def start(model: Model, order: Order, shapes: Mapping[str, tuple[int, ...]] | No
     order.check()
     flavour = bindings.choose(order.flavour)
     where = _where(model)
-    refuse(model.proto, where)
+    refuse(_in_memory(model, model.proto) if _needs_weights(model, order.build.precision) else model.proto, where)
     asked = profiles.parse(order.minima, order.optima, order.maxima)
     given = {*asked.min, *asked.opt, *asked.max}
     more = {name: shape for name, shape in (shapes or {}).items() if name not in given}
@@ -198,15 +208,22 @@ def measured_sizes(started: Started, model: Model, settings: Settings) -> dict[s
     return {**{name: size.opt for name, size in sizes.items() if name not in given}, **settings.shapes}
 
 
+def same_place(a: Path, b: Path) -> bool:
+    """Say whether two paths lead to one file, which need not exist yet."""
+    return same_file(a, b) or (a.name == b.name and same_file(a.parent, b.parent))
+
+
 def check_places(engine: Path, *, force: bool, others: Sequence[Path], timing_cache: Path | None) -> None:
     """Raise `UsageError` for places that an engine and its side-car may not be written to."""
     for place in (engine, sidecar.place(engine)):
-        if any(same_file(place, other) or place.absolute() == other.absolute() for other in others):
+        if any(same_place(place, other) for other in others):
             raise UsageError(f"{shown(place)}: is a place for something else", hint="name another file")
         check_destination(place, force=force, source=None)
     if timing_cache is not None:
-        if timing_cache in (engine, sidecar.place(engine), *others):
-            raise UsageError(f"--timing-cache {shown(timing_cache)}: is a place for something else")
+        if any(same_place(timing_cache, other) for other in (engine, sidecar.place(engine), *others)):
+            raise UsageError(
+                f"--timing-cache {shown(timing_cache)}: is a place for something else", hint="name another file"
+            )
         check_destination(timing_cache, force=True, source=None)
 
 
@@ -265,7 +282,7 @@ def make(
     )
     names = [node.name for node in all_nodes(prepared.proto) if node.op_type in ("Conv", "ConvTranspose")]
     datatypes = sidecar.check_precision(prepared, built.layers, names, where)
-    checked, device, verdict = _check(proto, model, built, started.flavour, prepared, sizes, settings)
+    checked, device, verdict = _check(proto, model, built, started, prepared, sizes, settings)
     if verdict is not None and not verdict.passed:
         raise DiffersError(
             f"{where}: the engine does not compute what the model does: {verdict.failures[0]}",
@@ -273,7 +290,7 @@ def make(
         )
     file = source if source is not None else model.path
     report = EngineReport(
-        file=engine.name,
+        file=_name(engine),
         bytes=len(built.plan),
         sha256=built.digest,
         flavour=started.flavour,
@@ -305,7 +322,7 @@ def make(
         layers=built.layers.layers,
         warnings=built.warnings,
         trtexec=sidecar.trtexec(
-            started.flavour, file.name if file is not None else "", engine.name, order.build, prepared, sizes
+            started.flavour, _name(file) if file is not None else "", _name(engine), order.build, prepared, sizes
         ),
     )
     return Engine(built=built, report=report, timing_cache=order.build.timing_cache, check=verdict)
@@ -324,6 +341,10 @@ def stage(engine: Engine, place: Path, staging: Staging) -> None:
 
 def _where(model: Model) -> str:
     return shown(model.path) if model.path is not None else "the model"
+
+
+def _name(path: Path) -> str:
+    return shown(Path(path.name))
 
 
 def _digest(proto: ModelProto) -> str:
@@ -363,20 +384,28 @@ def _in_memory(model: Model, proto: ModelProto) -> ModelProto:
 # -- on the GPU ------------------------------------------------------------------------------------------------------
 
 
+class NoAnswer(Exception):  # noqa: N818 - it reads as what it says
+    """ONNX Runtime does not run the model, so there is nothing to compare an engine with; the reason is one line."""
+
+
 def _check(
     proto: ModelProto,
     model: Model,
     built: Built,
-    flavour: str,
+    started: Started,
     prepared: Prepared,
     sizes: Mapping[str, Profile],
     settings: Settings,
 ) -> tuple[str, str | None, Verdict | None]:
     """Compare the engine with ONNX Runtime where there is a GPU; say in words what was done, and on which device."""
+    flavour, options = started.flavour, started.order.build
     gpu = backends()[bindings.module_name(flavour)]
     why = gpu.missing()
     if why is not None:
         return f"not run: {why}", None, None
+    device = str(gpu.device())  # type: ignore[attr-defined]
+    if options.strip_plan:
+        return "not run: it has no weights (--strip-plan)", device, None
     try:
         verdict = outputs_agree(
             Runnable(model=proto.SerializeToString(), folder=model.folder),
@@ -386,11 +415,14 @@ def _check(
             {name: size.opt for name, size in sizes.items()},
             settings,
         )
+    except NoAnswer as error:
+        return f"not run: {error}", device, None
     except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        elsewhere = ", ".join(options.compute_capabilities)
+        if isinstance(error, CannotLoad) and elsewhere not in ("", CURRENT):
+            return f"not run: it is for {elsewhere}, and {device} does not load it: {error}", device, None
         raise FailedError(f"the engine was built and does not run: {error}") from error
-    device = gpu.device()  # type: ignore[attr-defined]
-    told = f"equal to ONNX Runtime within {verdict.tolerance} on {device}"
-    return told, str(device), verdict
+    return f"equal to ONNX Runtime within {verdict.tolerance} on {device}", device, verdict
 
 
 def outputs_agree(
@@ -403,23 +435,31 @@ def outputs_agree(
 ) -> Verdict:
     """Compare an engine's outputs with those of its model on ONNX Runtime, on seeded or given data.
 
-    Raises CannotLoad, CannotRun, Crashed or TimedOut when one of them does not run.
+    Raises NoAnswer when the model does not run, CannotLoad, CannotRun, Crashed or TimedOut when the engine does not.
     """
     rtol, share = ENGINE_TOLERANCES[precision]
     tolerance = Tolerance(rtol, share, 0.0)
     if settings.rtol is not None or settings.atol is not None:
         tolerance = Tolerance(settings.rtol or 0.0, 0.0, settings.atol or 0.0)
-    options = Options(threads=settings.threads, optimize=precision != "int8-qdq", timeout_s=settings.timeout_s)
+    options = Options(
+        threads=settings.threads,
+        optimize=precision != "int8-qdq",
+        custom_op_library=settings.custom_op_library,
+        timeout_s=settings.timeout_s,
+    )
     given = {**shapes, **settings.shapes}
-    with settings.backend.session(model, options) as session:
-        chooser = Chooser(
-            session.inputs,
-            given={name: shape for name, shape in given.items() if name not in settings.inputs},
-            user=settings.inputs,
-            seed=settings.seed,
-        )
-        case, _ = chooser.first(session.run)
-        wanted = session.run(case.feeds)
+    try:
+        with settings.backend.session(model, options) as session:
+            chooser = Chooser(
+                session.inputs,
+                given={name: shape for name, shape in given.items() if name not in settings.inputs},
+                user=settings.inputs,
+                seed=settings.seed,
+            )
+            case, _ = chooser.first(session.run)
+            wanted = session.run(case.feeds)
+    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        raise NoAnswer(f"{settings.backend.name} does not run the model: {error}") from error
     gpu = backends()[bindings.module_name(flavour)]
     with gpu.session(engine, options) as session:
         elements = {io.name: io.element for io in session.inputs}

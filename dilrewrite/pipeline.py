@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -197,9 +198,12 @@ def optimize(
     if not options.dry_run:
         _check_places(model, path, target, report_folder, options)
         if options.order is not None:
-            others = [path, target, *([options.save_decisions] if options.save_decisions is not None else [])]
+            others = [path, target, *_data_files(model)]
+            others += [place for place in (options.save_decisions, options.cache) if place is not None]
             cache = options.order.build.timing_cache
             engines.check_places(engine_place, force=options.force, others=others, timing_cache=cache)
+            if report_folder is not None:
+                check_report_folder(report_folder, others=_engine_places(engine_place, cache))
     settings = _settings(model, options)
     sizes = engines.measured_sizes(started, model, settings) if started is not None else settings.shapes
     with clock("find"):
@@ -297,28 +301,31 @@ def _chosen_on(result: Report, started: engines.Started) -> str:
 
 def _check_places(model: Model, path: Path, target: Path, report_folder: Path | None, options: OptimizeOptions) -> None:
     """Raise `UsageError` for places that nothing can or may be written to."""
-    data_files = [model.folder / location for location in model.external_files]
+    data_files = _data_files(model)
     if any(same_file(target, file) for file in data_files):
         raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
     check_destination(target, force=options.force, source=path)
     others = [path, target, *data_files]
     if options.save_decisions is not None:
         place = options.save_decisions
-        if any(_same_place(place, other) for other in others):
+        if any(engines.same_place(place, other) for other in others):
             raise UsageError(f"--save-decisions {shown(place)}: is a place for a model", hint="name another file")
         check_destination(place, force=options.force, source=None)
         others.append(place)
     if options.cache is not None:
         place = options.cache
-        if any(_same_place(place, other) for other in others):
+        if any(engines.same_place(place, other) for other in others):
             raise UsageError(f"--cache {shown(place)}: is a place for something else", hint="name another file")
     if report_folder is not None:
         check_report_folder(report_folder, others=others)
 
 
-def _same_place(a: Path, b: Path) -> bool:
-    """Say whether two paths lead to one file, which need not exist yet."""
-    return same_file(a, b) or (a.name == b.name and same_file(a.parent, b.parent))
+def _data_files(model: Model) -> list[Path]:
+    return [model.folder / location for location in model.external_files]
+
+
+def _engine_places(engine: Path, timing_cache: Path | None) -> list[Path]:
+    return [engine, sidecar.place(engine), *([timing_cache] if timing_cache is not None else [])]
 
 
 def _tuning(
@@ -697,13 +704,16 @@ class Exports:
 
     def check(self, others: Sequence[Path]) -> None:
         """Raise `UsageError` for places that nothing can be written to; an export of before is replaced."""
-        for option, place in (("--export-times", self.times), ("--export-profile", self.profile)):
-            if place is not None:
-                if any(_same_place(place, other) for other in others):
+        asked, taken = (("--export-times", self.times), ("--export-profile", self.profile)), list(others)
+        for number, (option, first) in itertools.product(range(len(others)), asked):
+            if first is not None:
+                place = _other(first, number)
+                if any(engines.same_place(place, other) for other in taken):
                     raise UsageError(
                         f"{option} {shown(place)}: is a place for something else", hint="name another file"
                     )
                 check_destination(place, force=True, source=None)
+                taken.append(place)
 
     def write(self, meter: Meter, runnables: Sequence[Runnable], feeds: Mapping[str, Array]) -> None:
         """Write what was asked for; the profile is made now, in a pass of its own."""
@@ -751,7 +761,8 @@ def _layers(profile: Profile) -> list[dict[str, object]]:
 def _verify_engine(before: Path, after: Path, options: OptimizeOptions, report_folder: Path | None) -> Report:
     """Compare an engine's outputs with those of a model on ONNX Runtime. Needs the GPU that it was built for."""
     clock = _Clock()
-    known, flavour = _engine(after)
+    known = sidecar.read(after)
+    _check_runs(after, known)
     with clock("load"):
         model = load(before)
     if report_folder is not None:
@@ -764,11 +775,13 @@ def _verify_engine(before: Path, after: Path, options: OptimizeOptions, report_f
             verdict = engines.outputs_agree(
                 Runnable(model=before),
                 Runnable(model=after, engine=True),
-                flavour,
+                known.flavour,
                 known.precision.built,
                 sizes,
                 settings,
             )
+        except engines.NoAnswer as error:
+            raise FailedError(f"{shown(before)}: {error}") from error
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             raise FailedError(f"{shown(after)}: {error}", hint=_foreign(known)) from error
     result = Report(
@@ -786,13 +799,11 @@ def _verify_engine(before: Path, after: Path, options: OptimizeOptions, report_f
     return result
 
 
-def _engine(path: Path) -> tuple[EngineReport, str]:
-    """Return what is known of an engine, and its flavour; raises `MissingError` where it cannot run here."""
-    known = sidecar.read(path)
+def _check_runs(path: Path, known: EngineReport) -> None:
+    """Raise `MissingError` where an engine cannot run here."""
     why = backends()[bindings.module_name(known.flavour)].missing()
     if why is not None:
         raise MissingError(f"{shown(path)} cannot run here: {why}")
-    return known, known.flavour
 
 
 def _foreign(known: EngineReport) -> str:
@@ -823,14 +834,17 @@ def build_file(
         model = load(path)
     target = output or path.with_suffix(".engine")
     started = engines.start(model, order, parse_shapes(options.shapes))
-    others = [path, *(model.folder / location for location in model.external_files)]
+    others, places = [path, *_data_files(model)], _engine_places(target, order.build.timing_cache)
     engines.check_places(target, force=options.force, others=others, timing_cache=order.build.timing_cache)
     if export_layers is not None:
-        if any(_same_place(export_layers, other) for other in (*others, target, sidecar.place(target))):
-            raise UsageError(f"--export-layer-info {shown(export_layers)}: is a place for something else")
+        if any(engines.same_place(export_layers, other) for other in (*others, *places)):
+            raise UsageError(
+                f"--export-layer-info {shown(export_layers)}: is a place for something else", hint="name another file"
+            )
         check_destination(export_layers, force=options.force, source=None)
+        places.append(export_layers)
     if report_folder is not None:
-        check_report_folder(report_folder, others=[path, target])
+        check_report_folder(report_folder, others=[*others, *places])
     settings = _settings(model, options)
     with clock("find"):
         found = find(model.proto)
@@ -956,25 +970,27 @@ def _time_engines(
                 f"{shown(path)} is a model, and the other an engine: they are not timed against each other",
                 hint="build the model's engine with `dilrewrite build`, and time the two engines",
             )
-    known = [_engine(path) for path in paths]
-    flavours = {flavour for _, flavour in known}
+    known = [sidecar.read(path) for path in paths]
+    flavours = {found.flavour for found in known}
     if len(flavours) > 1:
         raise UsageError(f"the engines are of {' and '.join(sorted(flavours))}: they do not run in one library")
-    inputs = [{tensor.name: tensor.datatype for tensor in engine.inputs} for engine, _ in known]
+    inputs = [{tensor.name: tensor.datatype for tensor in engine.inputs} for engine in known]
     if inputs[0] != inputs[-1]:
         told = [", ".join(f"{name} ({kind})" for name, kind in some.items()) for some in (inputs[-1], inputs[0])]
         raise UsageError(
             f"{shown(paths[-1])}: its inputs are {told[0]}, not {told[1]}",
             hint="only engines that take the same inputs can be timed against each other",
         )
-    if options.backend not in ("auto", bindings.module_name(known[0][1])):
-        raise UsageError(f"--backend {options.backend}: the engine is of {known[0][1]}", hint="leave it out")
+    name = bindings.module_name(known[0].flavour)
+    if options.backend not in ("auto", name):
+        raise UsageError(f"--backend {options.backend}: the engine is of {known[0].flavour}", hint="leave it out")
+    _check_runs(first, known[0])
     if report_folder is not None:
         check_report_folder(report_folder, others=paths)
     if exports is not None:
         exports.check(paths)
     clock = _Clock()
-    timed = timed_backend(bindings.module_name(known[0][1]))
+    timed = timed_backend(name)
     scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-")
     meter = Meter(
         backend=timed,
@@ -984,7 +1000,7 @@ def _time_engines(
         scratch=Path(scratch.name),
         progress=progress,
     )
-    shapes = {name: profile.opt for name, profile in known[0][0].profiles.items()} | dict(parse_shapes(options.shapes))
+    shapes = {name: profile.opt for name, profile in known[0].profiles.items()} | dict(parse_shapes(options.shapes))
     data = load_inputs(options.inputs) if options.inputs else {}
     runnables = [Runnable(model=path.absolute(), engine=True) for path in (first, second or first)]
     before = timed.state()
@@ -999,7 +1015,7 @@ def _time_engines(
             if exports is not None:
                 exports.write(meter, runnables[: len(paths)], case.feeds)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
-            raise FailedError(f"{shown(first)}: {error}", hint=_foreign(known[0][0])) from error
+            raise FailedError(f"{shown(first)}: {error}", hint=_foreign(known[0])) from error
         finally:
             meter.close()
             scratch.cleanup()
@@ -1024,11 +1040,11 @@ def _time_engines(
     result = Report(
         command="bench",
         status="measured",
-        before=report.describe_engine(known[0][0], shown(first)),
-        after=report.describe_engine(known[-1][0], shown(paths[-1])) if second is not None else None,
+        before=report.describe_engine(known[0], shown(first)),
+        after=report.describe_engine(known[-1], shown(paths[-1])) if second is not None else None,
         options=options.plain(),
         measurement=measurement,
-        engine=known[0][0],
+        engine=known[0],
         environment=report.environment(options.threads),
         seconds=clock.seconds,
     )

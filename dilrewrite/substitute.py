@@ -509,6 +509,8 @@ class _Region:
         if not self.on_integers or quantization is None or quantization.zero_point is None:
             return ""
         zero = quantization.zero_point
+        if zero.is_constant and not np.any(self.editor.read(self.editor.tensor(zero))):
+            return ""  # TensorRT takes no integer constant here
         if zero.shape == ():
             return zero.name
         if zero.is_constant:

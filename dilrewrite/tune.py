@@ -375,12 +375,12 @@ class Tuning:
             raise FailedError(f"{meter.backend.name} cannot time the models: {error}", hint=hint) from error
 
     def compare_layers(self, proto: ModelProto) -> None:
-        """Profile the original and a version of it layer by layer, where the backend builds engines.
+        """Profile the original and a version of it layer by layer, where the backend tells them.
 
         In a pass of its own: profiling slows an engine down. A failure is noted, and no more.
         """
         backend = self.meter.backend
-        if backend.trial is None or self.failure is not None:
+        if not backend.tells_layers or self.failure is not None:
             return
         from dilrewrite.backends._worker import isolated_profile
 

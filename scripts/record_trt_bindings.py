@@ -102,6 +102,7 @@ CLASSES = (
     "ILogger.Severity",
     "INetworkDefinition",
     "IOptimizationProfile",
+    "IPluginRegistry",
     "IProfiler",
     "IProgressMonitor",
     "IRuntimeCache",

@@ -168,6 +168,7 @@ class Backend:
     layout_ranks: frozenset[int] = frozenset({2})
     source: str = "measured"
     pace: Pace = field(default_factory=Pace)
+    tells_layers: bool = False
     trial: str | None = None
 
     def versions(self) -> dict[str, str]:

@@ -262,6 +262,11 @@ class TimedBackend(Backend, Protocol):
         ...
 
     @property
+    def tells_layers(self) -> bool:
+        """Say whether `profile` is of an engine's layers, to be compared with those of another engine."""
+        ...
+
+    @property
     def trial(self) -> str | None:
         """Return the backend that looks for inputs that a model runs on; `None`: this one."""
         ...

@@ -395,13 +395,19 @@ def profile(
     with tempfile.TemporaryDirectory(prefix="dilrewrite-") as folder:
         runner = BoundRunner(runnable, options, feeds, providers, device, str(Path(folder) / "profile"))
         try:
-            for _ in range(runs + 1):
-                runner.run()
-            events = json.loads(runner.end_profiling().read_text(encoding="utf-8", errors="replace"))
-        except (OSError, ValueError) as error:  # a full disk, for one
-            raise CannotRun(f"the runtime's profile cannot be read: {error}") from error
+            return profiled(runner, runs)
         finally:
             runner.close()
+
+
+def profiled(runner: BoundRunner, runs: int) -> Profile:
+    """Run a runner that writes a profile as `profile` does, and read it; afterwards it runs on without a profile."""
+    for _ in range(runs + 1):
+        runner.run()
+    try:
+        events = json.loads(runner.end_profiling().read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError) as error:  # a full disk, for one
+        raise CannotRun(f"the runtime's profile cannot be read: {error}") from error
     whole = [event for event in events if event.get("cat") == "Session" and event.get("name") == "model_run"]
     whole.sort(key=lambda event: int(event["ts"]))
     whole = whole[1:] if runs else whole
@@ -413,6 +419,7 @@ def profile(
             seconds=int(event["dur"]) / 1e6,
             inputs=_shapes(event["args"].get("input_type_shape")),
             outputs=_shapes(event["args"].get("output_type_shape")),
+            provider=str(event["args"].get("provider", "")),
         )
         for event in events
         if event.get("cat") == "Node"

@@ -67,6 +67,7 @@ class TensorRt:
     doubts: str = "^no CUDA graph"
     source: str = MEASURED
     pace: Pace = field(default_factory=lambda: PACE)
+    tells_layers: bool = True
     trial: str | None = "onnxruntime_cpu"
 
     def conflict(self) -> str | None:

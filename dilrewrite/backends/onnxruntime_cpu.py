@@ -25,6 +25,7 @@ class OnnxRuntimeCpu:
     doubts: str = ""
     source: str = MEASURED
     pace: Pace = field(default_factory=Pace)
+    tells_layers: bool = False
     trial: str | None = None
 
     def conflict(self) -> str | None:

@@ -66,6 +66,8 @@ PROVIDERS: tuple[Provider, ...] = ((PROVIDER, PROVIDER_OPTIONS), *CPU)
 _ENVIRONMENT = ("CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE")
 """Variables that CUDA's libraries heed whatever the provider's options say, and that change timings."""
 
+_CALLED = {"cuda": "CUDA", "tensorrt": "TensorRT"}
+
 _NOT_INITIALIZED = 3
 
 
@@ -84,6 +86,7 @@ class OnnxRuntimeCuda:
     doubts: str = "running in Fallback mode|Memcpy nodes are added"
     source: str = MEASURED
     pace: Pace = field(default_factory=Pace)
+    tells_layers: bool = False
     trial: str | None = None
 
     def conflict(self) -> str | None:
@@ -95,22 +98,13 @@ class OnnxRuntimeCuda:
 
         Loads no runtime in this process, and none at all where there is no GPU.
         """
-        wanted = missing(INSTALL, "onnxruntime-gpu") or _provider_missing()
+        wanted = unready("cuda")
         if wanted is not None:
             return wanted
         try:
-            _, supported = gpu()
-        except NoGpuError as error:
-            return str(error)
-        built = _built_for()
-        if built is not None and supported[0] < int(built.split(".")[0]):
-            has = f"the NVIDIA driver supports CUDA {supported[0]}.{supported[1]}"
-            return f"{has}, and the installed onnxruntime-gpu needs CUDA {built}: update the driver"
-        try:
             IsolatedBench(self.name, Options(timeout_s=60)).close()
         except (CannotLoad, Crashed, TimedOut) as error:
-            why = str(error).removeprefix(f"{self.name} cannot be imported: ")
-            return f"CUDA's libraries cannot be loaded ({why}): {INSTALL_LIBRARIES}"
+            return unloadable(str(error).removeprefix(f"{self.name} cannot be imported: "))
         return None
 
     def versions(self) -> dict[str, str]:
@@ -122,7 +116,7 @@ class OnnxRuntimeCuda:
 
         if PROVIDER not in ort.get_available_providers():
             raise ImportError(f"the installed onnxruntime has no {PROVIDER}")
-        _preload()
+        preload()
         built = str(getattr(ort, "cuda_version", None) or "")
         for library in _libraries(built):
             loaded = ctypes.CDLL(library)
@@ -136,7 +130,7 @@ class OnnxRuntimeCuda:
         """Load a model, in a child process when `options.isolated`."""
         if options.isolated:
             return IsolatedSession(self.name, runnable, options)
-        with _explained():
+        with explained(PROVIDER, "cuda"):
             return InProcess(runnable, options, PROVIDERS)
 
     def device(self) -> str:
@@ -156,7 +150,7 @@ class OnnxRuntimeCuda:
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model and bind its inputs and outputs on the GPU."""
-        with _explained():
+        with explained(PROVIDER, "cuda"):
             return BoundRunner(runnable, options, feeds, PROVIDERS, "cuda")
 
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
@@ -171,8 +165,8 @@ class OnnxRuntimeCuda:
         The driver asks for that once, when CUDA starts: afterwards every run in this process waits. Where CUDA runs
         already the seconds of the profile are 0, and only its shapes are of use.
         """
-        waits = _wait_for_kernels()
-        with _explained():
+        waits = wait_for_kernels()
+        with explained(PROVIDER, "cuda"):
             found = profile(runnable, options, feeds, runs, PROVIDERS, "cuda")
         return found if waits else replace(found, seconds=0.0)
 
@@ -186,25 +180,49 @@ def _package() -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
-def _provider() -> Path | None:
-    """Return where the CUDA provider's library lies, or would lie."""
-    name = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
+def provider_library(provider: str) -> Path | None:
+    """Return where the library of a provider ("cuda", ...) lies, or would lie."""
+    name = f"onnxruntime_providers_{provider}"
     folder = _package()
-    return None if folder is None else folder / "capi" / name
+    return None if folder is None else folder / "capi" / (f"{name}.dll" if sys.platform == "win32" else f"lib{name}.so")
 
 
-def _provider_missing() -> str | None:
-    """Return None, or that the installed onnxruntime is none for CUDA, and how to change that.
+def unready(*providers: str) -> str | None:
+    """Return None when onnxruntime-gpu with the libraries of these providers, a driver and a GPU are there.
+
+    Else the first that is not, and how to change that. Loads no runtime.
+    """
+    wanted = missing(INSTALL, "onnxruntime-gpu") or next(filter(None, map(_provider_missing, providers)), None)
+    if wanted is not None:
+        return wanted
+    try:
+        _, supported = gpu()
+    except NoGpuError as error:
+        return str(error)
+    built = _built_for()
+    if built is not None and supported[0] < int(built.split(".")[0]):
+        has = f"the NVIDIA driver supports CUDA {supported[0]}.{supported[1]}"
+        return f"{has}, and the installed onnxruntime-gpu needs CUDA {built}: update the driver"
+    return None
+
+
+def unloadable(why: str) -> str:
+    """Return that CUDA's libraries cannot be loaded, and how to install them."""
+    return f"CUDA's libraries cannot be loaded ({why}): {INSTALL_LIBRARIES}"
+
+
+def _provider_missing(provider: str) -> str | None:
+    """Return None, or that the installed onnxruntime lacks a provider, and how to change that.
 
     Not by its list of providers: for that it would have to be loaded.
     """
-    library = _provider()
+    library = provider_library(provider)
     if library is not None and library.is_file():
         return None
     installed = distributions()
     remove = f"pip uninstall -y {' '.join(installed or ['onnxruntime'])}, then {INSTALL}"
     if "onnxruntime-gpu" in installed:
-        return f"the installed onnxruntime-gpu is one without CUDA: {remove}"
+        return f"the installed onnxruntime-gpu is one without {_CALLED.get(provider, provider)}: {remove}"
     return f"onnxruntime-gpu is not installed: {remove}"
 
 
@@ -233,7 +251,7 @@ def _libraries(cuda: str) -> tuple[str, ...]:
     return (*names, "libcudnn.so.9")
 
 
-def _preload() -> None:
+def preload() -> None:
     """Load CUDA's libraries from the packages that pip installed; the dynamic loader alone does not look there."""
     try:
         import onnxruntime as ort
@@ -245,26 +263,29 @@ def _preload() -> None:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Load CUDA's libraries, and add to a CannotLoad why the provider cannot be loaded; ONNX Runtime only logs that."""
-    _preload()
+def explained(words: str, *providers: str) -> Iterator[None]:
+    """Load CUDA's libraries, and add to a CannotLoad why one of `providers` ("cuda", ...) cannot be loaded.
+
+    ONNX Runtime only logs that. `words`: the regular expression of what it says then.
+    """
+    preload()
     try:
         yield
     except CannotLoad as error:
-        library = _provider()
-        if library is None or PROVIDER not in str(error):
+        if not re.search(words, str(error)):
             raise
-        try:
-            ctypes.CDLL(str(library))
-        except OSError as why:
-            raise CannotLoad(f"{error}: {line(why)}") from error
+        for library in filter(None, map(provider_library, providers)):
+            try:
+                ctypes.CDLL(str(library))
+            except OSError as why:
+                raise CannotLoad(f"{str(error).rstrip('.')}: {line(why)}") from error
         raise
 
 
 # -- the driver ------------------------------------------------------------------------------------------------------
 
 
-def _wait_for_kernels() -> bool:
+def wait_for_kernels() -> bool:
     """Have the driver wait for every kernel, and say whether it will: it must not have been started yet."""
     if os.environ.get("CUDA_LAUNCH_BLOCKING") == "1":
         return True

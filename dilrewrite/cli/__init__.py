@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from dilrewrite._version import __version__
-from dilrewrite.cli import backends, bench, build, inspect, optimize, verify
+from dilrewrite.cli import backends, bench, build, convbench, inspect, optimize, verify
 from dilrewrite.errors import DilrewriteError
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ app.command("optimize")(optimize.command)
 app.command("verify")(verify.command)
 app.command("bench")(bench.command)
 app.command("build")(build.command)
+app.command("convbench")(convbench.command)
 app.command("backends")(backends.command)
 
 
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except DilrewriteError as error:
         typer.echo(f"dilrewrite: {error}", err=True)
+        pointer = getattr(error, "pointer", None)
+        if pointer is not None:  # of a text that cannot be read: where
+            typer.echo(pointer, err=True)
         return error.exit_code
     except KeyboardInterrupt:
         typer.echo("dilrewrite: interrupted; nothing was written", err=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -80,7 +81,7 @@ def command(
     """Build a TensorRT engine; ENGINE.json beside it tells flavour, precision as built, profiles, layers, sizes."""
     import dilrewrite
 
-    with progress(hidden=quiet or as_json or verbose) as show_progress:
+    with progress(hidden=quiet or as_json or verbose) as show_progress, _told(shown=verbose) as tell:
         result = dilrewrite.build(
             model,
             output,
@@ -106,19 +107,23 @@ def command(
             seed=seed,
             threads=threads,
             progress=show_progress,
-            tell=_tell() if verbose else None,
+            tell=tell,
         )
     return show(result, as_json=as_json, quiet=quiet)
 
 
-def _tell() -> Callable[[str], None]:
-    """Return what prints a line of TensorRT's log where standard error was when the command began."""
+@contextmanager
+def _told(*, shown: bool) -> Iterator[Callable[[str], None] | None]:
+    """Yield what prints a line of TensorRT's log where standard error was when the command began."""
+    if not shown:
+        yield None
+        return
     import os
 
-    stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
+    with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stream:
 
-    def tell(message: str) -> None:
-        stream.write(f"{message}\n")
-        stream.flush()
+        def tell(message: str) -> None:
+            stream.write(f"{message}\n")
+            stream.flush()
 
-    return tell
+        yield tell

@@ -19,6 +19,7 @@ from dilrewrite.cli._common import (
     ThreadsOption,
     show,
 )
+from dilrewrite.errors import UsageError
 
 
 def command(
@@ -41,6 +42,9 @@ def command(
     from dilrewrite.engine import sidecar
 
     if sidecar.is_engine(model):
+        for option, given in (("--profile", profile), ("--report", report is not None)):
+            if given:
+                raise UsageError(f"{option}: of an engine only the side-car is shown", hint="leave it out")
         found = dilrewrite.inspect_engine(model)
         if as_json:
             typer.echo(sidecar.render(found), nl=False)

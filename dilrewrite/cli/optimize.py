@@ -143,6 +143,7 @@ def command(
 ) -> int:
     """Rewrite dilated Convs where that is faster; prove the result, write it and a folder of reports beside it."""
     import dilrewrite
+    from dilrewrite import engines
 
     folder = None if no_report else report or "beside"
     order = {
@@ -162,7 +163,7 @@ def command(
         "version_compatible": version_compatible,
         "weight_streaming": weight_streaming,
     }
-    given = {name: value for name, value in order.items() if value not in (None, False, [])}
+    given = {name: value for name, value in order.items() if engines.said(value)}
     if given and not build_engine:
         words = {"minima": "--min", "optima": "--opt", "maxima": "--max", "workspace_mib": "--workspace"}
         words["compute_capabilities"] = "--compute-capability"

@@ -316,7 +316,7 @@ def _raise_opset(proto: ModelProto) -> ModelProto:
     """Return the model at an opset whose Conv takes bfloat16, where ONNX's own converter gets there."""
     version = max((entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
     if version >= BF16_OPSET:
-        return proto
+        return _mend_resizes(proto, version)
     for graph in graphs(proto.graph):
         del graph.value_info[:]  # the float16 converter's are not all right, and the next one insists on them
     try:
@@ -336,32 +336,38 @@ def _raise_opset(proto: ModelProto) -> ModelProto:
             hint=f"export the model with opset {BF16_OPSET} or later",
         ) from error
     raised.ir_version = max(raised.ir_version, 10)  # the one that came with opset 22
-    for node in all_nodes(raised):
-        if node.op_type == "Resize":
-            _mend_resize(node, version)
     _name_nodes(raised)
-    return raised
+    return _mend_resizes(raised, version)
 
 
-def _mend_resize(node: NodeProto, opset: int) -> None:
+def _mend_resizes(proto: ModelProto, opset: int) -> ModelProto:
     """Leave out what a Resize does not use: a roi it may not have in bfloat16, and scales beside sizes (opset 11).
 
-    Before opset 11, which brought the modes, every Resize and Upsample was what the converter does not say.
+    Before `opset` 11, which brought the modes, every Resize and Upsample was what ONNX's converter does not say.
     """
-    if opset < 11:
-        old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        node.attribute.extend(helper.make_attribute(name, mode) for name, mode in old.items())
-    mode = next((a.s for a in node.attribute if a.name == "coordinate_transformation_mode"), b"half_pixel")
-    if len(node.input) > 1 and mode != b"tf_crop_and_resize":
-        node.input[1] = ""
-    if len(node.input) > 3 and node.input[3]:
-        node.input[2] = ""
+    for node in all_nodes(proto):
+        if node.op_type != "Resize":
+            continue
+        if opset < 11:
+            old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            node.attribute.extend(helper.make_attribute(name, mode) for name, mode in old.items())
+        mode = next((a.s for a in node.attribute if a.name == "coordinate_transformation_mode"), b"half_pixel")
+        if len(node.input) > 1 and mode != b"tf_crop_and_resize":
+            node.input[1] = ""
+        if len(node.input) > 3 and node.input[3]:
+            node.input[2] = ""
+    return proto
+
+
+_LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def twin(proto: ModelProto) -> ModelProto:
-    """Return a float32 model that computes what a bfloat16 one does, each result rounded to bfloat16.
+    """Return a float32 model that computes what one in float16 or bfloat16 does, each result rounded to that type.
 
-    ONNX Runtime has no bfloat16 Conv on the CPU; sums inside an operator are float32 here, as they are on a GPU.
+    ONNX Runtime has no bfloat16 Conv on the CPU, and float16 it neither rounds nor lets overflow between operators
+    that it computes in float32, with optimisations or without. Sums inside an operator are float32 here, as they are on
+    a GPU.
     """
     made = ModelProto()
     made.CopyFrom(proto)
@@ -371,22 +377,23 @@ def twin(proto: ModelProto) -> ModelProto:
         for tensor in graph.initializer:
             _widened(tensor)
         for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            if value.type.tensor_type.elem_type in _LOW:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
         nodes: list[NodeProto] = []
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.HasField("t"):
                     _widened(attribute.t)
-                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.BFLOAT16:
+                if attribute.name in ("to", "dtype") and attribute.i in _LOW:
                     attribute.i = TensorProto.FLOAT
             nodes.append(node)
             for place, name in enumerate(node.output):
-                if kinds.get(name) != TensorProto.BFLOAT16 or node.op_type in ("Constant", "Loop", "If", "Scan"):
+                low_type = kinds.get(name)
+                if low_type not in _LOW or node.op_type in ("Constant", "Loop", "If", "Scan"):
                     continue
                 exact, low = _fresh(f"{name}_exact", taken), _fresh(f"{name}_low", taken)
                 node.output[place] = exact
-                nodes.append(helper.make_node("Cast", [exact], [low], name=low, to=TensorProto.BFLOAT16))
+                nodes.append(helper.make_node("Cast", [exact], [low], name=low, to=low_type))
                 nodes.append(helper.make_node("Cast", [low], [name], name=f"{low}_up", to=TensorProto.FLOAT))
         copies = []
         for node in nodes:
@@ -408,6 +415,6 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _widened(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.BFLOAT16:
+    if tensor.data_type in _LOW:
         values = numpy_helper.to_array(tensor).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))

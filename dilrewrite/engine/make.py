@@ -206,11 +206,12 @@ def _set_compute_capabilities(library: Library, config: IBuilderConfig, wanted: 
         )
     known = probe(library.module, "Module.ComputeCapability")
     members = dict(known.__members__)
+    legal = {f"{member[2:-1]}.{member[-1]}": member for member in members if member.startswith("SM")}
     names = []
     for text in wanted:
-        name = "CURRENT" if text == CURRENT else "SM" + text.replace(".", "").removeprefix("sm").removeprefix("SM")
-        if name not in members or name == "NONE":
-            legal = [f"{member[2:-1]}.{member[-1]}" for member in members if member.startswith("SM")]
+        bare = text.lower().removeprefix("sm")
+        name = "CURRENT" if text == CURRENT else legal.get(bare, f"SM{bare}")
+        if name not in members:
             raise UsageError(
                 f"--compute-capability {text}: {library.flavour} {library.version} does not build for it",
                 hint=f"it builds for {', '.join(legal)}, and {CURRENT} for the GPU that is there",
@@ -315,6 +316,8 @@ def _monitor(library: Library, cancel: _Cancel, progress: Progress) -> Any:
     base = library.module.IProgressMonitor
 
     def tell(done: int, total: int) -> None:
+        if cancel.error is not None:
+            return
         try:
             progress("build", done, total)
         except BaseException as error:  # raised again after the build

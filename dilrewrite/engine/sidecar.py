@@ -8,17 +8,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dilrewrite._version import __version__
 from dilrewrite.engine.bindings import FLAVOURS
 from dilrewrite.engine.fidelity import Fidelity
 from dilrewrite.engine.layers import Layer, Layers
 from dilrewrite.engine.make import BuildOptions, Tensor
-from dilrewrite.engine.precision import DATATYPES, Prepared
+from dilrewrite.engine.precision import DATATYPES, PRECISIONS, Prepared
 from dilrewrite.engine.profiles import Profile
 from dilrewrite.errors import FailedError, UsageError, shown
 
@@ -81,7 +83,8 @@ def trtexec(
     flavour: str, onnx: str, engine: str, options: BuildOptions, prepared: Prepared, profiles: Mapping[str, Profile]
 ) -> str:
     """Return the command of TensorRT's own tool that builds about the same engine of the same ONNX file."""
-    parts = ["tensorrt_rtx" if flavour == "tensorrt-rtx" else "trtexec", f"--onnx={onnx}", f"--saveEngine={engine}"]
+    tool = "tensorrt_rtx" if flavour == "tensorrt-rtx" else "trtexec"
+    parts = [tool, f"--onnx={onnx}", f"--saveEngine={engine}"]
     if flavour == "tensorrt":
         parts.append("--stronglyTyped")
     for kind in ("min", "opt", "max"):
@@ -96,12 +99,12 @@ def trtexec(
     if options.optimization_level is not None:
         parts.append(f"--builderOptimizationLevel={options.optimization_level}")
     if options.timing_cache is not None and flavour == "tensorrt":
-        parts.append(f"--timingCacheFile={options.timing_cache.name}")
+        parts.append(f"--timingCacheFile={shown(Path(options.timing_cache.name))}")
     if options.compute_capabilities:
         parts.append(f"--computeCapabilities={','.join(options.compute_capabilities)}")
     if options.device is not None:
         parts.append(f"--device={options.device}")
-    parts += [f"--dynamicPlugins={plugin.name}" for plugin in options.plugins]
+    parts += [f"--dynamicPlugins={shown(Path(plugin.name))}" for plugin in options.plugins]
     switches = {
         "--refit": options.refit,
         "--stripWeights": options.strip_plan,
@@ -109,7 +112,7 @@ def trtexec(
         "--allowWeightStreaming": options.weight_streaming,
     }
     parts += [switch for switch, on in switches.items() if on]
-    return " ".join(parts)
+    return shlex.join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,67 +207,48 @@ def read(engine: Path) -> EngineReport:
     hint = "build the engine again with `dilrewrite build`, which writes it"
     try:
         plain = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()  # what cannot be written is damaged
     except FileNotFoundError as error:
         raise UsageError(f"{shown(engine)}: its side-car {shown(file)} is not there", hint=hint) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{shown(file)} cannot be read: {error}", hint=hint) from error
     if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(f"{shown(file)} is no side-car of an engine that this version knows", hint=hint)
     try:
-        found = _report(plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{shown(file)} is no side-car of an engine: {error!r} is missing or wrong", hint=hint
-        ) from error
-    if found.flavour not in FLAVOURS:
-        raise UsageError(f"{shown(file)}: the flavour {found.flavour!r} is none of {', '.join(FLAVOURS)}", hint=hint)
-    with engine.open("rb") as data:
-        if engine.stat().st_size != found.bytes or hashlib.file_digest(data, "sha256").hexdigest() != found.sha256:
-            raise UsageError(f"{shown(file)} is of another engine than {shown(engine)}", hint=hint)
+        found: EngineReport = _made(EngineReport, plain, "the file")
+    except TypeError as error:
+        raise UsageError(f"{shown(file)} is no side-car of an engine: {error}", hint=hint) from error
+    for word, value, known in (("flavour", found.flavour, FLAVOURS), ("precision", found.precision.built, PRECISIONS)):
+        if value not in known:
+            raise UsageError(f"{shown(file)}: the {word} {value!r} is none of {', '.join(known)}", hint=hint)
+    try:
+        with engine.open("rb") as data:
+            same = engine.stat().st_size == found.bytes
+            same = same and hashlib.file_digest(data, "sha256").hexdigest() == found.sha256
+    except OSError as error:
+        raise UsageError(f"{shown(engine)} cannot be read: {error}", hint="check the file") from error
+    if not same:
+        raise UsageError(f"{shown(file)} is of another engine than {shown(engine)}", hint=hint)
     return found
 
 
-def _report(plain: Mapping[str, Any]) -> EngineReport:
-    precision = plain["precision"]
-    fidelity = precision["fidelity"]
-    simple = {field.name: plain[field.name] for field in dataclasses.fields(EngineReport)}
-    return EngineReport(
-        **{
-            **simple,
-            "onnx": OnnxSource(**plain["onnx"]),
-            "precision": PrecisionReport(
-                **{
-                    **precision,
-                    "changes": tuple(precision["changes"]),
-                    "fidelity": None if fidelity is None else Fidelity(**{**fidelity, "shapes": _shapes(fidelity)}),
-                }
-            ),
-            "inputs": tuple(_tensor(tensor) for tensor in plain["inputs"]),
-            "outputs": tuple(_tensor(tensor) for tensor in plain["outputs"]),
-            "profiles": {
-                name: Profile(**{kind: tuple(sizes) for kind, sizes in profile.items()})
-                for name, profile in plain["profiles"].items()
-            },
-            "layers": tuple(_layer(layer) for layer in plain["layers"]),
-            "warnings": tuple(plain["warnings"]),
-        }
-    )
-
-
-def _layer(plain: Mapping[str, Any]) -> Layer:
-    return Layer(
-        name=plain["name"],
-        kind=plain["kind"],
-        inputs=tuple(plain["inputs"]),
-        outputs=tuple(plain["outputs"]),
-        nodes=tuple(plain["nodes"]),
-        tactic=plain["tactic"],
-    )
-
-
-def _shapes(fidelity: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(shape) for name, shape in fidelity["shapes"].items()}
-
-
-def _tensor(plain: Mapping[str, Any]) -> Tensor:
-    return Tensor(name=plain["name"], datatype=plain["datatype"], shape=tuple(plain["shape"]))
+def _made(kind: Any, value: Any, where: str) -> Any:
+    """Return plain data as a value of the type; raises TypeError, naming the place, when they are something else."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is UnionType:
+        return None if value is None else _made(inner[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_made(inner[0], one, f"{where}[{index}]") for index, one in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _made(inner[1], one, f"{where}.{key}") for key, one in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        lacking = [name for name in hints if name not in value]
+        if lacking:
+            raise TypeError(f"{where} has no {lacking[0]!r}")
+        return kind(**{name: _made(hint, value[name], name) for name, hint in hints.items()})  # type: ignore[operator]
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise TypeError(f"{where} is {json.dumps(value)[:100]}")

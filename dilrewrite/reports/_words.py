@@ -8,9 +8,21 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from dilrewrite.backends import MEASURED
+from dilrewrite.engine.profiles import Profile
+from dilrewrite.engine.sidecar import EngineReport, PrecisionReport
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.prove import Proof
-from dilrewrite.report import Attempt, CandidateReport, Measurement, ModelReport, Report, SiteReport
+from dilrewrite.report import (
+    Attempt,
+    CandidateReport,
+    LayerComparison,
+    LayerTime,
+    Measurement,
+    ModelReport,
+    Report,
+    SiteReport,
+)
 from dilrewrite.timing import CONFIDENCE, Comparison, Noise, Timing
 from dilrewrite.verdict import CaseCheck, OutputCheck, Verdict
 
@@ -375,6 +387,15 @@ def _output(report: Report) -> str:
 
 def outcome(report: Report) -> str:
     """Return the answer in one line."""
+    answer, engine = _answer(report), report.engine
+    if engine is None or report.command != "optimize":
+        return answer
+    how = f"{_library(engine)}, {clean(engine.precision.built)}, chosen on {clean(engine.chosen_on)}"
+    return f"{answer}; engine {clean(engine.file)} ({how})"
+
+
+def _answer(report: Report) -> str:
+    """Return what came of the model."""
     total, sites = _dilated_convs(report), len(report.sites)
     convs = count(total, "dilated Conv")
     match report.status:
@@ -417,6 +438,9 @@ def outcome(report: Report) -> str:
             return f"{convs} in {clean(report.before.path)}{_shares(report)}{_padding(report)}"
         case "measured":
             return _benched(report)
+        case "built" if report.engine is not None:
+            how = f"{engine(report.engine)} in {seconds(report.engine.build_seconds)}"
+            return f"built {_destination(report)}: {how}; {shorten(clean(report.engine.checked), 160)}"
         case _:
             return clean(report.status)
 
@@ -626,12 +650,69 @@ def measuring(report: Report) -> list[tuple[str, str]]:
         final = found.final
         both = f"{spread(final.first)} ms -> {spread(final.second)} ms"
         rows.append(("whole model", f"{versus(final)}; {count(final.pairs, 'pair')}, 20 to 80 % of them {both}"))
+    rows += [
+        ("slowest runs", _slowest_runs(report, found)),
+        ("first run", _first_run(found)),
+        ("GPU before/after", _states(found)),
+        ("source", "" if found.source == MEASURED else f"{clean(found.source)}: NOT MEASURED"),
+    ]
     return [(what, text) for what, text in rows if text]
 
 
 def _noise(found: Noise) -> str:
     centre, low, high = factors(found.ratio, found.low, found.high)
     return f"{centre}x the time ({INTERVAL} {low} to {high}x, {count(found.pairs, 'pair')})"
+
+
+def _slowest_runs(report: Report, found: Measurement) -> str:
+    """Return the 99th percentile of the whole model, and how much its runs vary; may be empty."""
+    if found.final is None or found.final.first.p99_s <= 0:
+        return ""
+    both = [found.final.first, found.final.second]
+    both = both[:1] if report.command == "bench" and report.after is None else both
+    slowest = " -> ".join(f"{milliseconds(timing.p99_s)} ms" for timing in both)
+    varies = " -> ".join(percent(timing.variation) for timing in both)
+    return f"99th percentile {slowest}; coefficient of variation {varies}"
+
+
+def _first_run(found: Measurement) -> str:
+    """Return how long the first run of the whole models took; may be empty."""
+    times = [seconds(found.first_run_s[key]) for key in ("before", "after") if key in found.first_run_s]
+    return f"{' -> '.join(times)}, with loading and all that is done once" if times else ""
+
+
+READINGS = {
+    "sm_clock_mhz": ("", " MHz"),
+    "memory_clock_mhz": ("memory ", " MHz"),
+    "power_w": ("", " W"),
+    "temperature_c": ("", " °C"),
+}
+"""What stands before and after a reading of a device."""
+
+HELD_BACK = {
+    0x2: "application clocks",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+    0x100: "display clocks",
+}
+"""Why a GPU runs slower than it could, by NVML's bits; 0x1 is that it has nothing to do."""
+
+
+def _states(found: Measurement) -> str:
+    """Return a device's readings before and after: `1980/1965 MHz, 231/240 W, 41/47 °C`; may be empty."""
+    both = (found.state_before, found.state_after)
+    parts = []
+    for name, (what, unit) in READINGS.items():
+        if any(name in state for state in both):
+            values = "/".join(f"{state[name]:.0f}" if name in state else NOTHING for state in both)
+            parts.append(f"{what}{values}{unit}")
+    reasons = [int(state.get("throttle_reasons", 0)) for state in both]
+    names = [name for bit, name in HELD_BACK.items() if any(bits & bit for bits in reasons)]
+    return ", ".join([*parts, *([f"held back by {' and '.join(names)}"] if names else [])])
 
 
 def _modes(report: Report, found: Measurement) -> str:
@@ -701,16 +782,177 @@ def native(site: SiteReport) -> Timing | None:
     return max(found, key=lambda comparison: comparison.pairs).first if found else None
 
 
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+SLOWEST = 15
+"""How many layers of an engine are shown, the slowest."""
+
+ROLES = {
+    "convolution": "convolutions",
+    "layout": "layout of the rewrite (pads, slices, reshapes)",
+    "other": "all others",
+}
+"""What the roles of layers are."""
+
+ENGINES = ("original", "rewritten")
+"""Whose layers are compared."""
+
+
+def layers_how(found: LayerComparison) -> str:
+    """Return how the times of layers were taken, and what they are good for."""
+    runs = count(found.runs, "profiled run")
+    return f"Medians of {runs}. Profiling slows every layer down: these times are shares of a run, and no timings."
+
+
+def layer_sums(found: LayerComparison) -> list[tuple[str, ...]]:
+    """Return (what, original ms, its share, rewritten ms, its share, difference in ms) by role, and of all layers."""
+    sums = {what: (found.seconds(False, role), found.seconds(True, role)) for role, what in ROLES.items()}
+    whole = sum(first for first, _ in sums.values()), sum(second for _, second in sums.values())
+    return [_layer_sum(what, *ours, *whole) for what, ours in {**sums, "all layers": whole}.items()]
+
+
+def _layer_sum(what: str, first: float, second: float, first_whole: float, second_whole: float) -> tuple[str, ...]:
+    more = second - first
+    return (
+        what,
+        milliseconds(first),
+        _share_of(first, first_whole),
+        milliseconds(second),
+        _share_of(second, second_whole),
+        f"{'+' if more > 0 else ''}{milliseconds(more)}",
+    )
+
+
+def slowest_title(name: str, layers: Sequence[LayerTime]) -> str:
+    """Return what the slowest layers are the slowest of."""
+    return f"slowest layers of the {name} model, of {len(layers)} in all"
+
+
+def slowest_layers(layers: Sequence[LayerTime], most: int = SLOWEST) -> list[tuple[LayerTime, str, str]]:
+    """Return the layers that take longest, each with its milliseconds and its share of all layers' time."""
+    whole = sum(layer.seconds for layer in layers)
+    found = sorted(layers, key=lambda layer: -layer.seconds)[:most]
+    return [(layer, milliseconds(layer.seconds), _share_of(layer.seconds, whole)) for layer in found]
+
+
+def _share_of(part: float, whole: float) -> str:
+    return percent(part / whole) if whole > 0 else NOTHING
+
+
+# -- engines ---------------------------------------------------------------------------------------------------------
+
+COMMAND = "TensorRT's command"
+ENGINE_DIGEST, ONNX_DIGEST, BUILT_DIGEST = "engine's SHA-256", "ONNX file's SHA-256", "SHA-256 as built"
+VERBATIM = (COMMAND, ENGINE_DIGEST, ONNX_DIGEST, BUILT_DIGEST)
+"""What is in `engine_rows` for programs rather than people."""
+
+
+def engine(found: EngineReport) -> str:
+    """Return an engine in short: `tensorrt-rtx 1.7.1.116, fp16 (19 convolutions in Half), 34 layers, 1.31 MiB`."""
+    reads = convolved(found.precision)
+    precision = f"{clean(found.precision.built)}{f' ({reads})' if reads else ''}"
+    return f"{_library(found)}, {precision}, {count(len(found.layers), 'layer')}, {size(found.bytes)}"
+
+
+def _library(found: EngineReport) -> str:
+    return clean(f"{found.flavour} {found.version}")
+
+
+def convolved(found: PrecisionReport) -> str:
+    """Return what an engine's convolutions read: `19 convolutions in Half`; empty where it has none."""
+    total, reads = sum(found.convolutions.values()), _reads(found)
+    if len(found.convolutions) == 1:
+        return reads.replace(" in ", f" {'convolution' if total == 1 else 'convolutions'} in ", 1)
+    return f"{count(total, 'convolution')}: {reads}" if reads else ""
+
+
+def _reads(found: PrecisionReport) -> str:
+    return clean(", ".join(f"{number} in {kind}" for kind, number in found.convolutions.items()))
+
+
+def engine_rows(found: EngineReport, warnings: int | None = None) -> list[tuple[str, str]]:
+    """Return all that is known of an engine but its list of layers, as (what, text) rows; so many `warnings`."""
+    asked = found.precision
+    types = "converted from float32" if asked.converted else "the model's own types"
+    how = f"as asked, {types}" if asked.asked == asked.built else types
+    on = [name for name, value in found.flags.items() if value is True]
+    limits = [f"{name} {_limit(value)}" for name, value in found.flags.items() if not isinstance(value, bool)]
+    memory = [f"{name.removesuffix('_bytes').replace('_', ' ')} {size(n)}" for name, n in found.memory.items()]
+    kinds = sorted(found.layer_types.items(), key=lambda item: -item[1])
+    layers = ", ".join(f"{number} {kind}" for kind, number in kinds)
+    told = found.warnings[:warnings]
+    rows = [
+        ("file", f"{found.file}, {size(found.bytes)} ({found.bytes} bytes)"),
+        ("built by", f"{_library(found)}, dilrewrite {found.dilrewrite}, in {seconds(found.build_seconds)}"),
+        ("precision", f"{asked.built}: {how}"),
+        ("convolutions", _reads(asked) or "none"),
+        ("changed for it", "; ".join(asked.changes)),
+        ("conversion", _fidelity(asked)),
+        ("forms chosen on", found.chosen_on),
+        ("checked", found.checked),
+        ("GPU", found.device or "none to run it on"),
+        ("inputs", "; ".join(f"{tensor.name} {tensor.datatype} {_open(tensor.shape)}" for tensor in found.inputs)),
+        ("outputs", "; ".join(f"{tensor.name} {tensor.datatype} {_open(tensor.shape)}" for tensor in found.outputs)),
+        ("profile", "; ".join(f"{name} {_profile(sizes)}" for name, sizes in found.profiles.items())),
+        ("flags", f"{', '.join(on)} on" if on else "none on"),
+        ("limits", ", ".join(limits)),
+        ("memory", ", ".join(memory)),
+        ("layers", f"{len(found.layers)}{f': {layers}' if layers else ''} (from the {found.layers_from})"),
+        *(("warning", text) for text in told),
+        ("warnings", f"{len(found.warnings) - len(told)} more" if len(told) < len(found.warnings) else ""),
+        ("ONNX file", found.onnx.file or "none: a model in memory"),
+        (ONNX_DIGEST, found.onnx.sha256),
+        (BUILT_DIGEST, found.onnx.built_sha256),
+        (ENGINE_DIGEST, found.sha256),
+        (COMMAND, found.trtexec),
+    ]
+    return [(what, clean(text)) for what, text in rows if text]
+
+
+def _fidelity(found: PrecisionReport) -> str:
+    """Return how far a conversion is from float32; may be empty."""
+    fidelity = found.fidelity
+    if fidelity is None:
+        return ""
+    allowed = f"at most {figure(fidelity.bound)} is allowed"
+    if fidelity.difference is None:
+        return f"{fidelity.reason or 'not compared'}; {allowed}"
+    shapes = ", ".join(f"{name} {dims(shape)}" for name, shape in fidelity.shapes.items())
+    on = f", on {shapes}" if shapes else ""
+    return f"differs from float32 by {figure(fidelity.difference)} of the outputs' size, {allowed}{on}"
+
+
+def _profile(found: Profile) -> str:
+    if found.min == found.opt == found.max:
+        return f"{dims(found.opt)} only"
+    return f"min {dims(found.min)}, opt {dims(found.opt)}, max {dims(found.max)}"
+
+
+def _open(shape: Iterable[int]) -> str:
+    return dims(None if extent < 0 else extent for extent in shape)
+
+
+def _limit(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 # -- models and verdicts ---------------------------------------------------------------------------------------------
 
 
+def is_engine(found: ModelReport) -> bool:
+    """Say whether it is an engine, which is of no version of ONNX."""
+    return not found.ir_version
+
+
 def model(report: ModelReport) -> str:
-    """Return a model in one line."""
+    """Return a model, or an engine, in one line."""
     opsets = ", ".join(
         f"opset {number}" if domain == "ai.onnx" else f"{clean(domain)} {number}"
         for domain, number in report.opsets.items()
     )
     parts = [count(report.nodes, "node"), opsets or "no opset", f"IR {report.ir_version}", size(report.bytes)]
+    if is_engine(report):
+        parts = [count(report.nodes, "layer"), size(report.bytes)]
     if report.producer:
         parts.append(f"by {clean(report.producer)}")
     return f"{clean(report.path)}: {', '.join(parts)}"
@@ -718,6 +960,13 @@ def model(report: ModelReport) -> str:
 
 def model_rows(before: ModelReport, after: ModelReport, *, everything: bool = False) -> list[tuple[str, str, str, str]]:
     """Return (what, before, after, change) rows; operators that did not change only when `everything`."""
+    return [*figure_rows(before, after), *operator_rows(before, after, everything=everything)]
+
+
+def figure_rows(before: ModelReport, after: ModelReport) -> list[tuple[str, str, str, str]]:
+    """Return (what, before, after, change) rows of two models, or two engines: of one of each there are none."""
+    if is_engine(before) != is_engine(after):
+        return []
     rows = [
         ("nodes", str(before.nodes), str(after.nodes), f"{after.nodes - before.nodes:+d}"),
         ("dilated Convs", str(before.dilated), str(after.dilated), f"{after.dilated - before.dilated:+d}"),
@@ -731,11 +980,27 @@ def model_rows(before: ModelReport, after: ModelReport, *, everything: bool = Fa
             else change(before.peak_bytes, after.peak_bytes),
         ),
     ]
+    if is_engine(before):
+        rows = [("layers", *rows[0][1:]), rows[2]]
+    return [_unchanged(row) for row in rows]
+
+
+def operator_rows(
+    before: ModelReport, after: ModelReport, *, everything: bool = False
+) -> list[tuple[str, str, str, str]]:
+    """Return (operator, before, after, change) rows, of engines by type of layer; unchanged ones when `everything`."""
+    if is_engine(before) != is_engine(after):
+        return []
+    rows = []
     for operator in sorted({*before.operators, *after.operators}):
         old, new = before.operators.get(operator, 0), after.operators.get(operator, 0)
         if everything or old != new:
             rows.append((clean(operator), str(old), str(new), f"{new - old:+d}"))
-    return [(what, a, b, "0" if change in ("+0", "+0.0 %", "-0.0 %") else change) for what, a, b, change in rows]
+    return [_unchanged(row) for row in rows]
+
+
+def _unchanged(row: tuple[str, str, str, str]) -> tuple[str, str, str, str]:
+    return (*row[:3], "0" if row[3] in ("+0", "+0.0 %", "-0.0 %") else row[3])
 
 
 def case_name(case: CaseCheck) -> str:

@@ -15,9 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dilrewrite.engine import sidecar
 from dilrewrite.engine.sidecar import EngineReport
-from dilrewrite.report import Report, SiteReport
+from dilrewrite.report import LayerTime, Report, SiteReport
 from dilrewrite.reports import _words as words
 from dilrewrite.verdict import CaseCheck, OutputCheck
 
@@ -42,6 +41,15 @@ FORM_GROUPS = 3
 OUTPUT_ROWS = 24
 """How many outputs are shown of one set of inputs, those that differ first."""
 
+LAYERS = 5
+"""How many layers of an engine are shown, the slowest; the other formats show more."""
+
+LAYER_NODES = 2
+"""How many ONNX nodes of a layer are named."""
+
+WARNINGS = 3
+"""How many warnings of an engine's builder are shown."""
+
 COLOURS = {
     "rewritten": "bold green",
     "kept": "bold green",
@@ -49,6 +57,7 @@ COLOURS = {
     "equal": "bold green",
     "inspected": "bold",
     "measured": "bold",
+    "built": "bold green",
     "dilation left": "bold yellow",
     "differs": "bold red",
 }
@@ -73,24 +82,31 @@ def to_text(report: Report, width: int = WIDTH) -> str:
     return _printed(report, _console(io.StringIO(), width, colour=False))
 
 
+def engine_to_text(engine: EngineReport, width: int = WIDTH) -> str:
+    """Return what is known of an engine as plain text for `width` columns."""
+    return _printed(engine, _console(io.StringIO(), width, colour=False))
+
+
 def show(report: Report, file: TextIO | None = None) -> None:
     """Print the report, in colour when `file` (standard output when `None`) is a terminal.
 
     What the encoding of `file` cannot hold is printed as escapes.
     """
-    file = sys.stdout if file is None else file
+    _show(report, sys.stdout if file is None else file)
+
+
+def show_engine(engine: EngineReport, file: TextIO | None = None) -> None:
+    """Print what is known of an engine, as `show` prints a report."""
+    _show(engine, sys.stdout if file is None else file)
+
+
+def _show(what: Report | EngineReport, file: TextIO) -> None:
     console = _console(file, _width(file), colour=file.isatty())
     if console.legacy_windows:
         console = _console(file, _width(file), colour=False)
     encoding = getattr(file, "encoding", None) or "utf-8"
-    file.write(_printed(report, console).encode(encoding, "backslashreplace").decode(encoding))
+    file.write(_printed(what, console).encode(encoding, "backslashreplace").decode(encoding))
     file.flush()
-
-
-def show_engine(engine: EngineReport, file: TextIO | None = None) -> None:
-    """Print what is known of an engine."""
-    file = sys.stdout if file is None else file
-    file.write(sidecar.render(engine))
 
 
 def _console(file: TextIO, width: int, *, colour: bool) -> Console:
@@ -111,10 +127,14 @@ def _width(file: TextIO) -> int:
     return max(shutil.get_terminal_size((WIDTH, 24)).columns, MIN_WIDTH) if file.isatty() else WIDTH
 
 
-def _printed(report: Report, console: Console) -> str:
+def _printed(what: Report | EngineReport, console: Console) -> str:
+    if isinstance(what, EngineReport):
+        answer, parts = Text(f"{words.clean(what.file)}: {words.engine(what)}", style="bold"), _engine(what)
+    else:
+        answer, parts = Text(words.outcome(what), style=_colour(what)), _parts(what, console.width)
     with console.capture() as captured:
-        console.print(Text(words.outcome(report), style=_colour(report)), soft_wrap=True)
-        for part in _parts(report, console.width):
+        console.print(answer, soft_wrap=True)
+        for part in parts:
             console.print(part)
     return "".join(line.rstrip() + "\n" for line in captured.get().split("\n")[:-1])
 
@@ -143,6 +163,9 @@ def _parts(report: Report, width: int) -> Iterator[RenderableType]:
     if report.command == "inspect":
         yield from _forms(report)
     yield from _measuring(report)
+    yield from _layers(report)
+    if report.engine is not None:
+        yield from _engine(report.engine)
     if report.command != "inspect" and report.status != "rewritten":
         yield from _refusals(report)
     nodes = words.groups(report.skipped, lambda node: (node.op, node.dilations, node.reason))
@@ -352,12 +375,7 @@ def _measuring(report: Report) -> Iterator[RenderableType]:
     if report.measurement is None or not rows:
         return
     yield _heading("measuring")
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for what, text in rows:
-        grid.add_row(Text(what, style="dim"), Text(text))
-    yield grid
+    yield _grid(rows)
     if report.measurement.attempts:
         yield Text("versions of the model that were timed against the original:")
         table = _table("sites rewritten", "#original\nms", "#version\nms", "#ratio", f"#{words.INTERVAL}", "result")
@@ -365,6 +383,49 @@ def _measuring(report: Report) -> Iterator[RenderableType]:
             sites = f"{len(attempt.sites)}: {_named(attempt.sites)}"
             table.add_row(Text(sites), *map(Text, words.attempt(attempt)))
         yield table
+
+
+def _grid(rows: Sequence[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for what, text in rows:
+        grid.add_row(Text(what, style="dim"), Text(text))
+    return grid
+
+
+def _layers(report: Report) -> Iterator[RenderableType]:
+    """Yield what the layers of both engines take, by role, and the slowest of each."""
+    found = report.measurement.layers if report.measurement is not None else None
+    if found is None:
+        return
+    yield _heading("layers")
+    yield Text(words.layers_how(found), style="dim")
+    table = _table("", "#original\nms", "#share", "#rewritten\nms", "#share", "#difference\nms")
+    for row in words.layer_sums(found):
+        table.add_row(*map(Text, row))
+    yield table
+    for name, layers in zip(words.ENGINES, (found.first, found.second), strict=True):
+        if layers:
+            yield Text(f"{words.slowest_title(name, layers)}:")
+            yield _slowest(layers)
+
+
+def _slowest(layers: Sequence[LayerTime]) -> Table:
+    table = _table("layer, type", "role", "ONNX nodes", "#ms", "#share")
+    for layer, time, share in words.slowest_layers(layers, LAYERS):
+        name = Text(words.shorten(words.clean(layer.name), NAME_LENGTH))
+        name.append(f"\n{words.clean(layer.kind)}", style="dim")
+        nodes = [words.shorten(words.clean(node), NAME_LENGTH) for node in layer.nodes]
+        texts = (words.clean(layer.role), words.listed(nodes, LAYER_NODES) or words.NOTHING, time, share)
+        table.add_row(name, *map(Text, texts))
+    return table
+
+
+def _engine(engine: EngineReport) -> Iterator[RenderableType]:
+    """Yield what is known of an engine; of its layers how many there are of each type."""
+    yield _heading("engine")
+    yield _grid(words.engine_rows(engine, WARNINGS))
 
 
 def _forms(report: Report) -> Iterator[RenderableType]:
@@ -409,10 +470,11 @@ def _models(report: Report) -> Iterator[RenderableType]:
     yield Text(
         f"{words.clean(after.path)}: identical, byte for byte" if words.identical(report) else words.model(after)
     )
-    if words.identical(report):
+    rows = words.model_rows(report.before, after)
+    if words.identical(report) or not rows:
         return
     table = _table("", "#before", "#after", "#change")
-    for row in words.model_rows(report.before, after):
+    for row in rows:
         table.add_row(*map(Text, row))
     yield table
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from dilrewrite.engine.sidecar import EngineReport
 from dilrewrite.prove import Proof
-from dilrewrite.report import Measurement, ModelReport, Report, SiteReport
+from dilrewrite.report import LayerComparison, LayerTime, Measurement, ModelReport, Report, SiteReport
 from dilrewrite.reports import _words as words
 from dilrewrite.timing import Comparison, Timing
 from dilrewrite.verdict import CaseCheck, Verdict
@@ -69,6 +70,7 @@ LONG_LINE = 1.5
 STATUS = {
     "rewritten": ("good", "✓"),
     "equal": ("good", "✓"),
+    "built": ("good", "✓"),
     "dilation left": ("warn", "!"),
     "not compared": ("warn", "!"),
     "differs": ("bad", "✗"),
@@ -370,6 +372,9 @@ def _sections(report: Report) -> Iterator[Section]:
     yield "Proofs", list(_proofs(report))
     rows = words.measuring(report)
     yield "Measuring", [_facts("How timings were taken", rows)] if rows else []
+    layers = found.layers if found is not None else None
+    yield "Layers", list(_layers(layers)) if layers is not None else []
+    yield "Engine", list(_engine(report.engine)) if report.engine is not None else []
     yield "Left alone", _folded_list(_skipped(report))
     yield "Attributes changed without changing the function", _folded_list(_normalised(report))
     yield "Model" if report.after is None else "Models", list(_models(report))
@@ -409,6 +414,8 @@ def _normalised(report: Report) -> list[Html]:
 
 def _tiles(report: Report) -> Iterator[tuple[Html, ...]]:
     found, before, after = report.measurement, report.before, report.after
+    if report.engine is not None and report.command == "build":
+        yield from _built(report.engine)
     if found is not None and found.final is not None:
         yield _speed(report, found.final)
     elif found is not None and found.estimated_s is not None:
@@ -425,18 +432,33 @@ def _tiles(report: Report) -> Iterator[tuple[Html, ...]]:
         below = ", ".join(f"{some[0].strategy} {len(some)}" for some in forms)
         verb = "Convs rewritten" if report.output is not None else "Convs to rewrite"
         yield _tile(verb, f"{report.rewritten} of {len(report.sites)}", below or "all kept")
-    if after is None:
+    engines = [words.is_engine(model) for model in (before, after) if model is not None]
+    if all(engines):
+        layers = [str(model.nodes) for model in (before, after) if model is not None]
+        yield _tile("Layers", " → ".join(layers), before.producer)
+    elif after is None:
         yield _tile("Dilated Convs", str(before.dilated), f"{words.count(before.nodes, 'node')} in all")
-    else:
+    elif not any(engines):
         yield _tile("Dilated Convs", f"{before.dilated} → {after.dilated}", f"nodes {before.nodes} → {after.nodes}")
     if report.command == "inspect" and report.sites:
         yield from _work(report.sites)
     if report.verdict is not None:
         yield _results(report, report.verdict)
-    if after is not None:
+    if after is not None and engines[0] == engines[1]:
         change = words.change(before.bytes, after.bytes)
         sizes = f"{words.size(before.bytes)} → {words.size(after.bytes)}"
         yield _tile("File size", "unchanged" if change == "0" else change, sizes)
+    if report.engine is not None and report.command == "optimize":
+        yield from _built(report.engine)
+
+
+def _built(engine: EngineReport) -> Iterator[tuple[Html, ...]]:
+    """Yield what was built, in what, and whether it was compared with the model."""
+    layers = words.count(len(engine.layers), "layer")
+    yield _tile("Engine", words.size(engine.bytes), f"{engine.flavour} {engine.version}, {layers}")
+    yield _tile("Precision", engine.precision.built, words.convolved(engine.precision) or "no convolution")
+    if engine.device is None:
+        yield _tile("Engine's results", "! not compared", words.shorten(words.clean(engine.checked), 160), "warn")
 
 
 def _work(sites: Sequence[SiteReport]) -> Iterator[tuple[Html, ...]]:
@@ -549,7 +571,7 @@ def _attempts(report: Report, found: Measurement) -> Iterator[Html]:
     rows = []
     for number, attempt in enumerate(found.attempts, 1):
         *figures, result = words.attempt(attempt)
-        sites = commas([code(name) for name in attempt.sites]) if attempt.sites else words.NOTHING
+        sites = _codes(attempt.sites)
         if len(attempt.sites) > SITE_NAMES:
             sites = _fold(f"{len(attempt.sites)} of {len(report.sites)}", sites)
         rows.append((str(number), str(len(attempt.sites)), sites, *figures, str(attempt.timing.pairs), result))
@@ -890,6 +912,54 @@ def _proof(proof: Proof) -> tuple[str, ...]:
     )
 
 
+# -- layers and engines ----------------------------------------------------------------------------------------------
+
+
+def _layers(found: LayerComparison) -> Iterator[Html]:
+    """Yield what the layers of both engines take, by role, and the slowest of each."""
+    yield element("p", words.layers_how(found))
+    columns = ("layers", "#original ms", "#share", "#rewritten ms", "#share", "#difference ms")
+    yield _table("Layers by role", columns, words.layer_sums(found))
+    for name, layers in zip(words.ENGINES, (found.first, found.second), strict=True):
+        if layers:
+            summary = words.slowest_title(name, layers).capitalize()
+            yield _fold(summary, _slowest(summary, layers), shown=True)
+
+
+def _slowest(title: str, layers: Sequence[LayerTime]) -> Html:
+    rows = [
+        (code(layer.name), layer.kind, layer.role, _codes(layer.nodes), time, share)
+        for layer, time, share in words.slowest_layers(layers)
+    ]
+    return _table(title, ("layer", "type", "role", "~ONNX nodes", "#ms", "#share"), rows)
+
+
+def _engine(engine: EngineReport) -> Iterator[Html]:
+    """Yield what is known of an engine; its layers in their order are folded."""
+    rows = [(what, code(says) if what in words.VERBATIM else says) for what, says in words.engine_rows(engine)]
+    yield _facts("The engine", rows)
+    if engine.layers:
+        lines = [
+            (
+                str(number),
+                code(layer.name),
+                layer.kind,
+                ", ".join(layer.inputs) or words.NOTHING,
+                ", ".join(layer.outputs) or words.NOTHING,
+                _codes(layer.nodes),
+                code(layer.tactic) if layer.tactic else words.NOTHING,
+            )
+            for number, layer in enumerate(engine.layers, 1)
+        ]
+        columns = ("##", "layer", "type", "reads", "writes", "~ONNX nodes", "tactic")
+        title = "Layers of the engine"
+        yield _fold(f"{title}, all {len(lines)} in their order", _table(title, columns, lines))
+
+
+def _codes(names: Sequence[str]) -> str:
+    return commas([code(name) for name in names]) if names else words.NOTHING
+
+
 # -- models and verdict ----------------------------------------------------------------------------------------------
 
 
@@ -902,15 +972,17 @@ def _models(report: Report) -> Iterator[Html]:
     if after is None:
         return
     columns = ("", "#before", "#after", "#change")
-    rows = words.model_rows(before, after, everything=True)
-    first = len(rows) - len({*before.operators, *after.operators})
-    yield _table("Models", ("figure", *columns[1:]), rows[:first])
-    if rows[first:]:
-        changed = sum(row[3] != "0" for row in rows[first:])
-        summary = f"{words.count(len(rows) - first, 'operator')}, {changed} in another number"
+    figures = words.figure_rows(before, after)
+    if figures:
+        yield _table("Models", ("figure", *columns[1:]), figures)
+    rows = words.operator_rows(before, after, everything=True)
+    if rows:
+        kind = "layer type" if words.is_engine(before) else "operator"
+        changed = sum(row[3] != "0" for row in rows)
+        summary = f"{words.count(len(rows), kind)}, {changed} in another number"
         yield _fold(
             summary,
-            _table("Operators", ("operator", *columns[1:]), [(code(row[0]), *row[1:]) for row in rows[first:]]),
+            _table("Operators", (kind, *columns[1:]), [(code(row[0]), *row[1:]) for row in rows]),
             shown=0 < changed <= MANY_ROWS,
         )
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
+from dilrewrite.engine.sidecar import EngineReport
 from dilrewrite.prove import Proof
 from dilrewrite.report import ModelReport, Report, SiteReport
 from dilrewrite.reports import _words as words
@@ -86,6 +87,9 @@ def _page(report: Report) -> Iterator[str]:
         yield from _proofs(report)
         yield from _forms(report)
     yield from _measuring(report)
+    yield from _layers(report)
+    if report.engine is not None:
+        yield from _engine(report.engine)
     yield from _bullets("Left alone", [_skipped(report, number) for number in range(len(report.skipped))])
     changes = [
         f"{code(f'{node.where}/{node.name}')}: {cell(words.normalised(node.dilations, node.pads))}"
@@ -307,7 +311,7 @@ def _measuring(report: Report) -> Iterator[str]:
                 (
                     str(number),
                     str(len(attempt.sites)),
-                    ", ".join(map(code, attempt.sites)) or words.NOTHING,
+                    _codes(attempt.sites),
                     *(figures := words.attempt(attempt))[:-1],
                     str(attempt.timing.pairs),
                     figures[-1],
@@ -315,6 +319,56 @@ def _measuring(report: Report) -> Iterator[str]:
                 for number, attempt in numbered
             ],
         )
+
+
+# -- layers and engines ----------------------------------------------------------------------------------------------
+
+
+def _layers(report: Report) -> Iterator[str]:
+    """Yield what the layers of both engines take, by role, and the slowest of each."""
+    found = report.measurement.layers if report.measurement is not None else None
+    if found is None:
+        return
+    yield from ("## Layers", "", words.layers_how(found), "")
+    yield from _table(
+        ("", "#original ms", "#share", "#rewritten ms", "#share", "#difference ms"),
+        [tuple(map(cell, row)) for row in words.layer_sums(found)],
+    )
+    for name, layers in zip(words.ENGINES, (found.first, found.second), strict=True):
+        if layers:
+            yield from (f"{words.slowest_title(name, layers).capitalize()}:", "")
+            rows = [
+                (code(layer.name), cell(layer.kind), cell(layer.role), _codes(layer.nodes), time, cell(share))
+                for layer, time, share in words.slowest_layers(layers)
+            ]
+            yield from _table(("layer", "type", "role", "ONNX nodes", "#ms", "#share"), rows)
+
+
+def _engine(engine: EngineReport) -> Iterator[str]:
+    """Yield what is known of an engine, and its layers in their order."""
+    yield from ("## Engine", "")
+    for what, text in words.engine_rows(engine):
+        yield f"- {cell(what)}: {code(text) if what in words.VERBATIM else cell(text)}"
+    yield ""
+    if engine.layers:
+        yield from ("### Layers of the engine", "")
+        rows = [
+            (
+                str(number),
+                code(layer.name),
+                cell(layer.kind),
+                cell(", ".join(layer.inputs)) or words.NOTHING,
+                cell(", ".join(layer.outputs)) or words.NOTHING,
+                _codes(layer.nodes),
+                code(layer.tactic) if layer.tactic else words.NOTHING,
+            )
+            for number, layer in enumerate(engine.layers, 1)
+        ]
+        yield from _table(("##", "layer", "type", "reads", "writes", "ONNX nodes", "tactic"), rows)
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(map(code, names)) or words.NOTHING
 
 
 # -- models and verdict ----------------------------------------------------------------------------------------------
@@ -328,7 +382,8 @@ def _models(report: Report) -> Iterator[str]:
         return
     yield from (f"- {_model(after)}{'; identical, byte for byte' if words.identical(report) else ''}", "")
     rows = [tuple(map(cell, row)) for row in words.model_rows(before, after, everything=True)]
-    yield from _table(("", "#before", "#after", "#change"), rows)
+    if rows:
+        yield from _table(("", "#before", "#after", "#change"), rows)
 
 
 def _model(model: ModelReport) -> str:

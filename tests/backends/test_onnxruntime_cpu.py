@@ -484,6 +484,12 @@ def test_a_bug_in_the_worker_shows_its_traceback():
         IsolatedSession("no_such_backend", Runnable(model=b""), Options())
 
 
+def test_a_profile_names_the_provider_of_each_node():
+    runnable = Runnable(model=conv_model(dilations=[2, 2]).SerializeToString())
+    found = BACKEND.profile(runnable, Options(isolated=False, optimize=False), {"x": X}, 1)
+    assert [(node.name, node.provider) for node in found.nodes] == [("c", "CPUExecutionProvider")]
+
+
 def test_versions():
     assert BACKEND.versions() == {"onnxruntime": importlib.metadata.version("onnxruntime")}
 

@@ -8,6 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dilrewrite.engine.fidelity import Fidelity
+from dilrewrite.engine.layers import Layer
+from dilrewrite.engine.make import Tensor
+from dilrewrite.engine.profiles import Profile
+from dilrewrite.engine.sidecar import EngineReport, OnnxSource, PrecisionReport
 from dilrewrite.find import Normalisation, ScopePath, Skipped
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.prove import Proof, Rounding
@@ -15,6 +20,8 @@ from dilrewrite.report import (
     Attempt,
     CandidateReport,
     Environment,
+    LayerComparison,
+    LayerTime,
     Measurement,
     ModelReport,
     Report,
@@ -432,6 +439,188 @@ LOOPED = replace(
 
 ODD = "/enc|oder/`tick` [bold]x[/bold] *a* _b_ <i> & $m$ \\ ü日本語\n\x1b[31m\u202e:smile: ~~s~~ 1. # [l](u)"
 
+# -- engines ---------------------------------------------------------------------------------------------------------
+
+
+def layer(number: int, kind: str, *nodes: str, reads: str = "Half", tactic: str = "") -> Layer:
+    return Layer(
+        name=f"__myl_{kind.title()}_myl0_{number}",
+        kind=kind,
+        inputs=(reads,) if nodes else (),
+        outputs=("Half",) if nodes else (),
+        nodes=nodes,
+        tactic=tactic,
+    )
+
+
+NO_DRIVER = (
+    "not run: tensorrt-rtx builds engines here and runs none: there is no NVIDIA driver: libcuda.so.1: not found"
+)
+ENGINE = EngineReport(
+    dilrewrite="0.1.0",
+    file="x.engine",
+    bytes=1_370_716,
+    sha256="5da73d0db1fd2e04544e29f742163737f873e6afbc0278401660ee8fb7b96f76",
+    flavour="tensorrt-rtx",
+    version="1.7.1.116",
+    onnx=OnnxSource(
+        file="models/x.onnx",
+        sha256=BEFORE.sha256,
+        built_sha256="0b6f0e2197935824effb1f87a3d255847c74dbb6004e8ebb7c1265405c45170f",
+    ),
+    precision=PrecisionReport(
+        asked="fp16",
+        built="fp16",
+        converted=True,
+        changes=(),
+        convolutions={"Half": 19},
+        fidelity=Fidelity(difference=0.000435, bound=0.00552, shapes={"image": (1, 3, 224, 224)}),
+    ),
+    chosen_on="the model as it was given, not measured on TensorRT",
+    checked=NO_DRIVER,
+    device=None,
+    inputs=(Tensor(name="image", datatype="FLOAT", shape=(1, 3, 224, 224)),),
+    outputs=(Tensor(name="logits", datatype="FLOAT", shape=(1, 21, 224, 224)),),
+    profiles={},
+    flags={"TF32": True, "REFIT": False, "STRIP_PLAN": False, "optimization_level": 3},
+    build_seconds=0.351,
+    memory={"max_scratch_memory_bytes": 33_169_920, "total_weights_memory_bytes": 672_640},
+    layers_from="build log",
+    layer_types={"correlation": 19, "kgen": 5, "signal": 4, "wait": 6},
+    layers=(
+        layer(0, "kgen", "graph_input_cast0", "stem", "relu", reads="Float", tactic="__myl_Cast_0xdaa954dc95381d64c6"),
+        *(layer(i, "correlation", f"stage{i}", f"relu_{i}", tactic="__myelin_CASK_STUB") for i in range(1, 20)),
+        *(layer(i, "kgen", f"add_{i}") for i in range(20, 24)),
+        *(layer(i, "signal") for i in range(24, 28)),
+        *(layer(i, "wait") for i in range(28, 34)),
+    ),
+    warnings=(),
+    trtexec="tensorrt_rtx --onnx=x.onnx --saveEngine=x.engine --profilingVerbosity=detailed",
+)
+ENGINE_ON_GPU = replace(
+    ENGINE,
+    bytes=2_741_432,
+    sha256="bf6f9c7baefff9d9cce35b177fa77d73845c0799ec08849b7445d483de78513a",
+    flavour="tensorrt",
+    version="10.13.3.9",
+    precision=PrecisionReport(
+        asked=None, built="tf32", converted=False, changes=(), convolutions={"Float": 2, "Half": 1}, fidelity=None
+    ),
+    chosen_on="tensorrt on NVIDIA Some GPU",
+    checked="equal to ONNX Runtime within 0.005 |value| + 0.001 max|values| on NVIDIA Some GPU",
+    device="NVIDIA Some GPU",
+    inputs=(
+        Tensor(name="image", datatype="FLOAT", shape=(-1, 3, -1, -1)),
+        Tensor(name="scale", datatype="INT64", shape=()),
+    ),
+    outputs=(Tensor(name="logits", datatype="FLOAT", shape=(-1, 21, -1, -1)),),
+    profiles={
+        "image": Profile(min=(1, 3, 64, 64), opt=(1, 3, 224, 224), max=(8, 3, 512, 512)),
+        "scale": Profile(min=(1,), opt=(1,), max=(1,)),
+    },
+    flags={
+        "TF32": True,
+        "REFIT": True,
+        "optimization_level": 5,
+        "workspace_mib": 256,
+        "plugins": ["libmine.so", "libyours.so"],
+    },
+    build_seconds=41.2,
+    memory={},
+    layers_from="engine inspector",
+    layer_types={"CaskConvolution": 3, "Reformat": 1},
+    layers=(
+        *(
+            Layer(name=f"conv{i} + relu", kind="CaskConvolution", inputs=("Float",), outputs=("Float",), nodes=("a|b",))
+            for i in range(3)
+        ),
+        Layer(name="Reformatting CopyNode", kind="Reformat", inputs=("Float", "Int32"), outputs=("Half",), nodes=()),
+    ),
+    warnings=tuple(f"weight {i} is a subnormal number" for i in range(5)),
+    trtexec="trtexec --onnx=x.onnx --saveEngine=x.engine --stronglyTyped --minShapes=image:1x3x64x64,scale:1",
+)
+ENGINE_OF_REWRITTEN = replace(
+    ENGINE,
+    file="x.dilrewrite.engine",
+    onnx=replace(ENGINE.onnx, file="models/x.dilrewrite.onnx", sha256=AFTER.sha256),
+    precision=replace(
+        ENGINE.precision,
+        asked="bf16",
+        built="bf16",
+        changes=("2 Resize stay in float32", "1 Range stay in float32"),
+        convolutions={"BFloat16": 1},
+        fidelity=Fidelity(difference=None, bound=0.0442, shapes={}, reason="not compared: no kernel for Magic"),
+    ),
+    chosen_on="onnxruntime_cpu, not measured on TensorRT",
+    flags={"TF32": False},
+    layers=ENGINE.layers[1:2],
+    layer_types={"correlation": 1},
+)
+BUILT = report(
+    "built", command="build", options={"precision": "fp16"}, output="models/x.engine", engine=ENGINE, seconds={}
+)
+
+
+def layer_time(name: str, role: str, milliseconds: float, *nodes: str) -> LayerTime:
+    kind = {"convolution": "correlation", "layout": "kgen"}.get(role, "wait")
+    return LayerTime(name=name, kind=kind, nodes=nodes, seconds=milliseconds / 1000, role=role)
+
+
+LAYERS = LayerComparison(
+    runs=20,
+    first=(
+        *(layer_time(f"stage{i}_myl0_{i}", "convolution", 1 + i / 10, f"stage{i}", f"relu_{i}") for i in range(20)),
+        layer_time("__myl_Wait_myl0_20", "other", 0.4),
+    ),
+    second=(
+        layer_time("__myl_Tran_myl0_0", "layout", 0.31, *(f"main/stage{i}/space_to_batch/pad" for i in range(5))),
+        *(layer_time(f"stage{i}_myl0_{i}", "convolution", 0.5 + i / 10, f"stage{i}") for i in range(20)),
+        layer_time("__myl_Wait_myl0_20", "other", 0.4),
+    ),
+)
+
+
+def full(found: Comparison) -> Comparison:
+    """Return a comparison with all that is told of samples."""
+    first, second = (replace(t, p99_s=1.2 * t.median_s, variation=0.0345) for t in (found.first, found.second))
+    return replace(found, first=first, second=second)
+
+
+ON_GPU = replace(
+    MEASURED,
+    backend="tensorrt_rtx",
+    device="NVIDIA Some GPU",
+    versions={"tensorrt-rtx": "1.7.1.116"},
+    settings={"precision": "fp16"},
+    attempts=(),
+    final=full(versus(14.2, 11.7)),
+    first_run_s={"before": 2.31, "after": 11.4},
+    state_before={"sm_clock_mhz": 1980.0, "power_w": 231.2, "temperature_c": 41.0, "throttle_reasons": 1.0},
+    state_after={
+        "sm_clock_mhz": 1965.0,
+        "memory_clock_mhz": 2619.0,
+        "power_w": 239.8,
+        "temperature_c": 47.0,
+        "throttle_reasons": 36.0,
+    },
+    layers=LAYERS,
+)
+
+ENGINE_MODEL = ModelReport(
+    path="models/x.engine",
+    bytes=ENGINE.bytes,
+    sha256=ENGINE.sha256,
+    ir_version=0,
+    opsets={},
+    producer="tensorrt-rtx 1.7.1.116",
+    nodes=34,
+    operators=ENGINE.layer_types,
+    dilated=0,
+)
+OTHER_ENGINE_MODEL = replace(
+    ENGINE_MODEL, path="models/y.engine", sha256=ENGINE_ON_GPU.sha256, nodes=33, operators={"correlation": 33}
+)
+
 REPORTS: dict[str, Report] = {
     "rewritten": REWRITTEN,
     "dry-run": replace(REWRITTEN, output=None, options={"dry_run": True}),
@@ -710,6 +899,81 @@ REPORTS: dict[str, Report] = {
         BENCHED,
         after=None,
         measurement=replace(BENCHED.measurement, final=versus(14.2, 14.22, 0.008), noise=None, measured=1),
+    ),
+    "built": BUILT,
+    "built-on-gpu": replace(
+        BUILT,
+        engine=ENGINE_ON_GPU,
+        verdict=replace(EQUAL, backend="onnxruntime_cpu, tensorrt", noise_sources=(), deterministic=None),
+    ),
+    "built-odd-names": replace(
+        BUILT,
+        output=ODD,
+        engine=replace(
+            ENGINE_ON_GPU,
+            file=ODD,
+            flavour=ODD,
+            version=ODD,
+            chosen_on=ODD,
+            checked=ODD,
+            device=ODD,
+            onnx=OnnxSource(file=ODD, sha256=ODD, built_sha256=""),
+            precision=PrecisionReport(
+                asked=ODD,
+                built=ODD,
+                converted=True,
+                changes=(ODD,),
+                convolutions={ODD: 1},
+                fidelity=Fidelity(difference=math.nan, bound=math.inf, shapes={}),
+            ),
+            inputs=(Tensor(name=ODD, datatype=ODD, shape=()),),
+            outputs=(),
+            profiles={ODD: Profile(min=(1,), opt=(2,), max=(3,))},
+            flags={ODD: True, f"{ODD}s": [ODD]},
+            memory={ODD: 1},
+            layers_from=ODD,
+            layer_types={ODD: 1},
+            layers=(Layer(name=ODD, kind=ODD, inputs=(ODD,), outputs=(ODD,), nodes=(ODD, ""), tactic=ODD),),
+            warnings=(ODD, "- list"),
+            trtexec=ODD,
+        ),
+    ),
+    "engine-of-rewritten": replace(REWRITTEN_MEASURED, engine=ENGINE_OF_REWRITTEN),
+    "engine-of-kept": replace(REWRITTEN, status="kept", sites=(kept("a"),), after=COPY, engine=ENGINE),
+    "measured-layers": replace(
+        REWRITTEN_MEASURED,
+        measurement=ON_GPU,
+        engine=replace(ENGINE_OF_REWRITTEN, chosen_on="tensorrt_rtx on NVIDIA Some GPU", device="NVIDIA Some GPU"),
+    ),
+    "measured-layers-odd-names": replace(
+        REWRITTEN_MEASURED,
+        measurement=replace(
+            ON_GPU,
+            layers=LayerComparison(
+                runs=1, first=(), second=(LayerTime(name=ODD, kind=ODD, nodes=(ODD,), seconds=0.0, role="other"),)
+            ),
+        ),
+    ),
+    "bench-engines": replace(
+        BENCHED,
+        before=ENGINE_MODEL,
+        after=OTHER_ENGINE_MODEL,
+        engine=ENGINE,
+        measurement=replace(BENCHED.measurement, final=full(versus(14.2, 14.64, 0.008)), backend="tensorrt_rtx"),
+    ),
+    "bench-engine": replace(
+        BENCHED,
+        before=ENGINE_MODEL,
+        after=None,
+        engine=ENGINE,
+        measurement=replace(ON_GPU, final=full(versus(14.2, 14.21, 0.008)), predicted_ratio=None, layers=None),
+    ),
+    "verify-engine": report(
+        "equal",
+        command="verify",
+        after=ENGINE_MODEL,
+        engine=ENGINE,
+        verdict=replace(EQUAL, backend="onnxruntime_cpu, tensorrt_rtx", noise_sources=()),
     ),
     "nothing-known": report(
         "rewritten",

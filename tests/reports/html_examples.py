@@ -8,7 +8,22 @@ from dataclasses import replace
 from dilrewrite.report import Attempt, CandidateReport, Measurement, Report, SiteReport
 from dilrewrite.strategies import Refusal
 from dilrewrite.timing import Comparison, Noise, Timing
-from tests.reports.examples import AFTER, EQUAL, ODD, PROOF, REWRITTEN, UNKNOWN, conv, kept, report, site
+from tests.reports.examples import (
+    AFTER,
+    ENGINE,
+    EQUAL,
+    LAYERS,
+    ODD,
+    PROOF,
+    REWRITTEN,
+    UNKNOWN,
+    conv,
+    kept,
+    layer,
+    layer_time,
+    report,
+    site,
+)
 
 
 def timing(median_ms: float, spread: float = 0.03, runs: int = 40) -> Timing:
@@ -241,6 +256,15 @@ HOSTILE = replace(
         noise=replace(NOISE, low=0.0, high=math.inf),
         load=math.nan,
         predicted_ratio=math.nan,
+        layers=replace(LAYERS, first=(layer_time(STRANGE, "convolution", 1.0, STRANGE),)),
+    ),
+    engine=replace(
+        ENGINE,
+        file=STRANGE,
+        checked=STRANGE,
+        trtexec=STRANGE,
+        warnings=(STRANGE,),
+        layers=(layer(1, STRANGE, STRANGE),),
     ),
 )
 

@@ -14,8 +14,14 @@ from dilrewrite.report import Report
 from dilrewrite.reports import _words as words
 from dilrewrite.reports import console, formats
 from tests.reports.examples import (
+    BEFORE,
     CHECK,
+    ENGINE,
+    ENGINE_MODEL,
+    ENGINE_OF_REWRITTEN,
+    ENGINE_ON_GPU,
     EQUAL,
+    LAYERS,
     LOOP,
     MEASURED,
     ODD,
@@ -157,6 +163,24 @@ def test_tables_are_not_cut_off(name, width):
             "bench-one",
             "models/x.onnx takes 14.2 ms on onnxruntime_cpu (20 to 80 % of 40 runs: 13.9 to 14.6 ms; noise 0.9 %)",
         ),
+        (
+            "built",
+            "built models/x.engine: tensorrt-rtx 1.7.1.116, fp16 (19 convolutions in Half), 34 layers, 1.31 MiB in "
+            "0.35 s; not run: tensorrt-rtx builds engines here and runs none: there is no NVIDIA driver: "
+            "libcuda.so.1: not found",
+        ),
+        (
+            "built-on-gpu",
+            "built models/x.engine: tensorrt 10.13.3.9, tf32 (3 convolutions: 2 in Float, 1 in Half), 4 layers, "
+            "2.61 MiB in 41.2 s; equal to ONNX Runtime within 0.005 |value| + 0.001 max|values| on NVIDIA Some GPU",
+        ),
+        (
+            "engine-of-rewritten",
+            "rewrote 5 of 7 dilated Convs: 1.21x faster on onnxruntime_cpu (14.2 ms -> 11.7 ms, 95 % interval 1.18 to "
+            "1.24x); equal on 1 input set; models/x.dilrewrite.onnx; engine x.dilrewrite.engine (tensorrt-rtx "
+            "1.7.1.116, bf16, chosen on onnxruntime_cpu, not measured on TensorRT)",
+        ),
+        ("verify-engine", "equal on 1 input set: models/x.onnx and models/x.engine"),
     ],
 )
 def test_answer(name, answer):
@@ -456,6 +480,187 @@ def test_a_known_geometry_needs_no_shapes():
     assert words.ran(site("a", ran=((1, 256, 28, 28),))) == ""
 
 
+# -- engines ---------------------------------------------------------------------------------------------------------
+
+
+def section(text: str, title: str) -> str:
+    """Return what stands below a heading."""
+    lines = text.splitlines()
+    start = lines.index(title) + 1
+    end = next((i for i in range(start, len(lines)) if not lines[i]), len(lines))
+    return "\n".join(lines[start:end])
+
+
+ENGINES = [name for name, report in REPORTS.items() if report.engine is not None]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("width", [10, 72, 100, 200])
+def test_an_engine_alone_reads_as_in_its_report(name, width):
+    report = REPORTS[name]
+    assert report.engine is not None
+    text = console.engine_to_text(report.engine, width)
+    assert text.splitlines()[0] == f"{words.clean(report.engine.file)}: {words.engine(report.engine)}"
+    assert section(text, "engine") == section(console.to_text(report, width), "engine")
+    assert max(map(cell_len, text.splitlines()[1:])) <= max(width, console.MIN_WIDTH)
+
+
+def test_an_engine_is_shown_as_text(capsys):
+    console.show_engine(ENGINE)
+    assert capsys.readouterr().out == console.engine_to_text(ENGINE)
+    file = Ascii()
+    console.show_engine(replace(ENGINE, file=ODD), file)
+    assert file.getvalue().isascii()
+
+
+@pytest.mark.usefixtures("plain_environment")
+def test_an_engine_is_shown_in_colour_on_a_terminal():
+    file = Terminal()
+    console.show_engine(ENGINE, file)
+    assert ANSI.search(file.getvalue())
+
+
+def test_all_that_is_known_of_an_engine():
+    rows = dict(words.engine_rows(ENGINE))
+    assert rows["file"] == "x.engine, 1.31 MiB (1370716 bytes)"
+    assert rows["built by"] == "tensorrt-rtx 1.7.1.116, dilrewrite 0.1.0, in 0.35 s"
+    assert rows["precision"] == "fp16: as asked, converted from float32"
+    assert rows["convolutions"] == "19 in Half"
+    assert rows["conversion"] == (
+        "differs from float32 by 0.000435 of the outputs' size, at most 0.00552 is allowed, on image 1x3x224x224"
+    )
+    assert rows["forms chosen on"] == "the model as it was given, not measured on TensorRT"
+    assert rows["checked"] == ENGINE.checked
+    assert rows["GPU"] == "none to run it on"
+    assert rows["inputs"] == "image FLOAT 1x3x224x224"
+    assert rows["flags"] == "TF32 on"
+    assert rows["limits"] == "optimization_level 3"
+    assert rows["memory"] == "max scratch memory 31.6 MiB, total weights memory 657 KiB"
+    assert rows["layers"] == "34: 19 correlation, 6 wait, 5 kgen, 4 signal (from the build log)"
+    assert {name: rows[name] for name in words.VERBATIM} == {
+        words.COMMAND: ENGINE.trtexec,
+        words.ENGINE_DIGEST: ENGINE.sha256,
+        words.ONNX_DIGEST: ENGINE.onnx.sha256,
+        words.BUILT_DIGEST: ENGINE.onnx.built_sha256,
+    }
+    assert not {"profile", "warning", "warnings", "changed for it"} & set(rows)
+
+
+def test_all_that_is_known_of_an_engine_with_open_sizes():
+    rows = words.engine_rows(ENGINE_ON_GPU, 3)
+    assert [text for what, text in rows if what.startswith("warning")] == [
+        *(f"weight {i} is a subnormal number" for i in range(3)),
+        "2 more",
+    ]
+    assert len([what for what, _ in words.engine_rows(ENGINE_ON_GPU) if what == "warning"]) == 5
+    found = dict(rows)
+    assert found["inputs"] == "image FLOAT ?x3x?x?; scale INT64 scalar"
+    assert found["profile"] == "image min 1x3x64x64, opt 1x3x224x224, max 8x3x512x512; scale 1 only"
+    assert found["flags"] == "TF32, REFIT on"
+    assert found["limits"] == "optimization_level 5, workspace_mib 256, plugins libmine.so libyours.so"
+    assert (found["precision"], found["convolutions"]) == ("tf32: the model's own types", "2 in Float, 1 in Half")
+    assert found["GPU"] == "NVIDIA Some GPU"
+    assert "conversion" not in found
+    assert "memory" not in found
+
+
+def test_a_conversion_that_could_not_be_compared():
+    rows = dict(words.engine_rows(ENGINE_OF_REWRITTEN))
+    assert rows["conversion"] == "not compared: no kernel for Magic; at most 0.0442 is allowed"
+    assert rows["changed for it"] == "2 Resize stay in float32; 1 Range stay in float32"
+
+
+def test_an_engine_without_convolutions():
+    engine = replace(ENGINE, precision=replace(ENGINE.precision, convolutions={}))
+    assert words.engine(engine) == "tensorrt-rtx 1.7.1.116, fp16, 34 layers, 1.31 MiB"
+    assert dict(words.engine_rows(engine))["convolutions"] == "none"
+    one = replace(ENGINE, precision=replace(ENGINE.precision, convolutions={"Half": 1}))
+    assert "fp16 (1 convolution in Half)" in words.engine(one)
+
+
+def test_an_engine_alone_has_no_empty_sections():
+    headings = [line for line in console.to_text(REPORTS["built"]).splitlines() if line and line[0].islower()]
+    found = [line for line in headings if line in ("engine", "model", "dilated Convs", "measuring", "layers", "notes")]
+    assert found == ["engine", "model"]
+
+
+def test_layers_are_counted_not_listed():
+    text = console.to_text(REPORTS["built"])
+    assert "19 correlation" in text
+    assert "__myl_" not in text
+
+
+def test_engines_are_not_compared_with_models():
+    assert words.model_rows(BEFORE, ENGINE_MODEL, everything=True) == []
+    assert words.model_rows(ENGINE_MODEL, replace(ENGINE_MODEL, nodes=30)) == [
+        ("layers", "34", "30", "-4"),
+        ("file size", "1.31 MiB", "1.31 MiB", "0"),
+    ]
+    assert words.model(ENGINE_MODEL) == "models/x.engine: 34 layers, 1.31 MiB, by tensorrt-rtx 1.7.1.116"
+
+
+# -- layers and readings ---------------------------------------------------------------------------------------------
+
+
+def test_what_the_reshapes_cost():
+    assert words.layer_sums(LAYERS) == [
+        ("convolutions", "39.0", "99.0 %", "29.0", "97.6 %", "-10.0"),
+        ("layout of the rewrite (pads, slices, reshapes)", "0.00", "0 %", "0.310", "1.0 %", "+0.310"),
+        ("all others", "0.400", "1.0 %", "0.400", "1.3 %", "0.00"),
+        ("all layers", "39.4", "100 %", "29.7", "100 %", "-9.69"),
+    ]
+    assert "these times are shares of a run, and no timings" in words.layers_how(LAYERS)
+
+
+def test_every_role_has_a_name():
+    assert {layer.role for layer in (*LAYERS.first, *LAYERS.second)} == set(words.ROLES)
+
+
+def test_the_slowest_layers():
+    found = words.slowest_layers(LAYERS.first)
+    assert len(found) == words.SLOWEST
+    assert [layer.seconds for layer, _, _ in found] == sorted((n.seconds for n in LAYERS.first), reverse=True)[:15]
+    assert found[0][1:] == ("2.90", "7.4 %")
+    assert words.slowest_layers([replace(LAYERS.first[0], seconds=0.0)])[0][1:] == ("0.00", words.NOTHING)
+
+
+def test_no_layers_no_section():
+    report = measured(REPORTS["measured-layers"], layers=None)
+    assert "\nlayers\n" in console.to_text(REPORTS["measured-layers"])
+    assert "\nlayers\n" not in console.to_text(report)
+
+
+def test_readings_of_a_gpu():
+    report = measured(REPORTS["measured-layers"], state_after={"sm_clock_mhz": 1965.4, "power_w": 240, "other": 1.0})
+    assert dict(words.measuring(report))["GPU before/after"] == "1980/1965 MHz, 231/240 W, 41/- °C"
+    report = measured(report, state_before={}, state_after={})
+    assert "GPU before/after" not in dict(words.measuring(report))
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        (0, ""),
+        (1, ""),
+        (0x4, "held back by software power cap"),
+        (0x48, "held back by hardware slowdown and hardware thermal slowdown"),
+    ],
+)
+def test_what_held_a_gpu_back(bits, said):
+    report = measured(REPORTS["measured-layers"], state_before={"throttle_reasons": float(bits)}, state_after={})
+    assert dict(words.measuring(report)).get("GPU before/after", "") == said
+
+
+def test_the_slowest_runs_where_they_are_known():
+    rows = dict(words.measuring(REPORTS["measured-layers"]))
+    assert rows["slowest runs"] == "99th percentile 17.0 ms -> 14.0 ms; coefficient of variation 3.5 % -> 3.5 %"
+    assert rows["first run"] == "2.31 s -> 11.4 s, with loading and all that is done once"
+    assert dict(words.measuring(REPORTS["bench-engine"]))["slowest runs"] == (
+        "99th percentile 17.0 ms; coefficient of variation 3.5 %"
+    )
+    assert not {"slowest runs", "first run", "GPU before/after"} & set(dict(words.measuring(REPORTS["measured"])))
+
+
 # -- odd text --------------------------------------------------------------------------------------------------------
 
 
@@ -471,6 +676,13 @@ def test_names_of_a_measured_report_are_no_markup_and_no_control_codes():
     text = console.to_text(REPORTS["measured-odd-names"])
     assert not {"\x1b", "\u202e"} & set(text)
     assert flat(text).count(flat(words.clean(ODD))) >= 10
+
+
+def test_names_in_an_engine_are_no_markup_and_no_control_codes():
+    for name in ("built-odd-names", "measured-layers-odd-names"):
+        text = console.to_text(REPORTS[name])
+        assert not {"\x1b", "\u202e"} & set(text)
+        assert flat(words.clean(ODD)) in flat(text)
 
 
 def test_odd_failures():

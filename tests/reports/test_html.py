@@ -22,7 +22,7 @@ from dilrewrite.report import Report
 from dilrewrite.reports import _words as words
 from dilrewrite.reports import formats
 from dilrewrite.reports import html as page_format
-from tests.reports.examples import REPORTS, check_golden
+from tests.reports.examples import NO_DRIVER, REPORTS, check_golden
 from tests.reports.html_examples import EXAMPLES, FINAL, HOSTILE, MANY, MEASURED, STRANGE, WON, comparison, form, timing
 from tests.reports.test_markdown import tables as markdown_tables
 
@@ -250,6 +250,57 @@ def test_every_sentence_of_the_markdown_is_there(name):
     have = rows(tree(name))
     for what, says in words.measuring(report):
         assert [what, plain(says)] in have
+    for what, says in words.engine_rows(report.engine) if report.engine is not None else ():
+        assert [what, plain(says)] in have
+    if found is not None and found.layers is not None:
+        assert plain(words.layers_how(found.layers)) in whole
+
+
+def headings(name: str) -> list[str]:
+    return [node.text for node in tree(name).all("h2")]
+
+
+def tiles(name: str) -> list[str]:
+    return [node.text for node in tree(name).all("div", "tile")]
+
+
+def test_an_engine_alone_has_no_empty_sections():
+    assert headings("built") == ["Engine", "Model", "Options", "Environment", "Time"]
+    assert all(
+        section.all("table") or section.all("ul") or section.all("p") for section in tree("built").all("section")
+    )
+
+
+def test_an_engine_and_what_it_was_chosen_on_are_seen_first():
+    assert tiles("built") == [
+        "Engine1.31 MiBtensorrt-rtx 1.7.1.116, 34 layers",
+        "Precisionfp1619 convolutions in Half",
+        f"Engine's results! not compared{NO_DRIVER}",
+        "Dilated Convs242 nodes in all",
+    ]
+    assert not any("Engine's results" in tile for tile in tiles("built-on-gpu"))
+    assert tiles("engine-of-rewritten")[0].startswith("Whole model")
+    assert [tile[:6] for tile in tiles("engine-of-rewritten")[-3:]] == ["Engine", "Precis", "Engine"]
+    assert "chosen on onnxruntime_cpu, not measured on TensorRT" in tree("engine-of-rewritten").all("h1")[0].text
+
+
+def test_layers_of_an_engine_are_folded():
+    (fold,) = (node for node in tree("built").all("details") if "Layers of the engine" in node.text)
+    assert "open" not in fold.attributes
+    assert len(rows(fold)) == 1 + 34
+
+
+def test_slowest_layers_are_in_sight():
+    folds = [node for node in tree("measured-layers").all("details") if "Slowest layers" in node.text]
+    assert ["open" in node.attributes for node in folds] == [True, True]
+    assert [len(rows(node)) for node in folds] == [1 + words.SLOWEST] * 2
+
+
+def test_engines_have_layers_and_no_nodes():
+    assert any(tile.startswith("Layers34 → 33") for tile in tiles("bench-engines"))
+    assert not any("Dilated Convs" in tile for tile in (*tiles("bench-engines"), *tiles("verify-engine")))
+    assert not any(tile.startswith("File size") for tile in tiles("verify-engine"))
+    assert "4 layer types, 4 in another number" in tree("bench-engines").text
 
 
 def test_sites_with_one_question_are_one_group():

@@ -7,9 +7,12 @@ import json
 
 import pytest
 
+from dilrewrite.engine import sidecar
 from dilrewrite.report import SCHEMA_VERSION, Report
 from dilrewrite.reports import formats
 from tests.reports.examples import ODD, REPORTS, check_golden
+
+GOLDENS = ("rewritten", "differs", "inspected", "measured", "measured-layers", "built", "nothing-known", "odd-names")
 
 
 def parsed(name: str) -> dict:
@@ -23,7 +26,7 @@ def test_file_name():
     assert formats()["json"].filename == "report.json"
 
 
-@pytest.mark.parametrize("name", ["rewritten", "differs", "inspected", "measured", "nothing-known", "odd-names"])
+@pytest.mark.parametrize("name", [*GOLDENS])
 def test_golden(name):
     check_golden(f"{name}.json", formats()["json"].render(REPORTS[name]))
 
@@ -69,6 +72,23 @@ def test_nothing_measured_is_null():
     assert data["measurement"] is candidate["timing"] is None
     assert site["share"] is site["question"] is site["predicted_gain"] is None
     assert (site["ran"], candidate["outcome"]) == ([], "")
+
+
+@pytest.mark.parametrize("name", [name for name, report in REPORTS.items() if report.engine and "odd" not in name])
+def test_an_engine_is_what_its_side_car_says(name):
+    engine = REPORTS[name].engine
+    assert engine is not None
+    assert parsed(name)["engine"] == json.loads(sidecar.render(engine))
+
+
+def test_what_a_gpu_tells():
+    found = parsed("measured-layers")["measurement"]
+    assert found["source"] == "measured"
+    assert found["first_run_s"] == {"before": 2.31, "after": 11.4}
+    assert (found["state_before"]["sm_clock_mhz"], found["state_after"]["temperature_c"]) == (1980, 47)
+    assert found["final"]["first"]["p99_s"] == pytest.approx(0.01704)
+    assert found["final"]["second"]["variation"] == 0.0345
+    assert found["layers"]["second"][0]["role"] == "layout"
 
 
 def test_no_limit_is_a_string():

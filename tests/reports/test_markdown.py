@@ -8,7 +8,7 @@ from markdown_it.token import Token
 
 from dilrewrite.reports import _words as words
 from dilrewrite.reports import formats, markdown
-from tests.reports.examples import ODD, REPORTS, check_golden
+from tests.reports.examples import LAYERS, ODD, REPORTS, check_golden
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
@@ -104,6 +104,13 @@ def test_odd_names_of_a_measured_report():
     check_opens_nothing(text)
 
 
+@pytest.mark.parametrize("name", ["built-odd-names", "measured-layers-odd-names"])
+def test_odd_names_of_engines(name):
+    text = page(name)
+    assert table(text, "layer", "ONNX nodes")[0][-1] in (words.clean(ODD), words.NOTHING)
+    check_opens_nothing(text)
+
+
 def check_opens_nothing(text: str) -> None:
     kinds = {child.type for token in PARSER.parse(text) for child in token.children or ()}
     assert kinds <= {"text", "code_inline", "strong_open", "strong_close", "softbreak", "html_inline"}
@@ -193,6 +200,37 @@ def test_everything_measured_is_there(name):
             assert words.dims(shape) in whole
     for doubt in report.measurement.doubts:
         assert words.clean(doubt) in whole
+
+
+@pytest.mark.parametrize("name", [name for name, report in REPORTS.items() if report.engine is not None])
+def test_every_engine_is_there_with_all_its_layers(name):
+    report, text = REPORTS[name], page(name)
+    assert report.engine is not None
+    whole = everything(text)
+    for what, says in words.engine_rows(report.engine):
+        assert f"{what}: {says}" in whole
+    rows = table(text, "layer", "tactic")
+    assert [row[:3] for row in rows] == [
+        [str(number), words.clean(layer.name), words.clean(layer.kind)]
+        for number, layer in enumerate(report.engine.layers, 1)
+    ]
+
+
+def test_an_engine_alone_has_no_empty_sections():
+    headings = [line for line in page("built").splitlines() if line.startswith("#")]
+    assert headings == [
+        *["# dilrewrite build: built", "## Engine", "### Layers of the engine", "## Model", "## Options"],
+        *["## Environment", "## Time"],
+    ]
+
+
+def test_layers_of_both_engines():
+    text = page("measured-layers")
+    assert words.layers_how(LAYERS) in everything(text)
+    assert [tuple(row) for row in table(text, "difference ms")] == words.layer_sums(LAYERS)
+    found = [rows for rows in tables(text) if rows[0] == ["layer", "type", "role", "ONNX nodes", "ms", "share"]]
+    assert [len(rows) - 1 for rows in found] == [words.SLOWEST] * 2
+    assert found[0][1] == ["stage19_myl0_19", "correlation", "convolution", "stage19, relu_19", "2.90", "7.4 %"]
 
 
 def test_shares_of_time_have_columns_where_they_are_known():

@@ -1,0 +1,212 @@
+"""The process in which one method of the convolution benchmark runs; prints a line of JSON for each pass."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dilrewrite.pytorch.configurations import Configuration
+from dilrewrite.pytorch.convbench import PASSES, Setting
+from dilrewrite.pytorch.methods import prepare
+from dilrewrite.pytorch.probing import Probe, Work, step_timings, work_of
+
+PROFILED_RUNS = 5
+
+
+def main() -> None:
+    """Answer the question on standard input."""
+    question = json.loads(sys.stdin.read())
+    import torch
+
+    setting = Setting(**question["setting"])
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    if sys.argv[1] == "environment":
+        cuda = torch.cuda.is_available()
+        name = torch.cuda.get_device_name(setting.device) if cuda and setting.device != "cpu" else "cpu"
+        say({"torch": torch.__version__, "cuda": cuda, "device": name})
+        return
+    plain = question["configuration"]
+    configuration = Configuration(
+        **{key: _tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    )
+    torch.backends.cudnn.deterministic = setting.deterministic
+    for one in PASSES:
+        try:
+            say({one: answer(configuration, question["method"], one, setting)})
+        except torch.cuda.OutOfMemoryError:
+            say({one: {"failure": "out of memory"}})
+        except (RuntimeError, NotImplementedError, MemoryError) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            say({one: {"failure": "out of memory" if "can't allocate memory" in text else text[:200]}})
+
+
+def say(message: Mapping[str, Any]) -> None:
+    """Print one line of JSON."""
+    print(json.dumps(message), flush=True)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def answer(configuration: Configuration, name: str, direction: str, setting: Setting) -> dict[str, Any]:
+    """Measure one pass of one method: peak memory first, by itself, then times in pairs with the native form."""
+    import dataclasses
+
+    found: dict[str, Any] = {"peak_bytes": _peak(lambda: work(configuration, name, direction, setting), setting)}
+    if setting.profile:
+        found["shares"] = shares(work(configuration, name, direction, setting), setting)
+    native, own = (
+        Probe(lambda _passes, one=one: work(configuration, one, direction, setting), setting.device)  # type: ignore[misc]
+        for one in ("keep", name)
+    )
+    found["comparison"] = dataclasses.asdict(step_timings(native, own, (direction,), setting.seconds, prune=False))
+    return found
+
+
+def work(configuration: Configuration, name: str, direction: str, setting: Setting) -> Work:
+    """Return the work of one pass: backward by input asks for dx alone, by weight for dw alone."""
+    import torch
+
+    form: Callable[..., Any] = prepare(name, configuration.geometry())
+    if setting.compiled:
+        form = torch.compile(form)
+    kind = getattr(torch, setting.element)
+    torch.manual_seed(0)
+    x = torch.randn(configuration.x_shape, device=setting.device).to(kind)
+    weight = torch.randn(configuration.weight_shape, device=setting.device).to(kind)
+    if setting.channels_last and x.dim() > 3:
+        layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        x, weight = x.to(memory_format=layout), weight.to(memory_format=layout)
+    x.requires_grad_(direction == "backward by input")
+    weight.requires_grad_(direction == "backward by weight")
+    wanted = [tensor for tensor in (x, weight) if tensor.requires_grad]
+    passes = ("forward",) if direction == "forward" else ("backward",)
+
+    def upstream(y: Any) -> Any:
+        return torch.randn(y.shape, device=y.device).to(y.dtype)
+
+    return work_of(lambda: form(x, weight, None), wanted, passes, upstream)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def _peak(make: Callable[[], Work], setting: Setting) -> int | None:
+    """Return how far memory rises above what it is with input, weight (and graph) there, in one run."""
+    import torch
+
+    made = make()
+    if setting.device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        made.run()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before_b = _resident("VmRSS")
+    made.run()
+    peak = _resident("VmHWM")
+    return None if before_b is None or peak is None else max(0, peak - before_b)
+
+
+def _resident(word: str) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{word}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+# -- where the time goes ---------------------------------------------------------------------------------------------
+
+KINDS = ("convolution", "layout", "padding", "rest")
+
+_CONVOLUTION = (
+    "convolution",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "mkldnn",
+    "slow_conv",
+    "cudnn",
+)
+_PADDING = ("constant_pad_nd", "pad")
+_LAYOUT = (
+    "copy_",
+    "clone",
+    "contiguous",
+    "cat",
+    "_to_copy",
+    "to",
+    "reshape",
+    "permute",
+    "slice_backward",
+    "fill_",
+    "zero_",
+    "zeros",
+    "new_zeros",
+    "select_backward",
+    "index_put_",
+    "repeat",
+    "as_strided",
+)
+
+
+def shares(made: Work, setting: Setting) -> dict[str, float]:
+    """Return the share of the wall time by kind of operator; the outermost operator that has a kind decides."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):
+        made.run()
+    cuda = setting.device.startswith("cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        for _ in range(PROFILED_RUNS):
+            made.run()
+        if cuda:
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    seconds = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.events() or ():
+        own = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if own <= 0:
+            continue
+        kind, outer = None, event
+        while outer is not None:
+            kind = kind_of(outer.name) or kind
+            outer = outer.cpu_parent
+        seconds[kind or "rest"] += own / 1e6
+    accounted = sum(seconds.values())
+    seconds["rest"] += max(0.0, wall - accounted) if cuda else 0.0
+    return {name: value / wall for name, value in seconds.items()}
+
+
+def kind_of(name: str) -> str | None:
+    """Return the kind of an operator by its name, None for one that tells nothing of itself."""
+    plain = name.rpartition("::")[2].removesuffix("_overrideable")
+    if any(plain.startswith(word) or plain.endswith(word) for word in ("convolution", "convolution_backward")):
+        return "convolution"
+    if plain in _PADDING:
+        return "padding"
+    if any(plain == word or plain.startswith(f"{word}_") for word in _CONVOLUTION):
+        return "convolution"
+    return "layout" if plain in _LAYOUT else None
+
+
+if __name__ == "__main__":
+    main()

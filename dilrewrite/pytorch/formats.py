@@ -1,0 +1,139 @@
+"""The convolution benchmark's result as text: the original's lines, a table for the terminal, JSON, Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+
+from dilrewrite.pytorch.convbench import PASSES, Result, Row
+from dilrewrite.pytorch.methods import method
+
+ORIGINAL_PASSES = {
+    "forward": "fprop",
+    "backward by input": "bprop inputs",
+    "backward by weight": "bprop weights",
+}
+"""The passes in the words of the 2016 script."""
+
+
+def figure(value: float) -> str:
+    """Return a number with three significant digits, never in powers of ten."""
+    text = f"{value:.3g}"
+    return f"{value:.0f}" if "e+" in text else f"{value:.9f}"[: 2 + 9].rstrip("0") if "e" in text else text
+
+
+def rows_of(result: Result) -> Iterator[tuple[str, list[Row]]]:
+    """Yield each configuration's text, with its name, and its rows."""
+    for configuration in result.configurations:
+        title = f"{configuration.name}: {configuration.text}" if configuration.name else configuration.text
+        yield title, [row for row in result.rows if row.configuration == configuration.text]
+
+
+def original(result: Result) -> str:
+    """Return lines in the columns of the 2016 script: name, pass, whole milliseconds or why there are none."""
+    lines = []
+    for title, rows in rows_of(result):
+        lines += ["", f"CONFIG: {title}"]
+        for row in rows:
+            name = method(row.method).original or row.method
+            value = f"{round(row.timing.median_s * 1e3)} ms" if row.timing is not None else f"FAILED {row.failure}"
+            lines.append(f"{name:<20} ==> {ORIGINAL_PASSES[row.direction]:<14} ==> {value}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str]:
+    """Return milliseconds, their spread, ratio to keep, its interval, and peak memory in MiB of a row."""
+    peak = figure(row.peak_bytes / 2**20) if row.peak_bytes is not None else ""
+    if row.comparison is None or row.timing is None:
+        return ("does not apply" if row.refused else "FAILED", "", "", row.failure, peak)
+    timing, found = row.timing, row.comparison
+    spread = f"{figure(timing.p20_s * 1e3)} to {figure(timing.p80_s * 1e3)}"
+    interval = f"{figure(found.low)} to {figure(found.high)}"
+    return figure(timing.median_s * 1e3), spread, figure(found.ratio), interval, peak
+
+
+COLUMNS = ("method", "pass", "ms", "20 to 80 %", "ratio to keep", "interval", "peak MiB")
+
+
+def table(result: Result, width: int = 120) -> str:
+    """Return tables for a terminal of so many columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    file = io.StringIO()
+    console = Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+    for title, rows in rows_of(result):
+        made = Table(title=title, title_justify="left")
+        for number, column in enumerate(COLUMNS):
+            made.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
+        for row in rows:
+            made.add_row(row.method, row.direction, *cells(row))
+        console.print(made)
+        shares = [row for row in rows if row.shares]
+        if shares:
+            breakdown = Table(title="where the time goes", title_justify="left")
+            kinds = list(shares[0].shares)
+            for column in ("method", "pass", *kinds):
+                breakdown.add_column(column)
+            for row in shares:
+                breakdown.add_row(row.method, row.direction, *(percent(row.shares[kind]) for kind in kinds))
+            console.print(breakdown)
+    console.print(footer(result), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage."""
+    return f"{100 * share:.0f} %"
+
+
+def footer(result: Result) -> str:
+    """Return on what, how and how long it was measured."""
+    setting = result.setting
+    told = [
+        result.device,
+        f"torch {result.versions['torch']}",
+        setting.element,
+        "channels last" if setting.channels_last else "channels first",
+        *(["torch.compile"] if setting.compiled else []),
+        *(["deterministic"] if setting.deterministic else []),
+        result.date,
+        f"{figure(result.minutes)} minutes",
+    ]
+    return ", ".join(told)
+
+
+def markdown(result: Result) -> str:
+    """Return Markdown tables."""
+    lines = ["# convbench", "", footer(result), ""]
+    for title, rows in rows_of(result):
+        lines += [f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        lines += ["| " + " | ".join((row.method, row.direction, *cells(row))) + " |" for row in rows]
+        shares = [row for row in rows if row.shares]
+        if shares:
+            kinds = list(shares[0].shares)
+            lines += ["", "Where the time goes:", "", "| method | pass | " + " | ".join(kinds) + " |"]
+            lines.append("|" + "---|" * (2 + len(kinds)))
+            lines += [
+                f"| {row.method} | {row.direction} | " + " | ".join(percent(row.shares[kind]) for kind in kinds) + " |"
+                for row in shares
+            ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_json(result: Result) -> str:
+    """Return everything as JSON."""
+    return json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Result], str]] = {
+    "table": table,
+    "original": original,
+    "json": as_json,
+    "markdown": markdown,
+}
+
+assert tuple(ORIGINAL_PASSES) == PASSES

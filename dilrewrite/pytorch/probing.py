@@ -1,0 +1,245 @@
+"""Times forms and modules in PyTorch, in pairs: on a GPU by CUDA events, else by the clock."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from dilrewrite.backends import Array, Runnable
+from dilrewrite.timing import HOPELESS, Comparison, Noise, Stopwatch
+
+if TYPE_CHECKING:
+    from dilrewrite.pytorch.rewriting import Call
+
+PASSES = ("forward", "backward")
+"""What a training step consists of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is timed: `run` once is a sample; `prepare` goes before it, outside of the clock; `close` undoes it all."""
+
+    run: Callable[[], None]
+    prepare: Callable[[], None] | None = None
+    close: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Something to time for some passes; `device` is torch's name of where it runs."""
+
+    make: Callable[[tuple[str, ...]], Work]
+    device: str = "cpu"
+
+    @staticmethod
+    def of_conv(layer: Any, call: Call, name: str) -> Probe:
+        """Return a Conv's convolution by a method, on random data of the shape and type that it was called with."""
+        return Probe(lambda passes: _conv_work(layer, call, name, passes), call.device)
+
+    @staticmethod
+    def of_module(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None]) -> Probe:
+        """Return a module as a whole; `prepare` brings it into the state that is timed."""
+        device = next((str(parameter.device) for parameter in module.parameters()), "cpu")
+        return Probe(lambda passes: _module_work(module, arguments, prepare, passes), device)
+
+
+def work_of(
+    forward: Callable[[], Any], wanted: Sequence[Any], passes: Sequence[str], upstream: Callable[[Any], Any]
+) -> Work:
+    """Return the work of some passes: `forward` makes outputs, of which gradients for the tensors `wanted` are asked.
+
+    Backward alone is on a retained graph: the forward is outside of the clock.
+    """
+    import torch
+
+    backward = "backward" in passes and bool(wanted)
+    if not backward:
+
+        def run_forward() -> None:
+            with torch.no_grad():
+                forward()
+
+        return Work(run_forward)
+    if "forward" not in passes:
+        y = forward()
+        gradient = upstream(y)
+
+        def run_backward() -> None:
+            torch.autograd.grad(y, wanted, gradient, retain_graph=True, allow_unused=True)
+
+        return Work(run_backward)
+
+    def run_both() -> None:
+        made = forward()
+        torch.autograd.grad(made, wanted, upstream(made), allow_unused=True)
+
+    return Work(run_both)
+
+
+def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Work:
+    import torch
+
+    from dilrewrite.pytorch.rewriting import Chosen, bucket, pads_of
+
+    generator = torch.Generator(device=call.device).manual_seed(0)
+    x = torch.randn(call.shape, dtype=torch.float32, device=call.device, generator=generator)
+    x = x.to(getattr(torch, call.element))
+    if call.channels_last:
+        x = x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    x.requires_grad_(call.needs_grad)
+    weight = layer.weight.detach().clone().requires_grad_(layer.weight.requires_grad)
+    bias = layer.bias
+    if bias is not None:
+        bias = bias.detach().clone().requires_grad_(bias.requires_grad)
+    chosen = Chosen(
+        stride=tuple(layer.stride),
+        padding=pads_of(layer),
+        dilation=tuple(layer.dilation),
+        groups=int(layer.groups),
+        choices={bucket(call.shape): name},
+    )
+    wanted = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
+    gradients: dict[tuple[int, ...], Any] = {}
+
+    def upstream(y: Any) -> Any:
+        if tuple(y.shape) not in gradients:
+            gradients[tuple(y.shape)] = torch.randn(y.shape, device=y.device).to(y.dtype)
+        return gradients[tuple(y.shape)]
+
+    return work_of(lambda: chosen(x, weight, bias), wanted, passes, upstream)
+
+
+def _module_work(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None], passes: tuple[str, ...]) -> Work:
+    import torch
+
+    prepare()
+    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    random = torch.random.get_rng_state()
+
+    def forward() -> Any:
+        return _loss(module(*arguments))
+
+    def close() -> None:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        torch.random.set_rng_state(random)
+
+    made = work_of(forward, wanted, passes, lambda loss: torch.ones_like(loss))
+    return Work(made.run, prepare, close)
+
+
+def _loss(result: Any) -> Any:
+    """Return a number that depends on every floating-point tensor of a module's result."""
+    import torch
+
+    if isinstance(result, torch.Tensor):
+        return result.float().square().mean() if result.is_floating_point() else torch.zeros(())
+    parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, list | tuple) else ()
+    return sum((_loss(part) for part in parts), start=torch.zeros(()))
+
+
+# -- the clock -------------------------------------------------------------------------------------------------------
+
+
+@final
+class TorchBench:
+    """A `Bench` over works in this process; its clock is the GPU's where they run on one."""
+
+    def __init__(self, probes: Mapping[str, Probe], passes: tuple[str, ...]) -> None:
+        self._probes = dict(probes)
+        self._passes = passes
+        self._works: dict[str, Work] = {}
+
+    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
+        """Refuse: probes are given when it is made."""
+        raise NotImplementedError
+
+    def drop(self, key: str) -> None:
+        """Forget a probe."""
+        self.shut(key)
+        self._probes.pop(key, None)
+
+    def open(self, key: str) -> None:
+        """Make a probe's tensors."""
+        self.shut(key)
+        self._works[key] = self._probes[key].make(self._passes)
+
+    def shut(self, key: str) -> None:
+        """Free a probe's tensors."""
+        work = self._works.pop(key, None)
+        if work is not None and work.close is not None:
+            work.close()
+
+    def run(self, order: Sequence[str]) -> list[float]:
+        """Return the seconds of each run."""
+        seconds: list[float] = []
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for key in order:
+                work = self._works[key]
+                if work.prepare is not None:
+                    work.prepare()
+                seconds.append(timed(work.run, self._probes[key].device))
+        finally:
+            if collecting:
+                gc.enable()
+        return seconds
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return nothing."""
+        return ()
+
+    def close(self) -> None:
+        """Free all."""
+        for key in list(self._works):
+            self.shut(key)
+
+
+def timed(run: Callable[[], None], device: str) -> float:
+    """Return the seconds of one run: the GPU's, between CUDA events, for a CUDA device, else the clock's."""
+    if not device.startswith("cuda"):
+        start = time.perf_counter_ns()
+        run()
+        return (time.perf_counter_ns() - start) / 1e9
+    import torch
+
+    cuda: Any = torch.cuda
+    before, after = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+    before.record()
+    run()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1e3
+
+
+def step_timings(
+    first: Probe,
+    second: Probe,
+    passes: tuple[str, ...],
+    seconds: float,
+    *,
+    whole: bool = False,
+    prune: bool = True,
+) -> Comparison:
+    """Time `second` against `first` for about so many seconds; a `whole` module is timed against itself before.
+
+    `prune`: leave a second that clearly loses after its first pairs.
+    """
+    bench = TorchBench({"first": first, "twin": first, "second": second}, passes)
+    watch = Stopwatch(bench)
+    noise: Noise | None = None
+    try:
+        if whole:
+            noise, _ = watch.noise("first", "twin", seconds / 3)
+            seconds *= 2 / 3
+        return watch.compare(
+            "first", "second", seconds, noise=noise, hopeless=HOPELESS if prune and not whole else float("inf")
+        )
+    finally:
+        bench.close()

@@ -1,0 +1,447 @@
+"""Rewrites the dilated Convs of a module for training: probes the forms on an example, and takes those that win.
+
+A Conv stays the object that it is, with its parameters, hooks and type; only what computes the convolution is set on
+it (`_conv_forward`, which `torch.nn.Conv1d`, `Conv2d` and `Conv3d` call). Optimizers, state_dict keys, shared weights
+and parametrizations go on as before, and copies, pickles and replicas carry the choice along.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.geometry import ConvGeometry
+from dilrewrite.pytorch.methods import geometry_of, method, methods, prepare
+from dilrewrite.pytorch.probing import PASSES, Probe, step_timings
+from dilrewrite.timing import Comparison
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DEFAULT_BUDGET_S = 60.0
+
+NATIVE = "keep"
+
+_ATTRIBUTE = "_conv_forward"
+
+_ORDER = ("space_to_axis", "space_to_batch", "space_to_group", "tap_sum", "im2col", "slice_to_batch", "weight_gradient")
+"""What is probed first: the forms that move least; a method that is not named here comes after them."""
+
+Bucket = tuple[int, ...]
+
+
+def bucket(shape: Sequence[int]) -> Bucket:
+    """Return what inputs are held for alike: batch and every extent rounded up to a power of two."""
+    sizes = (shape[0], *shape[2:])
+    return tuple(1 << math.ceil(math.log2(size)) if size > 1 else 1 for size in sizes)
+
+
+@dataclass
+class Chosen:
+    """Computes a Conv's convolution: by the method chosen for the input's sizes, by PyTorch's own for all others.
+
+    Holds settings only, no parameters, so that copies and pickles of the Conv are independent of it.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    choices: dict[Bucket, str]
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the output for an input with or without a batch."""
+        import torch
+
+        batched = x.dim() == len(self.stride) + 2
+        if not batched:
+            x = x.unsqueeze(0)
+        name = NATIVE
+        # An exported graph serves all sizes: there the native form stays.
+        if not (torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()):
+            name = self.choices.get(bucket(x.shape), NATIVE)
+            if name != NATIVE and torch.is_autocast_enabled(x.device.type):
+                kind = torch.get_autocast_dtype(x.device.type)  # as PyTorch does for its own convolution
+                x, weight = x.to(kind), weight.to(kind)
+                bias = bias if bias is None else bias.to(kind)
+        geometry = geometry_of(
+            tuple(map(int, x.shape))
+            if name != NATIVE
+            else (1, weight.shape[1] * self.groups, *(1,) * len(self.stride)),
+            tuple(weight.shape),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            bias=bias is not None,
+        )
+        y: Tensor = (
+            self._native(geometry, x, weight, bias) if name == NATIVE else prepare(name, geometry)(x, weight, bias)
+        )
+        return y if batched else y.squeeze(0)
+
+    def _native(self, geometry: ConvGeometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return method(NATIVE).form(geometry)(x, weight, bias)
+
+
+# -- the report ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChoice:
+    """One Conv with a dilation: its name, what computes it now, and why.
+
+    `forms`: each form's time against the native one for the passes asked for; `refused`: forms that do not apply.
+    """
+
+    name: str
+    method: str
+    reason: str
+    shape: tuple[int, ...] = ()
+    element: str = ""
+    forms: Mapping[str, Comparison] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewriting:
+    """What `rewrite_module` did. `probe_s`: seconds it took; `whole`: the module before (first) and after (second).
+
+    `break_even_steps`: after so many steps the probing is paid back; `None` when nothing was gained.
+    """
+
+    layers: tuple[LayerChoice, ...]
+    passes: tuple[str, ...]
+    probe_s: float
+    whole: Comparison | None = None
+    break_even_steps: int | None = None
+
+    @property
+    def rewritten(self) -> int:
+        """Return the number of Convs that another form computes now."""
+        return sum(layer.method != NATIVE for layer in self.layers)
+
+
+# -- rewriting -------------------------------------------------------------------------------------------------------
+
+
+def rewrite_module(
+    module: nn.Module,
+    example_input: Any,
+    *,
+    passes: Sequence[str] = PASSES,
+    budget: float = DEFAULT_BUDGET_S,
+    only: Sequence[str] | None = None,
+    timings: Callable[..., Comparison] | None = None,
+) -> Rewriting:
+    """Let every Conv with a dilation be computed by the form that is fastest on the example's shapes, where one wins.
+
+    `example_input`: what the module is called with, a tensor or a tuple of arguments; it is run once, as the module is
+    used now (training mode, autocast, device). `passes`: what is to be fast, of "forward" and "backward". `budget`:
+    seconds for probing, a third of them for the whole module; 0 changes nothing. `only`: names of methods to probe.
+    Each form is timed in pairs against PyTorch's own, which keeps ties; then the module as a whole, and where that is
+    not faster everything is as before. Choices hold for inputs of about the example's sizes; a further call with
+    another example adds to them. Returns what was chosen and why. `restore_module` undoes it.
+    Raises `UsageError` for unknown passes or methods, `MissingError` without torch.
+    """
+    _torch()
+    wrong = [name for name in passes if name not in PASSES]
+    if wrong or not passes:
+        raise UsageError(f"passes {', '.join(wrong) or 'are empty'}: not some of {', '.join(PASSES)}")
+    for name in only or ():
+        method(name)
+    if not 0 <= budget < math.inf:
+        raise UsageError(f"budget {budget}: a finite number of seconds of at least 0 is needed")
+    start = time.perf_counter()
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    found: list[LayerChoice] = []
+    named = {id(layer): name for name, layer in module.named_modules()}
+    dilated = [(name, layer) for name, layer in module.named_modules() if _is_dilated(layer)]
+    candidates = []
+    for name, layer in dilated:
+        why = _left_alone(layer)
+        if why is not None:
+            found.append(LayerChoice(name=name, method=NATIVE, reason=why))
+        else:
+            candidates.append((name, layer))
+    if budget == 0:
+        found += [LayerChoice(name=name, method=NATIVE, reason="not probed: budget 0") for name, _ in candidates]
+        return Rewriting(layers=tuple(found), passes=tuple(passes), probe_s=0.0)
+    compare = timings or step_timings
+    seen = _shapes(module, arguments, [layer for _, layer in candidates])
+    offered = [name for name in _ORDER if name in methods() and (only is None or name in only)]
+    offered += [name for name in methods() if name not in (*_ORDER, NATIVE) and (only is None or name in only)]
+    known: dict[object, LayerChoice] = {}
+    before = {id(layer): _choices(layer) for _, layer in candidates}
+    until = start + budget * 2 / 3
+    chosen: list[tuple[str, Any, LayerChoice]] = []
+    for number, (name, layer) in enumerate(candidates):
+        call = seen.get(id(layer))
+        if call is None:
+            choice = LayerChoice(name=name, method=NATIVE, reason="it did not run on the example")
+        else:
+            key = (call.geometry(layer), call, layer.weight.requires_grad)
+            if key not in known:
+                left = max(until - time.perf_counter(), 0.0) / max(len(candidates) - number, 1)
+                known[key] = _probe(name, layer, call, offered, tuple(passes), left, compare)
+            choice = known[key]
+        choice = LayerChoice(**{**{slot: getattr(choice, slot) for slot in choice.__slots__}, "name": name})
+        chosen.append((name, layer, choice))
+    winners = [(layer, seen[id(layer)], choice) for _, layer, choice in chosen if choice.method != NATIVE]
+    whole: Comparison | None = None
+    if winners:
+        left = max(start + budget - time.perf_counter(), 0.5)
+
+        def plain() -> None:
+            _set_all(winners, before)
+
+        def fast() -> None:
+            _set_winners(winners)
+
+        whole = compare(
+            Probe.of_module(module, arguments, prepare=plain),
+            Probe.of_module(module, arguments, prepare=fast),
+            tuple(passes),
+            left,
+            whole=True,
+        )
+        if whole.faster:
+            fast()
+        else:
+            plain()
+            chosen = [(name, layer, _not_confirmed(choice, whole)) for name, layer, choice in chosen]
+    found += [choice for _, _, choice in chosen]
+    order = {name: place for place, name in enumerate(named.values())}
+    found.sort(key=lambda choice: order.get(choice.name, 0))
+    probe_s = time.perf_counter() - start
+    gained = whole.first.median_s - whole.second.median_s if whole is not None and whole.faster else 0.0
+    return Rewriting(
+        layers=tuple(found),
+        passes=tuple(passes),
+        probe_s=probe_s,
+        whole=whole,
+        break_even_steps=math.ceil(probe_s / gained) if gained > 0 else None,
+    )
+
+
+def restore_module(module: nn.Module) -> int:
+    """Let PyTorch compute every Conv of a module again; return how many were rewritten."""
+    count = 0
+    for layer in module.modules():
+        if isinstance(layer.__dict__.get(_ATTRIBUTE), Chosen):
+            del layer.__dict__[_ATTRIBUTE]
+            count += 1
+    return count
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingError(f"torch is not installed: {error}", hint="pip install 'dilrewrite[torch]'") from error
+    return torch
+
+
+def _is_dilated(layer: Any) -> bool:
+    nn = _torch().nn
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return any(d > 1 and k > 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+
+
+def _left_alone(layer: Any) -> str | None:
+    """Return why a Conv is not to be rewritten, or None."""
+    torch = _torch()
+    nn = torch.nn
+    kind = type(layer)
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        return "it is lazy, and its sizes are not known: run it once before"
+    if torch.nn.utils.parametrize.is_parametrized(layer):
+        kind = kind.__bases__[0]
+    if kind not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return f"it is a {kind.__name__}, which may compute something else"
+    if layer.padding_mode != "zeros":
+        return f"padding_mode is {layer.padding_mode!r}, not 'zeros'"
+    own = layer.__dict__.get(_ATTRIBUTE)
+    if own is not None and not isinstance(own, Chosen):
+        return "something else computes its convolution already"
+    return None
+
+
+def pads_of(layer: Any) -> tuple[tuple[int, int], ...]:
+    """Return the (begin, end) pads of a Conv; padding='same' puts the odd one at the end, as PyTorch does."""
+    if layer.padding == "valid":
+        return ((0, 0),) * len(layer.kernel_size)
+    if layer.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((int(pad), int(pad)) for pad in layer.padding)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a Conv was called: the input's shape and element type, whether it wants a gradient, device and autocast."""
+
+    shape: tuple[int, ...]
+    element: str
+    needs_grad: bool
+    device: str
+    autocast: str | None
+    channels_last: bool
+
+    def geometry(self, layer: Any) -> ConvGeometry:
+        """Return the geometry of the Conv on this input."""
+        return geometry_of(
+            self.shape,
+            tuple(layer.weight.shape),
+            stride=layer.stride,
+            padding=pads_of(layer),
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=layer.bias is not None,
+        )
+
+
+def _shapes(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> dict[int, Call]:
+    """Run the module once and return how each Conv was called; the first call counts."""
+    torch = _torch()
+    found: dict[int, Call] = {}
+
+    def seen(layer: Any, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0]
+        shape = tuple(x.shape) if x.dim() == len(layer.kernel_size) + 2 else (1, *x.shape)
+        kind = x.device.type
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        found.setdefault(
+            id(layer),
+            Call(
+                shape=shape,
+                element=str(x.dtype).removeprefix("torch."),
+                needs_grad=bool(x.requires_grad),
+                device=str(x.device),
+                autocast=autocast,
+                channels_last=last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous(),
+            ),
+        )
+
+    handles = [layer.register_forward_pre_hook(seen) for layer in layers]
+    states = [(buffer, buffer.clone()) for buffer in module.buffers()]  # batch normalisation must not see the example
+    random = torch.random.get_rng_state()
+    try:
+        module(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            for buffer, value in states:
+                buffer.copy_(value)
+        torch.random.set_rng_state(random)
+    return found
+
+
+def _probe(
+    name: str,
+    layer: Any,
+    call: Call,
+    offered: Sequence[str],
+    passes: tuple[str, ...],
+    seconds: float,
+    compare: Callable[..., Comparison],
+) -> LayerChoice:
+    """Time every form against the native one; the fastest that wins is taken."""
+    geometry = call.geometry(layer)
+    refused = {}
+    forms: dict[str, Comparison] = {}
+    wanted = []
+    for candidate in offered:
+        why = method(candidate).refusal(geometry)
+        if why is not None:
+            refused[candidate] = why
+        else:
+            wanted.append(candidate)
+    failed: dict[str, str] = {}
+    until = time.perf_counter() + seconds
+    for place, candidate in enumerate(wanted):
+        left = (until - time.perf_counter()) / (len(wanted) - place)
+        if left <= 0.02:
+            failed[candidate] = "not probed: budget"
+            continue
+        try:
+            forms[candidate] = compare(
+                Probe.of_conv(layer, call, NATIVE), Probe.of_conv(layer, call, candidate), passes, left
+            )
+        except RuntimeError as error:  # out of memory, or an operator that the device does not have
+            failed[candidate] = f"failed: {' '.join(str(error).split())[:200]}"
+    winners = [candidate for candidate, timing in forms.items() if timing.faster]
+    best = min(winners, key=lambda candidate: forms[candidate].ratio, default=NATIVE)
+    if best != NATIVE:
+        reason = f"{best} takes {forms[best].ratio:.2f} of the native time"
+    elif forms:
+        nearest = min(forms, key=lambda candidate: forms[candidate].ratio)
+        reason = f"no form is faster beyond noise: {nearest} takes {forms[nearest].ratio:.2f} of the native time"
+    elif failed:
+        reason = next(iter(failed.values()))
+    else:
+        reason = "no form applies"
+    return LayerChoice(
+        name=name,
+        method=best,
+        reason=reason,
+        shape=call.shape,
+        element=call.autocast or call.element,
+        forms=forms,
+        refused={**refused, **failed},
+    )
+
+
+def _choices(layer: Any) -> Chosen | None:
+    found = layer.__dict__.get(_ATTRIBUTE)
+    return found if isinstance(found, Chosen) else None
+
+
+def choose(layer: Any, shape: Sequence[int], name: str) -> None:
+    """Let inputs of about this shape be computed by a method, beside what was chosen for others."""
+    old = _choices(layer)
+    layer.__dict__[_ATTRIBUTE] = Chosen(
+        stride=tuple(layer.stride),
+        padding=pads_of(layer),
+        dilation=tuple(layer.dilation),
+        groups=int(layer.groups),
+        choices={**(old.choices if old is not None else {}), bucket(shape): name},
+    )
+
+
+def _set_winners(winners: Sequence[tuple[Any, Call, LayerChoice]]) -> None:
+    for layer, call, choice in winners:
+        choose(layer, call.shape, choice.method)
+
+
+def _set_all(winners: Sequence[tuple[Any, Call, LayerChoice]], before: Mapping[int, Chosen | None]) -> None:
+    for layer, _, _ in winners:
+        old = before[id(layer)]
+        if old is None:
+            layer.__dict__.pop(_ATTRIBUTE, None)
+        else:
+            layer.__dict__[_ATTRIBUTE] = old
+
+
+def _not_confirmed(choice: LayerChoice, whole: Comparison) -> LayerChoice:
+    if choice.method == NATIVE:
+        return choice
+    return LayerChoice(
+        name=choice.name,
+        method=NATIVE,
+        reason=f"{choice.reason}, but the whole module takes {whole.ratio:.2f} with it, not faster beyond noise",
+        shape=choice.shape,
+        element=choice.element,
+        forms=choice.forms,
+        refused=choice.refused,
+    )

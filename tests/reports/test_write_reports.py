@@ -1,0 +1,49 @@
+"""Writing a report folder: every format that has a file, and never times that were not measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dilrewrite.reports import _words as words
+from dilrewrite.reports import console, formats, write_reports
+from dilrewrite.staging import Staging
+from tests.reports.examples import REPORTS
+
+MEASURED = [name for name, report in REPORTS.items() if report.measurement is not None]
+
+
+@pytest.mark.parametrize("name", ["built", "measured-layers", "bench-engines"])
+def test_every_format_with_a_file_name_is_written(tmp_path, name):
+    with Staging() as staging:
+        write_reports(REPORTS[name], tmp_path / "reports", staging)
+        staging.commit()
+    wanted = {form.filename: form.render(REPORTS[name]) for form in formats().values() if form.filename is not None}
+    assert {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "reports").iterdir()} == wanted
+    assert set(wanted) == {"report.html", "report.json", "report.md"}
+
+
+@pytest.mark.parametrize("source", ["simulated", "", "Measured"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_times_that_were_not_measured_are_in_no_report(tmp_path, name, source):
+    report = REPORTS[name]
+    assert report.measurement is not None
+    report = replace(report, measurement=replace(report.measurement, source=source))
+    with Staging() as staging:
+        with pytest.raises(ValueError, match=f"times that are {source}, not measured, are in no report"):
+            write_reports(report, tmp_path / "reports", staging)
+        assert not list(Path(tmp_path).rglob("*")), "nothing is staged"
+        staging.commit()
+    assert not list(Path(tmp_path).rglob("*"))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_is_shown_says_that_times_were_not_measured(name):
+    report = REPORTS[name]
+    assert report.measurement is not None
+    assert "source" not in dict(words.measuring(report))
+    report = replace(report, measurement=replace(report.measurement, source="simulated"))
+    assert dict(words.measuring(report))["source"] == "simulated: NOT MEASURED"
+    assert "simulated: NOT MEASURED" in console.to_text(report)
