@@ -218,6 +218,7 @@ def build(
     version_compatible: bool = False,
     weight_streaming: bool = False,
     inputs: StrPath | None = None,
+    save_onnx: StrPath | None = None,
     export_layer_info: StrPath | None = None,
     report: StrPath | None = None,
     force: bool = False,
@@ -237,8 +238,9 @@ def build(
     `workspace_mib`: memory for scratch data, in MiB. `timing_cache`: a file that keeps kernel timings between builds.
     `optimization_level`: 0 to 5. `compute_capabilities`: GPUs to build for, as "8.6" (TensorRT for RTX). `device`: the
     GPU to build on. `plugins`: libraries of plugins. `refit`, `strip_plan`, `version_compatible`, `weight_streaming`:
-    as TensorRT has them. `inputs`: an .npz to compare a conversion on. `export_layer_info`: a file for the layers, as
-    trtexec writes them. `tell` gets every line of TensorRT's log.
+    as TensorRT has them. `inputs`: an .npz to compare a conversion on. `save_onnx`: a file for the ONNX model
+    as TensorRT gets it. `export_layer_info`: a file for the layers, as trtexec writes them. `tell` gets every line of
+    TensorRT's log.
 
     Returns a report whose `engine` is the side-car's content. Raises `UsageError` for a model or sizes that TensorRT
     cannot take, `MissingError` without TensorRT, `FailedError` when the build fails, `DiffersError` when the conversion
@@ -272,6 +274,7 @@ def build(
             Path(output) if output is not None else None,
             order,
             options,
+            save_onnx=Path(save_onnx) if save_onnx is not None else None,
             export_layers=Path(export_layer_info) if export_layer_info is not None else None,
             report_folder=Path(report) if report is not None else None,
             progress=progress or pipeline.silent,

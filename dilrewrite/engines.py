@@ -28,6 +28,7 @@ from dilrewrite.backends import (
     dtype,
 )
 from dilrewrite.engine import bindings, cuda, fidelity, profiles, sidecar
+from dilrewrite.engine.convert import BF16_STAYS
 from dilrewrite.engine.make import CURRENT, BuildOptions, Built, build
 from dilrewrite.engine.precision import PRECISIONS, Prepared, prepare, refuse
 from dilrewrite.engine.profiles import Asked, Profile
@@ -140,6 +141,7 @@ class Engine:
     """An engine that was built, and what is known of it. `check`: the comparison with ONNX Runtime, where it ran."""
 
     built: Built
+    prepared: Prepared
     report: EngineReport
     timing_cache: Path | None
     check: Verdict | None = None
@@ -281,7 +283,8 @@ def make(
         progress=progress,
     )
     names = [node.name for node in all_nodes(prepared.proto) if node.op_type in ("Conv", "ConvTranspose")]
-    datatypes = sidecar.check_precision(prepared, built.layers, names, where)
+    stays = [node.name for node in all_nodes(prepared.proto) if prepared.changes and node.op_type in BF16_STAYS]
+    datatypes = sidecar.check_precision(prepared, built.layers, names, where, stays=stays)
     checked, device, verdict = _check(proto, model, built, started, prepared, sizes, settings)
     if verdict is not None and not verdict.passed:
         raise DiffersError(
@@ -322,10 +325,10 @@ def make(
         layers=built.layers.layers,
         warnings=built.warnings,
         trtexec=sidecar.trtexec(
-            started.flavour, _name(file) if file is not None else "", _name(engine), order.build, prepared, sizes
+            started.flavour, _onnx_name(file, prepared), _name(engine), order.build, prepared, sizes
         ),
     )
-    return Engine(built=built, report=report, timing_cache=order.build.timing_cache, check=verdict)
+    return Engine(built=built, prepared=prepared, report=report, timing_cache=order.build.timing_cache, check=verdict)
 
 
 def stage(engine: Engine, place: Path, staging: Staging) -> None:
@@ -341,6 +344,14 @@ def stage(engine: Engine, place: Path, staging: Staging) -> None:
 
 def _where(model: Model) -> str:
     return shown(model.path) if model.path is not None else "the model"
+
+
+def _onnx_name(file: Path | None, prepared: Prepared) -> str:
+    """Return the name of the ONNX file that an engine is built from; of a changed one, as `--save-onnx` may name it."""
+    if file is None:
+        return ""
+    changed = prepared.converted or prepared.changes
+    return _name(file.with_name(f"{file.stem}.{prepared.precision}.onnx") if changed else file)
 
 
 def _name(path: Path) -> str:

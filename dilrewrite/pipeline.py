@@ -821,6 +821,7 @@ def build_file(
     order: engines.Order,
     options: OptimizeOptions,
     *,
+    save_onnx: Path | None = None,
     export_layers: Path | None = None,
     report_folder: Path | None = None,
     progress: Progress = silent,
@@ -836,13 +837,13 @@ def build_file(
     started = engines.start(model, order, parse_shapes(options.shapes))
     others, places = [path, *_data_files(model)], _engine_places(target, order.build.timing_cache)
     engines.check_places(target, force=options.force, others=others, timing_cache=order.build.timing_cache)
-    if export_layers is not None:
-        if any(engines.same_place(export_layers, other) for other in (*others, *places)):
-            raise UsageError(
-                f"--export-layer-info {shown(export_layers)}: is a place for something else", hint="name another file"
-            )
-        check_destination(export_layers, force=options.force, source=None)
-        places.append(export_layers)
+    for option, place in (("--save-onnx", save_onnx), ("--export-layer-info", export_layers)):
+        if place is None:
+            continue
+        if any(engines.same_place(place, other) for other in (*others, *places)):
+            raise UsageError(f"{option} {shown(place)}: is a place for something else", hint="name another file")
+        check_destination(place, force=options.force, source=None)
+        places.append(place)
     if report_folder is not None:
         check_report_folder(report_folder, others=[*others, *places])
     settings = _settings(model, options)
@@ -873,6 +874,8 @@ def build_file(
     )
     with Staging(force=options.force) as staging:
         engines.stage(engine, target, staging)
+        if save_onnx is not None:
+            stage_model(model, engine.prepared.proto, save_onnx, staging, external_data="auto", spill=[])
         if export_layers is not None:
             staging.add_text(export_layers, sidecar.layer_information(engine.report))
         if report_folder is not None:

@@ -61,6 +61,10 @@ def command(
     version_compatible: CompatibleOption = False,
     weight_streaming: StreamingOption = False,
     inputs: InputsOption = None,
+    save_onnx: Annotated[
+        Path | None,
+        typer.Option("--save-onnx", metavar="FILE", help="The ONNX model as TensorRT gets it.", show_default=False),
+    ] = None,
     export_layer_info: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +105,7 @@ def command(
             version_compatible=version_compatible,
             weight_streaming=weight_streaming,
             inputs=inputs,
+            save_onnx=save_onnx,
             export_layer_info=export_layer_info,
             report=report,
             force=force,

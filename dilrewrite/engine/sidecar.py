@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -48,11 +49,14 @@ def is_engine(path: Path) -> bool:
         return False
 
 
-def check_precision(prepared: Prepared, layers: Layers, names: Sequence[str], where: str) -> dict[str, int]:
+def check_precision(
+    prepared: Prepared, layers: Layers, names: Sequence[str], where: str, *, stays: Collection[str] = ()
+) -> dict[str, int]:
     """Return how many convolution layers of an engine read data of each type, as its layer list says.
 
-    `names`: the ONNX nodes that are convolutions. Raises FailedError for an engine that computes them in another type
-    than was asked for: never a silent float32 engine.
+    `names`: the ONNX nodes that are convolutions; `stays`: those of them that the conversion left in float32, and said
+    so. Raises FailedError for an engine that computes others in another type than was asked for: never a silent float32
+    engine.
     """
     found = layers.datatypes(names)
     if not names:
@@ -64,7 +68,12 @@ def check_precision(prepared: Prepared, layers: Layers, names: Sequence[str], wh
         )
     wanted = DATATYPES[prepared.precision]
     right = sum(count for kind, count in found.items() if kind in wanted)
-    others = {kind: count for kind, count in found.items() if kind not in wanted}
+    strict = Counter(
+        layer.inputs[0] if layer.inputs else "unknown"
+        for layer in layers.convolutions(names)
+        if not any(node in stays for node in layer.nodes)
+    )
+    others = {kind: count for kind, count in strict.items() if kind not in wanted}
     told = ", ".join(f"{count} in {kind}" for kind, count in found.items())
     if prepared.precision == "int8-qdq":
         if not right:
@@ -148,8 +157,9 @@ class EngineReport:
     """All that is known of an engine; the side-car is its JSON.
 
     `chosen_on`: the runtime whose timings chose the forms in it. `checked`: whether its outputs were compared with ONNX
-    Runtime's, or why not. `device`: the GPU it was built on, `None` when there was none. `build_seconds`: reading the
-    model and building. `layers_from`: where the layers were read. `trtexec`: the command that builds about the same.
+    Runtime's, or why not. `device`: the GPU it was checked on, `None` when there was none. `build_seconds`: reading the
+    model and building. `layers_from`: where the layers were read. `trtexec`: the command that builds about the same;
+    of a converted model it names the file that `--save-onnx` writes.
     """
 
     schema_version: int = SCHEMA_VERSION
