@@ -209,6 +209,10 @@ ALONE = (
 )
 
 
+TOLD = ("status", "reason", "layers", "extra_layers", "waits", "kinds", "datatypes")
+"""What results keep of an engine of one Conv."""
+
+
 def alone(rank: int, place: str, kind: str, *, divides: bool) -> ModelProto:
     """One dilated Conv between input and output, or between two plain ones; inputs and outputs in its own type."""
     rng = np.random.default_rng(0)
@@ -296,7 +300,7 @@ def of_one_conv(library: Library, late: Callable[[], bool]) -> list[dict[str, An
                 else:
                     made["extra_layers"] = made["layers"] - first["layers"]
             first = first or made
-            rows.append({**common, "variant": variant.name, **made})
+            rows.append({**common, "variant": variant.name, **{key: made[key] for key in TOLD if key in made}})
         rows += [{**common, "variant": name, "status": "refuses", "reason": reason} for name, reason in refused.items()]
     return rows
 

@@ -290,8 +290,11 @@ def _backend(options: OptimizeOptions) -> OptimizeOptions:
 
 
 def _chosen_on(result: Report, started: engines.Started) -> str:
-    """Return whose timings chose the forms in an engine."""
+    """Return what chose the forms in an engine: the timings of a backend, or what the user said."""
     found = result.measurement
+    told = next((name for name in ("strategy", "decisions") if result.options.get(name)), None)
+    if told is not None:
+        return f"--{told} {result.options[told]}, not measured on TensorRT"
     if found is None:
         return "nothing, not measured on TensorRT"
     if found.backend == bindings.module_name(started.flavour):

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self, final
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from dilrewrite.backends import (
@@ -189,6 +190,7 @@ class TensorRt:
         if cache is not None:
             with contextlib.suppress(OSError):
                 timings = cache.read_bytes()
+        proto = _with_values(proto, folder, options.precision)
         with _one_line(CannotLoad):
             prepared = prepare(proto, options.precision, "the model")
             profiles = {
@@ -244,6 +246,18 @@ def _model(runnable: Runnable) -> tuple[ModelProto, Path | None]:
             found = load(runnable.model)
         return found.proto, found.folder
     return ModelProto.FromString(runnable.model), runnable.folder
+
+
+def _with_values(proto: ModelProto, folder: Path | None, precision: str | None) -> ModelProto:
+    """Return the model with its external weights in memory where a conversion needs their values."""
+    external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer)
+    quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
+    if folder is None or not external or not (quantized or precision in ("fp16", "bf16")):
+        return proto
+    made = ModelProto()
+    made.CopyFrom(proto)
+    onnx.external_data_helper.load_external_data_for_model(made, str(folder))
+    return made
 
 
 def _ios(proto: ModelProto) -> tuple[tuple[Io, ...], tuple[Io, ...]]:

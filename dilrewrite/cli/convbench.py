@@ -10,6 +10,7 @@ import typer
 
 from dilrewrite.cli._common import QuietOption, progress
 from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.timing import MIN_PAIRS
 
 
 def command(
@@ -35,6 +36,10 @@ def command(
     compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="cuDNN's deterministic mode.")] = False,
     seconds: Annotated[float, typer.Option("--seconds", help="How long each method and pass is timed, about.")] = 1.0,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="The fewest runs of each method and pass; 6 in any case.")
+    ] = MIN_PAIRS,
+    warmup: Annotated[float, typer.Option("--warmup", help="Seconds that each method and pass runs before.")] = 0.0,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads. [default: torch's]", show_default=False)
     ] = None,
@@ -68,10 +73,13 @@ def command(
         compiled=compiled,
         deterministic=deterministic,
         seconds=seconds,
+        repeats=repeats,
+        warmup=warmup,
         threads=threads,
         profile=profile,
     )
     convbench.check(setting)
+    convbench.skipped(skip or ())
     parsed = [grammar.parse(text) for text in configurations or ("1", "2", "3")]
     if output is not None:
         check_destination(output, force=force, source=None)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dilrewrite.backends import Pace
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.convbench import PASSES, Setting
 from dilrewrite.pytorch.methods import prepare
-from dilrewrite.pytorch.probing import Probe, Work, step_timings, work_of
+from dilrewrite.pytorch.probing import Probe, TorchBench, Work, work_of
+from dilrewrite.timing import Stopwatch
 
 PROFILED_RUNS = 5
 
@@ -27,7 +31,8 @@ def main() -> None:
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
     if sys.argv[1] == "environment":
-        cuda = torch.cuda.is_available()
+        number = int(setting.device.partition(":")[2] or 0)
+        cuda = torch.cuda.is_available() and number < torch.cuda.device_count()
         name = torch.cuda.get_device_name(setting.device) if cuda and setting.device != "cpu" else "cpu"
         say({"torch": torch.__version__, "cuda": cuda, "device": name})
         return
@@ -39,9 +44,9 @@ def main() -> None:
     for one in PASSES:
         try:
             say({one: answer(configuration, question["method"], one, setting)})
-        except torch.cuda.OutOfMemoryError:
+        except (torch.cuda.OutOfMemoryError, MemoryError):
             say({one: {"failure": "out of memory"}})
-        except (RuntimeError, NotImplementedError, MemoryError) as error:
+        except Exception as error:  # the other passes still have their turn
             text = " ".join(str(error).split()) or type(error).__name__
             say({one: {"failure": "out of memory" if "can't allocate memory" in text else text[:200]}})
 
@@ -57,16 +62,19 @@ def _tuple(value: Any) -> Any:
 
 def answer(configuration: Configuration, name: str, direction: str, setting: Setting) -> dict[str, Any]:
     """Measure one pass of one method: peak memory first, by itself, then times in pairs with the native form."""
-    import dataclasses
-
     found: dict[str, Any] = {"peak_bytes": _peak(lambda: work(configuration, name, direction, setting), setting)}
     if setting.profile:
         found["shares"] = shares(work(configuration, name, direction, setting), setting)
-    native, own = (
-        Probe(lambda _passes, one=one: work(configuration, one, direction, setting), setting.device)  # type: ignore[misc]
-        for one in ("keep", name)
-    )
-    found["comparison"] = dataclasses.asdict(step_timings(native, own, (direction,), setting.seconds, prune=False))
+    probes = {
+        key: Probe(lambda _passes, one=one: work(configuration, one, direction, setting), setting.device)  # type: ignore[misc]
+        for key, one in (("native", "keep"), ("own", name))
+    }
+    bench = TorchBench(probes, (direction,))
+    watch = Stopwatch(bench, pace=Pace(pairs=setting.repeats, warm_s=setting.warmup))
+    try:
+        found["comparison"] = dataclasses.asdict(watch.compare("native", "own", setting.seconds))
+    finally:
+        bench.close()
     return found
 
 
@@ -74,7 +82,7 @@ def work(configuration: Configuration, name: str, direction: str, setting: Setti
     """Return the work of one pass: backward by input asks for dx alone, by weight for dw alone."""
     import torch
 
-    form: Callable[..., Any] = prepare(name, configuration.geometry())
+    form: Callable[..., Any] = prepare(name, configuration.geometry(element=setting.element))
     if setting.compiled:
         form = torch.compile(form)
     kind = getattr(torch, setting.element)
@@ -110,8 +118,10 @@ def _peak(make: Callable[[], Work], setting: Setting) -> int | None:
         made.run()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        return None
     before_b = _resident("VmRSS")
     made.run()
     peak = _resident("VmHWM")
@@ -130,43 +140,51 @@ def _resident(word: str) -> int | None:
 
 KINDS = ("convolution", "layout", "padding", "rest")
 
-_CONVOLUTION = (
-    "convolution",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "mm",
-    "addmm",
-    "bmm",
-    "baddbmm",
-    "mkldnn",
-    "slow_conv",
-    "cudnn",
+_CONVOLUTION = re.compile(r"convolution|conv_?(transpose)?[123]d|(add|b|badd)?(mm|bmm)|matmul|einsum")
+_PADDING = frozenset({"constantpadnd", "pad"})
+_LAYOUT = frozenset(
+    {
+        "asstrided",
+        "cat",
+        "clone",
+        "contiguous",
+        "copy",
+        "expand",
+        "expandas",
+        "flatten",
+        "indexput",
+        "movedim",
+        "narrow",
+        "newzeros",
+        "permute",
+        "repeat",
+        "reshape",
+        "reshapealias",
+        "select",
+        "selectbackward",
+        "slice",
+        "slicebackward",
+        "split",
+        "squeeze",
+        "stack",
+        "to",
+        "tocopy",
+        "transpose",
+        "unsafeview",
+        "unsqueeze",
+        "view",
+        "zero",
+        "zeros",
+    }
 )
-_PADDING = ("constant_pad_nd", "pad")
-_LAYOUT = (
-    "copy_",
-    "clone",
-    "contiguous",
-    "cat",
-    "_to_copy",
-    "to",
-    "reshape",
-    "permute",
-    "slice_backward",
-    "fill_",
-    "zero_",
-    "zeros",
-    "new_zeros",
-    "select_backward",
-    "index_put_",
-    "repeat",
-    "as_strided",
-)
+"""Without underscores, as the names of autograd's nodes are."""
 
 
 def shares(made: Work, setting: Setting) -> dict[str, float]:
-    """Return the share of the wall time by kind of operator; the outermost operator that has a kind decides."""
+    """Return the share of the wall time by kind of operator; the outermost operator that has a kind decides.
+
+    What passes outside of all operators, Python and waiting, is "rest".
+    """
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -183,28 +201,31 @@ def shares(made: Work, setting: Setting) -> dict[str, float]:
         wall = time.perf_counter() - start
     seconds = dict.fromkeys(KINDS, 0.0)
     for event in profiler.events() or ():
-        own = event.self_device_time_total if cuda else event.self_cpu_time_total
-        if own <= 0:
+        if event.device_type.name != "CPU":  # a kernel: its time is its operator's too
             continue
+        own = event.self_device_time_total if cuda else event.self_cpu_time_total
         kind, outer = None, event
         while outer is not None:
             kind = kind_of(outer.name) or kind
             outer = outer.cpu_parent
-        seconds[kind or "rest"] += own / 1e6
-    accounted = sum(seconds.values())
-    seconds["rest"] += max(0.0, wall - accounted) if cuda else 0.0
+        seconds[kind or "rest"] += max(0.0, own) / 1e6
+    seconds["rest"] += max(0.0, wall - sum(seconds.values()))
     return {name: value / wall for name, value in seconds.items()}
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of an operator by its name, None for one that tells nothing of itself."""
-    plain = name.rpartition("::")[2].removesuffix("_overrideable")
-    if any(plain.startswith(word) or plain.endswith(word) for word in ("convolution", "convolution_backward")):
+    """Return the kind of an operator, or of an autograd node, by its name; None for one that tells nothing of itself.
+
+    What autograd does around a node, as adding gradients up, is the rest.
+    """
+    if ": " in name:
+        return None
+    plain = re.sub(r"Backward\d+$", "", name.rpartition("::")[2]).lower()
+    if _CONVOLUTION.search(plain):
         return "convolution"
+    plain = plain.replace("_", "")
     if plain in _PADDING:
         return "padding"
-    if any(plain == word or plain.startswith(f"{word}_") for word in _CONVOLUTION):
-        return "convolution"
     return "layout" if plain in _LAYOUT else None
 
 

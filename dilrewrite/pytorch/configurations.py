@@ -16,6 +16,9 @@ from dilrewrite.pytorch.methods import geometry_of
 
 GRAMMAR = "iCxWxH,kFxWxH,bN,sWxH,dWxH,psame|valid|WxH,gG"
 
+DIGITS = 9
+"""No size has more."""
+
 _ITEM = re.compile(r"([a-z])([^,]*)")
 
 
@@ -73,7 +76,8 @@ class MalformedError(UsageError):
     @property
     def pointer(self) -> str:
         """Return two lines: the text, and a caret under the place."""
-        return f"  {self.text}\n  {' ' * self.place}^"
+        shown = "".join(letter if letter.isprintable() else "?" for letter in self.text)
+        return f"  {shown}\n  {' ' * self.place}^"
 
 
 def parse(text: str) -> Configuration:
@@ -83,11 +87,11 @@ def parse(text: str) -> Configuration:
     pads that keep the extents at stride 1 ("same"; the odd one at the end), without g 1.
     Raises `MalformedError`, which points at the character, and `UsageError` for sizes that do not fit together.
     """
-    if text.isdigit():
-        if int(text) not in range(1, len(BUILT_IN) + 1):
+    if text.isdecimal() and text.isascii():
+        if text.lstrip("0") not in map(str, range(1, len(BUILT_IN) + 1)):
             listed = ", ".join(f"{number}: {name}" for number, (name, _) in enumerate(BUILT_IN, 1))
             raise UsageError(f"there is no built-in configuration {text}", hint=f"there are {listed}")
-        name, known = BUILT_IN[int(text) - 1]
+        name, known = BUILT_IN[int(text.lstrip("0")) - 1]
         return _read(known, name)
     named = dict(BUILT_IN)
     if text in named:
@@ -101,6 +105,8 @@ def _read(text: str, name: str) -> Configuration:
     for part in text.split(","):
         item = _ITEM.fullmatch(part)
         letter = part[:1]
+        if not part:
+            raise MalformedError(f"{text!r}: an item is missing", text, place)
         if item is None or letter not in "ikbsdpg":
             raise MalformedError(f"{text!r}: {letter!r} is none of i, k, b, s, d, p, g", text, place)
         if letter in found:
@@ -150,7 +156,10 @@ def _read(text: str, name: str) -> Configuration:
         groups=groups,
     )
     geometry = made.geometry()
-    reason = geometry.malformed() or geometry.invalid()
+    reason = geometry.malformed()
+    if reason:
+        raise MalformedError(f"{text!r}: {reason}", text, found["g"][1])
+    reason = geometry.invalid()
     if reason:
         raise UsageError(f"{text!r}: {reason}", hint="a larger input, a smaller kernel or dilation, or more pads")
     return made
@@ -168,6 +177,8 @@ def _numbers(text: str, sizes: str, place: int, *, zero: bool) -> list[int]:
             raise MalformedError(f"{text!r}: {wrong[0]!r} is neither a digit nor x", text, place + wrong.start())
         if not part:
             raise MalformedError(f"{text!r}: a number is missing", text, place)
+        if len(part.lstrip("0")) > DIGITS:
+            raise MalformedError(f"{text!r}: a number has more than {DIGITS} digits", text, place)
         if int(part) == 0 and not zero:
             raise MalformedError(f"{text!r}: sizes are at least 1", text, place)
         found.append(int(part))

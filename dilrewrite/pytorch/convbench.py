@@ -6,9 +6,11 @@ is the process'. A method is timed in pairs with PyTorch's own form.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from dilrewrite import machine
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.methods import method, methods
-from dilrewrite.timing import Comparison, Timing
+from dilrewrite.timing import MIN_PAIRS, Comparison, Timing
 
 PASSES = ("forward", "backward by input", "backward by weight")
 
@@ -30,7 +32,7 @@ ELEMENTS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How it is timed: `seconds` for each method and pass.
+    """How it is timed: `seconds` for each method and pass, `repeats` runs at least, `warmup` seconds before.
 
     `compiled`: through `torch.compile`; `deterministic`: cuDNN's deterministic mode; `profile`: a breakdown by
     operator.
@@ -42,6 +44,8 @@ class Setting:
     compiled: bool = False
     deterministic: bool = False
     seconds: float = 1.0
+    repeats: int = MIN_PAIRS
+    warmup: float = 0.0
     threads: int | None = None
     profile: bool = False
     timeout_s: float = 600.0
@@ -112,6 +116,7 @@ def run(
             f"--device {setting.device}: torch {environment['torch']} reaches no CUDA device",
             hint="leave --device out, or install a torch with CUDA",
         )
+    configurations = list({one.text: one for one in configurations}.values())
     wanted = [name for name in methods() if name not in left_out]
     rows: list[Row] = []
     total = len(configurations) * len(wanted)
@@ -134,7 +139,7 @@ def run(
 
 
 def _method_rows(configuration: Configuration, name: str, setting: Setting) -> list[Row]:
-    reason = method(name).refusal(configuration.geometry())
+    reason = method(name).refusal(configuration.geometry(element=setting.element))
     if reason is not None:
         return [
             Row(configuration=configuration.text, method=name, direction=one, failure=reason, refused=True)
@@ -145,7 +150,8 @@ def _method_rows(configuration: Configuration, name: str, setting: Setting) -> l
         "method": name,
         "setting": dataclasses.asdict(setting),
     }
-    answers, failure = _child("rows", question, setting.timeout_s)
+    timing_s = len(PASSES) * 2 * (setting.seconds + setting.warmup)
+    answers, failure = _child("rows", question, setting.timeout_s + timing_s)
     rows = []
     for one in PASSES:
         answer = answers.get(one)
@@ -207,14 +213,15 @@ def _child(task: str, question: Mapping[str, Any], timeout_s: float) -> tuple[di
             )
             output, code = done.stdout, done.returncode
         except subprocess.TimeoutExpired as late:
-            told = late.stdout or b""
-            output, code = told.decode() if isinstance(told, bytes) else told, None
+            before = late.stdout or b""
+            output, code = before.decode(errors="replace") if isinstance(before, bytes) else before, None
         errors.seek(0)
         said = [line.strip() for line in errors.read().split("\n") if line.strip()]
     answers: dict[str, Any] = {}
     for line in output.splitlines():
-        if line.startswith("{"):
-            answers.update(json.loads(line))
+        with contextlib.suppress(json.JSONDecodeError):  # the last line of a process that died is cut
+            told = json.loads(line)
+            answers.update(told if isinstance(told, dict) else {})
     if code == 0:
         return answers, ""
     if code is None:
@@ -231,5 +238,7 @@ def check(setting: Setting) -> None:
         raise UsageError(f"--dtype {setting.element}: not one of {', '.join(ELEMENTS)}")
     if not 0 < setting.seconds < float("inf"):
         raise UsageError(f"--seconds {setting.seconds}: more than 0 is needed")
-    if setting.device != "cpu" and not setting.device.startswith("cuda"):
+    if not 0 <= setting.warmup < float("inf"):
+        raise UsageError(f"--warmup {setting.warmup}: 0 or more is needed")
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", setting.device):
         raise UsageError(f"--device {setting.device}: not one of cpu, cuda, cuda:N")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from dilrewrite.pytorch.convbench import PASSES, Result, Row
@@ -20,8 +21,10 @@ ORIGINAL_PASSES = {
 
 def figure(value: float) -> str:
     """Return a number with three significant digits, never in powers of ten."""
-    text = f"{value:.3g}"
-    return f"{value:.0f}" if "e+" in text else f"{value:.9f}"[: 2 + 9].rstrip("0") if "e" in text else text
+    if not value or not math.isfinite(value):
+        return f"{value:.0f}"
+    value = float(f"{value:.3g}")
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def rows_of(result: Result) -> Iterator[tuple[str, list[Row]]]:

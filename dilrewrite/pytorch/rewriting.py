@@ -7,6 +7,7 @@ and parametrizations go on as before, and copies, pickles and replicas carry the
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.geometry import ConvGeometry
-from dilrewrite.pytorch.methods import geometry_of, method, methods, prepare
+from dilrewrite.pytorch.methods import Form, geometry_of, method, methods, prepare
 from dilrewrite.pytorch.probing import PASSES, Probe, step_timings
 from dilrewrite.timing import Comparison
 
@@ -44,48 +45,126 @@ def bucket(shape: Sequence[int]) -> Bucket:
 class Chosen:
     """Computes a Conv's convolution: by the method chosen for the input's sizes, by PyTorch's own for all others.
 
-    Holds settings only, no parameters, so that copies and pickles of the Conv are independent of it.
+    Holds settings only, no parameters, so that copies and pickles of the Conv are independent of it. `padding` is the
+    Conv's: "same", "valid", or a number for each axis.
     """
 
     stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
+    padding: str | tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
     choices: dict[Bucket, str]
+
+    @staticmethod
+    def of(layer: Any, choices: Mapping[Bucket, str]) -> Chosen:
+        """Return what computes the convolution of a Conv."""
+        return Chosen(
+            stride=tuple(layer.stride),
+            padding=layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
+            dilation=tuple(layer.dilation),
+            groups=int(layer.groups),
+            choices=dict(choices),
+        )
+
+    def __post_init__(self) -> None:
+        _known_to_compiler()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled or copied."""
+        self.__dict__.update(state)
+        _known_to_compiler()
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output for an input with or without a batch."""
         import torch
 
-        batched = x.dim() == len(self.stride) + 2
-        if not batched:
-            x = x.unsqueeze(0)
+        rank = len(self.stride)
+        batched = x.dim() == rank + 2
         name = NATIVE
         # An exported graph serves all sizes: there the native form stays.
-        if not (torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()):
-            name = self.choices.get(bucket(x.shape), NATIVE)
-            if name != NATIVE and torch.is_autocast_enabled(x.device.type):
-                kind = torch.get_autocast_dtype(x.device.type)  # as PyTorch does for its own convolution
-                x, weight = x.to(kind), weight.to(kind)
-                bias = bias if bias is None else bias.to(kind)
-        geometry = geometry_of(
-            tuple(map(int, x.shape))
-            if name != NATIVE
-            else (1, weight.shape[1] * self.groups, *(1,) * len(self.stride)),
-            tuple(weight.shape),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            bias=bias is not None,
-        )
-        y: Tensor = (
-            self._native(geometry, x, weight, bias) if name == NATIVE else prepare(name, geometry)(x, weight, bias)
-        )
+        exported = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+        if not exported and x.dim() in (rank + 1, rank + 2):
+            name = self.choice((*x.shape,) if batched else (1, *x.shape))
+        if name == NATIVE:
+            return _native(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = _cast(x, kind), _cast(weight, kind), bias if bias is None else _cast(bias, kind)
+        if not batched:
+            x = x.unsqueeze(0)
+        y = _formed(x, weight, bias, name, self.stride, self.padding, self.dilation, self.groups)
         return y if batched else y.squeeze(0)
 
-    def _native(self, geometry: ConvGeometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return method(NATIVE).form(geometry)(x, weight, bias)
+    def choice(self, shape: Sequence[int]) -> str:
+        """Return the method for an input of this shape."""
+        sizes = (shape[0], *shape[2:])
+        # Compared, not looked up: a compiled graph is then good for all sizes of a bucket, or for all outside.
+        for ends, name in self.choices.items():
+            if all(end // 2 < size <= end for size, end in zip(sizes, ends, strict=True)):
+                return name
+        return NATIVE
+
+
+def _cast(x: Tensor, kind: Any) -> Tensor:
+    """Return a tensor as autocast gives it to PyTorch's own convolution: float64 stays."""
+    import torch
+
+    return x.to(kind) if x.is_floating_point() and x.dtype != torch.float64 else x
+
+
+def _native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: str | tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    from torch.nn import functional
+
+    run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(stride) - 1]
+    y: Tensor = run(x, weight, bias, stride, padding, dilation, groups)
+    return y
+
+
+def _formed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    name: str,
+    stride: tuple[int, ...],
+    padding: str | tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """Return the output by a method; by PyTorch's own where it does not apply to the very sizes."""
+    geometry = geometry_of(
+        tuple(map(int, x.shape)),
+        tuple(weight.shape),
+        stride=stride,
+        padding=spelled_out(padding, tuple(weight.shape[2:]), dilation),
+        dilation=dilation,
+        groups=groups,
+        bias=bias is not None,
+    )
+    form = _form(name, geometry)
+    return _native(x, weight, bias, stride, padding, dilation, groups) if form is None else form(x, weight, bias)
+
+
+@functools.lru_cache(maxsize=4096)
+def _form(name: str, geometry: ConvGeometry) -> Form | None:
+    """Return what computes a convolution of this geometry by a method, or None where it does not apply."""
+    try:
+        return prepare(name, geometry)
+    except UsageError:
+        return None
+
+
+@functools.cache
+def _known_to_compiler() -> None:
+    """Let torch.compile take `_formed` as a whole: planning is not to be compiled, what it comes to is."""
+    _torch().compiler.allow_in_graph(_formed)
 
 
 # -- the report ------------------------------------------------------------------------------------------------------
@@ -275,14 +354,16 @@ def _left_alone(layer: Any) -> str | None:
     return None
 
 
-def pads_of(layer: Any) -> tuple[tuple[int, int], ...]:
+def spelled_out(
+    padding: str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
     """Return the (begin, end) pads of a Conv; padding='same' puts the odd one at the end, as PyTorch does."""
-    if layer.padding == "valid":
-        return ((0, 0),) * len(layer.kernel_size)
-    if layer.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((int(pad), int(pad)) for pad in layer.padding)
+    return tuple((int(pad), int(pad)) for pad in padding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +383,7 @@ class Call:
             self.shape,
             tuple(layer.weight.shape),
             stride=layer.stride,
-            padding=pads_of(layer),
+            padding=spelled_out(layer.padding, layer.kernel_size, layer.dilation),
             dilation=layer.dilation,
             groups=layer.groups,
             bias=layer.bias is not None,
@@ -410,13 +491,8 @@ def _choices(layer: Any) -> Chosen | None:
 def choose(layer: Any, shape: Sequence[int], name: str) -> None:
     """Let inputs of about this shape be computed by a method, beside what was chosen for others."""
     old = _choices(layer)
-    layer.__dict__[_ATTRIBUTE] = Chosen(
-        stride=tuple(layer.stride),
-        padding=pads_of(layer),
-        dilation=tuple(layer.dilation),
-        groups=int(layer.groups),
-        choices={**(old.choices if old is not None else {}), bucket(shape): name},
-    )
+    choices = old.choices if old is not None else {}
+    layer.__dict__[_ATTRIBUTE] = Chosen.of(layer, {**choices, bucket(shape): name})
 
 
 def _set_winners(winners: Sequence[tuple[Any, Call, LayerChoice]]) -> None:
