@@ -20,7 +20,8 @@ BUILD_LOG = "build log"
 INSPECTOR = "engine inspector"
 
 _FIELD = re.compile(r"(?:^|, )([A-Za-z][A-Za-z /_]*?): ")
-_ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=\x1e|\x1f|\[|$|,)")
+_HEAD = re.compile(r"Name: (.*?), LayerType: (\w+)(?=, Inputs: )")
+_ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$|,? ?\[[A-Z][A-Za-z ]*: )")
 _CONVOLVES = re.compile(r"correlation|deconv|conv", re.IGNORECASE)
 _MAY_HOLD_ONE = re.compile(r"fusion|myelin|foreign", re.IGNORECASE)
 _MEMORY = re.compile(r"(Max Scratch Memory|Total Activation Memory|Total Weights Memory): (\d+) bytes")
@@ -109,6 +110,15 @@ def _logged(line: str) -> Layer:
 
 
 def _fields(line: str) -> dict[str, str]:
+    """Return the fields of a line; where a name holds half a bracket or a field, those behind it."""
+    found = _outer_fields(line)
+    head = _HEAD.match(line)
+    if "LayerType" not in found and head:
+        found = {**_outer_fields(line[head.end() :]), "Name": head[1], "LayerType": head[2]}
+    return found
+
+
+def _outer_fields(line: str) -> dict[str, str]:
     """Return the fields of `Name: a, LayerType: b, Inputs: [ { Name: ... }], ...`: those outside of any bracket."""
     starts = []
     depth = 0
@@ -166,8 +176,18 @@ def _inspected(entry: dict[str, Any]) -> Layer:
     )
 
 
-_FORMATS = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8", "int32": "Int32"}
-"""The element type in TensorRT 10's `Format/Datatype`, which is prose ("Row major linear FP32")."""
+_FORMATS = {
+    "bfloat16": "BFloat16",
+    "bf16": "BFloat16",
+    "fp32": "Float",
+    "fp16": "Half",
+    "int8": "Int8",
+    "fp8": "FP8",
+    "int32": "Int32",
+    "half": "Half",
+    "float": "Float",
+}
+"""The element type in TensorRT 10's `Format/Datatype`: prose ("Row major linear FP32"), or a word ("Half")."""
 
 
 def _tensors(entries: Any) -> tuple[str, ...]:

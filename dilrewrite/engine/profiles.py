@@ -20,6 +20,9 @@ Shape = tuple[int, ...]
 
 KINDS = ("min", "opt", "max")
 
+_WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool")
+"""Operators that move a window over their input, which must fit in."""
+
 REACH = 256
 """How far from a size that does not do a legal one is looked for."""
 
@@ -187,6 +190,8 @@ def unfit(proto: ModelProto, shapes: Mapping[str, Shape]) -> str | None:
         for name in node.output:
             if any(size is not None and size < 0 for size in known.get(name, [])):
                 return f"{node.op_type} {node.name!r} makes a negative size"
+            if node.op_type in _WINDOWS and 0 in known.get(name, [])[2:]:
+                return f"{node.op_type} {node.name!r} makes an empty output"
     return None
 
 

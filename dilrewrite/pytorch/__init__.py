@@ -1,1 +1,33 @@
-"""The 2016 benchmark in PyTorch, forward and backward, and module rewriting for training. Loads torch when used."""
+"""The 2016 benchmark in PyTorch, forward and backward, and module rewriting for training. Loads torch when used.
+
+>>> from dilrewrite.pytorch import rewrite_module
+>>> print(rewrite_module(module, example_input).rewritten)  # doctest: +SKIP
+7
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dilrewrite.pytorch.methods import methods
+    from dilrewrite.pytorch.rewriting import LayerChoice, Rewriting, restore_module, rewrite_module
+
+_LAZY = {
+    "LayerChoice": "dilrewrite.pytorch.rewriting",
+    "Rewriting": "dilrewrite.pytorch.rewriting",
+    "methods": "dilrewrite.pytorch.methods",
+    "restore_module": "dilrewrite.pytorch.rewriting",
+    "rewrite_module": "dilrewrite.pytorch.rewriting",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["LayerChoice", "Rewriting", "methods", "restore_module", "rewrite_module"]

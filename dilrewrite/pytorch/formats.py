@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dilrewrite.pytorch.convbench import PASSES, Result, Row
 from dilrewrite.pytorch.methods import method
@@ -50,11 +50,24 @@ def cells(row: Row) -> tuple[str, str, str, str, str]:
     """Return milliseconds, their spread, ratio to keep, its interval, and peak memory in MiB of a row."""
     peak = figure(row.peak_bytes / 2**20) if row.peak_bytes is not None else ""
     if row.comparison is None or row.timing is None:
-        return ("does not apply" if row.refused else "FAILED", "", "", row.failure, peak)
+        return ("does not apply" if row.refused else "FAILED", "", "", "", peak)
     timing, found = row.timing, row.comparison
     spread = f"{figure(timing.p20_s * 1e3)} to {figure(timing.p80_s * 1e3)}"
     interval = f"{figure(found.low)} to {figure(found.high)}"
     return figure(timing.median_s * 1e3), spread, figure(found.ratio), interval, peak
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each reason why a method has no time, with the passes unless it is all."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.comparison is None:
+            found.setdefault((row.method, row.failure), []).append(row.direction)
+    lines = []
+    for (name, reason), passes in found.items():
+        which = "" if len(passes) == len(PASSES) else f", {' and '.join(passes)}"
+        lines.append(f"{name}{which}: {reason}")
+    return lines
 
 
 COLUMNS = ("method", "pass", "ms", "20 to 80 %", "ratio to keep", "interval", "peak MiB")
@@ -74,6 +87,8 @@ def table(result: Result, width: int = 120) -> str:
         for row in rows:
             made.add_row(row.method, row.direction, *cells(row))
         console.print(made)
+        for reason in reasons(rows):
+            console.print(reason, soft_wrap=True)
         shares = [row for row in rows if row.shares]
         if shares:
             breakdown = Table(title="where the time goes", title_justify="left")
@@ -114,6 +129,8 @@ def markdown(result: Result) -> str:
     for title, rows in rows_of(result):
         lines += [f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join((row.method, row.direction, *cells(row))) + " |" for row in rows]
+        told = reasons(rows)
+        lines += ["", *(f"- {reason}" for reason in told)] if told else []
         shares = [row for row in rows if row.shares]
         if shares:
             kinds = list(shares[0].shares)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -82,7 +84,7 @@ def work_of(
 def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Work:
     import torch
 
-    from dilrewrite.pytorch.rewriting import Chosen, bucket, pads_of
+    from dilrewrite.pytorch.rewriting import NATIVE, Chosen, bucket
 
     generator = torch.Generator(device=call.device).manual_seed(0)
     x = torch.randn(call.shape, dtype=torch.float32, device=call.device, generator=generator)
@@ -94,43 +96,64 @@ def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Wo
     bias = layer.bias
     if bias is not None:
         bias = bias.detach().clone().requires_grad_(bias.requires_grad)
-    chosen = Chosen(
-        stride=tuple(layer.stride),
-        padding=pads_of(layer),
-        dilation=tuple(layer.dilation),
-        groups=int(layer.groups),
-        choices={bucket(call.shape): name},
+    form = (
+        functools.partial(type(layer)._conv_forward, layer)
+        if name == NATIVE
+        else Chosen.of(layer, {bucket(call.shape): name})
     )
     wanted = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
     gradients: dict[tuple[int, ...], Any] = {}
 
     def upstream(y: Any) -> Any:
         if tuple(y.shape) not in gradients:
-            gradients[tuple(y.shape)] = torch.randn(y.shape, device=y.device).to(y.dtype)
+            drawn = torch.randn(y.shape, device=y.device, generator=generator)
+            gradients[tuple(y.shape)] = drawn.to(y.dtype)
         return gradients[tuple(y.shape)]
 
-    return work_of(lambda: chosen(x, weight, bias), wanted, passes, upstream)
+    def forward() -> Any:
+        kind = None if call.autocast is None else getattr(torch, call.autocast)
+        # Without the cache of weights: every form converts them in every step, as training does.
+        with torch.autocast(x.device.type, dtype=kind, enabled=kind is not None, cache_enabled=False):
+            return form(x, weight, bias)
+
+    return work_of(forward, wanted, passes, upstream)
 
 
 def _module_work(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None], passes: tuple[str, ...]) -> Work:
     import torch
 
-    prepare()
+    def ready() -> None:
+        prepare()
+        torch.clear_autocast_cache()  # it would hold what a step has to convert
+
+    ready()
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    random = torch.random.get_rng_state()
+    made = work_of(lambda: _loss(module(*arguments)), wanted, passes, lambda loss: torch.ones_like(loss))
+    return Work(made.run, ready)
 
-    def forward() -> Any:
-        return _loss(module(*arguments))
 
-    def close() -> None:
+@contextlib.contextmanager
+def preserved(module: Any) -> Iterator[None]:
+    """Leave a module's buffers (statistics of batch normalisation) and torch's random state as they are before."""
+    import torch
+
+    held = [
+        (owner, name, buffer, None if buffer is None else buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if not torch.nn.parameter.is_lazy(buffer)
+    ]
+    devices = {str(tensor.device) for tensor in (*module.parameters(), *module.buffers()) if tensor.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # weights that were converted without gradients
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        torch.random.set_rng_state(random)
-
-    made = work_of(forward, wanted, passes, lambda loss: torch.ones_like(loss))
-    return Work(made.run, prepare, close)
+            for owner, name, buffer, value in held:
+                owner._buffers[name] = buffer
+                if value is not None:
+                    buffer.copy_(value)
 
 
 def _loss(result: Any) -> Any:

@@ -11,13 +11,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.pytorch.methods import Form, geometry_of, method, methods, prepare
-from dilrewrite.pytorch.probing import PASSES, Probe, step_timings
+from dilrewrite.pytorch.probing import PASSES, Probe, preserved, step_timings
 from dilrewrite.timing import Comparison
 
 if TYPE_CHECKING:
@@ -238,7 +238,6 @@ def rewrite_module(
     start = time.perf_counter()
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     found: list[LayerChoice] = []
-    named = {id(layer): name for name, layer in module.named_modules()}
     dilated = [(name, layer) for name, layer in module.named_modules() if _is_dilated(layer)]
     candidates = []
     for name, layer in dilated:
@@ -249,53 +248,47 @@ def rewrite_module(
             candidates.append((name, layer))
     if budget == 0:
         found += [LayerChoice(name=name, method=NATIVE, reason="not probed: budget 0") for name, _ in candidates]
+    if budget == 0 or not candidates:
         return Rewriting(layers=tuple(found), passes=tuple(passes), probe_s=0.0)
     compare = timings or step_timings
-    seen = _shapes(module, arguments, [layer for _, layer in candidates])
     offered = [name for name in _ORDER if name in methods() and (only is None or name in only)]
     offered += [name for name in methods() if name not in (*_ORDER, NATIVE) and (only is None or name in only)]
-    known: dict[object, LayerChoice] = {}
     before = {id(layer): _choices(layer) for _, layer in candidates}
-    until = start + budget * 2 / 3
-    chosen: list[tuple[str, Any, LayerChoice]] = []
-    for number, (name, layer) in enumerate(candidates):
-        call = seen.get(id(layer))
-        if call is None:
-            choice = LayerChoice(name=name, method=NATIVE, reason="it did not run on the example")
-        else:
-            key = (call.geometry(layer), call, layer.weight.requires_grad)
-            if key not in known:
-                left = max(until - time.perf_counter(), 0.0) / max(len(candidates) - number, 1)
-                known[key] = _probe(name, layer, call, offered, tuple(passes), left, compare)
-            choice = known[key]
-        choice = LayerChoice(**{**{slot: getattr(choice, slot) for slot in choice.__slots__}, "name": name})
-        chosen.append((name, layer, choice))
-    winners = [(layer, seen[id(layer)], choice) for _, layer, choice in chosen if choice.method != NATIVE]
     whole: Comparison | None = None
-    if winners:
-        left = max(start + budget - time.perf_counter(), 0.5)
-
-        def plain() -> None:
-            _set_all(winners, before)
-
-        def fast() -> None:
-            _set_winners(winners)
-
-        whole = compare(
-            Probe.of_module(module, arguments, prepare=plain),
-            Probe.of_module(module, arguments, prepare=fast),
-            tuple(passes),
-            left,
-            whole=True,
-        )
-        if whole.faster:
-            fast()
-        else:
-            plain()
-            chosen = [(name, layer, _not_confirmed(choice, whole)) for name, layer, choice in chosen]
-    found += [choice for _, _, choice in chosen]
-    order = {name: place for place, name in enumerate(named.values())}
-    found.sort(key=lambda choice: order.get(choice.name, 0))
+    try:
+        with preserved(module):
+            seen = _shapes(module, arguments, [layer for _, layer in candidates])
+            chosen = _probe_all(candidates, seen, offered, tuple(passes), start + budget * 2 / 3, compare)
+            # What was chosen for these sizes before is chosen anew.
+            plain = {key: _without(old, seen.get(key)) for key, old in before.items()}
+            fast = {
+                id(layer): _with(layer, plain[id(layer)], seen.get(id(layer)), choice)
+                for (_, layer), choice in zip(candidates, chosen, strict=True)
+            }
+            layers = [layer for _, layer in candidates]
+            if any(choice.method != NATIVE for choice in chosen):
+                why = "not timed"
+                try:
+                    whole = compare(
+                        Probe.of_module(module, arguments, prepare=lambda: _set_all(layers, plain)),
+                        Probe.of_module(module, arguments, prepare=lambda: _set_all(layers, fast)),
+                        tuple(passes),
+                        max(start + budget - time.perf_counter(), 0.5),
+                        whole=True,
+                    )
+                    why = f"the whole module takes {whole.ratio:.2f} with it, not faster beyond noise"
+                except RuntimeError as error:  # out of memory, or no gradient to ask for
+                    why = f"the whole module could not be timed: {_line(error)}"
+                if whole is None or not whole.faster:
+                    fast = plain
+                    chosen = [_not_confirmed(choice, why) for choice in chosen]
+            _set_all(layers, fast)
+    except BaseException:
+        _set_all([layer for _, layer in candidates], before)
+        raise
+    found += chosen
+    order = [name for name, _ in dilated]
+    found.sort(key=lambda choice: order.index(choice.name))
     probe_s = time.perf_counter() - start
     gained = whole.first.median_s - whole.second.median_s if whole is not None and whole.faster else 0.0
     return Rewriting(
@@ -395,37 +388,55 @@ def _shapes(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> d
     torch = _torch()
     found: dict[int, Call] = {}
 
-    def seen(layer: Any, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0]
-        shape = tuple(x.shape) if x.dim() == len(layer.kernel_size) + 2 else (1, *x.shape)
+    def seen(layer: Any, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        x = inputs[0] if inputs else named["input"]
+        batched = x.dim() == len(layer.kernel_size) + 2
         kind = x.device.type
-        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim()) if batched else None
+        casts = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
         found.setdefault(
             id(layer),
             Call(
-                shape=shape,
+                shape=tuple(x.shape) if batched else (1, *x.shape),
                 element=str(x.dtype).removeprefix("torch."),
                 needs_grad=bool(x.requires_grad),
                 device=str(x.device),
-                autocast=autocast,
+                autocast=str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if casts else None,
                 channels_last=last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous(),
             ),
         )
 
-    handles = [layer.register_forward_pre_hook(seen) for layer in layers]
-    states = [(buffer, buffer.clone()) for buffer in module.buffers()]  # batch normalisation must not see the example
-    random = torch.random.get_rng_state()
+    handles = [layer.register_forward_pre_hook(seen, with_kwargs=True) for layer in layers]
     try:
         module(*arguments)
     finally:
         for handle in handles:
             handle.remove()
-        with torch.no_grad():
-            for buffer, value in states:
-                buffer.copy_(value)
-        torch.random.set_rng_state(random)
     return found
+
+
+def _probe_all(
+    candidates: Sequence[tuple[str, Any]],
+    seen: Mapping[int, Call],
+    offered: Sequence[str],
+    passes: tuple[str, ...],
+    until: float,
+    compare: Callable[..., Comparison],
+) -> list[LayerChoice]:
+    """Probe every Conv until the clock shows `until`; what is alike is probed once."""
+    known: dict[object, LayerChoice] = {}
+    chosen = []
+    for number, (name, layer) in enumerate(candidates):
+        call = seen.get(id(layer))
+        if call is None:
+            chosen.append(LayerChoice(name=name, method=NATIVE, reason="it did not run on the example"))
+            continue
+        key = (call.geometry(layer), call, layer.weight.requires_grad)
+        if key not in known:
+            left = max(until - time.perf_counter(), 0.0) / (len(candidates) - number)
+            known[key] = _probe(name, layer, call, offered, passes, left, compare)
+        chosen.append(replace(known[key], name=name))
+    return chosen
 
 
 def _probe(
@@ -460,7 +471,7 @@ def _probe(
                 Probe.of_conv(layer, call, NATIVE), Probe.of_conv(layer, call, candidate), passes, left
             )
         except RuntimeError as error:  # out of memory, or an operator that the device does not have
-            failed[candidate] = f"failed: {' '.join(str(error).split())[:200]}"
+            failed[candidate] = f"failed: {_line(error)}"
     winners = [candidate for candidate, timing in forms.items() if timing.faster]
     best = min(winners, key=lambda candidate: forms[candidate].ratio, default=NATIVE)
     if best != NATIVE:
@@ -495,29 +506,35 @@ def choose(layer: Any, shape: Sequence[int], name: str) -> None:
     layer.__dict__[_ATTRIBUTE] = Chosen.of(layer, {**choices, bucket(shape): name})
 
 
-def _set_winners(winners: Sequence[tuple[Any, Call, LayerChoice]]) -> None:
-    for layer, call, choice in winners:
-        choose(layer, call.shape, choice.method)
+def _without(old: Chosen | None, call: Call | None) -> Chosen | None:
+    """Return what was chosen before, without what was for inputs like this call's; None when nothing is left."""
+    if old is None or call is None:
+        return old
+    choices = {sizes: name for sizes, name in old.choices.items() if sizes != bucket(call.shape)}
+    return replace(old, choices=choices) if choices else None
 
 
-def _set_all(winners: Sequence[tuple[Any, Call, LayerChoice]], before: Mapping[int, Chosen | None]) -> None:
-    for layer, _, _ in winners:
-        old = before[id(layer)]
-        if old is None:
+def _with(layer: Any, old: Chosen | None, call: Call | None, choice: LayerChoice) -> Chosen | None:
+    """Return what was chosen before, and what is chosen now."""
+    if call is None or choice.method == NATIVE:
+        return old
+    return Chosen.of(layer, {**(old.choices if old is not None else {}), bucket(call.shape): choice.method})
+
+
+def _set_all(layers: Sequence[Any], wanted: Mapping[int, Chosen | None]) -> None:
+    for layer in layers:
+        chosen = wanted[id(layer)]
+        if chosen is None:
             layer.__dict__.pop(_ATTRIBUTE, None)
         else:
-            layer.__dict__[_ATTRIBUTE] = old
+            layer.__dict__[_ATTRIBUTE] = chosen
 
 
-def _not_confirmed(choice: LayerChoice, whole: Comparison) -> LayerChoice:
+def _not_confirmed(choice: LayerChoice, why: str) -> LayerChoice:
     if choice.method == NATIVE:
         return choice
-    return LayerChoice(
-        name=choice.name,
-        method=NATIVE,
-        reason=f"{choice.reason}, but the whole module takes {whole.ratio:.2f} with it, not faster beyond noise",
-        shape=choice.shape,
-        element=choice.element,
-        forms=choice.forms,
-        refused=choice.refused,
-    )
+    return replace(choice, method=NATIVE, reason=f"{choice.reason}, but {why}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -24,8 +24,6 @@ Array = np.ndarray[Any, Any]
 
 SMALL = ("causal_tcn", "meshnet3d", "splice_sites")
 
-not_told_yet = pytest.mark.xfail(strict=True, reason="fidelity.py does not tell it yet")
-
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +151,6 @@ def scaled(factor: float, *more: onnx.NodeProto) -> ModelProto:
 DOWN = helper.make_node("Mul", ["m", "down"], ["y"], name="down")
 
 
-@not_told_yet
 @pytest.mark.parametrize(
     "model",
     [
@@ -190,7 +187,6 @@ def test_overflow_of_bfloat16_has_no_such_advice() -> None:
     assert caught.value.hint == ""
 
 
-@not_told_yet
 @every_low
 def test_what_is_not_finite_in_the_original_is_passed_over(precision: str) -> None:
     """Infinity less infinity warns, and warnings are errors here."""
@@ -198,7 +194,6 @@ def test_what_is_not_finite_in_the_original_is_passed_over(precision: str) -> No
     assert found.difference is not None
 
 
-@not_told_yet
 def test_sizes_that_are_computed_in_the_low_type() -> None:
     """bfloat16 does not hold the length 2050: the second output has another size."""
     nodes = [

@@ -28,8 +28,6 @@ UPDATE = "DILREWRITE_UPDATE_GOLDEN"
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
-not_read_yet = pytest.mark.xfail(strict=True, reason="layers.py does not read it yet")
-
 
 def convolutions(model: ModelProto) -> set[str]:
     return {node.name for node in model.graph.node if node.op_type in CONVOLUTIONS}
@@ -220,7 +218,6 @@ def test_unknown_fields_are_passed_over(line: str) -> None:
     assert layer == Layer(name="c", kind="conv", inputs=("Half",), outputs=(), nodes=("n",))
 
 
-@not_read_yet
 @pytest.mark.parametrize("name", ["a[b", "a{b", "x, Metadata: y"])
 def test_names_with_half_a_bracket(name: str) -> None:
     """As TensorRT for RTX 1.7 logs such a Conv."""
@@ -281,8 +278,8 @@ def test_no_layers_are_an_error(messages: list[str], reason: str) -> None:
         ("[ONNX Layer: layers.[0].conv]\x1f[ONNX Layer: [x]]", ("layers.[0].conv", "[x]")),
         ("[ONNX Layer: /layers/ünï:0]", ("/layers/ünï:0",)),
         ("[Other: a]", ()),
-        pytest.param("[ONNX Layer: layers[0][1]]", ("layers[0][1]",), marks=not_read_yet),
-        pytest.param("[ONNX Layer: blocks[0], x]", ("blocks[0], x",), marks=not_read_yet),
+        ("[ONNX Layer: layers[0][1]]", ("layers[0][1]",)),
+        ("[ONNX Layer: blocks[0], x]", ("blocks[0], x",)),
     ],
 )
 def test_onnx_nodes(metadata: str, nodes: tuple[str, ...]) -> None:
@@ -321,9 +318,9 @@ def eleven(kind: str = "CaskConvolution", element: str = "Half") -> Any:
         ("Row major linear FP32", "Float"),
         ("Row major linear FP16 format", "Half"),
         ("Channel major FP16 format where channel % 8 == 0", "Half"),
-        pytest.param("Row major linear BFloat16 format", "BFloat16", marks=not_read_yet),
-        pytest.param("Half", "Half", marks=not_read_yet),
-        pytest.param("Float", "Float", marks=not_read_yet),
+        ("Row major linear BFloat16 format", "BFloat16"),
+        ("Half", "Half"),
+        ("Float", "Float"),
         ("Row major linear BF16 format", "BFloat16"),
         ("Thirty-two wide channel vectorized row major Int8 format", "Int8"),
         ("Row major linear FP8 format", "FP8"),

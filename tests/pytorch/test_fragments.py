@@ -118,8 +118,9 @@ def test_an_unknown_edit_is_named() -> None:
 
 
 def geometry(rank: int, stride: int = 1, groups: int = 1, pads: tuple[int, int] = (3, 2)) -> ConvGeometry:
+    """With pads (2, 2) the extents are so small that the first and last tap of axis 0 are dead."""
     return geometry_of(
-        (2, 4, *(9, 7, 5)[:rank]),
+        (2, 4, *((9, 7, 5) if pads != (2, 2) else (2, 2, 2))[:rank]),
         (4, 4 // groups, *(3, 2, 2)[:rank]),
         stride=(stride,) * rank,
         padding=(pads,) * rank,
@@ -150,7 +151,7 @@ def fragment(name: str, of: ConvGeometry) -> Fragment | Refusal:
 
 APPLY = [
     (name, sizes)
-    for name, *sizes in itertools.product(strategies(), (1, 2, 3), (1, 2), (1, 2), ((3, 2), (4, 4), (9, 0)))
+    for name, *sizes in itertools.product(strategies(), (1, 2, 3), (1, 2), (1, 2), ((3, 2), (2, 2), (0, 0)))
     if isinstance(fragment(name, geometry(*sizes)), Fragment)
 ]
 

@@ -169,9 +169,8 @@ def native(case: Case, dtype: Any) -> Mapping[str, Any]:
 
 
 def bits(tensor: Any) -> Any:
-    """Its bits; a zero's sign, which no sum of whole numbers defines, is set to plus."""
-    whole = {torch.float32: torch.int32, torch.float64: torch.int64}[tensor.dtype]
-    return (tensor + 0.0).contiguous().view(whole)
+    """Its bits as whole numbers, a zero's sign among them."""
+    return tensor.contiguous().view({torch.float32: torch.int32, torch.float64: torch.int64}[tensor.dtype])
 
 
 # -- bits ----------------------------------------------------------------------------------------------------------
@@ -236,8 +235,9 @@ def test_nothing_to_differentiate_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "rank"), [pair for pair in itertools.product(METHODS, RANKS) if pair != ("space_to_axis", 3)]
+)
 def test_first_and_second_derivatives(name: str, rank: int, stride: int) -> None:
     groups = 1 if name == "im2col" else 2
     shape, kernel = (1, 2, *(3, 2, 2)[:rank]), (2, 2 // groups, *(2, 2, 1)[:rank])
@@ -251,8 +251,6 @@ def test_first_and_second_derivatives(name: str, rank: int, stride: int) -> None
         bias=True,
         element="float64",
     )
-    if name == "space_to_axis" and rank == 3:
-        pytest.skip("rank 3 with one more axis has rank 4")
     form = prepare(name, geometry)
     random = torch.Generator().manual_seed(5)
     tensors = [
