@@ -92,6 +92,23 @@ def test_the_commands_for_tensorrt_run(
     assert (tmp_path / "splice.engine.json").is_file()
 
 
+def test_the_layers_of_the_forms_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
+    shown = re.search(r"^<!-- layers -->\n(.*?)^<!-- /layers -->", page, flags=re.MULTILINE | re.DOTALL)
+    results = (ROOT / "benchmarks" / "results" / "engines-tensorrt_rtx.md").read_text(encoding="utf-8")
+    assert shown is not None
+    assert shown[1] in results
+    assert "FAILED" not in shown[1]
+    assert {name for name in strategies() if name not in ("keep", "tap_prune")} <= set(re.findall(r"`(\w+)`", shown[1]))
+
+
+def test_every_backend_says_whether_it_met_hardware() -> None:
+    page = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
+    rows = {row.split("|")[1].strip(" `"): row.split("|")[4] for row in page.splitlines() if row.startswith("| `")}
+    for name in backends():
+        assert re.search(r"never|\d{4}-\d\d-\d\d|needs none", rows[name]), name
+
+
 def test_the_readme_names_every_strategy() -> None:
     assert set(re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE)) == set(strategies())
 
@@ -104,7 +121,7 @@ def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -
         for word in re.findall(r"--[a-z][a-z-]*", line)
     }
     shown = set()
-    for command in ([], ["inspect"], ["optimize"], ["bench"], ["verify"], ["build"], ["backends"]):
+    for command in ([], ["inspect"], ["optimize"], ["bench"], ["verify"], ["build"], ["convbench"], ["backends"]):
         assert main([*command, "--help"]) == 0
         shown |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert named <= shown

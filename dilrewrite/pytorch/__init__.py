@@ -11,13 +11,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dilrewrite.pytorch.methods import methods
+    from dilrewrite.pytorch import methods
     from dilrewrite.pytorch.rewriting import LayerChoice, Rewriting, restore_module, rewrite_module
 
 _LAZY = {
     "LayerChoice": "dilrewrite.pytorch.rewriting",
     "Rewriting": "dilrewrite.pytorch.rewriting",
-    "methods": "dilrewrite.pytorch.methods",
     "restore_module": "dilrewrite.pytorch.rewriting",
     "rewrite_module": "dilrewrite.pytorch.rewriting",
 }
@@ -25,6 +24,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> object:
     """Load what is asked for."""
+    if name == "methods":  # the folder of methods; `methods.methods()` lists them
+        return importlib.import_module("dilrewrite.pytorch.methods")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

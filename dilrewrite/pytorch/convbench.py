@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -228,8 +229,8 @@ def _child(task: str, question: Mapping[str, Any], timeout_s: float) -> tuple[di
         return answers, f"no answer within {timeout_s:g} s"
     if code == -9:
         return answers, "out of memory (the process was killed)"
-    last = said[-1] if said else ""
-    return answers, f"the process ended with {code}: {last[:200]}"
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
+    return answers, f"{ended}: {said[-1][:200]}" if said else ended
 
 
 def check(setting: Setting) -> None:

@@ -31,15 +31,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Something to time for some passes; `device` is torch's name of where it runs."""
+    """Something to time for some passes; `device` is torch's name of where it runs, `name` is a method's or empty."""
 
     make: Callable[[tuple[str, ...]], Work]
     device: str = "cpu"
+    name: str = ""
 
     @staticmethod
     def of_conv(layer: Any, call: Call, name: str) -> Probe:
         """Return a Conv's convolution by a method, on random data of the shape and type that it was called with."""
-        return Probe(lambda passes: _conv_work(layer, call, name, passes), call.device)
+        return Probe(lambda passes: _conv_work(layer, call, name, passes), call.device, name)
 
     @staticmethod
     def of_module(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None]) -> Probe:

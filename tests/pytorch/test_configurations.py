@@ -20,12 +20,12 @@ def test_the_grammar_of_the_original() -> None:
 
 
 def test_the_width_is_first() -> None:
-    found = parse("i3x8x4x2,k128x3x5x1,s1x2x3,d4x5x6,p7x8x9")
+    found = parse("i3x8x4x2,k128x3x5x1,s1x2x3,d4x5x6,p7x10x9")
     assert found.x_shape == (1, 3, 2, 4, 8)
     assert found.kernel == (1, 5, 3)
     assert found.strides == (3, 2, 1)
     assert found.dilations == (6, 5, 4)
-    assert found.padding == ((9, 9), (8, 8), (7, 7))
+    assert found.padding == ((9, 9), (10, 10), (7, 7))
     assert parse("i3x9x9,k128x3x5").kernel == (5, 3)
 
 
@@ -85,7 +85,7 @@ def test_the_first_three_are_the_original_ones() -> None:
 
 @pytest.mark.parametrize("text", ["0", "00", str(len(BUILT_IN) + 1), "9" * 5000])
 def test_numbers_of_no_configuration(text: str) -> None:
-    with pytest.raises(UsageError, match="there is no built-in configuration .* there are 1: original-64, 2: "):
+    with pytest.raises(UsageError, match=r"there is no built-in configuration .* there are 1: original-64, 2: "):
         parse(text)
 
 
