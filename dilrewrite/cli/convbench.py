@@ -10,7 +10,6 @@ import typer
 
 from dilrewrite.cli._common import QuietOption, progress
 from dilrewrite.errors import MissingError, UsageError
-from dilrewrite.timing import MIN_PAIRS
 
 
 def command(
@@ -38,7 +37,7 @@ def command(
     seconds: Annotated[float, typer.Option("--seconds", help="How long each method and pass is timed, about.")] = 1.0,
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, help="The fewest runs of each method and pass; 6 in any case.")
-    ] = MIN_PAIRS,
+    ] = 6,
     warmup: Annotated[float, typer.Option("--warmup", help="Seconds that each method and pass runs before.")] = 0.0,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads. [default: torch's]", show_default=False)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from dilrewrite.pytorch.rewriting import LayerChoice, Rewriting, restore_module, rewrite_module
 
 _LAZY = {
-    "LayerChoice": "dilrewrite.pytorch.rewriting",
-    "Rewriting": "dilrewrite.pytorch.rewriting",
-    "restore_module": "dilrewrite.pytorch.rewriting",
-    "rewrite_module": "dilrewrite.pytorch.rewriting",
+    "LayerChoice": "rewriting",
+    "Rewriting": "rewriting",
+    "restore_module": "rewriting",
+    "rewrite_module": "rewriting",
 }
 
 
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> object:
     if name == "methods":  # the folder of methods; `methods.methods()` lists them
         return importlib.import_module("dilrewrite.pytorch.methods")
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return getattr(importlib.import_module(f"dilrewrite.pytorch.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from dilrewrite.backends import Array, Runnable
-from dilrewrite.timing import HOPELESS, Comparison, Noise, Stopwatch
+from dilrewrite.timing import HOPELESS, MIN_PAIRS, Comparison, Noise, Stopwatch
 
 if TYPE_CHECKING:
     from dilrewrite.pytorch.rewriting import Call
 
 PASSES = ("forward", "backward")
 """What a training step consists of."""
+
+FEWEST_RUNS = 2 * (3 + MIN_PAIRS)
+"""Runs of a comparison that is as short as it may be: both are warmed up, and run in the fewest pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,15 +254,15 @@ def step_timings(
     whole: bool = False,
     prune: bool = True,
 ) -> Comparison:
-    """Time `second` against `first` for about so many seconds; a `whole` module is timed against itself before.
+    """Time `second` against `first` for about so many seconds; a `whole` module against itself before, if time allows.
 
     `prune`: leave a second that clearly loses after its first pairs.
     """
     bench = TorchBench({"first": first, "twin": first, "second": second}, passes)
-    watch = Stopwatch(bench)
+    watch = Stopwatch(bench, deadline_s=time.monotonic() + seconds)
     noise: Noise | None = None
     try:
-        if whole:
+        if whole and seconds >= 2 * FEWEST_RUNS * _once(bench, "first"):
             noise, _ = watch.noise("first", "twin", seconds / 3)
             seconds *= 2 / 3
         return watch.compare(
@@ -267,3 +270,12 @@ def step_timings(
         )
     finally:
         bench.close()
+
+
+def _once(bench: TorchBench, key: str) -> float:
+    """Return the seconds of one run, after a first one."""
+    bench.open(key)
+    try:
+        return bench.run([key, key])[-1]
+    finally:
+        bench.shut(key)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
 
+from dilrewrite.cli.convbench import command
 from dilrewrite.pytorch import convbench
 from dilrewrite.pytorch.configurations import BUILT_IN
+from dilrewrite.timing import MIN_PAIRS
 from tests.models_for_tests import cli, listing
 
 Capsys = pytest.CaptureFixture[str]
@@ -28,6 +31,11 @@ def test_list(capsys: Capsys) -> None:
     assert [line.split() for line in outcome.out.splitlines()] == [
         [str(number), name, text] for number, (name, text) in enumerate(BUILT_IN, 1)
     ]
+
+
+def test_the_default_of_repeats() -> None:
+    """Written out in the command, which does not load NumPy for it."""
+    assert inspect.signature(command).parameters["repeats"].default == MIN_PAIRS
 
 
 @pytest.mark.usefixtures("_nothing_runs")

@@ -342,7 +342,7 @@ def test_autocast_gives_gradients_after_probing() -> None:
     module = small().float()
     x = data(2, 3, 12).float()
     with torch.autocast("cpu", torch.bfloat16):
-        rewrite_module(module, x, passes=["forward"], timings=Scripted({}, runs=True))
+        rewrite_module(module, x, passes=["forward"], timings=Scripted(TAP_SUM, whole=2.0, runs=True))
         module(x).sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
 
@@ -520,6 +520,29 @@ def test_the_budget_is_kept(overrun: float, monkeypatch: pytest.MonkeyPatch) -> 
     else:
         assert clock.now - 100.0 - left * overrun <= 6.0 * 1.3
         assert any("not probed: budget" in layer.refused.values() for layer in report.layers)
+
+
+@pytest.mark.parametrize(("step_s", "with_noise"), [(0.01, True), (1.0, False)])
+def test_a_slow_module_is_not_timed_against_itself(
+    step_s: float, with_noise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is time for the fewest pairs of the two at most; those are run in any case."""
+    now = [0.0]
+
+    def run() -> None:
+        now[0] += step_s
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter_ns=lambda: int(now[0] * 1e9))
+    monkeypatch.setattr(probing, "time", clock)
+    stopwatch = probing.Stopwatch
+    monkeypatch.setattr(probing, "Stopwatch", lambda *a, **k: stopwatch(*a, **k, clock=clock.monotonic))
+    probe = Probe(lambda _passes: probing.Work(run))
+    found = probing.step_timings(probe, probe, PASSES, 5.0, whole=True)
+    assert (found.noise is not None) == with_noise
+    assert now[0] <= max(5.0 * 1.5, (probing.FEWEST_RUNS + 2) * step_s * 1.001)
+    now[0] = 0.0
+    probing.step_timings(probe, probe, PASSES, 5.0)
+    assert now[0] <= max(5.0 * 1.5, probing.FEWEST_RUNS * step_s * 1.001), "the first pairs are enough when time is up"
 
 
 def test_the_report_tells_the_price(monkeypatch: pytest.MonkeyPatch) -> None:
