@@ -39,6 +39,9 @@ def command(
         int, typer.Option("--repeats", min=1, help="The fewest runs of each method and pass; 6 in any case.")
     ] = 6,
     warmup: Annotated[float, typer.Option("--warmup", help="Seconds that each method and pass runs before.")] = 0.0,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="How often the pass is computed in a run, whose mean counts.")
+    ] = 1,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads. [default: torch's]", show_default=False)
     ] = None,
@@ -74,6 +77,7 @@ def command(
         seconds=seconds,
         repeats=repeats,
         warmup=warmup,
+        steps=steps,
         threads=threads,
         profile=profile,
     )

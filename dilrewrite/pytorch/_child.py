@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import re
@@ -69,7 +70,7 @@ def answer(configuration: Configuration, name: str, direction: str, setting: Set
         key: Probe(lambda _passes, one=one: work(configuration, one, direction, setting), setting.device)  # type: ignore[misc]
         for key, one in (("native", "keep"), ("own", name))
     }
-    bench = TorchBench(probes, (direction,))
+    bench = TorchBench(probes, (direction,), setting.steps)
     watch = Stopwatch(bench, pace=Pace(pairs=setting.repeats, warm_s=setting.warmup))
     try:
         found["comparison"] = dataclasses.asdict(watch.compare("native", "own", setting.seconds))
@@ -107,23 +108,25 @@ def work(configuration: Configuration, name: str, direction: str, setting: Setti
 
 
 def _peak(make: Callable[[], Work], setting: Setting) -> int | None:
-    """Return how far memory rises above what it is with input, weight (and graph) there, in one run."""
+    """Return how far memory rises above what it is without tensors: input, weight, graph and one run."""
     import torch
 
-    made = make()
+    make().run()  # what is loaded or compiled once does not count
     if setting.device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        made.run()
+        make().run()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what another pass has freed
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     except OSError:
         return None
     before_b = _resident("VmRSS")
-    made.run()
+    make().run()
     peak = _resident("VmHWM")
     return None if before_b is None or peak is None else max(0, peak - before_b)
 
@@ -138,7 +141,8 @@ def _resident(word: str) -> int | None:
 
 # -- where the time goes ---------------------------------------------------------------------------------------------
 
-KINDS = ("convolution", "layout", "padding", "rest")
+KINDS = ("convolution", "layout", "padding", "rest", "outside")
+"""`rest`: of other operators; `outside`: of none, as Python and the freeing of results."""
 
 _CONVOLUTION = re.compile(r"convolution|conv_?(transpose)?[123]d|(add|b|badd)?(mm|bmm)|matmul|einsum")
 _PADDING = frozenset({"constantpadnd", "pad"})
@@ -183,7 +187,7 @@ _LAYOUT = frozenset(
 def shares(made: Work, setting: Setting) -> dict[str, float]:
     """Return the share of the wall time by kind of operator; the outermost operator that has a kind decides.
 
-    What passes outside of all operators, Python and waiting, is "rest".
+    Kinds are `KINDS`; the operators account for what is not "outside".
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -209,7 +213,7 @@ def shares(made: Work, setting: Setting) -> dict[str, float]:
             kind = kind_of(outer.name) or kind
             outer = outer.cpu_parent
         seconds[kind or "rest"] += max(0.0, own) / 1e6
-    seconds["rest"] += max(0.0, wall - sum(seconds.values()))
+    seconds["outside"] = max(0.0, wall - sum(seconds.values()))
     return {name: value / wall for name, value in seconds.items()}
 
 

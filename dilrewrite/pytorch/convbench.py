@@ -35,6 +35,8 @@ ELEMENTS = ("float32", "bfloat16", "float16")
 class Setting:
     """How it is timed: `seconds` for each method and pass, `repeats` runs at least, `warmup` seconds before.
 
+    `steps`: how often the pass is computed in each run, whose mean counts.
+
     `compiled`: through `torch.compile`; `deterministic`: cuDNN's deterministic mode; `profile`: a breakdown by
     operator.
     """
@@ -47,6 +49,7 @@ class Setting:
     seconds: float = 1.0
     repeats: int = MIN_PAIRS
     warmup: float = 0.0
+    steps: int = 1
     threads: int | None = None
     profile: bool = False
     timeout_s: float = 600.0
@@ -56,8 +59,8 @@ class Setting:
 class Row:
     """A method and a pass of a configuration. `failure`: why there is no time; `refused`: it does not apply.
 
-    `comparison`: the native form (first) and the method (second); `peak_bytes`: memory above what there was before.
-    `shares`: of the wall time by kind of operator, when profiled.
+    `comparison`: the native form (first) and the method (second); `peak_bytes`: memory with input, weight and
+    graph, above what there was without. `shares`: of the wall time by kind of operator, when profiled.
     """
 
     configuration: str

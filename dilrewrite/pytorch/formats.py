@@ -123,9 +123,15 @@ def footer(result: Result) -> str:
     return ", ".join(told)
 
 
+LEGEND = (
+    "Ratio to keep: of times taken in pairs, below 1 is faster than PyTorch's own form, with its 95 % interval. Peak: "
+    "input, weight, graph and one run, above the process without them."
+)
+
+
 def markdown(result: Result) -> str:
     """Return Markdown tables."""
-    lines = ["# convbench", "", footer(result), ""]
+    lines = ["# convbench", "", footer(result), "", LEGEND, ""]
     for title, rows in rows_of(result):
         lines += [f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join((row.method, row.direction, *cells(row))) + " |" for row in rows]

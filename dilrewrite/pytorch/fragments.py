@@ -36,16 +36,18 @@ Step = Callable[[dict[str, Any], Any, Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The steps of a fragment, in order: (name of what it makes, step), and the name of the result."""
+    """The steps of a fragment, in order: (name of what it makes, step, names that nothing needs after), the result."""
 
-    steps: tuple[tuple[str, Step], ...]
+    steps: tuple[tuple[str, Step, tuple[str, ...]], ...]
     result: str
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output [N, O, *extents] for the input [N, C, *extents] and the weight [O, C / group, *kernel]."""
         tensors: dict[str, Any] = {X: x}
-        for name, step in self.steps:
+        for name, step, done in self.steps:
             tensors[name] = step(tensors, weight, bias)
+            for other in done:
+                del tensors[other]
         result: Tensor = tensors[self.result]
         return result
 
@@ -53,15 +55,42 @@ class Program:
 def program(fragment: Fragment) -> Program:
     """Return the program of a fragment in which every size is a constant."""
     constants = fragment.constants
-    steps: list[tuple[str, Step]] = []
+    steps: list[tuple[str, tuple[str, ...], Step]] = []
     for node in (*fragment.enter, *fragment.core, *fragment.exit):
         if isinstance(node, CoreConv):
-            steps.append((node.output, _conv(node)))
+            steps.append((node.output, (node.source,), _conv(node)))
         elif isinstance(node, CoreFill):
-            steps.append((node.output, _fill(constants[node.repeats])))
+            steps.append((node.output, (), _fill(constants[node.repeats])))
+        elif node.op == "Sum":
+            _accumulate(node, steps)
         else:
-            steps.append((node.outputs[0], _OPERATORS[node.op](node, constants)))
-    return Program(tuple(steps), fragment.result)
+            read = tuple(name for name in node.inputs if name not in constants)
+            steps.append((node.outputs[0], read, _OPERATORS[node.op](node, constants)))
+    last = {name: place for place, (_, read, _) in enumerate(steps) for name in read if name != fragment.result}
+    done = [tuple(name for name, place in last.items() if place == number) for number in range(len(steps))]
+    return Program(
+        tuple((name, step, names) for (name, _, step), names in zip(steps, done, strict=True)), fragment.result
+    )
+
+
+def _accumulate(node: Node, steps: list[tuple[str, tuple[str, ...], Step]]) -> None:
+    """Add each summand as soon as it is there, so that two of them exist at most."""
+    places = {name: place for place, (name, _, _) in enumerate(steps)}
+    if len(set(node.inputs)) < len(node.inputs) or not set(node.inputs) <= set(places):
+        raise NotImplementedError(f"a sum of {node.inputs}")
+    summands = sorted(node.inputs, key=places.__getitem__)
+    made: list[tuple[int, tuple[str, tuple[str, ...], Step]]] = []
+    total = summands[0]
+    for number, other in enumerate(summands[1:], 1):
+        name = node.outputs[0] if number == len(summands) - 1 else f"{node.outputs[0]} of {number + 1}"
+        made.append((places[other] + 1, (name, (total, other), _add(total, other))))
+        total = name
+    for place, step in reversed(made):
+        steps.insert(place, step)
+
+
+def _add(first: str, second: str) -> Step:
+    return lambda tensors, _weight, _bias: tensors[first] + tensors[second]
 
 
 # -- layout ----------------------------------------------------------------------------------------------------------
@@ -119,18 +148,6 @@ def _concat(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step:
     return step
 
 
-def _sum(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step:
-    first, *others = node.inputs
-
-    def step(tensors: dict[str, Any], _weight: Any, _bias: Any) -> Any:
-        total = tensors[first]
-        for other in others:
-            total = total + tensors[other]
-        return total
-
-    return step
-
-
 def _space_to_depth(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step:
     source, block = node.inputs[0], int(node.attributes["blocksize"])  # type: ignore[arg-type]
 
@@ -173,7 +190,6 @@ _OPERATORS: Mapping[str, Callable[[Node, Mapping[str, Sequence[int]]], Step]] = 
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Concat": _concat,
-    "Sum": _sum,
     "SpaceToDepth": _space_to_depth,
     "DepthToSpace": _depth_to_space,
     "Squeeze": _squeeze,

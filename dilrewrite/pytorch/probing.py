@@ -175,10 +175,14 @@ def _loss(result: Any) -> Any:
 
 @final
 class TorchBench:
-    """A `Bench` over works in this process; its clock is the GPU's where they run on one."""
+    """A `Bench` over works in this process; its clock is the GPU's where they run on one.
 
-    def __init__(self, probes: Mapping[str, Probe], passes: tuple[str, ...]) -> None:
+    `steps`: how often a work is done in a run, of which the mean counts.
+    """
+
+    def __init__(self, probes: Mapping[str, Probe], passes: tuple[str, ...], steps: int = 1) -> None:
         self._probes = dict(probes)
+        self._steps = steps
         self._passes = passes
         self._works: dict[str, Work] = {}
 
@@ -212,7 +216,7 @@ class TorchBench:
                 work = self._works[key]
                 if work.prepare is not None:
                     work.prepare()
-                seconds.append(timed(work.run, self._probes[key].device))
+                seconds.append(timed(work.run, self._probes[key].device, self._steps))
         finally:
             if collecting:
                 gc.enable()
@@ -228,21 +232,23 @@ class TorchBench:
             self.shut(key)
 
 
-def timed(run: Callable[[], None], device: str) -> float:
-    """Return the seconds of one run: the GPU's, between CUDA events, for a CUDA device, else the clock's."""
+def timed(run: Callable[[], None], device: str, steps: int = 1) -> float:
+    """Return the mean seconds of so many steps: the GPU's, between CUDA events, for a CUDA device, else the clock's."""
     if not device.startswith("cuda"):
         start = time.perf_counter_ns()
-        run()
-        return (time.perf_counter_ns() - start) / 1e9
+        for _ in range(steps):
+            run()
+        return (time.perf_counter_ns() - start) / 1e9 / steps
     import torch
 
     cuda: Any = torch.cuda
     before, after = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
     before.record()
-    run()
+    for _ in range(steps):
+        run()
     after.record()
     after.synchronize()
-    return float(before.elapsed_time(after)) / 1e3
+    return float(before.elapsed_time(after)) / 1e3 / steps
 
 
 def step_timings(

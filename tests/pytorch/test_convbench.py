@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dilrewrite.errors import MissingError, UsageError
-from dilrewrite.pytorch import _child, convbench, formats
+from dilrewrite.pytorch import _child, convbench, formats, probing
 from dilrewrite.pytorch.configurations import parse
 from dilrewrite.pytorch.convbench import PASSES, Result, Row, Setting
 from dilrewrite.pytorch.methods import methods
-from dilrewrite.pytorch.probing import timed
+from dilrewrite.pytorch.probing import Probe, TorchBench, Work, timed
 from dilrewrite.timing import Comparison, Timing
 from tests.models_for_tests import cli
 from tests.reports.examples import check_golden
@@ -68,9 +69,9 @@ def test_the_profile_accounts_for_the_wall_time(measured: Result) -> None:
     for row in measured.rows:
         if row.refused:
             continue
-        assert tuple(row.shares) == ("convolution", "layout", "padding", "rest")
+        assert tuple(row.shares) == ("convolution", "layout", "padding", "rest", "outside")
         assert all(0 <= share <= 1.05 for share in row.shares.values())
-        assert 0.9 <= sum(row.shares.values()) <= 1.05
+        assert sum(row.shares.values()) <= 1.05
         assert row.shares["convolution"] > 0, (row.method, row.direction)
         if row.method == "keep":
             assert row.shares["layout"] == row.shares["padding"] == 0
@@ -78,6 +79,21 @@ def test_the_profile_accounts_for_the_wall_time(measured: Result) -> None:
             assert row.shares["layout"] > 0
         if row.method == "im2col" and row.direction != "backward by weight":
             assert row.shares["padding"] > 0
+
+
+@needs_torch
+@pytest.mark.measures
+def test_operators_account_for_nine_tenths_of_the_wall_time() -> None:
+    """Of a size where Python does not count: what no operator explains is told apart, and is little."""
+    configuration = parse("i128x32x32,k128x3x3,b4,d4x4")
+    for name in methods():
+        for one in PASSES:
+            work = _child.work(configuration, name, one, QUICK)
+            explained = 0.0
+            for _ in range(3):  # a machine that does something else in between may take one
+                found = _child.shares(work, QUICK)
+                explained = max(explained, sum(share for kind, share in found.items() if kind != "outside"))
+            assert 0.9 <= explained <= 1.05, (name, one, found)
 
 
 @needs_torch
@@ -105,6 +121,41 @@ def test_out_of_memory_is_a_row() -> None:
 def test_the_fewest_runs() -> None:
     result = convbench.run([parse(TINY[0])], replace(QUICK, repeats=9, seconds=0.001), skip=others("keep"))
     assert all(row.timing is not None and row.timing.runs >= 9 for row in result.rows)
+
+
+@needs_torch
+@pytest.mark.parametrize("steps", [1, 7])
+def test_the_mean_of_the_steps_of_a_run_counts(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+    done: list[int] = []
+
+    def run() -> None:
+        done.append(1)
+        now[0] += 3_000_000
+
+    monkeypatch.setattr(probing, "time", SimpleNamespace(perf_counter_ns=lambda: now[0]))
+    bench = TorchBench({"a": Probe(lambda _passes: Work(run))}, ("forward",), steps)
+    bench.open("a")
+    assert bench.run(["a", "a"]) == pytest.approx([0.003, 0.003])
+    assert len(done) == 2 * steps
+
+
+@needs_torch
+@pytest.mark.measures
+def test_the_peak_is_of_all_tensors_of_the_pass() -> None:
+    """Input, weight and output of the forward; the backward passes hold the output's gradient, and the graph, too."""
+    configuration = parse("i16x512x512,k16x3x3,b1,d2x2")
+    tensor = 16 * 512 * 512 * 4
+    result = convbench.run([configuration], QUICK, skip=others("keep", "tap_sum"))
+    peaks = {(row.method, row.direction): row.peak_bytes for row in result.rows}
+    if None in peaks.values():
+        pytest.skip("this system tells no peak")
+    for one in PASSES:
+        kept, summed = peaks["keep", one], peaks["tap_sum", one]
+        assert kept is not None
+        assert summed is not None
+        assert (2 if one == "forward" else 3) * tensor <= kept <= 10 * tensor, "with oneDNN's copies in its own layout"
+        assert summed >= kept + 9 * tensor, "the shifted inputs, or their gradients, of nine taps"
 
 
 # -- what is inside of the clock ---------------------------------------------------------------------------------------
@@ -212,10 +263,8 @@ def test_the_kind_of_an_operator(name: str, kind: str | None) -> None:
 @needs_torch
 @pytest.mark.measures
 def test_the_outermost_operator_decides() -> None:
-    """The copy that padding makes is padding, the one that a slice's copy makes is layout; sleep is the rest."""
+    """The copy that padding makes is padding, the one that a slice's copy makes is layout; sleep is outside."""
     import torch
-
-    from dilrewrite.pytorch.probing import Work
 
     x = torch.ones(1 << 18)
     pad, copy = (lambda: torch.nn.functional.pad(x, (1, 1))), (lambda: x[1:].clone())
@@ -226,7 +275,7 @@ def test_the_outermost_operator_decides() -> None:
     assert found["layout"] > 0.5
     assert found["padding"] == found["convolution"] == 0
     found = _child.shares(Work(lambda: time.sleep(0.02)), QUICK)
-    assert found["rest"] == pytest.approx(1)
+    assert found["outside"] > 0.9
 
 
 # -- what one method's end does to the others --------------------------------------------------------------------------
@@ -435,7 +484,7 @@ def row(text: str, name: str, direction: str, native_s: float, own_s: float, **m
 def example() -> Result:
     """Two configurations: times, a refusal, a method that ran out of memory, and one that failed in one pass."""
     first, second = parse("original-64"), parse(TINY[0])
-    shares = {"convolution": 0.712, "layout": 0.204, "padding": 0.05, "rest": 0.034}
+    shares = {"convolution": 0.712, "layout": 0.204, "padding": 0.05, "rest": 0.024, "outside": 0.01}
     rows = [
         row(first.text, "keep", PASSES[0], 0.1234, 0.1232, peak_bytes=5 << 20, shares=shares),
         row(first.text, "keep", PASSES[1], 1.2345, 1.2345, peak_bytes=12_345_678, shares=shares),
