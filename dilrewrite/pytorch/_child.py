@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,9 @@ def _resident(word: str) -> int | None:
 
 # -- where the time goes ---------------------------------------------------------------------------------------------
 
-KINDS = ("convolution", "layout", "padding", "rest", "outside")
-"""`rest`: of other operators; `outside`: of none, as Python and the freeing of results."""
+KINDS = ("convolution", "layout", "padding", "rest", "freeing", "outside")
+"""`rest`: of other operators; `freeing`: the time between two operators in which memory is given back; `outside`: of
+nothing of these, as Python."""
 
 _CONVOLUTION = re.compile(r"convolution|conv_?(transpose)?[123]d|(add|b|badd)?(mm|bmm)|matmul|einsum")
 _PADDING = frozenset({"constantpadnd", "pad"})
@@ -196,7 +198,7 @@ def shares(made: Work, setting: Setting) -> dict[str, float]:
         made.run()
     cuda = setting.device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, profile_memory=not cuda) as profiler:
         start = time.perf_counter()
         for _ in range(PROFILED_RUNS):
             made.run()
@@ -204,8 +206,9 @@ def shares(made: Work, setting: Setting) -> dict[str, float]:
             torch.cuda.synchronize()
         wall = time.perf_counter() - start
     seconds = dict.fromkeys(KINDS, 0.0)
-    for event in profiler.events() or ():
-        if event.device_type.name != "CPU":  # a kernel: its time is its operator's too
+    events = list(profiler.events() or ())
+    for event in events:
+        if event.device_type.name != "CPU" or event.name == FREED:  # a kernel: its time is its operator's too
             continue
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
         kind, outer = None, event
@@ -213,8 +216,31 @@ def shares(made: Work, setting: Setting) -> dict[str, float]:
             kind = kind_of(outer.name) or kind
             outer = outer.cpu_parent
         seconds[kind or "rest"] += max(0.0, own) / 1e6
+    seconds["freeing"] = 0.0 if cuda else freeing(events)
     seconds["outside"] = max(0.0, wall - sum(seconds.values()))
     return {name: value / wall for name, value in seconds.items()}
+
+
+FREED = "[memory]"
+"""The profiler's mark where memory was given back outside of all operators."""
+
+
+def freeing(events: Sequence[Any]) -> float:
+    """Return the seconds between operators in which memory was given back: large tensors go to the system at once."""
+    marks = sorted(event.time_range.start for event in events if event.name == FREED)
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if event.cpu_parent is None and event.name != FREED
+    )
+    total, end = 0.0, None
+    for start, stop in spans:
+        if end is not None and start > end:
+            place = bisect.bisect_left(marks, end)
+            if place < len(marks) and marks[place] <= start:
+                total += start - end
+        end = stop if end is None else max(end, stop)
+    return total / 1e6
 
 
 def kind_of(name: str) -> str | None:
