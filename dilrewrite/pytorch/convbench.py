@@ -80,7 +80,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """All rows, how they were taken, on what, and how long it took."""
+    """All rows, how they were taken, on what, and how long it took.
+
+    `keeps_memory`: what a run frees stays with the process for the next one.
+    """
 
     rows: tuple[Row, ...]
     configurations: tuple[Configuration, ...]
@@ -89,6 +92,7 @@ class Result:
     versions: Mapping[str, str]
     date: str
     minutes: float
+    keeps_memory: bool = False
 
 
 def skipped(given: Sequence[str]) -> set[str]:
@@ -139,6 +143,7 @@ def run(
         versions={"torch": str(environment["torch"])},
         date=time.strftime("%Y-%m-%d"),
         minutes=round((time.monotonic() - start) / 60, 2),
+        keeps_memory=setting.device == "cpu" and bool(environment.get("keeps_memory")),
     )
 
 

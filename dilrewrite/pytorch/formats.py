@@ -117,6 +117,7 @@ def footer(result: Result) -> str:
         "channels last" if setting.channels_last else "channels first",
         *(["torch.compile"] if setting.compiled else []),
         *(["deterministic"] if setting.deterministic else []),
+        *(["freed memory kept for the next run"] if result.keeps_memory else []),
         result.date,
         f"{figure(result.minutes)} minutes",
     ]

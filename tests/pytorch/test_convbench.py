@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -156,6 +157,28 @@ def test_the_peak_is_of_all_tensors_of_the_pass() -> None:
         assert summed is not None
         assert (2 if one == "forward" else 3) * tensor <= kept <= 10 * tensor, "with oneDNN's copies in its own layout"
         assert summed >= kept + 3 * tensor, "a tap's cut, its result, and the sum"
+
+
+def test_freed_memory_is_kept_for_the_next_run() -> None:
+    """By the pages that the system hands out: none when the same size comes again."""
+    program = """
+import resource, sys
+from dilrewrite.pytorch import _child
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(1 << 27)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if not _child.keep_memory():
+    sys.exit("not glibc")
+print(pages(), pages())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    if "not glibc" in done.stderr:
+        pytest.skip("not glibc")
+    first, again = map(int, done.stdout.split())
+    assert first > 50 * again
 
 
 # -- what is inside of the clock ---------------------------------------------------------------------------------------
@@ -539,6 +562,7 @@ def example() -> Result:
         versions={"torch": "2.13.0"},
         date="2026-01-02",
         minutes=3.25,
+        keeps_memory=True,
     )
 
 
