@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 import dilrewrite
 from dilrewrite.backends import backends
+from dilrewrite.cli import convbench as cli_convbench
 from dilrewrite.cli import main
 from dilrewrite.engine.bindings import installed
 from dilrewrite.fragment import Fragment
 from dilrewrite.geometry import ConvGeometry
+from dilrewrite.pytorch import convbench, formats
 from dilrewrite.report import EXIT_CODES
 from dilrewrite.strategies import Refusal, plan, strategies
 
@@ -100,6 +105,60 @@ def test_the_layers_of_the_forms_are_those_of_the_results() -> None:
     assert shown[1] in results
     assert "FAILED" not in shown[1]
     assert {name for name in strategies() if name not in ("keep", "tap_prune")} <= set(re.findall(r"`(\w+)`", shown[1]))
+
+
+@pytest.fixture(scope="module")
+def summary() -> ModuleType:
+    """benchmarks/convbench_summary.py, which is no part of the package."""
+    path = ROOT / "benchmarks" / "convbench_summary.py"
+    spec = importlib.util.spec_from_file_location("convbench_summary", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_training_are_those_of_the_results(summary: ModuleType) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for name, text in summary.tables().items():
+        found = summary.shown(page, name)
+        assert found is not None, name
+        assert found.group() == text, f"{name}: python benchmarks/convbench_summary.py"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_the_training_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "python")
+    assert example.count("budget=10") == 1
+    exec(compile(example.replace("budget=10", "budget=1"), "training.md", "exec", dont_inherit=True), {})
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("1 ")
+
+
+def test_the_commands_of_convbench_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def run(configurations: Any, setting: Any, **_: Any) -> Any:
+        ran.append((configurations, setting))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(convbench, "run", run)
+    for form in formats.FORMATS:
+        monkeypatch.setitem(formats.FORMATS, form, lambda _result: "")
+    monkeypatch.setattr(cli_convbench, "_check_torch", lambda: None)
+    commands = [
+        line.partition("#")[0]
+        for text in (README, (ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
+        for block in blocks(text, "sh")
+        for line in block.splitlines()
+        if line.startswith("dilrewrite convbench")
+    ]
+    assert len(commands) == 6
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert len(ran) == 5, "one lists only"
 
 
 def test_every_backend_says_whether_it_met_hardware() -> None:

@@ -130,9 +130,9 @@ LEGEND = (
 )
 
 
-def markdown(result: Result) -> str:
-    """Return Markdown tables."""
-    lines = ["# convbench", "", footer(result), "", LEGEND, ""]
+def markdown(result: Result, *, heading: bool = True) -> str:
+    """Return Markdown tables, below a `heading` with the legend or by themselves."""
+    lines = ["# convbench", "", footer(result), "", LEGEND, ""] if heading else [footer(result), ""]
     for title, rows in rows_of(result):
         lines += [f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join((row.method, row.direction, *cells(row))) + " |" for row in rows]
