@@ -852,6 +852,20 @@ def test_copies_carry_the_choice(how: str, used: list[str]) -> None:
     assert "_conv_forward" in module[0].__dict__
 
 
+def test_replicas_carry_the_choice(used: list[str]) -> None:
+    """As DataParallel makes them: the same attributes, and other tensors in the place of the parameters."""
+    layer = small()[0]
+    x = data(2, 3, 12)
+    rewrite(layer, x)
+    replica = layer._replicate_for_data_parallel()
+    replica.weight, replica.bias = layer.weight.detach() * 2, None
+    used.clear()
+    with torch.no_grad():
+        wanted = torch.nn.functional.conv1d(x, layer.weight * 2, None, layer.stride, layer.padding, layer.dilation)
+        assert torch.equal(replica(x), wanted)
+    assert used == ["tap_sum"]
+
+
 # -- what comes after: compiling, exporting, several processes -------------------------------------------------------
 
 
