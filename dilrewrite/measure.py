@@ -266,7 +266,7 @@ class Meter:
         key = {"kind": "profile", "model": digest, "inputs": feeds_digest(feeds)}
         found = self._cached(key, lambda value: _profiled(value, sites))
         if found is None:
-            found = profiling.profile(self.backend, subject, sites, self.options, feeds)
+            found = profiling.profile(self.backend, subject, sites, self.options, feeds, self.run_s)
             self._keep(key, _profiled_data(found, sites))
         self.run_s = found.seconds
         self.profiled_s = self.floor_s = self.now()

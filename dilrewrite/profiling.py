@@ -27,8 +27,8 @@ from dilrewrite.backends import (
 from dilrewrite.find import Container, ScopePath, Site, subgraphs
 from dilrewrite.verdict import Subject
 
-RUNS = 3
-"""How many runs the shares are taken over, besides one to warm up."""
+FEWEST_RUNS, MOST_RUNS, RUNS_S = 3, 15, 0.3
+"""How many runs are timed, besides one to warm up: as many as fit into some seconds, within limits."""
 
 _TOKEN = re.compile(r"dilrewrite_(\d+)_")
 
@@ -88,12 +88,24 @@ def traced(proto: ModelProto) -> tuple[ModelProto, list[Place]]:
     return copy, places
 
 
-def profile(
-    backend: TimedBackend, subject: Subject, sites: Sequence[Site], options: Options, feeds: Mapping[str, Array]
-) -> Profiled:
-    """Profile a model on `feeds`. Raises CannotLoad, CannotRun, Crashed or TimedOut when it does not run.
+def runs(run_s: float) -> int:
+    """Return how many runs of a model that takes `run_s` seconds, about, are timed: an odd number."""
+    fit = int(min(RUNS_S / run_s, MOST_RUNS)) if run_s > 0 else FEWEST_RUNS
+    return max(FEWEST_RUNS, fit - 1 + fit % 2)
 
-    Where only the run without optimisations fails, shapes stay unknown.
+
+def profile(
+    backend: TimedBackend,
+    subject: Subject,
+    sites: Sequence[Site],
+    options: Options,
+    feeds: Mapping[str, Array],
+    run_s: float = 0.0,
+) -> Profiled:
+    """Profile a model on `feeds`; `run_s`: what a run takes, about (0: not known).
+
+    Raises CannotLoad, CannotRun, Crashed or TimedOut when it does not run. Where only the run without optimisations
+    fails, shapes stay unknown.
     """
     from dilrewrite.backends._worker import isolated_profile
 
@@ -102,15 +114,18 @@ def profile(
     try:
         plain = isolated_profile(backend.name, runnable, replace(options, optimize=False), feeds, 0)
     except (CannotLoad, CannotRun, Crashed, TimedOut):
-        plain = Profile(runs=1, seconds=0.0, nodes=())
-    timed = isolated_profile(backend.name, runnable, options, feeds, RUNS)
+        plain = Profile(seconds=(), nodes=())
+    timed = isolated_profile(backend.name, runnable, options, feeds, runs(run_s))
     return digest(copy, places, sites, plain, timed)
 
 
 def digest(
     proto: ModelProto, places: Sequence[Place], sites: Sequence[Site], plain: Profile, timed: Profile
 ) -> Profiled:
-    """Return what two profiles of a `traced` model say: `plain` of the shapes, `timed` of the time."""
+    """Return what two profiles of a `traced` model say: `plain` of the shapes, `timed` of the time.
+
+    The run with the median time stands for all: where a run was held up, its nodes' shares say who was waiting then.
+    """
     containers = dict(scopes(proto))
     tensors: dict[tuple[ScopePath, str], Counter[Shape]] = defaultdict(Counter)
     ran: dict[Place, Counter[Shape]] = defaultdict(Counter)
@@ -132,14 +147,17 @@ def digest(
     seen: set[Place] = set()
     by_output = _outputs(containers, sites)
     wanted = {(site.scope, site.index) for site in sites}
+    middle = sorted(range(timed.runs), key=lambda number: timed.seconds[number])[timed.runs // 2] if timed.runs else 0
     for run in timed.nodes:
+        if run.run != middle:
+            continue
         place = _place(run.name, places, wanted)
         if place is None:
             place = by_output.get(_MADE.sub("", run.name))
         if place is not None:
             seconds[place] += run.seconds
             seen.add(place)
-    whole = timed.seconds
+    whole = timed.seconds[middle] if timed.runs else 0.0
     found = {}
     for site in sites:
         here = (site.scope, site.index)
@@ -151,7 +169,7 @@ def digest(
             share=share, shapes=tuple(shape for shape, _ in counts.most_common()), times=sum(counts.values())
         )
     return Profiled(
-        seconds=whole / max(timed.runs, 1),
+        seconds=whole,
         sites=found,
         tensors={key: counts.most_common(1)[0][0] for key, counts in tensors.items()},
     )

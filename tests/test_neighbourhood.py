@@ -69,7 +69,7 @@ def profiled(model: ModelProto, feeds: Mapping[str, Array] | None = None, **size
         plain = timed_backend("onnxruntime_cpu").profile(runnable, Options(threads=1, optimize=False), given, 0)
     except (CannotLoad, CannotRun):
         return UNSEEN
-    return digest(copy, places, find(model).sites, plain, Profile(runs=1, seconds=1.0, nodes=()))
+    return digest(copy, places, find(model).sites, plain, Profile(seconds=(1.0,), nodes=()))
 
 
 def ran_with(site: Site, *shape: int) -> Profiled:

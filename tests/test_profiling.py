@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from dilrewrite.backends import (
     timed_backend,
 )
 from dilrewrite.find import ScopePath, Site, find, resolve
-from dilrewrite.profiling import RUNS, Place, Profiled, SiteRun, digest, profile, scopes, traced
+from dilrewrite.profiling import FEWEST_RUNS, MOST_RUNS, Place, Profiled, SiteRun, digest, profile, runs, scopes, traced
 from dilrewrite.verdict import Subject
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
@@ -375,7 +376,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Options], Exceptio
 def test_one_run_for_shapes_and_some_for_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = failing(monkeypatch, lambda _: None)
     run(conv1d(), {"x": ones(1, 2, 16)})
-    assert asked == [(False, 0), (True, RUNS)]
+    assert asked == [(False, 0), (True, FEWEST_RUNS)]
 
 
 @pytest.mark.parametrize("error", REASONS, ids=NAMES)
@@ -442,12 +443,14 @@ def test_every_graph_and_function_is_a_scope() -> None:
 HERE = ScopePath()
 
 
-def node(name: str, seconds: float = 0.0, inputs: Sequence[Any] = (), outputs: Sequence[Any] = ()) -> NodeRun:
-    return NodeRun(name=name, op="Conv", seconds=seconds, inputs=tuple(inputs), outputs=tuple(outputs))
+def node(
+    name: str, seconds: float = 0.0, inputs: Sequence[Any] = (), outputs: Sequence[Any] = (), run: int = 0
+) -> NodeRun:
+    return NodeRun(name=name, op="Conv", seconds=seconds, inputs=tuple(inputs), outputs=tuple(outputs), run=run)
 
 
-def made(*nodes: NodeRun, seconds: float = 1.0, runs: int = 1) -> Profile:
-    return Profile(runs=runs, seconds=seconds, nodes=nodes)
+def made(*nodes: NodeRun, seconds: Sequence[float] = (1.0,)) -> Profile:
+    return Profile(seconds=tuple(seconds), nodes=nodes)
 
 
 def digested(model: ModelProto, plain: Profile, timed: Profile) -> tuple[Profiled, tuple[Site, ...]]:
@@ -466,11 +469,30 @@ PLAIN = made(node("dilrewrite_0_", inputs=[SHAPE, (2, 2, 3)], outputs=[SHAPE]))
 NOTHING = made()
 
 
-def test_shares_are_of_all_runs() -> None:
-    timed = made(node("dilrewrite_0_", 0.5), node("dilrewrite_0_", 0.25), seconds=3.0, runs=2)
-    found, _ = digested(conv1d(), PLAIN, timed)
-    assert only(found) == SiteRun(share=0.25, shapes=(SHAPE,), times=1)
-    assert found.seconds == 1.5
+@pytest.mark.parametrize("held_up", [0, 1, 2])
+def test_a_run_that_was_held_up_tells_nothing(held_up: int) -> None:
+    """Neither when the site itself waited, nor when the rest of the model did."""
+    for own, whole in ((7.5, 9.0), (0.5, 9.0)):
+        shares = [(0.5, 2.0), (0.75, 3.0)]
+        shares.insert(held_up, (own, whole))
+        nodes = [node("dilrewrite_0_", seconds / 2, run=number) for number, (seconds, _) in enumerate(shares)] * 2
+        found, _ = digested(conv1d(), PLAIN, made(*nodes, seconds=[whole for _, whole in shares]))
+        assert only(found) == SiteRun(share=0.25, shapes=(SHAPE,), times=1)
+        assert found.seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [(0.0, 3), (1e-9, 15), (0.02, 15), (0.025, 11), (0.03, 9), (0.1, 3), (60.0, 3), (math.inf, 3)],
+)
+def test_quick_models_run_more_often(seconds: float, wanted: int) -> None:
+    assert runs(seconds) == wanted
+    assert runs(seconds) % 2 == 1, "one of them is the middle"
+    assert FEWEST_RUNS <= runs(seconds) <= MOST_RUNS
+
+
+def test_tensors_of_a_profile() -> None:
+    found, _ = digested(conv1d(), PLAIN, made(node("dilrewrite_0_", 0.5)))
     assert found.tensors == {(HERE, "x"): SHAPE, (HERE, "w"): (2, 2, 3), (HERE, "y"): SHAPE}
 
 
@@ -484,7 +506,7 @@ def test_a_share_is_at_most_all() -> None:
     ("plain", "timed", "share"),
     [
         (PLAIN, NOTHING, None),
-        (PLAIN, made(node("dilrewrite_0_", 0.5), seconds=0.0, runs=0), None),
+        (PLAIN, made(node("dilrewrite_0_", 0.5), seconds=()), None),
         (PLAIN, made(node("dilrewrite_0_", 0.0)), 0.0),
         (NOTHING, NOTHING, None),
         (NOTHING, made(node("dilrewrite_0_", 0.5)), 0.5),

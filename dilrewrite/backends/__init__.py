@@ -173,7 +173,7 @@ class Backend(Protocol):
 class NodeRun:
     """One run of one node: its name, operator, seconds, and shapes (None: no tensor, or not told).
 
-    `provider`: the part of the runtime that ran it, where it has several.
+    `provider`: the part of the runtime that ran it, where it has several. `run`: the run of the model, from 0.
     """
 
     name: str
@@ -182,15 +182,20 @@ class NodeRun:
     inputs: tuple[tuple[int, ...] | None, ...] = ()
     outputs: tuple[tuple[int, ...] | None, ...] = ()
     provider: str = ""
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a runtime says of `runs` runs: seconds of all of them, and every node that ran, in order."""
+    """What a runtime says of some runs: seconds of each (0: not known), and every node that ran, in order."""
 
-    runs: int
-    seconds: float
+    seconds: tuple[float, ...]
     nodes: tuple[NodeRun, ...]
+
+    @property
+    def runs(self) -> int:
+        """Return how many runs there were."""
+        return len(self.seconds)
 
 
 class Runner(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import importlib.metadata
@@ -411,7 +412,7 @@ def profiled(runner: BoundRunner, runs: int) -> Profile:
     whole = [event for event in events if event.get("cat") == "Session" and event.get("name") == "model_run"]
     whole.sort(key=lambda event: int(event["ts"]))
     whole = whole[1:] if runs else whole
-    begin = min((int(event["ts"]) for event in whole), default=0)
+    starts = [int(event["ts"]) for event in whole]
     nodes = [
         NodeRun(
             name=str(event["name"]).removesuffix("_kernel_time"),
@@ -420,13 +421,14 @@ def profiled(runner: BoundRunner, runs: int) -> Profile:
             inputs=_shapes(event["args"].get("input_type_shape")),
             outputs=_shapes(event["args"].get("output_type_shape")),
             provider=str(event["args"].get("provider", "")),
+            run=max(bisect.bisect(starts, int(event["ts"])) - 1, 0),
         )
         for event in events
         if event.get("cat") == "Node"
         and str(event.get("name", "")).endswith("_kernel_time")
-        and int(event["ts"]) >= begin
+        and int(event["ts"]) >= min(starts, default=0)
     ]
-    return Profile(runs=len(whole), seconds=sum(int(event["dur"]) for event in whole) / 1e6, nodes=tuple(nodes))
+    return Profile(seconds=tuple(int(event["dur"]) / 1e6 for event in whole), nodes=tuple(nodes))
 
 
 def _shapes(entries: Any) -> tuple[tuple[int, ...] | None, ...]:

@@ -152,7 +152,7 @@ class TensorRt:
             timed.close()
             layers = engine.layers()
             times = median_layer_times(layer_times(engine, feeds, max(runs, 10)))
-        return Profile(runs=1, seconds=max(whole, sum(times.values())), nodes=tuple(_node_runs(layers, times)))
+        return Profile(seconds=(max(whole, sum(times.values())),), nodes=tuple(_node_runs(layers, times)))
 
     # -- engines -------------------------------------------------------------------------------------------------
 

@@ -168,7 +168,7 @@ class OnnxRuntimeCuda:
         waits = wait_for_kernels()
         with explained(PROVIDER, "cuda"):
             found = profile(runnable, options, feeds, runs, PROVIDERS, "cuda")
-        return found if waits else replace(found, seconds=0.0)
+        return found if waits else replace(found, seconds=(0.0,) * found.runs)
 
 
 # -- what is installed -----------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ class OnnxRuntimeTensorRt:
         waits = wait_for_kernels()
         with _explained():
             found = profile(runnable, options, feeds, runs, _providers(runnable, apart, feeds), "cuda")
-        return found if waits else replace(found, seconds=0.0)
+        return found if waits else replace(found, seconds=(0.0,) * found.runs)
 
 
 # -- where nodes run -------------------------------------------------------------------------------------------------

@@ -411,7 +411,7 @@ def test_a_profile_waits_for_each_kernel(ort, driver, environment):
     assert ort.the("waits") == [("1",)]
     assert ort.the("output") == [("y", "cuda")]
     assert ort.names().count("run_with_iobinding") == 2
-    assert (found.runs, found.seconds) == (1, 100e-6)
+    assert found.seconds == (100e-6,)
     (node,) = found.nodes
     assert (node.name, node.op, node.seconds, node.inputs, node.outputs) == ("c", "Conv", 60e-6, ((1, 6),), ((1, 6),))
     assert BACKEND.profile(runnable(), IN_PROCESS, {"x": X}, 1) == found, "the driver still waits"
@@ -424,7 +424,7 @@ def test_a_profile_gives_no_shares_where_cuda_was_started_before(ort, driver, en
     ort.events = EVENTS
     found = BACKEND.profile(runnable(), IN_PROCESS, {"x": X}, 1)
     assert ort.the("waits") == [(before,)]
-    assert found.seconds == 0
+    assert found.seconds == (0,)
     assert [node.inputs for node in found.nodes] == [((1, 6),)]
 
 
@@ -611,5 +611,5 @@ def test_on_a_gpu_runs_are_timed_and_profiled():
         assert bench.warnings() == ()
     found = isolated_profile(BACKEND.name, runnable(size), Options(), {"x": x}, 3)
     assert found.runs == 3
-    assert 0.5 < sum(node.seconds for node in found.nodes) / found.seconds <= 1
+    assert 0.5 < sum(node.seconds for node in found.nodes) / sum(found.seconds) <= 1
     assert {node.inputs[0] for node in found.nodes if node.op in ("Conv", "FusedConv")} == {(1, 8, size, size)}

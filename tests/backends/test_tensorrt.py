@@ -130,10 +130,10 @@ def test_a_fake_gpu_never_passes_for_a_measured_one(gpu: tuple[FakeCuda, FakeMod
 
 
 def test_a_run_tells_the_seconds_of_the_gpu_and_not_of_the_host(gpu: tuple[FakeCuda, FakeModule]) -> None:
-    server, plan = served(gpu, {"a": FakeEngine(seconds=(9.0, 0.25))}), "a"
+    server, plan = served(gpu, {"a": FakeEngine(seconds=(9.0, 60.0))}), "a"
     started = time.perf_counter()
-    assert server.on_time([plan] * 3) == [0.25] * 3
-    assert time.perf_counter() - started < 0.25
+    assert server.on_time([plan] * 3) == [60.0] * 3
+    assert time.perf_counter() - started < 60
 
 
 def test_outputs_of_an_engine(gpu: tuple[FakeCuda, FakeModule]) -> None:
@@ -149,8 +149,7 @@ def test_a_profile_has_the_layers_with_the_nodes_in_them(gpu: tuple[FakeCuda, Fa
     script = FakeEngine(layers=lambda _: (("conv", 3.0), ("relu", 1.0)))
     found = STAND_IN.profile(Runnable(model=gpu[1].fake_plan(script), engine=True), Options(), FEEDS, 5)
     assert [(run.provider, run.seconds) for run in found.nodes] == [("conv", 3e-3), ("relu", 1e-3)]
-    assert found.runs == 1
-    assert found.seconds == pytest.approx(4e-3), "never less than its layers"
+    assert found.seconds == pytest.approx((4e-3,)), "never less than its layers"
 
 
 def test_a_run_without_a_graph_is_doubted(gpu: tuple[FakeCuda, FakeModule], capsys: pytest.CaptureFixture[str]) -> None:
