@@ -91,9 +91,11 @@ def test_operators_account_for_nine_tenths_of_the_wall_time() -> None:
         for one in PASSES:
             work = _child.work(configuration, name, one, QUICK)
             explained = 0.0
-            for _ in range(3):  # a machine that does something else in between may take one
+            for _ in range(10):  # a machine that does something else in between may take some
                 found = _child.shares(work, QUICK)
                 explained = max(explained, sum(share for kind, share in found.items() if kind != "outside"))
+                if explained >= 0.9:
+                    break
             assert 0.9 <= explained <= 1.05, (name, one, found)
 
 
