@@ -1,8 +1,8 @@
-"""Training steps of three nets before and after `rewrite_module`, as `scripts/train_step.py` times them.
+"""Training steps of five nets before and after `rewrite_module`, as `scripts/train_step.py` times them.
 
 Run `python benchmarks/training.py [--budget S] [--seconds S]`; results go to benchmarks/results/training-cpu.json and
 .md. Each net twice: with the C library's memory as it is, which gives large tensors back to the system after each use,
-and keeping it, as CUDA's allocator, jemalloc and tcmalloc do. About eight minutes.
+and keeping it, as CUDA's allocator, jemalloc and tcmalloc do. About fifteen minutes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "train_step.py"
 NETS = {
     "convtasnet": "ConvTasNet-like: 1-D, depthwise, dilations 1 to 64, 2 x 32,000 samples",
     "highres3d": "HighRes3DNet-like: 3-D, dilations 1, 2, 4, 32 x 32 x 32",
+    "aspp16": "depthwise separable ASPP, output stride 16: 2-D, dilations 6, 12, 18, 4 x 33 x 33",
+    "aspp8": "depthwise separable ASPP, output stride 8: 2-D, dilations 12, 24, 36, 2 x 65 x 65",
     "plain2d": "plain 2-D: 128 channels, dilations 2 and 4, 2 x 64 x 64",
 }
 

@@ -272,6 +272,7 @@ def make(
         if progress is not None:
             progress("compare with float32", 1, 1)
     library = bindings.load(started.flavour, tell=tell)
+    timings = _timings(order.build.timing_cache)
     built = build(
         library,
         prepared.proto,
@@ -279,7 +280,7 @@ def make(
         profiles=sizes,
         folder=model.folder,
         tf32=prepared.precision != "fp32",
-        timing_cache=_timings(order.build.timing_cache),
+        timing_cache=timings,
         progress=progress,
     )
     names = [node.name for node in all_nodes(prepared.proto) if node.op_type in ("Conv", "ConvTranspose")]
@@ -292,6 +293,10 @@ def make(
             hint="build with --precision fp32, and report it",
         )
     file = source if source is not None else model.path
+    keeps, warnings = order.build.timing_cache, built.warnings
+    if keeps is not None and built.timing_cache is not None and _foreign(timings, built.timing_cache):
+        warnings = (f"--timing-cache {_name(keeps)}: holds no timings of TensorRT, and was left as it is", *warnings)
+        keeps = None
     report = EngineReport(
         file=_name(engine),
         bytes=len(built.plan),
@@ -323,12 +328,12 @@ def make(
         layers_from=built.layers.source,
         layer_types=built.layers.kinds(),
         layers=built.layers.layers,
-        warnings=built.warnings,
+        warnings=warnings,
         trtexec=sidecar.trtexec(
             started.flavour, _onnx_name(file, prepared), _name(engine), order.build, prepared, sizes
         ),
     )
-    return Engine(built=built, prepared=prepared, report=report, timing_cache=order.build.timing_cache, check=verdict)
+    return Engine(built=built, prepared=prepared, report=report, timing_cache=keeps, check=verdict)
 
 
 def stage(engine: Engine, place: Path, staging: Staging) -> None:
@@ -369,6 +374,11 @@ def _timings(path: Path | None) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"--timing-cache {shown(path)} cannot be read: {error}") from error
+
+
+def _foreign(old: bytes, new: bytes) -> bool:
+    """Say whether a file's content is no cache of timings: those of all versions begin alike."""
+    return bool(old) and old[:4] != new[:4]
 
 
 def _needs_weights(model: Model, precision: str | None) -> bool:

@@ -1,9 +1,10 @@
 """Times a training step before and after `rewrite_module`, in turn, and holds the losses of both to each other.
 
-    python scripts/train_step.py --net convtasnet|highres3d|plain2d [--seconds S] [--budget S] [--json FILE]
+    python scripts/train_step.py --net convtasnet|highres3d|aspp16|aspp8|plain2d [--seconds S] [--budget S]
 
 The nets are small ones of their kind, with lengths as in use: of ConvTasNet (1-D, depthwise) 4 seconds of sound at
-8 kHz, of HighRes3DNet (3-D) a cube of 32, of a dense 2-D net with 128 channels two images of
+8 kHz, of HighRes3DNet (3-D) a cube of 32, of a depthwise separable ASPP (2-D) the features of four images of 33 x 33,
+or of two of 65 x 65 (a sixteenth or an eighth of an image's 513), of a dense 2-D net with 128 channels two images of
 64 x 64. Exit code 1 when the losses of 20 steps in float64 differ by more than 1e-9 of their size.
 """
 
@@ -108,6 +109,33 @@ def plain2d(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), *stages, nn.Conv2d(channels, 3, 1))
 
 
+# ---- ASPP: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation" ----
+
+
+def unit(before: int, after: int, kernel: int = 1, **settings: int) -> nn.Sequential:
+    """A convolution without bias, a normalisation, and a ReLU."""
+    conv = nn.Conv2d(before, after, kernel, bias=False, **settings)
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
+
+
+class SeparableAspp(nn.Module):
+    """What follows a backbone: a 1x1 and depthwise separable 3x3 branches side by side, and a 1x1 on all of them."""
+
+    def __init__(self, features: int, channels: int, rates: Sequence[int], classes: int):
+        super().__init__()
+        self.reduce = unit(features, channels)
+        self.branches = nn.ModuleList([unit(channels, channels)])
+        for rate in rates:
+            depthwise = unit(channels, channels, 3, padding=rate, dilation=rate, groups=channels)
+            self.branches.append(nn.Sequential(depthwise, unit(channels, channels)))
+        self.project = unit(channels * len(self.branches), channels)
+        self.classify = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.reduce(x)
+        return self.classify(self.project(torch.cat([branch(reduced) for branch in self.branches], dim=1)))
+
+
 @dataclass(frozen=True)
 class Case:
     """A net and the shape of its input; the target is like the output."""
@@ -120,11 +148,15 @@ CASES = {
     "usual": {
         "convtasnet": Case(lambda: ConvTasNet(64, 32, 64, blocks=7, repeats=2), (2, 1, 32000)),
         "highres3d": Case(lambda: highres3d(8), (1, 1, 32, 32, 32)),
+        "aspp16": Case(lambda: SeparableAspp(320, 256, rates=(6, 12, 18), classes=21), (4, 320, 33, 33)),
+        "aspp8": Case(lambda: SeparableAspp(320, 256, rates=(12, 24, 36), classes=21), (2, 320, 65, 65)),
         "plain2d": Case(lambda: plain2d(128), (2, 3, 64, 64)),
     },
     "tiny": {
         "convtasnet": Case(lambda: ConvTasNet(4, 3, 4, blocks=3, repeats=1), (1, 1, 160)),
         "highres3d": Case(lambda: highres3d(2), (1, 1, 6, 6, 6)),
+        "aspp16": Case(lambda: SeparableAspp(3, 4, rates=(2, 3), classes=2), (1, 3, 5, 5)),
+        "aspp8": Case(lambda: SeparableAspp(3, 4, rates=(2, 3), classes=2), (1, 3, 9, 9)),
         "plain2d": Case(lambda: plain2d(4), (1, 3, 8, 8)),
     },
 }

@@ -267,11 +267,26 @@ def test_a_timing_cache_is_kept(configured: Command, capsys: Capsys, tmp_path: P
     cache.write_bytes((configured.engine.parent / "timings").read_bytes())
     assert cache.stat().st_size > 0
     model = save(conv2d(), tmp_path / "m.onnx")
-    for content in (cache.read_bytes(), b"another version's timings", b""):
+    whole = cache.read_bytes()
+    for content in (whole, whole[:8] + b"another version's timings", b""):
         cache.write_bytes(content)
         outcome = cli(capsys, "build", model, "--timing-cache", cache, "--force", "--quiet")
         assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
-        assert cache.read_bytes() not in (b"", b"another version's timings")
+        assert cache.read_bytes()[:4] == whole[:4]
+        assert len(cache.read_bytes()) >= len(whole)
+
+
+@needs_rtx
+def test_what_is_no_timing_cache_is_left_alone(capsys: Capsys, tmp_path: Path) -> None:
+    """A mistyped name costs nobody a file."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("do not touch\n")
+    outcome = cli(capsys, "build", save(conv2d(), tmp_path / "m.onnx"), "--timing-cache", notes)
+    assert outcome.code == 0
+    assert notes.read_text() == "do not touch\n"
+    said = "--timing-cache notes.txt: holds no timings of TensorRT, and was left as it is"
+    assert said in side_car(tmp_path / "m.engine")["warnings"]
+    assert said in " ".join(outcome.out.split())
 
 
 DEMOS = {

@@ -33,7 +33,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("net", ["convtasnet", "highres3d", "plain2d"])
+@pytest.mark.parametrize("net", ["convtasnet", "highres3d", "aspp16", "aspp8", "plain2d"])
 def test_it_tells_steps_and_losses(
     net: str, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,7 +49,7 @@ def test_it_tells_steps_and_losses(
     assert figures["layers"]
 
 
-@pytest.mark.parametrize("net", ["convtasnet", "highres3d", "plain2d"])
+@pytest.mark.parametrize("net", ["convtasnet", "highres3d", "aspp16", "aspp8", "plain2d"])
 @pytest.mark.parametrize("method", ["tap_sum", "space_to_batch"])
 def test_the_losses_of_every_net_are_the_same(net: str, method: str, script: ModuleType) -> None:
     """With a form in place of every Conv with a dilation, whatever timings would say."""
