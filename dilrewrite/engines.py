@@ -295,7 +295,10 @@ def make(
     file = source if source is not None else model.path
     keeps, warnings = order.build.timing_cache, built.warnings
     if keeps is not None and built.timing_cache is not None and _foreign(timings, built.timing_cache):
-        warnings = (f"--timing-cache {_name(keeps)}: holds no timings of TensorRT, and was left as it is", *warnings)
+        left = (
+            f"--timing-cache {_name(keeps)}: holds no timings of this TensorRT and was left as it is; name another file"
+        )
+        warnings = (left, *warnings)
         keeps = None
     report = EngineReport(
         file=_name(engine),
@@ -377,7 +380,10 @@ def _timings(path: Path | None) -> bytes:
 
 
 def _foreign(old: bytes, new: bytes) -> bool:
-    """Say whether a file's content is no cache of timings: those of all versions begin alike."""
+    """Say whether a file's content is no cache of timings: each of them begins with the tag of TensorRT's archives.
+
+    A content without it is refused with "magicTagRead == kMAGIC_TAG failed" (NVIDIA/TensorRT issue 3566).
+    """
     return bool(old) and old[:4] != new[:4]
 
 

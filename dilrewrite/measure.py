@@ -64,7 +64,7 @@ number gives both models the first place equally often.
 NEGLIGIBLE = 0.01
 """Sites that together take no more than this share of the model's time cannot matter."""
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Of what is kept in the cache; raised when timings are taken in another way."""
 
 BUDGET = "not measured: budget"

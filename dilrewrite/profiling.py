@@ -147,7 +147,8 @@ def digest(
     seen: set[Place] = set()
     by_output = _outputs(containers, sites)
     wanted = {(site.scope, site.index) for site in sites}
-    middle = sorted(range(timed.runs), key=lambda number: timed.seconds[number])[timed.runs // 2] if timed.runs else 0
+    by_time = sorted(range(timed.runs), key=timed.seconds.__getitem__)
+    middle = by_time[timed.runs // 2] if by_time else None
     for run in timed.nodes:
         if run.run != middle:
             continue
@@ -157,7 +158,7 @@ def digest(
         if place is not None:
             seconds[place] += run.seconds
             seen.add(place)
-    whole = timed.seconds[middle] if timed.runs else 0.0
+    whole = timed.seconds[middle] if middle is not None else 0.0
     found = {}
     for site in sites:
         here = (site.scope, site.index)

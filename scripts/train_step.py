@@ -1,6 +1,7 @@
 """Times a training step before and after `rewrite_module`, in turn, and holds the losses of both to each other.
 
-    python scripts/train_step.py --net convtasnet|highres3d|aspp16|aspp8|plain2d [--seconds S] [--budget S]
+    python scripts/train_step.py --net convtasnet|highres3d|aspp16|aspp8|plain2d
+                                  [--seconds S] [--budget S] [--device D] [--json FILE]
 
 The nets are small ones of their kind, with lengths as in use: of ConvTasNet (1-D, depthwise) 4 seconds of sound at
 8 kHz, of HighRes3DNet (3-D) a cube of 32, of a depthwise separable ASPP (2-D) the features of four images of 33 x 33,

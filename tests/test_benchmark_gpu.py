@@ -140,11 +140,13 @@ def test_every_row_says_what_it_is_of_and_how_often_it_ran(stand_in: tuple[dict[
 
 
 @pytest.mark.measures
-def test_every_form_that_ran_is_right(stand_in: tuple[dict[str, Any], str]) -> None:
+def test_every_form_that_ran_is_right(stand_in: tuple[dict[str, Any], str], gpu: ModuleType) -> None:
     data, _ = stand_in
-    rows = [row for row in data["rows"] if row["part"] == "correctness" and "not_run" not in row]
-    if not rows:
+    given = [row for row in data["rows"] if row["part"] == "correctness"]
+    rows = [row for row in given if "not_run" not in row]
+    if not rows and any(row["not_run"].startswith(gpu.BUDGET) for row in given):
         pytest.skip("the machine is too busy: none was reached in the seconds that it has")
+    assert rows
     assert {(row["outcome"], row["difference"], row["passed"]) for row in rows} == {("equal", 0.0, True)}
     assert {row["not_run"] for row in data["rows"] if row.get("precision") == "tf32"} == {"onnxruntime_cpu has no TF32"}
 

@@ -284,7 +284,7 @@ def test_what_is_no_timing_cache_is_left_alone(capsys: Capsys, tmp_path: Path) -
     outcome = cli(capsys, "build", save(conv2d(), tmp_path / "m.onnx"), "--timing-cache", notes)
     assert outcome.code == 0
     assert notes.read_text() == "do not touch\n"
-    said = "--timing-cache notes.txt: holds no timings of TensorRT, and was left as it is"
+    said = "--timing-cache notes.txt: holds no timings of this TensorRT and was left as it is; name another file"
     assert said in side_car(tmp_path / "m.engine")["warnings"]
     assert said in " ".join(outcome.out.split())
 
