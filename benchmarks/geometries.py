@@ -260,7 +260,7 @@ def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespa
     meter.begin()
     forms = [Form(strategy=c.strategy, fragment=c.fragment, prove=_proof(prover, site, c)) for c in wanted]
     try:
-        answer = meter.answer(ask(False), lambda: ask(True), forms, options.seconds, prune=True)
+        answer = meter.answer(ask(False), lambda: ask(True), forms, options.seconds, must_go=False)
     finally:
         meter.close()
     timed = {name: form.timing for name, form in answer.forms.items()}
@@ -271,7 +271,7 @@ def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespa
         "noise": "-" if noise is None else f"{100 * noise:.1f}",
         "forms": {
             name: {
-                "outcome": answer.forms[name].outcome,
+                "outcome": str(answer.forms[name].outcome),
                 "ratio": None if timing is None else timing.ratio,
                 "low": None if timing is None else timing.low,
                 "high": None if timing is None else timing.high,

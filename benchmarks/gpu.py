@@ -54,6 +54,7 @@ from dilrewrite.backends import (
 from dilrewrite.backends._nvidia import driver_version
 from dilrewrite.backends._worker import _Child, isolated_profile
 from dilrewrite.cache import Cache
+from dilrewrite.choose import BROKEN
 from dilrewrite.errors import DilrewriteError
 from dilrewrite.find import Found, find
 from dilrewrite.inputs import Chooser, parse_shapes
@@ -460,11 +461,11 @@ def sweep(conv: Conv, precision: str, meter: Meter, until: float, seconds: float
     # The meter keeps a part of its budget for the whole model, of which there is none here.
     meter.winner = True
     meter.budget_s = (meter.now() + max(until - time.monotonic(), 0.0)) / (1 - CONFIRMATION)
-    answer = meter.answer(ask(False), lambda: ask(True), forms, seconds, prune=True)
+    answer = meter.answer(ask(False), lambda: ask(True), forms, seconds, must_go=False)
     for name, form in answer.forms.items():
         if form.timing is None:
-            failed = {"failed": True} if form.outcome.startswith("failed") else {}
-            rows.append({"form": name, "not_run": form.outcome.removeprefix("not measured: "), **failed})
+            failed = {"failed": True} if form.outcome in BROKEN else {}
+            rows.append({"form": name, "not_run": form.cause or BUDGET, **failed})
         else:
             rows.append({"form": name, **samples(form.timing)})
 

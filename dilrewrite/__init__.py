@@ -127,6 +127,7 @@ def optimize(
     external_data: Literal["auto", "copy", "reference"] = "auto",
     backend: str = "auto",
     budget_s: float | None = None,
+    min_gain_percent: float = 2.0,
     decisions: StrPath | None = None,
     save_decisions: StrPath | None = None,
     cache: StrPath | None = None,
@@ -142,8 +143,9 @@ def optimize(
     fastest taken where it beats the Conv, there and in the whole model. `eliminate`: leave no dilation above
     `max_dilation`, with the fastest forms.
     `backend`: the runtime to time on; `auto` is the best that is ready. `budget_s`: seconds that measuring may take
-    (60 by default, a third of them for the whole model; 0 measures nothing and keeps every Conv). `decisions`: a file
-    that `save_decisions` wrote, to be followed without measuring. `cache`: the file that keeps timings, by default in
+    (60 by default, proofs included, a third of them for the whole model; 0 measures nothing and keeps every Conv).
+    `min_gain_percent`: what the whole model must save of its time to be rewritten. `decisions`: a file that
+    `save_decisions` wrote, to be followed without measuring. `cache`: the file that keeps timings, by default in
     the user's cache folder; `no_cache`: none.
     `only`, `skip`: regular expressions searched in a node's name, `where/name` and output.
     `shapes`: `NAME:1x3x224x224` for inputs with unknown sizes; `inputs`: an .npz with data by input name.
@@ -180,6 +182,7 @@ def optimize(
         external_data=external_data,
         backend=backend,
         budget_s=budget_s,
+        min_gain_percent=min_gain_percent,
         decisions=Path(decisions) if decisions is not None else None,
         save_decisions=Path(save_decisions) if save_decisions is not None else None,
         cache=Path(cache) if cache is not None else None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from dilrewrite.find import Site
 from dilrewrite.fragment import CoreConv, Fragment
 from dilrewrite.geometry import ConvGeometry
-from dilrewrite.measure import FormTiming
+from dilrewrite.outcome import FormTiming, Outcome
 from dilrewrite.strategies import Refusal, Strategy, plan, spelled, with_max_dilation
 from dilrewrite.timing import Comparison
 
@@ -148,6 +148,21 @@ def between(comparison: Comparison) -> str:
     return f"{times(comparison.ratio)} ({comparison.low:.2f} to {comparison.high:.2f})"
 
 
+BROKEN = (Outcome.FAILED, Outcome.CRASHED, Outcome.TIMED_OUT)
+"""Outcomes of forms that did not run."""
+
+
+def untimed(form: FormTiming) -> str:
+    """Return why a form has no time, in words."""
+    if form.outcome in BROKEN:
+        return f"failed: {form.cause}"
+    if form.outcome is Outcome.UNPROVED:
+        return f"not proved: {form.cause}"
+    if form.outcome is Outcome.PLANNED:
+        return "would be measured"
+    return f"not measured: {form.cause or 'budget'}"
+
+
 def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> tuple[list[Candidate], str]:
     """Return the forms that are faster than the Conv, fastest first, and why in words; none: keep.
 
@@ -167,14 +182,16 @@ def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> t
         if timing.slower:
             return [], f"keep won by {times(timing.ratio)} over {best.strategy}{rest}"
         return [], f"no form is faster beyond noise: {best.strategy} takes {between(timing)} of the time{rest}"
-    reasons = list(
-        dict.fromkeys(timings[candidate.strategy].outcome for candidate in wanted if candidate.strategy in timings)
-    )
-    return [], reasons[0] if len(reasons) == 1 else "; ".join(reasons) or "not measured"
+    reasons = dict.fromkeys(untimed(timings[c.strategy]) for c in wanted if c.strategy in timings)
+    return [], "; ".join(reasons) or "not measured"
 
 
-def fastest(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> list[tuple[Candidate, str]]:
+def fastest(
+    wanted: Sequence[Candidate], timings: Mapping[str, FormTiming], missing: str = "not measured"
+) -> list[tuple[Candidate, str]]:
     """Return the forms in the order in which to take one where the Conv has to go, each with the reason in words.
+
+    `missing`: why a form is not among the `timings`.
 
     The timed ones first, fastest first, then the others in the order given, then those that failed. Forms that fewer
     devices run or that hold for less input come after all others, however fast they are here.
@@ -187,8 +204,8 @@ def fastest(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> l
             reason = f"takes {between(known.timing)} of the dilated Conv's time"
             found.append(((lifted, inexact, known.timing.ratio, place), candidate, reason))
         else:
-            why = known.outcome if known is not None else "not measured"
-            last = 1e9 if why.startswith("failed") else 1e6
+            why = untimed(known) if known is not None else missing
+            last = 1e9 if known is not None and known.outcome in BROKEN else 1e6
             reason = f"the cheapest by estimate without dilation; {why}"
             found.append(((lifted, inexact, last, place), candidate, reason))
     found.sort(key=lambda entry: entry[0])

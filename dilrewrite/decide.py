@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from dilrewrite.errors import UsageError
 from dilrewrite.find import Found, Site
 from dilrewrite.fragment import Fragment
 from dilrewrite.load import EXTERNAL_DATA_MODES
-from dilrewrite.measure import DEFAULT_BUDGET_S, FormTiming
+from dilrewrite.measure import DEFAULT_BUDGET_S
+from dilrewrite.outcome import FormTiming, Outcome
 from dilrewrite.prove import Proof, Prover
 from dilrewrite.report import CandidateReport, SiteReport
 from dilrewrite.strategies import Refusal, parse, plan, strategies
+from dilrewrite.timing import MARGIN
 
 VERIFY_LEVELS = ("full", "sites", "none")
 
@@ -46,6 +50,7 @@ class OptimizeOptions:
     external_data: str = "auto"
     backend: str = "auto"
     budget_s: float | None = None
+    min_gain_percent: float = 100 * MARGIN
     decisions: Path | None = None
     save_decisions: Path | None = None
     cache: Path | None = None
@@ -72,6 +77,10 @@ class OptimizeOptions:
             raise UsageError(f"--threads {self.threads}: at least 1 is needed")
         if not 0 <= self.seconds < math.inf:
             raise UsageError(f"--budget {self.budget_s}: a finite number of seconds of at least 0 is needed")
+        if not 0 <= self.min_gain_percent < 100:
+            raise UsageError(
+                f"--min-gain {self.min_gain_percent:g}: a percentage of at least 0 and below 100 is needed"
+            )
         if self.decisions is not None:
             for other, given in (
                 ("--strategy", self.strategy is not None),
@@ -146,9 +155,6 @@ class Measured:
     details: Mapping[str, Any]
 
 
-NOT_PROVED = "not proved: "
-"""How the outcome of a form begins that was not timed for want of a proof."""
-
 NOT_MEASURED = Measured(timings={}, instead="not measured", details={})
 
 
@@ -186,7 +192,8 @@ def described(
             elements_moved=candidate.elements_moved,
             nodes=candidate.fragment.node_count,
             max_dilation=candidate.fragment.max_dilation,
-            outcome=known[candidate.strategy].outcome if candidate.strategy in known else "",
+            outcome=known[candidate.strategy].outcome if candidate.strategy in known else None,
+            cause=known[candidate.strategy].cause if candidate.strategy in known else "",
             timing=known[candidate.strategy].timing if candidate.strategy in known else None,
         )
         for candidate in offered
@@ -194,13 +201,19 @@ def described(
 
 
 class Decider:
-    """Decides about the sites of one model. `decided`: by a decisions file.
+    """Decides about the sites of one model. `decided`: by a decisions file. `proving` surrounds every proof.
 
     Raises `UsageError` for a strategy that does not exist.
     """
 
-    def __init__(self, options: OptimizeOptions, decided: Mapping[str, Decided] | None = None) -> None:
+    def __init__(
+        self,
+        options: OptimizeOptions,
+        decided: Mapping[str, Decided] | None = None,
+        proving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self.options = options
+        self.proving = proving
         self.decided = decided
         self.planner = choose.Planner(strategies(), options.max_dilation)
         self.forced: choose.Planner | None = None
@@ -217,7 +230,8 @@ class Decider:
 
     def prove(self, site: Site, fragment: Fragment, ir_version: int) -> Proof | None:
         """Return the proof of a form, `None` when nothing is to be proved."""
-        return self.prover.prove(site, fragment, ir_version) if self.prover else None
+        with self.proving():
+            return self.prover.prove(site, fragment, ir_version) if self.prover else None
 
     # -- before measuring ----------------------------------------------------------------------------------------
 
@@ -294,10 +308,8 @@ class Decider:
         if not considered.measurable:
             ranked = [(candidate, considered.reason) for candidate in considered.wanted]
         elif self.options.eliminate:
-            timings = measured.timings
-            if measured.instead:
-                timings = {c.strategy: FormTiming(outcome=measured.instead) for c in considered.wanted}
-            ranked = choose.fastest(considered.wanted, timings)
+            timings = {} if measured.instead else measured.timings
+            ranked = choose.fastest(considered.wanted, timings, measured.instead or "not measured")
         elif measured.instead:
             return self._kept(considered, measured, measured.instead, ir_version)
         elif measured.keep is not None:
@@ -381,10 +393,9 @@ class Decider:
 
 
 def _unproved(measured: Measured) -> dict[str, str]:
-    """Return the forms that were not timed because they were not proved, and why not."""
-    start = NOT_PROVED
-    found = {strategy: timing.outcome for strategy, timing in measured.timings.items()}
-    return {strategy: outcome.removeprefix(start) for strategy, outcome in found.items() if outcome.startswith(start)}
+    """Return the forms that were faster and not proved, and why not."""
+    timings = measured.timings.items()
+    return {strategy: form.cause for strategy, form in timings if form.outcome is Outcome.UNPROVED}
 
 
 def _with_unproved(refused: Sequence[Refusal], unproved: Mapping[str, str]) -> list[Refusal]:

@@ -29,3 +29,8 @@ def load() -> float | None:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
         return None
+
+
+def crowded(load: float | None) -> bool:
+    """Say whether more processes wanted a core than there are."""
+    return load is not None and load > cores()

@@ -1,6 +1,7 @@
 """Measures within a budget: where the model's time goes, every form of a site in its neighbourhood, whole models.
 
-Nothing is decided here. Timings go through the cache; a form is timed only after it was proved.
+Nothing is decided here. Timings go through the cache. A form gets three pairs of runs first, all of them if it may win,
+and a proof when it has won.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -35,11 +35,12 @@ from dilrewrite.cache import Cache
 from dilrewrite.find import Site, find
 from dilrewrite.fragment import Fragment
 from dilrewrite.neighbourhood import Question
+from dilrewrite.outcome import FormTiming, Outcome, outcome
 from dilrewrite.profiling import Place, Profiled, SiteRun
 from dilrewrite.prove import runs_natively
 from dilrewrite.strategies import Refusal, plan, strategies
 from dilrewrite.substitute import rewrite
-from dilrewrite.timing import MIN_PAIRS, Comparison, Noise, Stopwatch, Timing
+from dilrewrite.timing import MARGIN, MIN_PAIRS, VISIBLE, Comparison, Noise, Stopwatch, Timing
 from dilrewrite.verdict import Subject
 
 DEFAULT_BUDGET_S = 60.0
@@ -64,29 +65,19 @@ number gives both models the first place equally often.
 NEGLIGIBLE = 0.01
 """Sites that together take no more than this share of the model's time cannot matter."""
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Of what is kept in the cache; raised when timings are taken in another way."""
-
-BUDGET = "not measured: budget"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """A form to time: the strategy's name, its fragment, and the proof that must hold first (a reason when not)."""
+    """A form to time: the strategy's name, its fragment, and the proof of it (a reason when it does not hold)."""
 
     strategy: str
     fragment: Fragment
     prove: Callable[[], str | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormTiming:
-    """What measuring said of a form: words, and the comparison with the Conv as it is when there is one."""
-
-    outcome: str
-    timing: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +86,25 @@ class Answer:
 
     forms: Mapping[str, FormTiming]
     failure: str | None = None
+
+
+PLACED = (Outcome.WON, Outcome.LOST, Outcome.TIE, Outcome.INCONCLUSIVE)
+"""Outcomes of forms that another one has to beat."""
+
+FAILURES: Mapping[type[Exception], Outcome] = {Crashed: Outcome.CRASHED, TimedOut: Outcome.TIMED_OUT}
+
+PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT)
+"""Outcomes that are not kept: perhaps they are another day's no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Native:
+    """A question's Conv as it is: the model, and how it ran against itself."""
+
+    question: Question
+    model: bytes
+    noise: Noise
+    mode: timing.Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +127,15 @@ class Confirmed:
 
 @dataclass
 class Meter:
-    """Measures on one backend. `begin` starts the clock of the budget; proofs do not run on it."""
+    """Measures on one backend. `begin` starts the clock of the budget: all that a user waits for counts on it.
+
+    `min_gain`: the share of the whole model's time that a version of it must save to be taken.
+    """
 
     backend: TimedBackend
     cache: Cache
     budget_s: float
+    min_gain: float = MARGIN
     threads: int | None = None
     custom_op_library: tuple[Path, ...] = ()
     precision: str | None = None
@@ -147,9 +161,12 @@ class Meter:
     first_s: dict[str, float] = field(default_factory=dict)
     """Seconds until the first run of the whole models was done, "before" and "after"; see `Bench.open`."""
     doubts: dict[str, None] = field(default_factory=dict)
+    form_noise: float = 0.0
+    """The largest noise of a Conv against itself."""
+    forms_s: float = 0.0
+    """Seconds that were spent on `forms_timed` forms, with all that is done for them."""
+    forms_timed: int = 0
     _began: float | None = None
-    _paused_s: float = 0.0
-    _spent_s: float = 0.0
     _bench: Bench | None = None
     _circumstances: dict[str, Any] = field(default_factory=dict)
 
@@ -161,16 +178,7 @@ class Meter:
 
     def now(self) -> float:
         """Return the seconds spent on measuring."""
-        return 0.0 if self._began is None else self.clock() - self._began - self._paused_s
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Stop the clock for what is no measuring."""
-        start = self.clock()
-        try:
-            yield
-        finally:
-            self._paused_s += self.clock() - start
+        return 0.0 if self._began is None else self.clock() - self._began
 
     @property
     def until_s(self) -> float:
@@ -272,6 +280,11 @@ class Meter:
         self.profiled_s = self.floor_s = self.now()
         return found
 
+    def needed_s(self, untimed: int) -> float:
+        """Return about the budget that would have done for all forms, of which so many are `untimed`."""
+        each = self.forms_s / self.forms_timed if self.forms_timed else MOST_S / 2 + OVERHEAD_S
+        return (self.forms_s + untimed * each) / (1 - CONFIRMATION)
+
     # -- forms of a site -----------------------------------------------------------------------------------------
 
     def slice_s(self, comparisons: int) -> float:
@@ -280,102 +293,105 @@ class Meter:
         return min(max(left / max(comparisons, 1) - self.overhead_s, FEWEST_S), MOST_S)
 
     def answer(
-        self, question: Question, plain: Callable[[], Question], forms: Sequence[Form], slice_s: float, *, prune: bool
+        self, question: Question, plain: Callable[[], Question], forms: Sequence[Form], slice_s: float, *, must_go: bool
     ) -> Answer:
         """Time the forms of a question, first the one that is given first; `plain` makes it without neighbours.
 
-        `prune`: leave a form that clearly loses after its first pairs. What is left when the budget ends is not timed.
+        A form that clearly loses in its first pairs is left at that: against the best so far, and against the Conv as
+        it is unless that `must_go`. What is left when the budget ends is not timed.
         """
+        began, before = self.now(), self.measured
         try:
-            return self._answer(question, forms, slice_s, prune)
-        except (CannotLoad, CannotRun) as error:
-            reason = str(error)
-        if question.neighbours:
             try:
-                return self._answer(plain(), forms, slice_s, prune)
-            except (CannotLoad, CannotRun, LookupError) as error:
+                return self._answer(question, forms, slice_s, must_go)
+            except (CannotLoad, CannotRun) as error:
                 reason = str(error)
+            if question.neighbours:
+                try:
+                    return self._answer(plain(), forms, slice_s, must_go)
+                except (CannotLoad, CannotRun, LookupError) as error:
+                    reason = str(error)
+        finally:
+            self.forms_s += self.now() - began
+            self.forms_timed += self.measured - before
         failure = f"the Conv alone does not run on {self.backend.name}: {reason}"
-        return Answer(
-            forms={form.strategy: FormTiming(outcome=f"not measured: {failure}") for form in forms}, failure=failure
-        )
+        unmeasured = FormTiming(outcome=Outcome.NOT_MEASURED, cause=failure)
+        return Answer(forms={form.strategy: unmeasured for form in forms}, failure=failure)
 
-    def _answer(self, question: Question, forms: Sequence[Form], slice_s: float, prune: bool) -> Answer:
+    def _answer(self, question: Question, forms: Sequence[Form], slice_s: float, must_go: bool) -> Answer:
         """Raises CannotLoad or CannotRun when the Conv as it is does not run."""
-        site = question.site
         results: dict[str, FormTiming] = {}
-        keys = {
-            form.strategy: {"kind": "form", "question": question.key, "form": form.fragment.digest()} for form in forms
-        }
+        pending: list[tuple[Form, dict[str, Any]]] = []
         for form in forms:
-            known = self._cached(keys[form.strategy], _form_timing)
-            if known is not None:
-                results[form.strategy] = known
-                self.winner = self.winner or (known.timing is not None and known.timing.faster)
-        if len(results) == len(forms):
-            return Answer(forms=results)
-        baseline: bytes | None = None
-        noise: Noise | None = None
-        mode: timing.Mode = "interleaved"
-        for form in forms:
-            if form.strategy in results:
+            key = {"kind": "form", "question": question.key, "form": form.fragment.digest()}
+            known = self._cached(key, _form_timing)
+            if known is None:
+                pending.append((form, key))
                 continue
+            results[form.strategy] = known
+            self.winner = self.winner or known.outcome is Outcome.WON
+        native: _Native | None = None
+        for form, key in pending:
             if self.now() + self.overhead_s >= self.forms_until_s:
-                results[form.strategy] = FormTiming(outcome=BUDGET)
+                results[form.strategy] = FormTiming(outcome=Outcome.NO_TIME)
                 continue
-            with self.pause():
-                reason = form.prove()
-                if reason is None and baseline is None:
-                    baseline = _baseline(question)
-            if reason is not None:
-                results[form.strategy] = FormTiming(outcome=f"not proved: {reason}")
-                continue
-            assert baseline is not None
-            if noise is None:
-                noise, mode = self._calibrated(question, baseline, slice_s)
-            try:
-                with self.pause():
-                    normalised = find(question.model).normalisations
-                    made = rewrite(question.model, [(site, form.fragment)], normalised, _own).proto.SerializeToString()
-                worker = self._worker()
-                self._stand(worker, {"keep": (baseline, question.feeds), "form": (made, question.feeds)})
-                began = self.now()
-                watch = self._watch(self.forms_until_s)
-                comparison = watch.compare(
-                    "keep",
-                    "form",
-                    slice_s,
-                    noise=noise,
-                    mode=mode,
-                    rounds=FORM_ROUNDS,
-                    hopeless=timing.HOPELESS if prune else math.inf,
-                )
-                self.overhead_s = max(OVERHEAD_S, self.now() - began - slice_s)
-                self._doubt(comparison)
-                results[form.strategy] = FormTiming(outcome=outcome(comparison), timing=comparison)
-                self.winner = self.winner or comparison.faster
-            except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
-                results[form.strategy] = FormTiming(outcome=f"failed: {error}")
-                if isinstance(error, Crashed | TimedOut):
-                    self.close()
-                if isinstance(error, TimedOut):
-                    continue  # perhaps only today
-            found = results[form.strategy]
-            self._keep(
-                keys[form.strategy],
-                {
-                    "outcome": found.outcome,
-                    "timing": None if found.timing is None else dataclasses.asdict(found.timing),
-                },
-            )
+            if native is None:
+                native = self._calibrated(question, slice_s)
+            bar = min((t.timing.ratio for t in results.values() if t.outcome in PLACED and t.timing), default=math.inf)
+            result = self._timed(native, form, slice_s, bar if must_go else min(bar, 1.0))
+            results[form.strategy] = result
+            self.winner = self.winner or result.outcome is Outcome.WON
+            if result.outcome not in PASSING:
+                self._keep(key, _form_data(result))
             self.tick()
-        return Answer(forms=results)
+        return Answer(forms={form.strategy: results[form.strategy] for form in forms})
 
-    def _calibrated(self, question: Question, baseline: bytes, slice_s: float) -> tuple[Noise, timing.Mode]:
-        """Time the Conv as it is against itself."""
+    def _timed(self, native: _Native, form: Form, slice_s: float, bar: float) -> FormTiming:
+        """Time a form against the Conv as it is, and prove it if it is faster.
+
+        It is given up after the first pairs if it is hopeless against the ratio `bar`.
+        """
+        question, began = native.question, self.now()
         try:
-            worker = self._worker()
-            self._stand(worker, {"keep": (baseline, question.feeds), "twin": (baseline, question.feeds)})
+            normalised = find(question.model).normalisations
+            rewritten = rewrite(question.model, [(question.site, form.fragment)], normalised, _own).proto
+            models = {"keep": (native.model, question.feeds), "form": (rewritten.SerializeToString(), question.feeds)}
+            self._stand(self._worker(), models)
+            comparison = self._watch(self.forms_until_s).compare(
+                "keep",
+                "form",
+                slice_s,
+                noise=native.noise,
+                mode=native.mode,
+                rounds=FORM_ROUNDS,
+                hopeless=timing.HOPELESS * bar,
+            )
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            if isinstance(error, Crashed | TimedOut):
+                self.close()
+            return FormTiming(outcome=FAILURES.get(type(error), Outcome.FAILED), cause=str(error))
+        self.overhead_s = max(OVERHEAD_S, self.now() - began - slice_s)
+        self._doubt(comparison)
+        result = outcome(comparison)
+        if result is Outcome.WON and (reason := form.prove()) is not None:
+            return FormTiming(outcome=Outcome.UNPROVED, cause=reason)
+        if comparison.pairs < MIN_PAIRS and not comparison.slower:
+            result = Outcome.OUTRUN
+        return FormTiming(outcome=result, timing=comparison)
+
+    def _calibrated(self, question: Question, slice_s: float) -> _Native:
+        """Time the Conv as it is against itself; once more where that is too noisy to see anything by."""
+        model = _baseline(question)
+        noise, mode = self._against_itself(question, model, slice_s)
+        if noise.level > VISIBLE and self.now() + 2 * slice_s < self.forms_until_s:
+            again = self._against_itself(question, model, slice_s)
+            noise, mode = min((noise, mode), again, key=lambda found: found[0].level)
+        self.form_noise = max(self.form_noise, noise.level)
+        return _Native(question=question, model=model, noise=noise, mode=mode)
+
+    def _against_itself(self, question: Question, model: bytes, slice_s: float) -> tuple[Noise, timing.Mode]:
+        try:
+            self._stand(self._worker(), {"keep": (model, question.feeds), "twin": (model, question.feeds)})
             return self._watch(self.forms_until_s).noise("keep", "twin", slice_s, rounds=FORM_ROUNDS)
         except (Crashed, TimedOut) as error:
             self.close()
@@ -471,8 +487,7 @@ class Meter:
         failure = ""
         while pending:
             some = pending.pop(0)
-            with self.pause():
-                after, after_digest = make(some)
+            after, after_digest = make(some)
             try:
                 share = 0.8 if len(groups) > 1 else 1.0
                 found = self.whole(before, after, (digest, after_digest), feeds, run_s=run_s, share=share)
@@ -482,11 +497,11 @@ class Meter:
                 found = None
             if found is not None:
                 attempts.append(Attempt(groups=some, timing=found))
-                if accepted(found) and (best is None or found.ratio < best.timing.ratio):
+                if found.gains(self.min_gain) and (best is None or found.ratio < best.timing.ratio):
                     best = attempts[-1]
                     if len(some) == len(groups):
                         break
-            if (found is None or not accepted(found)) and len(some) > 1:
+            if (found is None or not found.gains(self.min_gain)) and len(some) > 1:
                 half = (len(some) + 1) // 2
                 pending += [some[:half], some[half:]]
             if self.now() + 2 * self._fewest * run_s > self.until_s:
@@ -500,20 +515,6 @@ class Meter:
 def _rounds(opening_s: float, slice_s: float) -> int:
     """Return how often sessions are made anew in a slice: loading shall take less than half of it."""
     return next((rounds for rounds in (WHOLE_ROUNDS, 2) if rounds * opening_s < slice_s / 2), 1)
-
-
-def accepted(comparison: Comparison) -> bool:
-    """Say whether a whole model is faster beyond noise."""
-    return comparison.high < 1 if comparison.noise is not None else comparison.faster
-
-
-def outcome(comparison: Comparison) -> str:
-    """Return what a comparison says of a form, in words."""
-    if comparison.faster:
-        return f"won: {comparison.ratio:.2f}x"
-    if comparison.slower:
-        return f"lost by {comparison.ratio:.2f}x"
-    return f"no faster beyond noise: {comparison.ratio:.2f}x"
 
 
 def estimated_s(questions: Iterable[int], budget_s: float) -> float:
@@ -590,9 +591,19 @@ def _noise(value: Mapping[str, Any] | None) -> Noise | None:
     )
 
 
+def _form_data(form: FormTiming) -> dict[str, Any]:
+    found = form.timing
+    return {
+        "outcome": str(form.outcome),
+        "timing": None if found is None else dataclasses.asdict(found),
+        "cause": form.cause,
+    }
+
+
 def _form_timing(value: Mapping[str, Any]) -> FormTiming:
     found = value["timing"]
-    return FormTiming(outcome=str(value["outcome"]), timing=None if found is None else _comparison(found))
+    compared = None if found is None else _comparison(found)
+    return FormTiming(outcome=Outcome(value["outcome"]), timing=compared, cause=str(value["cause"]))
 
 
 def _profiled_data(profiled: Profiled, sites: Sequence[Site]) -> dict[str, Any]:
@@ -601,7 +612,7 @@ def _profiled_data(profiled: Profiled, sites: Sequence[Site]) -> dict[str, Any]:
     numbered = {scope: number for number, scope in enumerate(dict.fromkeys(site.scope for site in sites))}
     return {
         "seconds": profiled.seconds,
-        "sites": [{"share": run.share, "shapes": run.shapes, "times": run.times} for run in runs],
+        "sites": [dataclasses.asdict(run) for run in runs],
         "tensors": [
             [numbered[scope], name, shape] for (scope, name), shape in profiled.tensors.items() if scope in wanted
         ],
@@ -615,6 +626,7 @@ def _profiled(value: Mapping[str, Any], sites: Sequence[Site]) -> Profiled:
             share=None if run["share"] is None else float(run["share"]),
             shapes=tuple(tuple(map(int, shape)) for shape in run["shapes"]),
             times=int(run["times"]),
+            interval=None if run["interval"] is None else (float(run["interval"][0]), float(run["interval"][1])),
         )
         for site, run in zip(sites, value["sites"], strict=True)
     }

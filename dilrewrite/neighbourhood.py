@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -68,14 +68,17 @@ def ask(
     layout_ranks: Collection[int],
     *,
     bare: bool = False,
+    indexes: Indexes | None = None,
 ) -> Question:
     """Return the question of a site of `proto`, whose tensors' values `read` returns.
 
     Sizes that the site knows at run time only stay unknown in the model; the feeds have those of the profiled run.
     `layout_ranks`: of Convs for which the runtime has a layout of its own. `bare`: without neighbours.
     Raises LookupError when a size is known neither from the model nor from the run.
+    `indexes`: of `proto`, where more than one of its sites is asked about.
     """
     ir_version = min(ir_version, 10)
+    indexes = indexes or Indexes(proto)
     shape = _input_shape(site, profiled)
     rng = np.random.default_rng(0)
     alone = replace(site, geometry=_with_channels(site, profiled, shape), follow=(), quantizes_output=False)
@@ -90,7 +93,7 @@ def ask(
         name: values.astype(dtype(element)) if values.dtype == np.float32 else values
         for name, values in micro.feeds.items()
     }
-    draft = _Draft(proto, site, profiled, read, site.geometry.rank in layout_ranks, model.graph, feeds)
+    draft = _Draft(proto, indexes, site, profiled, read, site.geometry.rank in layout_ranks, model.graph, feeds)
     if not bare:
         draft.consumers()
         draft.outputs()
@@ -101,7 +104,7 @@ def ask(
     found = find(model).sites
     if len(found) != 1 or found[0].geometry != site.geometry:
         if not bare:
-            return ask(proto, site, profiled, read, ir_version, layout_ranks, bare=True)
+            return ask(proto, site, profiled, read, ir_version, layout_ranks, bare=True, indexes=indexes)
         raise LookupError("its neighbourhood does not give it the same geometry")
     made = found[0]
     text = hashlib.sha256(model.SerializeToString(deterministic=True))
@@ -147,11 +150,47 @@ def _read_inside(graph: GraphProto) -> set[str]:
     return names
 
 
+class _Index:
+    """Who reads and who makes the tensors of one node list. `captured` are read in the graphs inside its nodes."""
+
+    def __init__(self, container: Container) -> None:
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        self.makers: dict[str, int] = {}
+        self.captured: set[str] = set()
+        for index, node in enumerate(container.node):
+            for name in node.input:
+                self.readers[name].append(index)
+            for name in node.output:
+                self.makers.setdefault(name, index)
+            for _, _, inner in subgraphs(node):
+                self.captured |= _read_inside(inner)
+        graph = container if isinstance(container, GraphProto) else None
+        self.inputs = {value.name for value in graph.input} if graph is not None else set(container.input)
+        self.outputs = {value.name for value in graph.output} if graph is not None else set()
+        initializers: Iterable[TensorProto] = graph.initializer if graph is not None else ()
+        self.constants = {tensor.name: tensor for tensor in initializers}
+
+
+class Indexes:
+    """The indexes of a model's node lists, each made when it is first needed."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        self._proto = proto
+        self._known: dict[ScopePath, _Index] = {}
+
+    def of(self, scope: ScopePath) -> _Index:
+        """Return the index of the node list at `scope`."""
+        if scope not in self._known:
+            self._known[scope] = _Index(resolve(self._proto, scope))
+        return self._known[scope]
+
+
 @dataclass
 class _Draft:
     """One micro-model in the making: `graph` is edited in place, `feeds` too."""
 
     proto: ModelProto
+    indexes: Indexes
     site: Site
     profiled: Profiled
     read: Reader
@@ -171,20 +210,14 @@ class _Draft:
 
     def consumers(self) -> None:
         """Copy the nodes that follow; `ends` are the tensors after which nothing was copied: does the layout go on?"""
-        nodes = self.container.node
-        readers: dict[str, list[int]] = defaultdict(list)
-        captured: set[str] = set()
-        for index, node in enumerate(nodes):
-            for name in node.input:
-                readers[name].append(index)
-            for _, _, inner in subgraphs(node):
-                captured |= _read_inside(inner)
+        nodes, here = self.container.node, self.indexes.of(self.site.scope)
         known = {nodes[self.site.index].output[0]: self.graph.output[0].name}
         done: set[int] = set()
         pending = list(known)
         while pending:
             name = pending.pop(0)
-            rest = [index for index in dict.fromkeys(readers[name]) if index not in done]
+            readers = here.readers.get(name, [])
+            rest = [index for index in dict.fromkeys(readers) if index not in done]
             onward = False
             for index in rest:
                 node = nodes[index]
@@ -196,14 +229,11 @@ class _Draft:
                     known_op = node.domain in DEFAULT_DOMAINS
                     onward = onward or (known_op and node.op_type in SAME_LAYOUT | {"DequantizeLinear"})
                     self.ends[known[name]] = self.ends.get(known[name], False) or onward
-            if not readers[name] or name in captured or name in {value.name for value in self._outputs()}:
+            if not readers or name in here.captured or name in here.outputs:
                 self.ends.setdefault(known[name], False)
         if not self.ends:
             self.ends[known[nodes[self.site.index].output[0]]] = False
         self.origins = {made: name for name, made in known.items()}
-
-    def _outputs(self) -> list[onnx.ValueInfoProto]:
-        return list(self.container.output) if isinstance(self.container, GraphProto) else []
 
     def _fits(self, node: NodeProto, index: int, known: Mapping[str, str]) -> bool:
         """Say whether a node can be copied: everything else that it reads is a constant or has a known shape."""
@@ -273,24 +303,15 @@ class _Draft:
         """Return the constant of that name that the site's scope sees."""
         path: ScopePath | None = self.site.scope
         while path is not None:
-            container = resolve(self.proto, path)
-            for node in container.node:
-                if name in node.output:
-                    if node.op_type != "Constant":
-                        return None
-                    values: list[TensorProto] = [
-                        a.t for a in node.attribute if a.name == "value" and not a.ref_attr_name
-                    ]
-                    return values[0] if values else None
-            if isinstance(container, GraphProto):
-                if any(value.name == name for value in container.input) and self.proto.ir_version >= 4:
-                    return None
-                tensor: TensorProto
-                for tensor in container.initializer:
-                    if tensor.name == name:
-                        return tensor
-            elif name in container.input:
+            here = self.indexes.of(path)
+            if name in here.makers:
+                node = resolve(self.proto, path).node[here.makers[name]]
+                values: list[TensorProto] = [a.t for a in node.attribute if a.name == "value" and not a.ref_attr_name]
+                return values[0] if node.op_type == "Constant" and values else None
+            if name in here.inputs and (path.steps or path.function is not None or self.proto.ir_version >= 4):
                 return None
+            if name in here.constants:
+                return here.constants[name]
             path = ScopePath(path.function, path.steps[:-1]) if path.steps else None
         return None
 

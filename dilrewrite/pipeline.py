@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -212,7 +213,7 @@ def optimize(
     if options.decisions is not None:
         decided = decisions.read(options.decisions)
         decisions.check(options.decisions, decided, found.sites)
-    decider = Decider(options, decided)
+    decider = Decider(options, decided, functools.partial(clock, "prove"))
     with clock("plan"):
         considered = [decider.consider(site) for site in found.sites]
     tuning = None
@@ -341,6 +342,7 @@ def _tuning(
         backend=measured_on,
         cache=open_cache(options.cache, none=options.no_cache),
         budget_s=options.seconds,
+        min_gain=options.min_gain_percent / 100,
         threads=options.threads,
         custom_op_library=options.custom_op_library,
         precision=options.order.build.precision if options.order is not None and scratch is not None else None,
@@ -398,12 +400,11 @@ def _decide(
         settled = []
         for number, entry in enumerate(considered):
             progress("prove", number, len(considered))
-            with clock("prove"):
-                if tuning is not None:
-                    measured = tuning.of(entry, reasons.get(entry.site.key))
-                else:
-                    measured = replace(NOT_MEASURED, instead="not measured: --budget 0")
-                settled.append(decider.settle(entry, measured, ir_version))
+            if tuning is not None:
+                measured = tuning.of(entry, reasons.get(entry.site.key))
+            else:
+                measured = replace(NOT_MEASURED, instead="not measured: --budget 0")
+            settled.append(decider.settle(entry, measured, ir_version))
         progress("prove", len(considered), len(considered))
         return settled
 
@@ -608,7 +609,8 @@ def _report(
     elif edits:
         status = "rewritten"
     elif found.sites:
-        status = "kept"
+        blind = report.inconclusive([decision.reported for decision in settled], made.measurement)
+        status = "inconclusive" if blind and not options.dry_run else "kept"
     else:
         status = "nothing to rewrite"
     written = status not in ("differs", "dilation left")

@@ -27,7 +27,10 @@ from dilrewrite.backends import (
 from dilrewrite.find import Container, ScopePath, Site, subgraphs
 from dilrewrite.verdict import Subject
 
-FEWEST_RUNS, MOST_RUNS, RUNS_S = 3, 15, 0.3
+PARTS = 3
+"""How many parts the timed runs are divided into: shares that each part tells alone are the spread of a share."""
+
+FEWEST_RUNS, MOST_RUNS, RUNS_S = PARTS, 5 * PARTS, 2.0
 """How many runs are timed, besides one to warm up: as many as fit into some seconds, within limits."""
 
 _TOKEN = re.compile(r"dilrewrite_(\d+)_")
@@ -45,12 +48,14 @@ Shape = tuple[int, ...]
 class SiteRun:
     """How a site ran: its share of the model's time (`None`: not told), its input shapes, how often it ran in one run.
 
-    `shapes` are the distinct ones, most frequent first; none when it did not run at all.
+    `interval`: the least and the most that the share may be, by parts of the runs. `shapes` are the distinct ones, most
+    frequent first; none when it did not run at all.
     """
 
     share: float | None
     shapes: tuple[Shape, ...]
     times: int
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +94,9 @@ def traced(proto: ModelProto) -> tuple[ModelProto, list[Place]]:
 
 
 def runs(run_s: float) -> int:
-    """Return how many runs of a model that takes `run_s` seconds, about, are timed: an odd number."""
+    """Return how many runs of a model that takes `run_s` seconds, about, are timed: as many in each part."""
     fit = int(min(RUNS_S / run_s, MOST_RUNS)) if run_s > 0 else FEWEST_RUNS
-    return max(FEWEST_RUNS, fit - 1 + fit % 2)
+    return max(FEWEST_RUNS, fit - fit % PARTS)
 
 
 def profile(
@@ -122,10 +127,7 @@ def profile(
 def digest(
     proto: ModelProto, places: Sequence[Place], sites: Sequence[Site], plain: Profile, timed: Profile
 ) -> Profiled:
-    """Return what two profiles of a `traced` model say: `plain` of the shapes, `timed` of the time.
-
-    The run with the median time stands for all: where a run was held up, its nodes' shares say who was waiting then.
-    """
+    """Return what two profiles of a `traced` model say: `plain` of the shapes, `timed` of the time."""
     containers = dict(scopes(proto))
     tensors: dict[tuple[ScopePath, str], Counter[Shape]] = defaultdict(Counter)
     ran: dict[Place, Counter[Shape]] = defaultdict(Counter)
@@ -143,37 +145,78 @@ def digest(
                     tensors[place[0], name][shape] += 1
         if run.inputs and run.inputs[0] is not None:
             ran[place][run.inputs[0]] += 1
-    seconds: dict[Place, float] = defaultdict(float)
-    seen: set[Place] = set()
-    by_output = _outputs(containers, sites)
-    wanted = {(site.scope, site.index) for site in sites}
-    by_time = sorted(range(timed.runs), key=timed.seconds.__getitem__)
-    middle = by_time[timed.runs // 2] if by_time else None
-    for run in timed.nodes:
-        if run.run != middle:
-            continue
-        place = _place(run.name, places, wanted)
-        if place is None:
-            place = by_output.get(_MADE.sub("", run.name))
-        if place is not None:
-            seconds[place] += run.seconds
-            seen.add(place)
-    whole = timed.seconds[middle] if middle is not None else 0.0
+    times = _Times.of(containers, places, sites, timed)
     found = {}
     for site in sites:
         here = (site.scope, site.index)
         counts = ran[here]
-        share = min(seconds[here] / whole, 1.0) if here in seen and whole > 0 else None
+        share, interval = times.share(here)
         if plain.nodes and not counts:
-            share = 0.0
+            share, interval = 0.0, (0.0, 0.0)
         found[here] = SiteRun(
-            share=share, shapes=tuple(shape for shape, _ in counts.most_common()), times=sum(counts.values())
+            share=share,
+            interval=interval,
+            shapes=tuple(shape for shape, _ in counts.most_common()),
+            times=sum(counts.values()),
         )
     return Profiled(
-        seconds=whole,
+        seconds=sorted(timed.seconds)[timed.runs // 2] if timed.runs else 0.0,
         sites=found,
         tensors={key: counts.most_common(1)[0][0] for key, counts in tensors.items()},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Times:
+    """Seconds of every node by run, and what the model takes: by all runs, and the most by one of the `parts` of them.
+
+    What holds up a run (another process, an interrupt) can only make a node slower. So each node stands with its
+    quickest run, and the model with the sum of these and the least time outside of nodes: no load moves that much.
+    """
+
+    nodes: Mapping[Place | str, Mapping[int, float]]
+    parts: Sequence[Sequence[int]]
+    whole: float
+    longest: float
+
+    @classmethod
+    def of(
+        cls, containers: Mapping[ScopePath, Container], places: Sequence[Place], sites: Sequence[Site], timed: Profile
+    ) -> _Times:
+        """Return the times of a profile; nodes that hold graphs are left out, as the nodes inside have that time."""
+        by_output, wanted = _outputs(containers, sites), {(site.scope, site.index) for site in sites}
+        nodes: dict[Place | str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        outside = dict(enumerate(timed.seconds))
+        for run in timed.nodes:
+            place = _place(run.name, places, wanted)
+            if place is None:
+                place = by_output.get(_MADE.sub("", run.name))
+            if run.run not in outside or (place and any(subgraphs(containers[place[0]].node[place[1]]))):
+                continue
+            nodes[place or run.name][run.run] += run.seconds
+            outside[run.run] -= run.seconds
+
+        def whole(runs: Sequence[int]) -> float:
+            return sum(_least(times, runs) or 0.0 for times in nodes.values()) + max(_least(outside, runs) or 0.0, 0.0)
+
+        parts = [range(part, len(outside), PARTS) for part in range(min(PARTS, len(outside)))]
+        return cls(
+            nodes=nodes, parts=parts, whole=whole(range(len(outside))), longest=max(map(whole, parts), default=0)
+        )
+
+    def share(self, place: Place) -> tuple[float | None, tuple[float, float] | None]:
+        """Return a node's share of the model's time, and its interval; `None` where the profile does not tell."""
+        quickest = [_least(self.nodes.get(place, {}), part) for part in self.parts]
+        known = [seconds for seconds in quickest if seconds is not None]
+        if not known or self.whole <= 0:
+            return None, None
+        least, most = min(known), max(known)
+        return min(least / self.whole, 1.0), (min(least / self.longest, 1.0), min(most / self.whole, 1.0))
+
+
+def _least(times: Mapping[int, float], runs: Sequence[int]) -> float | None:
+    """Return the least of the runs in which something ran."""
+    return min((times[run] for run in runs if run in times), default=None)
 
 
 def _place(name: str, places: Sequence[Place], wanted: Collection[Place] = ()) -> Place | None:
@@ -188,17 +231,18 @@ def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -
     A name that two sites could have, or that is made in two places, stands for none.
     """
     made = Counter(name for container in containers.values() for node in container.node for name in node.output)
+    readers: dict[tuple[ScopePath, str], list[int]] = defaultdict(list)
+    for scope in {site.scope for site in sites}:
+        for index, node in enumerate(containers[scope].node):
+            for name in node.input:
+                readers[scope, name].append(index)
     found: dict[str, Place | None] = {}
     for site in sites:
         container = containers[site.scope]
-        readers: dict[str, list[int]] = defaultdict(list)
-        for index, node in enumerate(container.node):
-            for name in node.input:
-                readers[name].append(index)
         name = container.node[site.index].output[0]
         for _ in range(5):
             found[name] = None if name in found or made[name] > 1 else (site.scope, site.index)
-            following = [container.node[index] for index in readers[name]]
+            following = [container.node[index] for index in readers.get((site.scope, name), ())]
             if len(following) != 1 or following[0].op_type == "Conv" or len(following[0].output) != 1:
                 break
             name = following[0].output[0]

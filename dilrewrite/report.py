@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ from dilrewrite.errors import shown
 from dilrewrite.find import CONVOLUTIONS, DEFAULT_DOMAINS, Normalisation, Site, Skipped, all_nodes
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.load import Model, tensors
+from dilrewrite.outcome import Outcome
 from dilrewrite.prove import Proof
 from dilrewrite.strategies import Refusal
-from dilrewrite.timing import Comparison, Noise
+from dilrewrite.timing import MARGIN, VISIBLE, Comparison, Noise
 from dilrewrite.verdict import Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 EXIT_CODES = {
     "rewritten": 0,
     "kept": 0,
+    "inconclusive": 0,
     "nothing to rewrite": 0,
     "equal": 0,
     "not compared": 1,
@@ -49,9 +51,9 @@ EXIT_CODES = {
 class CandidateReport:
     """A form that applies: estimated multiply-adds and elements moved, nodes, and the dilation it leaves.
 
-    `outcome`: what measuring said of it, in words ("won", "lost by 1.31x", "not measured: budget", "failed: ...");
-    empty when nothing was to be measured. `timing`: the form (second) against the Conv as it is (first), both with
-    the site's neighbours.
+    `outcome`: what measuring said of it, `None` when nothing was to be measured; `cause`: why it has no time, in the
+    words of the runtime or the proof. `timing`: the form (second) against the Conv as it is (first), both with the
+    site's neighbours.
     """
 
     strategy: str
@@ -59,7 +61,8 @@ class CandidateReport:
     elements_moved: int
     nodes: int
     max_dilation: int
-    outcome: str = ""
+    outcome: Outcome | None = None
+    cause: str = ""
     timing: Comparison | None = None
 
 
@@ -67,9 +70,10 @@ class CandidateReport:
 class SiteReport:
     """One dilated Conv. `action`: `rewritten` or `kept`; `padding_share`: of the multiply-adds, on padding only.
 
-    `share`: of the model's time, as profiled. `ran`: the input shapes that the model gave it in one run, most frequent
-    first; more than one in a Loop whose sizes change. `question`: sites with the same number were measured as one.
-    `predicted_gain`: of the model's time, by what measuring says of the form taken, below 0 for a loss.
+    `share`: of the model's time, as profiled, and the interval in which it is. `ran`: the input shapes that the model
+    gave it in one run, most frequent first; more than one in a Loop whose sizes change. `question`: sites with the same
+    number were measured as one. `predicted_gain`: of the model's time, by what measuring says of the form taken, below
+    0 for a loss.
     """
 
     where: str
@@ -88,6 +92,7 @@ class SiteReport:
     candidates: tuple[CandidateReport, ...] = ()
     refused: tuple[Refusal, ...] = ()
     share: float | None = None
+    share_interval: tuple[float, float] | None = None
     ran: tuple[tuple[int, ...], ...] = ()
     question: int | None = None
     predicted_gain: float | None = None
@@ -136,13 +141,16 @@ class Measurement:
     `floor_s`: how much of them is always done (data, the profile, the least confirmation). `estimated_s`: of a dry run,
     about how long measuring would take. `measured` and `recalled` count timings made now and taken from the cache.
     `profiled_s`: one run of the original under the profiler. `noise`: the original against itself. `attempts`: versions
-    of the model that were timed; `final`: the original (first) against the model written (second), `None` when that
-    was not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: how many processes
-    wanted a core before measuring began, on average over a minute. `doubts`: what the runtime said that makes timings
-    doubtful. `source`: "measured"; nothing else is ever written. `first_run_s`: seconds that loading an engine and its
-    first run took, `before` and `after`: with TensorRT for RTX, the compiling. `state_before`, `state_after`: the
-    device's clocks (MHz), power (W) and temperature (°C), where it tells them. `layers`: times by layer of both models
-    from a separate profiled pass, where the runtime tells them.
+    of the model that were timed; `final`: the original (first) against the model written (second), `None` when that was
+    not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: how many processes
+    wanted a core before measuring began, on average over a minute. `form_noise`: the largest noise of a Conv against
+    itself. `min_gain`: the share of the time that the whole model had to save. `needed_s`: about the budget that would
+    have measured every site, `None` where all were. `made_up`: the tool chose the sizes. `others`: further backends
+    that are ready here. `doubts`: what the runtime said that makes timings doubtful. `source`: "measured"; nothing else
+    is ever written. `first_run_s`: seconds that loading an engine and its first run took, `before` and `after`: with
+    TensorRT for RTX, the compiling. `state_before`, `state_after`: the device's clocks (MHz), power (W) and temperature
+    (°C), where it tells them. `layers`: times by layer of both models from a separate profiled pass, where the runtime
+    tells them.
     """
 
     backend: str
@@ -162,6 +170,11 @@ class Measurement:
     final: Comparison | None = None
     predicted_ratio: float | None = None
     load: float | None = None
+    form_noise: float | None = None
+    min_gain: float = MARGIN
+    needed_s: float | None = None
+    made_up: bool = False
+    others: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     source: str = MEASURED
     first_run_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -208,10 +221,11 @@ class Environment:
 class Report:
     """The result of one command.
 
-    `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `nothing to rewrite`, `differs`, `dilation
-    left`, `equal` or `not compared` (of `verify`), `inspected`, `measured` (of `bench`), `built` (of `build`).
-    `remaining` names the nodes that keep a dilation above the limit asked for. `output` is the file written, `None`
-    when there is none. `engine`: what is known of the engine written, as in its side-car.
+    `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `inconclusive` (none rewritten, and a gain of
+    `timing.VISIBLE` could have been missed), `nothing to rewrite`, `differs`, `dilation left`, `equal` or `not
+    compared` (of `verify`), `inspected`, `measured` (of `bench`), `built` (of `build`). `remaining` names the nodes
+    that keep a dilation above the limit asked for. `output` is the file written, `None` when there is none. `engine`:
+    what is known of the engine written, as in its side-car.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -343,6 +357,27 @@ def _operators(proto: ModelProto) -> list[str]:
         f"{node.domain}.{node.op_type}" if node.domain not in DEFAULT_DOMAINS else node.op_type
         for node in all_nodes(proto)
     ]
+
+
+def inconclusive(sites: Sequence[SiteReport], measurement: Measurement | None) -> bool:
+    """Say whether measuring could have missed a gain of `VISIBLE`: of a site that was kept, or of the whole model.
+
+    Above a noise of `VISIBLE` it always could; where the noise is not known, under a load that leaves a run waiting.
+    """
+    if measurement is None:
+        return False
+    if any(unclear(site) for site in sites):
+        return True
+    noises = (measurement.form_noise, measurement.noise.level if measurement.noise is not None else None)
+    if any(noise is not None and noise > VISIBLE for noise in noises):
+        return True
+    blind = any(attempt.timing.noise is None for attempt in measurement.attempts) and machine.crowded(measurement.load)
+    return blind or any(not attempt.timing.conclusive for attempt in measurement.attempts)
+
+
+def unclear(site: SiteReport) -> bool:
+    """Say whether a site was kept although one of its forms may be faster for all that measuring could tell."""
+    return site.action == "kept" and any(form.outcome is Outcome.INCONCLUSIVE for form in site.candidates)
 
 
 def dilated_convolutions(sites: int, skipped: tuple[Skipped, ...]) -> int:

@@ -33,8 +33,14 @@ QUIET = 0.02
 MARGIN = 0.02
 """A form must be faster by more than this, and by more than the noise."""
 
+SCREEN_PAIRS = 3
+"""How many pairs a form gets before it is worth more."""
+
 HOPELESS = 1.15
-"""A form that loses by more than this in every one of the first pairs is not timed further."""
+"""A form that loses by more than this in every one of the first `SCREEN_PAIRS` is not timed further."""
+
+VISIBLE = 0.10
+"""A gain that must be seen: where it could have been missed, a measurement says nothing."""
 
 SAMPLE_S = 1e-3
 """Shorter runs are repeated until a sample takes about this long."""
@@ -90,7 +96,8 @@ class Comparison:
     """Two models timed in pairs. `ratio` is second / first; [`low`, `high`] its interval, noise included.
 
     `mode`: `interleaved` (both sessions loaded, runs in turn) or `blocks` (one session at a time). `noise` is the level
-    measured on the first model, `None` when there was no time for it.
+    measured on the first model, `None` when there was no time for it. With fewer than `MIN_PAIRS` pairs (a form that
+    was given up early) the interval is from the smallest to the largest ratio.
     """
 
     first: Timing
@@ -105,7 +112,17 @@ class Comparison:
     @property
     def faster(self) -> bool:
         """Say whether the second is faster beyond the margin, the noise and the interval."""
-        return self.high < 1 and self.ratio < 1 - max(MARGIN, self.noise or 0.0)
+        return self.gains(MARGIN)
+
+    def gains(self, least: float) -> bool:
+        """Say whether the second saves more than the share `least` of the time, and more than the noise."""
+        beyond = self.ratio < 1 - max(least, self.noise or 0.0)
+        return self.pairs >= MIN_PAIRS and self.high < 1 and beyond
+
+    @property
+    def conclusive(self) -> bool:
+        """Say whether a gain of `VISIBLE` was seen or is ruled out: the interval, widened by the noise, is above it."""
+        return self.faster or self.low / (1 + (self.noise or 0.0)) >= 1 - VISIBLE
 
     @property
     def slower(self) -> bool:
@@ -211,21 +228,21 @@ class Stopwatch:
         """Time `second` against `first` for about `slice_s` seconds.
 
         `rounds`: how often both sessions are made anew (where memory lies differs from session to session).
-        `hopeless`: look at `MIN_PAIRS` first, and leave it at that when the second loses by more than this in each, or
-        no time is left.
+        `hopeless`: look at `SCREEN_PAIRS` first, and leave it at that when the second loses by more than this in each.
         """
-        enough = False
+        a: list[float] = []
+        b: list[float] = []
         if hopeless < math.inf:
             start = self.clock()
-            a, b = self._interleaved(first, second, 0.0, 1)
+            a, b = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
             slice_s -= self.clock() - start
-            enough = min(y / x for x, y in zip(a, b, strict=True)) > hopeless or self._left() <= 0
-        if enough or mode != "blocks" or not self._blocks_fit(first, second, slice_s):
+        if a and min(y / x for x, y in zip(a, b, strict=True)) > hopeless:
             mode = "interleaved"
-        if mode == "blocks":
+        elif mode == "blocks" and self._blocks_fit(first, second, slice_s):
             a, b = self._blocks(first, second, slice_s)
-        elif not enough:
-            a, b = self._interleaved(first, second, slice_s, rounds)
+        else:
+            mode = "interleaved"
+            a, b = self._interleaved(first, second, max(slice_s, 0.0), rounds)
         self.samples = a, b
         centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
         offset = noise.offset if noise is not None else 0.0
@@ -265,7 +282,11 @@ class Stopwatch:
             seconds = min(self.bench.run([key] * 8))
         return seconds
 
-    def _interleaved(self, first: str, second: str, slice_s: float, rounds: int) -> tuple[list[float], list[float]]:
+    def _interleaved(
+        self, first: str, second: str, slice_s: float, rounds: int, *, fewest: int | None = None
+    ) -> tuple[list[float], list[float]]:
+        """Run pairs in turn, `fewest` at least; without a slice no more than these."""
+        fewest = self.fewest if fewest is None else fewest
         a: list[float] = []
         b: list[float] = []
         start = self.clock()
@@ -289,12 +310,12 @@ class Stopwatch:
                 until = self.clock() + share
                 pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
                 pairs += pairs % 2
-                pairs = max(pairs, -(-self.fewest // rounds))
+                pairs = max(pairs, -(-fewest // rounds))
                 self._pairs(first, second, pairs, repeats, pair_s, a, b, until)
             finally:
                 for key in keys:
                     self.bench.shut(key)
-            if self._left() <= 0 and len(a) >= self.fewest:
+            if self._left() <= 0 and len(a) >= fewest:
                 break
         return a, b
 

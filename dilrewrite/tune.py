@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,15 +14,26 @@ from pathlib import Path
 from onnx import ModelProto
 
 from dilrewrite import choose, machine, neighbourhood, report
-from dilrewrite.backends import Array, CannotLoad, CannotRun, Crashed, NodeRun, Runnable, TimedOut, backends
+from dilrewrite.backends import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    NodeRun,
+    Runnable,
+    TimedOut,
+    backends,
+    timed_backends,
+)
 from dilrewrite.cache import Cache, default_path
 from dilrewrite.decide import Considered, Decider, Measured
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.find import Found, Site, all_nodes, find, resolve
 from dilrewrite.inputs import Chooser
 from dilrewrite.load import Model, read_tensor
-from dilrewrite.measure import BUDGET, CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, FormTiming, Meter, estimated_s
-from dilrewrite.neighbourhood import Question
+from dilrewrite.measure import CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, Meter, estimated_s
+from dilrewrite.neighbourhood import Indexes, Question
+from dilrewrite.outcome import FormTiming, Outcome
 from dilrewrite.profiling import Place, Profiled, SiteRun, scopes
 from dilrewrite.prove import Proof
 from dilrewrite.report import Measurement
@@ -60,6 +72,8 @@ class Tuning:
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
+    untimed: int = 0
+    """How many forms the budget did not reach."""
     instead: dict[str, str] = field(default_factory=dict)
     wrong: dict[str, tuple[str, Proof]] = field(default_factory=dict)
     confirmed: Confirmed | None = None
@@ -76,6 +90,10 @@ class Tuning:
             self.scratch.cleanup()
 
     # -- the original --------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _indexes(self) -> Indexes:
+        return Indexes(self.model.proto)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -173,50 +191,51 @@ class Tuning:
         if self.failure is not None:
             self.instead.update((entry.site.key, f"not measured: {self.failure}") for entry in wanted)
             return
-        eliminate = self.decider.options.eliminate
-        questions: dict[str, Question] = {}
-        groups: dict[str, list[Considered]] = {}
-        for entry in wanted:
-            site = entry.site
-            run = self.run_of(site)
-            if eliminate and len(entry.wanted) == 1:
-                self.instead[site.key] = "it is the only one"
-            elif run.share == 0.0 and not run.shapes:
-                self.instead[site.key] = "not measured: it did not run on these inputs"
-            else:
-                with self.meter.pause():
-                    try:
-                        question = self._question(site, ir_version, bare=False)
-                    except LookupError as error:
-                        self.instead[site.key] = f"not measured: {error.args[0]}"
-                        continue
-                questions[question.key] = question
-                groups.setdefault(question.key, []).append(entry)
-        shares = {key: self._share(group) for key, group in groups.items()}
-        # The ones with an unknown share may matter most; they come first.
-        order = sorted(groups, key=lambda key: -(2.0 if shares[key] is None else shares[key] or 0.0))
-        self._pass_over(order, shares, groups)
-        pending = [key for key in order if groups[key][0].site.key not in self.instead]
-        for number, key in enumerate(pending, 1):
-            group = groups[key]
-            entry = group[0]
-            left = sum(1.5 + len(groups[other][0].wanted) for other in pending[number - 1 :])
+        groups = self._that_matter([entry for entry in wanted if self._may_be_asked(entry)])
+        for number, group in enumerate(groups):
+            comparisons = sum(1.5 + len(entries[0].wanted) for entries in groups[number:])
+            for entry in group:
+                if self.meter.now() < self.meter.forms_until_s:  # else not even its question is made
+                    self._measure(entry, ir_version, round(comparisons))
+        reached = {*self.asked, *self.instead}
+        missed = [entries[0] for entries in groups if any(entry.site.key not in reached for entry in entries)]
+        timings = [form for answer in self.answers.values() for form in answer.forms.values()]
+        self.untimed = sum(len(entry.wanted) for entry in missed)
+        self.untimed += sum(form.outcome is Outcome.NO_TIME for form in timings)
+
+    def _measure(self, entry: Considered, ir_version: int, comparisons: int) -> None:
+        """Time the forms of a site, unless its question is answered; so many `comparisons` are to come, about."""
+        site = entry.site
+        try:
+            question = self._question(site, ir_version, bare=False)
+        except LookupError as error:
+            self.instead[site.key] = f"not measured: {error.args[0]}"
+            return
+        self.asked[site.key] = question.key
+        if question.key not in self.answers:
             forms = [
-                self._form(entry.site, candidate, ir_version)
+                self._form(site, candidate, ir_version)
                 for candidate in entry.wanted
                 if candidate.strategy not in ("keep", *choose.INEXACT)  # taken last, however fast
             ]
-            self.answers[key] = self.meter.answer(
-                questions[key],
-                lambda site=entry.site: self._question(site, ir_version, bare=True),  # type: ignore[misc]
+            self.answers[question.key] = self.meter.answer(
+                question,
+                lambda: self._question(site, ir_version, bare=True),
                 forms,
-                self.meter.slice_s(round(left)),
-                prune=True,
+                self.meter.slice_s(comparisons),
+                must_go=self.decider.options.eliminate,
             )
-            for one in group:
-                self.asked[one.site.key] = key
-                self.numbers[one.site.key] = number
-            self.meter.tick()
+        self.numbers[site.key] = list(self.answers).index(question.key) + 1
+        self.meter.tick()
+
+    def _may_be_asked(self, entry: Considered) -> bool:
+        """Say whether there is something to measure at a site; note why not."""
+        site, run = entry.site, self.run_of(entry.site)
+        if self.decider.options.eliminate and len(entry.wanted) == 1:
+            self.instead[site.key] = "it is the only one"
+        elif run.share == 0.0 and not run.shapes:
+            self.instead[site.key] = "not measured: it did not run on these inputs"
+        return site.key not in self.instead
 
     def _question(self, site: Site, ir_version: int, *, bare: bool) -> Question:
         assert self.profiled is not None
@@ -228,6 +247,7 @@ class Tuning:
             ir_version,
             self.meter.backend.layout_ranks,
             bare=bare,
+            indexes=self._indexes,
         )
 
     def _form(self, site: Site, candidate: choose.Candidate, ir_version: int) -> Form:
@@ -239,24 +259,23 @@ class Tuning:
 
         return Form(strategy=candidate.strategy, fragment=candidate.fragment, prove=prove)
 
-    def _share(self, group: Sequence[Considered]) -> float | None:
-        shares = [self.run_of(entry.site).share for entry in group]
-        known = [share for share in shares if share is not None]
-        return sum(known) if len(known) == len(shares) else None
+    def _that_matter(self, wanted: Sequence[Considered]) -> list[list[Considered]]:
+        """Return the sites to measure in groups alike, those that take most time first; note that others cannot matter.
 
-    def _pass_over(
-        self, order: Sequence[str], shares: Mapping[str, float | None], groups: Mapping[str, Sequence[Considered]]
-    ) -> None:
-        """Leave out the questions that together take too little time to matter."""
+        These are the ones that together take too little time even if each takes the most that its share may be. Sites
+        of unknown share may matter most.
+        """
+        groups: dict[object, list[Considered]] = {}
+        for entry in wanted:
+            site = entry.site
+            groups.setdefault((site.geometry, site.opset, site.storage, self.run_of(site).shapes), []).append(entry)
+        most = {key: sum(_most(self.run_of(entry.site)) for entry in some) for key, some in groups.items()}
+        order = sorted(groups, key=lambda key: -most[key])
         together = 0.0
-        for key in reversed(order):
-            share = shares[key]
-            if share is None or together + share > NEGLIGIBLE:
-                break
-            together += share
-            for entry in groups[key]:
-                own = self.run_of(entry.site).share or 0.0
-                self.instead[entry.site.key] = f"cannot matter: {_percent(own)} of the time"
+        while order and (together := together + most[order[-1]]) <= NEGLIGIBLE:
+            for entry in groups[order.pop()]:
+                self.instead[entry.site.key] = f"cannot matter: {_percent(self.run_of(entry.site).share)} of the time"
+        return [groups[key] for key in order]
 
     def planned(self, considered: Sequence[Considered]) -> Measurement:
         """Return what would be measured, without measuring: nothing is run, so every site counts."""
@@ -266,7 +285,7 @@ class Tuning:
             names = [c.strategy for c in entry.wanted if c.strategy not in ("keep", *choose.INEXACT)]
             kinds[entry.site.geometry, entry.site.opset, entry.site.storage] = len(names)
             self.instead[entry.site.key] = f"would be measured: {len(names)} form{'s' if len(names) != 1 else ''}"
-            planned = {name: FormTiming(outcome="would be measured") for name in names}
+            planned = {name: FormTiming(outcome=Outcome.PLANNED) for name in names}
             self.answers[entry.site.key] = Answer(forms=planned)
             self.asked[entry.site.key] = entry.site.key
         return self.measurement(estimated_s=round(estimated_s(kinds.values(), self.meter.budget_s), 1))
@@ -277,18 +296,24 @@ class Tuning:
         key = self.asked.get(site.key)
         answer = self.answers.get(key) if key is not None else None
         instead = self.instead.get(site.key, "")
+        timings: Mapping[str, FormTiming] = answer.forms if answer is not None else {}
         if answer is None and not instead and considered.measurable:
-            instead = BUDGET if self.failure is None else f"not measured: {self.failure}"
+            timings = {candidate.strategy: FormTiming(outcome=Outcome.NO_TIME) for candidate in considered.wanted}
+            instead = f"not measured: {self.failure or 'budget'}"
         if answer is not None and answer.failure is not None:
             instead = f"not measured: {answer.failure}"
-        timings: Mapping[str, FormTiming] = answer.forms if answer is not None else {}
         run = self.run_of(site)
         return Measured(
             timings=timings,
             instead=instead if considered.measurable else "",
             keep=keep,
             wrong=self.wrong.get(site.key),
-            details={"share": run.share, "ran": run.shapes, "question": self.numbers.get(site.key)},
+            details={
+                "share": run.share,
+                "share_interval": run.interval,
+                "ran": run.shapes,
+                "question": self.numbers.get(site.key),
+            },
         )
 
     # -- the whole model -----------------------------------------------------------------------------------------
@@ -420,6 +445,11 @@ class Tuning:
             final=self.final,
             predicted_ratio=predicted_ratio,
             load=self.load,
+            form_noise=meter.form_noise or None,
+            min_gain=meter.min_gain,
+            needed_s=meter.needed_s(self.untimed) if self.untimed else None,
+            made_up=self.made_up,
+            others=others(meter.backend.name),
             doubts=tuple(meter.doubts),
             source=meter.backend.source,
             layers=self.layers,
@@ -433,10 +463,6 @@ class Tuning:
         found = list(self.meter.cache.warnings)
         if self.failure is not None:
             found.append(self.failure)
-        if self.made_up:
-            found.append(
-                "the model's sizes are open; it was timed with sizes of the tool's choice: give --shape for yours"
-            )
         return found
 
 
@@ -454,6 +480,11 @@ def open_cache(path: Path | None, *, none: bool) -> Cache:
         if head and head != b"SQLite format 3\0":
             raise UsageError(f"--cache {shown(path)}: is no cache of timings", hint="name another file")
     return Cache.open(path if path is not None else default_path())
+
+
+def others(name: str) -> tuple[str, ...]:
+    """Return the backends besides `name` that are ready to time on."""
+    return tuple(other for other, found in timed_backends().items() if other != name and found.missing() is None)
 
 
 def _layer_time(run: NodeRun, known: Collection[str], convolutions: Collection[str]) -> report.LayerTime:
@@ -480,5 +511,11 @@ def _source(proto: ModelProto, site: Site) -> str:
     return site.input_quantization.source.name if site.input_quantization is not None else _input(proto, site)
 
 
-def _percent(share: float) -> str:
+def _most(run: SiteRun) -> float:
+    """Return the most that a site's share of the time may be."""
+    return run.interval[1] if run.interval is not None else run.share if run.share is not None else math.inf
+
+
+def _percent(share: float | None) -> str:
+    share = share or 0.0
     return f"{100 * share:.2f} %" if share >= 0.00005 else "less than 0.01 %"

@@ -9,7 +9,7 @@ import pytest
 
 from dilrewrite import choose
 from dilrewrite.find import Site, find
-from dilrewrite.measure import FormTiming, outcome
+from dilrewrite.outcome import FormTiming, Outcome, outcome
 from dilrewrite.strategies import parse, strategies
 from dilrewrite.timing import Comparison, Timing
 from tests import models_for_tests as tiny
@@ -38,13 +38,9 @@ def timed(ratio: float, low: float | None = None, high: float | None = None, *, 
     return FormTiming(outcome=outcome(comparison), timing=comparison)
 
 
-def untimed(why: str) -> FormTiming:
-    return FormTiming(outcome=why)
-
-
-BUDGET = untimed("not measured: budget")
-CRASHED = untimed("failed: the process was killed by SIGSEGV")
-ROUGH = untimed("not proved: rounding: much")
+BUDGET = FormTiming(outcome=Outcome.NO_TIME)
+CRASHED = FormTiming(outcome=Outcome.CRASHED, cause="the process was killed by SIGSEGV")
+ROUGH = FormTiming(outcome=Outcome.UNPROVED, cause="rounding: much")
 
 
 @pytest.fixture

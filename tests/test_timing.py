@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from dilrewrite.timing import (
     MAX_PAIRS,
     MIN_PAIRS,
     QUIET,
+    SCREEN_PAIRS,
     Comparison,
     Mode,
     Noise,
@@ -521,8 +522,7 @@ def test_after_the_deadline_only_the_fewest_pairs(base: float, mode: Mode, round
     assert found.pairs == MIN_PAIRS == found.first.runs
     assert found.mode == "interleaved", "blocks take more time"
     if hopeless < math.inf:
-        assert len(timed(bench, 1 if base > 1 else 3)) % (2 * MIN_PAIRS) == 0
-        assert bench.opened[:2] == bench.opened == ["a", "b"], "the first look is all there is time for"
+        assert bench.opened[:4] == ["a", "b"] * 2, "the first look, and the fewest pairs"
     bench = FakeBench({"a": base, "b": base}, opening_s=0.1)
     noise, mode = watch(bench, -1.0).noise("a", "b", 60)
     assert noise.pairs == MIN_PAIRS
@@ -616,9 +616,9 @@ def test_it_ticks() -> None:
 def test_what_clearly_loses_is_not_timed_further() -> None:
     bench = FakeBench({"a": 10 * MS, "b": 20 * MS}, jitter=0.02)
     found = watch(bench).compare("a", "b", 4, hopeless=HOPELESS)
-    assert found.pairs == MIN_PAIRS
+    assert found.pairs == SCREEN_PAIRS
     assert found.slower
-    assert bench.ran == {"a": 3 + MIN_PAIRS, "b": 3 + MIN_PAIRS}
+    assert bench.ran == {"a": 3 + SCREEN_PAIRS, "b": 3 + SCREEN_PAIRS}
     assert bench.live == []
     bench = FakeBench({"a": 10 * MS, "b": 20 * MS}, jitter=0.02)
     assert watch(bench).compare("a", "b", 4).pairs > 100
@@ -626,11 +626,11 @@ def test_what_clearly_loses_is_not_timed_further() -> None:
 
 @pytest.mark.parametrize("mode", ["interleaved", "blocks"])
 @pytest.mark.parametrize("rounds", [1, 2, 3])
-def test_what_clearly_loses_has_an_interval(mode: Mode, rounds: int) -> None:
-    """Whatever else was asked for: `MIN_PAIRS` pairs, interleaved."""
+def test_what_clearly_loses_has_its_range(mode: Mode, rounds: int) -> None:
+    """Whatever else was asked for: `SCREEN_PAIRS` pairs, interleaved, from the least ratio to the largest."""
     bench = FakeBench({"a": 10 * MS, "b": 20 * MS}, jitter=0.02)
     found = watch(bench).compare("a", "b", 4, hopeless=HOPELESS, mode=mode, rounds=rounds)
-    assert found.pairs == MIN_PAIRS
+    assert found.pairs == SCREEN_PAIRS
     assert found.mode == "interleaved"
     assert found.low > 1
 
@@ -645,6 +645,13 @@ def test_what_does_not_clearly_lose_is_timed(mode: Mode, ratio: float) -> None:
     bench = FakeBench({"a": 10 * MS, "b": ratio * 10 * MS}, opening_s=0.5)
     watch(bench).compare("a", "b", 4, hopeless=HOPELESS)
     assert bench.now <= 4.1, "the first look is part of the slice"
+
+
+def test_a_few_pairs_are_no_win() -> None:
+    """They may end the timing of a form, and nothing else."""
+    found = watch(FakeBench({"a": 10 * MS, "b": 5 * MS})).compare("a", "b", 4)
+    assert found.faster
+    assert not replace(found, pairs=SCREEN_PAIRS).faster
 
 
 def test_one_win_among_the_first_is_enough() -> None:

@@ -32,8 +32,9 @@ from dilrewrite.decide import Considered, Decider, OptimizeOptions
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.find import find
 from dilrewrite.load import load
-from dilrewrite.measure import BUDGET, NEGLIGIBLE, Answer, Attempt, Confirmed, Form, FormTiming, Meter
+from dilrewrite.measure import NEGLIGIBLE, Answer, Attempt, Confirmed, Form, Meter
 from dilrewrite.neighbourhood import Question
+from dilrewrite.outcome import FormTiming, Outcome
 from dilrewrite.profiling import Profiled, SiteRun
 from dilrewrite.prove import Proof
 from dilrewrite.report import Attempt as Tried
@@ -141,9 +142,7 @@ def test_unknown_sizes_are_made_up(tuning: Callable[..., Tuning], made: Made, ax
     shape = shapes_of(one)["x"]
     assert shape[0] == 1
     assert shape[2:] == (TIMED_LENGTHS[axes][0],) * axes
-    assert one.made_up
-    (note,) = one.notes()
-    assert "--shape" in note
+    assert one.measurement().made_up
 
 
 def only_some_length(length: int) -> ModelProto:
@@ -421,7 +420,11 @@ class Asked:
     plain: Callable[[], Question]
     forms: Sequence[Form]
     slice_s: float
-    prune: bool
+    must_go: bool
+
+
+def won(ratio: float, seconds: float = 0.01) -> FormTiming:
+    return FormTiming(outcome=Outcome.WON, timing=compared(ratio, seconds=seconds))
 
 
 @pytest.fixture
@@ -436,10 +439,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
         forms: Sequence[Form],
         slice_s: float,
         *,
-        prune: bool,
+        must_go: bool,
     ) -> Answer:
-        found.append(Asked(question, plain, forms, slice_s, prune))
-        return Answer(forms={form.strategy: FormTiming(outcome="won: 0.50x", timing=compared(0.5)) for form in forms})
+        found.append(Asked(question, plain, forms, slice_s, must_go))
+        return Answer(forms={form.strategy: won(0.5) for form in forms})
 
     monkeypatch.setattr(Meter, "answer", answer)
     return found
@@ -516,7 +519,7 @@ def test_what_a_question_comes_with(
     assert slices == sorted(slices, reverse=True), "less is left for each as there are more"
     assert slices[-1] >= len(sites[1].wanted)
     for question, entry in zip(asked, sites, strict=True):
-        assert question.prune
+        assert not question.must_go
         assert [form.strategy for form in question.forms] == [candidate.strategy for candidate in entry.wanted]
         assert [form.fragment for form in question.forms] == [candidate.fragment for candidate in entry.wanted]
         assert question.question.neighbours == ("Relu",)
@@ -578,7 +581,7 @@ def test_a_branch_that_is_not_taken(tuning: Callable[..., Tuning], asked: list[A
     sites = considered(one)
     one.measure(sites, 8)
     assert one.of(sites[0]).instead == "not measured: it did not run on these inputs"
-    assert one.of(sites[0]).details == {"share": 0.0, "ran": (), "question": None}
+    assert one.of(sites[0]).details == {"share": 0.0, "share_interval": (0.0, 0.0), "ran": (), "question": None}
     assert [question.question.site.geometry.dilations for question in asked] == [(4,)]
 
 
@@ -659,6 +662,42 @@ def test_sites_that_cannot_matter(
             assert one.of(entry).timings == {}
 
 
+@pytest.mark.parametrize(("most", "asks"), [(NEGLIGIBLE * 1.01, True), (NEGLIGIBLE * 0.99, False)])
+def test_a_site_may_matter_as_long_as_its_share_may_be_larger(
+    tuning: Callable[..., Tuning], asked: list[Asked], most: float, asks: bool
+) -> None:
+    """The profile told a small share, and could not rule out a larger one."""
+    one = ran(tuning(chain(2)), 0.004)
+    assert one.profiled is not None
+    sites = {place: replace(run, interval=(0.001, most)) for place, run in one.profiled.sites.items()}
+    one.profiled = replace(one.profiled, sites=sites)
+    (entry,) = considered(one)
+    one.measure([entry], 8)
+    assert len(asked) == asks
+    assert one.of(entry).instead == ("" if asks else "cannot matter: 0.40 % of the time")
+
+
+def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
+    """Not even its question is made, and the report says about how much more time it would take."""
+    one = ran(tuning(chain(2, 4), budget_s=9.0), 0.5, 0.25)
+    first, second = considered(one)
+    answer = Meter.answer
+
+    def slow(meter: Meter, *given: Any, **more: Any) -> Answer:
+        meter.forms_s, meter.forms_timed = 5.0, len(first.wanted)
+        meter.budget_s = 0.0
+        return answer(meter, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Meter, "answer", slow)
+        one.measure([first, second], 8)
+    assert len(asked) == 1
+    assert one.of(second).instead == "not measured: budget"
+    assert {form.outcome for form in one.of(second).timings.values()} == {Outcome.NO_TIME}
+    assert one.untimed == len(second.wanted)
+    assert one.measurement().needed_s == pytest.approx((5.0 + 5.0 * len(second.wanted) / len(first.wanted)) * 1.5)
+
+
 def test_equal_sites_matter_together(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 2, 2, 4)), 0.004, 0.004, 0.004, 0.009)
     sites = considered(one)
@@ -701,7 +740,7 @@ def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Aske
 
 def test_a_question_that_failed(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "the Conv alone does not run on onnxruntime_cpu: no"
-    failed = Answer(forms={"im2col": FormTiming(outcome=f"not measured: {reason}")}, failure=reason)
+    failed = Answer(forms={"im2col": FormTiming(outcome=Outcome.NOT_MEASURED, cause=reason)}, failure=reason)
     monkeypatch.setattr(Meter, "answer", lambda *_, **__: failed)
     one = ran(tuning(chain(2)), 0.5)
     (entry,) = considered(one)
@@ -715,8 +754,8 @@ def test_before_anything_is_measured(tuning: Callable[..., Tuning]) -> None:
     one = tuning(chain(2, 4), only="conv1")
     first, second = considered(one)
     assert one.of(first).instead == "", "it is not for timings to decide"
-    assert one.of(second).instead == BUDGET
-    assert one.of(second).details == {"share": None, "ran": (), "question": None}
+    assert one.of(second).instead == "not measured: budget"
+    assert one.of(second).details == {"share": None, "share_interval": None, "ran": (), "question": None}
     one.failure = "it does not run"
     assert one.of(second).instead == "not measured: it does not run"
     assert one.of(second, "the whole model was slower").keep == "the whole model was slower"
@@ -731,15 +770,11 @@ def answered(one: Tuning, *groups: Mapping[str, FormTiming], of: Sequence[int]) 
     one.asked = {site.key: f"q{of[number]}" for number, site in enumerate(one.found.sites)}
 
 
-def won(ratio: float, seconds: float) -> FormTiming:
-    return FormTiming(outcome="won", timing=compared(ratio, seconds=seconds))
-
-
 def test_what_a_form_saves(tuning: Callable[..., Tuning]) -> None:
     one = ran(tuning(chain(2, 4)), 0.5, 0.5, seconds=0.1)
     answered(
         one,
-        {"im2col": won(0.5, 0.02), "tap_sum": won(1.25, 0.02), "lift": FormTiming(outcome=BUDGET)},
+        {"im2col": won(0.5, 0.02), "tap_sum": won(1.25, 0.02), "lift": FormTiming(outcome=Outcome.NO_TIME)},
         {"im2col": won(0.75, 0.04)},
         of=[0, 1],
     )
@@ -957,7 +992,7 @@ def test_a_plan(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) 
         for entry in sites:
             said = one.of(entry)
             assert said.instead == f"would be measured: {len(entry.wanted)} forms"
-            assert {timing.outcome for timing in said.timings.values()} == {"would be measured"}
+            assert {timing.outcome for timing in said.timings.values()} == {Outcome.PLANNED}
             assert list(said.timings) == [candidate.strategy for candidate in entry.wanted]
     assert estimates[0] == estimates[1] < estimates[2] <= 60
     one = tuning(chain(2, 4), only="conv1")
@@ -1000,10 +1035,9 @@ def test_notes_in_order(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     one.meter.cache = Cache.open(tmp_path / "cache.sqlite")
     assert one.start()
     one.failure = "the whole models were not timed: no"
-    cache, failure, sizes = one.notes()
+    cache, failure = one.notes()
     assert "cache.sqlite" in cache
     assert failure == one.failure
-    assert "--shape" in sizes
 
 
 def test_sequences_have_no_shape(tuning: Callable[..., Tuning]) -> None:
@@ -1096,7 +1130,7 @@ def test_a_model_from_the_start_to_the_report(tuning: Callable[..., Tuning]) -> 
             assert set(said.timings) == {candidate.strategy for candidate in entry.wanted}
             assert any(timing.timing is not None for timing in said.timings.values())
             for timing in said.timings.values():
-                assert (timing.timing is None) == (timing.outcome == BUDGET)
+                assert (timing.timing is None) == (timing.outcome in (Outcome.NO_TIME, Outcome.UNPROVED))
         one.compare(one.model.proto, ())
         assert one.final is not None
         assert one.final.pairs >= measure.MIN_PAIRS

@@ -81,6 +81,12 @@ def command(
             show_default=False,
         ),
     ] = None,
+    min_gain: Annotated[
+        float,
+        typer.Option(
+            "--min-gain", metavar="PERCENT", help="What the whole model must save of its time to be rewritten."
+        ),
+    ] = 2.0,
     decisions: Annotated[
         Path | None,
         typer.Option(
@@ -192,6 +198,7 @@ def command(
             external_data=cast("Literal['auto', 'copy', 'reference']", external_data),
             backend=backend,
             budget_s=budget,
+            min_gain_percent=min_gain,
             decisions=decisions,
             save_decisions=save_decisions,
             cache=cache,

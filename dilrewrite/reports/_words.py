@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from dilrewrite import machine
 from dilrewrite.backends import MEASURED
 from dilrewrite.engine.profiles import Profile
 from dilrewrite.engine.sidecar import EngineReport, PrecisionReport
 from dilrewrite.geometry import ConvGeometry
+from dilrewrite.outcome import Outcome
 from dilrewrite.prove import Proof
 from dilrewrite.report import (
     Attempt,
@@ -22,8 +24,10 @@ from dilrewrite.report import (
     ModelReport,
     Report,
     SiteReport,
+    inconclusive,
+    unclear,
 )
-from dilrewrite.timing import CONFIDENCE, Comparison, Noise, Timing
+from dilrewrite.timing import CONFIDENCE, MIN_PAIRS, VISIBLE, Comparison, Noise, Timing
 from dilrewrite.verdict import CaseCheck, OutputCheck, Verdict
 
 UNKNOWN = "?"
@@ -265,6 +269,15 @@ def groups(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     return list(found.values())
 
 
+def share(site: SiteReport) -> str:
+    """Return a site's share of the model's time, and the interval in which it is: `38.2 % (37.9 to 38.6 %)`."""
+    if site.share is None:
+        return NOTHING
+    low, high = map(percent, site.share_interval or (site.share, site.share))
+    between = f" ({low.removesuffix(' %')} to {high})" if low != high else ""
+    return f"{percent(site.share)}{between}"
+
+
 def assumed(site: SiteReport) -> bool:
     """Say whether a site's estimates stand on assumed sizes."""
     return site.multiply_adds is None and bool(site.candidates)
@@ -402,8 +415,9 @@ def _answer(report: Report) -> str:
         case "rewritten":
             verb = "rewrote" if report.output is not None else "would rewrite"
             speed = f": {_gained(report.measurement)}" if report.measurement is not None else ""
-            return f"{verb} {report.rewritten} of {convs}{speed}; {equality(report)}; {_destination(report)}"
-        case "kept":
+            rest = _unclear(report)
+            return f"{verb} {report.rewritten} of {convs}{speed}{rest}; {equality(report)}; {_destination(report)}"
+        case "kept" | "inconclusive":
             kept = f"all {total}" if total > 1 else "the only dilated Conv"
             others = f" ({total - sites} of them cannot be rewritten)" if total > sites else ""
             if report.measurement is None:
@@ -411,6 +425,8 @@ def _answer(report: Report) -> str:
             if report.measurement.estimated_s:
                 about = f"about {seconds(report.measurement.estimated_s)}{_on(report.measurement)}"
                 return f"{convs}{others}: measuring their forms would take {about}; {_destination(report)}"
+            if report.status == "inconclusive":
+                return f"INCONCLUSIVE, kept {kept}{others}: {_unseen(report, report.measurement)}; {_output(report)}"
             return f"kept {kept}{others}: {_unbeaten(report, report.measurement)}; {_output(report)}"
         case "nothing to rewrite":
             what = "no dilated Conv" if not total else f"none of {convs} can be rewritten"
@@ -509,6 +525,106 @@ def _unbeaten(report: Report, measurement: Measurement) -> str:
     return f"{found}{f'; {versus(measurement.final)}' if measurement.final is not None else ''}{rest}"
 
 
+def _unseen(report: Report, measurement: Measurement) -> str:
+    """Return why measuring says nothing."""
+    noise = max(measurement.form_noise or 0.0, measurement.noise.level if measurement.noise is not None else 0.0)
+    at = [f"a noise of {percent(noise)}"] if noise else []
+    if machine.crowded(measurement.load):
+        at.append(f"a load of {figure(measurement.load)} on {count(report.environment.cores, 'core')}")
+    number = sum(map(unclear, report.sites))
+    where = f" at {number} of {count(len(report.sites), 'site')}" if number else ""
+    missed = f"a gain of {100 * VISIBLE:g} % could have been missed{where}{_on(measurement)}"
+    return f"{missed}, at {' and '.join(at)}" if at else missed
+
+
+def _unclear(report: Report) -> str:
+    """Return for how many kept sites measuring says nothing; may be empty."""
+    if not inconclusive(report.sites, report.measurement):
+        return ""
+    number = sum(map(unclear, report.sites))
+    return f"; inconclusive for {count(number, 'other')}" if number else "; inconclusive for what else may be gained"
+
+
+def next_steps(report: Report) -> list[str]:
+    """Return what a user may do who wants more, most promising first."""
+    found, chosen = report.measurement, report.status in ("rewritten", "kept", "inconclusive")
+    if found is None:
+        unmeasured = chosen and report.options.get("budget_s") == 0
+        return ["nothing was measured: without --budget 0 every form is timed"] if unmeasured else []
+    if found.estimated_s is not None:
+        return []
+    return [
+        *(_to_measure(report, found) if chosen else []),
+        *_sizes(found),
+        *(_elsewhere(report, found) if chosen else []),
+    ]
+
+
+def _to_measure(report: Report, found: Measurement) -> Iterator[str]:
+    if inconclusive(report.sites, found):
+        yield "measure again on a quieter machine, with a larger --budget, or with fewer --threads than cores"
+    untimed = [site for site in report.sites if any(form.outcome is Outcome.NO_TIME for form in site.candidates)]
+    if untimed:
+        about = f"--budget {math.ceil(found.needed_s)} would do, about" if found.needed_s else "give a larger --budget"
+        which = f"{len(untimed)} of {count(len(report.sites), 'site')}"
+        yield f"{which} {'was' if len(untimed) == 1 else 'were'} not measured to the end: {about}"
+
+
+def _sizes(found: Measurement) -> Iterator[str]:
+    if found.made_up:
+        sizes = ", ".join(f"{clean(name)}:{dims(shape)}" for name, shape in found.inputs.items())
+        yield f"the model's sizes are open, and the tool chose {sizes}: give yours with --shape"
+
+
+def _elsewhere(report: Report, found: Measurement) -> Iterator[str]:
+    here = f"the choice holds for {clean(found.backend)} on this machine"
+    if found.others:
+        yield f"{here}; also ready here: {listed([clean(name) for name in found.others], 4)} (--backend NAME)"
+    elif report.status != "rewritten":
+        yield f"{here}: measure where the model will run; `dilrewrite backends` lists the runtimes"
+
+
+def doubts(report: Report) -> list[str]:
+    """Return what makes the timings doubtful."""
+    found = report.measurement
+    if found is None:
+        return []
+    load = []
+    if machine.crowded(found.load) and found.measured:
+        cores = count(report.environment.cores, "core")
+        load = [f"before measuring began, {figure(found.load)} processes wanted a core, and there are {cores}"]
+    return [*load, *map(clean, found.doubts)]
+
+
+def said(form: CandidateReport) -> str:
+    """Return what measuring said of a form, in words; empty when nothing was to be measured."""
+    ratio = f"{form.timing.ratio:.2f}x" if form.timing is not None else ""
+    cause = clean(form.cause)
+    match form.outcome:
+        case None:
+            return ""
+        case Outcome.WON:
+            return f"won: {ratio}"
+        case Outcome.LOST:
+            return f"lost by {ratio}"
+        case Outcome.TIE:
+            return f"no faster beyond noise: {ratio}"
+        case Outcome.INCONCLUSIVE:
+            return f"inconclusive: {ratio}"
+        case Outcome.OUTRUN:
+            return f"given up early, another is faster: {ratio}"
+        case Outcome.UNPROVED:
+            return f"not proved: {cause}"
+        case Outcome.FAILED | Outcome.CRASHED | Outcome.TIMED_OUT:
+            return f"failed: {cause}"
+        case Outcome.NO_TIME:
+            return "not measured: budget"
+        case Outcome.NOT_MEASURED:
+            return f"not measured: {cause}"
+        case Outcome.PLANNED:
+            return "would be measured"
+
+
 def _benched(report: Report) -> str:
     """Return what `bench` found: two models against each other, or the time of one."""
     found, before = report.measurement, clean(report.before.path)
@@ -549,9 +665,9 @@ def spread(found: Timing) -> str:
 
 
 def ratio_of(found: Comparison) -> tuple[str, str]:
-    """Return the ratio second / first, and its interval."""
+    """Return the ratio second / first, and its interval; too few pairs for one are told."""
     centre, low, high = factors(found.ratio, found.low, found.high)
-    return centre, f"{low} to {high}"
+    return centre, f"{low} to {high}{f' ({found.pairs} pairs)' if found.pairs < MIN_PAIRS else ''}"
 
 
 def difference(found: Comparison) -> str:
@@ -766,14 +882,14 @@ def attempt(found: Attempt) -> tuple[str, str, str, str, str]:
 
 def measured_together(report: Report) -> list[list[SiteReport]]:
     """Return the sites with something to say of their forms, in groups that were measured as one."""
-    said = [s for s in report.sites if any(c.timing is not None or c.outcome for c in s.candidates)]
-    return groups(said, lambda site: (site.question, geometry(site.geometry), site.ran, site.candidates))
+    told = [s for s in report.sites if any(c.timing is not None or c.outcome for c in s.candidates)]
+    return groups(told, lambda site: (site.question, geometry(site.geometry), site.ran, site.candidates))
 
 
 def without_time(site: SiteReport) -> list[list[CandidateReport]]:
     """Return the forms that measuring says something of but has no time for, in groups of equal outcome."""
     found = [candidate for candidate in site.candidates if candidate.timing is None and candidate.outcome]
-    return groups(found, lambda candidate: candidate.outcome)
+    return groups(found, said)
 
 
 def native(site: SiteReport) -> Timing | None:

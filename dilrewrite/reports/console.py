@@ -53,6 +53,7 @@ WARNINGS = 3
 COLOURS = {
     "rewritten": "bold green",
     "kept": "bold green",
+    "inconclusive": "bold yellow",
     "nothing to rewrite": "bold green",
     "equal": "bold green",
     "inspected": "bold",
@@ -153,8 +154,8 @@ def _parts(report: Report, width: int) -> Iterator[RenderableType]:
         yield from _list("failures", report.verdict.failures, "red")
     if report.remaining:
         yield from _list("dilation that could not go", report.remaining, "yellow")
-    if report.measurement is not None:
-        yield from _list("what makes the timings doubtful", report.measurement.doubts, "yellow")
+    yield from _list("what makes the timings doubtful", words.doubts(report), "yellow")
+    yield from _list("what next", words.next_steps(report))
     if report.sites:
         yield _heading("dilated Convs")
         yield _sites(report, width)
@@ -342,7 +343,7 @@ def _timed_forms(report: Report) -> Iterator[RenderableType]:
         for forms in words.without_time(some[0]):
             names = [c.strategy for c in forms if c.strategy != "keep" or not words.was_measured(some[0])]
             if names:
-                places = found.setdefault((", ".join(names), forms[0].outcome), [])
+                places = found.setdefault((", ".join(names), words.said(forms[0])), [])
                 places.extend(words.site_name(site) for site in some)
     lines = [f"{_named(sites)}: {names}: {why}" for (names, why), sites in found.items()]
     yield from _list("forms without a time", lines)
@@ -354,7 +355,7 @@ def _timed(site: SiteReport) -> Table:
     keep = words.native(site)
     kept = next((candidate for candidate in site.candidates if candidate.strategy == "keep"), None)
     if keep is not None and (kept is None or kept.timing is None):
-        said = Text(words.clean(kept.outcome) if kept is not None else "")
+        said = Text(words.said(kept) if kept is not None else "")
         table.add_row(Text("keep"), Text(words.milliseconds(keep.median_s)), Text(words.spread(keep)), "", "", said)
     for candidate in site.candidates:
         if candidate.timing is not None:
@@ -364,7 +365,7 @@ def _timed(site: SiteReport) -> Table:
                 Text(words.milliseconds(time.median_s)),
                 Text(words.spread(time)),
                 *map(Text, words.ratio_of(candidate.timing)),
-                Text(words.clean(candidate.outcome)),
+                Text(words.said(candidate)),
             )
     return table
 

@@ -71,6 +71,7 @@ STATUS = {
     "rewritten": ("good", "✓"),
     "equal": ("good", "✓"),
     "built": ("good", "✓"),
+    "inconclusive": ("warn", "!"),
     "dilation left": ("warn", "!"),
     "not compared": ("warn", "!"),
     "differs": ("bad", "✗"),
@@ -358,7 +359,11 @@ def _sections(report: Report) -> Iterator[Section]:
     verdict, found = report.verdict, report.measurement
     yield "Failures", [_list(verdict.failures)] if verdict is not None and verdict.failures else []
     yield "Dilation that could not go", [_list(report.remaining)] if report.remaining else []
-    yield "What makes the timings doubtful", [_list(found.doubts)] if found is not None and found.doubts else []
+    for title, lines in (
+        ("What makes the timings doubtful", words.doubts(report)),
+        ("What next", words.next_steps(report)),
+    ):
+        yield title, [_list(lines)] if lines else []
     if found is not None:
         yield "Whole model", [*_whole(report, found), *_attempts(report, found)]
     yield "Share of the model's time", list(_shares(report))
@@ -427,7 +432,7 @@ def _tiles(report: Report) -> Iterator[tuple[Html, ...]]:
     share = words.summed(site.share for site in report.sites)
     if share is not None:
         yield _tile("Share of time", words.percent(share), "goes to the dilated Convs")
-    if report.status in ("rewritten", "kept") and (found is None or found.estimated_s is None):
+    if report.status in ("rewritten", "kept", "inconclusive") and (found is None or found.estimated_s is None):
         forms = words.groups((s for s in report.sites if s.action == "rewritten"), lambda site: site.strategy)
         below = ", ".join(f"{some[0].strategy} {len(some)}" for some in forms)
         verb = "Convs rewritten" if report.output is not None else "Convs to rewrite"
@@ -639,7 +644,7 @@ def _sites(report: Report) -> Iterator[Html]:
     columns: list[tuple[str, Callable[[SiteReport], str], bool]] = [
         ("site", lambda site: code(words.site_name(site)), True),
         ("form", words.form, done),
-        ("#share of time", lambda site: words.NOTHING if site.share is None else words.percent(site.share), shares),
+        ("#share of time", words.share, shares),
         ("#predicted gain", lambda site: words.gain(site.predicted_gain), done and gains),
         ("~why", lambda site: site.reason, done),
         ("~proof", words.proof, done),
@@ -727,7 +732,7 @@ def _taken(sites: Sequence[SiteReport]) -> Html:
     """Return what was done at sites, and what measuring says of it."""
     site = sites[0]
     many = f" ({words.count(len(sites), 'site')})" if len(sites) > 1 else ""
-    timed = {c.strategy: (c.timing, c.outcome) for c in site.candidates if c.timing is not None}
+    timed = {c.strategy: (c.timing, words.said(c)) for c in site.candidates if c.timing is not None}
     if site.action == "rewritten":
         measured, _ = timed.get(site.strategy, (None, ""))
         result = f": {words.difference(measured)}" if measured is not None else ""
@@ -749,7 +754,7 @@ def _group(site: SiteReport, report: Report) -> Iterator[Html]:
     untimed = words.without_time(site)
     if untimed:
         yield element("p", "Forms without a time:" if measured else "Forms:")
-        lines = [(commas([code(candidate.strategy) for candidate in some]), some[0].outcome) for some in untimed]
+        lines = [(commas([code(candidate.strategy) for candidate in some]), words.said(some[0])) for some in untimed]
         yield _list(join(names, f": {outcome}") for names, outcome in lines)
     figures = [*_estimates(site), *_timings(site)]
     if site.refused:
@@ -776,7 +781,7 @@ def _timed_forms(site: SiteReport, report: Report) -> Iterator[Html]:
         says = join(
             element("b", f"{ratio}x"),
             muted(f" [{interval}] "),
-            candidate.outcome or words.difference(timing),
+            words.said(candidate) or words.difference(timing),
             _badge(candidate.strategy, taken, report),
         )
         bar = _time(
@@ -826,7 +831,7 @@ def _estimates(site: SiteReport) -> Iterator[Html]:
 
 def _timings(site: SiteReport) -> Iterator[Html]:
     """Yield every figure of the timings, in milliseconds."""
-    rows = [(code(c.strategy), c.outcome or words.NOTHING, *_timing(c.timing)) for c in site.candidates if c.timing]
+    rows = [(code(c.strategy), words.said(c) or words.NOTHING, *_timing(c.timing)) for c in site.candidates if c.timing]
     if not rows:
         return
     columns = (

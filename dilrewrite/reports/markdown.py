@@ -79,8 +79,8 @@ def _page(report: Report) -> Iterator[str]:
     if report.verdict is not None:
         yield from _bullets("Failures", [prose(failure) for failure in report.verdict.failures])
     yield from _bullets("Dilation that could not go", [prose(node) for node in report.remaining])
-    if report.measurement is not None:
-        yield from _bullets("What makes the timings doubtful", [prose(doubt) for doubt in report.measurement.doubts])
+    yield from _bullets("What makes the timings doubtful", [prose(doubt) for doubt in words.doubts(report)])
+    yield from _bullets("What next", [prose(step) for step in words.next_steps(report)])
     if report.sites:
         yield from ("## Dilated Convs", "")
         yield from _sites(report)
@@ -139,7 +139,7 @@ def _sites(report: Report) -> Iterator[str]:
         multiply_adds, padding = words.work(site)
         row = [str(number), code(words.site_name(site)), code(site.output), code(words.geometry(site.geometry))]
         row += [words.ran(site, RAN_SHAPES).removeprefix("ran on ") or words.NOTHING] if ran else []
-        row += [cell(words.percent(site.share)) if site.share is not None else words.NOTHING] if shares else []
+        row += [cell(words.share(site))] if shares else []
         row += [words.amount(multiply_adds), cell(words.percent(padding))]
         if not inspected:
             row.append(cell(words.form(site)))
@@ -254,7 +254,7 @@ def _timed(site: SiteReport) -> Iterator[str]:
         "mode",
     )
     rows = [
-        (code(candidate.strategy), cell(candidate.outcome) or words.NOTHING, *_timing(candidate.timing))
+        (code(candidate.strategy), cell(words.said(candidate)) or words.NOTHING, *_timing(candidate.timing))
         for candidate in site.candidates
         if candidate.timing is not None
     ]
@@ -262,7 +262,7 @@ def _timed(site: SiteReport) -> Iterator[str]:
         yield from _table(columns, rows)
     others = words.without_time(site)
     for some in others:
-        yield f"- {', '.join(code(candidate.strategy) for candidate in some)}: {cell(some[0].outcome)}"
+        yield f"- {', '.join(code(candidate.strategy) for candidate in some)}: {cell(words.said(some[0]))}"
     if others:
         yield ""
 
