@@ -31,6 +31,6 @@ def load() -> float | None:
         return None
 
 
-def crowded(load: float | None) -> bool:
+def crowded(load: float | None, cores: int) -> bool:
     """Say whether more processes wanted a core than there are."""
-    return load is not None and load > cores()
+    return load is not None and load > cores

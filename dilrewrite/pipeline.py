@@ -609,8 +609,9 @@ def _report(
     elif edits:
         status = "rewritten"
     elif found.sites:
-        blind = report.inconclusive([decision.reported for decision in settled], made.measurement)
-        status = "inconclusive" if blind and not options.dry_run else "kept"
+        sites, cores = [decision.reported for decision in settled], report.environment(options.threads).cores
+        blind = not options.dry_run and report.inconclusive(sites, made.measurement, cores)
+        status = "inconclusive" if blind else "kept"
     else:
         status = "nothing to rewrite"
     written = status not in ("differs", "dilation left")

@@ -359,7 +359,7 @@ def _operators(proto: ModelProto) -> list[str]:
     ]
 
 
-def inconclusive(sites: Sequence[SiteReport], measurement: Measurement | None) -> bool:
+def inconclusive(sites: Sequence[SiteReport], measurement: Measurement | None, cores: int) -> bool:
     """Say whether measuring could have missed a gain of `VISIBLE`: of a site that was kept, or of the whole model.
 
     Above a noise of `VISIBLE` it always could; where the noise is not known, under a load that leaves a run waiting.
@@ -371,8 +371,9 @@ def inconclusive(sites: Sequence[SiteReport], measurement: Measurement | None) -
     noises = (measurement.form_noise, measurement.noise.level if measurement.noise is not None else None)
     if any(noise is not None and noise > VISIBLE for noise in noises):
         return True
-    blind = any(attempt.timing.noise is None for attempt in measurement.attempts) and machine.crowded(measurement.load)
-    return blind or any(not attempt.timing.conclusive for attempt in measurement.attempts)
+    timings = [attempt.timing for attempt in measurement.attempts]
+    crowded = machine.crowded(measurement.load, cores)
+    return any(not timing.conclusive or (timing.noise is None and crowded) for timing in timings)
 
 
 def unclear(site: SiteReport) -> bool:

@@ -529,7 +529,7 @@ def _unseen(report: Report, measurement: Measurement) -> str:
     """Return why measuring says nothing."""
     noise = max(measurement.form_noise or 0.0, measurement.noise.level if measurement.noise is not None else 0.0)
     at = [f"a noise of {percent(noise)}"] if noise else []
-    if machine.crowded(measurement.load):
+    if machine.crowded(measurement.load, report.environment.cores):
         at.append(f"a load of {figure(measurement.load)} on {count(report.environment.cores, 'core')}")
     number = sum(map(unclear, report.sites))
     where = f" at {number} of {count(len(report.sites), 'site')}" if number else ""
@@ -539,7 +539,7 @@ def _unseen(report: Report, measurement: Measurement) -> str:
 
 def _unclear(report: Report) -> str:
     """Return for how many kept sites measuring says nothing; may be empty."""
-    if not inconclusive(report.sites, report.measurement):
+    if not inconclusive(report.sites, report.measurement, report.environment.cores):
         return ""
     number = sum(map(unclear, report.sites))
     return f"; inconclusive for {count(number, 'other')}" if number else "; inconclusive for what else may be gained"
@@ -561,7 +561,7 @@ def next_steps(report: Report) -> list[str]:
 
 
 def _to_measure(report: Report, found: Measurement) -> Iterator[str]:
-    if inconclusive(report.sites, found):
+    if inconclusive(report.sites, found, report.environment.cores):
         yield "measure again on a quieter machine, with a larger --budget, or with fewer --threads than cores"
     untimed = [site for site in report.sites if any(form.outcome is Outcome.NO_TIME for form in site.candidates)]
     if untimed:
@@ -590,39 +590,34 @@ def doubts(report: Report) -> list[str]:
     if found is None:
         return []
     load = []
-    if machine.crowded(found.load) and found.measured:
+    if machine.crowded(found.load, report.environment.cores) and found.measured:
         cores = count(report.environment.cores, "core")
         load = [f"before measuring began, {figure(found.load)} processes wanted a core, and there are {cores}"]
     return [*load, *map(clean, found.doubts)]
 
 
+OUTCOMES = {
+    Outcome.WON: "won",
+    Outcome.LOST: "lost",
+    Outcome.TIE: "no faster beyond noise",
+    Outcome.INCONCLUSIVE: "inconclusive",
+    Outcome.OUTRUN: "given up early, another is faster",
+    Outcome.UNPROVED: "not proved",
+    Outcome.FAILED: "failed",
+    Outcome.CRASHED: "failed",
+    Outcome.TIMED_OUT: "failed",
+    Outcome.NO_TIME: "not measured: budget",
+    Outcome.NOT_MEASURED: "not measured",
+    Outcome.PLANNED: "would be measured",
+}
+
+
 def said(form: CandidateReport) -> str:
     """Return what measuring said of a form, in words; empty when nothing was to be measured."""
-    ratio = f"{form.timing.ratio:.2f}x" if form.timing is not None else ""
-    cause = clean(form.cause)
-    match form.outcome:
-        case None:
-            return ""
-        case Outcome.WON:
-            return f"won: {ratio}"
-        case Outcome.LOST:
-            return f"lost by {ratio}"
-        case Outcome.TIE:
-            return f"no faster beyond noise: {ratio}"
-        case Outcome.INCONCLUSIVE:
-            return f"inconclusive: {ratio}"
-        case Outcome.OUTRUN:
-            return f"given up early, another is faster: {ratio}"
-        case Outcome.UNPROVED:
-            return f"not proved: {cause}"
-        case Outcome.FAILED | Outcome.CRASHED | Outcome.TIMED_OUT:
-            return f"failed: {cause}"
-        case Outcome.NO_TIME:
-            return "not measured: budget"
-        case Outcome.NOT_MEASURED:
-            return f"not measured: {cause}"
-        case Outcome.PLANNED:
-            return "would be measured"
+    if form.outcome is None:
+        return ""
+    more = f"{form.timing.ratio:.2f}x" if form.timing is not None else clean(form.cause)
+    return (" by " if form.outcome is Outcome.LOST else ": ").join(filter(None, (OUTCOMES[form.outcome], more)))
 
 
 def _benched(report: Report) -> str:

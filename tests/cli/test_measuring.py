@@ -25,7 +25,9 @@ from dilrewrite import measure, pipeline, prove, tune
 from dilrewrite.backends import CannotRun, backends
 from dilrewrite.backends._worker import IsolatedBench
 from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from dilrewrite.measure import Answer, FormTiming, Meter, outcome
+from dilrewrite.measure import Answer, Meter
+from dilrewrite.outcome import FormTiming, outcome
+from dilrewrite.outcome import Outcome as Became
 from dilrewrite.profiling import Profiled, SiteRun
 from dilrewrite.timing import MARGIN, Comparison, Timing
 from dilrewrite.tune import Tuning
@@ -87,16 +89,34 @@ def optimize(capsys: Capsys, path: Path, *arguments: object) -> Outcome:
 
 
 def wins(timing: Data) -> bool:
-    return timing["high"] < 1 and timing["ratio"] < 1 - max(MARGIN, timing["noise"] or 0)
+    return timing["pairs"] >= 6 and timing["high"] < 1 and timing["ratio"] < 1 - max(MARGIN, timing["noise"] or 0)
+
+
+def ruled_out(timing: Data) -> bool:
+    return timing["low"] / (1 + (timing["noise"] or 0)) >= 0.9
 
 
 def check_timing(timing: Data) -> None:
     assert 0 < timing["low"] <= timing["ratio"] <= timing["high"]
-    assert timing["pairs"] >= 6
+    assert timing["pairs"] >= 6 or timing["pairs"] == 3
     assert timing["mode"] in ("interleaved", "blocks")
     for side in (timing["first"], timing["second"]):
         assert 0 < side["p20_s"] <= side["median_s"] <= side["p80_s"]
         assert side["runs"] == timing["pairs"]
+
+
+def blind(report: Data) -> bool:
+    """A gain of a tenth could have been missed."""
+    found = report["measurement"]
+    if found is None:
+        return False
+    noise = found["noise"]
+    level = max(noise["high"], 1 / noise["low"]) - 1 if noise is not None else 0.0
+    outcomes = {form["outcome"] for site in report["sites"] if site["action"] == "kept" for form in site["candidates"]}
+    attempts = [attempt["timing"] for attempt in found["attempts"]]
+    missed = any(not wins(timing) and not ruled_out(timing) for timing in attempts)
+    unknown = any(timing["noise"] is None for timing in attempts) and found["load"] > len(os.sched_getaffinity(0))
+    return "inconclusive" in outcomes or max(level, found["form_noise"] or 0.0) > 0.1 or missed or unknown
 
 
 def check_forms(site: Data) -> None:
@@ -104,13 +124,13 @@ def check_forms(site: Data) -> None:
     for form in site["candidates"]:
         said, timing = form["outcome"], form["timing"]
         if timing is None:
-            assert said.split(":")[0] in ("", "not measured", "not proved", "failed"), said
+            assert said in (None, "no time", "not measured", "unproved", "failed", "crashed", "timed out"), said
             continue
         check_timing(timing)
         assert site["question"] is not None
-        word = "won" if wins(timing) else "lost by" if timing["low"] > 1 else "no faster beyond noise"
-        assert said.startswith(word), said
-        assert f"{timing['ratio']:.2f}x" in said
+        slower = timing["low"] > 1
+        word = "won" if wins(timing) else "inconclusive" if not ruled_out(timing) else "lost" if slower else "tie"
+        assert said == ("outrun" if timing["pairs"] < 6 and not slower else word)
 
 
 def ratios(site: Data) -> dict[str, float]:
@@ -190,7 +210,7 @@ def check_report(report: Data, path: Path, written: Path) -> None:
         assert report["verdict"]["passed"]
         assert sorted(dilations(written)) <= sorted(dilations(path))
     else:
-        assert report["status"] == "kept"
+        assert report["status"] == ("inconclusive" if blind(report) else "kept")
         assert found["final"] is None
         assert written.read_bytes() == path.read_bytes()
 
@@ -239,7 +259,7 @@ def test_demo_models(capsys: Capsys, tmp_path: Path, name: str) -> None:
     check_mode(outcome.report, "default")
     assert all(site["reason"] for site in outcome.report["sites"])
     assert any(site["share"] for site in outcome.report["sites"])
-    chosen_by_the_tool = any("sizes of the tool's choice" in note for note in outcome.report["notes"])
+    chosen_by_the_tool = outcome.report["measurement"]["made_up"]
     assert chosen_by_the_tool is (name == "causal_tcn")
 
 
@@ -306,8 +326,7 @@ def test_other_models(capsys: Capsys, tmp_path: Path, name: str) -> None:
     for site in report["sites"]:
         check_forms(site)
         assert any(form["outcome"] for form in site["candidates"])
-    chosen_by_the_tool = any("sizes of the tool's choice" in note for note in report["notes"])
-    assert chosen_by_the_tool is (name == "unknown sizes")
+    assert report["measurement"]["made_up"] is (name == "unknown sizes")
     if name == "unknown sizes":
         (site,) = report["sites"]
         assert site["ran"] == [report["measurement"]["inputs"]["x"]]
@@ -327,7 +346,7 @@ def test_given_shapes_are_timed(capsys: Capsys, tmp_path: Path) -> None:
     report = optimize(capsys, path, "--shape", "x:3x2x17", "--budget", 1).report
     assert report["measurement"]["inputs"] == {"x": [3, 2, 17]}
     assert report["sites"][0]["ran"] == [[3, 2, 17]]
-    assert not any("sizes of the tool's choice" in note for note in report["notes"])
+    assert not report["measurement"]["made_up"]
 
 
 # -- made-up timings -----------------------------------------------------------------------------------------------
@@ -365,8 +384,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             }
             return Profiled(seconds=0.02, sites=runs, tensors={})
 
-        def answer(_: Meter, __: Any, ___: Any, given: Sequence[measure.Form], ____: float, *, prune: bool) -> Answer:
-            assert prune
+        def answer(_: Meter, __: Any, ___: Any, given: Sequence[measure.Form], *____: Any, **_____: Any) -> Answer:
             found = {}
             for form in given:
                 reason = form.prove()
@@ -374,7 +392,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 found[form.strategy] = (
                     FormTiming(outcome=outcome(comparison), timing=comparison)
                     if reason is None
-                    else FormTiming(outcome=f"not proved: {reason}")
+                    else FormTiming(outcome=Became.UNPROVED, cause=reason)
                 )
             return Answer(forms=found)
 
@@ -500,8 +518,8 @@ def test_a_rough_form_gives_way_to_the_next(
         assert (site["action"], site["strategy"]) == ("rewritten", "space_to_batch")
         assert "im2col was not proved: rounding: much" in site["reason"]
         assert {"strategy": "im2col", "reason": "rounding: much"} in site["refused"]
-        said = {form["strategy"]: form["outcome"] for form in site["candidates"]}
-        assert said["im2col"] == "not proved: rounding: much"
+        said = {form["strategy"]: (form["outcome"], form["cause"]) for form in site["candidates"]}
+        assert said["im2col"] == ("unproved", "rounding: much")
 
 
 def test_decisions_of_a_measurement_are_replayed_without_one(
@@ -581,7 +599,7 @@ def test_hardly_any_budget(capsys: Capsys, tmp_path: Path, mode: str) -> None:
     for site in report["sites"]:
         assert site["reason"].endswith("not measured: budget")
         assert ratios(site) == {}
-        assert {form["outcome"] for form in site["candidates"]} == {"", "not measured: budget"}
+        assert {form["outcome"] for form in site["candidates"]} == {None, "no time"}
     assert (report["measurement"]["final"] is None) is (mode == "default")
 
 
@@ -798,7 +816,7 @@ def test_a_dry_run_measures_nothing(capsys: Capsys, tmp_path: Path, monkeypatch:
     assert listing(tmp_path) == before
     assert not cache().exists()
     for site in report["sites"]:
-        planned = [form["strategy"] for form in site["candidates"] if form["outcome"] == "would be measured"]
+        planned = [form["strategy"] for form in site["candidates"] if form["outcome"] == "planned"]
         assert bool(planned) is (mode != "strategy")
         if planned:
             assert f"would be measured: {len(planned)} forms" in site["reason"]
@@ -865,26 +883,29 @@ def test_a_form_that_kills_its_process(capsys: Capsys, tmp_path: Path, monkeypat
     (site,) = outcome.report["sites"]
     check_eliminated(site)
     said = {form["strategy"]: form["outcome"] for form in site["candidates"]}
-    assert said["space_to_batch"] == "failed: the process was killed by SIGSEGV"
+    assert said["space_to_batch"] == "crashed"
+    assert "the process was killed by SIGSEGV" in [form["cause"] for form in site["candidates"]]
     assert "space_to_batch" not in ratios(site)
     assert len(ratios(site)) >= 2, "others were timed before and after"
     order = [form["strategy"] for form in site["candidates"] if form["outcome"]]
     after = order[order.index("space_to_batch") + 1 :]
-    assert any(said[name].startswith(("won", "lost", "no faster")) for name in after)
+    assert any(said[name] in ("won", "lost", "tie", "inconclusive", "outrun") for name in after)
     again = optimize(capsys, path, "--eliminate", "--budget", 20, "--force").report
     assert again["measurement"]["measured"] == 0, "what killed a process once is not tried again on the same runtime"
     assert again["sites"] == outcome.report["sites"]
 
 
-def test_a_wrong_form_is_not_timed(capsys: Capsys, tmp_path: Path) -> None:
+def test_a_wrong_form_is_not_taken(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is proved when it is faster, and then it is not kept quiet."""
+    monkeypatch.setattr(measure, "outcome", lambda _: Became.WON)
     path = save(tiny.conv2d(), tmp_path / "m.onnx")
     with MUTANTS["taps_to_inputs_channel_major"]():
         outcome = optimize(capsys, path, "--budget", 20)
     report = outcome.report
-    assert (outcome.code, report["status"], report["output"]) == (3, "differs", None), "and it is not kept quiet"
+    assert (outcome.code, report["status"], report["output"]) == (3, "differs", None)
     assert not (tmp_path / "m.dilrewrite.onnx").exists()
     said = {form["strategy"]: form for form in report["sites"][0]["candidates"]}
-    assert said["im2col"]["outcome"].startswith("not proved: ")
+    assert said["im2col"]["outcome"] == "unproved"
     assert said["im2col"]["timing"] is None
     assert report["sites"][0]["strategy"] != "im2col"
 

@@ -15,6 +15,7 @@ from dilrewrite.engine.profiles import Profile
 from dilrewrite.engine.sidecar import EngineReport, OnnxSource, PrecisionReport
 from dilrewrite.find import Normalisation, ScopePath, Skipped
 from dilrewrite.geometry import ConvGeometry
+from dilrewrite.outcome import Outcome
 from dilrewrite.prove import Proof, Rounding
 from dilrewrite.report import (
     Attempt,
@@ -266,9 +267,31 @@ def timed(outcomes: dict[str, tuple[str, Comparison | None]]) -> tuple[Candidate
     for name in outcomes:
         known.setdefault(name, replace(CANDIDATES[2], strategy=name, multiply_adds=925_000_000))
     return tuple(
-        replace(candidate, outcome=outcomes.get(name, ("", None))[0], timing=outcomes.get(name, ("", None))[1])
+        replace(candidate, **became(outcomes.get(name, ("", None))[0]), timing=outcomes.get(name, ("", None))[1])
         for name, candidate in known.items()
     )
+
+
+def became(said: str) -> dict[str, Any]:
+    """Return the outcome and its cause that are told in these words; other words are a cause of their own."""
+    start, _, cause = said.partition(": ")
+    known = {
+        "failed": Outcome.FAILED,
+        "not proved": Outcome.UNPROVED,
+        "not measured": Outcome.NO_TIME if cause == "budget" else Outcome.NOT_MEASURED,
+    }
+    if start in known:
+        return {"outcome": known[start], "cause": "" if cause == "budget" else cause}
+    for word, outcome in (
+        ("won", Outcome.WON),
+        ("lost", Outcome.LOST),
+        ("no faster", Outcome.TIE),
+        ("inconclusive", Outcome.INCONCLUSIVE),
+        ("would be measured", Outcome.PLANNED),
+    ):
+        if said.startswith(word):
+            return {"outcome": outcome}
+    return {"outcome": Outcome.NOT_MEASURED, "cause": said} if said else {}
 
 
 NOISE = Noise(ratio=1.001, low=0.994, high=1.009, pairs=40)
@@ -396,6 +419,31 @@ KEPT_MEASURED = report(
     after=COPY,
     output="models/x.dilrewrite.onnx",
     measurement=replace(MEASURED, attempts=(), final=None, predicted_ratio=None, floor_s=0.0, recalled=0),
+)
+
+INCONCLUSIVE = replace(
+    KEPT_MEASURED,
+    status="inconclusive",
+    sites=(
+        lost("a", share=0.21, share_interval=(0.17, 0.26)),
+        lost(
+            "b",
+            1.02,
+            question=2,
+            share=0.043,
+            candidates=timed({"tap_zones": ("inconclusive", versus(0.123, 0.125, 0.3, noise=0.52))}),
+        ),
+        not_timed("late", "not measured: budget", 0.01, question=3),
+    ),
+    measurement=replace(
+        KEPT_MEASURED.measurement or MEASURED,
+        noise=None,
+        form_noise=0.52,
+        load=20.0,
+        needed_s=41.2,
+        made_up=True,
+        others=("onnxruntime_cuda",),
+    ),
 )
 
 LATER = ("would be measured", None)
@@ -776,6 +824,7 @@ REPORTS: dict[str, Report] = {
         measurement=replace(MEASURED, final=versus(14.2, 14.1), attempts=(), recalled=43, measured=0),
     ),
     "measured-kept": KEPT_MEASURED,
+    "measured-inconclusive": INCONCLUSIVE,
     "measured-kept-all": replace(KEPT_MEASURED, sites=KEPT_MEASURED.sites[:3]),
     "measured-no-version-wins": replace(
         KEPT_MEASURED,
@@ -876,7 +925,7 @@ REPORTS: dict[str, Report] = {
                 where=ODD,
                 output=ODD,
                 reason=ODD,
-                candidates=(replace(WON[0], outcome=ODD, strategy=ODD), *WON[1:]),
+                candidates=(replace(WON[0], strategy=ODD), *WON[1:]),
             ),
             not_timed("-", ODD, 0.1, candidates=timed({"tap_zones": (ODD, None)})),
         ),

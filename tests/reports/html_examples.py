@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from dilrewrite.outcome import Outcome
 from dilrewrite.report import Attempt, CandidateReport, Measurement, Report, SiteReport
 from dilrewrite.strategies import Refusal
 from dilrewrite.timing import Comparison, Noise, Timing
@@ -17,6 +18,7 @@ from tests.reports.examples import (
     PROOF,
     REWRITTEN,
     UNKNOWN,
+    became,
     conv,
     kept,
     layer,
@@ -55,7 +57,7 @@ def form(
         elements_moved=1_000 * nodes,
         nodes=nodes,
         max_dilation=left,
-        outcome=outcome,
+        **became(outcome),
         timing=timed,
     )
 
@@ -236,7 +238,7 @@ HOSTILE = replace(
             reason=STRANGE,
             refused=(Refusal(STRANGE, STRANGE),),
             candidates=(
-                *(replace(c, strategy=STRANGE, outcome=STRANGE) for c in WON[:2]),
+                *(replace(c, strategy=STRANGE, outcome=Outcome.NOT_MEASURED, cause=STRANGE) for c in WON[:2]),
                 form("x" * 300, ODD, replace(comparison(1, 1), second=_BAD, ratio=math.nan, low=0.0, high=math.inf)),
             ),
         ),

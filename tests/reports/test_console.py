@@ -12,7 +12,7 @@ from rich.cells import cell_len
 
 from dilrewrite.report import Report
 from dilrewrite.reports import _words as words
-from dilrewrite.reports import console, formats
+from dilrewrite.reports import console, formats, markdown
 from tests.reports.examples import (
     BEFORE,
     CHECK,
@@ -430,10 +430,10 @@ def test_forms_have_a_time_or_a_reason():
 
 
 def test_a_timed_keep_is_shown_as_it_is():
-    candidates = timed({"keep": ("as it is", versus(2.0, 2.1)), "tap_zones": ("lost", versus(2.0, 3.0))})
+    candidates = timed({"keep": ("no faster", versus(2.0, 2.1)), "tap_zones": ("lost", versus(2.0, 3.0))})
     text = console.to_text(replace(REPORTS["measured"], sites=(won("a", candidates=candidates),)))
     assert len(re.findall(r"│ keep +│", text)) == 1
-    assert re.search(r"│ keep +│ +2.10 │ .* as it is", text)
+    assert re.search(r"│ keep +│ +2.10 │ .* no faster beyond noise: 1.05x", text)
 
 
 def test_what_is_said_of_keep_is_in_its_row():
@@ -458,9 +458,47 @@ def test_the_budget_and_why_it_was_not_kept():
     assert "took 31.2 s, more than the budget of 5.00 s\n" in console.to_text(report)
 
 
+def test_what_is_not_known_is_said_first() -> None:
+    """In the first line, by figures; then what to do about it."""
+    report = REPORTS["measured-inconclusive"]
+    first, *lines = console.to_text(report).splitlines()
+    assert first.startswith(
+        "INCONCLUSIVE, kept all 3: a gain of 10 % could have been missed at 1 of 3 sites on onnxruntime_cpu, "
+        "at a noise of 52.0 % and a load of 20 on 8 cores; "
+    )
+    assert console._colour(report) == "bold yellow"
+    steps = words.next_steps(report)
+    assert len(steps) == 4
+    for word, step in zip(
+        ("--threads", "1 of 3 sites was not measured", "--shape", "onnxruntime_cuda"), steps, strict=True
+    ):
+        assert word in step
+    assert "--budget 42 would do" in steps[1]
+    for page in (lines, markdown.REPORT.render(report).splitlines()):
+        assert any("what next" in line.lower() for line in page)
+    assert words.share(report.sites[0]) == "21.0 % (17.0 to 26.0 %)"
+
+
+def test_a_rewritten_model_tells_what_else_is_not_known() -> None:
+    report = REPORTS["measured"]
+    unclear = REPORTS["measured-inconclusive"].sites[1]
+    assert "inconclusive" not in words.outcome(report)
+    assert "; inconclusive for 1 other; " in words.outcome(replace(report, sites=(*report.sites, unclear)))
+    loud = measured(report, form_noise=0.15)
+    assert "; inconclusive for what else may be gained; " in words.outcome(loud)
+
+
+@pytest.mark.parametrize("name", ["measured-kept", "measured-kept-all", "measured-no-version-wins"])
+def test_what_is_kept_says_what_next(name: str) -> None:
+    assert words.next_steps(REPORTS[name])
+    assert words.next_steps(measured(REPORTS[name], others=("tensorrt",)))[-1].endswith("tensorrt (--backend NAME)")
+
+
 def test_doubts_come_before_the_figures():
     text = console.to_text(REPORTS["measured-over-budget"])
-    assert text.splitlines()[2:4] == ["what makes the timings doubtful", "- 2 of 3 Convs run on another device"]
+    load = "- before measuring began, 9.5 processes wanted a core, and there are 8 cores"
+    doubts = ["what makes the timings doubtful", load, "- 2 of 3 Convs run on another device"]
+    assert text.splitlines()[2:5] == doubts
 
 
 def test_sizes_that_a_run_told_are_known():

@@ -233,7 +233,7 @@ def test_every_sentence_of_the_markdown_is_there(name):
     for site in report.sites:
         lines += [f"{refusal.strategy} refuses: {refusal.reason}" for refusal in site.refused]
         for some in words.without_time(site):
-            lines.append(f"{', '.join(candidate.strategy for candidate in some)}: {some[0].outcome}")
+            lines.append(f"{', '.join(candidate.strategy for candidate in some)}: {words.said(some[0])}")
     for node in report.skipped:
         dilations = f", dilations {words.dims(node.dilations)}" if node.dilations else ""
         lines.append(f"{node.where}/{node.name} ({node.op}{dilations}): {node.reason}")
@@ -447,7 +447,7 @@ def test_bars_of_the_forms():
         assert comparison is not None
         ratio, interval = words.ratio_of(comparison)
         assert f"{ratio}x [{interval}]" in row.says
-        assert candidate.outcome in row.says
+        assert words.said(candidate) in row.says
         mark = float(row.path("mark").removeprefix("M").split()[0]) / page_format.WIDTH * row.end
         assert mark == pytest.approx(1000 * comparison.first.median_s, abs=near(row.end))
         if row.label == "im2col":

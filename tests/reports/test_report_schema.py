@@ -87,7 +87,9 @@ def word(hint: Any) -> str:
         return "object"
     if dataclasses.is_dataclass(hint):
         return hint.__name__
-    return {str: "string", int: "integer", float: "number", bool: "boolean"}[hint]
+    if isinstance(hint, type) and issubclass(hint, str):
+        return "string"
+    return {int: "integer", float: "number", bool: "boolean"}[hint]
 
 
 def test_every_status_is_documented_with_its_exit_code():
