@@ -361,7 +361,7 @@ def made_up(ratio: float) -> Comparison:
         second=timing(0.01 * ratio),
         ratio=ratio,
         low=0.98 * ratio,
-        high=1.02 * ratio,
+        high=min(1.02 * ratio, (1 + ratio) / 2) if ratio < 1 else 1.02 * ratio,
         pairs=20,
         noise=0.004,
         mode="interleaved",
@@ -448,6 +448,35 @@ def test_what_wins_alone_and_not_in_the_model_stays(
     found = report["measurement"]
     assert found["final"] is found["predicted_ratio"] is None
     assert [set(a["sites"]) for a in found["attempts"]] == [{"main/a", "main/y"}, {"main/a"}, {"main/y"}]
+
+
+@pytest.mark.parametrize(
+    ("whole", "options", "taken"),
+    [
+        (0.975, (), True),
+        (0.9, ("--min-gain", 9.5), True),
+        (0.9, ("--min-gain", 12), False),
+        (0.975, ("--min-gain", 3), False),
+    ],
+)
+def test_the_least_gain_that_is_worth_it(
+    capsys: Capsys, tmp_path: Path, pretend: Callable[..., None], whole: float, options: tuple[object, ...], taken: bool
+) -> None:
+    pretend({"im2col": 0.5}, lambda _: whole)
+    path = save(conv1d(), tmp_path / "m.onnx")
+    report = optimize(capsys, path, *options).report
+    assert report["status"] == ("rewritten" if taken else "kept")
+    assert report["measurement"]["min_gain"] == pytest.approx(options[1] / 100 if options else MARGIN)
+
+
+@pytest.mark.parametrize("percent", ["-1", "100", "nan", "much"])
+@pytest.mark.usefixtures("_sealed")
+def test_gains_that_are_none(capsys: Capsys, tmp_path: Path, percent: str) -> None:
+    path = save(conv1d(), tmp_path / "m.onnx")
+    outcome = cli(capsys, "optimize", path, f"--min-gain={percent}")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert "--min-gain" in outcome.err
 
 
 def test_one_of_two_winners_is_taken(capsys: Capsys, tmp_path: Path, pretend: Callable[..., None]) -> None:
