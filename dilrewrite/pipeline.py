@@ -135,6 +135,7 @@ def inspect(
                 candidates=described(offered),
                 refused=tuple(refused),
                 share=ran.share if ran is not None else None,
+                share_interval=ran.interval if ran is not None else None,
                 ran=ran.shapes if ran is not None else (),
             )
         )
@@ -453,7 +454,9 @@ def _decide(
 def _ran(decision: Decision, tuning: Tuning, gain: float | None) -> SiteReport:
     """Return a site's report with how it ran, which a form that was asked for did not wait for."""
     run = tuning.run_of(decision.site)
-    return replace(decision.reported, share=run.share, ran=run.shapes, predicted_gain=gain)
+    return replace(
+        decision.reported, share=run.share, share_interval=run.interval, ran=run.shapes, predicted_gain=gain
+    )
 
 
 def _start(tuning: Tuning, options: OptimizeOptions) -> bool:

@@ -30,7 +30,7 @@ from dilrewrite.verdict import Subject
 PARTS = 3
 """How many parts the timed runs are divided into: shares that each part tells alone are the spread of a share."""
 
-FEWEST_RUNS, MOST_RUNS, RUNS_S = PARTS, 5 * PARTS, 2.0
+FEWEST_RUNS, MOST_RUNS, RUNS_S = PARTS, 10 * PARTS, 3.0
 """How many runs are timed, besides one to warm up: as many as fit into some seconds, within limits."""
 
 _TOKEN = re.compile(r"dilrewrite_(\d+)_")

@@ -126,6 +126,10 @@ def test_profile_of_a_demo_model(capsys: Capsys, name: str) -> None:
         assert len(shape) == len(known)
         assert all(a == b for a, b in zip(shape, known, strict=True) if b is not None)
     assert any(site["share"] is not None for site in outcome.report["sites"])
+    for site in outcome.report["sites"]:
+        low, high = site["share_interval"] or (0, 1)
+        assert (site["share"] is None) == (site["share_interval"] is None)
+        assert low <= (site["share"] or 0) <= high
     assert outcome.report["measurement"]["made_up"] is (name == "causal_tcn")
 
 
