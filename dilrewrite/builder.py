@@ -446,7 +446,7 @@ class Builder:
             total = self._layout(self._add("Add", [total.name, other.name]), total.shape)
         return total
 
-    def finish(self, strategy: str, result: Tensor) -> Fragment:
+    def finish(self, strategy: str, result: Tensor, spelling: str = "") -> Fragment:
         """Return the fragment whose output is `result`."""
         enter, core, leave = [], [], []
         for node in self._nodes:
@@ -467,6 +467,7 @@ class Builder:
             partial=self.partial,
             multiply_adds=self._multiply_adds,
             elements_moved=self._moved,
+            spelling=spelling,
         )
 
 

@@ -162,6 +162,7 @@ class Fragment:
     `constants` are 1-D int64 tensors. `partial`: the core's outputs are partial sums, so nothing that followed the
     original Conv may move between core and exit. `opset` is the one that the nodes are spelled for.
     `multiply_adds` (of the core) and `elements_moved` (written by layout operators) are `None` when a size is unknown.
+    `spelling` names the strategy with its settings, as `--strategy` takes it: it plans the form for other sizes.
     """
 
     strategy: str
@@ -174,6 +175,7 @@ class Fragment:
     partial: bool = False
     multiply_adds: int | None = None
     elements_moved: int | None = None
+    spelling: str = ""
 
     @property
     def max_dilation(self) -> int:
@@ -186,7 +188,7 @@ class Fragment:
         return len(self.enter) + len(self.core) + len(self.exit)
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that differ when the content does (the strategy's name aside)."""
+        """Return 16 hexadecimal digits that differ when the content does (the strategy's name and settings aside)."""
         parts = (
             self.opset,
             self.enter,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Options, Runnable, Session, backend, dtype
+from dilrewrite.builder import END
 from dilrewrite.find import Dequantized, Operand, ScopePath, Site, find
-from dilrewrite.fragment import Fragment
+from dilrewrite.fragment import CoreConv, CoreFill, Fragment, Node
 from dilrewrite.geometry import ConvGeometry, product
-from dilrewrite.micro import Micro, build, concrete, input_shape, sample_extents, whole_input
-from dilrewrite.strategies import Refusal, plan, strategies
+from dilrewrite.micro import Micro, build, concrete, footprint, input_shape, sample_extents, smaller, whole_input
+from dilrewrite.strategies import Refusal, parse, plan, strategies
 from dilrewrite.substitute import rewrite
 
 PART_ELEMENTS = 2**20
@@ -104,7 +106,11 @@ class Prover:
         ir_version = min(ir_version, 10)  # newer ones change nothing here, and an older runtime refuses them
         key = (anonymous(site), fragment.digest(), ir_version)
         if key not in self._known:
-            self._known[key] = _prove(self, anonymous(site), fragment, ir_version)
+            sized = _sized(anonymous(site), fragment)
+            if isinstance(sized, str):
+                self._known[key] = _unproved(sized)
+            else:
+                self._known[key] = _prove(self, *sized, ir_version)
         return self._known[key]
 
     def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
@@ -146,6 +152,100 @@ def anonymous(site: Site) -> Site:
         bias_quantization=quantization(site.bias_quantization),
         input_quantization=quantization(site.input_quantization),
         follow=tuple(range(len(site.follow))),
+    )
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------------
+
+
+MOST_ELEMENTS = 3 * 2**27
+"""A proof that would hold more numbers at once is not attempted: 1.5 GiB of them in float32."""
+
+
+def _unproved(failure: str) -> Proof:
+    return Proof(shapes=(), elements=0, backend="none", native_ran=False, rounding=None, failure=failure, ran=False)
+
+
+def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment] | str:
+    """Return what to prove: site and form as they are, or both smaller, or why that cannot be."""
+    geometry = smaller(site.geometry)
+    if geometry != site.geometry:
+        found = _replanned(site, geometry, fragment)
+        if found is not None:
+            site, fragment = _resized(site, geometry), found
+    elements = max(
+        footprint(concrete(site.geometry, extents)) // max(product(site.geometry.kernel), 4)
+        for extents in sample_extents(site.geometry)
+    )
+    held = max(16 * elements, 6 * elements + (fragment.elements_moved or 0))  # the truth in float64, or the form
+    if held > MOST_ELEMENTS:
+        return f"its proof would hold {held / 2**20:,.0f} Mi numbers at once, above {MOST_ELEMENTS // 2**20} Mi"
+    return site, fragment
+
+
+def _replanned(site: Site, geometry: ConvGeometry, fragment: Fragment) -> Fragment | None:
+    """Return the form planned for `geometry`, `None` where it is not the same form with other sizes."""
+    if not fragment.spelling:
+        return None
+    name, strategy = parse(fragment.spelling)
+    fixed, storage = site.weight.is_constant, site.storage
+    same, other = (
+        plan(name, strategy, each, fragment.opset, storage=storage, fixed_weights=fixed)
+        for each in (site.geometry, geometry)
+    )
+    if isinstance(same, Refusal) or isinstance(other, Refusal) or same.digest() != fragment.digest():
+        return None
+    alike = _structure(fragment, site.geometry.group) == _structure(other, geometry.group)
+    return other if alike else None
+
+
+def _resized(site: Site, geometry: ConvGeometry) -> Site:
+    outputs, group = geometry.out_channels, geometry.group
+    weight, bias = site.weight, site.bias
+    if weight.shape is not None and geometry.in_channels is not None and outputs is not None:
+        weight = replace(weight, shape=(outputs, geometry.in_channels // group, *geometry.kernel))
+        bias = bias and replace(bias, shape=bias.shape and (outputs,))
+    return replace(site, geometry=geometry, weight=weight, bias=bias)
+
+
+SIZES = {"Reshape": (1,), "Slice": (1, 2), "Concat": tuple(range(16))}
+"""Which inputs of an operator hold sizes, of which only sign and END are compared; everything else must be equal."""
+
+
+def _structure(fragment: Fragment, group: int) -> tuple[object, ...]:
+    """Return the form but for its names and sizes: operators, what they read, pads, steps, Convs, weight edits."""
+    names: dict[str, int] = {}
+
+    def kinds(values: Sequence[int]) -> tuple[int, ...]:
+        return tuple(value if value == END else (value > 0) - (value < 0) for value in values)
+
+    def read(name: str, sizes: bool) -> object:
+        values = fragment.constants.get(name)
+        if values is None:
+            return names.setdefault(name, len(names))
+        return kinds(values) if sizes else values
+
+    def node(given: Node) -> tuple[object, ...]:
+        sizes = SIZES.get(given.op, ())
+        inputs = tuple(read(name, place in sizes) for place, name in enumerate(given.inputs))
+        attributes = {
+            key: kinds(value) if key in ("starts", "ends") and isinstance(value, tuple) else value
+            for key, value in given.attributes.items()
+        }
+        return given.op, inputs, tuple(read(name, False) for name in given.outputs), tuple(sorted(attributes.items()))
+
+    def core(given: CoreConv | CoreFill) -> tuple[object, ...]:
+        if isinstance(given, CoreFill):
+            return read(given.repeats, True), read(given.output, False)
+        conv = replace(given, source="", output="", group=1)
+        return read(given.source, False), read(given.output, False), Fraction(given.group, group), conv
+
+    return (
+        *map(node, fragment.enter),
+        *map(core, fragment.core),
+        *map(node, fragment.exit),
+        read(fragment.result, False),
+        fragment.partial,
     )
 
 
