@@ -67,7 +67,7 @@ def holds_for(site: Site, fragment: Fragment) -> str:
     pads = site.geometry.explicit().data_share() != 1
     if fragment.strategy in SKIP_PADDING and pads and not site.weight.is_constant:
         conditions.append("finite weights, which are not constant here")
-    if site.geometry.element == "float16" and any(node.op == "Add" for node in fragment.exit):
+    if site.geometry.element == "float16" and fragment.adds:
         conditions.append(f"partial sums in the range of float16: Conv(|x|, |w|) + |b| up to {LARGEST_FLOAT16:,}")
     return " and ".join(conditions)
 

@@ -183,6 +183,11 @@ class Fragment:
         return max((core.max_dilation for core in self.core if isinstance(core, CoreConv)), default=1)
 
     @property
+    def adds(self) -> bool:
+        """Say whether partial sums are added outside of the Convs, each rounded to the element type."""
+        return any(node.op == "Add" for node in self.exit)
+
+    @property
     def node_count(self) -> int:
         """Return the number of nodes."""
         return len(self.enter) + len(self.core) + len(self.exit)

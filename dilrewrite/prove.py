@@ -7,7 +7,7 @@ rewritten by `substitute.rewrite` as the user's model will be. No form is used u
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, TypeVar, cast
@@ -29,9 +29,6 @@ PART_ELEMENTS = 2**20
 """How many weights are converted to the type of the ground truth at a time."""
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 2.0**-53}
-
-ON_RUNTIME = frozenset({"float32", "float16"})
-"""Element types whose Conv ONNX Runtime's CPU provider runs; the others are proved on `reference` as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,10 +304,12 @@ def _prove(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> P
         if not on_reference.passed:
             return on_reference
         exact = replace(exact, backend=f"{exact.backend}, {on_reference.backend}")
-    elif geometry.element not in ON_RUNTIME:
+    elif _rounds_on(prover, site, fragment) is prover.reference:
         exact = replace(exact, backend=f"{exact.backend}, {prover.reference.name}")
     try:
         rounding = _rounding(prover, site, fragment, ir_version)
+        if geometry.element == "float16" and not fragment.partial and _overflows(prover, site, fragment, ir_version):
+            return replace(exact, failure="partial sums leave the range of float16, and the form does not say so")
     except (CannotLoad, CannotRun) as error:
         return replace(exact, failure=f"rounding: {error}", ran=False)
     failure = None
@@ -484,14 +483,23 @@ def _reals(prover: Prover, micro: Micro, site: Site, rng: np.random.Generator, r
     )
 
 
+def _rounds_on(prover: Prover, site: Site, fragment: Fragment) -> Backend:
+    """Return the runtime that tells a form's rounding: one that rounds each partial sum where there are some.
+
+    ONNX Runtime's CPU provider keeps what lies between operators of float16 in float32.
+    """
+    element = site.geometry.element
+    return prover.runtime if element == "float32" or (element == "float16" and not fragment.adds) else prover.reference
+
+
 def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> Rounding:
     """Compare the errors of the new and the native form against float64, on random reals."""
     element = site.geometry.element
-    runtime = prover.runtime if element in ON_RUNTIME else prover.reference
+    runtime = _rounds_on(prover, site, fragment)
     rng = np.random.default_rng(prover.seed + 1)
     bare = replace(site, follow=())
     micro = build(bare, ir_version, rng, element, reals=True)
-    data = prover.once((bare, ir_version, "reals"), lambda: _reals(prover, micro, bare, rng, runtime))
+    data = prover.once((bare, ir_version, runtime.name), lambda: _reals(prover, micro, bare, rng, runtime))
     new_model = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
     new = _run(prover, runtime, new_model, data.x, micro)
     u = UNIT_ROUNDOFF[element]
@@ -507,3 +515,44 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -
         ceiling=2 * terms * u / (1 - terms * u) if terms * u < 1 else None,
         difference=difference / peak if peak else 0.0,
     )
+
+
+def _overflows(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> bool:
+    """Say whether the form gives Inf or NaN where the original gives a number, on a runtime that rounds each operator.
+
+    Two neighbouring taps see the same large input with opposite weights: each alone leaves the range of float16,
+    together they are 0.
+    """
+    geometry = site.geometry
+    if not fragment.adds:
+        return False  # every output is that of one Conv
+    weight = replace(site.weight, kind="computed")
+    given = replace(site, follow=(), weight=weight, weight_quantization=None)
+    micro = build(given, ir_version, np.random.default_rng(prover.seed), "float16", reals=True)
+    keep = plan("keep", strategies()["keep"], geometry, site.opset)
+    assert isinstance(keep, Fragment), "its pads could be made explicit, or there were no rounding"
+    x = np.full(input_shape(concrete(geometry, sample_extents(geometry)[0])), 2.0**8, np.float16)
+
+    def run(form: Fragment, w: Array) -> Array:
+        model = rewrite(micro.model, [(micro.site, form)], (), _read).proto
+        return _run(prover, prover.reference, model, x, replace(micro, feeds={**micro.feeds, "w": w}))
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        for taps in _neighbours(geometry):
+            w = np.zeros(micro.weight.shape, np.float16)
+            for tap, value in zip(taps, (2.0**9, -(2.0**9)), strict=True):
+                np.moveaxis(w, (0, 1), (-2, -1))[tap][:, 0] = value
+            if np.any(np.isfinite(run(keep, w)) & ~np.isfinite(run(fragment, w))):
+                return True
+    return False
+
+
+def _neighbours(geometry: ConvGeometry) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield pairs of taps that stand side by side on one axis, and in the middle of the others."""
+    middle = tuple(k // 2 for k in geometry.kernel)
+    for axis in geometry.axes:
+        for first in range(geometry.kernel[axis] - 1):
+            yield (
+                (*middle[:axis], first, *middle[axis + 1 :]),
+                (*middle[:axis], first + 1, *middle[axis + 1 :]),
+            )
