@@ -350,7 +350,8 @@ def _whole(
         sized = concrete(geometry, extents)
         x = whole_input(micro, sized, rng, element)
         inputs.append(x)
-        results.append(_expected(micro, sized, x).astype(x.dtype, copy=False))
+        exact = _expected(micro, sized, x)
+        results.append(exact if micro.site.quantizes_output else exact.astype(dtype(element), copy=False))
     native = None
     if runs_natively(geometry):
         feeds = [{"x": x, **micro.feeds} for x in inputs]

@@ -66,7 +66,20 @@ BFLOAT16 = {"dtype": ml_dtypes.bfloat16, "element": TensorProto.BFLOAT16, "opset
 FLOAT64 = {"dtype": np.float64, "element": TensorProto.DOUBLE}
 FLOAT16 = {"dtype": np.float16, "element": TensorProto.FLOAT16}
 
+
+def quantised_input_alone() -> ModelProto:
+    """The quantised model without its QuantizeLinear: the Conv's output stays in float."""
+    model = tiny.quantized()
+    graph = model.graph
+    kept = [node for node in graph.node if node.name not in ("q_out", "dq_out")]
+    next(node for node in kept if node.op_type == "Conv").output[0] = "y"
+    del graph.node[:]
+    graph.node.extend(kept)
+    return model
+
+
 RIGHT: dict[str, Any] = {
+    "quantised input alone": quantised_input_alone,
     "1-D": conv1d,
     "2-D": conv2d,
     "unknown sizes": lambda: conv2d(size=None, batch=None),
