@@ -1,4 +1,4 @@
-"""Benchmarks of the tool itself: start-up, structural rewriting of large models, memory with external data.
+"""Benchmarks of the tool itself: start-up, structural rewriting of large models, memory with large weights and sites.
 
 Run `python benchmarks/tool.py [--piper FILE]`; results go to benchmarks/results/tool.json and tool.md with machine and
 date. Every figure is of a whole process, from start to exit: the median of `--runs` runs, and the largest peak of
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,37 @@ def conv_chain(path: Path, *, nodes: int, dilated: int, channels: int, weight_by
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, "t"])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
         tensors,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def inline_chain(path: Path, *, layers: int, channels: int, taps: int) -> None:
+    """A 1-D chain of dilated Convs, `layers * channels**2 * taps * 4` bytes of weights inline."""
+    made, tensors = [], []
+    for index in range(layers):
+        tensor = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[channels, channels, taps])
+        tensor.raw_data = np.random.default_rng(index).bytes(channels * channels * taps * 4)
+        tensors.append(tensor)
+        ends = [f"t{index}", f"w{index}"], [f"t{index + 1}"]
+        made.append(helper.make_node("Conv", *ends, name=f"c{index}", dilations=[2], pads=[taps - 1] * 2))
+    shape = [1, channels, None]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("t0", f"t{layers}")]
+    graph = helper.make_graph(made, "inline", values[:1], values[1:])
+    graph.initializer.extend(tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+def volume(path: Path, *, channels: int, extent: int) -> None:
+    """One dilated 3-D Conv on a large volume."""
+    weight = np.random.default_rng(0).standard_normal((channels, channels, 3, 3, 3), dtype=np.float32)
+    shape = [1, channels, extent, extent, extent]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", dilations=[2] * 3, pads=[2] * 6)],
+        "volume",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
@@ -114,6 +146,7 @@ def measure(command: Sequence[str], runs: int) -> dict[str, float | int | list[f
 
 def main() -> None:
     from dilrewrite.report import environment
+    from dilrewrite.strategies import strategies
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--piper", type=Path, help="a Piper voice, as a real 63 MB model of 2,755 nodes")
@@ -153,6 +186,19 @@ def main() -> None:
                 f"{size:.1f} GB of external data in {layers} dilated Convs of {channels} channels, `--verify sites`",
                 "below 300 MiB",
                 [*cli, "optimize", str(folder / "big.onnx"), "-o", out, "--external-data", "reference", *sites],
+                1,
+            )
+        with ProcessPoolExecutor(1) as pool:  # a process starts with the peak of the one that started it
+            pool.submit(inline_chain, folder / "inline.onnx", layers=16, channels=64, taps=4096).result()
+        add("`inspect`, 1 GiB of inline weights", "below 1.3 GiB", [*cli, "inspect", str(folder / "inline.onnx")], 1)
+        volume(folder / "volume.onnx", channels=16, extent=256)
+        forms = [name for name in strategies() if name not in ("keep", "tap_prune", "lift", "space_to_axis")]
+        for form in forms:  # the site's proof alone: one such tensor of the whole model is 1 GiB
+            command = ["--strategy", form, "--verify", "sites", "--force", "--no-report", "--quiet", "--budget", "0"]
+            add(
+                f"proof of `{form}` on 16 x 256^3, `--verify sites`",
+                "below 2 GiB",
+                [*cli, "optimize", str(folder / "volume.onnx"), "-o", out, *command],
                 1,
             )
     machine = environment(None)

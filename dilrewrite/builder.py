@@ -436,13 +436,17 @@ class Builder:
         return Tensor(name, (self.x.shape[0], outputs, *out_extents))
 
     def sum(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Add partial sums of equal shape."""
-        self.partial = True
-        if len(tensors) == 1:
-            return tensors[0]
-        return self._layout(self._add("Sum", [tensor.name for tensor in tensors]), tensors[0].shape)
+        """Add partial sums of equal shape, one after the other.
 
-    def finish(self, strategy: str, result: Tensor) -> Fragment:
+        Not by one Sum: a compiler dies on nine inputs, and runtimes fuse a Conv with the Add that follows it.
+        """
+        self.partial = True
+        total = tensors[0]
+        for other in tensors[1:]:
+            total = self._layout(self._add("Add", [total.name, other.name]), total.shape)
+        return total
+
+    def finish(self, strategy: str, result: Tensor, spelling: str = "") -> Fragment:
         """Return the fragment whose output is `result`."""
         enter, core, leave = [], [], []
         for node in self._nodes:
@@ -463,6 +467,7 @@ class Builder:
             partial=self.partial,
             multiply_adds=self._multiply_adds,
             elements_moved=self._moved,
+            spelling=spelling,
         )
 
 

@@ -13,14 +13,16 @@ from dilrewrite.find import Site
 from dilrewrite.fragment import CoreConv, Fragment
 from dilrewrite.geometry import ConvGeometry
 from dilrewrite.outcome import FormTiming, Outcome
-from dilrewrite.strategies import Refusal, Strategy, plan, spelled, with_max_dilation
+from dilrewrite.strategies import SKIP_PADDING, Refusal, Strategy, plan, spelled, with_max_dilation
 from dilrewrite.timing import Comparison
 
 MULTIPLY_ADDS_PER_ELEMENT = 16
 """How many multiply-adds are taken to cost as much as writing one element: an assumption, not a measurement."""
 
 INEXACT = frozenset({"zero_fill"})
-"""Forms that are exact for finite inputs only: taken to eliminate dilation and when asked for, never otherwise."""
+"""Forms that are exact for finite inputs only."""
+
+LARGEST_FLOAT16 = 65504
 
 ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 """Extents that stand for unknown ones in an estimate, by rank (or four times the kernel's span, if more)."""
@@ -30,7 +32,8 @@ ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 class Candidate:
     """A form that applies to a site, and its estimated cost in multiply-adds.
 
-    `spelling` names the strategy with its settings, as `--strategy` takes it.
+    `spelling` names the strategy with its settings, as `--strategy` takes it. `holds_for`: what it is exact for, where
+    that is not everything; such a form is taken to eliminate dilation and when asked for, never otherwise.
     """
 
     strategy: str
@@ -38,6 +41,7 @@ class Candidate:
     fragment: Fragment
     multiply_adds: int
     elements_moved: int
+    holds_for: str = ""
 
     @property
     def cost(self) -> float:
@@ -48,11 +52,24 @@ class Candidate:
     def order(self) -> tuple[bool, bool, float]:
         """Return the sorting key: the estimate, but forms last that fewer devices run or that hold for less input.
 
-        A 2-D Conv as a 3-D one is of no use to a device without 3-D convolution; `zero_fill` holds for finite inputs.
+        A 2-D Conv as a 3-D one is of no use to a device without 3-D convolution.
         """
         convs = [core for core in self.fragment.core if isinstance(core, CoreConv)]
         lifted = self.strategy == "space_to_axis" and any(len(core.kernel) > 2 for core in convs)
-        return lifted, self.strategy in INEXACT, self.cost
+        return lifted, bool(self.holds_for), self.cost
+
+
+def holds_for(site: Site, fragment: Fragment) -> str:
+    """Return what a form of `site` is exact for, where that is not everything."""
+    conditions = []
+    if fragment.strategy in INEXACT:
+        conditions.append("finite inputs")
+    pads = site.geometry.explicit().data_share() != 1
+    if fragment.strategy in SKIP_PADDING and pads and not site.weight.is_constant:
+        conditions.append("finite weights, which are not constant here")
+    if site.geometry.element == "float16" and fragment.adds:
+        conditions.append(f"partial sums in the range of float16: Conv(|x|, |w|) + |b| up to {LARGEST_FLOAT16:,}")
+    return " and ".join(conditions)
 
 
 def assumed(geometry: ConvGeometry) -> ConvGeometry:
@@ -79,13 +96,15 @@ def candidates(
     refused: list[Refusal] = []
     for name, strategy in offered.items():
         chosen = with_max_dilation(strategy, max_dilation) if max_dilation > 1 else strategy
-        fragment = plan(name, chosen, site.geometry, site.opset, storage=site.storage)
+        fixed = site.weight.is_constant
+        fragment = plan(name, chosen, site.geometry, site.opset, storage=site.storage, fixed_weights=fixed)
         if isinstance(fragment, Refusal):
             refused.append(fragment)
             continue
         sized: Fragment | Refusal = fragment
         if fragment.multiply_adds is None or fragment.elements_moved is None:
-            sized = plan(name, chosen, assumed(site.geometry), site.opset, storage=site.storage)
+            sizes = assumed(site.geometry)
+            sized = plan(name, chosen, sizes, site.opset, storage=site.storage, fixed_weights=fixed)
         if isinstance(sized, Refusal):
             refused.append(sized)
             continue
@@ -98,6 +117,7 @@ def candidates(
                 fragment=fragment,
                 multiply_adds=sized.multiply_adds,
                 elements_moved=sized.elements_moved,
+                holds_for=holds_for(site, fragment),
             )
         )
     return sorted(found, key=lambda candidate: candidate.order), refused
@@ -113,7 +133,7 @@ class Planner:
 
     def candidates(self, site: Site) -> tuple[list[Candidate], list[Refusal]]:
         """Return what `candidates` returns for the site."""
-        key = (site.geometry, site.opset, site.storage)
+        key = (site.geometry, site.opset, site.storage, site.weight.is_constant)
         if key not in self._known:
             self._known[key] = candidates(site, self.offered, self.max_dilation)
         found, refused = self._known[key]
@@ -122,7 +142,7 @@ class Planner:
 
 def worth_timing(found: Sequence[Candidate]) -> list[Candidate]:
     """Return the forms that may replace a Conv to make it faster, in the order of the estimate, none of them twice."""
-    return distinct([candidate for candidate in found if candidate.strategy not in (*INEXACT, "keep")])
+    return distinct([candidate for candidate in found if candidate.strategy != "keep" and not candidate.holds_for])
 
 
 def distinct(found: Sequence[Candidate]) -> list[Candidate]:

@@ -327,7 +327,7 @@ class Decider:
                 unproved[candidate.strategy] = proof.failure or ""
                 otherwise = f"{candidate.strategy} was not proved: {proof.failure}"
                 continue
-            finite = ["exact for finite inputs only"] if candidate.strategy in choose.INEXACT else []
+            finite = [f"exact for {candidate.holds_for} only"] if candidate.holds_for else []
             passed_over = [f"{name} was not proved: {failure}" for name, failure in unproved.items()]
             reported = self._report(
                 considered,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -336,30 +337,59 @@ def _graph_shapes(graph: GraphProto) -> dict[str, tuple[int, tuple[int | None, .
     return shapes
 
 
+_LIGHT_ELEMENTS = 512
+
+
 def without_weights(proto: ModelProto) -> ModelProto:
-    """Return a copy whose larger constants have a type and a shape and no values: all that inference needs."""
+    """Return a copy whose larger constants have a type and a shape and no values: all that inference needs.
+
+    The values are not copied at any time (`ByteSize` would copy them too).
+    """
     light = ModelProto()
-    light.CopyFrom(proto)
-
-    def strip(tensor: TensorProto) -> None:
-        if tensor.ByteSize() > 4096:
-            hollow = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            hollow.data_location = TensorProto.EXTERNAL
-            hollow.external_data.add(key="location", value="weights")
-            tensor.CopyFrom(hollow)
-
-    def walk(graph: GraphProto) -> None:
-        for tensor in graph.initializer:
-            strip(tensor)
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.TENSOR:
-                    strip(attribute.t)
-            for _, _, inner in subgraphs(node):
-                walk(inner)
-
-    walk(light.graph)
+    _copy_fields(proto, light, but=("graph",))
+    _copy_light(proto.graph, light.graph)
     return light
+
+
+def _copy_fields(source: Any, target: Any, *, but: tuple[str, ...]) -> None:
+    for descriptor, value in source.ListFields():
+        name = descriptor.name
+        if name in but:
+            continue
+        if isinstance(value, int | float | str | bytes):
+            setattr(target, name, value)
+        else:
+            getattr(target, name).MergeFrom(value)
+
+
+def _copy_light(source: GraphProto, target: GraphProto) -> None:
+    _copy_fields(source, target, but=("node", "initializer"))
+    target.initializer.extend(map(_hollow, source.initializer))
+    for node in source.node:
+        if not any(a.type in (a.TENSOR, a.GRAPH, a.GRAPHS) for a in node.attribute):
+            target.node.append(node)
+            continue
+        twin = target.node.add()
+        _copy_fields(node, twin, but=("attribute",))
+        for attribute in node.attribute:
+            made = twin.attribute.add()
+            _copy_fields(attribute, made, but=("t", "g", "graphs"))
+            if attribute.HasField("t"):
+                made.t.CopyFrom(_hollow(attribute.t))
+            if attribute.HasField("g"):
+                made.g.SetInParent()
+                _copy_light(attribute.g, made.g)
+            for graph in attribute.graphs:
+                _copy_light(graph, made.graphs.add())
+
+
+def _hollow(tensor: TensorProto) -> TensorProto:
+    if math.prod(tensor.dims) <= _LIGHT_ELEMENTS:
+        return tensor
+    hollow = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    hollow.data_location = TensorProto.EXTERNAL
+    hollow.external_data.add(key="location", value="weights")
+    return hollow
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:

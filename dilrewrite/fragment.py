@@ -162,6 +162,7 @@ class Fragment:
     `constants` are 1-D int64 tensors. `partial`: the core's outputs are partial sums, so nothing that followed the
     original Conv may move between core and exit. `opset` is the one that the nodes are spelled for.
     `multiply_adds` (of the core) and `elements_moved` (written by layout operators) are `None` when a size is unknown.
+    `spelling` names the strategy with its settings, as `--strategy` takes it: it plans the form for other sizes.
     """
 
     strategy: str
@@ -174,6 +175,7 @@ class Fragment:
     partial: bool = False
     multiply_adds: int | None = None
     elements_moved: int | None = None
+    spelling: str = ""
 
     @property
     def max_dilation(self) -> int:
@@ -181,12 +183,17 @@ class Fragment:
         return max((core.max_dilation for core in self.core if isinstance(core, CoreConv)), default=1)
 
     @property
+    def adds(self) -> bool:
+        """Say whether partial sums are added outside of the Convs, each rounded to the element type."""
+        return any(node.op == "Add" for node in self.exit)
+
+    @property
     def node_count(self) -> int:
         """Return the number of nodes."""
         return len(self.enter) + len(self.core) + len(self.exit)
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that differ when the content does (the strategy's name aside)."""
+        """Return 16 hexadecimal digits that differ when the content does (the strategy's name and settings aside)."""
         parts = (
             self.opset,
             self.enter,

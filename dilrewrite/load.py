@@ -11,18 +11,19 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.numpy_helper
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped, unused-ignore]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped, unused-ignore]
+from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped, unused-ignore]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from dilrewrite.errors import FailedError, UsageError
@@ -33,6 +34,8 @@ MIN_IR_VERSION = 3
 EXTERNAL_DATA_MODES = ("auto", "reference", "copy")
 
 _LIMIT_BYTES = 2**31 - 1  # what protobuf can parse and serialize
+_LARGE_BYTES = 2**24  # larger files are read in parts
+_PART_BYTES = 2**20  # larger fields are parsed by themselves then
 _SPILL_BYTES = 1024  # smaller initializers stay inline when a model grows beyond the limit
 _ALIGNMENT_BYTES = 4096  # one page: runtimes map the spilled tensors
 
@@ -86,9 +89,9 @@ class Model:
     file_bytes: int
     """Size of the model file and its distinct external data files."""
     file_digest: str = field(default="", repr=False)
-    """SHA-256 of the file. Files of other writers may differ from their own re-serialization (`proto_digest`)."""
+    """SHA-256 of the file. Files of other writers may differ from their own re-serialization."""
     proto_digest: str = field(default="", repr=False)
-    """SHA-256 of `proto` as loaded and serialized again."""
+    """SHA-256 of the parts of `proto` as loaded, which tells whether it was edited."""
 
     @property
     def opset(self) -> int:
@@ -106,17 +109,21 @@ class Model:
         return None if self.path is None else self.folder / self.path.name
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
     """Read a model file, leaving external weights where they are but checking that they are there.
+
+    Without `weights`, large values of a large file stay in it and are read like external ones, when asked for.
 
     Everything that makes a model unusable (not there, not ONNX, cut off, too old, external data missing, too short
     or outside of the model's folder) is a UsageError.
     """
     path = Path(path)
-    data = _read_model_file(path)
-    proto = _parse(path, data)
-    file_digest, model_bytes = hashlib.sha256(data).hexdigest(), len(data)
-    del data  # before serializing: a model of 2 GB is in memory twice, not three times
+    read = _read_in_parts(path, weights=weights)
+    if read is None:
+        data = _read_model_file(path)
+        read = _parse(path, data), hashlib.sha256(data).hexdigest(), len(data)
+        del data
+    proto, file_digest, model_bytes = read
     if proto.ir_version < MIN_IR_VERSION:
         raise UsageError(
             f"{path}: IR version {proto.ir_version} is not supported, the oldest is {MIN_IR_VERSION}",
@@ -133,7 +140,6 @@ def load(path: str | os.PathLike[str]) -> Model:
             f"{path}: opset {opset} is not supported, the oldest is {MIN_OPSET}",
             hint="convert the model with onnx.version_converter, or export it again with a newer opset",
         )
-    serialized = _serialized(proto)
     folder = path.absolute().parent
     model = Model(
         path=path,
@@ -142,9 +148,11 @@ def load(path: str | os.PathLike[str]) -> Model:
         external_files=(),
         file_bytes=model_bytes,
         file_digest=file_digest,
-        proto_digest=hashlib.sha256(serialized).hexdigest() if serialized is not None else "",
+        proto_digest=_parts_digest(proto),
     )
     locations, data_bytes = _check_external_data(model)
+    if path.name in locations:  # its own large values, left in it
+        locations, data_bytes = tuple(name for name in locations if name != path.name), data_bytes - model_bytes
     object.__setattr__(model, "external_files", locations)
     object.__setattr__(model, "file_bytes", model_bytes + data_bytes)
     return model
@@ -228,6 +236,119 @@ def _parse(path: Path, data: bytes) -> ModelProto:
     return proto
 
 
+# ---- large files --------------------------------------------------------------------------------------------------
+
+
+class _OddError(Exception):
+    """A file is not made as a model is. It is then read as a whole, which tells what it is."""
+
+
+def _read_in_parts(path: Path, *, weights: bool) -> tuple[ModelProto, str, int] | None:
+    """Return the model of a large file, the file's SHA-256 and size; `None` where it has to be read as a whole.
+
+    No more than one tensor is in memory twice; without `weights`, large ones refer to their place in the file.
+    """
+    with suppress(OSError, UnicodeError, DecodeError, _OddError):
+        count = path.stat().st_size
+        if not _LARGE_BYTES < count <= _LIMIT_BYTES:
+            return None
+        proto = ModelProto()
+        with path.open("rb") as file:
+            reader = _Reader(file, None if weights else path.name)
+            _merge(reader, proto, count)
+        return (proto, reader.digest.hexdigest(), count) if proto.HasField("graph") else None
+    return None
+
+
+class _Reader:
+    """Reads a file from front to back and takes its digest. `location`: what large tensors refer to, if they shall."""
+
+    def __init__(self, file: BinaryIO, location: str | None) -> None:
+        self.file = file
+        self.location = location
+        self.place = 0
+        self.digest = hashlib.sha256()
+
+    def read(self, count: int) -> bytes:
+        """Return the next `count` bytes."""
+        data = self.file.read(count)
+        if len(data) != count:
+            raise _OddError
+        self.place += count
+        self.digest.update(data)
+        return data
+
+    def varint(self) -> tuple[bytes, int]:
+        """Return the next number, its bytes first."""
+        found, value = b"", 0
+        while not found or found[-1] & 0x80:
+            if len(found) == 10:
+                raise _OddError
+            found += self.read(1)
+            value |= (found[-1] & 0x7F) << 7 * (len(found) - 1)
+        return found, value
+
+
+_WIRE_VARINT, _WIRE_LENGTH = 0, 2
+_WIRE_FIXED = {1: 8, 5: 4}
+
+
+def _merge(reader: _Reader, message: Message, count: int) -> None:
+    """Parse the next `count` bytes into `message`, its large fields one after the other.
+
+    Protocol Buffers guarantee that parts merged in order are the same message as the whole.
+    """
+    end = reader.place + count
+    small = bytearray()
+
+    def flush() -> None:
+        message.MergeFromString(bytes(small))
+        small.clear()
+
+    while reader.place < end:
+        tag, value = reader.varint()
+        number, wire = value >> 3, value & 7
+        small += tag
+        if wire == _WIRE_VARINT:
+            small += reader.varint()[0]
+        elif wire in _WIRE_FIXED:
+            small += reader.read(_WIRE_FIXED[wire])
+        elif wire == _WIRE_LENGTH:
+            length, size = reader.varint()
+            if size > end - reader.place:
+                raise _OddError
+            field = message.DESCRIPTOR.fields_by_number.get(number)
+            if size <= _PART_BYTES or field is None or not (field.message_type or field.name == "raw_data"):
+                small += length + reader.read(size)
+            else:
+                del small[-len(tag) :]
+                flush()
+                _merge_large(reader, message, field, size)
+        else:
+            raise _OddError
+        if len(small) > _PART_BYTES:
+            flush()
+    if reader.place != end:
+        raise _OddError
+    flush()
+
+
+def _merge_large(reader: _Reader, message: Message, field: FieldDescriptor, size: int) -> None:
+    here = getattr(message, field.name)
+    if field.message_type is None:
+        assert isinstance(message, TensorProto), "its raw_data"
+        if reader.location is None:
+            message.raw_data = reader.read(size)
+            return
+        _refer(message, reader.location, reader.place, size)
+        for start in range(0, size, _PART_BYTES):
+            reader.read(min(_PART_BYTES, size - start))
+    elif isinstance(here, Message):
+        _merge(reader, here, size)
+    else:
+        _merge(reader, here.add(), size)
+
+
 def _opset(proto: ModelProto) -> int:
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     return int(versions[-1]) if versions else 0
@@ -240,6 +361,25 @@ def _serialized(proto: ModelProto) -> bytes | None:
     except (EncodeError, ValueError):
         return None
     return data if len(data) <= _LIMIT_BYTES else None
+
+
+def _parts_digest(proto: ModelProto) -> str:
+    """Return the SHA-256 of a model's fields, serialized one by one: the whole would be another copy of all weights."""
+    digest = hashlib.sha256()
+
+    def take(part: object) -> None:
+        data = part.SerializeToString() if isinstance(part, Message) else repr(part).encode(errors="surrogatepass")
+        digest.update(len(data).to_bytes(8))
+        digest.update(data)
+
+    for message in (proto, proto.graph):
+        for descriptor, value in message.ListFields():
+            if descriptor.name == "graph":
+                continue
+            take(descriptor.number)
+            for part in value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,):
+                take(part)
+    return digest.hexdigest()
 
 
 # ---- tensors ------------------------------------------------------------------------------------------------------
@@ -371,6 +511,14 @@ def _check_external_data(model: Model) -> tuple[tuple[str, ...], int]:
         _span(tensor, sizes[location], where)
     distinct = {file.resolve(): sizes[location] for location, file in files.items()}
     return tuple(files), sum(distinct.values())
+
+
+def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Make a tensor say where its values are."""
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _location(tensor: TensorProto, where: str) -> str:
@@ -522,7 +670,7 @@ def stage_model(
     for new, source in copies.items():
         _make_parents(here, new, staging)
         staging.add_copy(here / new, source)
-    staging.add_bytes(path, _original_bytes(model, data) or data)
+    staging.add_bytes(path, _original_bytes(model, work) or data)
 
 
 def _referenced_files(model: Model, proto: ModelProto) -> dict[str, Path]:
@@ -625,18 +773,13 @@ def _spilled(chosen: Iterable[TensorProto], location: str) -> Iterator[bytes]:
         yield data
         for field_name in _DATA_FIELDS:
             tensor.ClearField(field_name)  # type: ignore[arg-type, unused-ignore]
-        tensor.data_location = TensorProto.EXTERNAL
-        del tensor.external_data[:]
-        for key, value in (("location", location), ("offset", offset + padding), ("length", len(data))):
-            tensor.external_data.add(key=key, value=str(value))
+        _refer(tensor, location, offset + padding, len(data))
         offset += padding + len(data)
 
 
-def _original_bytes(model: Model, data: bytes) -> bytes | None:
-    """Return the model file's bytes when `data` says the same in other bytes and the file is still the one loaded."""
-    if model.file is None or not model.proto_digest or model.file_digest == model.proto_digest:
-        return None
-    if hashlib.sha256(data).hexdigest() != model.proto_digest:
+def _original_bytes(model: Model, proto: ModelProto) -> bytes | None:
+    """Return the model file's bytes when `proto` is what it holds and the file is still the one loaded."""
+    if model.file is None or _parts_digest(proto) != model.proto_digest:
         return None
     with suppress(OSError):
         original = model.file.read_bytes()

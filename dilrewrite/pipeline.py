@@ -103,7 +103,7 @@ def inspect(
     """
     clock = _Clock()
     with clock("load"):
-        model = load(path)
+        model = load(path, weights=profile is not None)
     if report_folder is not None:
         check_report_folder(report_folder, others=[path])
     with clock("find"):

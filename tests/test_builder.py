@@ -388,14 +388,20 @@ def test_fill_repeats_the_bias_over_batch_and_extents() -> None:
         Builder(replace(KNOWN, out_channels=None), 17).fill([5, 6])
 
 
-def test_sum_makes_the_core_partial() -> None:
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_sum_is_a_chain_of_adds_and_makes_the_core_partial(count: int) -> None:
+    """One n-ary Sum is what a compiler dies on."""
     b = Builder(KNOWN, 17)
-    parts = [build_conv(b), build_conv(b)]
+    parts = [build_conv(b) for _ in range(count)]
     total = b.sum(parts)
     assert total.shape == parts[0].shape
     fragment = b.finish("test", total)
     assert fragment.partial
-    assert [node.op for node in fragment.exit] == ["Sum"]
+    assert [node.op for node in fragment.exit] == ["Add"] * (count - 1)
+    names = [parts[0].name, *(node.outputs[0] for node in fragment.exit)]
+    expected = [(before, part.name) for before, part in zip(names, parts[1:], strict=False)]
+    assert [node.inputs for node in fragment.exit] == expected
+    assert names[-1] == total.name
 
 
 def test_names_are_never_made_twice() -> None:

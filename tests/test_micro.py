@@ -13,7 +13,16 @@ from onnx import ModelProto
 
 from dilrewrite.find import Site, find
 from dilrewrite.geometry import ConvGeometry
-from dilrewrite.micro import EXACT_LIMIT, exact_ranges, sample_extents, whole_numbers
+from dilrewrite.micro import (
+    EXACT_LIMIT,
+    LIMIT_ELEMENTS,
+    concrete,
+    exact_ranges,
+    footprint,
+    sample_extents,
+    smaller,
+    whole_numbers,
+)
 from tests.models_for_tests import conv1d, conv2d
 
 
@@ -109,3 +118,57 @@ def test_several_unknown_axes_get_different_kinds_of_length() -> None:
     mixed = replace(only(conv2d(size=None)).geometry, extents=(12, None))
     assert {h for h, _ in sample_extents(mixed)} == {12}
     assert len({w for _, w in sample_extents(mixed)}) > 1
+
+
+# -- large sizes ---------------------------------------------------------------------------------------------------
+
+
+def volume(*extents: int | None, dilation: int = 2, pad: int = 2, **changes: Any) -> ConvGeometry:
+    given: dict[str, Any] = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "kernel": (3,) * 3,
+        "strides": (1,) * 3,
+        "dilations": (dilation,) * 3,
+        "pads_begin": (pad,) * 3,
+        "pads_end": (pad,) * 3,
+    }
+    return geometry(extents=extents, **{**given, **changes})
+
+
+def largest(given: ConvGeometry) -> int:
+    return max(footprint(concrete(given, extents)) for extents in sample_extents(given))
+
+
+@pytest.mark.parametrize("dilation", [2, 3, 8, 16])
+@pytest.mark.parametrize("pads", [False, True])
+def test_a_large_volume_becomes_one_within_the_limit(dilation: int, pads: bool) -> None:
+    given = volume(256, 255, 254, dilation=dilation, pad=dilation if pads else 0)
+    small = smaller(given)
+    assert footprint(given) > LIMIT_ELEMENTS >= largest(small)
+    assert largest(small) > LIMIT_ELEMENTS / 4, "no smaller than it has to be"
+    assert dilation == 16 or (small.in_channels, small.out_channels, small.group) == (16, 16, 1)
+    assert max(map(int, filter(None, small.extents))) < 110, "no axis stays long"
+
+
+def test_images_go_before_extents() -> None:
+    small = smaller(volume(32, 32, 32, batch=64))
+    assert (small.batch, small.extents) == (2, (32, 32, 32))
+
+
+def test_unknown_extents_that_are_large_together_take_their_lengths_one_by_one() -> None:
+    given = volume(None, None, None, dilation=64, pad=64)
+    lengths = sample_extents(given)
+    assert largest(given) <= LIMIT_ELEMENTS
+    for axis in range(3):
+        mine = {extents[axis] for extents in lengths}
+        assert any(length % 64 == 0 for length in mine)
+        assert any(length > 64 and length % 64 for length in mine)
+        assert 1 in mine
+    assert smaller(given) == given
+
+
+def test_groups_of_one_channel_stay_so() -> None:
+    small = smaller(volume(256, 256, 256, dilation=100, pad=100, group=16))
+    assert small.depthwise
+    assert small.group == 2

@@ -163,7 +163,8 @@ def test_element_types(
     assert proof is not None
     assert verdict is not None
     assert all(name in proof.backend for name in site_backends)
-    assert ("reference" in proof.backend) == ("reference" in site_backends)
+    rounds_sums = strategy == "tap_sum"  # in float16 the reference evaluator, which rounds each partial sum
+    assert ("reference" in proof.backend) == ("reference" in site_backends or rounds_sums)
     assert proof.rounding is not None
     assert verdict.backend == backend
     assert verdict.cases

@@ -61,7 +61,7 @@ def program(fragment: Fragment) -> Program:
             steps.append((node.output, (node.source,), _conv(node)))
         elif isinstance(node, CoreFill):
             steps.append((node.output, (), _fill(constants[node.repeats])))
-        elif node.op == "Sum":
+        elif node.op == "Add":
             _accumulate(node, steps)
         else:
             read = tuple(name for name in node.inputs if name not in constants)
@@ -74,19 +74,13 @@ def program(fragment: Fragment) -> Program:
 
 
 def _accumulate(node: Node, steps: list[tuple[str, tuple[str, ...], Step]]) -> None:
-    """Add each summand as soon as it is there, so that two of them exist at most."""
+    """Add two tensors as soon as both are there, so that few summands exist at a time."""
     places = {name: place for place, (name, _, _) in enumerate(steps)}
-    if len(set(node.inputs)) < len(node.inputs) or not set(node.inputs) <= set(places):
+    first, second = node.inputs
+    if not {first, second} <= set(places):
         raise NotImplementedError(f"a sum of {node.inputs}")
-    summands = sorted(node.inputs, key=places.__getitem__)
-    made: list[tuple[int, tuple[str, tuple[str, ...], Step]]] = []
-    total = summands[0]
-    for number, other in enumerate(summands[1:], 1):
-        name = node.outputs[0] if number == len(summands) - 1 else f"{node.outputs[0]} of {number + 1}"
-        made.append((places[other] + 1, (name, (total, other), _add(total, other))))
-        total = name
-    for place, step in reversed(made):
-        steps.insert(place, step)
+    step = (node.outputs[0], (first, second), _add(first, second))
+    steps.insert(max(places[first], places[second]) + 1, step)
 
 
 def _add(first: str, second: str) -> Step:

@@ -46,6 +46,10 @@ class Refusal:
     reason: str
 
 
+SKIP_PADDING = frozenset({"tap_prune", "tap_sum", "tap_zones"})
+"""Forms whose point is to leave out products with padding, which are 0 only for finite weights."""
+
+
 @functools.cache
 def strategies() -> dict[str, Strategy]:
     """Return every strategy with its default settings, by name, in sorted order."""
@@ -99,23 +103,32 @@ def with_max_dilation(strategy: Strategy, max_dilation: int) -> Strategy:
 
 
 def plan(
-    name: str, strategy: Strategy, geometry: ConvGeometry, opset: int, *, storage: str | None = None
+    name: str,
+    strategy: Strategy,
+    geometry: ConvGeometry,
+    opset: int,
+    *,
+    storage: str | None = None,
+    fixed_weights: bool = True,
 ) -> Fragment | Refusal:
     """Return the fragment of `strategy` for `geometry` at `opset`, or why there is none.
 
     `storage` is the element type of the tensor that the fragment reads when it is not the geometry's (a quantised
-    site). Dead taps are pruned, negative and SAME_* pads made explicit before the strategy sees the geometry.
+    site). Dead taps are pruned, negative and SAME_* pads made explicit before the strategy sees the geometry. Weights
+    that are not fixed may be NaN or Inf when the model runs, and such a weight gives NaN on padding too: then dead taps
+    stay, but for the forms of `SKIP_PADDING`.
     """
     reason = geometry.malformed() or geometry.explicit().invalid()
     if reason:
         return Refusal(name, f"not a valid Conv: {reason}")
     explicit = geometry.explicit()
-    if strategy.prunes:
+    prunes = strategy.prunes and (fixed_weights or name in SKIP_PADDING)
+    if prunes:
         explicit = explicit.pruned()
     normal = explicit.normal()
     # Nothing but the bias is left. With an unknown extent the Conv stays: it fails where the original does.
     outs = [extent for extent in explicit.out_extents if extent is not None]
-    bias_only = strategy.prunes and explicit.dead and len(outs) == explicit.rank
+    bias_only = prunes and explicit.dead and len(outs) == explicit.rank
     reason = None if bias_only else strategy.refusal(normal)
     if reason:
         return Refusal(name, reason)
@@ -128,7 +141,7 @@ def plan(
             result = strategy.emit(normal, builder)
     except Unsupported as lack:
         return Refusal(name, str(lack))
-    return builder.finish(name, result)
+    return builder.finish(name, result, spelled(name, strategy) if name in strategies() else "")
 
 
 def _enter(builder: Builder, given: ConvGeometry, explicit: ConvGeometry, normal: ConvGeometry) -> None:

@@ -33,13 +33,13 @@ class TapSum:
             return f"the extent of spatial axis {unknown[0]} is not known, so neither is where each tap touches data"
         if geometry.quantized:
             return "partial sums are added in floating point, which would leave the quantised domain"
-        nodes = 3 * product(geometry.kernel) + 1
+        nodes = 4 * product(geometry.kernel) + 1
         if nodes > self.limit_nodes:
             return f"{product(geometry.kernel)} taps need up to {nodes} nodes, above limit_nodes={self.limit_nodes}"
         return None
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
-        """Emit Slice, Conv and Pad per live tap, and their Sum."""
+        """Emit Slice, Conv and Pad per live tap, and add them up."""
         begin, _ = geometry.static_pads
         outs = [out for out in geometry.out_extents if out is not None]
         axis_taps = [taps for axis in geometry.axes if (taps := geometry.taps(axis)) is not None]
