@@ -18,7 +18,7 @@ from dilrewrite.cache import Cache, default_path
 from dilrewrite.decide import Considered, Decider, Measured
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.find import Found, Site, all_nodes, find, resolve
-from dilrewrite.inputs import Chooser
+from dilrewrite.inputs import Chooser, Convolutions
 from dilrewrite.load import Model, read_tensor
 from dilrewrite.measure import BUDGET, CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, FormTiming, Meter, estimated_s
 from dilrewrite.neighbourhood import Question
@@ -124,6 +124,7 @@ class Tuning:
                 user=self.settings.inputs,
                 seed=self.settings.seed,
                 lengths=TIMED_LENGTHS,
+                roles=Convolutions(self.baseline).roles(),
             )
             case, sizes = chooser.first(session.run)
             start = meter.clock()

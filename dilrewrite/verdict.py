@@ -13,9 +13,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
+from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, Session, TimedOut
 from dilrewrite.find import all_nodes, without_weights
-from dilrewrite.inputs import Case, Chooser, describe
+from dilrewrite.inputs import Case, Chooser, Convolutions, describe
 
 TOLERANCES: dict[str, tuple[float, float]] = {
     "float64": (1e-9, 1e-10),
@@ -261,19 +261,13 @@ def _run(
             return replace(verdict, skipped=f"{settings.backend.name}: {error}; {backend.name}: {second}")
         verdict = replace(verdict, backend=backend.name, notes=(f"{settings.backend.name}: {error}",))
     with session:
-        chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed)
-        ran: dict[int, dict[str, Array]] = {}
-
-        def run(feeds: Mapping[str, Array]) -> None:
-            ran[id(feeds)] = session.run(feeds)
-
         try:
-            first, sizes = chooser.first(run)
-            cases = [first, *chooser.more(sizes, step, run)]
-            wanted = [ran[id(case.feeds)] for case in cases]
+            original = _original(session, before, after, settings, step)
         except (Crashed, TimedOut) as error:
             return replace(verdict, skipped=f"the original does not run: {error}")
         peak_before = session.peak_bytes()
+    verdict = replace(verdict, notes=(*verdict.notes, *original.notes))
+    cases, wanted, refused = original.cases, original.outputs, original.refused
     failures = list(verdict.failures)
     outputs: list[dict[str, Array]] = []
     peak_after = None
@@ -284,11 +278,13 @@ def _run(
             for case in cases:
                 outputs.append(session.run(case.feeds))
             peak_after = session.peak_bytes()
+            if refused is not None and _runs(session, refused):
+                failures.append(f"the rewritten model runs on {describe(refused)}, where the original does not")
     except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
         does = f"run on {describe(cases[len(outputs)])}" if loaded and len(outputs) < len(cases) else "load"
         failures.append(f"the rewritten model does not {does}: {error}")
         return replace(verdict, passed=False, failures=tuple(failures), peak_bytes=(peak_before, peak_after))
-    again = _again(backend, before, options, first)
+    again = _again(backend, before, options, cases[0])
     noise, sources = _noise(backend, before, disturbed, options, cases, wanted)
     steady = {name: again is None or _same(values, again.get(name)) for name, values in wanted[0].items()}
     checks = []
@@ -317,6 +313,68 @@ def _run(
         noise_sources=tuple(sources),
         peak_bytes=(peak_before, peak_after),
     )
+
+
+NARROW = "on the sizes tried, a dilated Conv reads little but padding: give larger ones with --shape"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Original:
+    """What the original was run on, what it gave, and a batch that it does not run on."""
+
+    cases: Sequence[Case]
+    outputs: Sequence[Mapping[str, Array]]
+    refused: Case | None
+    notes: Sequence[str]
+
+
+def _original(session: Session, before: Subject, after: Subject, settings: Settings, step: int) -> _Original:
+    """Choose what to run on, and run the original. Raises `Crashed`, `TimedOut`, and `UsageError` when nothing runs."""
+    convolutions = [Convolutions(subject.proto) for subject in (before, after)]
+    roles: dict[str, bool] = {}
+    for some in convolutions:  # what is an extent in one of the models is an extent
+        for symbol, extent in some.roles().items():
+            roles[symbol] = roles.get(symbol, False) or extent
+    chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed, roles=roles)
+    ran: dict[int, dict[str, Array]] = {}
+
+    def run(feeds: Mapping[str, Array]) -> None:
+        ran[id(feeds)] = session.run(feeds)
+
+    def reached(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return all(some.reached(shapes) for some in convolutions)
+
+    first, sizes = chooser.first(run)
+    cases = [first, *chooser.more(sizes, step, run, reached)]
+    refused, notes = None, []
+    if chooser.batches and not any(case.name in ("batch", "long") for case in cases):
+        refused = _refused(chooser, sizes, session)
+    if refused is not None:
+        notes.append(f"the original does not run on {describe(refused)}")
+    if chooser.extents and not any(reached(case.shapes) for case in cases):
+        notes.append(NARROW)
+    return _Original(cases=cases, outputs=[ran[id(case.feeds)] for case in cases], refused=refused, notes=notes)
+
+
+def _refused(chooser: Chooser, sizes: Mapping[str, int], session: Session) -> Case | None:
+    """Return a larger batch on which the model does not run, to see that the other does not either."""
+    larger = {batch: sizes.get(batch, 1) + 1 for batch in chooser.batches}
+    try:
+        case = Case(name="batch", feeds=chooser.feeds({**sizes, **larger}))
+    except CannotRun:  # too large to try
+        return None
+    return None if _runs(session, case) is not False else case
+
+
+def _runs(session: Session, case: Case) -> bool | None:
+    """Say whether a model runs on a case; `None` where its process ends."""
+    try:
+        session.run(case.feeds)
+    except CannotRun:
+        return False
+    except (Crashed, TimedOut):
+        return None
+    return True
 
 
 def unknown_operators(proto: ModelProto) -> list[str]:

@@ -96,8 +96,9 @@ def test_dynamic_sizes_are_chosen_and_reported(tmp_path: Path) -> None:
     report, _ = optimized(conv1d(batch="batch", length="time", dilations=[6], pads=[6, 6]), tmp_path)
     assert report.verdict is not None
     lengths = {case.name: case.shapes["x"] for case in report.verdict.cases}
-    assert set(lengths) == {"first", "divisible", "not divisible", "smallest"}
-    assert {shape[:2] for shape in lengths.values()} == {(1, 2)}, "batch 1"
+    assert set(lengths) == {"first", "divisible", "not divisible", "smallest", "batch"}
+    assert lengths.pop("batch")[0] == 2
+    assert {shape[:2] for shape in lengths.values()} == {(1, 2)}, "one sample"
     assert lengths["divisible"][2] % 6 == 0
     assert lengths["not divisible"][2] % 6 != 0
     assert lengths["smallest"][2] == 1
@@ -142,6 +143,17 @@ def test_user_data(tmp_path: Path) -> None:
 FLOAT64 = {"dtype": np.float64, "element": TensorProto.DOUBLE}
 FLOAT16 = {"dtype": np.float16, "element": TensorProto.FLOAT16}
 BFLOAT16 = {"dtype": ml_dtypes.bfloat16, "element": TensorProto.BFLOAT16, "opset": 22, "ir": 10}
+
+
+@pytest.mark.parametrize("element", [FLOAT64, BFLOAT16], ids=["float64", "bfloat16"])
+@pytest.mark.parametrize("strategy", ["space_to_batch", "slice_to_batch", "im2col"])
+def test_sizes_of_a_type_that_the_runtime_lacks(element: Any, strategy: str, tmp_path: Path) -> None:
+    """Without pads the kernel needs seven values: no smaller size is tried, on which the original does not run."""
+    model = conv1d(batch="batch", length="time", dilations=[3], **element)
+    report, _ = optimized(model, tmp_path, strategy=strategy)
+    assert report.verdict is not None
+    assert report.status == "rewritten", report.verdict.failures
+    assert {case.name: case.shapes["x"] for case in report.verdict.cases}["smallest"] == (1, 2, 7)
 
 
 @pytest.mark.parametrize("strategy", ["space_to_batch", "im2col", "tap_sum"])

@@ -146,6 +146,43 @@ def test_unknown_sizes_are_made_up(tuning: Callable[..., Tuning], made: Made, ax
     assert "--shape" in note
 
 
+def waveform() -> ModelProto:
+    """A bare waveform: time is the first axis."""
+    nodes = [helper.make_node("Unsqueeze", ["x", "axes"], ["a"]), conv_node("a", "y")]
+    return build(nodes, {"x": ["t"]}, {"y": None}, {"axes": np.array([0, 1]), "w": values(1, 1, 3)})
+
+
+def test_time_may_be_the_first_axis(tuning: Callable[..., Tuning]) -> None:
+    one = tuning(waveform())
+    assert one.start()
+    assert shapes_of(one) == {"x": (TIMED_LENGTHS[1][0],)}
+    assert one.made_up
+
+
+def test_one_sample_is_timed(tuning: Callable[..., Tuning]) -> None:
+    one = tuning(conv1d(batch="n"))
+    assert one.start()
+    assert shapes_of(one) == {"x": (1, 2, 16)}
+    assert not one.made_up
+
+
+def test_a_model_that_needs_more_samples(tuning: Callable[..., Tuning]) -> None:
+    nodes = [
+        helper.make_node("Slice", ["x", "start", "end"], ["a"]),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),
+    ]
+    model = build(
+        [*nodes, conv_node("b", "y")],
+        {"x": ["n", 2, 16]},
+        {"y": None},
+        {"w": values(2, 2, 3), "start": np.array([0]), "end": np.array([4]), "shape": np.array([4, 2, 16])},
+    )
+    one = tuning(model)
+    assert one.start()
+    assert shapes_of(one) == {"x": (4, 2, 16)}
+    assert one.made_up
+
+
 def only_some_length(length: int) -> ModelProto:
     return build(
         [helper.make_node("Add", ["x", "k"], ["a"]), conv_node("a", "y")],
