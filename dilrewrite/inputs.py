@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto
 
 from dilrewrite.backends import Array, CannotRun, Crashed, Io, TimedOut, dtype
 from dilrewrite.errors import UsageError, shown
-from dilrewrite.find import CONVOLUTIONS, infer_shapes, subgraphs, without_weights
+from dilrewrite.find import CONVOLUTIONS, Container, infer_shapes, subgraphs, without_weights
 
 LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 """What unknown extents are tried with, in this order, until the model runs."""
@@ -128,7 +128,7 @@ class Convolutions:
     """Tells how the sizes of a model's inputs reach its convolutions, by shape inference from the inputs alone."""
 
     def __init__(self, proto: ModelProto) -> None:
-        self._light = _inlined(without_weights(proto))
+        self._light = without_declarations(_inlined(without_weights(proto)))
         fixed = {tensor.name for tensor in self._light.graph.initializer}
         self._dims = {
             (value.name, axis): dim
@@ -137,10 +137,6 @@ class Convolutions:
             if value.name not in fixed and not dim.HasField("dim_value")
         }
         self._symbols = {place: _symbol(*place, dim.dim_param) for place, dim in self._dims.items()}
-        for graph in _graphs(self._light.graph):
-            del graph.value_info[:]
-            for output in graph.output:
-                output.type.tensor_type.ClearField("shape")
 
     def roles(self) -> dict[str, bool]:
         """Return which unknown sizes are extents (True) and which are batches (False).
@@ -198,12 +194,23 @@ def _convolutions(graph: GraphProto, outer: Mapping[str, tuple[int | None, ...]]
             yield from _convolutions(inner, shapes)
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield a graph and those inside it."""
-    yield graph
-    for node in graph.node:
+def graphs(body: Container) -> Iterator[Container]:
+    """Yield a graph or function, and the graphs inside it."""
+    yield body
+    for node in body.node:
         for _, _, inner in subgraphs(node):
-            yield from _graphs(inner)
+            yield from graphs(inner)
+
+
+def without_declarations(proto: ModelProto) -> ModelProto:
+    """Forget, in place, the declared shapes of all but the inputs: they may contradict these. Returns it."""
+    for body in (proto.graph, *proto.functions):
+        for graph in graphs(body):
+            del graph.value_info[:]
+            for output in graph.output if isinstance(graph, GraphProto) else ():
+                if output.type.HasField("tensor_type"):
+                    output.type.tensor_type.ClearField("shape")
+    return proto
 
 
 def _inlined(proto: ModelProto) -> ModelProto:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, Session, TimedOut
-from dilrewrite.find import all_nodes, without_weights
+from dilrewrite.find import all_nodes
+from dilrewrite.findings import Finding, findings, fresh
 from dilrewrite.inputs import Case, Chooser, Convolutions, describe
 
 TOLERANCES: dict[str, tuple[float, float]] = {
@@ -68,7 +69,8 @@ class Verdict:
     `level`: `full` (whole models run), `sites` (per-site proofs only), `none`. `skipped` says why whole models were not
     run. `deterministic`: a second run of the original gave the same outputs (`None`: there was none). `optimized`:
     graph optimisations were on (off for quantised models, whose fusions move values by a quantum). `noise_sources`
-    names what the noise was measured from. `checker_before` are findings that the original has itself.
+    names what the noise was measured from. `checker_before` are what the ONNX checker finds in the original,
+    `checker_after` what it finds in the rewritten model alone: no difference of results.
     """
 
     level: str
@@ -82,6 +84,7 @@ class Verdict:
     tolerance: str = ""
     noise_sources: tuple[str, ...] = ()
     checker_before: tuple[str, ...] = ()
+    checker_after: tuple[str, ...] = ()
     peak_bytes: tuple[int | None, int | None] = (None, None)
     notes: tuple[str, ...] = ()
 
@@ -135,19 +138,23 @@ def verify(
     Raises `UsageError` when the original runs on no input that can be made up.
     """
     failures = interface_changes(before.proto, after.proto)
-    known, fresh = checker_findings(before), checker_findings(after)
-    failures += [f"checker: {finding}" for finding in fresh if finding not in known]
+    known, found = findings(before.proto), findings(after.proto)
     verdict = Verdict(
         level="full",
         passed=not failures,
         failures=tuple(failures),
-        checker_before=tuple(known),
+        checker_before=_texts(known),
+        checker_after=_texts(fresh(known, found)),
         backend=settings.backend.name,
     )
     return _run(verdict, runnable_before or before, runnable_after or after, settings, disturbed, step)
 
 
-# -- interface and checker -------------------------------------------------------------------------------------------
+def _texts(found: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(finding.text[:400] for finding in found)
+
+
+# -- interface --------------------------------------------------------------------------------------------
 
 
 def interface_changes(before: ModelProto, after: ModelProto) -> list[str]:
@@ -171,66 +178,6 @@ def interface_changes(before: ModelProto, after: ModelProto) -> list[str]:
     if {key: value for key, value in old_meta.items() if not key.startswith("dilrewrite.")} != new_meta:
         changes.append("metadata differ")
     return changes
-
-
-def checker_findings(subject: Subject) -> list[str]:
-    """Return what the ONNX checker and strict shape inference say against a model, a line each; empty when nothing.
-
-    Real files list their nodes in any order. That is one finding, and the rest is looked for in a sorted copy:
-    otherwise the first node out of order would hide everything else.
-    """
-    findings = _findings(subject)
-    if any(UNSORTED in finding for finding in findings):
-        from dilrewrite.backends.reference import put_in_order
-
-        ordered = ModelProto()
-        ordered.CopyFrom(subject.proto)
-        put_in_order(ordered)
-        findings = [UNSORTED, *_findings(Subject(ordered, subject.folder))]
-    return findings
-
-
-UNSORTED = "Nodes in a graph must be topologically sorted"
-
-
-def _findings(subject: Subject) -> list[str]:
-    """Ask the checker and strict inference. External weights become inputs: loading checked their files already."""
-    findings = []
-    light = without_weights(subject.proto)
-    try:
-        onnx.checker.check_model(_with_weights_as_inputs(subject.proto))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        findings.append(_one_line(error))
-    try:
-        onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        findings.append(_one_line(error))
-    return findings
-
-
-def _with_weights_as_inputs(proto: ModelProto) -> ModelProto:
-    """Return `proto` with its external initializers as graph inputs; itself when there is none."""
-    external = [tensor for tensor in proto.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    if not external:
-        return proto
-    light = ModelProto()
-    light.CopyFrom(proto)
-    names = {tensor.name for tensor in external}
-    inputs = {value.name for value in light.graph.input}
-    for index in reversed(range(len(light.graph.initializer))):
-        if light.graph.initializer[index].name in names:
-            del light.graph.initializer[index]
-    for tensor in external:
-        if tensor.name not in inputs:
-            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            light.graph.input.append(value)
-    return light
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's text in one line, without what differs from run to run."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "==>" not in line]
-    return " ".join(lines)[:400]
 
 
 # -- running ---------------------------------------------------------------------------------------------------------

@@ -385,6 +385,71 @@ def test_only_the_whole_model_can_tell(
     assert json.loads((tmp_path / "m.dilrewrite.report" / "report.json").read_text())["status"] == "differs"
 
 
+def wrongly_declared() -> ModelProto:
+    """The Convs' outputs and one of the model's are declared as if nothing were dilated."""
+    model = tiny.build(
+        [
+            tiny.conv_node("x", "a", dilations=[5], pads=[4, 4]),
+            helper.make_node("GlobalMaxPool", ["a"], ["p"]),
+            tiny.conv_node("x", "b", dilations=[3], strides=[2], name="second"),
+            helper.make_node("GlobalMaxPool", ["b"], ["q"]),
+            helper.make_node("Concat", ["p", "q"], ["y"], axis=1),
+            tiny.conv_node("x", "z", dilations=[5], pads=[4, 4], name="third"),
+        ],
+        {"x": [1, 2, 16]},
+        {"y": [1, 4, 1], "z": [1, 2, 16]},
+        {"w": tiny.values(2, 2, 3)},
+    )
+    for name, length in (("a", 16), ("b", 7)):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, length]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strategy": name} for name in ("space_to_batch", "tap_sum", "tap_zones", "im2col", "slice_to_batch")]
+    + [{"strategy": None, "eliminate": True}],
+    ids=lambda options: options["strategy"] or "eliminate",
+)
+def test_findings_of_the_original_are_no_difference(options: dict[str, Any], tmp_path: Path) -> None:
+    """A declared shape that was wrong before is wrong at another operator afterwards."""
+    report, written = optimized(wrongly_declared(), tmp_path, **options)
+    assert (report.status, report.exit_code) == ("rewritten", 0), report.verdict
+    assert report.verdict is not None
+    assert report.verdict.checker_after == ()
+    assert len(report.verdict.checker_before) == 3
+    feeds = {"x": tiny.values(1, 2, 16)}
+    first, second = tiny.run(tmp_path / "m.onnx", feeds), tiny.run(written, feeds)
+    for name, wanted in first.items():
+        np.testing.assert_allclose(second[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_checker_finds_in_the_result_alone_is_not_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result runs and computes the same; it says something wrong of a tensor."""
+    pipeline = importlib.import_module("dilrewrite.pipeline")
+    real = pipeline.rewrite
+
+    def slip(*arguments: Any) -> Any:
+        result = real(*arguments)
+        graph = result.proto.graph
+        (name,) = (output.name for output in graph.output)
+        inner = next(each for node in graph.node for each in node.output if each != name)
+        graph.value_info.append(helper.make_tensor_value_info(inner, TensorProto.FLOAT, [1, 1, 999]))
+        return result
+
+    monkeypatch.setattr(pipeline, "rewrite", slip)
+    path = save(conv1d(), tmp_path / "m.onnx")
+    outcome = cli(capsys, "optimize", path, "--strategy", "slice_to_batch", "--json")
+    assert (outcome.code, outcome.report["status"]) == (3, "not valid")
+    verdict = outcome.report["verdict"]
+    assert (verdict["passed"], verdict["failures"]) == (True, [])
+    assert "999" in verdict["checker_after"][0]
+    assert {name for name in listing(tmp_path) if name.endswith(".onnx")} == {"m.onnx"}
+    assert "DIFFER" not in (tmp_path / "m.dilrewrite.report" / "report.md").read_text()
+
+
 def test_a_rewritten_model_that_does_not_load_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dilrewrite.backends import onnxruntime_cpu
 

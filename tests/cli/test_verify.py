@@ -145,6 +145,22 @@ def test_a_batch_that_does_not_run_is_told(capsys: pytest.CaptureFixture[str], t
     assert outcome.report["verdict"]["notes"] == ["the original does not run on batch: x [2, 2, 16]"]
 
 
+def test_a_finding_is_no_difference(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One of two equal models says something wrong of a tensor: that is told, in its own words."""
+    model = conv2d()
+    model.graph.value_info.append(helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [1, 2, 99, 99]))
+    a, b = save(conv2d(), tmp_path / "a.onnx"), save(model, tmp_path / "b.onnx")
+    outcome = cli(capsys, "verify", a, b)
+    assert outcome.code == 0
+    assert "equal on 1 input set" in outcome.out
+    assert "the ONNX checker finds errors that the original does not have" in outcome.out
+    assert "99" in outcome.out
+    assert "DIFFER" not in outcome.out
+    outcome = cli(capsys, "verify", b, a)
+    assert outcome.code == 0
+    assert "as delivered, the original has this finding" in outcome.out
+
+
 def rename_output(model: ModelProto) -> None:
     model.graph.output[0].name = model.graph.node[-1].output[0] = "z"
 
