@@ -421,32 +421,39 @@ class Chooser:
         """
         chosen = dict.fromkeys(self._places(), 1) | dict(sizes)
         found: list[Case] = []
-        seen = {tuple(chosen.values())}
+        seen = [self.shapes(chosen)]
 
         def add(name: str, attempts: Iterable[Mapping[str, int]]) -> None:
-            for attempt in attempts:
-                wanted = {**chosen, **attempt}
-                place = tuple(wanted.values())
-                if place in seen or not all(1 <= size <= 2**16 for size in place):
-                    continue
-                try:
-                    feeds = self.feeds(wanted)
-                    run(feeds)
-                except CannotRun:
-                    continue
-                except (Crashed, TimedOut):
-                    return
-                seen.add(place)
-                found.append(Case(name=name, feeds=feeds))
-                return
+            fresh = ({**chosen, **attempt} for attempt in attempts)
+            case = self.attempt(name, (sizes for sizes in fresh if self.shapes(sizes) not in seen), run)
+            if case is not None:
+                seen.append(case.shapes)
+                found.append(case)
 
         for name, attempts in self._more_sizes(chosen, step).items():
             add(name, attempts)
-        if self.extents and not any(map(reached, (self.shapes(chosen), *(case.shapes for case in found)))):
+        if self.extents and not any(map(reached, seen)):
             wide = [chosen | dict.fromkeys(self.extents, length) for length in WIDE]
             small = [sizes for sizes in wide if self._elements(sizes) <= WIDE_ELEMENTS]
             add("wide", (sizes for sizes in small if reached(self.shapes(sizes))))
         return found
+
+    def attempt(
+        self, name: str, attempts: Iterable[Mapping[str, int]], run: Callable[[Mapping[str, Array]], object]
+    ) -> Case | None:
+        """Return a case of the first sizes that run; `None` where none does, or the model's process ended."""
+        for sizes in attempts:
+            if not all(1 <= size <= 2**16 for size in sizes.values()):
+                continue
+            try:
+                feeds = self.feeds(sizes)
+                run(feeds)
+            except CannotRun:
+                continue
+            except (Crashed, TimedOut):
+                return None
+            return Case(name=name, feeds=feeds)
+        return None
 
     def _more_sizes(self, chosen: Mapping[str, int], step: int) -> dict[str, list[dict[str, int]]]:
         extents, batches = self.extents, self.batches
@@ -466,9 +473,13 @@ class Chooser:
             found["batch"] = [dict.fromkeys(batches, base + more) for more in (1, 2, 3, base)]
         unknown = [batch for batch in batches if batch not in self.roles]
         if unknown:
-            longer = [dict.fromkeys(unknown, length) for length in sorted(LENGTHS, reverse=True)]
-            found["long"] = [sizes for sizes in longer if self._elements({**chosen, **sizes}) <= LONG_ELEMENTS]
+            found["long"] = self.longer(unknown, chosen)
         return found
+
+    def longer(self, symbols: Sequence[str], sizes: Mapping[str, int]) -> list[dict[str, int]]:
+        """Return sizes with some made as long as extents are, the longest first."""
+        found = [{**sizes, **dict.fromkeys(symbols, length)} for length in sorted(LENGTHS, reverse=True)]
+        return [longer for longer in found if self._elements(longer) <= LONG_ELEMENTS]
 
     def _unequal(self, chosen: Mapping[str, int]) -> Iterator[dict[str, int]]:
         """Yield sizes that differ: each from each, those of one axis from another's, those of one input."""

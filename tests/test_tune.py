@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite import measure, pipeline, tune
@@ -157,6 +157,44 @@ def test_time_may_be_the_first_axis(tuning: Callable[..., Tuning]) -> None:
     assert one.start()
     assert shapes_of(one) == {"x": (TIMED_LENGTHS[1][0],)}
     assert one.made_up
+
+
+def in_a_loop() -> ModelProto:
+    """The waveform goes around a Loop, whose Conv's extent shape inference does not know."""
+    kinds = {"again": TensorProto.BOOL, "last": TensorProto.BOOL, "turn": TensorProto.INT64}
+    ports = [
+        [
+            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), [] if name in kinds else None)
+            for name in names
+        ]
+        for names in (("turn", "again", "state"), ("last", "next"))
+    ]
+    nodes = [helper.make_node("Identity", ["again"], ["last"]), conv_node("state", "next")]
+    body = helper.make_graph(nodes, "body", *ports)
+    model = waveform()
+    loop = helper.make_node("Loop", ["count", "", "a"], ["y"], body=body)
+    model.graph.node[1].CopyFrom(loop)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2), "count"))
+    return model
+
+
+def test_a_profile_tells_what_inference_cannot(tuning: Callable[..., Tuning]) -> None:
+    one = tuning(in_a_loop())
+    assert one.start()
+    assert shapes_of(one) == {"x": (TIMED_LENGTHS[1][0],)}
+    assert one.made_up
+
+
+def test_a_batch_of_unknown_role_stays_one(tuning: Callable[..., Tuning]) -> None:
+    """It reaches no convolution."""
+    model = conv1d()
+    model.graph.input.append(helper.make_tensor_value_info("beside", TensorProto.FLOAT, ["m", 3]))
+    model.graph.node.append(helper.make_node("Relu", ["beside"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["m", 3]))
+    one = tuning(model)
+    assert one.start()
+    assert shapes_of(one)["beside"] == (1, 3)
+    assert not one.made_up
 
 
 def test_one_sample_is_timed(tuning: Callable[..., Tuning]) -> None:
