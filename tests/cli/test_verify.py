@@ -138,6 +138,13 @@ def test_what_differs_at_some_sizes_differs(
         assert outcome.code == code, outcome.report["verdict"]
 
 
+def test_time_may_be_the_first_axis(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = save(waveform(2), tmp_path / "m.onnx")
+    cases = cli(capsys, "verify", path, path, "--json").report["verdict"]["cases"]
+    assert [case["name"] for case in cases] == ["first", "not divisible", "smallest"]
+    assert [case["shapes"]["x"] for case in cases] == [[64], [65], [1]]
+
+
 def test_a_batch_that_does_not_run_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = save(of_one_sample(fixed=True), tmp_path / "m.onnx")
     outcome = cli(capsys, "verify", path, path, "--json")
