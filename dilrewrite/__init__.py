@@ -157,9 +157,9 @@ def optimize(
     `engine` (`<output stem>.engine` by default); a mapping holds arguments of `build`. Where that TensorRT can run
     here, it is what `auto` times on.
 
-    Returns the report. Where results differ or dilation is left that `eliminate` should remove, no model is written:
-    `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or `FailedError` for everything
-    that ends the work without a result; nothing is left behind then.
+    Returns the report. Where results differ, the result is not valid ONNX, or dilation is left that `eliminate` should
+    remove, no model is written: `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or
+    `FailedError` for everything that ends the work without a result; nothing is left behind then.
     """
     from dilrewrite import decide, engines, pipeline
 

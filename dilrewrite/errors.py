@@ -24,7 +24,7 @@ class DilrewriteError(Exception):
     """What went wrong and where (`message`), and what to do about it (`hint`), in one line.
 
     `exit_code` is what the command line ends with: 1 failed, 2 wrong usage or unusable model,
-    3 results differ, 4 something is missing.
+    3 results differ or the result is not valid ONNX, 4 something is missing.
     """
 
     exit_code: ClassVar[int] = 1

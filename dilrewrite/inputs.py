@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import graphlib
+import itertools
+import math
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx.inliner
+from onnx import GraphProto, ModelProto
 
 from dilrewrite.backends import Array, CannotRun, Crashed, Io, TimedOut, dtype
 from dilrewrite.errors import UsageError, shown
+from dilrewrite.find import CONVOLUTIONS, Container, infer_shapes, subgraphs, without_weights
 
 LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 """What unknown extents are tried with, in this order, until the model runs."""
@@ -19,8 +25,26 @@ LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 LENGTHS_3D = (32, 16, 24, 48, 64, 96, 8, 4, 2, 1, 128)
 """The same where an input has three or more unknown extents besides the batch."""
 
-SMALL = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
+SMALL = (*range(1, 17), 20, 24, 32, 40, 48, 64)
 """What unknown extents are tried with for the smallest size."""
+
+BATCHES = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""What unknown batches are tried with where the model does not run on one sample."""
+
+LONG_ELEMENTS = 2**18
+"""A batch that may be an extent is not made so long that the inputs have more elements than this."""
+
+USUAL, LONG, LONGER = 240, 5040, 10080
+"""What shapes are inferred with: divisible by what networks divide by. One size is long, then longer."""
+
+MANY_SIZES = 16
+"""Of this many unknown sizes it is asked whether they are extents or batches."""
+
+MANY_NODES = 2**14
+"""Functions that come to more nodes are not looked into."""
+
+WIDE, WIDE_ELEMENTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384), 2**22
+"""Extents for dilations that the other cases do not reach, and how many elements the inputs may have then."""
 
 MANY_ELEMENTS = 2**26
 """A random input larger than this many elements is not tried."""
@@ -92,10 +116,125 @@ def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator) -> A
     return rng.standard_normal(shape).astype(kind)
 
 
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    """A convolution as shape inference sees it: its input's shape, with `None` for what is not known."""
+
+    shape: tuple[int | None, ...] | None
+    dilations: tuple[int, ...]
+
+
+class Convolutions:
+    """Tells how the sizes of a model's inputs reach its convolutions, by shape inference from the inputs alone."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        self._light = without_declarations(_inlined(without_weights(proto)))
+        fixed = {tensor.name for tensor in self._light.graph.initializer}
+        self._dims = {
+            (value.name, axis): dim
+            for value in self._light.graph.input
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+            if value.name not in fixed and not dim.HasField("dim_value")
+        }
+        self._symbols = {place: _symbol(*place, dim.dim_param) for place, dim in self._dims.items()}
+
+    def roles(self) -> dict[str, bool]:
+        """Return which unknown sizes are extents (True) and which are batches (False).
+
+        An extent changes a spatial axis of a convolution's input, a batch the first axis alone. A size is left out
+        where inference does not tell.
+        """
+        found = {}
+        first = sorted(self._symbols, key=lambda place: place[1])
+        for symbol in list(dict.fromkeys(self._symbols[place] for place in first))[:MANY_SIZES]:
+            pairs = zip(self._seen({symbol: LONG}), self._seen({symbol: LONGER}), strict=True)
+            shapes = [(one.shape or (None,), other.shape or (None,)) for one, other in pairs]
+            if any(a != b for one, other in shapes for a, b in zip(one[2:], other[2:], strict=False)):
+                found[symbol] = True
+            elif None not in itertools.chain(*itertools.chain(*shapes)) and any(a[0] != b[0] for a, b in shapes):
+                found[symbol] = False
+        return found
+
+    def reached(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Say whether on inputs of these shapes every dilated Conv reads two values that are a dilation apart.
+
+        On shorter ones it does not matter what the dilation is: all taps but one read padding.
+        """
+        largest = max(itertools.chain(*shapes.values()), default=0)
+        sizes = {symbol: shapes[name][axis] for (name, axis), symbol in self._symbols.items() if name in shapes}
+        return all(
+            (extent or largest) > dilation
+            for conv in self._seen(sizes)
+            for extent, dilation in zip((conv.shape or ())[2:] or [None] * 3, conv.dilations, strict=False)
+            if dilation > 1
+        )
+
+    def _seen(self, sizes: Mapping[str, int]) -> list[_Convolution]:
+        """Return the convolutions where some unknown sizes are as given and the others as usual."""
+        for place, symbol in self._symbols.items():
+            self._dims[place].dim_value = sizes.get(symbol, USUAL)
+        inferred = infer_shapes(self._light)
+        hidden = [_Convolution(None, ())] if inferred.functions else []  # there may be one in them
+        return [*_convolutions(inferred.graph, {}), *hidden]
+
+
+def _convolutions(graph: GraphProto, outer: Mapping[str, tuple[int | None, ...]]) -> Iterator[_Convolution]:
+    """Yield the convolutions of a graph and those inside it; names are looked up from the inside out."""
+    shapes = dict(outer)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes.pop(value.name, None)
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    for node in graph.node:
+        if node.op_type in CONVOLUTIONS and node.input:
+            dilations = next((a.ints for a in node.attribute if a.name == "dilations" and node.op_type == "Conv"), ())
+            yield _Convolution(shapes.get(node.input[0]), tuple(dilations))
+        for _, _, inner in subgraphs(node):
+            yield from _convolutions(inner, shapes)
+
+
+def graphs(body: Container) -> Iterator[Container]:
+    """Yield a graph or function, and the graphs inside it."""
+    yield body
+    for node in body.node:
+        for _, _, inner in subgraphs(node):
+            yield from graphs(inner)
+
+
+def without_declarations(proto: ModelProto) -> ModelProto:
+    """Forget, in place, the declared shapes of all but the inputs: they may contradict these. Returns it."""
+    for body in (proto.graph, *proto.functions):
+        for graph in graphs(body):
+            del graph.value_info[:]
+            for output in graph.output if isinstance(graph, GraphProto) else ():
+                if output.type.HasField("tensor_type"):
+                    output.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def _inlined(proto: ModelProto) -> ModelProto:
+    """Return a model with its functions' nodes in their place, unless they are too many; inference sees no function."""
+    called = {
+        (function.domain, function.name): [(node.domain, node.op_type) for node in function.node]
+        for function in proto.functions
+    }
+    counts: dict[tuple[str, str], int] = {}
+    try:
+        for key in graphlib.TopologicalSorter(called).static_order():
+            counts[key] = sum(counts[call] for call in called[key]) if key in called else 1
+    except graphlib.CycleError:
+        return proto
+    if not called or sum(counts.get((node.domain, node.op_type), 1) for node in proto.graph.node) > MANY_NODES:
+        return proto
+    return onnx.inliner.inline_local_functions(proto)
+
+
 class Chooser:
     """Chooses cases for one model. `given` are shapes by input, `user` data by input (from --shape and --inputs).
 
-    `lengths`: what unknown extents are tried with, by the largest number of them in one input.
+    `lengths`: what unknown extents are tried with, by the largest number of them in one input. `roles`: which unknown
+    sizes are extents and which are batches, as `Convolutions.roles` tells; otherwise a first axis is a batch.
     """
 
     def __init__(
@@ -106,12 +245,14 @@ class Chooser:
         user: Mapping[str, Array],
         seed: int,
         lengths: Mapping[int, Sequence[int]] | None = None,
+        roles: Mapping[str, bool] | None = None,
     ) -> None:
         self.lengths = lengths
         self.inputs = list(inputs)
         self.given = dict(given)
         self.user = dict(user)
         self.seed = seed
+        self.roles = dict(roles or {})
         self._check()
         self.bound = self._bound()
 
@@ -146,14 +287,26 @@ class Chooser:
                 )
 
     @property
-    def symbols(self) -> list[str]:
-        """Return the unknown sizes that a choice must fill, equal names once; first axes (the batch) stay out."""
-        found: dict[str, None] = {}
+    def extents(self) -> list[str]:
+        """Return the unknown sizes that are extents, equal names once."""
+        return [symbol for symbol, places in self._places().items() if self._is_extent(symbol, places)]
+
+    @property
+    def batches(self) -> list[str]:
+        """Return the unknown sizes that are batches, equal names once."""
+        return [symbol for symbol, places in self._places().items() if not self._is_extent(symbol, places)]
+
+    def _is_extent(self, symbol: str, places: Sequence[tuple[str, int]]) -> bool:
+        return self.roles.get(symbol, any(axis > 0 for _, axis in places))
+
+    def _places(self) -> dict[str, list[tuple[str, int]]]:
+        """Return the unknown sizes that a choice must fill, with the inputs and axes that have them."""
+        found: dict[str, list[tuple[str, int]]] = {}
         for io in self._open():
             for axis, size in enumerate(io.shape or ()):
-                if not isinstance(size, int) and axis > 0 and size not in self.bound:
-                    found[self._symbol(io, axis, size)] = None
-        return list(found)
+                if not isinstance(size, int) and size not in self.bound:
+                    found.setdefault(_symbol(io.name, axis, size), []).append((io.name, axis))
+        return found
 
     def _bound(self) -> dict[str, int]:
         """Return the named sizes that the given shapes and data fix for other inputs."""
@@ -168,45 +321,50 @@ class Chooser:
     def _open(self) -> list[Io]:
         return [io for io in self.inputs if io.name not in self.given and io.name not in self.user]
 
-    @staticmethod
-    def _symbol(io: Io, axis: int, size: int | str | None) -> str:
-        return size if isinstance(size, str) and size else f"{io.name}[{axis}]"
+    def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every input for the given unknown sizes; one that is not given is 1."""
+        sizes = {**self.bound, **sizes}
+        found: dict[str, tuple[int, ...]] = {}
+        for io in self.inputs:
+            if io.name in self.user:
+                found[io.name] = tuple(self.user[io.name].shape)
+            elif io.name in self.given:
+                found[io.name] = self.given[io.name]
+            elif io.shape is not None:
+                found[io.name] = tuple(
+                    size if isinstance(size, int) else sizes.get(_symbol(io.name, axis, size), 1)
+                    for axis, size in enumerate(io.shape)
+                )
+        return found
 
     def feeds(self, sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Return data for the given sizes of the unknown extents; a first axis that no symbol covers is 1."""
+        """Return data for the given unknown sizes; one that is not given is 1."""
         rng = np.random.default_rng(self.seed)
-        sizes = {**self.bound, **sizes}
+        shapes = self.shapes(sizes)
         feeds: dict[str, Array] = {}
         for io in self.inputs:
             if io.name in self.user:
                 values = self.user[io.name]
                 feeds[io.name] = values.astype(object) if io.element == "string" else values
                 continue
-            if io.element.startswith("other:") or (io.shape is None and io.name not in self.given):
+            if io.element.startswith("other:") or io.name not in shapes:
                 raise UsageError(
                     f"input {io.name!r} ({io.element}) has no shape to make random data for",
                     hint="give it with --inputs FILE.npz",
                 )
-            shape = self.given.get(io.name)
-            if shape is None:
-                shape = tuple(
-                    size if isinstance(size, int) else sizes.get(self._symbol(io, axis, size), 1)
-                    for axis, size in enumerate(io.shape or ())
-                )
-            if int(np.prod(shape, dtype=np.float64)) > MANY_ELEMENTS:
+            shape = shapes[io.name]
+            if math.prod(shape) > MANY_ELEMENTS:
                 raise CannotRun(f"input {io.name!r} of shape {list(shape)} is too large to try")
             feeds[io.name] = random_values(io, shape, rng)
         return feeds
 
     def first(self, run: Callable[[Mapping[str, Array]], object]) -> tuple[Case, dict[str, int]]:
-        """Return the first case on which `run` succeeds, and the sizes chosen for unknown extents.
+        """Return the first case on which `run` succeeds, and the sizes chosen: extents, and batches that are not 1.
 
         Raises `UsageError` that names the inputs when none does.
         """
-        symbols = self.symbols
         reason = ""
-        for length in self._lengths() if symbols else (1,):
-            sizes = dict.fromkeys(symbols, length)
+        for sizes in self._first_sizes():
             try:
                 feeds = self.feeds(sizes)
                 run(feeds)
@@ -219,8 +377,23 @@ class Chooser:
             self._unrunnable(reason), hint="give data that it runs on with --inputs FILE.npz, or sizes with --shape"
         )
 
-    def _lengths(self) -> Sequence[int]:
-        unknown = [sum(not isinstance(size, int) for size in (io.shape or ())[1:]) for io in self._open()]
+    def _first_sizes(self) -> Iterator[dict[str, int]]:
+        """Yield sizes to try: one sample, then the smallest batch that runs, then all sizes alike."""
+        extents, batches = self.extents, self.batches
+        lengths = self._lengths(extents) if extents else (1,)
+        yield from (dict.fromkeys(extents, length) for length in lengths)
+        if not batches:
+            return
+        for batch in BATCHES:
+            yield from (dict.fromkeys(extents, length) | dict.fromkeys(batches, batch) for length in lengths[:2])
+        yield from (dict.fromkeys([*extents, *batches], length) for length in self._lengths([*extents, *batches]))
+
+    def _lengths(self, symbols: Sequence[str]) -> Sequence[int]:
+        """Return what to try, by the largest number of the symbols in one input."""
+        unknown = [
+            sum(_symbol(io.name, axis, size) in symbols for axis, size in enumerate(io.shape or ()))
+            for io in self._open()
+        ]
         if self.lengths is not None:
             return self.lengths[min(max(max(unknown, default=1), 1), max(self.lengths))]
         return LENGTHS_3D if max(unknown, default=0) >= 3 else LENGTHS
@@ -233,35 +406,109 @@ class Chooser:
         named = ", ".join(f"{io.name!r} ({io.element}{_dims(io.shape)})" for io in suspects)
         return f"the model does not run on random data for {named}: {reason}"
 
-    def more(self, sizes: Mapping[str, int], step: int, run: Callable[[Mapping[str, Array]], object]) -> list[Case]:
-        """Return further cases for unknown extents: a multiple of `step`, one that is none, the smallest that runs."""
-        symbols = list(sizes)
-        if not symbols:
-            return []
-        base = max(sizes.values())
-        even = max(-(-base // step), 1) * step
-        wanted: list[tuple[str, Sequence[int]]] = [
-            ("divisible", [even]),
-            ("not divisible", [even + 1, even + step // 2 + 1, even - 1]),
-            ("smallest", [size for size in SMALL if size < base]),
-        ]
+    def more(
+        self,
+        sizes: Mapping[str, int],
+        step: int,
+        run: Callable[[Mapping[str, Array]], object],
+        reached: Callable[[Mapping[str, tuple[int, ...]]], bool] = lambda _: True,
+    ) -> list[Case]:
+        """Return further cases, each of the first sizes that run; `sizes` are those of the first case.
+
+        Extents: a multiple of `step`, none, and the smallest. All sizes: each another one, as far as the model allows
+        it. Batches: more than before; and one that may be an extent, for all that is known, is made as long as one.
+        Where none of these shapes is one that `reached` asks for, extents that are.
+        """
+        chosen = dict.fromkeys(self._places(), 1) | dict(sizes)
         found: list[Case] = []
-        seen = {tuple(sizes[symbol] for symbol in symbols)}
-        for name, lengths in wanted:
-            for length in lengths:
-                if length < 1 or length > 2**16 or (length,) * len(symbols) in seen:
-                    continue
-                try:
-                    feeds = self.feeds(dict.fromkeys(symbols, length))
-                    run(feeds)
-                except CannotRun:
-                    continue
-                except (Crashed, TimedOut):
-                    break
-                seen.add((length,) * len(symbols))
-                found.append(Case(name=name, feeds=feeds))
-                break
+        seen = [self.shapes(chosen)]
+
+        def add(name: str, attempts: Iterable[Mapping[str, int]]) -> None:
+            fresh = ({**chosen, **attempt} for attempt in attempts)
+            case = self.attempt(name, (sizes for sizes in fresh if self.shapes(sizes) not in seen), run)
+            if case is not None:
+                seen.append(case.shapes)
+                found.append(case)
+
+        for name, attempts in self._more_sizes(chosen, step).items():
+            add(name, attempts)
+        if self.extents and not any(map(reached, seen)):
+            wide = [chosen | dict.fromkeys(self.extents, length) for length in WIDE]
+            small = [sizes for sizes in wide if self._elements(sizes) <= WIDE_ELEMENTS]
+            add("wide", (sizes for sizes in small if reached(self.shapes(sizes))))
         return found
+
+    def attempt(
+        self, name: str, attempts: Iterable[Mapping[str, int]], run: Callable[[Mapping[str, Array]], object]
+    ) -> Case | None:
+        """Return a case of the first sizes that run; `None` where none does, or the model's process ended."""
+        for sizes in attempts:
+            if not all(1 <= size <= 2**16 for size in sizes.values()):
+                continue
+            try:
+                feeds = self.feeds(sizes)
+                run(feeds)
+            except CannotRun:
+                continue
+            except (Crashed, TimedOut):
+                return None
+            return Case(name=name, feeds=feeds)
+        return None
+
+    def _more_sizes(self, chosen: Mapping[str, int], step: int) -> dict[str, list[dict[str, int]]]:
+        extents, batches = self.extents, self.batches
+        found: dict[str, list[dict[str, int]]] = {}
+        if extents:
+            base = max(chosen[extent] for extent in extents)
+            even = max(-(-base // step), 1) * step
+            lengths = {
+                "divisible": [even],
+                "not divisible": [even + 1, even + step // 2 + 1, even - 1],
+                "smallest": [size for size in SMALL if size < base],
+            }
+            found |= {name: [dict.fromkeys(extents, size) for size in some] for name, some in lengths.items()}
+        found["unequal"] = list(self._unequal(chosen))
+        if batches:
+            base = max(chosen[batch] for batch in batches)
+            found["batch"] = [dict.fromkeys(batches, base + more) for more in (1, 2, 3, base)]
+        unknown = [batch for batch in batches if batch not in self.roles]
+        if unknown:
+            found["long"] = self.longer(unknown, chosen)
+        return found
+
+    def longer(self, symbols: Sequence[str], sizes: Mapping[str, int]) -> list[dict[str, int]]:
+        """Return sizes with some made as long as extents are, the longest first."""
+        found = [{**sizes, **dict.fromkeys(symbols, length)} for length in sorted(LENGTHS, reverse=True)]
+        return [longer for longer in found if self._elements(longer) <= LONG_ELEMENTS]
+
+    def _unequal(self, chosen: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        """Yield sizes that differ: each from each, those of one axis from another's, those of one input."""
+        extents, batches = self.extents, self.batches
+        first = {symbol: places[0] for symbol, places in self._places().items()}
+        keys: list[Callable[[str], object]] = [
+            lambda symbol: symbol,
+            lambda symbol: first[symbol][1],
+            lambda symbol: first[symbol][0],
+        ]
+        for some in ([*extents, *batches], extents):
+            for key in keys:
+                turns = {kind: list(dict.fromkeys(map(key, kind))) for kind in (tuple(extents), tuple(batches))}
+                for unit in (1, 8, 32):  # networks that halve their input often take few sizes
+                    yield {
+                        symbol: chosen[symbol]
+                        + (unit if symbol in extents else 1)
+                        * turns[tuple(extents if symbol in extents else batches)].index(key(symbol))
+                        for symbol in some
+                    }
+
+    def _elements(self, sizes: Mapping[str, int]) -> int:
+        """Return how many elements all inputs would have."""
+        return sum(map(math.prod, self.shapes(sizes).values()))
+
+
+def _symbol(name: str, axis: int, size: int | str | None) -> str:
+    """Return what stands for an unknown size: its own name, or its place."""
+    return size if isinstance(size, str) and size else f"{name}[{axis}]"
 
 
 def _dims(shape: Sequence[int | str | None] | None) -> str:

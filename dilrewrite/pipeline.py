@@ -607,6 +607,8 @@ def _report(
     edits = sum(decision.fragment is not None for decision in settled)
     if verdict is not None and not verdict.passed:
         status = "differs"
+    elif verdict is not None and verdict.checker_after:
+        status = "not valid"
     elif remaining:
         status = "dilation left"
     elif edits:
@@ -617,7 +619,7 @@ def _report(
         status = "inconclusive" if blind else "kept"
     else:
         status = "nothing to rewrite"
-    written = status not in ("differs", "dilation left")
+    written = status not in ("differs", "not valid", "dilation left")
     left = sum(decision.reported.max_dilation_left > 1 for decision in settled)
     after = None
     peaks = verdict.peak_bytes if verdict is not None else (None, None)

@@ -43,6 +43,7 @@ EXIT_CODES = {
     "built": 0,
     "dilation left": 1,
     "differs": 3,
+    "not valid": 3,
 }
 """The exit code of each status."""
 
@@ -222,10 +223,11 @@ class Report:
     """The result of one command.
 
     `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `inconclusive` (none rewritten, and a gain of
-    `timing.VISIBLE` could have been missed), `nothing to rewrite`, `differs`, `dilation left`, `equal` or `not
-    compared` (of `verify`), `inspected`, `measured` (of `bench`), `built` (of `build`). `remaining` names the nodes
-    that keep a dilation above the limit asked for. `output` is the file written, `None` when there is none. `engine`:
-    what is known of the engine written, as in its side-car.
+    `timing.VISIBLE` could have been missed), `nothing to rewrite`, `differs`, `not valid` (the ONNX checker finds
+    something in the rewritten model alone), `dilation left`, `equal` or `not compared` (of `verify`), `inspected`,
+    `measured` (of `bench`), `built` (of `build`). `remaining` names the nodes that keep a dilation above the limit
+    asked for. `output` is the file written, `None` when there is none. `engine`: what is known of the engine written,
+    as in its side-car.
     """
 
     schema_version: int = SCHEMA_VERSION

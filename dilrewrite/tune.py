@@ -21,6 +21,7 @@ from dilrewrite.backends import (
     Crashed,
     NodeRun,
     Runnable,
+    Session,
     TimedOut,
     backends,
     timed_backends,
@@ -29,7 +30,7 @@ from dilrewrite.cache import Cache, default_path
 from dilrewrite.decide import Considered, Decider, Measured
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.find import Found, Site, all_nodes, find, resolve
-from dilrewrite.inputs import Chooser
+from dilrewrite.inputs import Case, Chooser, Convolutions
 from dilrewrite.load import Model, read_tensor
 from dilrewrite.measure import CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, Meter, estimated_s
 from dilrewrite.neighbourhood import Indexes, Question
@@ -50,6 +51,9 @@ TIMED_LENGTHS = {
 
 LAYER_RUNS = 20
 """How many runs the times of layers are the medians of."""
+
+FEW = 4
+"""Of so many sizes that shape inference does not know the role of, a profile is asked."""
 
 CONVOLVES = ("Conv", "ConvTranspose")
 
@@ -142,12 +146,36 @@ class Tuning:
                 user=self.settings.inputs,
                 seed=self.settings.seed,
                 lengths=TIMED_LENGTHS,
+                roles=Convolutions(self.baseline).roles(),
             )
             case, sizes = chooser.first(session.run)
+            longer = self._longer(chooser, case, sizes, session)
+            if longer:
+                chooser.roles.update(longer)
+                case, sizes = chooser.first(session.run)
             start = meter.clock()
             session.run(case.feeds)
             meter.run_s = meter.clock() - start
         self.feeds, self.made_up = case.feeds, bool(sizes)
+
+    def _longer(self, chooser: Chooser, case: Case, sizes: Mapping[str, int], session: Session) -> dict[str, bool]:
+        """Return the sizes taken for batches that are extents: they change a convolution's, as a profile tells."""
+        found = {}
+        for symbol in [batch for batch in chooser.batches if batch not in chooser.roles][:FEW]:
+            other = chooser.attempt("long", chooser.longer([symbol], sizes), session.run)
+            if other is not None:
+                with contextlib.suppress(CannotLoad, CannotRun, Crashed, TimedOut):
+                    if self._convolved(case) != self._convolved(other):
+                        found[symbol] = True
+        return found
+
+    def _convolved(self, case: Case) -> set[tuple[int, ...]]:
+        """Return the spatial extents that convolutions run on."""
+        from dilrewrite.backends._worker import isolated_profile
+
+        options = replace(self.meter.options, optimize=False)
+        profile = isolated_profile("onnxruntime_cpu", self.before(), options, case.feeds, 1)
+        return {run.inputs[0][2:] for run in profile.nodes if run.op in CONVOLVES and run.inputs and run.inputs[0]}
 
     def _baseline_sites(self) -> list[Site]:
         """Return the sites as they stand in the model that runs."""

@@ -13,9 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
-from dilrewrite.find import all_nodes, without_weights
-from dilrewrite.inputs import Case, Chooser, describe
+from dilrewrite.backends import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, Session, TimedOut
+from dilrewrite.find import all_nodes
+from dilrewrite.findings import Finding, findings, fresh
+from dilrewrite.inputs import Case, Chooser, Convolutions, describe
 
 TOLERANCES: dict[str, tuple[float, float]] = {
     "float64": (1e-9, 1e-10),
@@ -68,7 +69,8 @@ class Verdict:
     `level`: `full` (whole models run), `sites` (per-site proofs only), `none`. `skipped` says why whole models were not
     run. `deterministic`: a second run of the original gave the same outputs (`None`: there was none). `optimized`:
     graph optimisations were on (off for quantised models, whose fusions move values by a quantum). `noise_sources`
-    names what the noise was measured from. `checker_before` are findings that the original has itself.
+    names what the noise was measured from. `checker_before` are what the ONNX checker finds in the original,
+    `checker_after` what it finds in the rewritten model alone: no difference of results.
     """
 
     level: str
@@ -82,6 +84,7 @@ class Verdict:
     tolerance: str = ""
     noise_sources: tuple[str, ...] = ()
     checker_before: tuple[str, ...] = ()
+    checker_after: tuple[str, ...] = ()
     peak_bytes: tuple[int | None, int | None] = (None, None)
     notes: tuple[str, ...] = ()
 
@@ -135,19 +138,23 @@ def verify(
     Raises `UsageError` when the original runs on no input that can be made up.
     """
     failures = interface_changes(before.proto, after.proto)
-    known, fresh = checker_findings(before), checker_findings(after)
-    failures += [f"checker: {finding}" for finding in fresh if finding not in known]
+    known, found = findings(before.proto), findings(after.proto)
     verdict = Verdict(
         level="full",
         passed=not failures,
         failures=tuple(failures),
-        checker_before=tuple(known),
+        checker_before=_texts(known),
+        checker_after=_texts(fresh(known, found)),
         backend=settings.backend.name,
     )
     return _run(verdict, runnable_before or before, runnable_after or after, settings, disturbed, step)
 
 
-# -- interface and checker -------------------------------------------------------------------------------------------
+def _texts(found: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(finding.text[:400] for finding in found)
+
+
+# -- interface --------------------------------------------------------------------------------------------
 
 
 def interface_changes(before: ModelProto, after: ModelProto) -> list[str]:
@@ -171,66 +178,6 @@ def interface_changes(before: ModelProto, after: ModelProto) -> list[str]:
     if {key: value for key, value in old_meta.items() if not key.startswith("dilrewrite.")} != new_meta:
         changes.append("metadata differ")
     return changes
-
-
-def checker_findings(subject: Subject) -> list[str]:
-    """Return what the ONNX checker and strict shape inference say against a model, a line each; empty when nothing.
-
-    Real files list their nodes in any order. That is one finding, and the rest is looked for in a sorted copy:
-    otherwise the first node out of order would hide everything else.
-    """
-    findings = _findings(subject)
-    if any(UNSORTED in finding for finding in findings):
-        from dilrewrite.backends.reference import put_in_order
-
-        ordered = ModelProto()
-        ordered.CopyFrom(subject.proto)
-        put_in_order(ordered)
-        findings = [UNSORTED, *_findings(Subject(ordered, subject.folder))]
-    return findings
-
-
-UNSORTED = "Nodes in a graph must be topologically sorted"
-
-
-def _findings(subject: Subject) -> list[str]:
-    """Ask the checker and strict inference. External weights become inputs: loading checked their files already."""
-    findings = []
-    light = without_weights(subject.proto)
-    try:
-        onnx.checker.check_model(_with_weights_as_inputs(subject.proto))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        findings.append(_one_line(error))
-    try:
-        onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        findings.append(_one_line(error))
-    return findings
-
-
-def _with_weights_as_inputs(proto: ModelProto) -> ModelProto:
-    """Return `proto` with its external initializers as graph inputs; itself when there is none."""
-    external = [tensor for tensor in proto.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    if not external:
-        return proto
-    light = ModelProto()
-    light.CopyFrom(proto)
-    names = {tensor.name for tensor in external}
-    inputs = {value.name for value in light.graph.input}
-    for index in reversed(range(len(light.graph.initializer))):
-        if light.graph.initializer[index].name in names:
-            del light.graph.initializer[index]
-    for tensor in external:
-        if tensor.name not in inputs:
-            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            light.graph.input.append(value)
-    return light
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's text in one line, without what differs from run to run."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "==>" not in line]
-    return " ".join(lines)[:400]
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -261,19 +208,13 @@ def _run(
             return replace(verdict, skipped=f"{settings.backend.name}: {error}; {backend.name}: {second}")
         verdict = replace(verdict, backend=backend.name, notes=(f"{settings.backend.name}: {error}",))
     with session:
-        chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed)
-        ran: dict[int, dict[str, Array]] = {}
-
-        def run(feeds: Mapping[str, Array]) -> None:
-            ran[id(feeds)] = session.run(feeds)
-
         try:
-            first, sizes = chooser.first(run)
-            cases = [first, *chooser.more(sizes, step, run)]
-            wanted = [ran[id(case.feeds)] for case in cases]
+            original = _original(session, before, after, settings, step)
         except (Crashed, TimedOut) as error:
             return replace(verdict, skipped=f"the original does not run: {error}")
         peak_before = session.peak_bytes()
+    verdict = replace(verdict, notes=(*verdict.notes, *original.notes))
+    cases, wanted, refused = original.cases, original.outputs, original.refused
     failures = list(verdict.failures)
     outputs: list[dict[str, Array]] = []
     peak_after = None
@@ -284,11 +225,13 @@ def _run(
             for case in cases:
                 outputs.append(session.run(case.feeds))
             peak_after = session.peak_bytes()
+            if refused is not None and _runs(session, refused):
+                failures.append(f"the rewritten model runs on {describe(refused)}, where the original does not")
     except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
         does = f"run on {describe(cases[len(outputs)])}" if loaded and len(outputs) < len(cases) else "load"
         failures.append(f"the rewritten model does not {does}: {error}")
         return replace(verdict, passed=False, failures=tuple(failures), peak_bytes=(peak_before, peak_after))
-    again = _again(backend, before, options, first)
+    again = _again(backend, before, options, cases[0])
     noise, sources = _noise(backend, before, disturbed, options, cases, wanted)
     steady = {name: again is None or _same(values, again.get(name)) for name, values in wanted[0].items()}
     checks = []
@@ -317,6 +260,68 @@ def _run(
         noise_sources=tuple(sources),
         peak_bytes=(peak_before, peak_after),
     )
+
+
+NARROW = "on the sizes tried, a dilated Conv reads little but padding: give larger ones with --shape"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Original:
+    """What the original was run on, what it gave, and a batch that it does not run on."""
+
+    cases: Sequence[Case]
+    outputs: Sequence[Mapping[str, Array]]
+    refused: Case | None
+    notes: Sequence[str]
+
+
+def _original(session: Session, before: Subject, after: Subject, settings: Settings, step: int) -> _Original:
+    """Choose what to run on, and run the original. Raises `Crashed`, `TimedOut`, and `UsageError` when nothing runs."""
+    convolutions = [Convolutions(subject.proto) for subject in (before, after)]
+    roles: dict[str, bool] = {}
+    for some in convolutions:  # what is an extent in one of the models is an extent
+        for symbol, extent in some.roles().items():
+            roles[symbol] = roles.get(symbol, False) or extent
+    chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed, roles=roles)
+    ran: dict[int, dict[str, Array]] = {}
+
+    def run(feeds: Mapping[str, Array]) -> None:
+        ran[id(feeds)] = session.run(feeds)
+
+    def reached(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return all(some.reached(shapes) for some in convolutions)
+
+    first, sizes = chooser.first(run)
+    cases = [first, *chooser.more(sizes, step, run, reached)]
+    refused, notes = None, []
+    if chooser.batches and not any(case.name in ("batch", "long") for case in cases):
+        refused = _refused(chooser, sizes, session)
+    if refused is not None:
+        notes.append(f"the original does not run on {describe(refused)}")
+    if chooser.extents and not any(reached(case.shapes) for case in cases):
+        notes.append(NARROW)
+    return _Original(cases=cases, outputs=[ran[id(case.feeds)] for case in cases], refused=refused, notes=notes)
+
+
+def _refused(chooser: Chooser, sizes: Mapping[str, int], session: Session) -> Case | None:
+    """Return a larger batch on which the model does not run, to see that the other does not either."""
+    larger = {batch: sizes.get(batch, 1) + 1 for batch in chooser.batches}
+    try:
+        case = Case(name="batch", feeds=chooser.feeds({**sizes, **larger}))
+    except CannotRun:  # too large to try
+        return None
+    return None if _runs(session, case) is not False else case
+
+
+def _runs(session: Session, case: Case) -> bool | None:
+    """Say whether a model runs on a case; `None` where its process ends."""
+    try:
+        session.run(case.feeds)
+    except CannotRun:
+        return False
+    except (Crashed, TimedOut):
+        return None
+    return True
 
 
 def unknown_operators(proto: ModelProto) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,24 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import ModelProto, TensorProto, helper
 
 from dilrewrite.backends import CannotRun, Crashed, Io
 from dilrewrite.errors import UsageError
-from dilrewrite.inputs import LENGTHS, MANY_ELEMENTS, Case, Chooser, describe, load_inputs, parse_shapes, random_values
+from dilrewrite.inputs import (
+    LENGTHS,
+    MANY_ELEMENTS,
+    MANY_NODES,
+    Case,
+    Chooser,
+    Convolutions,
+    describe,
+    load_inputs,
+    parse_shapes,
+    random_values,
+)
+from tests import models_for_tests as tiny
+from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
 
 Array = np.ndarray[Any, Any]
 
@@ -21,8 +36,8 @@ def io(name: str, *shape: int | str | None, element: str = "float32") -> Io:
     return Io(name=name, element=element, shape=shape)
 
 
-def chooser(*inputs: Io, given: Any = None, user: Any = None, seed: int = 0) -> Chooser:
-    return Chooser(inputs, given=given or {}, user=user or {}, seed=seed)
+def chooser(*inputs: Io, given: Any = None, user: Any = None, seed: int = 0, **more: Any) -> Chooser:
+    return Chooser(inputs, given=given or {}, user=user or {}, seed=seed, **more)
 
 
 def anything(feeds: Mapping[str, Array]) -> None:
@@ -267,8 +282,301 @@ def test_a_crash_ends_the_search() -> None:
 
 
 def test_no_more_cases_for_known_sizes() -> None:
-    made = chooser(io("x", "batch", 2, 8))
+    made = chooser(io("x", 1, 2, 8))
     assert made.more(made.first(anything)[1], 4, anything) == []
+
+
+def cases(*inputs: Io, run: Any = anything, step: int = 2, reached: Any = None, **more: Any) -> dict[str, Any]:
+    """The shapes of all cases by name, one input's alone where there is one."""
+    made = chooser(*inputs, **more)
+    first, sizes = made.first(run)
+    found = [first, *made.more(sizes, step, run, *([] if reached is None else [reached]))]
+    assert len({case.name for case in found}) == len(found)
+    return {case.name: case.shapes if len(inputs) > 1 else case.shapes[inputs[0].name] for case in found}
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+def refusing(*refused: int, name: str = "x", axis: int = 0) -> Any:
+    def run(feeds: Mapping[str, Array]) -> None:
+        if feeds[name].shape[axis] in refused:
+            raise CannotRun("not that many")
+
+    return run
+
+
+BATCH = {"n": False}
+
+
+def test_a_batch_above_one() -> None:
+    found = cases(io("x", "n", 2, 8), roles=BATCH)
+    assert found == {"first": (1, 2, 8), "batch": (2, 2, 8)}
+    assert cases(io("x", "n", 2, "t"), roles=BATCH)["batch"] == (2, 2, LENGTHS[0])
+
+
+def test_another_batch_where_two_does_not_run() -> None:
+    assert cases(io("x", "n", 2, 8), roles=BATCH, run=refusing(2))["batch"] == (3, 2, 8)
+
+
+def test_a_batch_that_does_not_run_is_given_up() -> None:
+    assert cases(io("x", "n", 2, 8), roles=BATCH, run=refusing(*range(2, 99))) == {"first": (1, 2, 8)}
+
+
+@pytest.mark.parametrize("least", [2, 4, 9, 33])
+def test_a_model_that_needs_more_than_one_sample(least: int) -> None:
+    found = cases(io("x", "n", 2, 8), roles=BATCH, run=refusing(*range(least)))
+    assert found["first"][0] >= least
+    assert found["batch"][0] > found["first"][0]
+    if least <= 4:
+        assert found["first"][0] == least, "the smallest that runs"
+
+
+def test_a_model_of_one_batch_alone() -> None:
+    """A Reshape in it has the batch of the export."""
+    found = cases(io("x", "n", 2, "t"), roles=BATCH, run=refusing(*{*range(99)} - {6}), step=5)
+    assert set(found) >= {"first", "divisible", "not divisible", "smallest"}
+    assert {shape[0] for shape in found.values()} == {6}
+
+
+def test_equal_names_are_one_batch() -> None:
+    found = cases(io("x", "n", 8), io("z", "n", 4), roles=BATCH)
+    assert found["batch"] == {"x": (2, 8), "z": (2, 4)}
+    assert "unequal" not in found
+
+
+def test_given_batches_stay() -> None:
+    """--shape and --inputs say what the batch is, for the other inputs of that name too."""
+    assert cases(io("x", "n", 8), io("z", "n", 4), given={"x": (3, 8)}) == {"given": {"x": (3, 8), "z": (3, 4)}}
+    data = np.ones((3, 8), np.float32)
+    assert cases(io("x", "n", 8), io("z", "n", 4), user={"x": data}) == {"user": {"x": (3, 8), "z": (3, 4)}}
+    others = cases(io("x", "n", 8), io("z", "m", 4), given={"x": (3, 8)}, roles={"m": False})
+    assert others["batch"] == {"x": (3, 8), "z": (2, 4)}
+
+
+def test_a_first_axis_that_is_an_extent() -> None:
+    found = cases(io("x", "t", 8), roles={"t": True})
+    assert found["first"] == (LENGTHS[0], 8)
+    assert found["smallest"] == (1, 8)
+    assert "batch" not in found
+
+
+def test_a_batch_in_another_place() -> None:
+    """[time, batch, channels]."""
+    found = cases(io("x", "t", "n", 8), roles={"t": True, "n": False})
+    assert found["first"] == (LENGTHS[0], 1, 8)
+    assert found["batch"] == (LENGTHS[0], 2, 8)
+
+
+def test_what_may_be_an_extent_is_made_long_too() -> None:
+    found = cases(io("x", "n"))
+    assert (found["first"], found["batch"]) == ((1,), (2,))
+    assert found["long"][0] >= 16000
+    assert "long" not in cases(io("x", "n"), roles=BATCH)
+    assert cases(io("x", "n", 3, 64, 64))["long"][0] * 3 * 64 * 64 <= 2**18
+
+
+# -- sizes that differ ---------------------------------------------------------------------------------------------
+
+
+def test_height_is_not_always_width() -> None:
+    found = cases(io("x", 1, 3, "h", "w"))["unequal"]
+    assert found[2] != found[3]
+
+
+def test_inputs_vary_alone() -> None:
+    found = cases(io("x", None, 3, None), io("z", None, 3, None))["unequal"]
+    assert found["x"][0] != found["z"][0]
+    assert found["x"][2] != found["z"][2]
+
+
+def test_where_all_differ_it_does_not_run() -> None:
+    """The inputs are added: only their axes may differ. Then: only the inputs may."""
+
+    def alike(feeds: Mapping[str, Array]) -> None:
+        if feeds["x"].shape != feeds["z"].shape:
+            raise CannotRun("not alike")
+
+    def square(feeds: Mapping[str, Array]) -> None:
+        if any(value.shape[2] != value.shape[3] for value in feeds.values()):
+            raise CannotRun("not square")
+
+    inputs = io("x", 1, 3, None, None), io("z", 1, 3, None, None)
+    found = cases(*inputs, run=alike)["unequal"]
+    assert found["x"] == found["z"]
+    assert found["x"][2] != found["x"][3]
+    found = cases(*inputs, run=square)["unequal"]
+    assert found["x"][2] != found["z"][2]
+
+    def both(feeds: Mapping[str, Array]) -> None:
+        alike(feeds)
+        square(feeds)
+
+    assert "unequal" not in cases(*inputs, run=both)
+
+
+def test_sizes_that_differ_are_what_networks_halve() -> None:
+    def run(feeds: Mapping[str, Array]) -> None:
+        if any(size % 32 for size in feeds["x"].shape[2:]):
+            raise CannotRun("not a multiple")
+
+    found = cases(io("x", 1, 3, "h", "w"), run=run)["unequal"]
+    assert found[2] != found[3]
+
+
+def test_batches_stay_alike_where_they_must() -> None:
+    def run(feeds: Mapping[str, Array]) -> None:
+        if feeds["x"].shape[0] != feeds["z"].shape[0]:
+            raise CannotRun("not alike")
+
+    found = cases(io("x", None, 3, None), io("z", None, 3, None), run=run)["unequal"]
+    assert found["x"][0] == found["z"][0]
+    assert found["x"][2] != found["z"][2]
+
+
+# -- sizes at which a dilation matters -----------------------------------------------------------------------------
+
+
+def test_wide_enough_for_the_dilation() -> None:
+    def reached(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return shapes["x"][2] > 300
+
+    assert cases(io("x", 1, 3, "t"), reached=reached)["wide"] == (1, 3, 512)
+    assert "wide" not in cases(io("x", 1, 3, "t"), reached=lambda shapes: shapes["x"][2] > 64)
+    assert "wide" not in cases(io("x", 1, 3, "t"), reached=lambda _: False)
+    assert "wide" not in cases(io("x", 1, 3, 64), reached=lambda _: False)
+
+
+# -- what reaches a convolution ------------------------------------------------------------------------------------
+
+
+def waveform(*inside: Any, shape: Any = ("t",), axes: Any = (0, 1), **more: Any) -> ModelProto:
+    """An input with more axes -> dilated Conv, or what is `inside`."""
+    nodes = [helper.make_node("Unsqueeze", ["x", "axes"], ["a"]), *(inside or [conv_node("a")])]
+    weights = {"axes": np.array(axes), "w": values(1, 1, 3)}
+    return build(nodes, {"x": shape}, {"y": None}, weights, **more)
+
+
+def of_functions(body: Any, depth: int, calls: int = 1, **more: Any) -> ModelProto:
+    """Functions that call the next one, so many times."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    functions = []
+    for level in range(depth):
+        last = level == depth - 1
+        names = ["a", *(f"t{turn}" for turn in range(calls - 1)), "y"]
+        nodes = [
+            helper.make_node(f"f{level + 1}", [one, "w"], [next_], domain="local")
+            for one, next_ in itertools.pairwise(names)
+        ]
+        functions.append(helper.make_function("local", f"f{level}", ["a", "w"], ["y"], body if last else nodes, opsets))
+    call = helper.make_node("f0", ["a", "w"], ["y"], domain="local")
+    return waveform(call, domains=["local"], functions=functions, **more)
+
+
+def transposed() -> ModelProto:
+    """[time, batch, channels] -> [batch, channels, time] -> dilated Conv."""
+    return build(
+        [helper.make_node("Transpose", ["x"], ["a"], perm=[1, 2, 0]), conv_node("a")],
+        {"x": ["t", "n", 2]},
+        {"y": None},
+        {"w": values(2, 2, 3)},
+    )
+
+
+def frames() -> ModelProto:
+    """[1, frames, 2, 16] whose frames become samples."""
+    return build(
+        [helper.make_node("Reshape", ["x", "shape"], ["a"]), conv_node("a")],
+        {"x": [1, "k", 2, 16]},
+        {"y": None},
+        {"w": values(2, 2, 3), "shape": np.array([-1, 2, 16])},
+    )
+
+
+def computed() -> ModelProto:
+    """The shape of the Conv's input is computed from the input's."""
+    return build(
+        [
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Concat", ["one", "one", "shape"], ["new"], axis=0),
+            helper.make_node("Reshape", ["x", "new"], ["a"]),
+            conv_node("a"),
+        ],
+        {"x": ["t"]},
+        {"y": None},
+        {"w": values(1, 1, 3), "one": np.array([1])},
+    )
+
+
+def branch() -> ModelProto:
+    """The Conv is in a branch."""
+    output = [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([conv_node("a", "b")], "branch", [], output)
+    return waveform(helper.make_node("If", ["yes"], ["y"], then_branch=graph, else_branch=graph))
+
+
+def stale() -> ModelProto:
+    """The length was made open afterwards: inside it is still declared as 16."""
+    model = waveform()
+    model.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, [1, 1, 16]))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        (waveform(), {"t": True}),
+        (waveform(shape=[None]), {"x[0]": True}),
+        (conv2d(batch="n", size="s"), {"n": False, "s": True}),
+        (conv1d(batch=None, length=16), {"x[0]": False}),
+        (transposed(), {"t": True, "n": False}),
+        (frames(), {"k": False}),
+        (computed(), {"t": True}),
+        (branch(), {"yes": None, "t": True}),
+        (stale(), {"t": True}),
+        (of_functions([conv_node("a")], 3), {"t": True}),
+        (of_functions([conv_node("a")], 3, shape=["n", 16], axes=(1,)), {"n": False}),
+        (waveform(helper.make_node("Relu", ["a"], ["y"])), {}),
+        (conv1d(), {}),
+    ],
+    ids=[
+        *("first", "unnamed", "image", "batch", "time-first", "frames", "computed", "branch", "stale", "function"),
+        *("batch of a function", "none", "known"),
+    ],
+)
+def test_roles(model: ModelProto, wanted: dict[str, bool | None]) -> None:
+    if wanted.pop("yes", True) is None:
+        model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    assert Convolutions(model).roles() == wanted
+
+
+def test_what_inference_cannot_tell_has_no_role() -> None:
+    """An operator that nobody knows stands before the Conv."""
+    model = waveform(helper.make_node("Mystery", ["a"], ["b"], domain="my.ops"), conv_node("b"), domains=["my.ops"])
+    assert Convolutions(model).roles() == {}
+
+
+def test_functions_that_come_to_too_much_are_not_looked_into() -> None:
+    depth = MANY_NODES.bit_length()
+    assert Convolutions(of_functions([conv_node("a")], depth, calls=2)).roles() == {}
+
+
+def test_functions_that_call_each_other_are_not_looked_into() -> None:
+    model = of_functions([helper.make_node("f0", ["a", "w"], ["y"], domain="local")], 1)
+    assert Convolutions(model).roles() == {}
+
+
+@pytest.mark.parametrize(("length", "reached"), [(2, False), (3, True)])
+def test_a_dilation_is_reached(length: int, reached: bool) -> None:
+    assert Convolutions(conv1d(length="t", batch="n")).reached({"x": (1, 2, length)}) is reached
+    assert Convolutions(tiny.two_convs(second=1)).reached({}), "known sizes"
+
+
+def test_a_dilation_behind_a_pool() -> None:
+    pool = helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[4], strides=[4])
+    model = waveform(pool, conv_node("b"))
+    assert not Convolutions(model).reached({"x": (8,)})
+    assert Convolutions(model).reached({"x": (12,)})
 
 
 def test_describe() -> None:

@@ -96,8 +96,9 @@ def test_dynamic_sizes_are_chosen_and_reported(tmp_path: Path) -> None:
     report, _ = optimized(conv1d(batch="batch", length="time", dilations=[6], pads=[6, 6]), tmp_path)
     assert report.verdict is not None
     lengths = {case.name: case.shapes["x"] for case in report.verdict.cases}
-    assert set(lengths) == {"first", "divisible", "not divisible", "smallest"}
-    assert {shape[:2] for shape in lengths.values()} == {(1, 2)}, "batch 1"
+    assert set(lengths) == {"first", "divisible", "not divisible", "smallest", "batch"}
+    assert lengths.pop("batch")[0] == 2
+    assert {shape[:2] for shape in lengths.values()} == {(1, 2)}, "one sample"
     assert lengths["divisible"][2] % 6 == 0
     assert lengths["not divisible"][2] % 6 != 0
     assert lengths["smallest"][2] == 1
@@ -142,6 +143,17 @@ def test_user_data(tmp_path: Path) -> None:
 FLOAT64 = {"dtype": np.float64, "element": TensorProto.DOUBLE}
 FLOAT16 = {"dtype": np.float16, "element": TensorProto.FLOAT16}
 BFLOAT16 = {"dtype": ml_dtypes.bfloat16, "element": TensorProto.BFLOAT16, "opset": 22, "ir": 10}
+
+
+@pytest.mark.parametrize("element", [FLOAT64, BFLOAT16], ids=["float64", "bfloat16"])
+@pytest.mark.parametrize("strategy", ["space_to_batch", "slice_to_batch", "im2col"])
+def test_sizes_of_a_type_that_the_runtime_lacks(element: Any, strategy: str, tmp_path: Path) -> None:
+    """Without pads the kernel needs seven values: no smaller size is tried, on which the original does not run."""
+    model = conv1d(batch="batch", length="time", dilations=[3], **element)
+    report, _ = optimized(model, tmp_path, strategy=strategy)
+    assert report.verdict is not None
+    assert report.status == "rewritten", report.verdict.failures
+    assert {case.name: case.shapes["x"] for case in report.verdict.cases}["smallest"] == (1, 2, 7)
 
 
 @pytest.mark.parametrize("strategy", ["space_to_batch", "im2col", "tap_sum"])
@@ -372,6 +384,71 @@ def test_only_the_whole_model_can_tell(
     assert "output 'y'" in outcome.report["verdict"]["failures"][0]
     assert {name for name in listing(tmp_path) if name.endswith(".onnx")} == {"m.onnx"}
     assert json.loads((tmp_path / "m.dilrewrite.report" / "report.json").read_text())["status"] == "differs"
+
+
+def wrongly_declared() -> ModelProto:
+    """The Convs' outputs and one of the model's are declared as if nothing were dilated."""
+    model = tiny.build(
+        [
+            tiny.conv_node("x", "a", dilations=[5], pads=[4, 4]),
+            helper.make_node("GlobalMaxPool", ["a"], ["p"]),
+            tiny.conv_node("x", "b", dilations=[3], strides=[2], name="second"),
+            helper.make_node("GlobalMaxPool", ["b"], ["q"]),
+            helper.make_node("Concat", ["p", "q"], ["y"], axis=1),
+            tiny.conv_node("x", "z", dilations=[5], pads=[4, 4], name="third"),
+        ],
+        {"x": [1, 2, 16]},
+        {"y": [1, 4, 1], "z": [1, 2, 16]},
+        {"w": tiny.values(2, 2, 3)},
+    )
+    for name, length in (("a", 16), ("b", 7)):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, length]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strategy": name} for name in ("space_to_batch", "tap_sum", "tap_zones", "im2col", "slice_to_batch")]
+    + [{"strategy": None, "eliminate": True}],
+    ids=lambda options: options["strategy"] or "eliminate",
+)
+def test_findings_of_the_original_are_no_difference(options: dict[str, Any], tmp_path: Path) -> None:
+    """A declared shape that was wrong before is wrong at another operator afterwards."""
+    report, written = optimized(wrongly_declared(), tmp_path, **options)
+    assert (report.status, report.exit_code) == ("rewritten", 0), report.verdict
+    assert report.verdict is not None
+    assert report.verdict.checker_after == ()
+    assert len(report.verdict.checker_before) == 3
+    feeds = {"x": tiny.values(1, 2, 16)}
+    first, second = tiny.run(tmp_path / "m.onnx", feeds), tiny.run(written, feeds)
+    for name, wanted in first.items():
+        np.testing.assert_allclose(second[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_checker_finds_in_the_result_alone_is_not_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result runs and computes the same; it says something wrong of a tensor."""
+    pipeline = importlib.import_module("dilrewrite.pipeline")
+    real = pipeline.rewrite
+
+    def slip(*arguments: Any) -> Any:
+        result = real(*arguments)
+        graph = result.proto.graph
+        (name,) = (output.name for output in graph.output)
+        inner = next(each for node in graph.node for each in node.output if each != name)
+        graph.value_info.append(helper.make_tensor_value_info(inner, TensorProto.FLOAT, [1, 1, 999]))
+        return result
+
+    monkeypatch.setattr(pipeline, "rewrite", slip)
+    path = save(conv1d(), tmp_path / "m.onnx")
+    outcome = cli(capsys, "optimize", path, "--strategy", "slice_to_batch", "--json")
+    assert (outcome.code, outcome.report["status"]) == (3, "not valid")
+    verdict = outcome.report["verdict"]
+    assert (verdict["passed"], verdict["failures"]) == (True, [])
+    assert "999" in verdict["checker_after"][0]
+    assert {name for name in listing(tmp_path) if name.endswith(".onnx")} == {"m.onnx"}
+    assert "DIFFER" not in (tmp_path / "m.dilrewrite.report" / "report.md").read_text()
 
 
 def test_a_rewritten_model_that_does_not_load_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite import measure, pipeline, tune
@@ -143,6 +143,83 @@ def test_unknown_sizes_are_made_up(tuning: Callable[..., Tuning], made: Made, ax
     assert shape[0] == 1
     assert shape[2:] == (TIMED_LENGTHS[axes][0],) * axes
     assert one.measurement().made_up
+
+
+def waveform() -> ModelProto:
+    """A bare waveform: time is the first axis."""
+    nodes = [helper.make_node("Unsqueeze", ["x", "axes"], ["a"]), conv_node("a", "y")]
+    return build(nodes, {"x": ["t"]}, {"y": None}, {"axes": np.array([0, 1]), "w": values(1, 1, 3)})
+
+
+def test_time_may_be_the_first_axis(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shape inference tells it; no profile is asked."""
+    monkeypatch.setattr("dilrewrite.tune.FEW", 0)
+    one = tuning(waveform())
+    assert one.start()
+    assert shapes_of(one) == {"x": (TIMED_LENGTHS[1][0],)}
+    assert one.made_up
+
+
+def in_a_loop() -> ModelProto:
+    """The waveform goes around a Loop, whose Conv's extent shape inference does not know."""
+    kinds = {"again": TensorProto.BOOL, "last": TensorProto.BOOL, "turn": TensorProto.INT64}
+    ports = [
+        [
+            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), [] if name in kinds else None)
+            for name in names
+        ]
+        for names in (("turn", "again", "state"), ("last", "next"))
+    ]
+    nodes = [helper.make_node("Identity", ["again"], ["last"]), conv_node("state", "next")]
+    body = helper.make_graph(nodes, "body", *ports)
+    model = waveform()
+    loop = helper.make_node("Loop", ["count", "", "a"], ["y"], body=body)
+    model.graph.node[1].CopyFrom(loop)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2), "count"))
+    return model
+
+
+def test_a_profile_tells_what_inference_cannot(tuning: Callable[..., Tuning]) -> None:
+    one = tuning(in_a_loop())
+    assert one.start()
+    assert shapes_of(one) == {"x": (TIMED_LENGTHS[1][0],)}
+    assert one.made_up
+
+
+def test_a_batch_of_unknown_role_stays_one(tuning: Callable[..., Tuning]) -> None:
+    """It reaches no convolution."""
+    model = conv1d()
+    model.graph.input.append(helper.make_tensor_value_info("beside", TensorProto.FLOAT, ["m", 3]))
+    model.graph.node.append(helper.make_node("Relu", ["beside"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["m", 3]))
+    one = tuning(model)
+    assert one.start()
+    assert shapes_of(one)["beside"] == (1, 3)
+    assert not one.made_up
+
+
+def test_one_sample_is_timed(tuning: Callable[..., Tuning]) -> None:
+    one = tuning(conv1d(batch="n"))
+    assert one.start()
+    assert shapes_of(one) == {"x": (1, 2, 16)}
+    assert not one.made_up
+
+
+def test_a_model_that_needs_more_samples(tuning: Callable[..., Tuning]) -> None:
+    nodes = [
+        helper.make_node("Slice", ["x", "start", "end"], ["a"]),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),
+    ]
+    model = build(
+        [*nodes, conv_node("b", "y")],
+        {"x": ["n", 2, 16]},
+        {"y": None},
+        {"w": values(2, 2, 3), "start": np.array([0]), "end": np.array([4]), "shape": np.array([4, 2, 16])},
+    )
+    one = tuning(model)
+    assert one.start()
+    assert shapes_of(one) == {"x": (4, 2, 16)}
+    assert one.made_up
 
 
 def only_some_length(length: int) -> ModelProto:

@@ -297,38 +297,8 @@ def test_something_changed(edit: Callable[[ModelProto], Any], message: str) -> N
     assert re.search(message, found)
 
 
-# -- checker -------------------------------------------------------------------------------------------------------
-
-
 def subject(model: ModelProto) -> Any:
     return verify.Subject(model, Path("/nowhere"))
-
-
-def test_a_good_model_has_no_findings() -> None:
-    assert verify.checker_findings(subject(conv2d())) == []
-
-
-def test_findings_are_lines() -> None:
-    found = verify.checker_findings(subject(tiny.unsorted()))
-    assert found
-    assert all("\n" not in line for line in found)
-    assert "topologically sorted" in found[0]
-
-
-def test_shape_inference_finds_too() -> None:
-    model = conv2d()
-    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 999
-    assert any("999" in line for line in verify.checker_findings(subject(model)))
-
-
-def test_external_data_of_an_edited_model(tmp_path: Path) -> None:
-    """The model in memory refers to data beside the original: the checker sees both."""
-    import onnx
-
-    path = tiny.save_external(conv2d(channels=8), tmp_path / "m.onnx", files=1)
-    model = onnx.load(path, load_external_data=False)
-    assert verify.checker_findings(verify.Subject(model, tmp_path, path)) == []
-    assert verify.checker_findings(verify.Subject(model, tmp_path)) == []
 
 
 # -- whole models, with runtimes made up ---------------------------------------------------------------------------

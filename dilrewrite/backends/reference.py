@@ -122,7 +122,10 @@ def same_pads(
 
 
 class Conv(OpRun):
-    """Conv of every rank, with all pads and auto_pads; float16 and bfloat16 rounded once."""
+    """Conv of every rank, with all pads and auto_pads; float16 and bfloat16 rounded once.
+
+    An extent that does not hold the dilated kernel is an error, as it is for runtimes.
+    """
 
     op_domain = ""
 
@@ -148,6 +151,10 @@ class Conv(OpRun):
         else:
             pads = [0] * 2 * rank if pads is None or auto_pad == "VALID" else pads
             begin, end = list(pads[:rank]), list(pads[rank:])
+        for axis, extent in enumerate(x.shape[2:]):
+            padded = extent + begin[axis] + end[axis]
+            if padded < spans[axis]:
+                raise ValueError(f"extent {padded} of {list(x.shape)} with its pads does not hold {spans[axis]} values")
         y = conv(
             x, w, b, strides=strides, dilations=dilations, pads_begin=begin, pads_end=end, group=group or 1
         )  # fmt: skip
@@ -449,10 +456,16 @@ class ReferenceSession:
             named = ", ".join(sorted(missing or extra))
             raise CannotRun(f"input {named} is missing" if missing else f"the model has no input {named}")
         for name, value in feeds.items():
-            wanted = (known.get(name) or self._overridable[name]).element
+            declared = known.get(name) or self._overridable[name]
+            if isinstance(value, list):
+                continue
+            wanted, given = declared.element, np.shape(value)
             with contextlib.suppress(KeyError):
-                if not isinstance(value, list) and wanted != "string" and value.dtype != dtype(wanted):
+                if wanted != "string" and value.dtype != dtype(wanted):
                     raise CannotRun(f"input {name} is {value.dtype} instead of {wanted}")
+            if declared.shape is not None and not _fits(given, declared.shape):
+                sizes = ["?" if size is None else size for size in declared.shape]
+                raise CannotRun(f"input {name} is {list(given)} instead of {sizes}")
 
     def peak_bytes(self) -> int | None:
         """Return None: this process has other things in memory."""
@@ -469,6 +482,13 @@ class ReferenceSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _fits(given: Sequence[int], declared: Sequence[int | str | None]) -> bool:
+    """Say whether a shape is a declared one; a size that is no number fits all."""
+    return len(given) == len(declared) and all(
+        not isinstance(size, int) or size == own for size, own in zip(declared, given, strict=True)
+    )
 
 
 def _reason(error: BaseException) -> str:

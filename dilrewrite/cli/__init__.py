@@ -1,7 +1,7 @@
 """The command line. One file per command; each parses, calls the library, prints, and returns the exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or unusable model, 3 results differ, 4 something is missing,
-130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage or unusable model, 3 results differ or the result is
+not valid ONNX, 4 something is missing, 130 interrupted.
 """
 
 from __future__ import annotations

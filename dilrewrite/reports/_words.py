@@ -437,13 +437,16 @@ def _answer(report: Report) -> str:
             return f"RESULTS DIFFER: {clean(after)} does not compute what {clean(report.before.path)} does"
         case "differs":
             return "RESULTS DIFFER: no model written"
+        case "not valid":
+            return f"NOT VALID: {FOUND_AFTER}; {equality(report)}; no model written"
         case "dilation left":
             limit = report.options.get("max_dilation", 1)
             above = f" above {limit}" if isinstance(limit, int) and limit > 1 else ""
             return f"DILATION LEFT: {len(report.remaining)} of {convs} keep a dilation{above}; no model written"
         case "equal":
             after = report.after.path if report.after is not None else "the other model"
-            return f"{equality(report)}: {clean(report.before.path)} and {clean(after)}"
+            alone = f"; {FOUND_AFTER}" if report.verdict is not None and report.verdict.checker_after else ""
+            return f"{equality(report)}: {clean(report.before.path)} and {clean(after)}{alone}"
         case "not compared":
             after = report.after.path if report.after is not None else "the other model"
             both = f"{clean(report.before.path)} and {clean(after)}"
@@ -1139,6 +1142,10 @@ def result(check: OutputCheck) -> str:
     """Return what was decided about one output."""
     word = "not compared" if not check.comparable else "equal" if check.passed else "DIFFERS"
     return f"{word}: {clean(check.note)}" if check.note else word
+
+
+FOUND_AFTER = "the ONNX checker finds errors that the original does not have"
+"""What stands over `Verdict.checker_after`."""
 
 
 def how_verified(verdict: Verdict) -> list[str]:

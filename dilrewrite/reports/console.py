@@ -61,6 +61,7 @@ COLOURS = {
     "built": "bold green",
     "dilation left": "bold yellow",
     "differs": "bold red",
+    "not valid": "bold red",
 }
 
 
@@ -152,6 +153,8 @@ def _colour(report: Report) -> str:
 def _parts(report: Report, width: int) -> Iterator[RenderableType]:
     if report.verdict is not None and report.verdict.failures:
         yield from _list("failures", report.verdict.failures, "red")
+    if report.verdict is not None and report.verdict.checker_after:
+        yield from _list(words.FOUND_AFTER, report.verdict.checker_after, "red")
     if report.remaining:
         yield from _list("dilation that could not go", report.remaining, "yellow")
     yield from _list("what makes the timings doubtful", words.doubts(report), "yellow")

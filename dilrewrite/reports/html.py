@@ -75,6 +75,7 @@ STATUS = {
     "dilation left": ("warn", "!"),
     "not compared": ("warn", "!"),
     "differs": ("bad", "✗"),
+    "not valid": ("bad", "✗"),
 }
 """The tone and the sign of a status; the others are neutral."""
 
@@ -358,6 +359,8 @@ def _tone(report: Report) -> tuple[str, str]:
 def _sections(report: Report) -> Iterator[Section]:
     verdict, found = report.verdict, report.measurement
     yield "Failures", [_list(verdict.failures)] if verdict is not None and verdict.failures else []
+    alone = verdict.checker_after if verdict is not None else ()
+    yield words.FOUND_AFTER[0].upper() + words.FOUND_AFTER[1:], [_list(alone)] if alone else []
     yield "Dilation that could not go", [_list(report.remaining)] if report.remaining else []
     for title, lines in (
         ("What makes the timings doubtful", words.doubts(report)),

@@ -78,6 +78,10 @@ def _page(report: Report) -> Iterator[str]:
     yield from (f"**{cell(words.outcome(report)).strip()}**", "")
     if report.verdict is not None:
         yield from _bullets("Failures", [prose(failure) for failure in report.verdict.failures])
+        yield from _bullets(
+            words.FOUND_AFTER[0].upper() + words.FOUND_AFTER[1:],
+            [prose(finding) for finding in report.verdict.checker_after],
+        )
     yield from _bullets("Dilation that could not go", [prose(node) for node in report.remaining])
     yield from _bullets("What makes the timings doubtful", [prose(doubt) for doubt in words.doubts(report)])
     yield from _bullets("What next", [prose(step) for step in words.next_steps(report)])

@@ -359,6 +359,22 @@ def test_quantised(opset, axis):
     np.testing.assert_array_equal(run(*back)["o0"], run(*back, ort.BACKEND)["o0"])
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, BF16])
+@pytest.mark.parametrize("attributes", [{}, {"pads": [1, 2]}, {"strides": [2]}, {"auto_pad": "VALID"}])
+def test_an_extent_that_does_not_hold_the_kernel_is_refused(kind, attributes):
+    """As ONNX Runtime does in the types that it runs."""
+    w = np.ones((1, 1, 3), kind)
+    least = 7 - sum(attributes.get("pads", []))
+    for length in range(least + 2):
+        proto, feeds = single("Conv", [np.ones((1, 1, length), kind), w], 17, dilations=[3], **attributes)
+        for backend in [BACKEND, ort.BACKEND] if kind == np.float32 else [BACKEND]:
+            if length < least:
+                with pytest.raises(CannotRun):
+                    run(proto, feeds, backend)
+            else:
+                assert run(proto, feeds, backend)["o0"].size
+
+
 def test_interface():
     proto = parser.parse_model(
         '<ir_version: 8, opset_import: ["":17]> g (float[N,2,?] x, double[] s, bfloat16 u) => (float[N,2,?] y) '
@@ -378,6 +394,8 @@ def test_interface():
             (rest, "input x is missing"),
             ({"x": x, "q": x, **rest}, "no input q"),
             ({"x": x.astype(np.float64), **rest}, "x is float64 instead of float32"),
+            ({"x": np.ones((1, 3, 3), np.float32), **rest}, r"x is \[1, 3, 3\] instead of \['N', 2, '\?'\]"),
+            ({"x": x[0], **rest}, r"x is \[2, 3\] instead of"),
         ]:
             with pytest.raises(CannotRun, match=words):
                 session.run(feeds)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
@@ -60,6 +61,111 @@ def test_tolerance_can_be_given(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert cli(capsys, "verify", a, b, "--rtol", "0.1", "--json").code == 0
     assert cli(capsys, "verify", a, b, "--rtol", "0.001", "--json").code == 3
     assert cli(capsys, "verify", a, b, "--atol", "100", "--json").code == 0
+
+
+def waveform(dilation: int) -> ModelProto:
+    """A dilated Conv on a bare waveform: time is the first axis."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axes"], ["a"]),
+        tiny.conv_node("a", "y", dilations=[dilation], pads=[dilation] * 2),
+    ]
+    return tiny.build(nodes, {"x": ["t"]}, {"y": None}, {"axes": np.array([0, 1]), "w": values(1, 1, 3)})
+
+
+def in_function(model: ModelProto) -> ModelProto:
+    """The same, in a function."""
+    opsets = [helper.make_opsetid("", 17)]
+    function = helper.make_function("local", "Net", ["x", "axes", "w"], ["y"], model.graph.node, opsets)
+    call = helper.make_node("Net", ["x", "axes", "w"], ["y"], domain="local")
+    made = tiny.build([call], {"x": ["t"]}, {"y": None}, domains=["local"], functions=[function])
+    made.graph.initializer.extend(model.graph.initializer)
+    return made
+
+
+def first_sample(*, alone: bool) -> ModelProto:
+    """A dilated Conv; with `alone`, all samples get the first one's result."""
+    first = [helper.make_node("Gather", ["c", "zero"], ["g"], axis=0), helper.make_node("Sub", ["c", "c"], ["d"])]
+    nodes = [tiny.conv_node("x", "c"), *first, helper.make_node("Add", ["d", "g" if alone else "c"], ["y"])]
+    return tiny.build(nodes, {"x": ["n", 2, 16]}, {"y": None}, {"w": values(2, 2, 3), "zero": np.array([0])})
+
+
+def of_one_sample(*, fixed: bool) -> ModelProto:
+    """A dilated Conv behind a Reshape, which is of one sample or of all."""
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["a"]), tiny.conv_node("a", "y")]
+    shape = np.array([1 if fixed else -1, 2, 16])
+    return tiny.build(nodes, {"x": ["n", 2, 16]}, {"y": None}, {"w": values(2, 2, 3), "shape": shape})
+
+
+def of_size(*, transposed: bool) -> ModelProto:
+    """A dilated Conv, of height and width or of width and height."""
+    nodes = [helper.make_node("Transpose", ["x"], ["a"], perm=[0, 1, 3, 2] if transposed else [0, 1, 2, 3])]
+    nodes += [tiny.conv_node("a", "c", dilations=[2] * 2, pads=[2] * 4), helper.make_node("Shape", ["c"], ["y"])]
+    model = tiny.build(nodes, {"x": [1, 1, "h", "w"]}, {"y": None}, {"w": values(1, 1, 3, 3)})
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    return model
+
+
+def far_apart(dilation: int) -> ModelProto:
+    """A Conv whose dilation is larger than what comes of a small image."""
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["a"], kernel_shape=[8, 8], strides=[8, 8]),
+        tiny.conv_node("a", "y", dilations=[dilation] * 2, pads=[dilation] * 4),
+    ]
+    return tiny.build(nodes, {"x": [1, 1, "h", "w"]}, {"y": None}, {"w": values(1, 1, 3, 3)})
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (waveform(16), waveform(64)),
+        (waveform(16), waveform(300)),
+        (waveform(300), waveform(500)),
+        (in_function(waveform(16)), in_function(waveform(64))),
+        (in_function(waveform(300)), waveform(500)),
+        (first_sample(alone=False), first_sample(alone=True)),
+        (of_one_sample(fixed=True), of_one_sample(fixed=False)),
+        (of_size(transposed=False), of_size(transposed=True)),
+        (far_apart(12), far_apart(18)),
+    ],
+    ids=["waveform", "far", "both far", "function", "of both kinds", "samples", "one sample", "height", "wide"],
+)
+def test_what_differs_at_some_sizes_differs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, a: ModelProto, b: ModelProto
+) -> None:
+    first, second = save(a, tmp_path / "a.onnx"), save(b, tmp_path / "b.onnx")
+    for pair, code in (((first, second), 3), ((second, first), 3), ((first, first), 0), ((second, second), 0)):
+        outcome = cli(capsys, "verify", *pair, "--json")
+        assert outcome.code == code, outcome.report["verdict"]
+
+
+def test_time_may_be_the_first_axis(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = save(waveform(2), tmp_path / "m.onnx")
+    cases = cli(capsys, "verify", path, path, "--json").report["verdict"]["cases"]
+    assert [case["name"] for case in cases] == ["first", "not divisible", "smallest"]
+    assert [case["shapes"]["x"] for case in cases] == [[64], [65], [1]]
+
+
+def test_a_batch_that_does_not_run_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = save(of_one_sample(fixed=True), tmp_path / "m.onnx")
+    outcome = cli(capsys, "verify", path, path, "--json")
+    assert (outcome.code, outcome.report["status"]) == (0, "equal")
+    assert outcome.report["verdict"]["notes"] == ["the original does not run on batch: x [2, 2, 16]"]
+
+
+def test_a_finding_is_no_difference(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One of two equal models says something wrong of a tensor: that is told, in its own words."""
+    model = conv2d()
+    model.graph.value_info.append(helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [1, 2, 99, 99]))
+    a, b = save(conv2d(), tmp_path / "a.onnx"), save(model, tmp_path / "b.onnx")
+    outcome = cli(capsys, "verify", a, b)
+    assert outcome.code == 0
+    assert "equal on 1 input set" in outcome.out
+    assert "the ONNX checker finds errors that the original does not have" in outcome.out
+    assert "99" in outcome.out
+    assert "DIFFER" not in outcome.out
+    outcome = cli(capsys, "verify", b, a)
+    assert outcome.code == 0
+    assert "as delivered, the original has this finding" in outcome.out
 
 
 def rename_output(model: ModelProto) -> None:

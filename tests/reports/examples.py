@@ -726,6 +726,17 @@ REPORTS: dict[str, Report] = {
             checker_before=("Nodes in a graph must be topologically sorted, however input 'x' of node: |y| is not",),
         ),
     ),
+    "not-valid": report(
+        "not valid",
+        sites=(site("a"), kept("b")),
+        verdict=replace(EQUAL, checker_after=("Node(a) with schema(::Relu:14) has input size 2",)),
+    ),
+    "verify-not-valid": report(
+        "equal",
+        command="verify",
+        after=AFTER,
+        verdict=replace(EQUAL, checker_after=("'a' is declared float [1, 2], and inference says float [1, 3]",)),
+    ),
     "verify-differs": report(
         "differs",
         command="verify",
