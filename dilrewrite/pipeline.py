@@ -265,7 +265,10 @@ def optimize(
             engines.stage(engine, engine_place, staging)
         if result.output is not None:
             spill = _spill(model, rewritten)
-            stage_model(model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill)
+            left = stage_model(
+                model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill
+            )
+            result = replace(result, notes=(*result.notes, *left))
             if options.save_decisions is not None:
                 staging.add_text(options.save_decisions, _decisions(result, settled))
         if report_folder is not None and (asked or result.status != "dilation left"):
@@ -878,7 +881,8 @@ def build_file(
     with Staging(force=options.force) as staging:
         engines.stage(engine, target, staging)
         if save_onnx is not None:
-            stage_model(model, engine.prepared.proto, save_onnx, staging, external_data="auto", spill=[])
+            left = stage_model(model, engine.prepared.proto, save_onnx, staging, external_data="auto", spill=[])
+            result = replace(result, notes=(*result.notes, *left))
         if export_layers is not None:
             staging.add_text(export_layers, sidecar.layer_information(engine.report))
         if report_folder is not None:
