@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from dilrewrite.cli import main
+
 if __name__ == "__main__":
-    try:
-        from dilrewrite.cli import main
-    except KeyboardInterrupt:  # from the first import on, Ctrl-C is an exit code
-        sys.exit(130)
     sys.exit(main())

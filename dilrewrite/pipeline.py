@@ -156,7 +156,7 @@ def inspect(
 
 def _write(result: Report, folder: Path | None) -> None:
     if folder is not None:
-        with Staging(force=True) as staging:
+        with Staging() as staging:
             write_reports(result, folder, staging)
             staging.commit()
 
@@ -203,7 +203,7 @@ def optimize(
             cache = options.order.build.timing_cache
             engines.check_places(engine_place, force=options.force, others=others, timing_cache=cache)
             if report_folder is not None:
-                check_report_folder(report_folder, others=_engine_places(engine_place, cache))
+                check_report_folder(report_folder, others=_engine_places(engine_place, cache), force=options.force)
     settings = _settings(model, options)
     sizes = engines.measured_sizes(started, model, settings) if started is not None else settings.shapes
     with clock("find"):
@@ -323,7 +323,7 @@ def _check_places(model: Model, path: Path, target: Path, report_folder: Path | 
         if any(engines.same_place(place, other) for other in others):
             raise UsageError(f"--cache {shown(place)}: is a place for something else", hint="name another file")
     if report_folder is not None:
-        check_report_folder(report_folder, others=others)
+        check_report_folder(report_folder, others=others, force=options.force)
 
 
 def _data_files(model: Model) -> list[Path]:
@@ -851,7 +851,7 @@ def build_file(
         check_destination(place, force=options.force, source=None)
         places.append(place)
     if report_folder is not None:
-        check_report_folder(report_folder, others=[*others, *places])
+        check_report_folder(report_folder, others=[*others, *places], force=options.force)
     settings = _settings(model, options)
     with clock("find"):
         found = find(model.proto)

@@ -13,38 +13,63 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
+from dilrewrite._start import leave
 from dilrewrite.errors import FailedError
 
 _AGAIN_S = 0.02
+_PATIENCE_S = 5.0  # then it interrupts whatever is loaded
+_TEXT = ("<string>", "<module>")
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM interrupt as Ctrl-C does. Neither interrupts an import: half a module is worse than a late answer.
+    """Let SIGTERM interrupt as Ctrl-C does, and neither an import: half a module is worse than a late answer.
 
-    Handlers that are not Python's own stay: a program started with `nohup` or `&` ignores what it was told to ignore.
+    Other handlers than Python's stay: a program started with `nohup` or `&` ignores what it was told to ignore.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
-    try:
-        for number in before:
-            signal.signal(number, _interrupt)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    usual = (signal.default_int_handler, signal.SIG_DFL, leave)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    since: list[float] = []
+    hook = sys.unraisablehook
 
+    def again_if_lost(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):  # in a destructor, say, where nothing can be raised
+            _thread.start_new_thread(_again, (signal.SIGINT,))
+        else:
+            hook(lost)
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        since.append(time.monotonic())
+        if since[-1] - since[0] < _PATIENCE_S and _loading(frame):
             _thread.start_new_thread(_again, (number,))
             return
+        since.clear()
+        raise KeyboardInterrupt
+
+    try:
+        sys.unraisablehook = again_if_lost
+        for number, handler in before.items():
+            if handler in usual:
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            if handler in usual:
+                signal.signal(number, handler)
+
+
+def _loading(frame: FrameType | None) -> bool:
+    """Say whether a module is being imported or a text evaluated: Python dies of an interrupt there, caught or not."""
+    while frame is not None and frame.f_back is not None:
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") or (code.co_filename, code.co_name) == _TEXT:
+            return True
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return False
 
 
 def _again(number: int) -> None:
