@@ -10,6 +10,8 @@ Importing this package loads no runtime, and neither onnx nor NumPy; the functio
 
 from __future__ import annotations
 
+import dilrewrite._start  # noqa: F401 isort: skip
+
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -6,6 +6,7 @@ Every other exception is a bug and shows its traceback.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,9 +16,10 @@ def shown(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _printable(text: str) -> str:
-    """Return the text in one line, without the surrogates that stand for bytes of a file name."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+def printable(text: str) -> str:
+    """Return the text in one line, with what does not print as escapes: a name in a file must not steer a terminal."""
+    line = re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 class DilrewriteError(Exception):
@@ -31,8 +33,8 @@ class DilrewriteError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = _printable(message)
-        self.hint = _printable(hint)
+        self.message = printable(message)
+        self.hint = printable(hint)
 
     def __str__(self) -> str:
         """Return message and hint in one line."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import errno
+import filecmp
 import hashlib
 import math
+import mmap
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -26,7 +28,7 @@ from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-un
 from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped, unused-ignore]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-from dilrewrite.errors import FailedError, UsageError
+from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.staging import ELSEWHERE, Staging, may, reason, same_file
 
 MIN_OPSET = 7
@@ -38,6 +40,8 @@ _LARGE_BYTES = 2**24  # larger files are read in parts
 _PART_BYTES = 2**20  # larger fields are parsed by themselves then
 _SPILL_BYTES = 1024  # smaller initializers stay inline when a model grows beyond the limit
 _ALIGNMENT_BYTES = 4096  # one page: runtimes map the spilled tensors
+_STEM_BYTES = 200  # of 255 that a file name can have
+_OLD_BYTES = 2**28  # a larger model file holds its weights itself
 
 # Element type -> NumPy type, and the field that holds the values when raw_data does not. Written out because
 # onnx.numpy_helper gives other types for the small floats from version to version.
@@ -621,13 +625,16 @@ def stage_model(
     *,
     external_data: str = "auto",
     spill: Collection[str] = (),
-) -> None:
+) -> tuple[str, ...]:
     """Stage `proto`, an edited version of `model.proto`, as `path`, so that it opens from its own folder.
 
     `external_data`: "reference" leaves data files where they are and refuses where the result could not reach them;
     "copy" gives the result its own copies; "auto" refers in the model's own folder and copies elsewhere. The inline
-    initializers named by `spill` go to `<path>.data`, and so do large ones when the model would exceed 2 GB; beyond
+    initializers named by `spill` go to a data file, and so do large ones when the model would exceed 2 GB; beyond
     that it is a FailedError. `proto` is not changed; what equals the loaded model is written as the original's bytes.
+
+    A data file replaces none: its name is free, or says what it holds. The model comes last, then the data files go
+    that only the replaced `path` referred to. Returns a line for each that is left.
     """
     if external_data not in EXTERNAL_DATA_MODES:
         raise UsageError(
@@ -642,11 +649,12 @@ def stage_model(
     if same_file(here, model.folder):
         taken |= {os.path.normpath(location) for location in (*model.external_files, *files)}
         taken |= {model.path.name} if model.path is not None else set()
-    places = _places(model, files, path, external_data, taken)
+    old = _old_data(model, path)
+    places = _places(model, files, path, external_data, taken, old.own)
     new_locations = {old: new for old, (new, _) in places.items() if old != new}
     copies = {new: source for new, source in places.values() if source is not None}
 
-    work = proto
+    work, spilled = proto, ""
     data = _serialized(proto) if not spill and not new_locations else None
     if data is None:
         work = copy.deepcopy(proto)
@@ -658,8 +666,8 @@ def stage_model(
     if data is None:
         chosen = _to_spill(work, spill)
         if chosen:
-            name = _free_name(f"{path.name}.data", taken | set(copies))
-            staging.add_chunks(here / name, _spilled(chosen, name))
+            spilled = _data_name(path, _data_parts(chosen))
+            staging.add_chunks(here / spilled, _spilled(chosen, spilled), data=True)
         data = _serialized(work)
     if data is None:
         raise FailedError(
@@ -667,10 +675,18 @@ def stage_model(
             "and more in a data file",
             hint="store the large constants of the model as initializers",
         )
+    copies.pop(spilled, None)  # of the same content
     for new, source in copies.items():
         _make_parents(here, new, staging)
         staging.add_copy(here / new, source)
-    staging.add_bytes(path, _original_bytes(model, work) or data)
+    staging.add_bytes(path, _original_bytes(model, work) or data, last=True)
+    staging.remove_afterwards(lambda: [file for file in old.own if not _mentioned(file, here)])
+    kept = {here / os.path.normpath(new) for new, _ in places.values()}
+    return tuple(
+        f"{shown(file)} is left: the replaced model referred to it, and something else may too"
+        for file in old.left
+        if file not in kept
+    )
 
 
 def _referenced_files(model: Model, proto: ModelProto) -> dict[str, Path]:
@@ -685,7 +701,7 @@ def _referenced_files(model: Model, proto: ModelProto) -> dict[str, Path]:
 
 
 def _places(
-    model: Model, files: dict[str, Path], path: Path, mode: str, taken: set[str]
+    model: Model, files: dict[str, Path], path: Path, mode: str, taken: set[str], own: tuple[Path, ...]
 ) -> dict[str, tuple[str, Path | None]]:
     """Return for every location the one that the output shall use, and the file to copy there (None: none)."""
     here = path.absolute().parent
@@ -699,7 +715,7 @@ def _places(
                 hint="give --external-data copy",
             )
         return {
-            location: (location if same else file.resolve().relative_to(root).as_posix(), None)
+            location: (location if same else _as_location(file.resolve().relative_to(root), path), None)
             for location, file in files.items()
         }
     used = set(taken)
@@ -708,8 +724,8 @@ def _places(
     for location, file in files.items():
         real = file.resolve()
         if real not in names:
-            wanted = f"{path.stem}.{Path(location).name}" if same else os.path.normpath(location)
-            names[real] = _free_name(wanted, used)
+            wanted = f"{_stem(path)}.{Path(location).name}" if same else os.path.normpath(location)
+            names[real] = _copy_name(path, _free_name(wanted, used), real, own)
             used.add(names[real])
         keeps_spelling = ".." not in Path(location).parts and os.path.normpath(location) == names[real]
         places[location] = (location if keeps_spelling else names[real], file)
@@ -728,6 +744,126 @@ def _free_name(wanted: str, taken: Collection[str]) -> str:
         candidate = f"{stem}.{number}.{suffix}" if dot else f"{wanted}.{number}"
         number += 1
     return candidate
+
+
+def _copy_name(path: Path, wanted: str, source: Path, own: Collection[Path]) -> str:
+    """Return the name of a copy: what a replaced output called it (`own`), the wanted one if free, or a new one."""
+    place = path.absolute().parent / wanted
+    if place in own and _equal(place, source):
+        return wanted
+    if own or os.path.lexists(place):
+        by_content = _data_name(path, _chunks(source))
+        if os.path.lexists(place) or path.absolute().with_name(by_content) in own:
+            return by_content
+    return wanted
+
+
+def _as_location(relative: Path, path: Path) -> str:
+    try:
+        relative.as_posix().encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path} cannot refer to {relative}: the name is not UTF-8", hint=ELSEWHERE) from error
+    return relative.as_posix()
+
+
+def _stem(path: Path) -> str:
+    """Return the stem of an output as its data files begin with it: UTF-8, and short enough for a digest behind it."""
+    return os.fsencode(path.stem)[:_STEM_BYTES].decode("utf-8", "ignore")
+
+
+def _data_name(path: Path, parts: Iterable[bytes]) -> str:
+    """Return the name of a data file of the output `path`, from what it holds: no other content ever gets it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return f"{_stem(path)}-{digest.hexdigest()[:16]}.data"
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while chunk := source.read(2**20):
+            yield chunk
+
+
+def _equal(a: Path, b: Path) -> bool:
+    return not a.is_symlink() and filecmp.cmp(a, b, shallow=False)
+
+
+# ---- data of a replaced output ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _OldData:
+    """The data files of a model that an output replaces, but for those of the input: `own` can go, `left` cannot."""
+
+    own: tuple[Path, ...]
+    left: tuple[Path, ...]
+
+
+def _old_data(model: Model, path: Path) -> _OldData:
+    """Return the data files of what is at `path`. Its own have a name as this tool gives, and no other model's."""
+    here = path.absolute().parent
+    copied = {os.path.normpath(location) for location in model.external_files}
+    own: list[Path] = []
+    left: list[Path] = []
+    for location in _old_locations(path):
+        file = here / location
+        if any(same_file(file, model.folder / data) for data in model.external_files):
+            continue
+        ours = location in copied or file.name.startswith((f"{_stem(path)}-", f"{_stem(path)}."))
+        (own if ours and not _mentioned(file, here, path.absolute()) else left).append(file)
+    return _OldData(tuple(own), tuple(left))
+
+
+def _old_locations(path: Path) -> list[str]:
+    """Return where the model at `path` has data files: none of a link, of what is no model, and of links."""
+    try:
+        if path.is_symlink() or path.stat().st_size > _OLD_BYTES:
+            return []
+        proto = ModelProto.FromString(path.read_bytes())
+    except (OSError, DecodeError):
+        return []
+    values = {
+        entry.value
+        for tensor in filter(_is_external, tensors(proto))
+        for entry in tensor.external_data
+        if entry.key == "location" and isinstance(entry.value, str) and "\0" not in entry.value
+    }
+    root = path.absolute().parent.resolve()
+    found = sorted({os.path.normpath(value) for value in values if not value.startswith("/")})
+    # A link is another's file, and so is what lies behind one or outside of the folder.
+    return [name for name in found if (root / name).is_file() and (root / name).resolve() == root / name]
+
+
+def _mentioned(file: Path, here: Path, replaced: Path | None = None) -> bool:
+    """Say whether a model other than `replaced` that could refer to a data file holds its name, or cannot be read.
+
+    Models beside the file count and those in the folders above, whatever they are called in the output's (`here`).
+    """
+    name = os.fsencode(file.name)
+    for folder in file.parents:
+        near = folder.is_relative_to(here)
+        with suppress(PermissionError, FileNotFoundError):
+            for other in folder.iterdir():
+                if other not in (file, replaced) and other.is_file() and _holds(other, name, near=near):
+                    return True
+    return False
+
+
+def _holds(other: Path, name: bytes, *, near: bool) -> bool:
+    named = other.suffix.lower() == ".onnx"
+    if not named and not near:
+        return False
+    try:
+        with other.open("rb") as source:
+            if not named and source.read(1) != b"\x08":  # as every writer of models begins
+                return False
+            if not os.fstat(source.fileno()).st_size:
+                return False
+            with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(name) >= 0
+    except OSError:
+        return True
 
 
 def _make_parents(here: Path, location: str, staging: Staging) -> None:
@@ -763,18 +899,29 @@ def _to_spill(work: ModelProto, spill: Collection[str]) -> list[TensorProto]:
     return chosen
 
 
-def _spilled(chosen: Iterable[TensorProto], location: str) -> Iterator[bytes]:
-    """Yield the content of a data file, turning each tensor into a reference to its part."""
+def _data_parts(chosen: Iterable[TensorProto]) -> Iterator[bytes]:
+    """Yield the content of a data file: for each tensor the padding before it, and its bytes."""
     offset = 0
     for tensor in chosen:
         data = _inline_bytes(tensor)
-        padding = -offset % _ALIGNMENT_BYTES
-        yield bytes(padding)
+        padding = bytes(-offset % _ALIGNMENT_BYTES)
+        yield padding
+        yield data
+        offset += len(padding) + len(data)
+
+
+def _spilled(chosen: Sequence[TensorProto], location: str) -> Iterator[bytes]:
+    """Yield the content of a data file, turning each tensor into a reference to its part."""
+    parts, offset = _data_parts(chosen), 0
+    for tensor in chosen:
+        padding, data = next(parts), next(parts)
+        offset += len(padding)
+        yield padding
         yield data
         for field_name in _DATA_FIELDS:
             tensor.ClearField(field_name)  # type: ignore[arg-type, unused-ignore]
-        _refer(tensor, location, offset + padding, len(data))
-        offset += padding + len(data)
+        _refer(tensor, location, offset, len(data))
+        offset += len(data)
 
 
 def _original_bytes(model: Model, proto: ModelProto) -> bytes | None:

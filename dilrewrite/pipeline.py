@@ -158,7 +158,7 @@ def inspect(
 
 def _write(result: Report, folder: Path | None) -> None:
     if folder is not None:
-        with Staging(force=True) as staging:
+        with Staging() as staging:
             write_reports(result, folder, staging)
             staging.commit()
 
@@ -205,7 +205,7 @@ def optimize(
             cache = options.order.build.timing_cache
             engines.check_places(engine_place, force=options.force, others=others, timing_cache=cache)
             if report_folder is not None:
-                check_report_folder(report_folder, others=_engine_places(engine_place, cache))
+                check_report_folder(report_folder, others=_engine_places(engine_place, cache), force=options.force)
     settings = _settings(model, options)
     sizes = engines.measured_sizes(started, model, settings) if started is not None else settings.shapes
     with clock("find"):
@@ -267,7 +267,10 @@ def optimize(
             engines.stage(engine, engine_place, staging)
         if result.output is not None:
             spill = _spill(model, rewritten)
-            stage_model(model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill)
+            left = stage_model(
+                model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill
+            )
+            result = replace(result, notes=(*result.notes, *left))
             if options.save_decisions is not None:
                 staging.add_text(options.save_decisions, _decisions(result, settled))
         if report_folder is not None and (asked or result.status != "dilation left"):
@@ -322,7 +325,7 @@ def _check_places(model: Model, path: Path, target: Path, report_folder: Path | 
         if any(engines.same_place(place, other) for other in others):
             raise UsageError(f"--cache {shown(place)}: is a place for something else", hint="name another file")
     if report_folder is not None:
-        check_report_folder(report_folder, others=others)
+        check_report_folder(report_folder, others=others, force=options.force)
 
 
 def _data_files(model: Model) -> list[Path]:
@@ -856,7 +859,7 @@ def build_file(
         check_destination(place, force=options.force, source=None)
         places.append(place)
     if report_folder is not None:
-        check_report_folder(report_folder, others=[*others, *places])
+        check_report_folder(report_folder, others=[*others, *places], force=options.force)
     settings = _settings(model, options)
     with clock("find"):
         found = find(model.proto)
@@ -886,7 +889,8 @@ def build_file(
     with Staging(force=options.force) as staging:
         engines.stage(engine, target, staging)
         if save_onnx is not None:
-            stage_model(model, engine.prepared.proto, save_onnx, staging, external_data="auto", spill=[])
+            left = stage_model(model, engine.prepared.proto, save_onnx, staging, external_data="auto", spill=[])
+            result = replace(result, notes=(*result.notes, *left))
         if export_layers is not None:
             staging.add_text(export_layers, sidecar.layer_information(engine.report))
         if report_folder is not None:

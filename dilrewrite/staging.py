@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
+import re
 import secrets
 import shutil
 import signal
 import stat
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,9 +22,14 @@ from typing import BinaryIO, Self, final
 
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 
+if sys.platform != "win32":
+    import fcntl
+
 ELSEWHERE = "give another place with -o"
 CHUNK_BYTES = 2**26
 
+_TEMPORARY = re.compile(r"\.dilrewrite-[0-9a-f]{16}\.tmp")
+_PATIENCE_S = 1.0  # another run sweeps a folder in much less; a program of another kind may hold it for long
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _BAD_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -59,6 +68,10 @@ class _Staged:
     temporary: Path
     destination: Path
     force: bool
+    data: bool = False
+    """Never replaces a file: one of equal content is as good, another one is a refusal, whatever is forced."""
+    last: bool = False
+    """Gets its place after all others: what it refers to is then there."""
 
 
 @final
@@ -68,12 +81,17 @@ class Staging:
     Use it as a context manager: add files, then `commit`. Until then they lie under hidden temporary names in their
     destination folders; leaving the context without a commit, for whatever reason, removes them and every folder
     that was made. A full disk is a FailedError, an unusable place a UsageError. Not for several threads.
+
+    A process that is killed leaves temporary files: the next one that writes into the folder removes them. While a
+    staging has files in a folder it holds a shared lock on it (`flock`); who gets it alone knows that all are dead.
     """
 
     def __init__(self, *, force: bool = False) -> None:
         self._force = force
         self._files: list[_Staged] = []
         self._folders: list[Path] = []
+        self._locks: dict[Path, int] = {}
+        self._obsolete: list[Callable[[], Iterable[Path]]] = []
 
     def __enter__(self) -> Self:
         """Return itself: nothing is written yet."""
@@ -92,26 +110,35 @@ class Staging:
                     folder.rmdir()
             self._files.clear()
             self._folders.clear()
+            for handle in self._locks.values():
+                os.close(handle)
+            self._locks.clear()
 
-    def add_bytes(self, path: Path, data: bytes) -> None:
-        """Stage `data` as the file `path`."""
-        self.add_chunks(path, [data])
+    def add_bytes(self, path: Path, data: bytes, *, last: bool = False) -> None:
+        """Stage `data` as the file `path`; `last`: it refers to the other files, so they are in their places before."""
+        self.add_chunks(path, [data], last=last)
 
     def add_text(self, path: Path, text: str, *, force: bool = False) -> None:
         """Stage `text` as the file `path`, in UTF-8; `force` replaces this file whatever the staging allows."""
         self.add_chunks(path, [text.encode()], force=force)
 
-    def add_chunks(self, path: Path, chunks: Iterable[bytes], *, force: bool = False) -> None:
-        """Stage the chunks, one after the other, as the file `path`; only one need be in memory."""
+    def add_chunks(
+        self, path: Path, chunks: Iterable[bytes], *, force: bool = False, data: bool = False, last: bool = False
+    ) -> None:
+        """Stage the chunks, one after the other, as the file `path`; only one need be in memory.
+
+        `data`: the file replaces none, even by force; when one of equal content is there, that one stays.
+        """
 
         def fill(target: BinaryIO) -> None:
             for chunk in chunks:
                 target.write(chunk)
 
-        self._write(path, fill, force=force)
+        force = force or self._force
+        self._write(_Staged(_hidden(path.absolute().parent), path.absolute(), force, data, last), path, fill)
 
     def add_copy(self, path: Path, source: Path) -> None:
-        """Stage a copy of the content of `source` as the file `path`, as a stream."""
+        """Stage a copy of the content of `source` as the data file `path`, as a stream; it replaces none."""
         try:
             origin = source.open("rb")
         except OSError as error:
@@ -126,7 +153,11 @@ class Staging:
             shutil.copyfileobj(origin, target, 2**20)  # the rest, or nothing
 
         with origin:
-            self._write(path, fill)
+            self._write(_Staged(_hidden(path.absolute().parent), path.absolute(), force=False, data=True), path, fill)
+
+    def remove_afterwards(self, obsolete: Callable[[], Iterable[Path]]) -> None:
+        """Remove what `obsolete` names when all is in its place, unless another run is at work in these folders."""
+        self._obsolete.append(obsolete)
 
     def make_folder(self, path: Path) -> None:
         """Make one folder unless it exists; its parent must exist."""
@@ -142,28 +173,22 @@ class Staging:
                 self._folders.append(path.absolute())
 
     def commit(self) -> None:
-        """Rename everything to its place in the order added, replacing what `force` allows, or change nothing.
+        """Rename everything to its place, replacing what `force` allows, or change nothing.
 
-        SIGINT and SIGTERM that arrive meanwhile take effect when it is done (in the main thread).
+        In the order added, but for the files that come last. A process killed at any moment leaves each file as it
+        was or as it shall be. SIGINT and SIGTERM that arrive meanwhile take effect when it is done (main thread).
         """
         current = None
         replaced: list[Path] = []
+        files = sorted(self._files, key=lambda file: file.last)
         with _signals_deferred():
             try:
                 with ExitStack() as undo:
-                    for file in self._files:
+                    for number, file in enumerate(files):
                         current = file.destination
-                        old = None
-                        if os.path.lexists(current):
-                            if not file.force:
-                                raise _exists(current)
-                            old = _hidden(current.parent)
-                            undo.callback(_restore, old, current)
-                            _keep(current, old)
-                            replaced.append(old)
-                        file.temporary.replace(current)
-                        if old is None:
-                            undo.callback(current.unlink, missing_ok=True)
+                        if file.last and number and not files[number - 1].last:
+                            _sync_folders(files[:number])
+                        _place(file, undo, replaced)
                     undo.pop_all()
             except OSError as error:
                 assert current is not None
@@ -171,19 +196,28 @@ class Staging:
             for old in replaced:
                 with suppress(OSError):
                     old.unlink()
-            for folder in dict.fromkeys(file.destination.parent for file in self._files):
-                _sync_folder(folder)
+            _sync_folders(files)
             self._files.clear()
             self._folders.clear()
+            self._remove_obsolete({file.destination.parent for file in files})
 
-    def _write(self, path: Path, fill: Callable[[BinaryIO], None], *, force: bool = False) -> None:
-        force = force or self._force
-        check_destination(path, force=force, source=None)
-        destination = path.absolute()
-        for file in self._files:
-            if file.destination.name == path.name and same_file(file.destination.parent, destination.parent):
+    def _remove_obsolete(self, folders: set[Path]) -> None:
+        """Remove old data files: alone in the folders, so that no other run counts on one of them."""
+        if self._obsolete and all(
+            folder in self._locks and _lock(self._locks[folder], alone=True) for folder in folders
+        ):
+            for path in (path for obsolete in self._obsolete for path in obsolete()):
+                with suppress(OSError):
+                    path.unlink()
+        self._obsolete.clear()
+
+    def _write(self, file: _Staged, path: Path, fill: Callable[[BinaryIO], None]) -> None:
+        check_destination(path, force=file.force or file.data, source=None)
+        destination = file.destination
+        for other in self._files:
+            if other.destination.name == path.name and same_file(other.destination.parent, destination.parent):
                 raise UsageError(f"{path} would be written twice", hint="give every output a place of its own")
-        file = _Staged(_hidden(destination.parent), destination, force)
+        self._share(destination.parent)
         self._files.append(file)  # before it exists: an interrupt cannot come between
         try:
             with file.temporary.open("xb") as target:
@@ -196,17 +230,67 @@ class Staging:
             self._files.remove(file)
             raise _write_error(path, error) from error
 
+    def _share(self, folder: Path) -> None:
+        """Lock a folder together with other runs; without any, remove first what dead ones left there."""
+        if folder in self._locks or sys.platform == "win32":
+            return
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError:  # a folder that may be written and not read: nothing is swept in it
+            return
+        self._locks[folder] = handle
+        if _lock(handle, alone=True):
+            for left in [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]:
+                with suppress(OSError):
+                    left.unlink()
+        end = time.monotonic() + _PATIENCE_S
+        while not _lock(handle, alone=False) and time.monotonic() < end:
+            time.sleep(0.01)
+
+
+def _lock(handle: int, *, alone: bool) -> bool:
+    """Say whether this process now holds the lock of an open folder, alone or with others."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:  # held by another, or this file system has no locks
+        return False
+    return True
+
+
+def _place(file: _Staged, undo: ExitStack, replaced: list[Path]) -> None:
+    """Rename one file to its place. `undo` takes that back; `replaced` gets the second name of an old file."""
+    path, old = file.destination, None
+    if os.path.lexists(path):
+        if file.data and not path.is_symlink() and path.is_file() and filecmp.cmp(file.temporary, path, shallow=False):
+            file.temporary.unlink()
+            return
+        if file.data or not file.force:
+            raise _exists(path)
+        old = _hidden(path.parent)
+        undo.callback(_restore, old, path)
+        _keep(path, old)
+        replaced.append(old)
+    file.temporary.replace(path)
+    if old is None:
+        undo.callback(path.unlink, missing_ok=True)
+
 
 def _hidden(folder: Path) -> Path:
     return folder / f".dilrewrite-{secrets.token_hex(8)}.tmp"
 
 
 def _keep(path: Path, old: Path) -> None:
-    """Give `path` the second name `old`, so that it is never missing; where links cannot be, rename it."""
+    """Give `path` the second name `old`, so that it is never missing; where links cannot be, copy it."""
     try:
         os.link(path, old, follow_symlinks=False)
     except (OSError, NotImplementedError):
-        path.rename(old)
+        try:
+            shutil.copy2(path, old, follow_symlinks=False)
+        except BaseException:
+            old.unlink(missing_ok=True)  # half a copy is nothing to go back to
+            raise
 
 
 def _restore(old: Path, path: Path) -> None:
@@ -215,14 +299,15 @@ def _restore(old: Path, path: Path) -> None:
         old.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sync_folders(files: Iterable[_Staged]) -> None:
+    """Make the renames of files last through a power cut, where the system can."""
+    for folder in dict.fromkeys(file.destination.parent for file in files):
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 @contextmanager

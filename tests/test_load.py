@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -740,14 +741,18 @@ def test_a_reference_to_elsewhere_is_refused(tmp_path: Path) -> None:
     assert listing(tmp_path / "out") == {}
 
 
-def test_existing_data_need_force_and_then_nothing_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_existing_data_are_never_replaced(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(two_files(tmp_path / "in"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/w.bin").write_bytes(b"theirs")
-    refused(lambda: save(model, tmp_path / "out/new.onnx"), "w.bin exists", "--force")
-    assert listing(tmp_path / "out") == {"w.bin": b"theirs"}
-    save(model, tmp_path / "out/new.onnx", force=True)
-    assert (tmp_path / "out/w.bin").stat().st_size == 32
+    out = save(model, tmp_path / "out/new.onnx", force=force)
+    name, other = locations(out)
+    assert re.fullmatch(r"new-[0-9a-f]{16}\.data", name)
+    assert other == "sub/v.bin"
+    assert (tmp_path / "out/w.bin").read_bytes() == b"theirs"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in/w.bin").read_bytes()
+    np.testing.assert_array_equal(run(out, monkeypatch, tmp_path), SUM)
 
 
 def test_odd_spellings_lead_to_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -846,6 +851,119 @@ def test_a_model_made_in_memory_is_written(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(run(save(model, tmp_path / "m.onnx", proto), monkeypatch, Path("/")), VALUES)
 
 
+# ---- data of a replaced output -------------------------------------------------------------------------------------
+
+
+def scaled(folder: Path, factor: int) -> Path:
+    """The model of `two_files` with all weights multiplied: other data under the same names."""
+    path = two_files(folder)
+    for name in ("w.bin", "sub/v.bin"):
+        (folder / name).write_bytes((factor * np.frombuffer((folder / name).read_bytes(), np.float32)).tobytes())
+    return path
+
+
+def replaced(folder: Path) -> tuple[Path, Callable[[], tuple[str, ...]]]:
+    """An output with copies of data and a spill, and how to replace it with one of other weights."""
+    (folder / "out").mkdir()
+    out = save(load(two_files(folder / "in")), folder / "out/o.onnx", spill=["u"])
+    model = load(scaled(folder / "other", 2))
+
+    def replace() -> tuple[str, ...]:
+        with Staging(force=True) as staging:
+            left = stage_model(model, model.proto, out, staging, spill=["u"])
+            staging.commit()
+        return left
+
+    return out, replace
+
+
+def test_old_data_go_with_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, replace = replaced(tmp_path)
+    old = set(locations(out))
+    assert replace() == ()
+    assert len(old & set(locations(out))) == 1, "the inline weight is the same"
+    assert sorted(listing(out.parent)) == sorted(["o.onnx", "sub", *locations(out)])
+    np.testing.assert_array_equal(run(out, monkeypatch, tmp_path), 122 * VALUES)
+    before = listing(out.parent)
+    replace()
+    assert listing(out.parent) == before
+
+
+@pytest.mark.parametrize("where", ["out/n.onnx", "n.onnx", "out/n", "out/N.ONNX", "out/link.onnx"])
+def test_data_that_another_model_names_are_left(where: str, tmp_path: Path) -> None:
+    out, replace = replaced(tmp_path)
+    [copied, below, spilled] = locations(out)
+    place = "n.onnx" if "link" in where else where
+    names = [f"out/{name}" for name in (copied, below)] if place == "n.onnx" else [copied, below]
+    neighbour = write(tmp_path / place, adds(external("w", names[0]), external("v", names[1])))
+    if place != where:
+        (tmp_path / where).symlink_to(neighbour)
+    left = replace()
+    assert [Path(line.split(" is left")[0]).name for line in left] == ["v.bin", "w.bin"]
+    assert len(load(neighbour).external_files) == 2
+    assert (tmp_path / "out" / copied).read_bytes() == (tmp_path / "in/w.bin").read_bytes()
+    assert spilled in listing(out.parent), "the new output has it too"
+
+
+def test_data_under_foreign_names_and_links_are_left(tmp_path: Path) -> None:
+    (tmp_path / "far.bin").write_bytes(VALUES.tobytes())
+    for name in ("weights.bin", "o.onnx.data"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(VALUES.tobytes())
+    (tmp_path / "out/o.link").symlink_to("../far.bin")
+    names = ["weights.bin", "o.onnx.data", "o.link", "../far.bin", "/etc/passwd", "gone", "a\0b"]
+    out = write(tmp_path / "out/o.onnx", adds(*(external(f"w{i}", name) for i, name in enumerate(names))))
+    model = load(write(tmp_path / "m.onnx", adds(inline("w"))))
+    with Staging(force=True) as staging:
+        [left] = stage_model(model, model.proto, out, staging)
+        staging.commit()
+    assert "weights.bin is left" in left
+    assert sorted(listing(tmp_path)) == ["far.bin", "m.onnx", "out", "out/o.link", "out/o.onnx", "out/weights.bin"]
+
+
+def test_a_replaced_file_that_is_no_model_or_a_link_owns_nothing(tmp_path: Path) -> None:
+    model = load(write(tmp_path / "m.onnx", adds(inline("w"))))
+    (tmp_path / "o.bin").write_bytes(VALUES.tobytes())
+    write(tmp_path / "real.onnx", adds(external("w", "o.bin")))
+    (tmp_path / "o.onnx").symlink_to("real.onnx")
+    (tmp_path / "p.onnx").write_bytes(b"no model")
+    for name in ("o", "p"):
+        save(model, tmp_path / f"{name}.onnx", force=True)
+    assert (tmp_path / "o.bin").exists()
+
+
+def test_an_input_that_is_replaced_keeps_its_data(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", adds(external("w", "m.onnx.data")))
+    (tmp_path / "m.onnx.data").write_bytes(VALUES.tobytes())
+    model = load(path)
+    with Staging(force=True) as staging:
+        assert stage_model(model, adds(inline("w")), path, staging) == ()
+        staging.commit()
+    assert sorted(listing(tmp_path)) == ["m.onnx", "m.onnx.data"]
+
+
+def test_data_are_left_while_another_run_is_at_work(tmp_path: Path) -> None:
+    out, replace = replaced(tmp_path)
+    with Staging() as other:
+        other.add_bytes(out.parent / "b", b"b")
+        before = set(listing(out.parent))
+        replace()
+        assert set(listing(out.parent)) > before, "theirs and the old data"
+        other.commit()
+    load(out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_data_of_outputs_with_odd_names(tmp_path: Path) -> None:
+    model = load(write(tmp_path / "m.onnx", adds(inline("w"))))
+    for name in ("n" * 240 + ".onnx", os.fsdecode(b"m\xff.onnx"), "größe" * 20 + ".onnx"):
+        out = save(model, tmp_path / name, spill=["w"])
+        assert re.fullmatch(r"(n{200}|m|größe(größe)*)-[0-9a-f]{16}\.data", locations(out)[0])
+        np.testing.assert_array_equal(read_tensor(load(out), load(out).proto.graph.initializer[0]), VALUES)
+    model = load(two_files(tmp_path / os.fsdecode(b"in\xff")))
+    refused(lambda: save(model, tmp_path / "up.onnx", external_data="reference"), "not UTF-8")
+
+
 # ---- spilling -----------------------------------------------------------------------------------------------------
 
 
@@ -861,7 +979,11 @@ def test_named_initializers_are_spilled(tmp_path: Path, monkeypatch: pytest.Monk
     del proto.graph.node[1]
     model = load(write(tmp_path / "m.onnx", proto))
     out = save(model, tmp_path / "new.onnx", spill=["big", "v", "w"])
-    assert locations(out) == ["new.onnx.data"]
+    [name] = locations(out)
+    assert name == f"new-{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16]}.data"
+    assert locations(save(model, tmp_path / "new.onnx", spill=["big", "v", "w"], force=True)) == [name], (
+        "again the same"
+    )
     again = load(out)
     spilled = {t.name: t for t in tensors(again.proto) if t.data_location == TensorProto.EXTERNAL}
     assert list(spilled) == ["big", "v", "w"]
@@ -877,10 +999,15 @@ def test_a_spill_never_lands_on_data_in_use(tmp_path: Path) -> None:
     (tmp_path / "new.onnx.data").write_bytes(VALUES.tobytes())
     model = load(write(tmp_path / "m.onnx", adds(external("w", "new.onnx.data"), inline("v"))))
     out = save(model, tmp_path / "new.onnx", spill=["v"], force=True)
-    assert locations(out) == ["new.onnx.data", "new.onnx.1.data"]
+    name = f"new-{hashlib.sha256(VALUES.tobytes()).hexdigest()[:16]}.data"
+    assert locations(out) == ["new.onnx.data", name]
     (tmp_path / "out").mkdir()
     out = save(model, tmp_path / "out/new.onnx", spill=["v"])
-    assert locations(out) == ["new.onnx.data", "new.onnx.1.data"]
+    assert locations(out) == ["new.onnx.data", name]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/new.onnx.data").write_bytes(b"theirs")
+    out = save(model, tmp_path / "full/new.onnx", spill=["v"])
+    assert locations(out) == [name], "one file for equal content"
     again = load(out)
     for tensor in again.proto.graph.initializer:
         np.testing.assert_array_equal(read_tensor(again, tensor), VALUES)

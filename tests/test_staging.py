@@ -250,7 +250,7 @@ def test_a_failing_rename_is_rolled_back(
 
     refused(work, "could not be written", "abc"[fail_at - 1], kind=FailedError)
     assert listing(tmp_path) == before
-    assert (tmp_path / "a").stat().st_ino == inode
+    assert not links or (tmp_path / "a").stat().st_ino == inode
 
 
 def test_a_disk_full_at_the_rename_is_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +315,171 @@ def test_signals_wait_until_all_is_renamed(
     finally:
         signal.signal(number, old)
     assert listing(tmp_path) == {"f": None, "f/a": b"a", "b": b"b"}
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import numpy as np
+from dilrewrite.load import load, read_tensor, stage_model, tensors
+from dilrewrite.staging import Staging
+from tests.test_load import VALUES, adds, external, scaled, two_files, write
+
+root, no_links = Path(sys.argv[1]), sys.argv[2] == "no links"
+out = root / "out"
+
+def rewrite(source):
+    model = load(source)
+    with Staging(force=True) as staging:
+        staging.make_folder(out / "o.report")
+        staging.add_text(out / "o.report" / "report.md", source.parent.name)
+        stage_model(model, model.proto, out / "o.onnx", staging, spill=["u"])
+        staging.add_text(out / "decisions.json", source.parent.name)
+        staging.commit()
+
+def weights(path):
+    model = load(path)
+    return {tensor.name: read_tensor(model, tensor).tolist() for tensor in tensors(model.proto)}
+
+def killed_at(number):
+    done = 0
+    def watched(call):
+        def step(*names, **options):
+            nonlocal done
+            done += 1
+            if done == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if call is link and no_links:
+                raise OSError("no links here")
+            return call(*names, **options)
+        return step
+    link = os.link
+    for name in ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "fsync"):
+        setattr(os, name, watched(getattr(os, name)))
+
+sources = two_files(root / "in"), scaled(root / "other", 2)
+out.mkdir()
+(out / "o.onnx.data").write_bytes((7 * VALUES).tobytes())
+(out / "m-1.data").write_bytes((8 * VALUES).tobytes())
+write(out / "m.onnx", adds(external("w", "o.onnx.data"), external("v", "m-1.data")))
+rewrite(sources[0])
+write(out / "n.onnx", adds(external("w", "sub/v.bin")))
+shutil.copytree(out, root / "start")
+old, new, others = weights(out / "o.onnx"), weights(sources[1]), [weights(out / name) for name in ("m.onnx", "n.onnx")]
+seen, number, code = [], 0, -9
+while code:
+    number += 1
+    shutil.rmtree(out)
+    shutil.copytree(root / "start", out)
+    child = os.fork()
+    if not child:
+        killed_at(number)
+        rewrite(sources[1])
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found = weights(out / "o.onnx")
+    assert found in (old, new), (number, found)
+    seen.append(found == new)
+    assert [weights(out / name) for name in ("m.onnx", "n.onnx")] == others
+    rewrite(sources[1])
+    assert weights(out / "o.onnx") == new
+    assert [weights(out / name) for name in ("m.onnx", "n.onnx")] == others
+    assert not [path for path in out.rglob("*") if path.name.startswith(".dilrewrite-")], "swept by the next run"
+assert seen == sorted(seen) and len(set(seen)) == 2, seen
+print(number)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("links", ["links", "no links"])
+def test_a_process_killed_anywhere_leaves_the_old_model_or_the_new(links: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), links], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 20
+
+
+def test_temporary_files_of_dead_processes_are_swept(tmp_path: Path) -> None:
+    dead, theirs = tmp_path / f".dilrewrite-{'0' * 16}.tmp", tmp_path / ".dilrewrite-mine.tmp"
+    for path in (dead, theirs):
+        path.write_bytes(b"left")
+    (tmp_path / f".dilrewrite-{'1' * 16}.tmp").mkdir()
+    with Staging() as alive:
+        alive.add_bytes(tmp_path / "a", b"a")
+        assert not dead.exists()
+        dead.write_bytes(b"left")
+        with Staging() as other:
+            other.add_bytes(tmp_path / "b", b"b")
+            assert dead.exists(), "which of them are of the living is not known"
+            other.commit()
+        alive.commit()
+    with Staging() as staging:
+        staging.add_bytes(tmp_path / "c", b"c")
+        staging.commit()
+    assert sorted(listing(tmp_path)) == [f".dilrewrite-{'1' * 16}.tmp", theirs.name, "a", "b", "c"]
+
+
+@pytest.mark.parametrize("how", ["alone", "unreadable"])
+def test_a_folder_that_cannot_be_locked_is_written_to(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("dilrewrite.staging._PATIENCE_S", 0.05)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    if how == "unreadable":
+        opens = os.open
+        monkeypatch.setattr(os, "open", lambda path, *rest: opens(path / "none" if path == tmp_path else path, *rest))
+    (tmp_path / "old").touch()
+    try:
+        with Staging() as staging:
+            staging.add_bytes(tmp_path / "a", b"a")
+            staging.remove_afterwards(lambda: [tmp_path / "old"])
+            staging.commit()
+    finally:
+        os.close(handle)
+    assert sorted(listing(tmp_path)) == ["a", "old"]
+
+
+def test_data_replace_nothing(tmp_path: Path) -> None:
+    (tmp_path / "same").write_bytes(b"same")
+    (tmp_path / "other").write_bytes(b"theirs")
+    before = (tmp_path / "same").stat().st_ino
+    with Staging(force=True) as staging:
+        staging.add_chunks(tmp_path / "same", [b"sa", b"me"], data=True)
+        staging.commit()
+    assert (tmp_path / "same").stat().st_ino == before
+
+    def work() -> None:
+        with Staging(force=True) as staging:
+            staging.add_bytes(tmp_path / "old", b"new", last=True)
+            staging.add_copy(tmp_path / "other", tmp_path / "same")
+            staging.commit()
+
+    refused(work, "other exists")
+    assert listing(tmp_path) == {"same": b"same", "other": b"theirs"}
+
+
+def test_a_copy_that_fails_does_not_take_the_place_of_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    def half(_: Path, target: Path, **__: object) -> None:
+        target.write_bytes(b"ha")
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr("shutil.copy2", half)
+    (tmp_path / "a").write_bytes(b"old")
+
+    def work() -> None:
+        with Staging(force=True) as staging:
+            staging.add_bytes(tmp_path / "a", b"new")
+            staging.commit()
+
+    refused(work, "disk is full", kind=FailedError)
+    assert listing(tmp_path) == {"a": b"old"}
 
 
 def test_works_outside_of_the_main_thread(tmp_path: Path) -> None:

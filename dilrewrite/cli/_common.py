@@ -74,9 +74,10 @@ def show(report: Report, *, as_json: bool, quiet: bool) -> int:
 
         console.show(report, sys.stdout)
     elif report.exit_code:
+        from dilrewrite.errors import printable
         from dilrewrite.reports._words import outcome
 
-        typer.echo(f"dilrewrite: {outcome(report)}", err=True)
+        typer.echo(f"dilrewrite: {printable(outcome(report))}", err=True)
     return report.exit_code
 
 

@@ -37,6 +37,7 @@ from dilrewrite.cli._engine import (
     TimingCacheOption,
     WorkspaceOption,
 )
+from dilrewrite.errors import printable
 
 
 def command(
@@ -128,7 +129,7 @@ def _told(*, shown: bool) -> Iterator[Callable[[str], None] | None]:
     with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stream:
 
         def tell(message: str) -> None:
-            stream.write(f"{message}\n")
+            stream.write(f"{printable(message)}\n")
             stream.flush()
 
         yield tell

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,14 +33,27 @@ def formats() -> dict[str, Format]:
     return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT"))
 
 
-def check_report_folder(folder: Path, *, others: Sequence[Path]) -> None:
-    """Raise `UsageError` unless the folder can be made or exists, and its reports would replace none of `others`."""
+_OURS = re.compile(rb'\A\{\s*"schema_version": \d+,\s*"command": |\A# dilrewrite \w+: |<title>dilrewrite \w+: ')
+"""What a report has in its first lines, in one of the formats."""
+
+
+def check_report_folder(folder: Path, *, others: Sequence[Path], force: bool = False) -> None:
+    """Raise `UsageError` unless the folder can be made or exists, and its reports would replace none of `others`.
+
+    They replace reports of before; other files of these names only by `force`.
+    """
     another = "name another folder"
     names = [form.filename for form in formats().values() if form.filename is not None]
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
     if not folder.parent.is_dir():
         raise UsageError(f"--report {shown(folder)}: {shown(folder.parent)} is not a folder", hint="make it first")
+    for name in names:
+        if not force and os.path.lexists(folder / name) and not _is_report(folder / name):
+            raise UsageError(
+                f"--report {shown(folder)}: {name} exists and is no report of dilrewrite",
+                hint=f"{another}, or give --force where the command has it",
+            )
     for other in others:
         if other.absolute() == folder.absolute():
             raise UsageError(f"--report {shown(folder)}: is a place for a model too", hint=another)
@@ -48,9 +63,19 @@ def check_report_folder(folder: Path, *, others: Sequence[Path]) -> None:
                 raise UsageError(f"--report {shown(folder)}: {name} would replace {shown(other)}", hint=another)
 
 
+def _is_report(file: Path) -> bool:
+    """Say whether there is a report of before."""
+    try:
+        with file.open("rb") as content:
+            return _OURS.search(content.read(1000)) is not None
+    except OSError:
+        return False
+
+
 def write_reports(report: Report, folder: Path, staging: Staging) -> None:
     """Stage every format that has a file name into `folder`, which is made when it does not exist.
 
+    A report of before is replaced, another file only if the staging replaces files.
     Raises ValueError for times that were not measured.
     """
     measurement = report.measurement
@@ -59,4 +84,5 @@ def write_reports(report: Report, folder: Path, staging: Staging) -> None:
     staging.make_folder(folder)
     for form in formats().values():
         if form.filename is not None:
-            staging.add_text(folder / form.filename, form.render(report), force=True)
+            place = folder / form.filename
+            staging.add_text(place, form.render(report), force=_is_report(place))

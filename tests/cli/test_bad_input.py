@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -462,6 +463,36 @@ def report_is_the_input(place: Place) -> Bad:
     return Bad(["optimize", path, "-o", place.out / "o.onnx", "--report", place.models, *PHASES], ["report.json"])
 
 
+def report_is_a_strangers(place: Place) -> Bad:
+    (place.models / "report.md").write_text("# dilrewrite is what I write about")
+    return Bad(
+        ["optimize", save(conv1d(), place.models / "m.onnx"), "--report", place.models, *PHASES],
+        ["report.md", "is no report of dilrewrite", "--force"],
+    )
+
+
+def inspect_report_is_a_strangers(place: Place) -> Bad:
+    (place.models / "report.json").symlink_to("nowhere")
+    return Bad(["inspect", save(conv1d(), place.models / "m.onnx"), "--report", place.models], ["report.json exists"])
+
+
+def control_characters_in_a_name(place: Place) -> Bad:
+    proto = conv1d()
+    path = save_external(proto, place.models / "m.onnx")
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        tensor.name, tensor.external_data[0].value = "w\x1b[31mRED\x07\x9b\u202e", "gone\x1b]0;t\x07"
+    return Bad(["inspect", save(proto, path)], [r"w\x1b[31mRED\x07\x9b\u202e", r"gone\x1b]0;t\x07"])
+
+
+def control_characters_in_arguments(place: Place) -> Bad:
+    return Bad(["inspect", place.models / "m\x1b[31m\x07.onnx"], [r"m\x1b[31m\x07.onnx does not exist"])
+
+
+def control_characters_in_an_option(place: Place) -> Bad:
+    return Bad(["inspect", save(conv1d(), place.models / "m.onnx"), "--x\x1b[31m"], [r"--x\x1b[31m"])
+
+
 def inspect_report_is_a_file(place: Place) -> Bad:
     return Bad(
         ["inspect", save(conv1d(), place.models / "m.onnx"), "--report", place.out / ".kept"], ["is not a folder"]
@@ -489,6 +520,11 @@ PLACES: tuple[Case, ...] = (
     report_without_parent,
     report_is_the_output,
     report_is_the_input,
+    report_is_a_strangers,
+    inspect_report_is_a_strangers,
+    control_characters_in_a_name,
+    control_characters_in_arguments,
+    control_characters_in_an_option,
     inspect_report_is_a_file,
     data_cannot_be_referred_to,
 )

@@ -237,6 +237,78 @@ def test_interrupt_while_a_whole_model_runs(tmp_path: Path) -> None:
         assert not status.exists() or b"dilrewrite" not in status.read_bytes(), "a child is left"
 
 
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0.15, 0.6])
+def test_signals_in_the_first_second(tmp_path: Path, number: signal.Signals, after_s: float) -> None:
+    process = start(tmp_path, "meshnet3d", "--strategy", "space_to_batch")
+    time.sleep(after_s)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert b"Traceback" not in err
+    assert process.returncode in (130, -signal.SIGTERM), err  # the latter before our code has begun
+    assert listing(tmp_path) == {}
+
+
+def test_a_signal_waits_for_an_import_and_what_swallows_it(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\nloaded = True\n")
+    program = """
+import signal, sys, time
+from dilrewrite.cli import _process
+
+class Late:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+with _process.interruptible():
+    try:
+        import slow
+        time.sleep(10)
+    except KeyboardInterrupt:
+        print(slow.loaded)
+    try:
+        eval("signal.raise_signal(signal.SIGTERM)")
+        time.sleep(10)
+    except KeyboardInterrupt:
+        print("evaluated")
+    try:
+        late = Late()
+        del late
+        time.sleep(10)
+    except KeyboardInterrupt:
+        print("not swallowed")
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and sys.unraisablehook is sys.__unraisablehook__
+"""
+    (tmp_path / "main.py").write_text(program)
+    done = subprocess.run([sys.executable, str(tmp_path / "main.py")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nevaluated\nnot swallowed\n", "")
+
+
+# -- standard streams ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("to", [">&-", ">/dev/full", "<&- >&-", ">&- 2>&-", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize("command", ["--version", "inspect m.onnx", "inspect m.onnx --json", "optimize m.onnx --quiet"])
+def test_standard_output_is_closed_or_full(model: Path, command: str, to: str) -> None:
+    line = f'exec "{sys.executable}" -m dilrewrite {command} {to}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, cwd=model.parent)
+    quiet = "--quiet" in command
+    assert (done.returncode, done.stdout) == (0 if quiet else 1, "")
+    if quiet or "2>" in to:
+        assert done.stderr == ""
+    else:
+        assert done.stderr.startswith("dilrewrite: standard output cannot be written (")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_model_is_written_though_its_report_is_lost(model: Path) -> None:
+    line = f'exec "{sys.executable}" -m dilrewrite optimize m.onnx --strategy im2col --budget 0 >&-'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, cwd=model.parent)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert dilrewrite.inspect(model.with_name("m.dilrewrite.onnx")).sites == ()
+
+
 # -- full disks ----------------------------------------------------------------------------------------------------
 
 
