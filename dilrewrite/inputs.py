@@ -22,6 +22,9 @@ LENGTHS_3D = (32, 16, 24, 48, 64, 96, 8, 4, 2, 1, 128)
 SMALL = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 """What unknown extents are tried with for the smallest size."""
 
+SPELL_PADS = "convert the model to opset 11 or later (onnx.version_converter), or export it with explicit pads"
+"""What to do about a Conv with SAME_* pads and dilation, which ONNX Runtime does not run, where no Pad can be put."""
+
 MANY_ELEMENTS = 2**26
 """A random input larger than this many elements is not tried."""
 
@@ -92,6 +95,17 @@ def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator) -> A
     return rng.standard_normal(shape).astype(kind)
 
 
+def _check_array(io: Io) -> None:
+    """Raise `UsageError` for an input that no array can be, as a sequence."""
+    kind = io.element.removeprefix("other:")
+    if "seq(" in kind or "map(" in kind:
+        raise UsageError(
+            f"input {io.name!r} is a {kind}: no data can be made for it and no .npz file holds it, so the model cannot "
+            "be run",
+            hint="take a version with tensor inputs; optimize --verify none --strategy NAME rewrites without running",
+        )
+
+
 class Chooser:
     """Chooses cases for one model. `given` are shapes by input, `user` data by input (from --shape and --inputs).
 
@@ -136,6 +150,7 @@ class Chooser:
                     hint="correct --shape or --inputs",
                 )
         for name, values in self.user.items():
+            _check_array(known[name])
             element = known[name].element
             if element.startswith("other:"):
                 continue
@@ -182,6 +197,7 @@ class Chooser:
                 values = self.user[io.name]
                 feeds[io.name] = values.astype(object) if io.element == "string" else values
                 continue
+            _check_array(io)
             if io.element.startswith("other:") or (io.shape is None and io.name not in self.given):
                 raise UsageError(
                     f"input {io.name!r} ({io.element}) has no shape to make random data for",
@@ -215,9 +231,10 @@ class Chooser:
                 continue
             name = "user" if self.user else "given" if self.given else "first"
             return Case(name=name, feeds=feeds), sizes
-        raise UsageError(
-            self._unrunnable(reason), hint="give data that it runs on with --inputs FILE.npz, or sizes with --shape"
-        )
+        hint = "give data that it runs on with --inputs FILE.npz, or sizes with --shape"
+        if "AutoPadType::SAME" in reason:  # ONNX Runtime's, of a Conv whose pads could not be spelled out for it
+            hint = SPELL_PADS
+        raise UsageError(self._unrunnable(reason), hint=hint)
 
     def _lengths(self) -> Sequence[int]:
         unknown = [sum(not isinstance(size, int) for size in (io.shape or ())[1:]) for io in self._open()]

@@ -18,7 +18,7 @@ from dilrewrite.cache import Cache, default_path
 from dilrewrite.decide import Considered, Decider, Measured
 from dilrewrite.engine.layers import entry_of, parsed_name
 from dilrewrite.errors import FailedError, UsageError, shown
-from dilrewrite.find import Found, Site, all_nodes, find, resolve
+from dilrewrite.find import Found, Site, all_nodes, find, resolve, too_new
 from dilrewrite.inputs import Chooser
 from dilrewrite.load import Model, read_tensor
 from dilrewrite.measure import BUDGET, CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, FormTiming, Meter, estimated_s
@@ -373,7 +373,8 @@ class Tuning:
             self.final = meter.whole(self.before(), other.runnable(), ("", ""), self.feeds, run_s=meter.run_s)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             hint = "give sizes that both take with --shape" if self.made_up else ""
-            raise FailedError(f"{meter.backend.name} cannot time the models: {error}", hint=hint) from error
+            why = too_new(self.model.opset) or "; ".join((str(error), *self.found.remarks))
+            raise FailedError(f"{meter.backend.name} cannot time the models: {why}", hint=hint) from error
 
     def compare_layers(self, proto: ModelProto) -> None:
         """Profile the original and a version of it layer by layer, where the backend tells them.
