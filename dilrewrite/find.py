@@ -714,7 +714,7 @@ def _is_runtimes_own(node: NodeProto) -> bool:
 
 def _skip_reason(node: NodeProto) -> str:
     if _is_runtimes_own(node):
-        return f"{SAVED}; start from the exported model"
+        return f"{SAVED}, {node.op_type} among them; start from the exported model"
     if node.domain in DEFAULT_DOMAINS:
         return SKIP_REASONS.get(node.op_type, f"{node.op_type} is not rewritten")
     return f"{node.op_type} of {node.domain} is not ONNX's and is not rewritten"
