@@ -31,6 +31,7 @@ from dilrewrite import machine
 from dilrewrite.backends._nvidia import NoGpuError, gpu
 from dilrewrite.engine import bindings, profiles, sidecar
 from dilrewrite.engine.bindings import Library
+from dilrewrite.engine.layers import parsed_name
 from dilrewrite.engine.make import BuildOptions, build
 from dilrewrite.engine.precision import prepare
 from dilrewrite.engine.profiles import Asked, Shape
@@ -126,7 +127,7 @@ def engine(
     built = build(
         library, prepared.proto, BuildOptions(), profiles=shapes, folder=folder, tf32=prepared.precision != "fp32"
     )
-    names = [node.name for node in all_nodes(prepared.proto) if node.op_type in ("Conv", "ConvTranspose")]
+    names = [parsed_name(node) for node in all_nodes(prepared.proto) if node.op_type in ("Conv", "ConvTranspose")]
     kinds = built.layers.kinds()
     return {
         "precision": prepared.precision,

@@ -15,8 +15,9 @@ from dilrewrite import choose, report
 from dilrewrite.decisions import Decided
 from dilrewrite.engines import Order
 from dilrewrite.errors import UsageError
-from dilrewrite.find import Found, Site
+from dilrewrite.find import Found, Site, too_new
 from dilrewrite.fragment import Fragment
+from dilrewrite.inputs import SPELL_PADS
 from dilrewrite.load import EXTERNAL_DATA_MODES
 from dilrewrite.measure import DEFAULT_BUDGET_S
 from dilrewrite.outcome import FormTiming, Outcome
@@ -245,6 +246,9 @@ class Decider:
 
         if self.decided is not None:
             return self._replayed(site, offered, refused)
+        newest = too_new(site.opset)
+        if newest is not None:
+            return considered(kept=newest)
         if options.only is not None and not matches(options.only, site.where, site.name, site.output):
             return considered(kept="not named by --only")
         if matches(options.skip, site.where, site.name, site.output):
@@ -273,7 +277,10 @@ class Decider:
                 return considered(kept=f"no form leaves it without such a dilation ({reasons})")
             return considered(wanted, measurable=True)
         if not any(candidate.strategy == "keep" for candidate in offered):  # the opset cannot even spell its pads
-            return considered(kept="no form applies, nor can its own pads be made explicit")
+            why = next((refusal.reason for refusal in refused if refusal.strategy == "keep"), "")
+            return considered(
+                kept=f"no form applies, nor can its own pads be made explicit ({why}): {SPELL_PADS}",
+            )
         wanted = choose.worth_timing(offered)
         if not wanted:
             return considered(kept="no other form applies")

@@ -29,6 +29,7 @@ from dilrewrite.backends import (
 )
 from dilrewrite.engine import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.engine.convert import BF16_STAYS
+from dilrewrite.engine.layers import parsed_name
 from dilrewrite.engine.make import CURRENT, BuildOptions, Built, build
 from dilrewrite.engine.precision import PRECISIONS, Prepared, prepare, refuse
 from dilrewrite.engine.profiles import Asked, Profile
@@ -283,8 +284,9 @@ def make(
         timing_cache=timings,
         progress=progress,
     )
-    names = [node.name for node in all_nodes(prepared.proto) if node.op_type in ("Conv", "ConvTranspose")]
-    stays = [node.name for node in all_nodes(prepared.proto) if prepared.changes and node.op_type in BF16_STAYS]
+    nodes = list(all_nodes(prepared.proto))
+    names = [parsed_name(node) for node in nodes if node.op_type in ("Conv", "ConvTranspose")]
+    stays = [parsed_name(node) for node in nodes if prepared.changes and node.op_type in BF16_STAYS]
     datatypes = sidecar.check_precision(prepared, built.layers, names, where, stays=stays)
     checked, device, verdict = _check(proto, model, built, started, prepared, sizes, settings)
     if verdict is not None and not verdict.passed:

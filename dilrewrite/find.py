@@ -58,6 +58,11 @@ SKIP_REASONS: dict[str, str] = {
     "AveragePool": "a dilated AveragePool is no convolution",
     "LpPool": "a dilated LpPool is no convolution",
 }
+SAVED = "ONNX Runtime saved this file with its own operators"
+RUNTIME_DOMAINS = frozenset({"com.microsoft.nchwc", "com.ms.internal.nhwc"})
+RUNTIME_CONVOLUTIONS = frozenset({"FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv"})
+"""Operators that ONNX Runtime's optimiser puts in the place of exported ones: all of two domains, some of
+com.microsoft."""
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "DeformConv", "FusedConv", "NhwcFusedConv"}
 )
@@ -184,6 +189,7 @@ class Found:
     sites: tuple[Site, ...] = ()
     normalisations: tuple[Normalisation, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class _Refused(Exception):  # noqa: N818 - becomes a Skipped
@@ -672,7 +678,7 @@ def find(proto: ModelProto) -> Found:
             if not conv:
                 if not _acts(node, dilations):
                     continue
-                reason = SKIP_REASONS.get(node.op_type, f"{node.op_type} is not rewritten")
+                reason = _skip_reason(node)
                 skipped.append(Skipped(**label, op=node.op_type, dilations=dilations, reason=reason))
                 continue
             try:
@@ -703,7 +709,45 @@ def find(proto: ModelProto) -> Found:
                 )
             if site:
                 sites.append(site)
-    return Found(tuple(sites), tuple(normalisations), tuple(skipped))
+    return Found(tuple(sites), tuple(normalisations), tuple(skipped), _remarks(proto))
+
+
+def _remarks(proto: ModelProto) -> tuple[str, ...]:
+    """Return what a reader should know of the file as a whole."""
+    newest = too_new(next((entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS), 0))
+    saved = saved_by_runtime(proto)
+    remarks = (newest, f"{SAVED} ({saved}): start from the exported model" if saved else None)
+    return tuple(remark for remark in remarks if remark)
+
+
+def too_new(opset: int) -> str | None:
+    """Return why nothing is known of an opset, None for one that the installed onnx knows."""
+    newest = onnx.defs.onnx_opset_version()
+    if opset <= newest:
+        return None
+    return (
+        f"opset {opset} is newer than {newest}, the newest that onnx {onnx.__version__} knows: update onnx and "
+        "onnxruntime, or export the model with an older opset"
+    )
+
+
+def saved_by_runtime(proto: ModelProto) -> str:
+    """Return the operators, counted, by which one sees that ONNX Runtime wrote the file; "" for any other file."""
+    own = Counter(f"{node.domain}:{node.op_type}" for node in all_nodes(proto) if _is_runtimes_own(node))
+    return ", ".join(f"{count} {name}" for name, count in sorted(own.items()))
+
+
+def _is_runtimes_own(node: NodeProto) -> bool:
+    own = node.domain == "com.microsoft" and node.op_type in RUNTIME_CONVOLUTIONS
+    return own or node.domain in RUNTIME_DOMAINS
+
+
+def _skip_reason(node: NodeProto) -> str:
+    if _is_runtimes_own(node):
+        return f"{SAVED}, {node.op_type} among them; start from the exported model"
+    if node.domain in DEFAULT_DOMAINS:
+        return SKIP_REASONS.get(node.op_type, f"{node.op_type} is not rewritten")
+    return f"{node.op_type} of {node.domain} is not ONNX's and is not rewritten"
 
 
 def _acts(node: NodeProto, dilations: Sequence[int]) -> bool:

@@ -46,6 +46,9 @@ MANY_NODES = 2**14
 WIDE, WIDE_ELEMENTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384), 2**22
 """Extents for dilations that the other cases do not reach, and how many elements the inputs may have then."""
 
+SPELL_PADS = "convert the model to opset 11 or later (onnx.version_converter), or export it with explicit pads"
+"""What to do about a Conv with SAME_* pads and dilation, which ONNX Runtime does not run, where no Pad can be put."""
+
 MANY_ELEMENTS = 2**26
 """A random input larger than this many elements is not tried."""
 
@@ -230,6 +233,17 @@ def _inlined(proto: ModelProto) -> ModelProto:
     return onnx.inliner.inline_local_functions(proto)
 
 
+def _check_array(io: Io) -> None:
+    """Raise `UsageError` for an input that no array can be, as a sequence."""
+    kind = io.element.removeprefix("other:")
+    if "seq(" in kind or "map(" in kind:
+        raise UsageError(
+            f"input {io.name!r} is a {kind}: no data can be made for it and no .npz file holds it, so the model cannot "
+            "be run",
+            hint="take a version with tensor inputs; optimize --verify none --strategy NAME rewrites without running",
+        )
+
+
 class Chooser:
     """Chooses cases for one model. `given` are shapes by input, `user` data by input (from --shape and --inputs).
 
@@ -277,6 +291,7 @@ class Chooser:
                     hint="correct --shape or --inputs",
                 )
         for name, values in self.user.items():
+            _check_array(known[name])
             element = known[name].element
             if element.startswith("other:"):
                 continue
@@ -347,6 +362,7 @@ class Chooser:
                 values = self.user[io.name]
                 feeds[io.name] = values.astype(object) if io.element == "string" else values
                 continue
+            _check_array(io)
             if io.element.startswith("other:") or io.name not in shapes:
                 raise UsageError(
                     f"input {io.name!r} ({io.element}) has no shape to make random data for",
@@ -373,9 +389,10 @@ class Chooser:
                 continue
             name = "user" if self.user else "given" if self.given else "first"
             return Case(name=name, feeds=feeds), sizes
-        raise UsageError(
-            self._unrunnable(reason), hint="give data that it runs on with --inputs FILE.npz, or sizes with --shape"
-        )
+        hint = "give data that it runs on with --inputs FILE.npz, or sizes with --shape"
+        if "AutoPadType::SAME" in reason:  # ONNX Runtime's, of a Conv whose pads could not be spelled out for it
+            hint = SPELL_PADS
+        raise UsageError(self._unrunnable(reason), hint=hint)
 
     def _first_sizes(self) -> Iterator[dict[str, int]]:
         """Yield sizes to try: one sample, then the smallest batch that runs, then all sizes alike."""

@@ -150,7 +150,7 @@ def inspect(
         measurement=tuning.measurement() if tuning is not None else None,
         environment=report.environment(profile.threads if profile is not None else None),
         seconds=clock.seconds,
-        notes=tuple(tuning.notes()) if tuning is not None else (),
+        notes=(*(tuning.notes() if tuning is not None else ()), *found.remarks),
     )
     _write(result, report_folder)
     return result
@@ -457,9 +457,7 @@ def _decide(
 def _ran(decision: Decision, tuning: Tuning, gain: float | None) -> SiteReport:
     """Return a site's report with how it ran, which a form that was asked for did not wait for."""
     run = tuning.run_of(decision.site)
-    return replace(
-        decision.reported, share=run.share, share_interval=run.interval, ran=run.shapes, predicted_gain=gain
-    )
+    return replace(decision.reported, share=run.share, share_interval=run.interval, ran=run.shapes, predicted_gain=gain)
 
 
 def _start(tuning: Tuning, options: OptimizeOptions) -> bool:
@@ -623,6 +621,7 @@ def _report(
     else:
         status = "nothing to rewrite"
     written = status not in ("differs", "not valid", "dilation left")
+    reasons = {decision.reported.reason for decision in settled}
     left = sum(decision.reported.max_dilation_left > 1 for decision in settled)
     after = None
     peaks = verdict.peak_bytes if verdict is not None else (None, None)
@@ -649,7 +648,7 @@ def _report(
         measurement=made.measurement,
         environment=report.environment(options.threads),
         seconds=clock.seconds,
-        notes=(*made.notes, *_notes(found, options)),
+        notes=(*made.notes, *_notes(found, options), *(r for r in found.remarks if r not in reasons)),
     )
 
 
@@ -704,6 +703,7 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
         verdict=verdict,
         environment=report.environment(options.threads),
         seconds=clock.seconds,
+        notes=tuple(dict.fromkeys((*found.remarks, *found_after.remarks))),
     )
     _write(result, report_folder)
     return result
@@ -966,7 +966,7 @@ def time_files(
         measurement=tuning.measurement(),
         environment=report.environment(options.threads),
         seconds=clock.seconds,
-        notes=tuple(tuning.notes()),
+        notes=(*tuning.notes(), *dict.fromkeys((*found.remarks, *found_after.remarks))),
     )
     _write(result, report_folder)
     return result

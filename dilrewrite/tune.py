@@ -28,8 +28,9 @@ from dilrewrite.backends import (
 )
 from dilrewrite.cache import Cache, default_path
 from dilrewrite.decide import Considered, Decider, Measured
+from dilrewrite.engine.layers import entry_of, parsed_name
 from dilrewrite.errors import FailedError, UsageError, shown
-from dilrewrite.find import Found, Site, all_nodes, find, resolve
+from dilrewrite.find import Found, Site, all_nodes, find, resolve, too_new
 from dilrewrite.inputs import Case, Chooser, Convolutions
 from dilrewrite.load import Model, read_tensor
 from dilrewrite.measure import CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, Meter, estimated_s
@@ -425,7 +426,8 @@ class Tuning:
             self.final = meter.whole(self.before(), other.runnable(), ("", ""), self.feeds, run_s=meter.run_s)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             hint = "give sizes that both take with --shape" if self.made_up else ""
-            raise FailedError(f"{meter.backend.name} cannot time the models: {error}", hint=hint) from error
+            why = too_new(self.model.opset) or "; ".join((str(error), *self.found.remarks))
+            raise FailedError(f"{meter.backend.name} cannot time the models: {why}", hint=hint) from error
 
     def compare_layers(self, proto: ModelProto) -> None:
         """Profile the original and a version of it layer by layer, where the backend tells them.
@@ -445,8 +447,9 @@ class Tuning:
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             self.meter.doubts[f"the layers were not timed: {error}"] = None
             return
-        known = {node.name for node in all_nodes(self.baseline)}
-        convolutions = {n.name for n in (*all_nodes(self.baseline), *all_nodes(proto)) if n.op_type in CONVOLVES}
+        known = {parsed_name(node) for node in all_nodes(self.baseline)}
+        both = (*all_nodes(self.baseline), *all_nodes(proto))
+        convolutions = {parsed_name(node) for node in both if node.op_type in CONVOLVES}
         first, second = ([_layer_time(run, known, convolutions) for run in profile.nodes] for profile in found)
         self.layers = report.LayerComparison(runs=LAYER_RUNS, first=tuple(first), second=tuple(second))
 
@@ -519,9 +522,9 @@ def _layer_time(run: NodeRun, known: Collection[str], convolutions: Collection[s
     """Return a layer's time and role. What stands for nodes of which the original has none is layout of the rewrite."""
     nodes = tuple(run.name.split(" + "))
     named = [node for node in nodes if node != run.provider]
-    if any(node in convolutions for node in named):
+    if any(entry_of(node, convolutions) for node in named):
         role = "convolution"
-    elif named and not any(node in known for node in named):
+    elif named and not any(entry_of(node, known) for node in named):
         role = "layout"
     else:
         role = "other"

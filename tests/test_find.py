@@ -407,6 +407,42 @@ def test_dilated_node_of_another_domain_is_listed(domain: str, op: str) -> None:
     assert op in reason(find(source))
 
 
+@pytest.mark.parametrize(
+    ("domain", "op", "saved"),
+    [
+        ("com.microsoft", "FusedConv", True),
+        ("com.microsoft", "NhwcFusedConv", True),
+        ("com.microsoft", "QLinearConv", True),
+        ("com.microsoft.nchwc", "Conv", True),
+        ("com.ms.internal.nhwc", "Conv", True),
+        ("com.microsoft", "GridSample", False),
+        ("custom", "FusedConv", False),
+        ("", "MaxPool", False),
+    ],
+)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_file_that_onnx_runtime_saved(domain: str, op: str, saved: bool, dilation: int) -> None:
+    """Told of the file, whether such a node has a dilation or not, and of each one with a dilation."""
+    source = model(f"y = Conv <dilations=[{dilation}]> (x, w)")
+    source.graph.node[0].domain, source.graph.node[0].op_type = domain, op
+    found = find(source)
+    words = f"ONNX Runtime saved this file with its own operators (1 {domain}:{op}): start from the exported model"
+    assert found.remarks == ((words,) if saved else ())
+    told = [node.reason for node in found.skipped if "start from the exported model" in node.reason]
+    assert len(told) == (saved and dilation == 2)
+
+
+def test_an_opset_that_is_not_known_yet() -> None:
+    newest = onnx.defs.onnx_opset_version()
+    source = model(f"y = {CONV} (x, w)")
+    source.opset_import[0].version = newest
+    assert find(source).remarks == ()
+    source.opset_import[0].version = newest + 1
+    (remark,) = find(source).remarks
+    assert remark.startswith(f"opset {newest + 1} is newer than {newest}, the newest that onnx ")
+    assert "export the model with an older opset" in remark
+
+
 def test_undilated_convs_are_no_finding() -> None:
     assert find(model("a = Conv (x, w) y = Conv <dilations=[1]> (a, w)")) == Found()
 

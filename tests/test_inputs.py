@@ -125,9 +125,34 @@ def test_unknown_rank_takes_any_shape() -> None:
 
 
 def test_what_is_no_tensor_must_be_given() -> None:
-    sequence = Io(name="s", element="other:seq(tensor(float))", shape=None)
-    with pytest.raises(UsageError, match=r"'s' \(other:seq\(tensor\(float\)\)\) has no shape.*--inputs"):
-        chooser(sequence).first(anything)
+    optional = Io(name="o", element="other:optional(tensor(float))", shape=None)
+    with pytest.raises(UsageError, match=r"'o' \(other:optional\(tensor\(float\)\)\) has no shape.*--inputs"):
+        chooser(optional).first(anything)
+    given = np.ones((1, 2), np.float32)
+    case, _ = chooser(optional, user={"o": given}).first(anything)
+    assert case.feeds["o"] is given
+
+
+@pytest.mark.parametrize("kind", ["seq(tensor(float))", "optional(seq(tensor(float)))", "map(int64,tensor(float))"])
+def test_what_no_array_can_be_is_refused_whatever_is_given(kind: str) -> None:
+    odd = Io(name="s", element=f"other:{kind}", shape=None)
+    for options in ({}, {"user": {"s": np.ones((1, 2), np.float32)}}):
+        with pytest.raises(UsageError) as error:
+            chooser(odd, **options).first(anything)  # type: ignore[arg-type]
+        assert error.value.message.startswith(f"input 's' is a {kind}: no data can be made for it")
+        assert "--verify none --strategy" in error.value.hint
+
+
+def test_pads_that_the_runtime_does_not_take_are_no_matter_of_data() -> None:
+    """ONNX Runtime's words for SAME_* with dilation."""
+
+    def run(_feeds: Any) -> None:
+        raise CannotRun("INVALID_ARGUMENT: Dilation not supported for AutoPadType::SAME_UPPER")
+
+    with pytest.raises(UsageError, match="SAME_UPPER") as error:
+        chooser(io("x", 1, 2, None)).first(run)
+    assert error.value.hint.startswith("convert the model to opset 11 or later")
+    assert "--inputs" not in error.value.hint
 
 
 # -- random data ---------------------------------------------------------------------------------------------------

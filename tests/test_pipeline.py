@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
 from dilrewrite.backends import CannotLoad
+from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.report import ModelReport, Report, SiteReport
 from tests import models_for_tests as tiny
 from tests.models_for_tests import (
@@ -320,6 +321,65 @@ def test_an_opset_newer_than_the_runtime(tmp_path: Path) -> None:
     except dilrewrite.DilrewriteError:
         return
     assert report.status != "differs"
+
+
+def test_an_opset_newer_than_onnx_is_named_once_and_the_model_copied(tmp_path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for options in ({}, {"strategy": None, "budget_s": 2.0}):
+        report, out = optimized(conv1d(opset=newest + 2, ir=15), tmp_path, force=True, **options)
+        assert report.status == "kept"
+        assert report.sites[0].reason.startswith(f"opset {newest + 2} is newer than {newest}, the newest that onnx ")
+        assert not report.notes
+        assert out.read_bytes() == (tmp_path / "m.onnx").read_bytes()
+    report, _ = optimized(conv1d(opset=newest + 2, ir=15), tmp_path, eliminate=True, force=True)
+    assert report.status == "dilation left"
+    with pytest.raises(FailedError, match=rf"cannot time the models: opset {newest + 2} is newer than {newest}, "):
+        dilrewrite.bench(tmp_path / "m.onnx", budget_s=1.0)
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_same_pads_that_no_opset_operator_spells_are_copied_with_advice(opset: int, tmp_path: Path) -> None:
+    model = tiny.same_upper(length="length", stride=2, dilation=4, opset=opset, ir=8 if opset > 8 else 4)
+    report, out = optimized(model, tmp_path, strategy=None, budget_s=2.0)
+    assert report.status == "kept"
+    assert f"(opset {opset} has no Pad" in report.sites[0].reason
+    assert "convert the model to opset 11 or later" in report.sites[0].reason
+    assert out.read_bytes() == (tmp_path / "m.onnx").read_bytes()
+    for run in (lambda: dilrewrite.bench(out, budget_s=1.0), lambda: dilrewrite.verify(out, out)):
+        with pytest.raises(UsageError) as error:
+            run()
+        assert error.value.hint.startswith("convert the model to opset 11 or later")
+
+
+@pytest.mark.parametrize("level", ["ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+def test_files_that_onnx_runtime_saved(level: str, tmp_path: Path) -> None:
+    """With its own operators: every command says so, and what to do."""
+    runtime = pytest.importorskip("onnxruntime")
+    image = [1, 8, 16, 16]
+    nodes = [
+        tiny.conv_node("x", "a", "w", name="c", dilations=[2, 2], pads=[2] * 4),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "m.onnx"), 4
+    source = tiny.build(nodes, {"x": image}, {"y": image}, {"w": values(8, 8, 3, 3)})
+    runtime.InferenceSession(source.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    path = tmp_path / "m.onnx"
+    if not {"FusedConv", "ReorderOutput"} & {node.op_type for node in onnx.load(path).graph.node}:
+        pytest.skip("ONNX Runtime fuses nothing on this processor")
+    reports = [
+        dilrewrite.inspect(path),
+        dilrewrite.optimize(path, tmp_path / "out.onnx", budget_s=0),
+        dilrewrite.verify(path, path),
+        dilrewrite.bench(path, budget_s=1.0),
+    ]
+    for report in reports:
+        (told,) = [
+            note for note in report.notes if note.startswith("ONNX Runtime saved this file with its own operators")
+        ]
+        assert told.endswith("start from the exported model")
+        assert "start from the exported model" in report.skipped[0].reason
 
 
 # -- wrong results -------------------------------------------------------------------------------------------------

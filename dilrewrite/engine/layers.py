@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnx import NodeProto
+
 from dilrewrite.errors import FailedError
 
 BUILD_LOG = "build log"
@@ -45,7 +47,16 @@ class Layer:
         """Say whether it computes a convolution; `convolutions` are the names of the ONNX nodes that are some."""
         if _CONVOLVES.search(self.kind):
             return True
-        return bool(_MAY_HOLD_ONE.search(self.kind)) and any(node in convolutions for node in self.nodes)
+        return bool(_MAY_HOLD_ONE.search(self.kind)) and any(entry_of(node, convolutions) for node in self.nodes)
+
+    def hides_types(self, convolutions: Collection[str]) -> bool:
+        """Say whether it tells no types of a convolution in it: a generated kernel for several nodes may hold Casts."""
+        return not self.convolves(convolutions) and len(self.nodes) > 1
+
+    def reads(self, convolutions: Collection[str]) -> str:
+        """Return the element type that a convolution in it reads, or makes where all is constant, or "unknown"."""
+        types = () if self.hides_types(convolutions) else self.inputs or self.outputs
+        return types[0] if types else "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +72,43 @@ class Layers:
         return dict(sorted(Counter(layer.kind for layer in self.layers).items()))
 
     def convolutions(self, names: Collection[str]) -> tuple[Layer, ...]:
-        """Return the layers that compute convolutions; `names` are those of the ONNX nodes that are some."""
-        return tuple(layer for layer in self.layers if layer.convolves(names))
+        """Return the layer of every convolution, in order; `names` are those of the ONNX nodes that are some.
+
+        A layer that holds two is there twice. Of several layers that name a node, one counts: those of a convolution
+        first (a ConvTranspose with groups has one per group), a generated kernel where there is no other.
+        """
+        places: dict[str, list[int]] = {}
+        found: list[int] = []
+        for place, layer in enumerate(self.layers):
+            entries = [node for node in layer.nodes if entry_of(node, names)]
+            for entry in entries:
+                places.setdefault(entry, []).append(place)
+            if not entries and layer.convolves(names):
+                found.append(place)
+        times = Counter(names)
+        for entry, holders in places.items():
+            sure = [place for place in holders if self.layers[place].convolves(names)]
+            found += (sure or holders)[: times[entry_of(entry, names)]]
+        return tuple(self.layers[place] for place in sorted(found))
 
     def datatypes(self, names: Collection[str]) -> dict[str, int]:
-        """Return how many convolution layers read data of each element type; "unknown" where none is told."""
-        found = Counter(layer.inputs[0] if layer.inputs else "unknown" for layer in self.convolutions(names))
-        return dict(sorted(found.items()))
+        """Return how many convolutions read data of each element type; "unknown" where none is told."""
+        return dict(sorted(Counter(layer.reads(names) for layer in self.convolutions(names)).items()))
+
+
+def parsed_name(node: NodeProto) -> str:
+    """Return what TensorRT's parser calls an ONNX node."""
+    return node.name or (f"node_of_{node.output[0]}" if node.output else "")
+
+
+def entry_of(entry: str, names: Collection[str]) -> str:
+    """Return which of some ONNX nodes an entry of a layer means, "" for none of them.
+
+    A node of a function or a branch is entered as `NAME | CALL (FUNCTION)`, with a part for every level.
+    """
+    while entry and entry not in names:
+        entry = entry.rpartition(" | ")[0]
+    return entry
 
 
 def from_log(messages: Iterable[str]) -> Layers:

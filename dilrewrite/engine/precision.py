@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from dilrewrite.engine.convert import BF16_STAYS, constants, fold_biases, graphs, inferred, to_bfloat16, to_float16
 from dilrewrite.errors import UsageError
-from dilrewrite.find import DEFAULT_DOMAINS, all_nodes
+from dilrewrite.find import DEFAULT_DOMAINS, SAVED, all_nodes, saved_by_runtime
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8-qdq")
 
@@ -35,6 +35,14 @@ _QDQ = (
     "quantise it to QDQ first: onnxruntime.quantization.quantize_static with quant_format=QDQ, activation_type and "
     "weight_type QInt8, and extra_options ActivationSymmetric and WeightSymmetric"
 )
+
+_NEVER_QUANTISED = (
+    TensorProto.UINT8,
+    TensorProto.INT16,
+    TensorProto.UINT16,
+    TensorProto.UINT4,
+)
+"""Types of zero points that TensorRT does not take; int32 is that of biases, which are dequantised before."""
 
 _INTEGER_OPERATORS = (
     "QLinearConv",
@@ -94,6 +102,18 @@ def _weight_types(proto: ModelProto) -> Counter[int]:
 def refuse(proto: ModelProto, where: str) -> None:
     """Raise `UsageError`, naming the model as `where`, for what no flavour computes as ONNX defines it."""
     nodes = list(all_nodes(proto))
+    saved = saved_by_runtime(proto)
+    if saved:
+        raise UsageError(f"{where}: {SAVED} ({saved})", hint="start from the exported model")
+    for what, values in (("input", proto.graph.input), ("output", proto.graph.output)):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind not in (None, "tensor_type"):
+                raise UsageError(
+                    f"{where}: {what} {value.name!r} is of type {str(kind).removesuffix('_type')}: an engine takes and "
+                    "gives tensors only",
+                    hint="export the model with tensors in its place",
+                )
     integer = Counter(node.op_type for node in nodes if node.op_type in _INTEGER_OPERATORS)
     if integer:
         counted = ", ".join(f"{count} {name}" for name, count in sorted(integer.items()))
@@ -118,7 +138,8 @@ def refuse(proto: ModelProto, where: str) -> None:
 
 
 def _refuse_zero_points(proto: ModelProto, where: str) -> None:
-    unsigned, shifted = 0, 0
+    others: Counter[str] = Counter()
+    shifted = 0
     values = constants(proto)
     for node in all_nodes(proto):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3 or not node.input[2]:
@@ -126,13 +147,14 @@ def _refuse_zero_points(proto: ModelProto, where: str) -> None:
         zero = values.get(node.input[2])
         if zero is None or zero.data_type == TensorProto.INT32:
             continue
-        if zero.data_type == TensorProto.UINT8:
-            unsigned += 1
+        if zero.data_type in _NEVER_QUANTISED:
+            others[TensorProto.DataType.Name(zero.data_type).lower()] += 1
         elif zero.data_type == TensorProto.INT8 and np.any(numpy_helper.to_array(zero)):
             shifted += 1
     symmetric = f"TensorRT takes symmetric int8 only; {_QDQ}"
-    if unsigned:
-        raise UsageError(f"{where}: {unsigned} Q/DQ nodes have a uint8 zero point", hint=symmetric)
+    if others:
+        told = " and ".join(f"{count} Q/DQ nodes have a {kind} zero point" for kind, count in sorted(others.items()))
+        raise UsageError(f"{where}: {told}", hint=symmetric)
     if shifted:
         raise UsageError(f"{where}: {shifted} Q/DQ nodes have a zero point other than 0", hint=symmetric)
 

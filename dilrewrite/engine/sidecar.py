@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from dilrewrite._version import __version__
 from dilrewrite.engine.bindings import FLAVOURS
 from dilrewrite.engine.fidelity import Fidelity
-from dilrewrite.engine.layers import Layer, Layers
+from dilrewrite.engine.layers import Layer, Layers, entry_of
 from dilrewrite.engine.make import BuildOptions, Tensor
 from dilrewrite.engine.precision import DATATYPES, PRECISIONS, Prepared
 from dilrewrite.engine.profiles import Profile
@@ -52,11 +52,11 @@ def is_engine(path: Path) -> bool:
 def check_precision(
     prepared: Prepared, layers: Layers, names: Sequence[str], where: str, *, stays: Collection[str] = ()
 ) -> dict[str, int]:
-    """Return how many convolution layers of an engine read data of each type, as its layer list says.
+    """Return how many convolutions of an engine read data of each type, as its layer list says.
 
-    `names`: the ONNX nodes that are convolutions; `stays`: those of them that the conversion left in float32, and said
-    so. Raises FailedError for an engine that computes others in another type than was asked for: never a silent float32
-    engine.
+    `names`: what TensorRT calls the ONNX nodes that are convolutions; `stays`: those of them that the conversion left
+    in float32, and said so. Raises FailedError for an engine that computes others in another type than was asked for:
+    never a silent float32 engine.
     """
     found = layers.datatypes(names)
     if not names:
@@ -68,11 +68,10 @@ def check_precision(
         )
     wanted = DATATYPES[prepared.precision]
     right = sum(count for kind, count in found.items() if kind in wanted)
-    strict = Counter(
-        layer.inputs[0] if layer.inputs else "unknown"
-        for layer in layers.convolutions(names)
-        if not any(node in stays for node in layer.nodes)
-    )
+    told_of = [layer for layer in layers.convolutions(names) if not layer.hides_types(names)]
+    if not told_of:  # an engine is strongly typed, so the model's types are its own
+        return found
+    strict = Counter(layer.reads(names) for layer in told_of if not any(entry_of(node, stays) for node in layer.nodes))
     others = {kind: count for kind, count in strict.items() if kind not in wanted}
     told = ", ".join(f"{count} in {kind}" for kind, count in found.items())
     if prepared.precision == "int8-qdq":
@@ -140,8 +139,8 @@ class OnnxSource:
 class PrecisionReport:
     """`asked`: the option (`None`: the model's own types), `built`: what the model was built in.
 
-    `converted`: it was converted for that; `changes`: what else was changed. `convolutions`: how many convolution
-    layers read data of each type, from the engine's layer list. `fidelity`: how far the conversion is from float32.
+    `converted`: it was converted for that; `changes`: what else was changed. `convolutions`: how many convolutions
+    read data of each type, from the engine's layer list. `fidelity`: how far the conversion is from float32.
     """
 
     asked: str | None

@@ -2,7 +2,8 @@
 
 A Conv stays the object that it is, with its parameters, hooks and type; only what computes the convolution is set on
 it (`_conv_forward`, which `torch.nn.Conv1d`, `Conv2d` and `Conv3d` call). Optimizers, state_dict keys, shared weights
-and parametrizations go on as before, and copies, pickles and replicas carry the choice along.
+and parametrizations go on as before, and copies, pickles and replicas carry the choice along. A Conv whose settings
+are no longer those that a form was chosen for is computed by PyTorch, as they are now.
 """
 
 from __future__ import annotations
@@ -41,28 +42,45 @@ def bucket(shape: Sequence[int]) -> Bucket:
     return tuple(1 << math.ceil(math.log2(size)) if size > 1 else 1 for size in sizes)
 
 
+def each(setting: Any, rank: int) -> Any:
+    """Return a Conv's stride, padding or dilation with a number for each axis: PyTorch takes one for all, and lists."""
+    if isinstance(setting, str):
+        return setting
+    numbers = tuple(setting) if isinstance(setting, list | tuple) else (setting,)
+    return numbers * rank if len(numbers) == 1 else numbers
+
+
 @dataclass
 class Chosen:
     """Computes a Conv's convolution: by the method chosen for the input's sizes, by PyTorch's own for all others.
 
-    Holds settings only, no parameters, so that copies and pickles of the Conv are independent of it. `padding` is the
-    Conv's: "same", "valid", or a number for each axis.
+    Holds the settings that the methods were chosen for, no parameters, so that copies and pickles of the Conv are
+    independent of it. `padding`: "same", "valid", or a number for each axis; `real`: the weights were of a floating
+    type, whichever, and not complex or integers. `layer` is the Conv: what is set on it now decides on every call.
     """
 
+    layer: Any = field(repr=False, compare=False)
     stride: tuple[int, ...]
     padding: str | tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    weight_shape: tuple[int, ...]
+    real: bool
     choices: dict[Bucket, str]
 
     @staticmethod
     def of(layer: Any, choices: Mapping[Bucket, str]) -> Chosen:
         """Return what computes the convolution of a Conv."""
+        weight_shape = tuple(layer.weight.shape)
+        rank = len(weight_shape) - 2
         return Chosen(
-            stride=tuple(layer.stride),
-            padding=layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
-            dilation=tuple(layer.dilation),
-            groups=int(layer.groups),
+            layer=layer,
+            stride=each(layer.stride, rank),
+            padding=each(layer.padding, rank),
+            dilation=each(layer.dilation, rank),
+            groups=layer.groups,
+            weight_shape=weight_shape,
+            real=layer.weight.is_floating_point(),
             choices=dict(choices),
         )
 
@@ -84,10 +102,11 @@ class Chosen:
         # An exported graph serves all sizes: there the native form stays.
         jit: Any = torch.jit
         exported = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or jit.is_tracing()
-        if not exported and x.dim() in (rank + 1, rank + 2):
+        if not exported and x.dim() in (rank + 1, rank + 2) and self.fits(weight):
             name = self.choice((*x.shape,) if batched else (1, *x.shape))
         if name == NATIVE:
-            return _native(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+            y: Tensor = type(self.layer)._conv_forward(self.layer, x, weight, bias)
+            return y
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = _cast(x, kind), _cast(weight, kind), bias if bias is None else _cast(bias, kind)
@@ -95,6 +114,19 @@ class Chosen:
             x = x.unsqueeze(0)
         y = _formed(x, weight, bias, name, self.stride, self.padding, self.dilation, self.groups)
         return y if batched else y.squeeze(0)
+
+    def fits(self, weight: Tensor) -> bool:
+        """Say whether the Conv, with this weight, is still set as when the methods were chosen."""
+        layer, rank = self.layer, len(self.stride)
+        return (
+            layer.padding_mode == "zeros"
+            and each(layer.stride, rank) == self.stride
+            and each(layer.padding, rank) == self.padding
+            and each(layer.dilation, rank) == self.dilation
+            and layer.groups == self.groups
+            and weight.shape == self.weight_shape
+            and weight.is_floating_point() == self.real
+        )
 
     def choice(self, shape: Sequence[int]) -> str:
         """Return the method for an input of this shape."""
@@ -149,7 +181,9 @@ def _formed(
         groups=groups,
         bias=bias is not None,
     )
-    fits = x.shape[1] == weight.shape[1] * groups  # else the error is to be PyTorch's
+    # Where channels or types do not fit together, the error is to be PyTorch's.
+    fits = x.shape[1] == weight.shape[1] * groups and x.dtype == weight.dtype
+    fits = fits and (bias is None or bias.dtype == weight.dtype)
     form = _form(name, geometry) if fits else None
     return _native(x, weight, bias, stride, padding, dilation, groups) if form is None else form(x, weight, bias)
 
@@ -329,7 +363,12 @@ def _is_dilated(layer: Any) -> bool:
     nn = _torch().nn
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return False
-    return any(d > 1 and k > 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    kernel = tuple(layer.kernel_size) if _is_lazy(layer) else layer.weight.shape[2:]
+    return any(d > 1 and k > 1 for d, k in zip(each(layer.dilation, len(kernel)), kernel, strict=False))
+
+
+def _is_lazy(layer: Any) -> bool:
+    return isinstance(layer, _torch().nn.modules.lazy.LazyModuleMixin)
 
 
 def _left_alone(layer: Any) -> str | None:
@@ -337,7 +376,7 @@ def _left_alone(layer: Any) -> str | None:
     torch = _torch()
     nn = torch.nn
     kind = type(layer)
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+    if _is_lazy(layer):
         return "it is lazy, and its sizes are not known: run it once before"
     if torch.nn.utils.parametrize.is_parametrized(layer):
         kind = kind.__bases__[0]
@@ -376,12 +415,15 @@ class Call:
 
     def geometry(self, layer: Any) -> ConvGeometry:
         """Return the geometry of the Conv on this input."""
+        shape = tuple(layer.weight.shape)
+        settings = (layer.stride, layer.padding, layer.dilation)
+        stride, padding, dilation = (each(setting, len(shape) - 2) for setting in settings)
         return geometry_of(
             self.shape,
-            tuple(layer.weight.shape),
-            stride=layer.stride,
-            padding=spelled_out(layer.padding, layer.kernel_size, layer.dilation),
-            dilation=layer.dilation,
+            shape,
+            stride=stride,
+            padding=spelled_out(padding, shape[2:], dilation),
+            dilation=dilation,
             groups=layer.groups,
             bias=layer.bias is not None,
         )
@@ -499,8 +541,9 @@ def _probe(
 
 
 def _choices(layer: Any) -> Chosen | None:
+    """Return what was chosen for a Conv as it is set now, if anything."""
     found = layer.__dict__.get(_ATTRIBUTE)
-    return found if isinstance(found, Chosen) else None
+    return found if isinstance(found, Chosen) and found.layer is layer and found.fits(layer.weight) else None
 
 
 def choose(layer: Any, shape: Sequence[int], name: str) -> None:

@@ -16,9 +16,21 @@ import pytest
 from onnx import ModelProto, helper
 
 import dilrewrite
-from dilrewrite.engine.layers import BUILD_LOG, INSPECTOR, Layer, Layers, from_inspector, from_log, onnx_nodes
+from dilrewrite.engine.layers import (
+    BUILD_LOG,
+    INSPECTOR,
+    Layer,
+    Layers,
+    entry_of,
+    from_inspector,
+    from_log,
+    onnx_nodes,
+    parsed_name,
+)
 from dilrewrite.engine.precision import DATATYPES, prepare
 from dilrewrite.engine.profiles import Profile
+from dilrewrite.engine.sidecar import check_precision
+from dilrewrite.find import all_nodes
 from tests.engine.rtx import built, library, needs_rtx
 from tests.models_for_tests import build, conv_node, save, values
 
@@ -29,8 +41,8 @@ UPDATE = "DILREWRITE_UPDATE_GOLDEN"
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
-def convolutions(model: ModelProto) -> set[str]:
-    return {node.name for node in model.graph.node if node.op_type in CONVOLUTIONS}
+def convolutions(model: ModelProto) -> list[str]:
+    return [parsed_name(node) for node in all_nodes(model) if node.op_type in CONVOLUTIONS]
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -53,6 +65,14 @@ def between() -> ModelProto:
     return build(
         nodes, {"x": image}, {"y": image}, {f"w{n}": values(16, 16, 3, 3, seed=n) / np.float32(12) for n in range(3)}
     )
+
+
+def grouped_transpose() -> ModelProto:
+    """A ConvTranspose with groups and a dilation, of which TensorRT makes a layer per group."""
+    node = helper.make_node(
+        "ConvTranspose", ["x", "w"], ["y"], name="up", group=2, dilations=[2, 1], kernel_shape=[3, 3]
+    )
+    return build([node], {"x": [1, 4, 16, 16]}, {"y": [1, 4, 20, 18]}, {"w": values(4, 2, 3, 3)})
 
 
 def oddly_named() -> ModelProto:
@@ -413,6 +433,53 @@ def test_fusions_are_counted_by_the_convs_that_they_name() -> None:
     assert layers.kinds()["runtime_fusion"] == 1
 
 
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [
+        ("conv", "conv"),
+        ("conv | call (Block)", "conv"),
+        ("conv | then (then_branch) | node_of_y (If)", "conv"),
+        ("a | b", "a | b"),
+        ("a | b | call (Block)", "a | b"),
+        ("relu | conv (Block)", ""),
+        ("convolution", ""),
+        ("", ""),
+    ],
+)
+def test_entries_of_functions_and_branches(entry: str, meant: str) -> None:
+    assert entry_of(entry, {"conv", "a | b"}) == meant
+
+
+def listed(*layers: Layer) -> Layers:
+    return Layers(source=BUILD_LOG, layers=layers, memory={})
+
+
+def test_a_convolution_that_the_library_splits_is_one() -> None:
+    """As a ConvTranspose with groups; and the kernels around it name it too."""
+    parts = [layer("kgen", "up"), layer("deconv", "up"), layer("kgen", "up"), layer("deconv", "up")]
+    assert listed(*parts, layer("kgen", "up", "relu")).datatypes(["up"]) == {"Float": 1}
+
+
+def test_two_convolutions_of_one_name_are_two() -> None:
+    twins = [layer("correlation", "c"), layer("correlation", "c"), layer("kgen", "c")]
+    assert listed(*twins).datatypes(["c", "c"]) == {"Float": 2}
+
+
+def test_two_convolutions_in_one_layer_are_two() -> None:
+    assert listed(layer("runtime_fusion", "a", "relu", "b")).datatypes(["a", "b"]) == {"Float": 2}
+    assert len(listed(layer("correlation", "a", "b")).convolutions(["a", "b"])) == 2
+
+
+def test_calls_of_a_function_are_convolutions_of_their_own() -> None:
+    calls = [layer("runtime_fusion", f"c | call{number} (Block)", "relu") for number in range(3)]
+    assert listed(*calls).datatypes(["c"]) == {"Float": 3}
+
+
+def test_a_generated_kernel_may_hold_a_convolution() -> None:
+    found = listed(layer("correlation", "a"), layer("kgen", "b", element="Half"), layer("kgen", "cast", "c"))
+    assert found.datatypes(["a", "b", "c"]) == {"Float": 1, "Half": 1, "unknown": 1}
+
+
 def test_counts_are_sorted() -> None:
     entries = [layer(kind, element=element) for kind, element in (("deconv", "Half"), ("conv", "Float"), ("kgen", "X"))]
     random.Random(0).shuffle(entries)
@@ -473,6 +540,75 @@ def test_nine_taps_are_nine_convolutions(precision: str, tmp_path: Path) -> None
     assert sum(datatypes.values()) == 9
     assert set(datatypes) <= set(DATATYPES[precision])
     assert found.kinds()["correlation"] == 9
+
+
+def convs(*names: str) -> list[onnx.NodeProto]:
+    """Convs with a LeakyRelu between them, which become one layer with it, and weights that the model computes."""
+    nodes = [helper.make_node("Mul", ["w0", "scale"], ["w"])]
+    last = "x"
+    for number, name in enumerate(names):
+        end = number == len(names) - 1
+        nodes.append(conv(last, "y" if end else f"a{number}", "w", number + 2, name))
+        if not end:
+            nodes.append(helper.make_node("LeakyRelu", [f"a{number}"], [f"b{number}"], alpha=0.1))
+        last = f"b{number}"
+    return nodes
+
+
+def several(*names: str) -> ModelProto:
+    image = [1, 4, 32, 32]
+    weights = {"w0": values(4, 4, 3, 3), "scale": values(4, 1, 1, 1)}
+    return build(convs(*names), {"x": image}, {"y": image}, weights)
+
+
+def called_twice() -> ModelProto:
+    """A function that holds a Conv with a name and one without."""
+    body = [conv("p", "q", "w", 2, "inner"), helper.make_node("LeakyRelu", ["q"], ["r"]), conv("r", "s", "w", 3, "")]
+    block = helper.make_function("local", "Block", ["p", "w"], ["s"], body, [helper.make_opsetid("", 17)])
+    calls = [helper.make_node("Block", [a, "w"], [b], domain="local") for a, b in (("x", "h"), ("h", "y"))]
+    image = [1, 4, 32, 32]
+    made = build(calls, {"x": image}, {"y": image}, {"w": values(4, 4, 3, 3)}, opset=17)
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    made.functions.append(block)
+    return made
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        (several("", ""), 2),
+        (several("", "", ""), 3),
+        (several("one", "", "one"), 3),
+        (several("only"), 1),
+        (called_twice(), 4),
+        (grouped_transpose(), 1),
+    ],
+    ids=["nameless", "three", "same names", "one", "function", "groups"],
+)
+def test_every_convolution_is_counted(model: ModelProto, count: int) -> None:
+    _, datatypes = engine(model, "fp32")
+    assert datatypes == {"Float": count}
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_is_computed_of_constants_and_in_generated_kernels(precision: str) -> None:
+    """A Conv of a constant reads no data; one of a single channel becomes a kernel of its own."""
+    image, lone = [1, 4, 32, 32], [1, 1, 32, 32]
+    nodes = [
+        conv("k", "a", "w", 2, "constant"),
+        helper.make_node("Add", ["a", "x"], ["b"]),
+        conv("b", "y", "w", 2, "after"),
+        helper.make_node("Conv", ["x1", "w1"], ["y1"], name="lone"),
+    ]
+    weights = {"w": values(4, 4, 3, 3), "k": values(*image), "w1": values(1, 1, 1, 1)}
+    model = build(nodes, {"x": image, "x1": lone}, {"y": image, "y1": lone}, weights)
+    prepared = prepare(model, precision, "the model")
+    names = convolutions(prepared.proto)
+    found = check_precision(prepared, built(prepared.proto).layers, names, "the model")
+    assert sum(count for kind, count in found.items() if kind in DATATYPES[precision]) >= 2
+    assert set(found) <= {*DATATYPES[precision], "unknown"}
 
 
 @needs_rtx

@@ -240,6 +240,38 @@ def test_uint8_zero_points_are_counted(zero: int) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("kind", ["uint16", "int16"])
+@pytest.mark.parametrize("domain", ["", "com.microsoft"])
+def test_zero_points_of_16_bits_are_counted(kind: str, domain: str) -> None:
+    """ONNX Runtime's quantiser writes them in its own domain below opset 21."""
+    model = quantized(convs=2)
+    zero = next(tensor for tensor in model.graph.initializer if tensor.name == "xz")
+    zero.CopyFrom(numpy_helper.from_array(np.zeros((), kind), "xz"))
+    for node in model.graph.node:
+        if "QuantizeLinear" in node.op_type or "DequantizeLinear" in node.op_type:
+            node.domain = domain
+    with pytest.raises(UsageError, match=rf"net\.onnx: 4 Q/DQ nodes have a {kind} zero point; {REQUANTISE}"):
+        refuse(model, WHERE)
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_sequences_at_the_edges_are_refused(place: str) -> None:
+    model = conv1d()
+    getattr(model.graph, place).append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+    with pytest.raises(
+        UsageError, match=f"net.onnx: {place} 's' is of type sequence: an engine takes and gives tensors"
+    ):
+        refuse(model, WHERE)
+
+
+@pytest.mark.parametrize(("domain", "op"), [("com.microsoft", "FusedConv"), ("com.microsoft.nchwc", "ReorderInput")])
+def test_files_that_onnx_runtime_saved_are_refused(domain: str, op: str) -> None:
+    model = conv1d()
+    model.graph.node[0].domain, model.graph.node[0].op_type = domain, op
+    with pytest.raises(UsageError, match=rf"own operators \(1 {domain}:{op}\); start from the exported model"):
+        refuse(model, WHERE)
+
+
 @pytest.mark.parametrize(
     ("activation", "weight", "count"), [(5, 0, 4), (0, -3, 2), (1, 1, 6)], ids=["activation", "weight", "both"]
 )

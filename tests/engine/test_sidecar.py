@@ -263,9 +263,37 @@ def test_convolutions_that_no_layer_is_known_for() -> None:
 
 
 def test_a_layer_that_tells_no_types() -> None:
-    bare = dataclasses.replace(layer("l", "correlation", "Float", "c0"), inputs=())
+    bare = dataclasses.replace(layer("l", "correlation", "Float", "c0"), inputs=(), outputs=())
     with pytest.raises(FailedError, match="1 in unknown"):
         check_precision(prepared("fp32"), Layers(source=BUILD_LOG, layers=(bare,), memory={}), NAMES, "m.onnx")
+
+
+def test_a_convolution_of_constants_has_the_type_that_it_makes() -> None:
+    constant = dataclasses.replace(layer("l", "correlation", "Half", "c0"), inputs=())
+    layers = Layers(source=BUILD_LOG, layers=(constant,), memory={})
+    assert check_precision(prepared("fp16", converted=True), layers, NAMES, "m.onnx") == {"Half": 1}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_kernel_with_casts_says_nothing_of_the_convolution_in_it(precision: str) -> None:
+    """It reads and makes float32, and computes in what the model says; others are held to it all the same."""
+    mixed = layer("k", "kgen", "Float", "cast", "c2")
+    right, wrong = listed(DATATYPES[precision][0]).layers, listed("Float").layers
+    for layers, told in ((right, {DATATYPES[precision][0]: 1, "unknown": 1}), ((), {"unknown": 1})):
+        found = Layers(source=BUILD_LOG, layers=(*layers, mixed), memory={})
+        assert check_precision(prepared(precision, converted=True), found, NAMES, "m.onnx") == told
+    found = Layers(source=BUILD_LOG, layers=(*wrong, mixed), memory={})
+    with pytest.raises(FailedError, match="1 in Float, 1 in unknown"):
+        check_precision(prepared(precision, converted=True), found, NAMES, "m.onnx")
+
+
+def test_what_stays_in_float32_inside_of_a_branch() -> None:
+    there = layer("t", "deconv", "Float", "c1 | then (then_branch) | if_0 (If)")
+    layers = Layers(source=BUILD_LOG, layers=(*listed("BFloat16").layers, there), memory={})
+    found = check_precision(prepared("bf16", converted=True), layers, NAMES, "m.onnx", stays=("c1",))
+    assert found == {"BFloat16": 1, "Float": 1}
+    with pytest.raises(FailedError, match="bf16 was asked for"):
+        check_precision(prepared("bf16", converted=True), layers, NAMES, "m.onnx")
 
 
 # -- the command of TensorRT's own tool ----------------------------------------------------------------------------
