@@ -73,7 +73,7 @@ def test_json_is_all_of_standard_output(capsys: pytest.CaptureFixture[str], mode
     else:
         assert found["command"] == command
         assert found["exit_code"] == 0
-        assert found["schema_version"] == 1
+        assert found["schema_version"] == 2
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "backends"])
