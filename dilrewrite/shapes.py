@@ -61,11 +61,12 @@ def value_shape(value: ValueInfoProto) -> Typed:
 
 def graph_shapes(graph: GraphProto) -> dict[str, Typed]:
     """Return what a graph says of its tensors."""
-    shapes = {value.name: value_shape(value) for value in (*graph.value_info, *graph.output, *graph.input)}
+    shapes = {value.name: value_shape(value) for value in (*graph.value_info, *graph.output)}
     for tensor in graph.initializer:
-        shapes.setdefault(tensor.name, (tensor.data_type, tuple(tensor.dims)))
+        shapes[tensor.name] = tensor.data_type, tuple(tensor.dims)
     for sparse in graph.sparse_initializer:
-        shapes.setdefault(sparse.values.name, (sparse.values.data_type, tuple(sparse.dims)))
+        shapes[sparse.values.name] = sparse.values.data_type, tuple(sparse.dims)
+    shapes.update((value.name, value_shape(value)) for value in graph.input)
     return shapes
 
 
