@@ -25,13 +25,18 @@ from onnx import (
     ValueInfoProto,
 )
 
+from dilrewrite.errors import UsageError
+
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 UNKNOWN_DOMAIN = "dilrewrite.unknown"
 """Of operators that stand in a copy for nodes whose results are not to be inferred."""
 
 MAX_EXPANDED = 100_000
-"""Nodes that all calls of functions together may stand for; the calls beyond are not looked into."""
+"""Nodes that all calls of functions together may stand for in inference; the calls beyond are not looked into."""
+
+MAX_WRITTEN_OUT = 1_000_000
+"""Nodes that they may stand for in a model that is to run: runtimes write every call out."""
 
 Shape = tuple[int | None, ...]
 Typed = tuple[int, Shape | None]
@@ -89,7 +94,7 @@ def believed(light: ModelProto) -> ModelProto:
 
 
 def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
-    """Remove from `proto` every declared size that `twin`, its `believed` copy, does not confirm.
+    """Remove from `proto` every declared size that `twin`, its `believed` copy, does not confirm; put types right.
 
     The model's own inputs and outputs stay: they are its interface. A runtime takes the other declarations for true and
     folds them into constants wherever something asks for a size, as the nodes of a fragment do.
@@ -101,7 +106,10 @@ def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
                 if _states_size(value.type):
                     _forget_shapes(value.type)
                 continue
-            declared, known = value_shape(value)[1], shapes.get(value.name, (0, None))[1]
+            element, known = shapes.get(value.name, (0, None))
+            if element:
+                value.type.tensor_type.elem_type = element
+            declared = value_shape(value)[1]
             if declared is None or all(size is None for size in declared):
                 continue
             if known is None or len(known) != len(declared):
@@ -112,13 +120,9 @@ def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
                     dim.ClearField("dim_value")
 
 
-def claims_sizes(proto: ModelProto) -> bool:
-    """Say whether the file declares any size that is not one of its inputs or outputs."""
-    return any(
-        _states_size(value.type)
-        for graph, inner in _graphs(proto)
-        for value in (*graph.value_info, *((*graph.input, *graph.output) if inner else ()))
-    )
+def declares(proto: ModelProto) -> bool:
+    """Say whether the file declares anything but its inputs and outputs."""
+    return any(inner or graph.value_info for graph, inner in _graphs(proto))
 
 
 def _graphs(proto: ModelProto) -> Iterator[tuple[GraphProto, bool]]:
@@ -279,6 +283,7 @@ def _claim_doubts(light: ModelProto, inferred: ModelProto, claims: Sequence[Mapp
             agreed = {name: _agreed(typed, said.get(name, ())) for name, typed in known.items()}
             if any(inside):
                 del found[count:]  # nothing inside is inferred any more
+                agreed = {name: (element, None) for name, (element, _) in known.items()}
             if any(inside) or agreed != known:
                 found.append((graph, node, agreed))
         return owned and any(
@@ -494,6 +499,19 @@ def expanded(proto: ModelProto) -> dict[Key, int]:
     for key, nodes in _callers_last(proto):
         sizes[key] = sum(sizes.get(function_key(node), 1) for node in nodes)
     return sizes
+
+
+def check_calls(proto: ModelProto, where: str) -> None:
+    """Raise `UsageError` for a model whose calls of functions stand for more nodes than a runtime can take."""
+    if proto.functions:
+        sizes = expanded(proto)
+        total = sum(sizes.get(function_key(node), 1) for node in _inside(proto.graph.node))
+        if total > MAX_WRITTEN_OUT:
+            raise UsageError(
+                f"{where}: its functions stand for {total:,} nodes when every call is written out, as runtimes do; "
+                f"at most {MAX_WRITTEN_OUT:,} are run",
+                hint="export the model without functions that call each other many times",
+            )
 
 
 def limit_calls(light: ModelProto) -> None:

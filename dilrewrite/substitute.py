@@ -41,7 +41,7 @@ from dilrewrite.fragment import (
     WeightEdit,
     X,
 )
-from dilrewrite.shapes import claims_sizes, forget_unbelieved
+from dilrewrite.shapes import declares, forget_unbelieved
 
 STRATEGY_KEY = "dilrewrite.strategy"
 VERIFICATION_KEY = "dilrewrite.verification"
@@ -172,7 +172,7 @@ def rewrite(
             _normalise_node(resolve(edited, change.scope).node[change.index], change)
     if not edits:
         return Rewritten(edited, (), ())
-    if claims_sizes(proto):
+    if declares(proto):
         forget_unbelieved(edited, infer_shapes(proto))
     editor = _Editor(proto, edited, read)
     by_scope: dict[ScopePath, list[tuple[Site, Fragment]]] = defaultdict(list)
