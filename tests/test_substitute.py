@@ -1502,13 +1502,13 @@ def test_a_long_model_stays_sorted() -> None:
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-def trained(source: ModelProto, reads: str, updates: str = "") -> ModelProto:
-    """Return the model with a training step that reads one tensor of it and updates one."""
+def trained(source: ModelProto, reads: str, updates: str = "", made: str = "new") -> ModelProto:
+    """Return the model with a training step that reads one tensor of it, makes one and updates one."""
     step = source.training_info.add()
     step.algorithm.name = "step"
-    step.algorithm.node.add(op_type="Identity", input=[reads], output=["y/space_to_batch/Slice"])
+    step.algorithm.node.add(op_type="Identity", input=[reads], output=[made])
     if updates:
-        step.update_binding.add(key=updates, value="y/space_to_batch/Slice")
+        step.update_binding.add(key=updates, value=made)
     return source
 
 
@@ -1538,6 +1538,10 @@ def test_tensors_that_training_reads_are_still_made() -> None:
 
 
 def test_names_of_training_are_not_taken() -> None:
-    source = trained(model(f"[y] y = {CONV} (x, w)", values=W), "x")
-    after = only(source, "space_to_batch", "y").proto
-    assert "y/space_to_batch/Slice" not in {name for node in after.graph.node for name in (*node.output, node.name)}
+    def source() -> ModelProto:
+        return model(f"y = {CONV} (x, w)", values=W)
+
+    fresh = {name for node in only(source(), "space_to_batch", "y").proto.graph.node for name in node.output} - {"y"}
+    for name in fresh:
+        after = only(trained(source(), "x", made=name), "space_to_batch", "y").proto
+        assert name not in {output for node in after.graph.node for output in node.output}
