@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnx.parser
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from dilrewrite.cli import main
 from dilrewrite.errors import UsageError
 from dilrewrite.find import infer_shapes
 from dilrewrite.shapes import MAX_EXPANDED, UNKNOWN_DOMAIN, Shape, check_calls, expanded, graph_shapes
@@ -236,3 +238,15 @@ def test_functions_that_call_themselves_are_left_alone() -> None:
     model.functions[2].node[0].op_type, model.functions[2].node[0].domain = "f0", "local"
     assert expanded(model) == {}
     assert shape(model) is None
+
+
+@pytest.mark.parametrize("command", ["optimize", "verify", "bench", "build"])
+def test_models_that_no_runtime_could_expand_are_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(nested(24), path)
+    more = [str(path)] if command in ("verify", "bench") else []
+    assert main([command, str(path), *more]) == 2
+    assert "its functions stand for" in capsys.readouterr().err
+    assert main(["inspect", str(path)]) == 0
