@@ -13,8 +13,9 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from dilrewrite.errors import UsageError
 from dilrewrite.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry
-
-DEFAULT_DOMAINS = ("", "ai.onnx")
+from dilrewrite.shapes import DEFAULT_DOMAINS as DEFAULT_DOMAINS
+from dilrewrite.shapes import Typed, believed, graph_shapes, value_shape
+from dilrewrite.shapes import subgraphs as subgraphs
 
 ELEMENTS: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -84,7 +85,8 @@ class Operand:
     """A weight, bias, scale or zero point: how it comes to the node.
 
     `kind`: `initializer` (a constant of a graph), `constant` (a Constant node), `computed` (anything else, an
-    initializer that a caller may override among it). `scope` is where it is defined; `index` its node there, if any.
+    initializer that a caller may override or training updates among it). `scope` is where it is defined; `index` its
+    node there, if any.
     """
 
     kind: Literal["initializer", "constant", "computed"]
@@ -208,16 +210,6 @@ def resolve(proto: ModelProto, path: ScopePath) -> Container:
     return scope
 
 
-def subgraphs(node: NodeProto) -> Iterator[tuple[str, int, GraphProto]]:
-    """Yield (attribute name, place, graph) for every graph that a node holds."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.name, 0, attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            for place, graph in enumerate(attribute.graphs):
-                yield attribute.name, place, graph
-
-
 def all_nodes(proto: ModelProto) -> Iterator[NodeProto]:
     """Yield every node of the model: main graph, functions, and all graphs inside."""
 
@@ -264,7 +256,7 @@ class _Scope:
     container: Container
     parent: _Scope | None
     opset: int
-    shapes: Mapping[str, tuple[int, tuple[int | None, ...] | None]]
+    shapes: Mapping[str, Typed]
     producers: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, list[int]] = field(default_factory=dict)
     captured: Counter[str] = field(default_factory=Counter)
@@ -272,6 +264,7 @@ class _Scope:
     sparse: dict[str, Any] = field(default_factory=dict)
     inputs: set[str] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
+    trained: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         container = self.container
@@ -299,7 +292,7 @@ class _Scope:
             scope = scope.parent
         return None
 
-    def shape_of(self, name: str) -> tuple[int, tuple[int | None, ...] | None]:
+    def shape_of(self, name: str) -> Typed:
         home = self.home(name)
         return home.shapes.get(name, (0, None)) if home else (0, None)
 
@@ -321,26 +314,18 @@ def _names_read(graph: GraphProto) -> Counter[str]:
     return names
 
 
+def names_in_training(proto: ModelProto) -> Counter[str]:
+    """Count the names that training uses: its graphs run together with the main one and see its tensors."""
+    names: Counter[str] = Counter()
+    for info in proto.training_info:
+        for graph in (info.initialization, info.algorithm):
+            names.update(_names_read(graph))
+        for binding in (*info.initialization_binding, *info.update_binding):
+            names.update((binding.key, binding.value))
+    return names
+
+
 # -- shapes --------------------------------------------------------------------------------------------------------
-
-
-def _value_shape(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...] | None]:
-    kind = value.type.tensor_type
-    if not value.type.HasField("tensor_type"):
-        return 0, None
-    if not kind.HasField("shape"):
-        return kind.elem_type, None
-    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in kind.shape.dim)
-    return kind.elem_type, dims
-
-
-def _graph_shapes(graph: GraphProto) -> dict[str, tuple[int, tuple[int | None, ...] | None]]:
-    shapes = {value.name: _value_shape(value) for value in (*graph.value_info, *graph.output, *graph.input)}
-    for tensor in graph.initializer:
-        shapes.setdefault(tensor.name, (tensor.data_type, tuple(tensor.dims)))
-    for sparse in graph.sparse_initializer:
-        shapes.setdefault(sparse.values.name, (sparse.values.data_type, tuple(sparse.dims)))
-    return shapes
 
 
 _LIGHT_ELEMENTS = 512
@@ -399,12 +384,8 @@ def _hollow(tensor: TensorProto) -> TensorProto:
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
-    """Return a weightless copy with inferred shapes; with the given ones alone where inference fails."""
-    light = without_weights(proto)
-    try:
-        return onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
-        return light  # an operator or opset that the installed onnx does not know
+    """Return a weightless copy with the sizes that can be believed (`shapes.py`), and no other."""
+    return believed(without_weights(proto))
 
 
 # -- operands ------------------------------------------------------------------------------------------------------
@@ -416,9 +397,9 @@ def _operand(scope: _Scope, name: str, ir_version: int) -> Operand:
         return Operand(kind="computed", name=name, shape=None, element=None, scope=scope.path)
     if name in home.initializers and name not in home.producers:
         tensor = home.initializers[name]
-        overridable = name in home.inputs and ir_version >= 4
+        changes = (name in home.inputs and ir_version >= 4) or name in home.trained
         return Operand(
-            kind="computed" if overridable else "initializer",
+            kind="computed" if changes else "initializer",
             name=name,
             shape=tuple(tensor.dims),
             element=ELEMENTS.get(tensor.data_type),
@@ -622,13 +603,16 @@ def _normalisation(node: NodeProto, weight_kernel: Sequence[int] | None) -> tupl
     return wanted if wanted != dilations else None
 
 
-def _scopes(proto: ModelProto) -> Iterator[_Scope]:
-    inferred = infer_shapes(proto)
+def _scopes(proto: ModelProto, inferred: ModelProto) -> Iterator[_Scope]:
+    bindings = [one for info in proto.training_info for one in (*info.initialization_binding, *info.update_binding)]
 
     def walk(
         graph: GraphProto, twin: GraphProto, path: ScopePath, where: str, parent: _Scope | None, opset: int
     ) -> Iterator[_Scope]:
-        scope = _Scope(path, where, graph, parent, opset, _graph_shapes(twin))
+        scope = _Scope(path, where, graph, parent, opset, graph_shapes(twin))
+        if parent is None:
+            scope.captured.update(names_in_training(proto))
+            scope.trained = frozenset(binding.key for binding in bindings)
         yield scope
         yield from below(scope, graph, twin)
 
@@ -652,7 +636,7 @@ def _scopes(proto: ModelProto) -> Iterator[_Scope]:
             label += f"[{function.overload}]"
         scope = _Scope(ScopePath(number), label, function, None, opset_of(function.opset_import, main_opset), {})
         yield scope
-        yield from below(scope, function, function)
+        yield from below(scope, function, inferred.functions[number])
 
 
 def find(proto: ModelProto) -> Found:
@@ -664,7 +648,9 @@ def find(proto: ModelProto) -> Found:
     sites: list[Site] = []
     normalisations: list[Normalisation] = []
     skipped: list[Skipped] = []
-    for scope in _scopes(proto):
+    inferred = infer_shapes(proto)
+    misled = _misled(proto.graph, inferred.graph)
+    for scope in _scopes(proto, inferred):
         for index, node in enumerate(scope.container.node):
             dilations: tuple[int, ...] = ()
             reference = False
@@ -707,7 +693,13 @@ def find(proto: ModelProto) -> Found:
                         scope=scope.path, where=scope.where, index=index, name=label["name"], dilations=fixed, pads=pads
                     )
                 )
-            if site:
+            if site and (source := _misleading(misled, scope.path, index)):
+                reason = (
+                    f"it follows from the output {source!r}, whose declared shape is not known to be right; runtimes "
+                    "would believe it: correct or remove that shape"
+                )
+                skipped.append(Skipped(**label, op="Conv", dilations=dilations, reason=reason))
+            elif site:
                 sites.append(site)
     return Found(tuple(sites), tuple(normalisations), tuple(skipped), _remarks(proto))
 
@@ -748,6 +740,48 @@ def _skip_reason(node: NodeProto) -> str:
     if node.domain in DEFAULT_DOMAINS:
         return SKIP_REASONS.get(node.op_type, f"{node.op_type} is not rewritten")
     return f"{node.op_type} of {node.domain} is not ONNX's and is not rewritten"
+
+
+def _misled(graph: GraphProto, twin: GraphProto) -> dict[int, str]:
+    """Return the main graph's nodes that follow from an output of it with a size that is not believed: {place: output}.
+
+    A fragment asks for sizes at run time. ONNX Runtime answers from the declared shape of an output where its own
+    inference does not contradict, and the declaration is the model's interface: it is not for us to change.
+    """
+    shapes = graph_shapes(twin)
+    doubtful = [value for value in graph.output if not _holds(value_shape(value), shapes.get(value.name, (0, None)))]
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.node) if doubtful else ():
+        for name in {*node.input, *(name for _, _, below in subgraphs(node) for name in _names_read(below))}:
+            readers.setdefault(name, []).append(index)
+    found: dict[int, str] = {}
+    for value in doubtful:
+        queue = [value.name]
+        while queue:
+            for index in readers.get(queue.pop(), ()):
+                if index not in found:
+                    found[index] = value.name
+                    queue.extend(name for name in graph.node[index].output if name)
+    return found
+
+
+def _holds(declared: Typed, known: Typed) -> bool:
+    """Say whether every size that is declared is known to be so."""
+    sizes, shape = declared[1], known[1]
+    if sizes is None or all(size is None for size in sizes):
+        return True
+    return (
+        shape is not None
+        and len(shape) == len(sizes)
+        and all(b in (None, a) for a, b in zip(shape, sizes, strict=True))
+    )
+
+
+def _misleading(misled: Mapping[int, str], path: ScopePath, index: int) -> str | None:
+    """Return the output that a node of a scope follows from, if any; a function's nodes may be called from anywhere."""
+    if path.function is not None:
+        return next(iter(misled.values()), None)
+    return misled.get(path.steps[0][0] if path.steps else index)
 
 
 def _acts(node: NodeProto, dilations: Sequence[int]) -> bool:

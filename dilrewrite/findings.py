@@ -17,6 +17,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from dilrewrite.find import infer_shapes, subgraphs, without_weights
 from dilrewrite.inputs import graphs, without_declarations
+from dilrewrite.shapes import limit_calls
 
 UNSORTED = "Nodes in a graph must be topologically sorted"
 
@@ -169,6 +170,7 @@ _AT = re.compile(r"\(op_type:(?P<op>[^,()]*), node name: (?P<name>.*?)\): ")
 def _inference(proto: ModelProto) -> Iterator[Finding]:
     """Yield what inference from the inputs says against nodes, and against declared shapes."""
     light = without_declarations(without_weights(proto))
+    limit_calls(light)
     error = _error(lambda: onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True))
     if error is not None:
         yield from _node_errors(error)

@@ -52,6 +52,7 @@ from dilrewrite.measure import Meter
 from dilrewrite.prove import runs_natively
 from dilrewrite.report import Measurement, Report, SiteReport
 from dilrewrite.reports import check_report_folder, write_reports
+from dilrewrite.shapes import check_calls
 from dilrewrite.staging import ELSEWHERE, Staging, check_destination, same_file
 from dilrewrite.strategies import plan, strategies
 from dilrewrite.substitute import Rewritten, disturb, mark, rewrite
@@ -190,6 +191,7 @@ def optimize(
     options = _backend(options)
     with clock("load"):
         model = load(path)
+    check_calls(model.proto, shown(path))
     target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
     started, engine_place = None, options.engine or target.with_suffix(".engine")
     if options.order is not None:
@@ -674,6 +676,8 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
     clock = _Clock()
     with clock("load"):
         first, second = load(before), load(after)
+    check_calls(first.proto, shown(before))
+    check_calls(second.proto, shown(after))
     if report_folder is not None:
         check_report_folder(report_folder, others=[before, after])
     found, found_after = find(first.proto), find(second.proto)
@@ -847,6 +851,7 @@ def build_file(
     clock = _Clock()
     with clock("load"):
         model = load(path)
+    check_calls(model.proto, shown(path))
     target = output or path.with_suffix(".engine")
     started = engines.start(model, order, parse_shapes(options.shapes))
     others, places = [path, *_data_files(model)], _engine_places(target, order.build.timing_cache)
@@ -922,6 +927,9 @@ def time_files(
     with clock("load"):
         before = load(first)
         after = load(second) if second is not None else None
+    check_calls(before.proto, shown(first))
+    if after is not None:
+        check_calls(after.proto, shown(second or first))
     if report_folder is not None:
         check_report_folder(report_folder, others=[first] if second is None else [first, second])
     if second is not None and after is not None:

@@ -21,6 +21,8 @@ from dilrewrite.find import (
     Operand,
     ScopePath,
     Site,
+    infer_shapes,
+    names_in_training,
     resolve,
     subgraphs,
 )
@@ -39,6 +41,7 @@ from dilrewrite.fragment import (
     WeightEdit,
     X,
 )
+from dilrewrite.shapes import declares, forget_unbelieved
 
 STRATEGY_KEY = "dilrewrite.strategy"
 VERIFICATION_KEY = "dilrewrite.verification"
@@ -69,6 +72,7 @@ class Names:
         self._used: set[str] = set()
         for container in _containers(proto):
             self._collect(container)
+        self._used.update(names_in_training(proto))
 
     def _collect(self, container: Container) -> None:
         for node in container.node:
@@ -98,6 +102,9 @@ class Names:
 
 def _containers(proto: ModelProto) -> Iterator[Container]:
     yield from _below(proto.graph)
+    for info in proto.training_info:
+        yield from _below(info.initialization)
+        yield from _below(info.algorithm)
     for function in proto.functions:
         yield from _below(function)
 
@@ -154,7 +161,8 @@ def rewrite(
     """Return a copy of `proto` in which every site of `edits` is replaced by its fragment.
 
     Convs that are not replaced get the changes of `normalisations`. `read` returns the values of one tensor of `proto`
-    (external ones too); it is called only for weights that a fragment edits. Everything else stays byte for byte.
+    (external ones too); it is called only for weights that a fragment edits. Declared sizes inside the model that
+    cannot be believed go. Everything else stays byte for byte.
     """
     edited = ModelProto()
     edited.CopyFrom(proto)
@@ -164,6 +172,8 @@ def rewrite(
             _normalise_node(resolve(edited, change.scope).node[change.index], change)
     if not edits:
         return Rewritten(edited, (), ())
+    if declares(proto):
+        forget_unbelieved(edited, infer_shapes(proto))
     editor = _Editor(proto, edited, read)
     by_scope: dict[ScopePath, list[tuple[Site, Fragment]]] = defaultdict(list)
     for site, fragment in edits:
@@ -262,6 +272,8 @@ class _Editor:
         for path in self.containers:
             if path.function not in counted:
                 counted[path.function] = _uses(resolve(self.edited, ScopePath(path.function)))
+                if path.function is None:
+                    counted[None].update(names_in_training(self.edited))
         makers: dict[ScopePath, dict[str, int]] = {}
         nodes: dict[ScopePath, set[int]] = defaultdict(set)
         names: dict[ScopePath, set[str]] = defaultdict(set)

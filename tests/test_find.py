@@ -806,18 +806,39 @@ def test_extents_come_from_inference() -> None:
     assert (site.geometry.batch, site.geometry.in_channels, site.geometry.extents) == (1, 2, (6,))
 
 
-def test_extents_come_from_value_info() -> None:
+def test_extents_that_only_value_info_says_are_not_believed() -> None:
     body = f"v = custom.Unknown (x) y = {CONV} (v, w)"
     assert one(find(model(body))).geometry.extents == (None,)
-    assert one(find(model(body, values=f"{W}, float[3,2,7] v"))).geometry.extents == (7,)
+    geometry = one(find(model(body, values=f"{W}, float[3,2,7] v"))).geometry
+    assert (geometry.batch, geometry.in_channels, geometry.extents) == (None, 2, (None,))
 
 
-def test_extents_come_from_value_info_of_a_subgraph() -> None:
+def test_extents_that_value_info_contradicts_are_not_believed() -> None:
+    body = f"v = Neg (x) u = Neg (v) y = {CONV} (u, w)"
+    assert one(find(model(body, values=f"{W}, float[1,2,12] v"))).geometry.extents == (12,)
+    geometry = one(find(model(body, values=f"{W}, float[1,2,7] v"))).geometry
+    assert (geometry.batch, geometry.extents) == (1, (None,))
+    assert one(find(model(body, values=f"{W}, float[2,7] v"))).geometry.batch is None
+
+
+def test_extents_that_only_value_info_of_a_subgraph_says_are_not_believed() -> None:
     text, _ = inside("if", f"v = custom.Unknown (x) a = {CONV} (v, w)", "a", level=0)
     source = model(text, inputs=f"{X}, bool c", outputs="float[m] y_if_0")
     branch = next(a.g for a in source.graph.node[0].attribute if a.name == "then_branch")
     branch.value_info.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, [1, 2, 8]))
-    assert one(find(source)).geometry.extents == (8,)
+    assert one(find(source)).geometry.extents == (None,)
+
+
+def test_a_site_behind_an_output_of_doubtful_shape_stays() -> None:
+    source = model(f"v = Neg (x) u = Neg (v) y = {CONV} (u, w)", inputs="float[n,2,l] x", outputs="float[m] y")
+    source.graph.output.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, ["n", 2, "l"]))
+    assert one(find(source)).output == "y"
+    source.graph.output[1].CopyFrom(helper.make_tensor_value_info("v", TensorProto.FLOAT, [1, 2, "l"]))
+    found = find(source)
+    (left,) = found.skipped
+    assert found.sites == ()
+    assert left.convolution
+    assert "'v'" in left.reason
 
 
 def test_extents_survive_large_weights_on_the_way() -> None:

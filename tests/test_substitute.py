@@ -1497,3 +1497,51 @@ def test_a_long_model_stays_sorted() -> None:
     after = rewrite(source, chosen, found.normalisations, numpy_helper.to_array).proto
     onnx.checker.check_model(after, full_check=True)
     assert max(values(after).values()) == 1
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def trained(source: ModelProto, reads: str, updates: str = "", made: str = "new") -> ModelProto:
+    """Return the model with a training step that reads one tensor of it, makes one and updates one."""
+    step = source.training_info.add()
+    step.algorithm.name = "step"
+    step.algorithm.node.add(op_type="Identity", input=[reads], output=[made])
+    if updates:
+        step.update_binding.add(key=updates, value=made)
+    return source
+
+
+@pytest.mark.parametrize("form", EDITING)
+def test_weights_that_training_reads_stay(form: str) -> None:
+    rewritten = only(trained(model(f"y = {CONV} (x, w)", values=W), "w"), form, "y")
+    assert rewritten.removed_tensors == ()
+    assert "w" in {held.name for held in rewritten.proto.graph.initializer}
+    onnx.checker.check_model(rewritten.proto)
+
+
+def test_weights_that_training_updates_are_edited_at_run_time() -> None:
+    source = trained(model(f"y = {CONV} (x, w)", values=W), "w", updates="w")
+    (site,) = find(source).sites
+    assert site.weight.kind == "computed"
+    rewritten = only(source, "zero_fill", "y")
+    assert (rewritten.removed_tensors, "w" in readers(rewritten.proto)) == ((), True)
+
+
+def test_tensors_that_training_reads_are_still_made() -> None:
+    body = f"v = {CONV} (x, w) y = Relu (v)"
+    assert find(model(body, values=W)).sites[0].follow == (1,)
+    source = trained(model(body, values=W), "v")
+    assert find(source).sites[0].follow == ()
+    after = only(source, "space_to_batch", "v").proto
+    assert "v" in {name for node in after.graph.node for name in node.output}
+
+
+def test_names_of_training_are_not_taken() -> None:
+    def source() -> ModelProto:
+        return model(f"y = {CONV} (x, w)", values=W)
+
+    fresh = {name for node in only(source(), "space_to_batch", "y").proto.graph.node for name in node.output} - {"y"}
+    for name in fresh:
+        after = only(trained(source(), "x", made=name), "space_to_batch", "y").proto
+        assert name not in {output for node in after.graph.node for output in node.output}
