@@ -319,6 +319,14 @@ def _array(name: str, value: Any) -> Array:
 # -- timing ----------------------------------------------------------------------------------------------------------
 
 
+def _contradicts(declared: Sequence[int | str | None], value: Any) -> bool:
+    """Say whether an output has another shape than its declaration tells."""
+    shape = value.shape() if value.is_tensor() else []
+    return len(shape) != len(declared) or any(
+        isinstance(a, int) and a != b for a, b in zip(declared, shape, strict=True)
+    )
+
+
 @final
 class BoundRunner:
     """A session with its inputs bound where its nodes want them, and outputs left on the device: a run copies nothing.
@@ -340,6 +348,9 @@ class BoundRunner:
         self._session: Any = _load(runnable, options, providers, severity=severity, profile=profile)
         self._failures = _failures()
         self._feeds: dict[str, Array] | None = None
+        # Are there outputs of a shape that the model does not declare? Where a run left one, ONNX Runtime refuses the
+        # next run into it: then outputs are bound anew each time.
+        self._undeclared: bool | None = None
         plain = {name: _plain(value) for name, value in feeds.items()}
         kinds = {value.name: value.type for value in self._session.get_inputs()}
         outputs = self._session.get_outputs()
@@ -353,11 +364,16 @@ class BoundRunner:
             for name, value in plain.items():
                 # Binding copies a value, this once, to the device of the nodes that read it; sizes stay on the host.
                 self._binding.bind_ortvalue_input(name, _ort_value(name, value))
-            for out in outputs:
-                self._binding.bind_output(out.name, device if out.type != "tensor(string)" else "cpu")
+            self._outputs = {out.name: "cpu" if out.type == "tensor(string)" else device for out in outputs}
+            self._declared = [out.shape for out in outputs]
+            self._bind_outputs()
             self._binding.synchronize_inputs()
         except self._failures as error:
             raise CannotRun(reason(error)) from error
+
+    def _bind_outputs(self) -> None:
+        for name, device in self._outputs.items():
+            self._binding.bind_output(name, device)
 
     def run(self) -> None:
         """Run once and wait until the outputs are there."""
@@ -365,8 +381,12 @@ class BoundRunner:
             if self._feeds is not None:
                 self._session.run(None, self._feeds)
                 return
+            if self._undeclared:
+                self._bind_outputs()
             self._session.run_with_iobinding(self._binding)
             self._binding.synchronize_outputs()
+            if self._undeclared is None:
+                self._undeclared = any(map(_contradicts, self._declared, self._binding.get_outputs()))
         except self._failures as error:
             raise CannotRun(reason(error)) from error
 
