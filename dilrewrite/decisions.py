@@ -65,6 +65,8 @@ def read(path: Path) -> dict[str, Decided]:
     """Return the decisions in a file by site. Raises `UsageError` when it is no such file."""
     where = f"--decisions {shown(path)}"
     hint = "give a file that --save-decisions wrote"
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+        raise UsageError(f"{where}: not a regular file", hint=hint)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

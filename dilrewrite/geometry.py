@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 MAX_RANK = 3
@@ -19,6 +21,14 @@ def ceil_div(a: int, b: int) -> int:
 def product(values: tuple[int, ...]) -> int:
     """Return the product, 1 for no value."""
     return math.prod(values)
+
+
+def _divisors(n: int) -> Iterator[int]:
+    """Yield the divisors of n, each at least once, in no order."""
+    for small in range(1, math.isqrt(n) + 1):
+        if n % small == 0:
+            yield small
+            yield n // small
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +326,7 @@ class ConvGeometry:
             return Phases(grain=1, block=1, stride=s, dilation=d)
         grain = math.gcd(s, d)
         rest = d // grain
-        block = next(b for b in range(1, rest + 1) if rest % b == 0 and rest // b <= max_dilation)
+        block = min(b for b in _divisors(rest) if rest // b <= max_dilation)
         return Phases(grain=grain, block=block, stride=s // grain, dilation=rest // block)
 
     def overlapping(self, max_dilation: int = 1) -> int | None:
@@ -337,7 +347,9 @@ class ConvGeometry:
         edges = sorted({0, out, *(taps.lo[t] for t in live), *(taps.hi[t] for t in live)})
         found: list[tuple[int, int, int, int]] = []
         for start, stop in itertools.pairwise(edges):
-            inside = [t for t in live if taps.lo[t] <= start and stop <= taps.hi[t]]
-            first, after = (inside[0], inside[-1] + 1) if inside else (0, 0)
+            # Both ends fall from tap to tap, so the taps that touch data here are neighbours.
+            front = bisect.bisect_left(live, -start, key=lambda t: -taps.lo[t])
+            back = bisect.bisect_right(live, -stop, key=lambda t: -taps.hi[t])
+            first, after = (live[front], live[back - 1] + 1) if front < back else (0, 0)
             found.append((start, stop, first, after))
         return tuple(found)

@@ -58,6 +58,8 @@ def load_inputs(path: Path) -> dict[str, Array]:
     """Read an .npz of inputs by name; raises `UsageError` when it is none."""
     problem = f"--inputs {shown(path)}: not an .npz file of arrays"
     hint = "save one with numpy.savez"
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+        raise UsageError(f"--inputs {shown(path)}: not a regular file", hint=hint)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}

@@ -362,7 +362,11 @@ def main() -> None:
     import os
     import time
 
+    import typer.main
+
     from dilrewrite.cli import main as command_line
+
+    typer.main.get_command = functools.cache(typer.main.get_command)  # else half of the time goes into making it
 
     asked = json.loads(sys.stdin.read())
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

@@ -43,6 +43,8 @@ def is_engine(path: Path) -> bool:
     if path.suffix in ENDINGS:
         return True
     try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return False
         with path.open("rb") as file:
             return file.read(4) in (b"ptrt", b"vtrt", b"ftrt")
     except OSError:
@@ -216,6 +218,8 @@ def read(engine: Path) -> EngineReport:
     file = place(engine)
     hint = "build the engine again with `dilrewrite build`, which writes it"
     try:
+        if file.exists() and not file.is_file():
+            raise UsageError(f"{shown(file)} is not a regular file", hint=hint)
         plain = json.loads(file.read_text(encoding="utf-8"))
         json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()  # what cannot be written is damaged
     except FileNotFoundError as error:
