@@ -17,6 +17,7 @@ from typing import Any
 from dilrewrite._version import __version__
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.find import Site
+from dilrewrite.staging import is_file
 from dilrewrite.strategies import parse
 
 FORMAT = 1
@@ -65,9 +66,9 @@ def read(path: Path) -> dict[str, Decided]:
     """Return the decisions in a file by site. Raises `UsageError` when it is no such file."""
     where = f"--decisions {shown(path)}"
     hint = "give a file that --save-decisions wrote"
-    if path.exists() and not path.is_file():  # a pipe would wait for a writer
-        raise UsageError(f"{where}: not a regular file", hint=hint)
     try:
+        if path.exists() and not is_file(path):
+            raise UsageError(f"{where}: not a regular file", hint=hint)
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{where}: no such file") from error

@@ -11,7 +11,9 @@ import functools
 import io
 import json
 import random
+import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,8 @@ from typing import Any
 
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
-SECONDS = 20  # for one file
+SECONDS = 20  # of the processor, for one file
+HANGS = 12  # times as long by the clock is a hang, whatever else the machine does
 MEMORY_BYTES = 8 << 30  # of addresses, the mapped libraries among them
 WEIGHTS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 INTS = (0, 1, -1, 2, 3, 7, 255, 16384, 2**31 - 1, 2**31, -(2**31), 2**32 + 1, 2**53, 2**62, 2**63 - 1, -(2**63))
@@ -327,8 +330,9 @@ def run(
 ) -> list[Outcome]:
     """Return the outcome of `command` on a mutation of `models[seed % len(models)]` for every seed.
 
-    In `command`, MODEL stands for the mutated file, ORIGINAL for the model and OUT for a file to write. A child that
-    hangs or dies is a problem of its seed, and another takes the rest.
+    In `command`, MODEL stands for the mutated file, ORIGINAL for the model, OUT for a file to write, SITE for one of the
+    model's dilated Convs and STRATEGY for a form. A child that hangs or dies is a problem of its seed, and another takes
+    the rest.
     """
     found: list[Outcome] = []
     left = list(seeds)
@@ -365,28 +369,40 @@ def main() -> None:
     import typer.main
 
     from dilrewrite.cli import main as command_line
+    from dilrewrite.find import find
+    from dilrewrite.strategies import strategies
 
     typer.main.get_command = functools.cache(typer.main.get_command)  # else half of the time goes into making it
 
     asked = json.loads(sys.stdin.read())
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.register(signal.SIGPROF, chain=True)  # tell where, then die of it
     answers = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         os.environ["DILREWRITE_CACHE"] = str(Path(place) / "timings.sqlite")
         contents = [Path(path).read_bytes() for path in asked["models"]]
+        sites = [[site.name for site in find(_parsed(data)).sites] for data in contents]
         for seed in asked["seeds"]:
             which = seed % len(contents)
             Path("model.onnx").write_bytes(mutated(contents[which], seed))
             Path("out.onnx").unlink(missing_ok=True)
-            words = {"MODEL": "model.onnx", "ORIGINAL": asked["models"][which], "OUT": "out.onnx"}
+            words = {
+                "MODEL": "model.onnx",
+                "ORIGINAL": asked["models"][which],
+                "OUT": "out.onnx",
+                "SITE": re.escape(sites[which][seed // len(contents) % len(sites[which])]),
+                "STRATEGY": sorted(strategies())[seed % len(strategies())],
+            }
             arguments = [words.get(word, word) for word in asked["command"]]
-            faulthandler.dump_traceback_later(asked["s"], exit=True)
-            start = time.perf_counter()
+            signal.setitimer(signal.ITIMER_PROF, asked["s"])
+            faulthandler.dump_traceback_later(HANGS * asked["s"], exit=True)
+            start = time.process_time()
             code, problem = _outcome(command_line, arguments)
             faulthandler.cancel_dump_traceback_later()
-            seconds = time.perf_counter() - start
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            seconds = time.process_time() - start
             answer = Outcome(Path(asked["models"][which]).stem, seed, code, round(seconds, 3), problem)
             answers.write(json.dumps({name: getattr(answer, name) for name in Outcome.__slots__}) + "\n")
             answers.flush()

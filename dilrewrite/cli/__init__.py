@@ -13,7 +13,7 @@ import typer
 
 from dilrewrite._version import __version__
 from dilrewrite.cli import backends, bench, build, convbench, inspect, optimize, verify
-from dilrewrite.errors import DilrewriteError
+from dilrewrite.errors import DilrewriteError, FailedError
 
 INTERRUPTED = 130
 
@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if pointer is not None:  # of a text that cannot be read: where
             typer.echo(pointer, err=True)
         return error.exit_code
+    except MemoryError:
+        typer.echo("dilrewrite: out of memory; give smaller inputs with --shape, or use a larger machine", err=True)
+        return FailedError.exit_code
     except KeyboardInterrupt:
         typer.echo("dilrewrite: interrupted; nothing was written", err=True)
         return INTERRUPTED

@@ -12,7 +12,7 @@ from dilrewrite.backends import MEASURED
 from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.report import Report
-from dilrewrite.staging import Staging, same_file
+from dilrewrite.staging import Staging, reason, same_file
 
 
 class Format(Protocol):
@@ -35,10 +35,13 @@ def check_report_folder(folder: Path, *, others: Sequence[Path]) -> None:
     """Raise `UsageError` unless the folder can be made or exists, and its reports would replace none of `others`."""
     another = "name another folder"
     names = [form.filename for form in formats().values() if form.filename is not None]
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
-    if not folder.parent.is_dir():
-        raise UsageError(f"--report {shown(folder)}: {shown(folder.parent)} is not a folder", hint="make it first")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
+        if not folder.parent.is_dir():
+            raise UsageError(f"--report {shown(folder)}: {shown(folder.parent)} is not a folder", hint="make it first")
+    except OSError as error:
+        raise UsageError(f"--report {shown(folder)}: cannot be reached: {reason(error)}", hint=another) from error
     for other in others:
         if other.absolute() == folder.absolute():
             raise UsageError(f"--report {shown(folder)}: is a place for a model too", hint=another)
