@@ -11,7 +11,7 @@ import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry
+from dilrewrite.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry, product
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -63,6 +63,9 @@ CONVOLUTIONS = frozenset(
 
 MOST_TAPS = 2**16
 """A kernel axis with more taps is not rewritten: where each of them touches data could not be told in time."""
+
+MOST_WEIGHTS = 2**31
+"""More weights fit into no model; only computed ones can have a shape that says so."""
 
 Step = tuple[int, str, int]
 """A way down: node index, attribute name, index in `graphs` (0 for `g`)."""
@@ -567,6 +570,10 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
         raise ValueError(problem)
     if not geometry.dilated:
         return None
+    outputs, inputs = geometry.out_channels or geometry.group, geometry.in_channels or geometry.group
+    elements = outputs * (inputs // geometry.group) * product(geometry.kernel)
+    if elements > MOST_WEIGHTS:
+        raise _Refused(f"its weights have {elements} elements; up to {MOST_WEIGHTS} are covered")
     bias_name = node.input[2] if geometry.bias else ""
     bias_dq = _constant_dequantized(scope, bias_name, ir_version) if bias_name else None
     bias = (bias_dq.source if bias_dq else _operand(scope, bias_name, ir_version)) if bias_name else None
