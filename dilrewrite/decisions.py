@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, Decided]:
     hint = "give a file that --save-decisions wrote"
     try:
         if path.exists() and not is_file(path):
-            raise UsageError(f"{where}: not a regular file", hint=hint)
+            raise UsageError(f"{where}: not a decisions file, not even a regular one", hint=hint)
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{where}: no such file") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 MAX_RANK = 3
@@ -23,12 +22,10 @@ def product(values: tuple[int, ...]) -> int:
     return math.prod(values)
 
 
-def _divisors(n: int) -> Iterator[int]:
-    """Yield the divisors of n, each at least once, in no order."""
-    for small in range(1, math.isqrt(n) + 1):
-        if n % small == 0:
-            yield small
-            yield n // small
+def least_divisor(n: int, most: int) -> int:
+    """Return the smallest divisor of n that leaves a quotient of at most `most`, in about sqrt(n) steps."""
+    small = [b for b in range(1, math.isqrt(n) + 1) if n % b == 0]
+    return min(b for b in (*small, *(n // b for b in small)) if n // b <= most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +323,7 @@ class ConvGeometry:
             return Phases(grain=1, block=1, stride=s, dilation=d)
         grain = math.gcd(s, d)
         rest = d // grain
-        block = min(b for b in _divisors(rest) if rest // b <= max_dilation)
+        block = least_divisor(rest, max_dilation)
         return Phases(grain=grain, block=block, stride=s // grain, dilation=rest // block)
 
     def overlapping(self, max_dilation: int = 1) -> int | None:

@@ -9,7 +9,7 @@ import graphlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from dilrewrite.errors import UsageError
 
@@ -21,6 +21,7 @@ MOST_NUMBER = 2**31 - 1
 
 _NUMBERS = ("dilations", "group", "kernel_shape", "pads", "strides")
 _FEWEST_INPUTS = {"Conv": 2, "QuantizeLinear": 2, "DequantizeLinear": 2}
+_ELEMENTS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 _STANDARD = ("", "ai.onnx")
 _DAMAGED = "the model is damaged: export it again"
 
@@ -32,7 +33,7 @@ def check(proto: ModelProto, where: str) -> None:
         _check_texts("the name of an opset", (entry.domain,), where)
     _Graphs(where, "").check_graph(proto.graph)
     for value in proto.graph.input:
-        _check_dims(value, where)
+        _check_input(value, where)
     for function in proto.functions:
         _check_texts("the name of a function", (function.name, function.domain, function.overload), where)
         _Graphs(where, f"function {function.name}: ").check_function(function)
@@ -49,7 +50,9 @@ def _check_texts(what: str, texts: Iterable[str], where: str) -> None:
             raise _refusal(where, f"{what} has the text {text!r}, which is not UTF-8")
 
 
-def _check_dims(value: ValueInfoProto, where: str) -> None:
+def _check_input(value: ValueInfoProto, where: str) -> None:
+    if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type not in _ELEMENTS:
+        raise _refusal(where, f"the input {value.name!r} is of no known element type")
     elements = 1
     for dim in value.type.tensor_type.shape.dim:
         if dim.HasField("dim_value"):

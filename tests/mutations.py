@@ -26,17 +26,20 @@ from typing import Any
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 SECONDS = 20  # of the processor, for one file
+BEFORE = ""  # what a test of this file makes the child do first
 HANGS = 12  # times as long by the clock is a hang, whatever else the machine does
 MEMORY_BYTES = 8 << 30  # of addresses, the mapped libraries among them
+# fmt: off
 WEIGHTS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 INTS = (0, 1, -1, 2, 3, 7, 255, 16384, 2**31 - 1, 2**31, -(2**31), 2**32 + 1, 2**53, 2**62, 2**63 - 1, -(2**63))
-TEXTS = ("", "x", "../w.bin", "ai.onnx", "no.such.domain", "\x1b[31mred\x1b[0m\n", "a" * 3000, "/", "SAME_UPPER", "9" * 99)
+TEXTS = ("", "x", "../w.bin", "ai.onnx", "other.domain", "\x1b[31mred\x1b[0m\n", "a" * 3000, "SAME_UPPER", "9" * 99)
 OPERATORS = (
-    *("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "MaxPool", "AveragePool", "Relu", "Clip"),
-    *("LeakyRelu", "Constant", "Identity", "QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan", "Reshape", "Cast"),
-    *("Transpose", "Concat", "Split", "Resize", "Pad", "Slice", "Gather", "ConstantOfShape", "Expand", "NoSuchOperator"),
+    "Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "MaxPool", "AveragePool", "Relu", "Clip",
+    "LeakyRelu", "Constant", "Identity", "QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan", "Reshape", "Cast",
+    "Transpose", "Concat", "Split", "Resize", "Pad", "Slice", "Gather", "ConstantOfShape", "Expand", "NoSuchOperator",
 )
 OFTEN = {"graph": 12, "node": 8, "attribute": 4, "initializer": 3, "input": 2, "type": 3, "tensor_type": 3, "shape": 3}
+# fmt: on
 
 
 # -- damage --------------------------------------------------------------------------------------------------------
@@ -220,11 +223,11 @@ def _another_operator(model: ModelProto, rng: random.Random) -> None:
 
 def _another_attribute(model: ModelProto, rng: random.Random) -> None:
     """Give a node an attribute of odd values."""
-    name = rng.choice(("dilations", "pads", "strides", "kernel_shape", "group", "auto_pad", "axis", "block_size", "value"))
-    value = rng.choice(([rng.choice(INTS) for _ in range(rng.randrange(1, 7))], rng.choice(INTS), rng.choice(TEXTS), 0.5))
+    names = ("dilations", "pads", "strides", "kernel_shape", "group", "auto_pad", "axis", "block_size", "value")
+    numbers = [rng.choice(INTS) for _ in range(rng.randrange(1, 7))]
+    made = helper.make_attribute(rng.choice(names), rng.choice((numbers, rng.choice(INTS), rng.choice(TEXTS), 0.5)))
     node = _node(model, rng)
-    kept = [attribute for attribute in node.attribute if attribute.name != name]
-    made = helper.make_attribute(name, value)
+    kept = [attribute for attribute in node.attribute if attribute.name != made.name]
     if rng.random() < 0.3:
         made.type = rng.choice(AttributeProto.AttributeType.values())
     del node.attribute[:]
@@ -304,11 +307,13 @@ def _in_a_function(model: ModelProto, rng: random.Random) -> None:
     node.op_type, node.domain = "F", "odd"
 
 
+# fmt: off
 _KINDS = (
-    *(_any_field, _any_field, _any_field, _rewired, _rewired, _nodes_swapped, _renamed, _another_operator),
-    *(_another_attribute, _another_number, _another_number, _another_dim, _another_dim, _quantised, _external),
-    *(_in_a_body, _in_a_function),
+    _any_field, _any_field, _any_field, _rewired, _rewired, _nodes_swapped, _renamed, _another_operator,
+    _another_attribute, _another_number, _another_number, _another_dim, _another_dim, _quantised, _external,
+    _in_a_body, _in_a_function,
 )
+# fmt: on
 
 
 # -- the child -----------------------------------------------------------------------------------------------------
@@ -316,12 +321,16 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the command line made of one mutation; `problem` is empty when it is as it should be."""
+    """What the command line made of one mutation; `problem` is empty when it is as it should be.
+
+    `loaded` says whether the file is still a model that can be read.
+    """
 
     model: str
     seed: int
     code: int | None
     seconds: float
+    loaded: bool = False
     problem: str = ""
 
 
@@ -330,9 +339,9 @@ def run(
 ) -> list[Outcome]:
     """Return the outcome of `command` on a mutation of `models[seed % len(models)]` for every seed.
 
-    In `command`, MODEL stands for the mutated file, ORIGINAL for the model, OUT for a file to write, SITE for one of the
-    model's dilated Convs and STRATEGY for a form. A child that hangs or dies is a problem of its seed, and another takes
-    the rest.
+    In `command`, MODEL stands for the mutated file, ORIGINAL for the model, OUT for a file to write, SITE for one of
+    the model's dilated Convs, STRATEGY for a form and SEED for the seed. A child that hangs or dies is a problem of its
+    seed, and another takes the rest.
     """
     found: list[Outcome] = []
     left = list(seeds)
@@ -342,7 +351,7 @@ def run(
         left = left[len(done) :]
         if error is not None and left:
             path = models[left[0] % len(models)]
-            found.append(Outcome(path.stem, left[0], None, float(seconds), f"died or hung: {error}"))
+            found.append(Outcome(path.stem, left[0], None, float(seconds), problem=f"died or hung: {error}"))
             del left[0]
     return found
 
@@ -350,9 +359,14 @@ def run(
 def _child(
     models: Sequence[Path], seeds: Sequence[int], command: Sequence[str], seconds: int
 ) -> tuple[list[Outcome], str | None]:
-    asked = {"models": [str(path) for path in models], "seeds": list(seeds), "command": list(command), "s": seconds}
-    # -m would import the package `tests` first; the path to it is that of this process
-    code = f"import sys; sys.path[:] = {sys.path!r}; from tests.mutations import main; main()"
+    asked = {
+        "models": [str(path) for path in models],
+        "seeds": list(seeds),
+        "command": list(command),
+        "busy_s": seconds,
+        "hang_s": HANGS * seconds,
+    }
+    code = f"import sys; sys.path[:] = {sys.path!r}\n{BEFORE}\nfrom tests.mutations import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(asked), capture_output=True, text=True, check=False
     )
@@ -383,7 +397,7 @@ def main() -> None:
         os.chdir(place)
         os.environ["DILREWRITE_CACHE"] = str(Path(place) / "timings.sqlite")
         contents = [Path(path).read_bytes() for path in asked["models"]]
-        sites = [[site.name for site in find(_parsed(data)).sites] for data in contents]
+        sites = [[site.name for site in find(_parsed(data)).sites] or ["none"] for data in contents]
         for seed in asked["seeds"]:
             which = seed % len(contents)
             Path("model.onnx").write_bytes(mutated(contents[which], seed))
@@ -392,20 +406,33 @@ def main() -> None:
                 "MODEL": "model.onnx",
                 "ORIGINAL": asked["models"][which],
                 "OUT": "out.onnx",
+                "SEED": str(seed),
                 "SITE": re.escape(sites[which][seed // len(contents) % len(sites[which])]),
                 "STRATEGY": sorted(strategies())[seed % len(strategies())],
             }
             arguments = [words.get(word, word) for word in asked["command"]]
-            signal.setitimer(signal.ITIMER_PROF, asked["s"])
-            faulthandler.dump_traceback_later(HANGS * asked["s"], exit=True)
+            signal.setitimer(signal.ITIMER_PROF, asked["busy_s"])
+            faulthandler.dump_traceback_later(asked["hang_s"], exit=True)
             start = time.process_time()
             code, problem = _outcome(command_line, arguments)
             faulthandler.cancel_dump_traceback_later()
             signal.setitimer(signal.ITIMER_PROF, 0)
             seconds = time.process_time() - start
-            answer = Outcome(Path(asked["models"][which]).stem, seed, code, round(seconds, 3), problem)
+            name = Path(asked["models"][which]).stem
+            answer = Outcome(name, seed, code, round(seconds, 3), code == 0 or _loads("model.onnx"), problem)
             answers.write(json.dumps({name: getattr(answer, name) for name in Outcome.__slots__}) + "\n")
             answers.flush()
+
+
+def _loads(path: str) -> bool:
+    from dilrewrite import UsageError
+    from dilrewrite.load import load
+
+    try:
+        load(path)
+    except UsageError:
+        return False
+    return True
 
 
 def _outcome(command_line: Any, arguments: Sequence[str]) -> tuple[int | None, str]:
