@@ -349,7 +349,7 @@ def _inline_count(tensor: TensorProto) -> int:
         return len(tensor.raw_data)
     dtype, field_name = _TYPES[_type_name(tensor)]
     width = {"float_data": 4, "double_data": 8}.get(field_name, np.dtype(dtype).itemsize)
-    return len(getattr(tensor, field_name)) * width
+    return int(width * len(getattr(tensor, field_name)))
 
 
 def _decode(raw: npt.NDArray[np.uint8], type_name: str, dims: tuple[int, ...]) -> npt.NDArray[Any]:

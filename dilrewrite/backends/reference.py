@@ -181,25 +181,27 @@ class ConvTranspose(OpRun):
         begin, end = list((pads or [0] * 2 * rank)[:rank]), list((pads or [0] * 2 * rank)[rank:])
         if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
             wanted = output_shape[-rank:] if output_shape is not None else [h * s for h, _, s, _, _ in axes]
-            sums = [max(0, size - asked) for size, asked in zip(whole, wanted, strict=True)]
+            sums = [size - asked for size, asked in zip(whole, wanted, strict=True)]
             small, large = [total // 2 for total in sums], [total - total // 2 for total in sums]
             begin, end = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
-            whole = [max(size, asked) for size, asked in zip(whole, wanted, strict=True)]
         elif auto_pad == "VALID":
             begin = end = [0] * rank
         if min(*begin, *end) < 0:
-            raise NotImplementedError("ConvTranspose with negative pads")
+            raise NotImplementedError("ConvTranspose with negative pads, where runtimes differ")
         work = np.dtype(np.float32) if x.dtype in _HALVES else x.dtype
         outs, ins = w.shape[1], w.shape[0] // groups
         y = np.zeros((x.shape[0], groups, outs, *whole), work)
         xg = x.reshape(x.shape[0], groups, ins, -1).astype(work, copy=False)
         wg = w.reshape(groups, ins, outs, -1).transpose(3, 0, 2, 1).astype(work, copy=False)
         for tap, taps in zip(itertools.product(*map(range, kernel)), wg, strict=True):
-            places = [slice(t * d, t * d + s * (h - 1) + 1, s) for t, (h, _, s, d, _) in zip(tap, axes, strict=True)]
+            places: list[Any] = [...]
+            for t, (h, _, s, d, _) in zip(tap, axes, strict=True):
+                places.append(slice(t * d, t * d + s * (h - 1) + 1, s))
             product = taps @ xg
-            y[(..., *places)] += product.reshape(*product.shape[:3], *extents)
-        cuts = (slice(low, size - high) for low, size, high in zip(begin, whole, end, strict=True))
-        cut = y.reshape(x.shape[0], groups * outs, *whole)[(..., *cuts)]
+            y[tuple(places)] += product.reshape(*product.shape[:3], *extents)
+        cuts: list[Any] = [...]
+        cuts += [slice(low, size - high) for low, size, high in zip(begin, whole, end, strict=True)]
+        cut: Array = y.reshape(x.shape[0], groups * outs, *whole)[tuple(cuts)]
         if b is not None:
             cut = cut + b.astype(work).reshape(-1, *[1] * rank)
         return (cut.astype(x.dtype, copy=False),)

@@ -1,4 +1,4 @@
-"""slice_to_batch: the phases are cut out by strided Slices and joined on the batch; applies to every geometry."""
+"""slice_to_batch: the phases are cut out by strided Slices and joined on the batch, overlapping ones too."""
 
 from __future__ import annotations
 
