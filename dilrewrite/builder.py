@@ -68,7 +68,7 @@ class Builder:
         self.x = Tensor(X, (geometry.batch, geometry.in_channels, *geometry.extents))
         self.weight_edits: tuple[WeightEdit, ...] = ()
         self._nodes: list[Node | CoreConv | CoreFill] = []
-        self._constants: dict[str, tuple[int, ...]] = {}
+        self._constants: dict[tuple[int, ...], str] = {}
         self._shapes: dict[str, str] = {}
         self._extents: dict[tuple[str, int], Symbol] = {}
         self._known: dict[tuple[object, ...], str] = {}
@@ -99,12 +99,10 @@ class Builder:
 
     def constant(self, values: Sequence[int]) -> str:
         """Return the name of a 1-D int64 constant."""
-        for name, known in self._constants.items():
-            if known == tuple(values):
-                return name
-        name = self._name("const")
-        self._constants[name] = tuple(values)
-        return name
+        key = tuple(values)
+        if key not in self._constants:
+            self._constants[key] = self._name("const")
+        return self._constants[key]
 
     def _value(self, extent: Extent) -> str:
         return extent.name if isinstance(extent, Symbol) else self.constant([extent])
@@ -258,7 +256,8 @@ class Builder:
         if isinstance(cut.stop, Symbol):
             return cut.stop if cut.start == 0 and cut.step == 1 else None
         if isinstance(extent, int):
-            return len(range(*slice(cut.start, cut.stop, cut.step).indices(extent)))
+            start, stop, step = slice(cut.start, cut.stop, cut.step).indices(extent)
+            return max(0, -((start - stop) // step))
         return None
 
     def pad(self, tensor: Tensor, begin: Sequence[Extent], end: Sequence[Extent]) -> Tensor:
@@ -462,7 +461,7 @@ class Builder:
             enter=tuple(enter),
             core=tuple(core),
             exit=tuple(leave),
-            constants=dict(self._constants),
+            constants={name: values for values, name in self._constants.items()},
             result=result.name,
             partial=self.partial,
             multiply_adds=self._multiply_adds,

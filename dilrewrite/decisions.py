@@ -17,6 +17,7 @@ from typing import Any
 from dilrewrite._version import __version__
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.find import Site
+from dilrewrite.staging import is_file
 from dilrewrite.strategies import parse
 
 FORMAT = 1
@@ -66,6 +67,8 @@ def read(path: Path) -> dict[str, Decided]:
     where = f"--decisions {shown(path)}"
     hint = "give a file that --save-decisions wrote"
     try:
+        if path.exists() and not is_file(path):
+            raise UsageError(f"{where}: not a decisions file, not even a regular one", hint=hint)
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{where}: no such file") from error

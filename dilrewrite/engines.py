@@ -38,7 +38,7 @@ from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageErro
 from dilrewrite.find import all_nodes
 from dilrewrite.inputs import Case, Chooser
 from dilrewrite.load import Model
-from dilrewrite.staging import Staging, check_destination, same_file
+from dilrewrite.staging import Staging, check_destination, is_file, same_file
 from dilrewrite.verdict import TOLERANCES, CaseCheck, OutputCheck, Settings, Tolerance, Verdict, compare
 
 ENGINE_TOLERANCES = {
@@ -373,7 +373,7 @@ def _digest(proto: ModelProto) -> str:
 
 
 def _timings(path: Path | None) -> bytes:
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         return b""
     try:
         return path.read_bytes()

@@ -12,7 +12,7 @@ import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry
+from dilrewrite.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry, product
 from dilrewrite.shapes import DEFAULT_DOMAINS as DEFAULT_DOMAINS
 from dilrewrite.shapes import Typed, believed, graph_shapes, value_shape
 from dilrewrite.shapes import subgraphs as subgraphs
@@ -67,6 +67,12 @@ com.microsoft."""
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "DeformConv", "FusedConv", "NhwcFusedConv"}
 )
+
+MOST_TAPS = 2**16
+"""A kernel axis with more taps is not rewritten: where each of them touches data could not be told in time."""
+
+MOST_WEIGHTS = 2**31
+"""More weights fit into no model; only computed ones can have a shape that says so."""
 
 Step = tuple[int, str, int]
 """A way down: node index, attribute name, index in `graphs` (0 for `g`)."""
@@ -466,8 +472,15 @@ def _constant_dequantized(scope: _Scope, name: str, ir_version: int) -> Dequanti
 def _ints(values: Mapping[str, Any], name: str, count: int, default: int) -> tuple[int, ...]:
     found = tuple(values.get(name) or (default,) * count)
     if len(found) != count:
-        raise ValueError(f"{name} has {len(found)} values, not {count}")
+        raise ValueError(f"{name} has {len(found)} values, not {count} (Attribute {name} has incorrect size)")
     return found
+
+
+def _check_lengths(node: NodeProto, kernel: Sequence[int]) -> None:
+    """Raise ValueError when a list of a Conv that is not dilated has another length than its kernel asks for."""
+    values = {a.name: a.ints for a in node.attribute if a.type == AttributeProto.INTS and not a.ref_attr_name}
+    for name, count in (("dilations", len(kernel)), ("strides", len(kernel)), ("pads", 2 * len(kernel))):
+        _ints(values, name, count, 1)
 
 
 def _follow(scope: _Scope, output: str, quantized: bool, ir_version: int) -> tuple[int, ...]:
@@ -512,9 +525,11 @@ def _geometry(
     rank = len(kernel)
     if rank < 1 or rank > MAX_RANK:
         raise _Refused(f"it has {rank} spatial axes; 1 to {MAX_RANK} are covered")
+    if max(kernel) > MOST_TAPS:
+        raise _Refused(f"its kernel has {max(kernel)} taps on an axis; up to {MOST_TAPS} are covered")
     if x_shape is not None and len(x_shape) != rank + 2:
         raise ValueError(f"its input has {len(x_shape)} axes, its kernel {list(kernel)} needs {rank + 2}")
-    auto_pad = values.get("auto_pad", b"NOTSET").decode() or "NOTSET"
+    auto_pad = values.get("auto_pad", b"NOTSET").decode(errors="backslashreplace") or "NOTSET"
     if auto_pad not in AUTO_PADS:
         raise ValueError(f"auto_pad is {auto_pad!r}, not one of {', '.join(AUTO_PADS)}")
     pads = _ints(values, "pads", 2 * rank, 0) if auto_pad == "NOTSET" else (0,) * (2 * rank)
@@ -572,6 +587,10 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
         raise ValueError(problem)
     if not geometry.dilated:
         return None
+    outputs, inputs = geometry.out_channels or geometry.group, geometry.in_channels or geometry.group
+    elements = outputs * (inputs // geometry.group) * product(geometry.kernel)
+    if elements > MOST_WEIGHTS:
+        raise _Refused(f"its weights have {elements} elements; up to {MOST_WEIGHTS} are covered")
     bias_name = node.input[2] if geometry.bias else ""
     bias_dq = _constant_dequantized(scope, bias_name, ir_version) if bias_name else None
     bias = (bias_dq.source if bias_dq else _operand(scope, bias_name, ir_version)) if bias_name else None
@@ -658,9 +677,15 @@ def find(proto: ModelProto) -> Found:
                 if attribute.name == "dilations":
                     dilations, reference = tuple(attribute.ints), bool(attribute.ref_attr_name)
             conv = node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS
-            if max(dilations, default=1) <= 1 and not (conv and (reference or min(dilations, default=1) < 1)):
-                continue
             label = {"where": scope.where, "name": node.name or (node.output[0] if node.output else node.op_type)}
+            if max(dilations, default=1) <= 1 and not (conv and (reference or min(dilations, default=1) < 1)):
+                kernel = _kernel(scope, node, proto.ir_version) if conv and len(node.input) > 1 else None
+                try:
+                    if kernel is not None:
+                        _check_lengths(node, kernel)
+                except ValueError as error:
+                    raise _invalid(label, error) from error
+                continue
             if not conv:
                 if not _acts(node, dilations):
                     continue
@@ -680,10 +705,7 @@ def find(proto: ModelProto) -> Found:
                 skipped.append(Skipped(**label, op="Conv", dilations=dilations, reason=str(refused)))
                 continue
             except ValueError as error:
-                raise UsageError(
-                    f"{scope.where}: Conv {label['name']!r} is invalid: {error}",
-                    hint="export the model again or correct the node",
-                ) from error
+                raise _invalid(label, error) from error
             kernel = site.geometry.kernel if site else _kernel(scope, node, proto.ir_version)
             fixed = _normalisation(node, kernel)
             pads = _static_pads(site.geometry) if site else None
@@ -782,6 +804,11 @@ def _misleading(misled: Mapping[int, str], path: ScopePath, index: int) -> str |
     if path.function is not None:
         return next(iter(misled.values()), None)
     return misled.get(path.steps[0][0] if path.steps else index)
+
+
+def _invalid(label: Mapping[str, str], error: ValueError) -> UsageError:
+    problem = f"{label['where']}: Conv {label['name']!r} is invalid: {error}"
+    return UsageError(problem, hint="export the model again or correct the node")
 
 
 def _acts(node: NodeProto, dilations: Sequence[int]) -> bool:

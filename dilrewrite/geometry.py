@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from dataclasses import dataclass, replace
@@ -19,6 +20,12 @@ def ceil_div(a: int, b: int) -> int:
 def product(values: tuple[int, ...]) -> int:
     """Return the product, 1 for no value."""
     return math.prod(values)
+
+
+def least_divisor(n: int, most: int) -> int:
+    """Return the smallest divisor of n that leaves a quotient of at most `most`, in about sqrt(n) steps."""
+    small = [b for b in range(1, math.isqrt(n) + 1) if n % b == 0]
+    return min(b for b in (*small, *(n // b for b in small)) if n // b <= most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +323,7 @@ class ConvGeometry:
             return Phases(grain=1, block=1, stride=s, dilation=d)
         grain = math.gcd(s, d)
         rest = d // grain
-        block = next(b for b in range(1, rest + 1) if rest % b == 0 and rest // b <= max_dilation)
+        block = least_divisor(rest, max_dilation)
         return Phases(grain=grain, block=block, stride=s // grain, dilation=rest // block)
 
     def overlapping(self, max_dilation: int = 1) -> int | None:
@@ -337,7 +344,9 @@ class ConvGeometry:
         edges = sorted({0, out, *(taps.lo[t] for t in live), *(taps.hi[t] for t in live)})
         found: list[tuple[int, int, int, int]] = []
         for start, stop in itertools.pairwise(edges):
-            inside = [t for t in live if taps.lo[t] <= start and stop <= taps.hi[t]]
-            first, after = (inside[0], inside[-1] + 1) if inside else (0, 0)
+            # Both ends fall from tap to tap, so the taps that touch data here are neighbours.
+            front = bisect.bisect_left(live, -start, key=lambda t: -taps.lo[t])
+            back = bisect.bisect_right(live, -stop, key=lambda t: -taps.hi[t])
+            first, after = (live[front], live[back - 1] + 1) if front < back else (0, 0)
             found.append((start, stop, first, after))
         return tuple(found)

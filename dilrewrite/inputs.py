@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto
 from dilrewrite.backends import Array, CannotRun, Crashed, Io, TimedOut, dtype
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.find import CONVOLUTIONS, Container, infer_shapes, subgraphs, without_weights
+from dilrewrite.staging import is_file
 
 LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 """What unknown extents are tried with, in this order, until the model runs."""
@@ -66,6 +67,10 @@ class Case:
         return {name: tuple(values.shape) for name, values in self.feeds.items()}
 
 
+MOST_SIZE = 2**40
+"""A longer axis fits into no memory."""
+
+
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Parse `NAME:1x3x224x224` (a scalar: `NAME:`); raises `UsageError` for anything else."""
     found: dict[str, tuple[int, ...]] = {}
@@ -75,7 +80,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
             shape = tuple(int(size) for size in sizes.split("x")) if sizes else ()
         except ValueError:
             shape = (-1,)
-        if not separator or not name or any(size < 0 for size in shape):
+        if not separator or not name or any(not 0 <= size <= MOST_SIZE for size in shape):
             raise UsageError(f"--shape {text}: not NAME:SIZExSIZE...", hint="for example --shape input:1x3x224x224")
         found[name] = shape
     return found
@@ -86,6 +91,8 @@ def load_inputs(path: Path) -> dict[str, Array]:
     problem = f"--inputs {shown(path)}: not an .npz file of arrays"
     hint = "save one with numpy.savez"
     try:
+        if path.exists() and not is_file(path):
+            raise UsageError(f"--inputs {shown(path)}: not a regular file", hint=hint)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:

@@ -30,6 +30,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.staging import ELSEWHERE, Staging, may, reason, same_file
+from dilrewrite.valid import check
 
 MIN_OPSET = 7
 MIN_IR_VERSION = 3
@@ -39,6 +40,9 @@ _LIMIT_BYTES = 2**31 - 1  # what protobuf can parse and serialize
 _LARGE_BYTES = 2**24  # larger files are read in parts
 _PART_BYTES = 2**20  # larger fields are parsed by themselves then
 _SPILL_BYTES = 1024  # smaller initializers stay inline when a model grows beyond the limit
+_COUNTED_BYTES = 2**26  # larger inline values are not counted: that would copy them
+_MOST_DIGITS = 19  # of a place in a file
+_DAMAGED = "the model is damaged: export it again"
 _ALIGNMENT_BYTES = 4096  # one page: runtimes map the spilled tensors
 _STEM_BYTES = 200  # of 255 that a file name can have
 _OLD_BYTES = 2**28  # a larger model file holds its weights itself
@@ -128,6 +132,7 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
         read = _parse(path, data), hashlib.sha256(data).hexdigest(), len(data)
         del data
     proto, file_digest, model_bytes = read
+    check(proto, str(path))
     if proto.ir_version < MIN_IR_VERSION:
         raise UsageError(
             f"{path}: IR version {proto.ir_version} is not supported, the oldest is {MIN_IR_VERSION}",
@@ -193,7 +198,7 @@ def read_tensor(model: Model, tensor: TensorProto) -> npt.NDArray[Any]:
         if raw.size != _byte_count(tensor):
             raise UsageError(
                 f"{where}: dims {list(tensor.dims)} of {type_name} need {_byte_count(tensor)} bytes, it has {raw.size}",
-                hint="the model is damaged: export it again",
+                hint=_DAMAGED,
             )
     array = _decode(raw, type_name, tuple(tensor.dims))
     array.flags.writeable = False
@@ -482,6 +487,15 @@ def _inline_bytes(tensor: TensorProto) -> bytes:
     return np.array(values, np.int32).astype(f"u{itemsize}").tobytes()  # the bits, not the value, of small floats
 
 
+def _inline_count(tensor: TensorProto) -> int:
+    """Return the number of bytes that `_inline_bytes` would return."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    dtype, field_name = _TYPES[_type_name(tensor)]
+    width = {"float_data": 4, "double_data": 8}.get(field_name, np.dtype(dtype).itemsize)
+    return int(width * len(getattr(tensor, field_name)))
+
+
 def _decode(raw: npt.NDArray[np.uint8], type_name: str, dims: tuple[int, ...]) -> npt.NDArray[Any]:
     dtype: np.dtype[Any] = np.dtype(_TYPES[type_name][0])
     bits = _PACKED_BITS.get(type_name)
@@ -505,9 +519,10 @@ def _check_external_data(model: Model) -> tuple[tuple[str, ...], int]:
     files: dict[str, Path] = {}
     sizes: dict[str, int] = {}
     for tensor in tensors(model.proto):
+        where = _where(model, tensor)
+        _check_values(tensor, where)
         if not _is_external(tensor):
             continue
-        where = _where(model, tensor)
         location = _location(tensor, where)
         if location not in files:
             files[location] = _data_file(model, location, where)
@@ -523,6 +538,24 @@ def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
+
+
+def _check_values(tensor: TensorProto, where: str) -> None:
+    """Refuse a name that is not UTF-8, negative sizes, and inline values that do not fit the sizes."""
+    if not isinstance(tensor.name, str):
+        raise UsageError(f"{where}: its name is not UTF-8", hint=_DAMAGED)
+    if any(size < 0 for size in tensor.dims):
+        raise UsageError(f"{where} has dims {list(tensor.dims)}", hint=_DAMAGED)
+    needed = _byte_count(tensor)
+    if needed is None or _is_external(tensor) or _COUNTED_BYTES < needed <= _LIMIT_BYTES:
+        return
+    found = _inline_count(tensor) if needed <= _LIMIT_BYTES else _LIMIT_BYTES
+    if found != needed:
+        raise UsageError(
+            f"{where}: dims {list(tensor.dims)} of {_type_name(tensor)} need {needed} bytes, it has "
+            f"{'fewer' if needed > _LIMIT_BYTES else found}",
+            hint=_DAMAGED,
+        )
 
 
 def _location(tensor: TensorProto, where: str) -> str:
@@ -575,10 +608,10 @@ def _span(tensor: TensorProto, file_bytes: int, where: str) -> tuple[int, int]:
     for key in numbers:
         if key in entries:
             text = entries[key]
-            if not isinstance(text, str) or not text.isascii() or not text.isdigit():
+            if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS:
                 raise UsageError(
-                    f"{where}: external data {key} {text!r} is not a byte count",
-                    hint="the model is damaged: export it again",
+                    f"{where}: external data {key} {text[:_MOST_DIGITS]!r} is not a byte count",
+                    hint=_DAMAGED,
                 )
             numbers[key] = int(text)
     offset, length, needed = numbers["offset"] or 0, numbers["length"], _byte_count(tensor)
@@ -588,7 +621,7 @@ def _span(tensor: TensorProto, file_bytes: int, where: str) -> tuple[int, int]:
         raise UsageError(
             f"{where}: dims {list(tensor.dims)} of {_type_name(tensor)} need {needed} bytes, "
             f"its external data have {length}",
-            hint="the model is damaged: export it again",
+            hint=_DAMAGED,
         )
     if offset + length > file_bytes:
         raise UsageError(

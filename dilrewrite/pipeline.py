@@ -53,7 +53,7 @@ from dilrewrite.prove import runs_natively
 from dilrewrite.report import Measurement, Report, SiteReport
 from dilrewrite.reports import check_report_folder, write_reports
 from dilrewrite.shapes import check_calls
-from dilrewrite.staging import ELSEWHERE, Staging, check_destination, same_file
+from dilrewrite.staging import ELSEWHERE, Staging, check_destination, is_file, same_file
 from dilrewrite.strategies import plan, strategies
 from dilrewrite.substitute import Rewritten, disturb, mark, rewrite
 from dilrewrite.tune import Tuning, open_cache
@@ -356,7 +356,7 @@ def _tuning(
         progress=progress,
     )
     kept = options.order.build.timing_cache if options.order is not None else None
-    if scratch is not None and kept is not None and kept.is_file():
+    if scratch is not None and kept is not None and is_file(kept):
         shutil.copyfile(kept, Path(scratch.name) / TIMING_CACHE)
     return Tuning(
         scratch=scratch,
@@ -547,7 +547,7 @@ def _settings(model: Model, options: OptimizeOptions) -> Settings:
             if name not in known:
                 raise UsageError(f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(known)}")
     for library in options.custom_op_library:
-        if not library.is_file():
+        if not is_file(library):
             raise UsageError(f"--custom-op-library {shown(library)}: no such file")
     return Settings(
         backend=backends()["onnxruntime_cpu"],

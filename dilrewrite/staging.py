@@ -348,6 +348,14 @@ def may(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
+def is_file(path: Path) -> bool:
+    """Say whether there is a regular file, to which there is a way. To open something else might wait for ever."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def same_file(a: Path, b: Path) -> bool:
     """Say whether two paths are one existing file or folder."""
     try:

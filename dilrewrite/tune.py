@@ -39,6 +39,7 @@ from dilrewrite.outcome import FormTiming, Outcome
 from dilrewrite.profiling import Place, Profiled, SiteRun, scopes
 from dilrewrite.prove import Proof
 from dilrewrite.report import Measurement
+from dilrewrite.staging import is_file
 from dilrewrite.timing import Comparison
 from dilrewrite.verdict import Settings, Subject
 
@@ -504,7 +505,7 @@ def open_cache(path: Path | None, *, none: bool) -> Cache:
     """
     if none:
         return Cache.open(None)
-    if path is not None and path.is_file() and path.suffix != ".sqlite":
+    if path is not None and is_file(path) and path.suffix != ".sqlite":
         head = b""
         with contextlib.suppress(OSError), path.open("rb") as file:  # the cache itself says what it cannot read
             head = file.read(16)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dilrewrite.fragment import Fragment
 from dilrewrite.geometry import ConvGeometry, Phases, ceil_div, product
+from dilrewrite.strategies import Refusal, plan, strategies
 from tests import naive
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
@@ -349,3 +353,76 @@ def test_dead_taps_between_live_ones_stay() -> None:
             assert g.pruned().kernel == (last - first + 1,)
             return
     pytest.fail("no such kernel was tried")
+
+
+# -- how long it takes ---------------------------------------------------------------------------------------------
+
+
+LINE = ConvGeometry(
+    batch=1,
+    in_channels=4,
+    out_channels=4,
+    group=1,
+    extents=(None,),
+    kernel=(3,),
+    strides=(1,),
+    dilations=(2,),
+    pads_begin=(0,),
+    pads_end=(0,),
+)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 6, 7])
+@pytest.mark.parametrize("max_dilation", [1, 2, 5])
+def test_block_is_the_smallest_that_leaves_no_more_dilation(stride: int, max_dilation: int) -> None:
+    for d in range(1, 300):
+        phases = replace(LINE, strides=(stride,), dilations=(d,)).phases(0, max_dilation)
+        if d <= max_dilation:
+            assert phases == Phases(grain=1, block=1, stride=stride, dilation=d)
+            continue
+        rest = d // math.gcd(d, stride)
+        block = next(b for b in range(1, rest + 1) if rest % b == 0 and rest // b <= max_dilation)
+        assert (phases.block, phases.dilation) == (block, rest // block)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("extent", [None, 2**33])
+@pytest.mark.parametrize("stride", [1, 2, 2**31 - 2])
+@pytest.mark.parametrize("dilation", [2**14, 2**30, 2**31 - 1])
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_planning_takes_no_longer_for_a_larger_dilation(
+    name: str, dilation: int, stride: int, extent: int | None
+) -> None:
+    g = replace(LINE, dilations=(dilation,), strides=(stride,), extents=(extent,))
+    assert seconds(lambda: plan(name, strategies()[name], g, 17)) < 0.5
+
+
+def planned(dilation: int) -> Fragment | Refusal:
+    return plan("slice_to_batch", strategies()["slice_to_batch"], replace(LINE, dilations=(dilation,)), 17)
+
+
+def test_planning_grows_no_faster_than_the_phases() -> None:
+    few, many = (min(seconds(lambda d=d: planned(d)) for _ in range(3)) for d in (512, 4096))
+    assert many < 25 * few  # 8 times as many phases; when every pair of them is looked at, 60 times as long
+    found = [planned(d) for d in (1024, 2048, 4096)]
+    counts = [len(each.enter) for each in found if isinstance(each, Fragment)]
+    assert len(counts) == 3
+    assert all(later < 2.1 * earlier for earlier, later in itertools.pairwise(counts))
+
+
+def test_very_many_phases_are_refused() -> None:
+    assert planned(4097) == Refusal("slice_to_batch", "4097 phases need 4097 slices, above limit_nodes=4096")
+    several = replace(LINE, extents=(None,) * 2, kernel=(3, 3), strides=(1, 1), pads_begin=(0, 0), pads_end=(0, 0))
+    assert isinstance(
+        plan("slice_to_batch", strategies()["slice_to_batch"], replace(several, dilations=(64, 65)), 17), Fragment
+    )
+
+
+def test_zones_of_a_long_kernel() -> None:
+    g = replace(LINE, kernel=(2**14,), extents=(2**16,), pads_begin=(2**15,), pads_end=(2**15,))
+    assert seconds(lambda: g.zones(0)) < 2

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite import load as module
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
+from dilrewrite.find import find
 from dilrewrite.load import Model, load, read_tensor, stage_model, tensors
 from dilrewrite.staging import Staging
+from dilrewrite.valid import check
 
 N = 4
 VALUES = np.arange(N, dtype=np.float32)
@@ -80,6 +83,91 @@ def run(path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> Any:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session.run(None, {"x": np.zeros(N, np.float32)})[0]
+
+
+# -- what is no fault ----------------------------------------------------------------------------------------------
+
+
+def unsorted() -> ModelProto:
+    model = adds(inline("w"), inline("v"))
+    model.graph.node.reverse()
+    return model
+
+
+def branches(name: str) -> ModelProto:
+    """Return x, or twice x, from branches whose results have the same name, which a node behind them makes too."""
+    value = helper.make_tensor_value_info
+    each = [
+        helper.make_graph(
+            [helper.make_node("Add", ["x", other], [name])], "b", [], [value(name, TensorProto.FLOAT, [N])]
+        )
+        for other in ("x", "zero")
+    ]
+    nodes = [
+        helper.make_node("If", ["c"], ["z"], name="if", then_branch=each[0], else_branch=each[1]),
+        helper.make_node("Identity", ["z"], ["t"]),
+        helper.make_node("Identity", ["t"], ["y"]),
+    ]
+    inputs = [value("x", TensorProto.FLOAT, [N]), value("c", TensorProto.BOOL, [])]
+    graph = helper.make_graph(nodes, "g", inputs, [value("y", TensorProto.FLOAT, [N])], [inline("zero", 0 * VALUES)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def negative_where_nothing_is_fed() -> ModelProto:
+    model = adds(inline("w"))
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = -1
+    model.graph.value_info.append(helper.make_tensor_value_info("s0", TensorProto.FLOAT, [-1]))
+    return model
+
+
+def untyped() -> ModelProto:
+    model = adds(inline("w"))
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    model.graph.node[0].doc_string = "Falt"
+    return model
+
+
+NO_FAULTS: dict[str, Callable[[], ModelProto]] = {
+    "nodes in any order": unsorted,
+    "branches with names of their own": lambda: branches("s"),
+    "branches that shadow what is made behind them": lambda: branches("t"),
+    "negative sizes where nothing is fed": negative_where_nothing_is_fed,
+    "an input without a shape": untyped,
+    "no values": lambda: adds(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[0, 7])),
+    "values in another field": lambda: adds(helper.make_tensor("w", TensorProto.FLOAT16, [N], [1.0] * N)),
+    "packed values": lambda: adds(helper.make_tensor("w", TensorProto.INT4, [3], [1, 2, 3])),
+    "complex values": lambda: adds(helper.make_tensor("w", TensorProto.COMPLEX64, [2], [1j, 2j])),
+    "texts": lambda: adds(helper.make_tensor("w", TensorProto.STRING, [2], ["a", "b"])),
+}
+
+
+@pytest.mark.parametrize("make", NO_FAULTS.values(), ids=NO_FAULTS.keys())
+def test_no_fault(tmp_path: Path, make: Callable[[], ModelProto]) -> None:
+    model = make()
+    assert load(write(tmp_path / "m.onnx", model)).proto == model
+
+
+def test_comments_need_not_be_utf8(tmp_path: Path) -> None:
+    model = adds(inline("w"))
+    model.graph.node[0].doc_string = "Faltung"
+    path = write(tmp_path / "m.onnx", model)
+    path.write_bytes(path.read_bytes().replace(b"Faltung", b"F\xe4ltung"))
+    assert find(load(path).proto).sites == ()
+
+
+def test_many_nodes_are_checked_in_linear_time() -> None:
+    def seconds(count: int) -> float:
+        model = adds(*[inline(f"w{i}") for i in range(count)])
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            check(model, "m.onnx")
+            times.append(time.process_time() - start)
+        return min(times)
+
+    few, many = seconds(500), seconds(5000)
+    assert many < 30 * few
+    assert many < 2
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:

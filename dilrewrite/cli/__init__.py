@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dilrewrite._version import __version__
 from dilrewrite.cli._process import interruptible, streams
-from dilrewrite.errors import DilrewriteError, printable
+from dilrewrite.errors import DilrewriteError, FailedError, printable
 
 if TYPE_CHECKING:
     import typer
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if pointer is not None:  # of a text that cannot be read: where
                 _write(pointer)
             return error.exit_code
+        except MemoryError:
+            _say("out of memory; give smaller inputs with --shape, or use a larger machine")
+            return FailedError.exit_code
         except KeyboardInterrupt:
             return _interrupted()
         except BaseException as error:  # click's own: wrong usage, --help, --version, abort

@@ -40,7 +40,9 @@ AtolOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random data.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads inside an operator. [default: the runtime's]", show_default=False),
+    typer.Option(
+        "--threads", min=1, max=4096, help="Threads inside an operator. [default: the runtime's]", show_default=False
+    ),
 ]
 LibraryOption = Annotated[
     list[Path] | None,

@@ -43,7 +43,7 @@ def command(
         int, typer.Option("--steps", min=1, help="How often the pass is computed in a run, whose mean counts.")
     ] = 1,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads. [default: torch's]", show_default=False)
+        int | None, typer.Option("--threads", min=1, max=4096, help="Threads. [default: torch's]", show_default=False)
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where the time goes, by kind of operator.")] = False,
     form: Annotated[

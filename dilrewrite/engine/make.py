@@ -19,6 +19,7 @@ from dilrewrite.engine.layers import Layers, from_log
 from dilrewrite.engine.profiles import Profile
 from dilrewrite.engine.protocols import Builder, IBuilderConfig, IHostMemory, INetworkDefinition
 from dilrewrite.errors import FailedError, UsageError
+from dilrewrite.staging import is_file
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,7 +58,7 @@ class BuildOptions:
         if self.device is not None and self.device < 0:
             raise UsageError(f"--device {self.device}: at least 0 is needed")
         for plugin in self.plugins:
-            if not plugin.is_file():
+            if not is_file(plugin):
                 raise UsageError(f"--plugins {plugin}: no such file")
 
 

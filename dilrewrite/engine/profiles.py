@@ -51,6 +51,10 @@ class Asked:
     max: Mapping[str, Shape]
 
 
+MOST_DIGITS = 10
+"""No size has more: TensorRT counts the elements of a tensor up to 2**31."""
+
+
 def parse(minima: Sequence[str], optima: Sequence[str], maxima: Sequence[str]) -> Asked:
     """Return what the options `NAME:1x3x224x224` say; raises `UsageError` for anything else."""
     found = [_shapes(kind, texts) for kind, texts in zip(KINDS, (minima, optima, maxima), strict=True)]
@@ -62,7 +66,8 @@ def _shapes(kind: str, texts: Sequence[str]) -> dict[str, Shape]:
     for text in texts:
         name, _, sizes = text.rpartition(":")
         parts = sizes.split("x")
-        if not name or not all(part.isascii() and part.isdigit() for part in parts) or 0 in map(int, parts):
+        whole = all(part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS for part in parts)
+        if not name or not whole or 0 in map(int, parts):
             raise UsageError(
                 f"--{kind} {text}: not NAME:SIZExSIZE... of sizes from 1 up", hint=f"for example --{kind} x:1x3x224x224"
             )

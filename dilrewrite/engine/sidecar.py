@@ -24,6 +24,7 @@ from dilrewrite.engine.make import BuildOptions, Tensor
 from dilrewrite.engine.precision import DATATYPES, PRECISIONS, Prepared
 from dilrewrite.engine.profiles import Profile
 from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.staging import is_file
 
 SCHEMA_VERSION = 1
 
@@ -43,6 +44,8 @@ def is_engine(path: Path) -> bool:
     if path.suffix in ENDINGS:
         return True
     try:
+        if not is_file(path):
+            return False
         with path.open("rb") as file:
             return file.read(4) in (b"ptrt", b"vtrt", b"ftrt")
     except OSError:
@@ -210,11 +213,13 @@ def layer_information(report: EngineReport) -> str:
 
 def read(engine: Path) -> EngineReport:
     """Return the side-car of an engine; raises `UsageError` where there is none, or it is of something else."""
-    if not engine.is_file():
+    if not is_file(engine):
         raise UsageError(f"{shown(engine)} does not exist", hint="check the path")
     file = place(engine)
     hint = "build the engine again with `dilrewrite build`, which writes it"
     try:
+        if file.exists() and not is_file(file):
+            raise UsageError(f"{shown(file)} is not a regular file", hint=hint)
         plain = json.loads(file.read_text(encoding="utf-8"))
         json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()  # what cannot be written is damaged
     except FileNotFoundError as error:

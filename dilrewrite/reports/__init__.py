@@ -14,7 +14,7 @@ from dilrewrite.backends import MEASURED
 from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.report import Report
-from dilrewrite.staging import Staging, same_file
+from dilrewrite.staging import Staging, reason, same_file
 
 
 class Format(Protocol):
@@ -44,16 +44,19 @@ def check_report_folder(folder: Path, *, others: Sequence[Path], force: bool = F
     """
     another = "name another folder"
     names = [form.filename for form in formats().values() if form.filename is not None]
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
-    if not folder.parent.is_dir():
-        raise UsageError(f"--report {shown(folder)}: {shown(folder.parent)} is not a folder", hint="make it first")
-    for name in names:
-        if not force and os.path.lexists(folder / name) and not _is_report(folder / name):
-            raise UsageError(
-                f"--report {shown(folder)}: {name} exists and is no report of dilrewrite",
-                hint=f"{another}, or give --force where the command has it",
-            )
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
+        if not folder.parent.is_dir():
+            raise UsageError(f"--report {shown(folder)}: {shown(folder.parent)} is not a folder", hint="make it first")
+        strangers = [name for name in names if os.path.lexists(folder / name) and not _is_report(folder / name)]
+    except OSError as error:
+        raise UsageError(f"--report {shown(folder)}: cannot be reached: {reason(error)}", hint=another) from error
+    if strangers and not force:
+        raise UsageError(
+            f"--report {shown(folder)}: {strangers[0]} exists and is no report of dilrewrite",
+            hint=f"{another}, or give --force where the command has it",
+        )
     for other in others:
         if other.absolute() == folder.absolute():
             raise UsageError(f"--report {shown(folder)}: is a place for a model too", hint=another)

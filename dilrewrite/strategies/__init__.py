@@ -49,6 +49,9 @@ class Refusal:
 SKIP_PADDING = frozenset({"tap_prune", "tap_sum", "tap_zones"})
 """Forms whose point is to leave out products with padding, which are 0 only for finite weights."""
 
+MOST_DIGITS = 18
+"""A longer number is no setting: the fields of an ONNX file hold no larger ones."""
+
 
 @functools.cache
 def strategies() -> dict[str, Strategy]:
@@ -73,7 +76,7 @@ def parse(text: str) -> tuple[str, Strategy]:
             offered = ", ".join(f"{key}={value}" for key, value in known.items()) or "none"
             raise UsageError(f"--strategy {text}: {name} has no setting {key!r}", hint=f"its settings: {offered}")
         if isinstance(known[key], int):
-            if not value.isdigit() or int(value) < 1:
+            if not value.isascii() or not value.isdigit() or len(value) > MOST_DIGITS or int(value) < 1:
                 raise UsageError(f"--strategy {text}: {key}={value!r} is no whole number above 0")
             values[key] = int(value)
         else:

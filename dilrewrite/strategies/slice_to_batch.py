@@ -1,4 +1,4 @@
-"""slice_to_batch: the phases are cut out by strided Slices and joined on the batch; applies to every geometry."""
+"""slice_to_batch: the phases are cut out by strided Slices and joined on the batch, overlapping ones too."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ class SliceToBatch:
     """One strided Slice per phase, Concat on the batch, Conv, and back. In the 2016 benchmark: BatchStack DCD.
 
     The only phase form for overlapping phases (s' > 1). The weights stay untouched. `max_dilation`: dilations up to it
-    may remain in the Conv.
+    may remain in the Conv. Refuses above `limit_nodes` Slices.
     """
 
     max_dilation: int = 1
+    limit_nodes: int = 4096
 
     @property
     def prunes(self) -> bool:
         """Cut dead taps."""
         return True
 
-    def refusal(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002
-        """Never refuse a geometry."""
+    def refusal(self, geometry: ConvGeometry) -> str | None:
+        """Refuse very many phases."""
+        blocks = [geometry.phases(axis, self.max_dilation).block for axis in geometry.axes]
+        slices = min(product(tuple(blocks)), max(sum(blocks), SLICES_AT_ONCE))
+        if slices > self.limit_nodes:
+            return f"{product(tuple(blocks))} phases need {slices} slices, above limit_nodes={self.limit_nodes}"
         return None
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:

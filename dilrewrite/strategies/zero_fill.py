@@ -7,7 +7,7 @@ from typing import final
 
 from dilrewrite.builder import Builder, Tensor
 from dilrewrite.fragment import SpreadTaps
-from dilrewrite.geometry import ConvGeometry, product
+from dilrewrite.geometry import ConvGeometry, least_divisor, product
 
 
 @final
@@ -31,7 +31,7 @@ class ZeroFill:
         d = geometry.dilations[axis]
         if geometry.kernel[axis] == 1:
             return 1
-        return next(q for q in range(1, d + 1) if d % q == 0 and d // q <= self.max_dilation)
+        return least_divisor(d, self.max_dilation)
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse weights beyond the limit."""

@@ -104,6 +104,41 @@ def test_conv_is_onnx_runtimes(seed):
     np.testing.assert_allclose(run(proto, feeds)["y"], run(proto, feeds, ort.BACKEND)["y"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_conv_transpose_is_onnx_runtimes(seed):
+    draw = np.random.default_rng(seed)
+    rank, group = int(draw.integers(1, 4)), int(draw.choice([1, 1, 2]))
+    kernel, strides, dilations = (draw.integers(1, 4, rank).tolist() for _ in range(3))
+    extents = draw.integers(2, 6, rank).tolist()
+    attributes = {"strides": strides, "dilations": dilations, "group": group}
+    kind = str(draw.choice(["pads", "VALID", "SAME_UPPER", "SAME_LOWER", "output_shape"]))
+    if kind == "pads":
+        attributes["pads"] = draw.integers(0, 2, 2 * rank).tolist()
+        attributes["output_padding"] = [int(draw.integers(0, s)) for s in strides]
+    elif kind == "output_shape":
+        attributes["output_shape"] = [s * (h - 1) + 1 for h, s in zip(extents, strides, strict=True)]
+    else:
+        attributes["auto_pad"] = kind
+    x = draw.standard_normal((2, 2 * group, *extents)).astype(np.float32)
+    w = draw.standard_normal((2 * group, 3, *kernel)).astype(np.float32)
+    feeds = {"x": x, "w": w, "b": draw.standard_normal(3 * group).astype(np.float32)}
+    if draw.random() < 0.5:
+        del feeds["b"]
+    node = helper.make_node("ConvTranspose", list(feeds), ["y"], **attributes)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*feeds, "y"]]
+    graph = helper.make_graph([node], "g", values[:-1], values[-1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    try:
+        wanted = run(proto, feeds, ort.BACKEND)["y"]
+    except (CannotLoad, CannotRun) as error:
+        pytest.skip(f"ONNX Runtime does not run it: {error}")
+    if kind.startswith("SAME") and any(d * (k - 1) + 1 < s for k, s, d in zip(kernel, strides, dilations, strict=True)):
+        with pytest.raises(CannotRun, match="negative pads"):
+            run(proto, feeds)
+        return
+    np.testing.assert_allclose(run(proto, feeds)["y"], wanted, rtol=1e-5, atol=1e-5)
+
+
 def has_valid_output(seed):
     x, w, _, attributes = geometry(seed, 0)
     axes = zip(x.shape[2:], w.shape[2:], attributes["dilations"], strict=True)

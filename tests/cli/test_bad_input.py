@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import socket
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,6 +164,87 @@ def data_linked_away(place: Place) -> tuple[Path, str]:
     return path, "outside of the model's folder"
 
 
+def saved(name: str, words: str, model: Callable[[], Any]) -> Any:
+    """A case of a model that is damaged so; `words` say how."""
+
+    def make(place: Place) -> tuple[Path, str]:
+        return save(model(), place.models / "m.onnx"), words
+
+    make.__name__ = name
+    return make
+
+
+def with_node(*nodes: Any, before: bool = False) -> Any:
+    """The one-Conv model with more nodes."""
+    model = conv1d()
+    conv = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *conv] if before else [*conv, *nodes])
+    return model
+
+
+def reads(name: str) -> Any:
+    """The one-Conv model, whose Conv reads another tensor, which an Add makes from the Conv's result."""
+    model = with_node(helper.make_node("Add", ["x", "y"], ["a"], name="add"))
+    model.graph.node[0].input[0] = name
+    return model
+
+
+def sized(**sizes: int) -> Any:
+    """The one-Conv model with other sizes of its input or weights: `x0`, `w2`."""
+    model = conv1d()
+    for place, size in sizes.items():
+        if place[0] == "w":
+            model.graph.initializer[0].dims[int(place[1])] = size
+        else:
+            model.graph.input[0].type.tensor_type.shape.dim[int(place[1])].dim_value = size
+    return model
+
+
+def no_element_type() -> Any:
+    model = conv1d()
+    model.graph.input[0].type.tensor_type.elem_type = 0
+    return model
+
+
+def quantized_without_scale() -> Any:
+    model = with_node(helper.make_node("QuantizeLinear", ["y"], ["q"], name="quantize"))
+    dequantized = helper.make_node("DequantizeLinear", ["c", "s"], ["d"], name="dequantize")
+    model.graph.node.insert(0, dequantized)
+    model.graph.node[1].input[0] = "d"
+    return model
+
+
+def calls_itself() -> Any:
+    call = helper.make_node("F", ["a"], ["b"], domain="own")
+    call_f, call_g = (helper.make_node(name, ["a"], ["b"], domain="own") for name in "FG")
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    f = helper.make_function("own", "F", ["a"], ["b"], [call_g], opsets)
+    g = helper.make_function("own", "G", ["a"], ["b"], [call_f], opsets)
+    return build([call], {"a": [1]}, {"b": [1]}, domains=["own"], functions=[f, g])
+
+
+def not_utf8(place: Place) -> tuple[Path, str]:
+    path = save(conv1d(name="Faltung"), place.models / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"Faltung", b"F\xe4ltung"))
+    return path, "which is not UTF-8"
+
+
+def weights_not_utf8(place: Place) -> tuple[Path, str]:
+    model = conv1d(weight="Gewicht")
+    model.graph.initializer[0].name = "Gewicht"
+    path = save(model, place.models / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"Gewicht", b"\xff\xfe\xc0\x80cht"))
+    return path, "which is not UTF-8"
+
+
+def offset_of_5000_digits(place: Place) -> tuple[Path, str]:
+    path = save_external(conv1d(), place.models / "m.onnx")
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="offset", value="9" * 5000)
+    return save(model, path), "is not a byte count"
+
+
 def invalid_conv(name: str, node: Any, *, weight: tuple[int, ...] = (2, 2, 3), words: str, x: Any = (1, 2, 16)) -> Any:
     def make(place: Place) -> tuple[Path, str]:
         model = build([node], {"x": list(x)}, {"y": [None] * len(x)}, {"w": values(*weight)})
@@ -188,6 +270,33 @@ UNUSABLE = (
     data_above,
     data_absolute,
     data_linked_away,
+    saved("quantize", "'quantize' has no scale", quantized_without_scale),
+    saved("circle", "2 nodes form a circle", lambda: reads("a")),
+    saved("self_loop", "'conv' needs its own result", lambda: reads("y")),
+    saved("made_twice", "makes 'y'", lambda: with_node(helper.make_node("Relu", ["x"], ["y"], name="relu"))),
+    saved("calls_itself", "calls itself", calls_itself),
+    saved("huge_input", "elements", lambda: sized(x2=2**40)),
+    saved("huge_weights", "need", lambda: sized(w2=2**62)),
+    saved("longer_weights", "dims [2, 2, 4] of FLOAT need 64 bytes, it has 48", lambda: sized(w2=4)),
+    saved("negative_input", "of size -3", lambda: sized(x0=-3)),
+    saved("no_element_type", "no known element type", no_element_type),
+    saved("negative_weights", "dims [-2, 2, 3]", lambda: sized(w0=-2)),
+    not_utf8,
+    weights_not_utf8,
+    offset_of_5000_digits,
+    invalid_conv("conv_dilation_huge", conv_node(dilations=[2**62]), words="4611686018427387904 among its dilations"),
+    invalid_conv("conv_pads_huge", conv_node(dilations=[2], pads=[2**62, 0]), words="among its pads"),
+    invalid_conv("conv_pads_low", conv_node(dilations=[2], pads=[0, -(2**63)]), words="among its pads"),
+    invalid_conv("conv_kernel_huge", conv_node(dilations=[2], kernel_shape=[2**31]), words="among its kernel_shape"),
+    invalid_conv(
+        "conv_undilated_dilations",
+        conv_node(dilations=[1], pads=[1] * 4),
+        weight=(2, 2, 3, 3),
+        x=(1, 2, 9, 9),
+        words="dilations has 1 values, not 2 (Attribute dilations has incorrect size)",
+    ),
+    invalid_conv("conv_undilated_strides", conv_node(strides=[1, 1, 1]), words="Attribute strides has incorrect size"),
+    invalid_conv("conv_undilated_pads", conv_node(pads=[1]), words="Attribute pads has incorrect size"),
     invalid_conv("conv_kernel", conv_node(dilations=[2], kernel_shape=[5]), words="kernel_shape [5]"),
     invalid_conv("conv_dilations", conv_node(dilations=[2, 2]), words="dilations has 2 values"),
     invalid_conv("conv_pads", conv_node(dilations=[2], pads=[1]), words="pads has 1 values"),
@@ -226,6 +335,62 @@ def test_unusable_model(
     }
     named = ["'conv'" if made.__name__.startswith("conv") else path]
     check(place, capsys, Bad(arguments[command], [*named, words]))
+
+
+# -- what is no file -----------------------------------------------------------------------------------------------
+
+
+NO_FILES = ("fifo", "socket", "folder", "/dev/zero", "n" * 5000)
+
+READ: dict[str, Sequence[object]] = {
+    "inspect": ["inspect", "IT"],
+    "optimize": ["optimize", "IT", "-o", "o.onnx"],
+    "verify before": ["verify", "IT", "MODEL"],
+    "verify after": ["verify", "MODEL", "IT"],
+    "bench": ["bench", "IT"],
+    "bench other": ["bench", "MODEL", "IT"],
+    "build": ["build", "IT"],
+    "--inputs": ["optimize", "MODEL", "-o", "o.onnx", *PHASES, "--inputs", "IT"],
+    "--decisions": ["optimize", "MODEL", "-o", "o.onnx", "--decisions", "IT"],
+    "--custom-op-library": ["optimize", "MODEL", "-o", "o.onnx", *PHASES, "--custom-op-library", "IT"],
+    "--plugins": ["build", "MODEL", "--plugins", "IT"],
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES, ids=lambda kind: kind[:9])
+@pytest.mark.parametrize("arguments", READ.values(), ids=READ.keys())
+def test_what_is_no_file_is_not_waited_for(
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: Sequence[object],
+    kind: str,
+) -> None:
+    monkeypatch.chdir(place.models)
+    os.mkfifo("fifo")
+    Path("folder").mkdir()
+    save(conv1d(), Path("m.onnx"))
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+        words = {"IT": kind, "MODEL": "m.onnx"}
+        check(place, capsys, Bad([words.get(str(word), word) for word in arguments], [kind]))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_a_side_car_that_is_no_file(place: Place, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    engine = place.models / "m.engine"
+    engine.write_bytes(b"ptrt")
+    side_car = engine.with_name("m.engine.json")
+    os.mkfifo(side_car) if kind == "fifo" else side_car.mkdir()
+    check(place, capsys, Bad(["inspect", engine], [side_car, "not a regular file"]))
+
+
+def test_a_cache_that_is_no_file_is_left_alone(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    path, cache = save(conv1d(), place.models / "m.onnx"), place.models / "cache"
+    os.mkfifo(cache)
+    options = ["-o", place.out / "o.onnx", "--no-report", "--cache", cache, "--budget", "1"]
+    assert cli(capsys, "optimize", path, *options).code == 0
+    assert cache.is_fifo()
 
 
 # -- options -------------------------------------------------------------------------------------------------------
@@ -267,6 +432,16 @@ OPTIONS: dict[str, Case] = {
     "--shape malformed": with_options("--shape", "x=1x2x16", words=["x=1x2x16", "--shape input:1x3x224x224"]),
     "--shape without sizes": with_options("--shape", "x:axb", words=["x:axb"]),
     "--shape negative": with_options("--shape", "x:1x2x-16", words=["x:1x2x-16"]),
+    "--shape of 5000 digits": with_options("--shape", "x:1x2x" + "9" * 5000, words=["--shape x:1x2x999"]),
+    "--shape of 20 digits": with_options("--shape", "x:1x2x" + "9" * 20, words=["--shape x:1x2x999"]),
+    "setting of 5000 digits": with_options(
+        "--strategy", "im2col:limit_nodes=" + "9" * 5000, words=["limit_nodes"], forced=False
+    ),
+    "setting of odd digits": with_options("--strategy", "im2col:limit_nodes=²", words=["limit_nodes"], forced=False),
+    "--threads of many digits": with_options("--threads", "9" * 11, words=["--threads"]),
+    "--threads of 5000 digits": with_options("--threads", "9" * 5000, words=["--threads"]),
+    "--min of 5000 digits": with_options("--build-engine", "--min", "x:" + "9" * 5000, words=["--min x:999"]),
+    "--report too long": with_options("--report", "r" * 5000, words=["--report rrr"]),
     "--shape unknown input": with_options("--shape", "z:1x2x16", words=["'z'", "its inputs: x"]),
     "--shape clashes": with_options("--shape", "x:1x2x17", words=["'x'", "[1, 2, 17]", "[1, 2, 16]"]),
     "--shape of another rank": with_options("--shape", "x:1x2", words=["'x'", "[1, 2]", "[1, 2, 16]"]),

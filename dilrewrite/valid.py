@@ -1,0 +1,180 @@
+"""Refuses what no valid model has, so that no other file meets it: called once, when a model is read.
+
+Everything here is linear in the size of the model. What is wrong with a Conv's geometry, `find.py` says.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from dilrewrite.errors import UsageError
+
+MOST_ELEMENTS = 2**40
+"""An input of more elements cannot be fed anywhere."""
+
+MOST_NUMBER = 2**31 - 1
+"""No Conv that runs has larger dilations, strides, pads or kernels: the extents they make would have no memory."""
+
+_NUMBERS = ("dilations", "group", "kernel_shape", "pads", "strides")
+_FEWEST_INPUTS = {"Conv": 2, "QuantizeLinear": 2, "DequantizeLinear": 2}
+_ELEMENTS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+_STANDARD = ("", "ai.onnx")
+_DAMAGED = "the model is damaged: export it again"
+
+
+def check(proto: ModelProto, where: str) -> None:
+    """Raise `UsageError`, which begins with `where`, for a model that no runtime can take."""
+    _check_texts("the model", (proto.producer_name, proto.producer_version, proto.domain), where)
+    for entry in proto.opset_import:
+        _check_texts("the name of an opset", (entry.domain,), where)
+    _Graphs(where, "").check_graph(proto.graph)
+    for value in proto.graph.input:
+        _check_input(value, where)
+    for function in proto.functions:
+        _check_texts("the name of a function", (function.name, function.domain, function.overload), where)
+        _Graphs(where, f"function {function.name}: ").check_function(function)
+    _check_calls(proto.functions, where)
+
+
+def _refusal(where: str, problem: str, hint: str = _DAMAGED) -> UsageError:
+    return UsageError(f"{where}: {problem}", hint=hint)
+
+
+def _check_texts(what: str, texts: Iterable[str], where: str) -> None:
+    for text in texts:
+        if not isinstance(text, str):  # protobuf gives bytes where a text is not UTF-8
+            raise _refusal(where, f"{what} has the text {text!r}, which is not UTF-8")
+
+
+def _check_input(value: ValueInfoProto, where: str) -> None:
+    if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type not in _ELEMENTS:
+        raise _refusal(where, f"the input {value.name!r} is of no known element type")
+    elements = 1
+    for dim in value.type.tensor_type.shape.dim:
+        if dim.HasField("dim_value"):
+            if dim.dim_value < 0:
+                raise _refusal(
+                    where,
+                    f"the input {value.name!r} has an axis of size {dim.dim_value}",
+                    "give an axis of unknown size a name (dim_param) instead, and export the model again",
+                )
+            elements *= dim.dim_value
+    if elements > MOST_ELEMENTS:
+        raise _refusal(where, f"the input {value.name!r} has {elements} elements, more than can be fed")
+
+
+def _check_calls(functions: Sequence[FunctionProto], where: str) -> None:
+    """Refuse functions that call themselves, whatever the way."""
+    known = {(f.domain, f.name, f.overload): i for i, f in enumerate(functions)}
+    calls = {
+        i: {
+            known[key]
+            for node in _with_inner(function.node)
+            if (key := (node.domain, node.op_type, node.overload)) in known
+        }
+        for i, function in enumerate(functions)
+    }
+    circle = _circle(calls)
+    if circle:
+        raise _refusal(where, f"the function {functions[circle[0]].name!r} calls itself")
+
+
+def _with_inner(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
+    for node in nodes:
+        yield node
+        for graph in _bodies(node):
+            yield from _with_inner(graph.node)
+
+
+def _bodies(node: NodeProto) -> Iterable[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _circle(needs: Mapping[int, Collection[int]]) -> list[int]:
+    """Return the members of a circle, nothing where there is none."""
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    """Checks the graphs of the file `where`; `scope` begins each message with the function or the node around them."""
+
+    where: str
+    scope: str
+
+    def check_function(self, function: FunctionProto) -> None:
+        self._texts("an input or output", (*function.input, *function.output))
+        self._nodes(function.node)
+
+    def check_graph(self, graph: GraphProto) -> set[str]:
+        """Return the names that a graph reads from the scopes around it."""
+        own = {tensor.name for tensor in graph.initializer}
+        own |= {sparse.values.name for sparse in graph.sparse_initializer}
+        inputs = {value.name for value in graph.input}
+        outputs = {value.name for value in graph.output}
+        self._texts("the graph", (graph.name,))
+        self._texts("a tensor", own | inputs | outputs | {value.name for value in graph.value_info})
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            self._texts(f"the shape of {value.name!r}", (dim.dim_param for dim in value.type.tensor_type.shape.dim))
+        made, read = self._nodes(graph.node)
+        return (read | outputs) - made - own - inputs
+
+    def _texts(self, what: str, texts: Iterable[str]) -> None:
+        _check_texts(f"{self.scope}{what}", texts, self.where)
+
+    def _nodes(self, nodes: Sequence[NodeProto]) -> tuple[set[str], set[str]]:
+        """Check nodes; return the names that they make, and those that they and the graphs inside them read."""
+        makers: dict[str, int] = {}
+        reads: list[set[str]] = []
+        for index, node in enumerate(nodes):
+            label = self._node(node)
+            for name in filter(None, node.output):
+                if name in makers:
+                    raise _refusal(self.where, f"{self.scope}{label} makes {name!r}, which another node makes too")
+                makers[name] = index
+            inner = [_Graphs(self.where, f"{self.scope}in {label}: ").check_graph(graph) for graph in _bodies(node)]
+            reads.append(set(node.input).union(*inner))
+        circle = _circle({i: {makers[name] for name in names if name in makers} for i, names in enumerate(reads)})
+        if circle:
+            label = _label(nodes[circle[0]])
+            problem = f"{label} needs its own result: {len(set(circle))} nodes form a circle"
+            raise _refusal(self.where, f"{self.scope}{problem}")
+        return set(makers), set().union(*reads)
+
+    def _node(self, node: NodeProto) -> str:
+        """Check one node; return its label."""
+        label = _label(node)
+        self._texts(label, (node.name, node.op_type, node.domain, *node.input, *node.output))
+        self._texts(label, (text for a in node.attribute for text in (a.name, a.ref_attr_name)))
+        if node.domain in _STANDARD:
+            fewest = _FEWEST_INPUTS.get(node.op_type, 0)
+            if sum(map(bool, node.input[:fewest])) < fewest:
+                lacking = "weights" if node.op_type == "Conv" else "scale"
+                problem = f"has no {'input' if not any(node.input[:1]) else lacking}"
+                raise _refusal(self.where, f"{self.scope}{label} {problem}")
+            if node.op_type == "Conv":
+                self._numbers(node, label)
+        return label
+
+    def _numbers(self, node: NodeProto, label: str) -> None:
+        for attribute in node.attribute:
+            if attribute.name in _NUMBERS:
+                for number in (*attribute.ints, attribute.i):
+                    if abs(number) > MOST_NUMBER:
+                        raise _refusal(self.where, f"{self.scope}{label} has {number} among its {attribute.name}")
+
+
+def _label(node: NodeProto) -> str:
+    return f"{node.op_type} {node.name or next(iter(node.output), '')!r}"
