@@ -541,8 +541,9 @@ def _unseen(report: Report, measurement: Measurement) -> str:
 
 
 def _unclear(report: Report) -> str:
-    """Return for how many kept sites measuring says nothing; may be empty."""
-    if not inconclusive(report.sites, report.measurement, report.environment.cores):
+    """Return for how many kept sites measuring says nothing; empty where it did not decide, or says something."""
+    asked = any(report.options.get(name) for name in ("strategy", "eliminate", "decisions"))
+    if asked or not inconclusive(report.sites, report.measurement, report.environment.cores):
         return ""
     number = sum(map(unclear, report.sites))
     return f"; inconclusive for {count(number, 'other')}" if number else "; inconclusive for what else may be gained"

@@ -259,6 +259,16 @@ def test_any_kind_of_input_is_run_and_profiled(kind: str, bench: IsolatedBench) 
     assert names.total() % 2 == 0
 
 
+@pytest.mark.parametrize("declared", [[1, 2, 16], ["n", 2, 7]])
+def test_outputs_of_another_shape_than_declared_are_timed(declared: list[Any], bench: IsolatedBench) -> None:
+    """Files made dynamic by hand declare such; ONNX Runtime warns, and refuses a second run into the same output."""
+    proto = conv1d(length=None)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, declared))
+    bench.add("m", runnable(proto), {"x": values(1, 2, 30)})
+    bench.open("m")
+    assert len(bench.run(["m"] * 5)) == 5
+
+
 def test_paths_do_not_move_with_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: IsolatedBench
 ) -> None:

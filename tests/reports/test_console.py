@@ -485,6 +485,8 @@ def test_a_rewritten_model_tells_what_else_is_not_known() -> None:
     assert "inconclusive" not in words.outcome(report)
     assert "; inconclusive for 1 other; " in words.outcome(replace(report, sites=(*report.sites, unclear)))
     loud = measured(report, form_noise=0.15)
+    forced = replace(loud, options={"strategy": "im2col"})
+    assert "inconclusive" not in words.outcome(forced), "its form was not chosen by measuring"
     assert "; inconclusive for what else may be gained; " in words.outcome(loud)
 
 
