@@ -605,8 +605,33 @@ def _normalisation(node: NodeProto, weight_kernel: Sequence[int] | None) -> tupl
     return wanted if wanted != dilations else None
 
 
+def _check_sizes(proto: ModelProto, inferred: ModelProto) -> None:
+    """Raise `UsageError` when inference finds a negative size: a model that nothing can run.
+
+    onnx's own inference dies of such a size where a Slice reads it, and rewritten models have Slices. What the model
+    declares may be out of date, so only what follows from its inputs counts.
+    """
+    if not _negative_sizes(inferred.graph):
+        return
+    bare = without_weights(proto)
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    for name, sizes in _negative_sizes(infer_shapes(bare).graph).items():
+        raise UsageError(
+            f"main: the tensor {name!r} would have the sizes {sizes}",
+            hint="the node that makes it does not fit its input: export the model again or correct the node",
+        )
+
+
+def _negative_sizes(graph: GraphProto) -> dict[str, list[int]]:
+    sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    return {name: found for name, found in sizes.items() if min(found, default=0) < 0}
+
+
 def _scopes(proto: ModelProto) -> Iterator[_Scope]:
     inferred = infer_shapes(proto)
+    _check_sizes(proto, inferred)
 
     def walk(
         graph: GraphProto, twin: GraphProto, path: ScopePath, where: str, parent: _Scope | None, opset: int
