@@ -622,7 +622,22 @@ def _normalisation(node: NodeProto, weight_kernel: Sequence[int] | None) -> tupl
     return wanted if wanted != dilations else None
 
 
+def _check_sizes(inferred: ModelProto) -> None:
+    """Raise `UsageError` when inference finds a negative size: a model that nothing can run.
+
+    onnx's own inference dies of such a size where a Slice reads it, and rewritten models have Slices.
+    """
+    for value in inferred.graph.value_info:
+        sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
+        if min(sizes, default=0) < 0:
+            raise UsageError(
+                f"main: the tensor {value.name!r} would have the sizes {sizes}",
+                hint="the node that makes it does not fit its input: export the model again or correct the node",
+            )
+
+
 def _scopes(proto: ModelProto, inferred: ModelProto) -> Iterator[_Scope]:
+    _check_sizes(inferred)
     bindings = [one for info in proto.training_info for one in (*info.initialization_binding, *info.update_binding)]
 
     def walk(

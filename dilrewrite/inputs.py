@@ -5,6 +5,7 @@ from __future__ import annotations
 import graphlib
 import itertools
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -86,6 +87,15 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+UNREADABLE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError),  # a packing or a password that the module for archives has not
+    *(ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError),  # a header that is no Python literal
+    *(OverflowError, MemoryError),  # a header with sizes that nothing holds
+)
+"""What NumPy raises for files that are no archive of arrays."""
+
+
 def load_inputs(path: Path) -> dict[str, Array]:
     """Read an .npz of inputs by name; raises `UsageError` when it is none."""
     problem = f"--inputs {shown(path)}: not an .npz file of arrays"
@@ -97,7 +107,7 @@ def load_inputs(path: Path) -> dict[str, Array]:
             found = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise UsageError(f"--inputs {shown(path)}: no such file") from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{problem}: {error}", hint=hint) from error
     others = [repr(name) for name, values in found.items() if not isinstance(values, np.ndarray)]
     if others:

@@ -6,6 +6,7 @@ Everything here is linear in the size of the model. What is wrong with a Conv's 
 from __future__ import annotations
 
 import graphlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,18 +52,10 @@ def _check_texts(what: str, texts: Iterable[str], where: str) -> None:
 
 
 def _check_input(value: ValueInfoProto, where: str) -> None:
-    if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type not in _ELEMENTS:
+    kind = value.type.tensor_type
+    if value.type.HasField("tensor_type") and kind.elem_type not in _ELEMENTS:
         raise _refusal(where, f"the input {value.name!r} is of no known element type")
-    elements = 1
-    for dim in value.type.tensor_type.shape.dim:
-        if dim.HasField("dim_value"):
-            if dim.dim_value < 0:
-                raise _refusal(
-                    where,
-                    f"the input {value.name!r} has an axis of size {dim.dim_value}",
-                    "give an axis of unknown size a name (dim_param) instead, and export the model again",
-                )
-            elements *= dim.dim_value
+    elements = math.prod(dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value"))
     if elements > MOST_ELEMENTS:
         raise _refusal(where, f"the input {value.name!r} has {elements} elements, more than can be fed")
 
@@ -127,12 +120,22 @@ class _Graphs:
         self._texts("the graph", (graph.name,))
         self._texts("a tensor", own | inputs | outputs | {value.name for value in graph.value_info})
         for value in (*graph.input, *graph.output, *graph.value_info):
-            self._texts(f"the shape of {value.name!r}", (dim.dim_param for dim in value.type.tensor_type.shape.dim))
+            self._sizes(value)
         made, read = self._nodes(graph.node)
         return (read | outputs) - made - own - inputs
 
     def _texts(self, what: str, texts: Iterable[str]) -> None:
         _check_texts(f"{self.scope}{what}", texts, self.where)
+
+    def _sizes(self, value: ValueInfoProto) -> None:
+        for dim in value.type.tensor_type.shape.dim:
+            self._texts(f"the shape of {value.name!r}", (dim.dim_param,))
+            if dim.dim_value < 0:
+                raise _refusal(
+                    self.where,
+                    f"{self.scope}an axis of {value.name!r} has the size {dim.dim_value}",
+                    "give an axis of unknown size a name (dim_param) instead, and export the model again",
+                )
 
     def _nodes(self, nodes: Sequence[NodeProto]) -> tuple[set[str], set[str]]:
         """Check nodes; return the names that they make, and those that they and the graphs inside them read."""

@@ -618,6 +618,22 @@ def test_invalid_conv_is_an_error_with_name_and_numbers(case: str, name: str) ->
     assert caught.value.hint
 
 
+def test_sizes_below_zero_are_an_error_with_the_tensor() -> None:
+    """A kernel that is larger than its input; onnx's inference dies of it where a Slice follows."""
+    source = model(
+        "a = Conv (x, long) b = Relu (a) y = Conv <dilations=[2]> (b, w)", values=f"{W}, {initial('long', 2, 2, 40)}"
+    )
+    with pytest.raises(UsageError, match=r"the tensor 'a' would have the sizes \[1, 2, -27\]"):
+        find(source)
+
+
+def test_sizes_below_zero_that_only_the_model_declares_are_none() -> None:
+    source = model("a = Relu (x) y = Conv <dilations=[2], pads=[2,2]> (a, w)")
+    source.graph.input[0].type.tensor_type.shape.dim[2].ClearField("dim_value")
+    source.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, [1, 2, -4]))
+    assert len(find(source).sites) == 1
+
+
 @pytest.mark.parametrize("dilations", ["0,2", "2,-1"])
 def test_dilation_below_one_is_an_error(dilations: str) -> None:
     with pytest.raises(UsageError, match=r"dilations .* must all be at least 1"):

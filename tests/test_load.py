@@ -113,13 +113,6 @@ def branches(name: str) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def negative_where_nothing_is_fed() -> ModelProto:
-    model = adds(inline("w"))
-    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = -1
-    model.graph.value_info.append(helper.make_tensor_value_info("s0", TensorProto.FLOAT, [-1]))
-    return model
-
-
 def untyped() -> ModelProto:
     model = adds(inline("w"))
     model.graph.input[0].type.tensor_type.ClearField("shape")
@@ -131,7 +124,6 @@ NO_FAULTS: dict[str, Callable[[], ModelProto]] = {
     "nodes in any order": unsorted,
     "branches with names of their own": lambda: branches("s"),
     "branches that shadow what is made behind them": lambda: branches("t"),
-    "negative sizes where nothing is fed": negative_where_nothing_is_fed,
     "an input without a shape": untyped,
     "no values": lambda: adds(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[0, 7])),
     "values in another field": lambda: adds(helper.make_tensor("w", TensorProto.FLOAT16, [N], [1.0] * N)),

@@ -191,13 +191,20 @@ def reads(name: str) -> Any:
 
 
 def sized(**sizes: int) -> Any:
-    """The one-Conv model with other sizes of its input or weights: `x0`, `w2`."""
+    """The one-Conv model with other sizes of its input, output or weights: `x0`, `y0`, `w2`."""
     model = conv1d()
     for place, size in sizes.items():
         if place[0] == "w":
             model.graph.initializer[0].dims[int(place[1])] = size
         else:
-            model.graph.input[0].type.tensor_type.shape.dim[int(place[1])].dim_value = size
+            value = model.graph.input[0] if place[0] == "x" else model.graph.output[0]
+            value.type.tensor_type.shape.dim[int(place[1])].dim_value = size
+    return model
+
+
+def negative_between() -> Any:
+    model = conv1d()
+    model.graph.value_info.append(helper.make_tensor_value_info("between", TensorProto.FLOAT, [-(2**31)]))
     return model
 
 
@@ -278,7 +285,9 @@ UNUSABLE = (
     saved("huge_input", "elements", lambda: sized(x2=2**40)),
     saved("huge_weights", "need", lambda: sized(w2=2**62)),
     saved("longer_weights", "dims [2, 2, 4] of FLOAT need 64 bytes, it has 48", lambda: sized(w2=4)),
-    saved("negative_input", "of size -3", lambda: sized(x0=-3)),
+    saved("negative_input", "'x' has the size -3", lambda: sized(x0=-3)),
+    saved("negative_output", "'y' has the size -1", lambda: sized(y0=-1)),
+    saved("negative_between", "'between' has the size -2147483648", negative_between),
     saved("no_element_type", "no known element type", no_element_type),
     saved("negative_weights", "dims [-2, 2, 3]", lambda: sized(w0=-2)),
     not_utf8,
