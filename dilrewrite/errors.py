@@ -6,7 +6,6 @@ Every other exception is a bug and shows its traceback.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +17,7 @@ def shown(path: Path) -> str:
 
 def printable(text: str) -> str:
     """Return the text in one line, with what does not print as escapes: a name in a file must not steer a terminal."""
-    line = re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
+    line = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 

@@ -637,7 +637,6 @@ def _check_sizes(inferred: ModelProto) -> None:
 
 
 def _scopes(proto: ModelProto, inferred: ModelProto) -> Iterator[_Scope]:
-    _check_sizes(inferred)
     bindings = [one for info in proto.training_info for one in (*info.initialization_binding, *info.update_binding)]
 
     def walk(
@@ -738,6 +737,7 @@ def find(proto: ModelProto) -> Found:
                 skipped.append(Skipped(**label, op="Conv", dilations=dilations, reason=reason))
             elif site:
                 sites.append(site)
+    _check_sizes(inferred)
     return Found(tuple(sites), tuple(normalisations), tuple(skipped), _remarks(proto))
 
 

@@ -93,7 +93,7 @@ PLACED = (Outcome.WON, Outcome.LOST, Outcome.TIE, Outcome.INCONCLUSIVE)
 
 FAILURES: Mapping[type[Exception], Outcome] = {Crashed: Outcome.CRASHED, TimedOut: Outcome.TIMED_OUT}
 
-PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT)
+PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT, Outcome.NO_TIME)
 """Outcomes that are not kept: perhaps they are another day's no more."""
 
 
@@ -357,7 +357,8 @@ class Meter:
             rewritten = rewrite(question.model, [(question.site, form.fragment)], normalised, _own).proto
             models = {"keep": (native.model, question.feeds), "form": (rewritten.SerializeToString(), question.feeds)}
             self._stand(self._worker(), models)
-            comparison = self._watch(self.forms_until_s).compare(
+            watch = self._watch(self.forms_until_s)
+            comparison = watch.compare(
                 "keep",
                 "form",
                 slice_s,
@@ -375,8 +376,10 @@ class Meter:
         result = outcome(comparison)
         if result is Outcome.WON and (reason := form.prove()) is not None:
             return FormTiming(outcome=Outcome.UNPROVED, cause=reason)
-        if comparison.pairs < MIN_PAIRS and not comparison.slower:
-            result = Outcome.OUTRUN
+        if comparison.pairs < MIN_PAIRS:
+            if min(y / x for x, y in zip(*watch.samples, strict=True)) <= timing.HOPELESS * bar:
+                return FormTiming(outcome=Outcome.NO_TIME)  # time was up after the first pairs
+            result = result if comparison.slower else Outcome.OUTRUN
         return FormTiming(outcome=result, timing=comparison)
 
     def _calibrated(self, question: Question, slice_s: float) -> _Native:

@@ -228,7 +228,8 @@ class Stopwatch:
         """Time `second` against `first` for about `slice_s` seconds.
 
         `rounds`: how often both sessions are made anew (where memory lies differs from session to session).
-        `hopeless`: look at `SCREEN_PAIRS` first, and leave it at that when the second loses by more than this in each.
+        `hopeless`: look at `SCREEN_PAIRS` first, and leave it at that when the second loses by more than this in each,
+        or no time is left.
         """
         a: list[float] = []
         b: list[float] = []
@@ -236,7 +237,7 @@ class Stopwatch:
             start = self.clock()
             a, b = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
             slice_s -= self.clock() - start
-        if a and min(y / x for x, y in zip(a, b, strict=True)) > hopeless:
+        if a and (self._left() <= 0 or min(y / x for x, y in zip(a, b, strict=True)) > hopeless):
             mode = "interleaved"
         elif mode == "blocks" and self._blocks_fit(first, second, slice_s):
             a, b = self._blocks(first, second, slice_s)

@@ -107,6 +107,12 @@ class FakeRuntime:
             def synchronize_inputs(self):
                 fake.calls.append(("synchronize_inputs",))
 
+            def get_outputs(self):
+                shapes = [out.shape for out in fake.outputs]
+                return [
+                    types.SimpleNamespace(is_tensor=lambda: True, shape=lambda shape=shape: shape) for shape in shapes
+                ]
+
             def synchronize_outputs(self):
                 fake.calls.append(("synchronize_outputs",))
 

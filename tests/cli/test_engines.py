@@ -210,7 +210,7 @@ def engine_is_a_folder(place: Place) -> None:
 
 SIDE_CARS: dict[str, tuple[Callable[[Place], None], Sequence[str]]] = {
     "missing": (missing, ["m.engine.json is not there", "dilrewrite build"]),
-    "a folder": (folder, ["m.engine.json cannot be read"]),
+    "a folder": (folder, ["m.engine.json is not a regular file"]),
     "empty": (replaced(""), ["m.engine.json cannot be read"]),
     "cut off": (cut_off, ["m.engine.json cannot be read"]),
     "not text": (no_text, ["m.engine.json cannot be read"]),

@@ -132,7 +132,6 @@ SITUATIONS = [
     tiny.no_samples,
     tiny.no_batch,
     tiny.string_input,
-    tiny.map_output,
 ]
 
 
