@@ -6,6 +6,7 @@ not valid ONNX, 4 something is missing, 130 interrupted.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+@functools.cache
 def _app() -> typer.Typer:
     """Return the commands. Imported here, where Ctrl-C is one line already."""
     import typer
