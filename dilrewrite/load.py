@@ -871,14 +871,17 @@ def _old_locations(path: Path) -> list[str]:
 def _mentioned(file: Path, here: Path, replaced: Path | None = None) -> bool:
     """Say whether a model other than `replaced` that could refer to a data file holds its name, or cannot be read.
 
-    Models beside the file count and those in the folders above, whatever they are called in the output's (`here`).
+    Models beside the file count and those in the folders above, whatever they are called in the output's (`here`). So
+    does a link to the file there: a model may name that.
     """
     name = os.fsencode(file.name)
     for folder in file.parents:
         near = folder.is_relative_to(here)
         with suppress(PermissionError, FileNotFoundError):
             for other in folder.iterdir():
-                if other not in (file, replaced) and other.is_file() and _holds(other, name, near=near):
+                if other in (file, replaced) or not other.is_file():
+                    continue
+                if (other.is_symlink() and other.samefile(file)) or _holds(other, name, near=near):
                     return True
     return False
 

@@ -74,6 +74,10 @@ class _Staged:
     """Gets its place after all others: what it refers to is then there."""
 
 
+WRITTEN: list[Path] = []
+"""Files that got their place in this process, or in this run of the command line."""
+
+
 @final
 class Staging:
     """Writes several files so that all of them appear, complete, or none does.
@@ -197,6 +201,7 @@ class Staging:
                 with suppress(OSError):
                     old.unlink()
             _sync_folders(files)
+            WRITTEN.extend(file.destination for file in files)
             self._files.clear()
             self._folders.clear()
             self._remove_obsolete({file.destination.parent for file in files})

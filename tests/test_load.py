@@ -985,6 +985,18 @@ def test_data_that_another_model_names_are_left(where: str, tmp_path: Path) -> N
     assert spilled in listing(out.parent), "the new output has it too"
 
 
+def test_data_that_a_link_leads_to_are_left(tmp_path: Path) -> None:
+    """Another model may name the link."""
+    out, replace = replaced(tmp_path)
+    [copied, below, _] = locations(out)
+    (tmp_path / "out/alias.bin").symlink_to(copied)
+    (tmp_path / "deeper.bin").symlink_to(f"out/{below}")
+    left = replace()
+    assert [Path(line.split(" is left")[0]).name for line in left] == ["v.bin", "w.bin"]
+    assert (tmp_path / "out/alias.bin").read_bytes() == (tmp_path / "in/w.bin").read_bytes()
+    assert (tmp_path / "deeper.bin").is_file()
+
+
 def test_data_under_foreign_names_and_links_are_left(tmp_path: Path) -> None:
     (tmp_path / "far.bin").write_bytes(VALUES.tobytes())
     for name in ("weights.bin", "o.onnx.data"):

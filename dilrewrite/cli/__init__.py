@@ -17,6 +17,8 @@ from dilrewrite.cli._process import interruptible, streams
 from dilrewrite.errors import DilrewriteError, FailedError, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import typer
 
 INTERRUPTED = 130
@@ -24,6 +26,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors a user can cause are one line on standard error."""
+    _written().clear()
     with interruptible():
         try:
             with streams():
@@ -91,8 +94,15 @@ def _say(text: str) -> None:
     _write(f"dilrewrite: {text}")
 
 
+def _written() -> list[Path]:
+    """Return the files that were written; without the module that writes them there are none."""
+    module = sys.modules.get("dilrewrite.staging")
+    return module.WRITTEN if module is not None else []
+
+
 def _interrupted() -> int:
-    _say("interrupted; nothing was written")
+    written = _written()
+    _say(f"interrupted; {f'{written[-1]} was already written' if written else 'nothing was written'}")
     return INTERRUPTED
 
 

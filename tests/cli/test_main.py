@@ -172,6 +172,26 @@ def test_an_interrupt_is_one_line(
     assert listing(tmp_path) == before
 
 
+def test_an_interrupt_when_all_is_written_says_so(
+    capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from dilrewrite import pipeline
+
+    real = pipeline.Staging.commit
+
+    def committed(self: Any) -> None:
+        real(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.Staging, "commit", committed)
+    outcome = cli(
+        capsys, "optimize", model, "-o", tmp_path / "o.onnx", "--strategy", "im2col", "--budget", 0, "--no-report"
+    )
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err == f"dilrewrite: interrupted; {tmp_path / 'o.onnx'} was already written\n"
+    assert (tmp_path / "o.onnx").is_file()
+
+
 def start(folder: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
     """The real command line on a demo model, in a process group of its own."""
     command = [sys.executable, "-m", "dilrewrite", "optimize", str(MODELS / f"{name}.onnx")]
