@@ -33,6 +33,9 @@ PARTS = 3
 FEWEST_RUNS, MOST_RUNS, RUNS_S = PARTS, 10 * PARTS, 3.0
 """How many runs are timed, besides one to warm up: as many as fit into some seconds, within limits."""
 
+EVENTS = 30_000
+"""How many runs of nodes are timed in all, about."""
+
 _TOKEN = re.compile(r"dilrewrite_(\d+)_")
 
 _MADE = re.compile(r"^(InsertedPrecisionFreeCast_)*|(_bn|_nchwc|_token_\d+)*$")
@@ -93,9 +96,12 @@ def traced(proto: ModelProto) -> tuple[ModelProto, list[Place]]:
     return copy, places
 
 
-def runs(run_s: float) -> int:
-    """Return how many runs of a model that takes `run_s` seconds, about, are timed: as many in each part."""
-    fit = int(min(RUNS_S / run_s, MOST_RUNS)) if run_s > 0 else FEWEST_RUNS
+def runs(run_s: float, nodes: int = 1) -> int:
+    """Return how many runs of a model that takes `run_s` seconds, about, are timed: as many in each part.
+
+    The runtime writes a line for every run of each of the `nodes`, which takes its time too.
+    """
+    fit = int(min(RUNS_S / run_s, MOST_RUNS, EVENTS // max(nodes, 1))) if run_s > 0 else FEWEST_RUNS
     return max(FEWEST_RUNS, fit - fit % PARTS)
 
 
@@ -120,7 +126,7 @@ def profile(
         plain = isolated_profile(backend.name, runnable, replace(options, optimize=False), feeds, 0)
     except (CannotLoad, CannotRun, Crashed, TimedOut):
         plain = Profile(seconds=(), nodes=())
-    timed = isolated_profile(backend.name, runnable, options, feeds, runs(run_s))
+    timed = isolated_profile(backend.name, runnable, options, feeds, runs(run_s, len(places)))
     return digest(copy, places, sites, plain, timed)
 
 

@@ -546,6 +546,7 @@ def test_quick_models_run_more_often(seconds: float, wanted: int) -> None:
     assert runs(seconds) == wanted
     assert runs(seconds) % PARTS == 0, "as many in each part"
     assert FEWEST_RUNS <= runs(seconds) <= MOST_RUNS
+    assert runs(seconds, 10**6) == FEWEST_RUNS, "of many nodes"
 
 
 def test_tensors_of_a_profile() -> None:
