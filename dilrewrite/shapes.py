@@ -131,16 +131,13 @@ def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
             declared = value_shape(value)[1]
             if declared is None or all(size is None for size in declared):
                 continue
-            if known is None and end:
+            if known is None or len(known) != len(declared):
+                if not end:
+                    value.type.tensor_type.ClearField("shape")
+                    continue
                 known = (None,) * len(declared)
                 for dim in value.type.tensor_type.shape.dim:
                     dim.ClearField("dim_param")  # equal names would be claims too
-            if known is None or len(known) != len(declared):
-                value.type.tensor_type.ClearField("shape")
-                if known is not None and end:
-                    kind = onnx.helper.make_tensor_type_proto(value.type.tensor_type.elem_type, known)
-                    value.type.tensor_type.shape.CopyFrom(kind.tensor_type.shape)
-                continue
             for dim, size in zip(value.type.tensor_type.shape.dim, known, strict=True):
                 if dim.HasField("dim_value") and dim.dim_value != size:
                     dim.ClearField("dim_value")
