@@ -8,6 +8,7 @@ constants, the file says nothing else, and ONNX Runtime is known to compute it a
 from __future__ import annotations
 
 import graphlib
+import math
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -77,6 +78,7 @@ def graph_shapes(graph: GraphProto) -> dict[str, Typed]:
 
 def believed(light: ModelProto) -> ModelProto:
     """Return `light`, a copy without weights that is used up, with the sizes that can be believed and no others."""
+    _forget_overridable(light)
     orders = _sort_all(light.graph)
     claims = [_take_claims(graph, inner) for graph, inner in _graphs(light)]
     limit_calls(light)
@@ -93,15 +95,32 @@ def believed(light: ModelProto) -> ModelProto:
     return inferred
 
 
+def _forget_overridable(light: ModelProto) -> None:
+    """Remove the initializers that a caller may replace: their values say nothing, their inputs the type and shape.
+
+    Before IR version 4 every initializer is an input too, and none can be replaced.
+    """
+    if light.ir_version < 4:
+        return
+    for graph, _ in _graphs(light):
+        inputs = {value.name for value in graph.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name not in inputs]
+        if len(kept) < len(graph.initializer):
+            del graph.initializer[:]
+            graph.initializer.extend(kept)
+
+
 def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
     """Remove from `proto` every declared size that `twin`, its `believed` copy, does not confirm; put types right.
 
     The model's own inputs and outputs stay: they are its interface. A runtime takes the other declarations for true and
-    folds them into constants wherever something asks for a size, as the nodes of a fragment do.
+    folds them into constants wherever something asks for a size, as the nodes of a fragment do. Inputs and outputs of
+    subgraphs keep a shape, of no known size if need be: onnx's checker asks for one.
     """
     for (graph, inner), (other, _) in zip(_graphs(proto), _graphs(twin), strict=True):
         shapes = graph_shapes(other)
-        for value in (*graph.value_info, *((*graph.input, *graph.output) if inner else ())):
+        ends = (*graph.input, *graph.output) if inner else ()
+        for value, end in (*((value, False) for value in graph.value_info), *((value, True) for value in ends)):
             if not value.type.HasField("tensor_type"):
                 if _states_size(value.type):
                     _forget_shapes(value.type)
@@ -113,8 +132,12 @@ def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
             if declared is None or all(size is None for size in declared):
                 continue
             if known is None or len(known) != len(declared):
-                value.type.tensor_type.ClearField("shape")
-                continue
+                if not end:
+                    value.type.tensor_type.ClearField("shape")
+                    continue
+                known = (None,) * len(declared)
+                for dim in value.type.tensor_type.shape.dim:
+                    dim.ClearField("dim_param")  # equal names would be claims too
             for dim, size in zip(value.type.tensor_type.shape.dim, known, strict=True):
                 if dim.HasField("dim_value") and dim.dim_value != size:
                     dim.ClearField("dim_value")
@@ -313,8 +336,11 @@ Values = Mapping[str, NodeProto | TensorProto]
 
 
 def _runtime_doubts(light: ModelProto, inferred: ModelProto) -> list[Doubt]:
-    """Return the nodes whose output ONNX Runtime may give other sizes than ONNX's inference, with unknown sizes."""
-    risky = _risky_functions(light)
+    """Return the nodes whose output ONNX Runtime may give other sizes than ONNX's inference, with unknown sizes.
+
+    Those that may give other values, which inference takes for sizes later on, come with the sizes that they have.
+    """
+    risky, narrowing = _risky_functions(light)
     found: list[Doubt] = []
 
     def walk(
@@ -327,6 +353,8 @@ def _runtime_doubts(light: ModelProto, inferred: ModelProto) -> list[Doubt]:
                 walk(below, below_twin, shapes, values)
             if function_key(node) in risky:
                 found.append((graph, node, {name: (shapes.get(name, (0, None))[0], None) for name in node.output}))
+            elif function_key(node) in narrowing:
+                found.append((graph, node, {name: shapes.get(name, (0, None)) for name in node.output if name}))
             elif node.input and node.output and node.domain in DEFAULT_DOMAINS:
                 given = shapes.get(node.input[0], (0, None))[1]
                 shape = shapes.get(node.output[0], (0, None))[1]
@@ -334,6 +362,8 @@ def _runtime_doubts(light: ModelProto, inferred: ModelProto) -> list[Doubt]:
                     open_shape = None if given is None else (None,) * len(given)
                     known = {name: (shapes.get(name, (0, None))[0], open_shape) for name in node.output if name}
                     found.append((graph, node, known))
+                elif _narrows(node, shapes.get(node.input[0], (0, None))):
+                    found.append((graph, node, {node.output[0]: shapes.get(node.output[0], (0, None))}))
 
     walk(light.graph, inferred.graph, {}, {})
     return found
@@ -354,6 +384,8 @@ def _differs(node: NodeProto, given: Shape | None, found: Shape | None, values: 
     check: Callable[[NodeProto, Shape | None, Shape | None], bool]
     if node.op_type == "Slice":
         return _slices_backwards(node, values)
+    if node.op_type in ("Resize", "Upsample"):
+        return _resize_differs(node, given, found, values)
     if node.op_type in POOLS:
         check = _pool_differs
     elif node.op_type == "ConvTranspose":
@@ -420,16 +452,61 @@ def _slices_backwards(node: NodeProto, values: Values) -> bool:
     return ends is None or ends.shape != steps.shape or bool(np.any((steps < 0) & (ends >= 2**31 - 1)))
 
 
+def _resize_differs(node: NodeProto, given: Shape | None, found: Shape | None, values: Values) -> bool:
+    """Say whether an extent times its scale may be another whole number in single precision, as ONNX Runtime computes.
+
+    A target size that keeps the ratio of the extents is rounded in several ways too.
+    """
+    if any(attribute.ref_attr_name for attribute in node.attribute):
+        return True
+    scales = _scales(node, values)
+    if scales is None or not scales.size:
+        sized = len(node.input) > 3 and node.input[3]
+        return not sized or _text(node, "keep_aspect_ratio_policy") not in ("", "stretch")
+    if not np.all(np.isfinite(scales) & (scales > 0)):
+        return True
+    if given is None or found is None:
+        return not all(scale.is_integer() or math.frexp(scale)[0] == 0.5 for scale in scales.ravel().tolist())
+    rank = len(given)
+    axes = _ints(node, "axes") or tuple(range(rank))
+    if rank != len(found) or scales.shape != (len(axes),) or not all(-rank <= axis < rank for axis in axes):
+        return True
+    for axis, scale in zip(axes, scales.tolist(), strict=True):
+        extent, size = given[axis], found[axis]
+        if extent is None or size is None:
+            continue
+        double = extent * scale
+        if double >= 2**31 or not math.floor(double) == math.floor(np.float32(extent) * np.float32(scale)) == size:
+            return True
+    return False
+
+
+def _scales(node: NodeProto, values: Values) -> Any:
+    """Return the scales of a Resize or Upsample of any opset, `None` when they are not known."""
+    attribute = _attribute(node, "scales")
+    if attribute is not None:
+        return np.array(attribute.floats, np.float32)
+    return _constant(node, 2 if len(node.input) > 2 else 1, values)
+
+
+WHOLE = (TensorProto.INT32, TensorProto.INT64)
+"""The types in which inference follows sizes."""
+
+
+def _narrows(node: NodeProto, given: Typed) -> bool:
+    """Say whether a Cast may change sizes that inference follows through it unchanged: true and false, 8 bits."""
+    if node.op_type != "Cast" or _int(node, "to") in WHOLE:
+        return False
+    element, shape = given
+    return element in (0, *WHOLE) and (shape is None or len(shape) <= 1)
+
+
 def _constant(node: NodeProto, place: int, values: Values) -> Any:
     """Return the values of a constant input, `None` when there are none to know."""
     held = values.get(node.input[place]) if len(node.input) > place else None
     if isinstance(held, NodeProto):
         held = next((attribute.t for attribute in held.attribute if attribute.name == "value"), None)
-    if (
-        held is None
-        or held.data_type not in (TensorProto.INT32, TensorProto.INT64)
-        or held.data_location == TensorProto.EXTERNAL
-    ):
+    if held is None or held.data_type not in (*WHOLE, TensorProto.FLOAT) or held.data_location == TensorProto.EXTERNAL:
         return None
     try:
         return onnx.numpy_helper.to_array(held)
@@ -543,15 +620,23 @@ def limit_calls(light: ModelProto) -> None:
         _doubt(light, doubts)
 
 
-def _risky_functions(proto: ModelProto) -> set[Key]:
-    """Return the functions with a node in them whose sizes ONNX Runtime may compute otherwise."""
+def _risky_functions(proto: ModelProto) -> tuple[set[Key], set[Key]]:
+    """Return the functions with a node in them whose sizes ONNX Runtime may compute otherwise, and those that narrow.
+
+    The values that a function narrows may become sizes behind it, or in it where something makes them whole again.
+    """
     risky: set[Key] = set()
+    narrowing: set[Key] = set()
+    widening: set[Key] = set()
     for key, nodes in _callers_last(proto):
         values = _constants(nodes, ())
-        if any(
-            function_key(node) in risky
-            or (node.domain in DEFAULT_DOMAINS and node.output and _differs(node, None, None, values))
-            for node in nodes
-        ):
+        calls = {function_key(node) for node in nodes}
+        own = [node for node in nodes if node.domain in DEFAULT_DOMAINS and node.output]
+        if calls & narrowing or any(_narrows(node, (0, None)) for node in own):
+            narrowing.add(key)
+        if calls & widening or any(node.op_type == "Cast" and not _narrows(node, (0, None)) for node in own):
+            widening.add(key)
+        differs = any(_differs(node, None, None, values) for node in own)
+        if differs or calls & risky or key in narrowing & widening:
             risky.add(key)
-    return risky
+    return risky, narrowing

@@ -87,7 +87,22 @@ def cut(rng: np.random.Generator) -> tuple[NodeProto, list[int], list[np.ndarray
     )
 
 
-@pytest.mark.parametrize("make", [pool, transpose, cut])
+def resize(rng: np.random.Generator) -> tuple[NodeProto, list[int], list[np.ndarray]]:
+    dims = [1, 2, *rng.integers(5, 60, 2).tolist()]
+    if rng.random() < 0.3:
+        policy = str(rng.choice(["stretch", "not_larger", "not_smaller"]))
+        node = helper.make_node(
+            "Resize", ["x", "", "", "k0"], ["y"], mode="nearest", axes=[2, 3], keep_aspect_ratio_policy=policy
+        )
+        return node, dims, [rng.integers(5, 60, 2)]
+    scales = rng.choice([0.3, 0.5, 0.6, 0.7, 1.1, 1.3, 1 / 3, 0.9, 2.0, 3.0], 2).astype(np.float32)
+    if rng.random() < 0.5:
+        return helper.make_node("Resize", ["x", "", "k0"], ["y"], mode="nearest", axes=[-1, 2]), dims, [scales]
+    whole = np.concatenate([np.ones(2, np.float32), scales])
+    return helper.make_node("Resize", ["x", "", "k0"], ["y"], mode="nearest"), dims, [whole]
+
+
+@pytest.mark.parametrize("make", [pool, transpose, cut, resize])
 def test_believed_sizes_are_those_of_the_runtime(make: Any) -> None:
     runtime = pytest.importorskip("onnxruntime")
     options = runtime.SessionOptions()
@@ -119,6 +134,38 @@ def test_pools_that_need_no_rounding_keep_their_sizes() -> None:
     assert shape(parsed(body, inputs="float[1,2,13] x")) == (1, 2, 6)
     assert shape(parsed(body, inputs="float[1,2,12] x")) == (1, 2, 6)
     assert shape(parsed(body, inputs="float[1,2,n] x")) == (1, 2, None)
+
+
+OLD = {
+    7: "y = Upsample <scales=[1.0, 1.0, %s]> (x)",
+    9: "k = Constant <value = float[3] {1, 1, %s}> () y = Upsample (x, k)",
+    10: "k = Constant <value = float[3] {1, 1, %s}> () y = Resize (x, k)",
+    13: "k = Constant <value = float[3] {1, 1, %s}> () y = Resize (x, , k)",
+    18: "k = Constant <value = float[1] {%s}> () y = Resize <axes=[-1]> (x, , k)",
+}
+
+
+@pytest.mark.parametrize("opset", OLD)
+def test_sizes_that_hang_on_the_rounding_of_a_scale_are_unknown(opset: int) -> None:
+    for extent, scale, found in (
+        (20, "0.7", None),
+        (60, "1.3", None),
+        (20, "2.0", 40),
+        (20, "0.5", 10),
+        (21, "1.3", 27),
+    ):
+        if opset in (7, 9) and float(scale) < 1:
+            continue
+        model = parsed(OLD[opset] % scale, inputs=f"float[1,2,{extent}] x")
+        model.opset_import[0].version = opset
+        assert shape(model) == ((1, 2, found) if found else (None, None, None)), (extent, scale)
+
+
+def test_functions_believe_scales_that_need_no_rounding() -> None:
+    body = "K = Constant <value = float[3] {1, 1, %s}> () Y = Resize (X, , K)"
+    function = f'<domain: "local", opset_import: ["": 18]> f (X) => (Y) {{ {body} }}'
+    assert shape(parsed("y = local.f (x)", more=function % "2.0")) == (1, 2, 24)
+    assert shape(parsed("y = local.f (x)", more=function % "1.3")) is None
 
 
 def test_what_follows_from_a_doubtful_size_is_unknown() -> None:
@@ -171,6 +218,63 @@ def test_open_sizes_of_an_overridable_initializer_are_open() -> None:
     model = parsed("y = Neg (w)", inputs="float[1,2,12] x, float[n,3] w", values="")
     model.graph.initializer.append(helper.make_tensor("w", FLOAT, [2, 3], [0.0] * 6))
     assert shape(model) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "values", "known"),
+    [
+        ("y = Pad (x, k)", "int64[6] k", [0, 0, 1, 0, 0, 1], (1, 2, 14)),
+        ("y = Resize (x, , k)", "float[3] k", [1, 1, 2], (1, 2, 24)),
+        ("y = Resize (x, , , k)", "int64[3] k", [1, 2, 20], (1, 2, 20)),
+        ("y = Reshape (x, k)", "int64[3] k", [1, 4, 6], (1, 4, 6)),
+        ("z = Constant <value = int64[3] {0, 0, 0}> () y = Slice (x, z, k)", "int64[3] k", [1, 2, 9], (1, 2, 9)),
+        ("y = Tile (x, k)", "int64[3] k", [1, 1, 2], (1, 2, 24)),
+    ],
+)
+def test_values_that_a_caller_may_replace_say_no_size(
+    body: str, name: str, values: list[int], known: tuple[int, ...]
+) -> None:
+    model = parsed(body, inputs=f"float[1,2,12] x, {name}")
+    kind = model.graph.input[-1].type.tensor_type.elem_type
+    model.graph.initializer.append(helper.make_tensor("k", kind, [len(values)], values))
+    found = shape(model)
+    assert found is None or set(found) == {None}
+    model.ir_version = 3  # every initializer is an input, and none can be replaced
+    assert shape(model) == known
+    model.ir_version = 8
+    del model.graph.input[-1]
+    assert shape(model) == known
+
+
+CASTS = {
+    "plain": "s = Shape (x) c = Cast <to=%s> (s) e = Cast <to=7> (c) y = ConstantOfShape (e)",
+    "branch": "s = Shape (x) c = Cast <to=%s> (s) e = Cast <to=7> (c) y = If (t) <"
+    "then_branch = a () => (float[i,j,k] p) { p = ConstantOfShape (e) }, "
+    "else_branch = b () => (float[i,j,k] q) { q = ConstantOfShape (e) }>",
+    "inside": "y = local.f (x) | S = Shape (X) C = Cast <to=%s> (S) E = Cast <to=7> (C) Y = ConstantOfShape (E)",
+    "into": "s = Shape (x) y = local.f (s) | C = Cast <to=%s> (X) E = Cast <to=7> (C) Y = ConstantOfShape (E)",
+    "out-of": "c = local.f (x) e = Cast <to=7> (c) y = ConstantOfShape (e) | S = Shape (X) Y = Cast <to=%s> (S)",
+}
+
+
+@pytest.mark.parametrize("place", CASTS)
+def test_sizes_are_not_followed_through_a_cast_that_may_change_them(place: str) -> None:
+    body, _, inside = CASTS[place].partition("|")
+    head = '<domain: "local", opset_import: ["": 18]> f (X) => (Y) '
+    for kind in ("INT64", "INT32", "BOOL", "INT8", "UINT8", "FLOAT16", "FLOAT"):
+        text = body if inside else body % TensorProto.DataType.Value(kind)
+        more = f"{head} {{ {inside % TensorProto.DataType.Value(kind)} }}" if inside else ""
+        found = shape(parsed(text, values="bool t = {1}", more=more))
+        if kind in ("INT64", "INT32"):
+            assert found == (1, 2, 12)
+        else:
+            assert found is None or set(found) == {None}, kind
+
+
+def test_casts_keep_the_sizes_of_what_they_cast() -> None:
+    assert shape(parsed("s = Shape (x) c = Cast <to=9> (s) y = Cast <to=1> (c)")) == (3,)
+    function = '<domain: "local", opset_import: ["": 18]> f (X) => (Y) { Y = Cast <to=10> (X) }'
+    assert shape(parsed("c = local.f (x) y = Cast <to=1> (c)", more=function)) == (1, 2, 12)
 
 
 def test_nodes_in_any_order_are_understood() -> None:

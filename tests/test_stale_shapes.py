@@ -321,3 +321,28 @@ def test_false_declarations_go() -> None:
     assert left["r"] == model.graph.value_info[0]
     assert [dim.dim_value for dim in left["c"].type.tensor_type.shape.dim] == [0, 4, 0]
     assert not left["s"].type.tensor_type.HasField("shape")
+
+
+@pytest.mark.parametrize("declared", [(1, 4, 16), ("N", 4, "T"), (1, 4, "T")])
+@pytest.mark.parametrize("wanted", ["keep", "space_to_batch"])
+def test_loops_that_grow_keep_a_shape_that_claims_no_size(declared: tuple[int | str, ...], wanted: str) -> None:
+    pytest.importorskip("onnxruntime")
+    dims = ",".join(map(str, declared))
+    model = small(
+        f"y = Loop (trips, , x) <body = l (int64 i, bool k, float[{dims}] v) => (bool k2, float[{dims}] v2) "
+        f"{{ k2 = Identity (k) t = Pad (v, p) v2 = {CONV2.replace('2,2', '2')} (t, w) }}>",
+        f"{W1}, int64[6] p = {{0, 0, 1, 0, 0, 2}}",
+        "float[1,4,16] x, int64 trips",
+    )
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 3))
+    onnx.checker.check_model(model)
+    result = rewritten(model, wanted)
+    onnx.checker.check_model(result)
+    body = next(a.g for node in result.graph.node for a in node.attribute if a.HasField("g"))
+    for value in (body.input[2], body.output[1]):
+        assert [dim.WhichOneof("value") for dim in value.type.tensor_type.shape.dim] == [None] * 3
+    x = np.random.default_rng(1).standard_normal((1, 4, 16)).astype(np.float32)
+    for trips in (1, 3):
+        given = {"x": x, "trips": np.array(trips, np.int64)}
+        for a, b in zip(run(model, given), run(result, given), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
