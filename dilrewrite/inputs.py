@@ -33,6 +33,19 @@ SMALL = (*range(1, 17), 20, 24, 32, 40, 48, 64)
 BATCHES = (2, 3, 4, 5, 6, 8, 10, 12, 16)
 """What unknown batches are tried with where the model does not run on one sample."""
 
+MORE_BATCHES, MORE_ELEMENTS = range(7, 65), 2**22
+"""Batches tried after all else where the model runs on nothing, and how many elements the inputs may have then."""
+
+LARGER, LARGER_ELEMENTS = (6, 4, 3), 2**20
+"""How much larger the second batch is than the first, as far as the inputs have no more elements than this."""
+
+WIDE_INTEGERS = (101, 11)
+"""Below what random whole numbers are in the case that has larger ones than 0 and 1."""
+
+INTEGERS = ("int16", "int32", "int64", "uint16", "uint32", "uint64")
+FEW_INTEGERS = 8
+"""A row of so few whole numbers may be a shape, pads or sizes: they stay small."""
+
 LONG_ELEMENTS = 2**18
 """A batch that may be an extent is not made so long that the inputs have more elements than this."""
 
@@ -115,10 +128,10 @@ def load_inputs(path: Path) -> dict[str, Array]:
     return found
 
 
-def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Return seeded random data: normal for floats, 0 or 1 for integers (0 to 127 for 8 bits), coin flips for bool.
+def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator, below: int = 2) -> Array:
+    """Return seeded random data: normal for floats, coin flips for bool, integers from 0 on (to 127 for 8 bits).
 
-    A single integer is 1: where it is the count of a Loop, the Loop runs.
+    Integers are less than `below`. A single integer is 1: where it is the count of a Loop, the Loop runs.
     """
     if io.element == "string":
         return np.full(shape, "a", dtype=object)
@@ -130,7 +143,7 @@ def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator) -> A
     if io.element in ("int8", "uint8"):
         return rng.integers(0, 128, size=shape).astype(kind)
     if "int" in io.element:
-        return rng.integers(0, 2, size=shape).astype(kind)
+        return rng.integers(0, below, size=shape).astype(kind)
     if io.element.startswith("complex"):
         return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(kind)
     return rng.standard_normal(shape).astype(kind)
@@ -369,8 +382,11 @@ class Chooser:
                 )
         return found
 
-    def feeds(self, sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Return data for the given unknown sizes; one that is not given is 1."""
+    def feeds(self, sizes: Mapping[str, int], below: Mapping[str, int] | None = None) -> dict[str, Array]:
+        """Return data for the given unknown sizes; one that is not given is 1.
+
+        `below`: what an input's integers are less than, where that is not 2.
+        """
         rng = np.random.default_rng(self.seed)
         shapes = self.shapes(sizes)
         feeds: dict[str, Array] = {}
@@ -388,7 +404,7 @@ class Chooser:
             shape = shapes[io.name]
             if math.prod(shape) > MANY_ELEMENTS:
                 raise CannotRun(f"input {io.name!r} of shape {list(shape)} is too large to try")
-            feeds[io.name] = random_values(io, shape, rng)
+            feeds[io.name] = random_values(io, shape, rng, (below or {}).get(io.name, 2))
         return feeds
 
     def first(self, run: Callable[[Mapping[str, Array]], object]) -> tuple[Case, dict[str, int]]:
@@ -412,7 +428,7 @@ class Chooser:
         raise UsageError(self._unrunnable(reason), hint=hint)
 
     def _first_sizes(self) -> Iterator[dict[str, int]]:
-        """Yield sizes to try: one sample, then the smallest batch that runs, then all sizes alike."""
+        """Yield sizes to try: one sample, the smallest batch that runs, all sizes alike, then every batch up to 64."""
         extents, batches = self.extents, self.batches
         lengths = self._lengths(extents) if extents else (1,)
         yield from (dict.fromkeys(extents, length) for length in lengths)
@@ -421,6 +437,8 @@ class Chooser:
         for batch in BATCHES:
             yield from (dict.fromkeys(extents, length) | dict.fromkeys(batches, batch) for length in lengths[:2])
         yield from (dict.fromkeys([*extents, *batches], length) for length in self._lengths([*extents, *batches]))
+        last = [dict.fromkeys(extents, lengths[0]) | dict.fromkeys(batches, batch) for batch in MORE_BATCHES]
+        yield from (sizes for sizes in last if self._elements(sizes) <= MORE_ELEMENTS)
 
     def _lengths(self, symbols: Sequence[str]) -> Sequence[int]:
         """Return what to try, by the largest number of the symbols in one input."""
@@ -450,8 +468,9 @@ class Chooser:
         """Return further cases, each of the first sizes that run; `sizes` are those of the first case.
 
         Extents: a multiple of `step`, none, and the smallest. All sizes: each another one, as far as the model allows
-        it. Batches: more than before; and one that may be an extent, for all that is known, is made as long as one.
-        Where none of these shapes is one that `reached` asks for, extents that are.
+        it. Batches: more than before, and still more, as items may be treated by their place; and one that may be an
+        extent, for all that is known, is made as long as one. Where none of these shapes is one that `reached` asks
+        for, extents that are. Integers: larger ones than 0 and 1.
         """
         chosen = dict.fromkeys(self._places(), 1) | dict(sizes)
         found: list[Case] = []
@@ -466,21 +485,51 @@ class Chooser:
 
         for name, attempts in self._more_sizes(chosen, step).items():
             add(name, attempts)
+        if any(case.name == "batch" for case in found):
+            add("larger batch", self._larger(chosen))
         if self.extents and not any(map(reached, seen)):
             wide = [chosen | dict.fromkeys(self.extents, length) for length in WIDE]
             small = [sizes for sizes in wide if self._elements(sizes) <= WIDE_ELEMENTS]
             add("wide", (sizes for sizes in small if reached(self.shapes(sizes))))
-        return found
+        integers = self._integers(chosen, run)
+        return found if integers is None else [*found, integers]
+
+    def _larger(self, chosen: Mapping[str, int]) -> list[dict[str, int]]:
+        base = max(chosen[batch] for batch in self.batches)
+        sizes = [base + more for more in LARGER] + [base * 4, base * 3]  # it may be a multiple alone that runs
+        found = [{**chosen, **dict.fromkeys(self.batches, size)} for size in sizes]
+        return [larger for larger in found if self._elements(larger) <= LARGER_ELEMENTS]
+
+    def _integers(self, sizes: Mapping[str, int], run: Callable[[Mapping[str, Array]], object]) -> Case | None:
+        """Return a case of large integers in every input of them; where that does not run, in as many as it does."""
+        shapes = self.shapes(sizes)
+        names = [io.name for io in self.inputs if io.element in INTEGERS and io.name not in self.user]
+        names = [name for name in names if math.prod(shapes[name]) > (FEW_INTEGERS if len(shapes[name]) == 1 else 1)]
+        if not names:
+            return None
+        case = self.attempt("integers", [sizes], run, dict.fromkeys(names, WIDE_INTEGERS[0]))
+        wide: dict[str, int] = {}
+        for name in names[:MANY_SIZES] if case is None else ():
+            for below in WIDE_INTEGERS[len(names) == 1 :]:  # one alone was tried
+                more = self.attempt("integers", [sizes], run, {**wide, name: below})
+                if more is not None:
+                    case, wide[name] = more, below
+                    break
+        return case
 
     def attempt(
-        self, name: str, attempts: Iterable[Mapping[str, int]], run: Callable[[Mapping[str, Array]], object]
+        self,
+        name: str,
+        attempts: Iterable[Mapping[str, int]],
+        run: Callable[[Mapping[str, Array]], object],
+        below: Mapping[str, int] | None = None,
     ) -> Case | None:
         """Return a case of the first sizes that run; `None` where none does, or the model's process ended."""
         for sizes in attempts:
             if not all(1 <= size <= 2**16 for size in sizes.values()):
                 continue
             try:
-                feeds = self.feeds(sizes)
+                feeds = self.feeds(sizes, below)
                 run(feeds)
             except CannotRun:
                 continue

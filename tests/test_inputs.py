@@ -336,7 +336,7 @@ BATCH = {"n": False}
 
 def test_a_batch_above_one() -> None:
     found = cases(io("x", "n", 2, 8), roles=BATCH)
-    assert found == {"first": (1, 2, 8), "batch": (2, 2, 8)}
+    assert found == {"first": (1, 2, 8), "batch": (2, 2, 8), "larger batch": (7, 2, 8)}
     assert cases(io("x", "n", 2, "t"), roles=BATCH)["batch"] == (2, 2, LENGTHS[0])
 
 
@@ -362,6 +362,76 @@ def test_a_model_of_one_batch_alone() -> None:
     found = cases(io("x", "n", 2, "t"), roles=BATCH, run=refusing(*{*range(99)} - {6}), step=5)
     assert set(found) >= {"first", "divisible", "not divisible", "smallest"}
     assert {shape[0] for shape in found.values()} == {6}
+
+
+def test_a_larger_batch_is_one_that_fits_and_runs() -> None:
+    assert cases(io("x", "n", 3, 256, 256), roles=BATCH)["larger batch"][0] == 5
+    assert "larger batch" not in cases(io("x", "n", 2**19), roles=BATCH)
+    assert cases(io("x", "n", 2, 8), roles=BATCH, run=refusing(5, 7))["larger batch"][0] == 4
+    assert cases(io("x", "n", 2, 8), roles=BATCH, run=refusing(*{*range(99)} - {6, 12, 24}))["larger batch"][0] == 24
+
+
+@pytest.mark.parametrize("multiple", [9, 20, 37, 48, 64])
+def test_a_batch_of_a_multiple_is_found(multiple: int) -> None:
+    def run(feeds: Mapping[str, Array]) -> None:
+        if feeds["x"].shape[0] % multiple:
+            raise CannotRun("not that many")
+
+    found = cases(io("x", "n", 4, 16), roles=BATCH, run=run)
+    assert found["first"][0] % multiple == 0
+    assert found["batch"][0] == 2 * found["first"][0]
+
+
+def test_batches_to_the_last_are_not_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dilrewrite.inputs.MORE_ELEMENTS", 33 * 2)
+    tried: list[int] = []
+
+    def run(feeds: Mapping[str, Array]) -> None:
+        tried.append(feeds["x"].shape[0])
+        raise CannotRun("none")
+
+    with pytest.raises(UsageError, match="none"):
+        chooser(io("x", "n", 2), roles=BATCH).first(run)
+    assert 33 in tried
+    assert 34 not in tried
+
+
+# -- integers ------------------------------------------------------------------------------------------------------
+
+
+def integers(*inputs: Io, run: Any = anything) -> dict[str, int] | None:
+    """The largest value in each input of the case of large integers."""
+    made = chooser(*inputs)
+    found = made.more(made.first(run)[1], 2, run)
+    case = next((case for case in found if case.name == "integers"), None)
+    return None if case is None else {name: int(values.max(initial=0)) for name, values in case.feeds.items()}
+
+
+def below(**limits: int) -> Any:
+    """A model with tables: it runs on integers less than these alone."""
+
+    def run(feeds: Mapping[str, Array]) -> None:
+        if any(feeds[name].max(initial=0) >= limit for name, limit in limits.items()):
+            raise CannotRun("out of range")
+
+    return run
+
+
+def test_integers_are_not_only_0_and_1() -> None:
+    tokens, flags = io("t", 1, 500, element="int64"), io("f", 1, 500, element="int32")
+    assert integers(tokens) == {"t": 100}
+    assert integers(tokens, flags, run=below(f=2)) == {"t": 100, "f": 1}
+    assert integers(flags, tokens, run=below(f=2)) == {"f": 1, "t": 100}
+    assert integers(tokens, run=below(t=20)) == {"t": 10}
+    assert integers(tokens, run=below(t=2)) is None
+    assert chooser(tokens).first(anything)[0].feeds["t"].max() == 1, "at first they are small"
+
+
+@pytest.mark.parametrize(
+    ("shape", "element"), [((), "int64"), ((1, 1), "int64"), ((4,), "int64"), ((1, 500), "float32"), ((1, 500), "int8")]
+)
+def test_what_may_be_a_count_or_a_shape_stays_small(shape: Any, element: str) -> None:
+    assert integers(io("t", *shape, element=element)) is None
 
 
 def test_equal_names_are_one_batch() -> None:

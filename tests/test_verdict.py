@@ -99,8 +99,21 @@ def test_noise_floor(noise: float | None, passed: bool) -> None:
     assert (check.passed, check.noise) == (passed, noise)
 
 
-def test_noise_does_not_excuse_whole_numbers() -> None:
-    assert not compare("y", array(1, dtype=np.int64), array(2, dtype=np.int64), Tolerance(9, 9, 9), noise=9.0).passed
+@pytest.mark.parametrize(
+    ("noise", "passed"), [(None, False), (0.0, False), (0.5, False), (1.0, False), (2.0, True), (np.nan, False)]
+)
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int8])
+def test_noise_excuses_integers(noise: float | None, passed: bool, dtype: Any) -> None:
+    """A float that is rounded to an integer falls to either side; no tolerance holds for that."""
+    check = compare("y", array(1, 5, dtype=dtype), array(3, 5, dtype=dtype), Tolerance(9, 9, 9), noise=noise)
+    assert check.passed is passed
+    if passed:
+        assert check.note == "1 of 2 integers differ by up to 2, and the original from itself by 2"
+
+
+def test_noise_does_not_excuse_flags_and_very_large_integers() -> None:
+    assert not compare("y", array(True, dtype=bool), array(False, dtype=bool), STRICT, noise=9.0).passed
+    assert not compare("y", array(2**62, dtype=np.int64), array(2**62 + 1, dtype=np.int64), STRICT, noise=9.0).passed
 
 
 def test_noise_does_not_excuse_nan() -> None:
@@ -243,14 +256,45 @@ def settings(**more: Any) -> Any:
 )
 def test_tolerance_is_of_the_coarsest_type(elements: list[str], wanted: str) -> None:
     types = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "int8": np.int8}
-    model = build(
-        [helper.make_node("Relu", ["x"], ["y"])],
-        {"x": [1]},
-        {"y": [1]},
-        {f"w{i}": np.ones(1, types.get(e, ml_dtypes.bfloat16)) for i, e in enumerate(elements)},
-    )
+    weights = {f"w{i}": np.ones(1, types.get(e, ml_dtypes.bfloat16)) for i, e in enumerate(elements)}
+    read = [helper.make_node("Cast", [name], [f"{name}f"], to=TensorProto.FLOAT) for name in weights]
+    add = helper.make_node("Sum", ["x", *(f"{name}f" for name in weights)], ["y"])
+    model = build([*read, add], {"x": [1]}, {"y": None}, weights)
+    model.graph.output[0].type.tensor_type.elem_type = 0
     found = verify._tolerance(model, settings())
     assert (found.rtol, found.share, found.atol) == (*verify.TOLERANCES[wanted], 0.0)
+
+
+HALF = np.ones(1, np.float16)
+
+
+def unused() -> list[Any]:
+    constant = helper.make_node("Constant", [], ["k"], value=helper.make_tensor("k", TensorProto.FLOAT16, [1], [1]))
+    return [constant, helper.make_node("Add", ["k", "h"], ["n"])]
+
+
+def within_a_branch() -> Any:
+    kind = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
+    cast = helper.make_node("Cast", ["h"], ["b"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([cast], "branch", [], [kind])
+    return helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted"),
+    [
+        ([helper.make_node("Add", ["x", "w"], ["y"])], "float32"),
+        ([*unused(), helper.make_node("Add", ["x", "w"], ["y"])], "float32"),
+        ([helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT)], "float16"),
+        ([within_a_branch()], "float16"),
+    ],
+    ids=["unread", "read for nothing", "read", "read in a branch"],
+)
+def test_tolerance_is_not_of_what_is_not_used(nodes: Any, wanted: str) -> None:
+    model = build(nodes, {"x": [1]}, {"y": [1]}, {"w": np.ones(1, np.float32), "h": HALF})
+    assert verify._tolerance(model, settings()).rtol == verify.TOLERANCES[wanted][0]
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    assert verify._tolerance(model, settings()).rtol == verify.TOLERANCES["float16"][0]
 
 
 def test_given_tolerances_replace_it() -> None:
@@ -446,6 +490,85 @@ def test_noise_of_an_infinite_output_is_quiet() -> None:
     verdict = judged([infinite], [infinite])
     assert verdict.passed
     assert verdict.cases[0].outputs[0].noise == 0
+
+
+def test_integers_within_the_noise_of_the_original_are_equal() -> None:
+    one, two, four = ({"y": array(number, dtype=np.int32)} for number in (1, 2, 4))
+    assert judged([one, one, two], [two]).passed
+    assert not judged([one, one, two], [four]).passed
+    assert not judged([one], [two]).passed
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_an_output_without_numbers_is_told(value: float) -> None:
+    same = {"y": array(value, value), "z": array(value, 1.0)}
+    verdict = judged([same], [same])
+    assert verdict.passed
+    (note,) = verdict.notes
+    assert "output 'y' is NaN or Inf throughout on every input set" in note
+    assert judged([SAME], [SAME]).notes == ()
+    empty = {"y": np.zeros(0, np.float32)}
+    assert judged([empty], [empty]).notes == ()
+
+
+class OfOneSample(FakeSession):
+    inputs = (Io(name="x", element="float32", shape=("n", 2)),)
+
+    def run(self, feeds: Mapping[str, Array], outputs: Any = None) -> dict[str, Array]:  # noqa: ARG002
+        if feeds["x"].shape[0] != 1 and self.answer["only"]:
+            raise CannotRun("one sample")
+        return {"y": array(1.0)}
+
+
+@pytest.mark.parametrize(("path", "passed"), [(None, True), (Path("after.onnx"), False)])
+def test_a_model_made_here_may_run_on_more(monkeypatch: pytest.MonkeyPatch, path: Any, passed: bool) -> None:
+    fake = Fake({"before": [{"only": True}], "after": [{"only": False}]})
+    monkeypatch.setattr(verify.Subject, "runnable", lambda self: Runnable(model=self.proto.SerializeToString()))
+    monkeypatch.setitem(globals(), "FakeSession", OfOneSample)
+    after = verify.Subject(named("after").proto, Path("/nowhere"), path)
+    verdict = verify.verify(named("before"), after, settings(backend=fake))
+    more = "the rewritten model runs on batch: x [2, 2], where the original does not"
+    assert verdict.passed is passed
+    assert (more in verdict.notes, more in verdict.failures) == (passed, not passed)
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(30.0, 1), (12.0, 2), (6.0, 4)])
+def test_a_slow_fallback_is_given_up(monkeypatch: pytest.MonkeyPatch, seconds: float, runs: int) -> None:
+    """After 20 seconds of runs nothing more is run."""
+    now = [0.0]
+    made: list[float] = []
+
+    def run(_self: Any, _feeds: Any, _outputs: Any = None) -> dict[str, Array]:
+        now[0] += seconds
+        made.append(now[0])
+        return dict(SAME)
+
+    monkeypatch.setattr(verify.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(FakeSession, "run", run)
+    verdict = judged([CannotLoad("no kernel")], [SAME], fallback=Fake({"before": [SAME], "after": [SAME]}))
+    assert len(made) == runs
+    if runs == 1:
+        assert verdict.skipped == "the rewritten model: runs take more than 20 s"
+        assert not verdict.failures
+    else:
+        assert (verdict.skipped, verdict.passed) == (None, True)
+
+
+def test_one_run_of_the_fallback_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that does not end is in a process of its own."""
+    reference = importlib.import_module("dilrewrite.backends.reference").BACKEND
+    monkeypatch.setattr(verify, "FALLBACK_S", 4.0)
+    kinds = {"i": TensorProto.INT64, "c": TensorProto.BOOL, "d": TensorProto.BOOL, "v": 1, "u": 1}
+    i, c, d, v, u = (helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items())
+    turn = [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Neg", ["v"], ["u"])]
+    loop = helper.make_node("Loop", ["n", "", "x"], ["y"], body=helper.make_graph(turn, "turn", [i, c, v], [d, u]))
+    model = build([loop], {"x": [1, 2]}, {"y": None}, {"n": np.array(10**12)})
+    start = verify.time.monotonic()
+    fake = Fake({"tiny": [CannotLoad("no kernel")]})
+    verdict = verify.verify(subject(model), subject(model), settings(backend=fake, fallback=reference))
+    assert verdict.skipped is not None
+    assert "runs take more than 4 s" in verdict.skipped
+    assert verify.time.monotonic() - start < 30
 
 
 def test_fallback() -> None:

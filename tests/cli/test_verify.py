@@ -96,6 +96,38 @@ def of_one_sample(*, fixed: bool) -> ModelProto:
     return tiny.build(nodes, {"x": ["n", 2, 16]}, {"y": None}, {"w": values(2, 2, 3), "shape": shape})
 
 
+def scaled_samples(first: int, factor: float, length: int | str = 16) -> ModelProto:
+    """A dilated Conv; the samples from `first` on are multiplied."""
+    ends = {"zero": np.array([0]), "first": np.array([first]), "all": np.array([2**40]), "k": np.float32(factor)}
+    nodes = [
+        tiny.conv_node("x", "c"),
+        helper.make_node("Slice", ["c", "zero", "first", "zero"], ["h"]),
+        helper.make_node("Slice", ["c", "first", "all", "zero"], ["t"]),
+        helper.make_node("Mul", ["t", "k"], ["u"]),
+        helper.make_node("Concat", ["h", "u"], ["y"], axis=0),
+    ]
+    return tiny.build(nodes, {"x": ["n", 2, length]}, {"y": None}, {"w": values(2, 2, 3), **ends})
+
+
+def together(samples: int, factor: float) -> ModelProto:
+    """A dilated Conv over so many samples at once."""
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["a"]), tiny.conv_node("a", "y")]
+    weights = {"w": values(2 * samples, 2 * samples, 3) * np.float32(factor), "s": np.array([-1, 2 * samples, 16])}
+    return tiny.build(nodes, {"x": ["n", 2, 16]}, {"y": None}, weights)
+
+
+def clipped(most: int) -> ModelProto:
+    """A dilated Conv on whole numbers up to `most`."""
+    nodes = [
+        helper.make_node("Clip", ["x", "", "most"], ["a"]),
+        helper.make_node("Cast", ["a"], ["f"], to=onnx.TensorProto.FLOAT),
+        tiny.conv_node("f", "y"),
+    ]
+    model = tiny.build(nodes, {"x": ["n", 2, 16]}, {"y": None}, {"w": values(2, 2, 3), "most": np.array(most)})
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    return model
+
+
 def of_size(*, transposed: bool) -> ModelProto:
     """A dilated Conv, of height and width or of width and height."""
     nodes = [helper.make_node("Transpose", ["x"], ["a"], perm=[0, 1, 3, 2] if transposed else [0, 1, 2, 3])]
@@ -124,10 +156,32 @@ def far_apart(dilation: int) -> ModelProto:
         (in_function(waveform(300)), waveform(500)),
         (first_sample(alone=False), first_sample(alone=True)),
         (of_one_sample(fixed=True), of_one_sample(fixed=False)),
+        (scaled_samples(2, 1), scaled_samples(2, 2)),
+        (scaled_samples(4, 1), scaled_samples(4, 2)),
+        (scaled_samples(4, 1, "t"), scaled_samples(4, 2, "t")),
+        (together(9, 1), together(9, 2)),
+        (together(48, 1), together(48, 2)),
+        (clipped(1), clipped(100)),
         (of_size(transposed=False), of_size(transposed=True)),
         (far_apart(12), far_apart(18)),
     ],
-    ids=["waveform", "far", "both far", "function", "of both kinds", "samples", "one sample", "height", "wide"],
+    ids=[
+        "waveform",
+        "far",
+        "both far",
+        "function",
+        "of both kinds",
+        "samples",
+        "one sample",
+        "third sample",
+        "fifth sample",
+        "fifth sample, any length",
+        "nine",
+        "48",
+        "clipped",
+        "height",
+        "wide",
+    ],
 )
 def test_what_differs_at_some_sizes_differs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, a: ModelProto, b: ModelProto
