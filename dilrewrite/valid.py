@@ -135,10 +135,18 @@ class _Graphs:
         own |= {sparse.values.name for sparse in graph.sparse_initializer}
         inputs = {value.name for value in graph.input}
         outputs = {value.name for value in graph.output}
+        for tensor in graph.initializer:
+            self._external(tensor)
         for value in (*graph.input, *graph.output, *graph.value_info):
             self._sizes(value)
         made, read = self._nodes(graph.node)
         return (read | outputs) - made - own - inputs
+
+    def _external(self, tensor: TensorProto) -> None:
+        """Readers of a tensor's place in a file differ in which entry counts, where there are two of one key."""
+        keys = [entry.key for entry in tensor.external_data]
+        if len(set(keys)) < len(keys):
+            raise _refusal(self.where, f"{self.scope}the external data of {tensor.name!r} have two entries of one key")
 
     def _sizes(self, value: ValueInfoProto) -> None:
         for dim in value.type.tensor_type.shape.dim:
@@ -171,6 +179,9 @@ class _Graphs:
     def _node(self, node: NodeProto) -> str:
         """Check one node; return its label."""
         label = _label(node)
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                self._external(attribute.t)
         if node.domain in _STANDARD:
             fewest = _FEWEST_INPUTS.get(node.op_type, 0)
             if sum(map(bool, node.input[:fewest])) < fewest:

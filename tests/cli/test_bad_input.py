@@ -245,6 +245,14 @@ def weights_not_utf8(place: Place) -> tuple[Path, str]:
     return path, "which is not UTF-8"
 
 
+def two_locations(place: Place) -> tuple[Path, str]:
+    path = save_external(conv1d(), place.models / "m.onnx")
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="location", value="other.bin")
+    path.write_bytes(model.SerializeToString())
+    return path, "the external data of 'w' have two entries of one key"
+
+
 def scan_of_many() -> Any:
     scan = helper.make_node("Scan", ["x"], ["y"], body=helper.make_graph([], "body", [], []), num_scan_inputs=2**62)
     return build([scan], {"x": [1, 2]}, {"y": None})
@@ -317,6 +325,7 @@ UNUSABLE = (
     saved("negative_weights", "dims [-2, 2, 3]", lambda: sized(w0=-2)),
     not_utf8,
     weights_not_utf8,
+    two_locations,
     saved("scan_of_many", "has 4611686018427387904 num_scan_inputs and 1 inputs", scan_of_many),
     text_not_utf8("doc_string"),
     text_not_utf8("graph", "doc_string"),
