@@ -65,9 +65,13 @@ def _check_texts(message: Message, where: str) -> None:
 
 @functools.cache
 def _fields(kind: Any) -> tuple[list[str], list[str]]:
-    """Return the names of a message's fields that are texts, and of those that are messages."""
+    """Return the names of a message's fields that are texts, and of those that are messages.
+
+    Comments are no matter: nothing reads them.
+    """
     texts = [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_STRING]
-    return texts, [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_MESSAGE]
+    inner = [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_MESSAGE]
+    return [name for name in texts if name != "doc_string"], inner
 
 
 def _check_input(value: ValueInfoProto, where: str) -> None:
