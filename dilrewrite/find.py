@@ -351,7 +351,7 @@ def without_weights(proto: ModelProto) -> ModelProto:
 def _copy_fields(source: Any, target: Any, *, but: tuple[str, ...]) -> None:
     for descriptor, value in source.ListFields():
         name = descriptor.name
-        if name in but:
+        if name in but or name == "doc_string":  # inference needs no comments, and they need not be UTF-8
             continue
         if isinstance(value, int | float | str | bytes):
             setattr(target, name, value)

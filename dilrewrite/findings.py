@@ -52,14 +52,14 @@ def findings(proto: ModelProto) -> list[Finding]:
 
 
 def fresh(before: Sequence[Finding], after: Sequence[Finding]) -> list[Finding]:
-    """Return the findings of `after` that are more than `before` has of their kind."""
+    """Return the findings of `after` that are more than `before` has of their kind, one of each text."""
     known = Counter(finding.kind for finding in before)
-    found = []
+    found: dict[str, Finding] = {}
     for finding in after:
         known[finding.kind] -= 1
         if known[finding.kind] < 0:
-            found.append(finding)
-    return found
+            found.setdefault(finding.text, finding)
+    return [*found.values()]
 
 
 # -- the checker -----------------------------------------------------------------------------------------------------
@@ -164,7 +164,11 @@ def _kind(text: str, names: Sequence[str]) -> str:
 
 # -- shape inference -------------------------------------------------------------------------------------------------
 
-_AT = re.compile(r"\(op_type:(?P<op>[^,()]*), node name: (?P<name>.*?)\): ")
+_AT = re.compile(r"\(op_type:(?P<op>[^,()]*)(?:, node name: (?P<name>.*?))?\): ")
+"""Where the error of a node begins: one without a name is told by its operator alone."""
+
+_MADE_UP = re.compile(r"\bunk__\d+")
+"""A name that inference gives to an unknown size: its number depends on all nodes before."""
 
 
 def _inference(proto: ModelProto) -> Iterator[Finding]:
@@ -180,11 +184,12 @@ def _inference(proto: ModelProto) -> Iterator[Finding]:
 def _node_errors(text: str) -> Iterator[Finding]:
     """Yield the errors that inference joins into one, with their nodes."""
     starts = [*_AT.finditer(text)]
-    if not starts:
-        yield Finding(text, text)
+    if not starts:  # it concerns no node alone, as two functions of one name do
+        yield Finding(_MADE_UP.sub("?", text), text)
+        return
     for start, end in zip(starts, [*(each.start() for each in starts[1:]), len(text)], strict=True):
         reason = text[start.end() : end].strip()
-        yield Finding(reason, f"{start['op']} {start['name'] or '(no name)'}: {reason}")
+        yield Finding(_MADE_UP.sub("?", reason), f"{start['op']} {start['name'] or '(no name)'}: {reason}")
 
 
 def _contradictions(graph: GraphProto, inferred: GraphProto) -> Iterator[Finding]:
@@ -192,32 +197,42 @@ def _contradictions(graph: GraphProto, inferred: GraphProto) -> Iterator[Finding
     known = {value.name: value for value in (*inferred.value_info, *inferred.output)}
     for value in (*graph.value_info, *graph.output):
         other = known.get(value.name)
-        if other is not None and _contradict(value, other):
-            says = f"is declared {_type(value)}, and inference says {_type(other)}"
-            yield Finding(says, f"{value.name!r} {says}")
+        if other is None:
+            continue
+        for kind in _contradicted(value, other):
+            says = f"is declared {_type(value)}, and inference says "
+            yield Finding(says + kind, f"{value.name!r} {says}{_type(other)}")
     for node, twin in zip(graph.node, inferred.node, strict=True):
         for (_, _, inner), (_, _, inside) in zip(subgraphs(node), subgraphs(twin), strict=True):
             yield from _contradictions(inner, inside)
 
 
-def _contradict(declared: ValueInfoProto, inferred: ValueInfoProto) -> bool:
+def _contradicted(declared: ValueInfoProto, inferred: ValueInfoProto) -> Iterator[str]:
+    """Yield each thing that inference contradicts. How much more it knows differs from model to model."""
     first, second = declared.type.tensor_type, inferred.type.tensor_type
     if not (declared.type.HasField("tensor_type") and inferred.type.HasField("tensor_type")):
-        return False
+        return
     if first.elem_type and second.elem_type and first.elem_type != second.elem_type:
-        return True
+        yield _element(second.elem_type)
     if not (first.HasField("shape") and second.HasField("shape")):
-        return False
-    return len(first.shape.dim) != len(second.shape.dim) or any(
-        one.HasField("dim_value") and other.HasField("dim_value") and one.dim_value != other.dim_value
-        for one, other in zip(first.shape.dim, second.shape.dim, strict=True)
-    )
+        return
+    if len(first.shape.dim) != len(second.shape.dim):
+        yield f"rank {len(second.shape.dim)}"
+        return
+    for axis, (one, other) in enumerate(zip(first.shape.dim, second.shape.dim, strict=True)):
+        if one.HasField("dim_value") and other.HasField("dim_value") and one.dim_value != other.dim_value:
+            yield f"{other.dim_value} at axis {axis}"
 
 
 def _type(value: ValueInfoProto) -> str:
     kind = value.type.tensor_type
-    element = str(TensorProto.DataType.Name(kind.elem_type)).lower()
+    element = _element(kind.elem_type)
     if not kind.HasField("shape"):
         return element
     sizes = [str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim]
     return f"{element} [{', '.join(sizes)}]"
+
+
+def _element(number: int) -> str:
+    known = TensorProto.DataType
+    return str(known.Name(number)).lower() if number in known.values() else f"element type {number}"

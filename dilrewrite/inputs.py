@@ -260,7 +260,10 @@ def _inlined(proto: ModelProto) -> ModelProto:
         return proto
     if not called or sum(counts.get((node.domain, node.op_type), 1) for node in proto.graph.node) > MANY_NODES:
         return proto
-    return onnx.inliner.inline_local_functions(proto)
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError):  # one name for two, a call with too many values
+        return proto
 
 
 def _check_array(io: Io) -> None:

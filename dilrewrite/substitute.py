@@ -611,7 +611,7 @@ class _Region:
         }
         output = self._core_output(core)
         made = self.node("Conv", inputs, [output], attributes, name=self.conv.name if keeps_name else "")
-        if self.conv.HasField("doc_string"):
+        if self.conv.HasField("doc_string") and isinstance(self.conv.doc_string, str):  # bytes: it is not UTF-8
             made.doc_string = self.conv.doc_string
         made.metadata_props.extend(entry for entry in self.conv.metadata_props if entry.key != STRATEGY_KEY)
         return output

@@ -5,11 +5,15 @@ Everything here is linear in the size of the model. What is wrong with a Conv's 
 
 from __future__ import annotations
 
+import functools
 import graphlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped, unused-ignore]
+from google.protobuf.message import Message  # type: ignore[import-untyped, unused-ignore]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from dilrewrite.errors import UsageError
@@ -29,14 +33,11 @@ _DAMAGED = "the model is damaged: export it again"
 
 def check(proto: ModelProto, where: str) -> None:
     """Raise `UsageError`, which begins with `where`, for a model that no runtime can take."""
-    _check_texts("the model", (proto.producer_name, proto.producer_version, proto.domain), where)
-    for entry in proto.opset_import:
-        _check_texts("the name of an opset", (entry.domain,), where)
+    _check_texts(proto, where)
     _Graphs(where, "").check_graph(proto.graph)
     for value in proto.graph.input:
         _check_input(value, where)
     for function in proto.functions:
-        _check_texts("the name of a function", (function.name, function.domain, function.overload), where)
         _Graphs(where, f"function {function.name}: ").check_function(function)
     _check_calls(proto.functions, where)
 
@@ -45,10 +46,32 @@ def _refusal(where: str, problem: str, hint: str = _DAMAGED) -> UsageError:
     return UsageError(f"{where}: {problem}", hint=hint)
 
 
-def _check_texts(what: str, texts: Iterable[str], where: str) -> None:
-    for text in texts:
-        if not isinstance(text, str):  # protobuf gives bytes where a text is not UTF-8
-            raise _refusal(where, f"{what} has the text {text!r}, which is not UTF-8")
+def _check_texts(message: Message, where: str) -> None:
+    """Refuse a text that is not UTF-8, in a message and those inside it. Weights, which are bytes, are not touched."""
+    texts, inner = _fields(message.DESCRIPTOR)
+    for name in texts:
+        value = getattr(message, name)
+        for text in (value,) if isinstance(value, str | bytes) else value:
+            if isinstance(text, bytes):  # protobuf gives them where a text is not UTF-8
+                raise _refusal(where, f"{message.DESCRIPTOR.name}.{name} is {text[:80]!r}, which is not UTF-8")
+    for name in inner:
+        value = getattr(message, name)
+        if not isinstance(value, Message):
+            for part in value:
+                _check_texts(part, where)
+        elif message.HasField(name):
+            _check_texts(value, where)
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[list[str], list[str]]:
+    """Return the names of a message's fields that are texts, and of those that are messages.
+
+    Comments are no matter: nothing reads them.
+    """
+    texts = [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_STRING]
+    inner = [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_MESSAGE]
+    return [name for name in texts if name != "doc_string"], inner
 
 
 def _check_input(value: ValueInfoProto, where: str) -> None:
@@ -108,7 +131,6 @@ class _Graphs:
     scope: str
 
     def check_function(self, function: FunctionProto) -> None:
-        self._texts("an input or output", (*function.input, *function.output))
         self._nodes(function.node)
 
     def check_graph(self, graph: GraphProto) -> set[str]:
@@ -117,19 +139,21 @@ class _Graphs:
         own |= {sparse.values.name for sparse in graph.sparse_initializer}
         inputs = {value.name for value in graph.input}
         outputs = {value.name for value in graph.output}
-        self._texts("the graph", (graph.name,))
-        self._texts("a tensor", own | inputs | outputs | {value.name for value in graph.value_info})
+        for tensor in graph.initializer:
+            self._external(tensor)
         for value in (*graph.input, *graph.output, *graph.value_info):
             self._sizes(value)
         made, read = self._nodes(graph.node)
         return (read | outputs) - made - own - inputs
 
-    def _texts(self, what: str, texts: Iterable[str]) -> None:
-        _check_texts(f"{self.scope}{what}", texts, self.where)
+    def _external(self, tensor: TensorProto) -> None:
+        """Readers of a tensor's place in a file differ in which entry counts, where there are two of one key."""
+        keys = [entry.key for entry in tensor.external_data]
+        if len(set(keys)) < len(keys):
+            raise _refusal(self.where, f"{self.scope}the external data of {tensor.name!r} have two entries of one key")
 
     def _sizes(self, value: ValueInfoProto) -> None:
         for dim in value.type.tensor_type.shape.dim:
-            self._texts(f"the shape of {value.name!r}", (dim.dim_param,))
             if dim.dim_value < 0:
                 raise _refusal(
                     self.where,
@@ -159,8 +183,9 @@ class _Graphs:
     def _node(self, node: NodeProto) -> str:
         """Check one node; return its label."""
         label = _label(node)
-        self._texts(label, (node.name, node.op_type, node.domain, *node.input, *node.output))
-        self._texts(label, (text for a in node.attribute for text in (a.name, a.ref_attr_name)))
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                self._external(attribute.t)
         if node.domain in _STANDARD:
             fewest = _FEWEST_INPUTS.get(node.op_type, 0)
             if sum(map(bool, node.input[:fewest])) < fewest:
@@ -169,6 +194,10 @@ class _Graphs:
                 raise _refusal(self.where, f"{self.scope}{label} {problem}")
             if node.op_type == "Conv":
                 self._numbers(node, label)
+            for attribute in node.attribute:
+                if attribute.name == "num_scan_inputs" and attribute.i > len(node.input):
+                    problem = f"has {attribute.i} num_scan_inputs and {len(node.input)} inputs"
+                    raise _refusal(self.where, f"{self.scope}{label} {problem}")
         return label
 
     def _numbers(self, node: NodeProto, label: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, parser
 
 from dilrewrite.errors import UsageError
-from dilrewrite.find import UNARY, Found, Normalisation, Operand, ScopePath, Site, find, resolve
+from dilrewrite.find import UNARY, Found, Normalisation, Operand, ScopePath, Site, find, resolve, without_weights
+from tests import models_for_tests as tiny
 
 CONV = "Conv <dilations=[2], pads=[2,2]>"
 
@@ -929,3 +931,15 @@ def test_find_changes_nothing() -> None:
     before = source.SerializeToString()
     find(source)
     assert source.SerializeToString() == before
+
+
+@pytest.mark.parametrize("whose", ["model", "graph", "node", "attribute", "tensor"])
+def test_comments_that_are_not_utf8_are_left_out(whose: str) -> None:
+    model = tiny.conv1d()
+    value = onnx.numpy_helper.from_array(np.zeros(1))
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["one"], value=value))
+    node = model.graph.node[0]
+    owners = {"model": model, "graph": model.graph, "node": node, "attribute": node.attribute[0]}
+    owners.get(whose, node.attribute[0].t).doc_string = "Beschreibung"
+    damaged = onnx.load_from_string(model.SerializeToString().replace(b"Beschreibung", b"Beschreib\xfcng"))
+    assert without_weights(damaged).graph.node[1] == model.graph.node[1]

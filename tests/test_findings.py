@@ -167,7 +167,13 @@ def test_every_declared_shape_that_is_wrong() -> None:
 def test_a_declared_type() -> None:
     model = relus("a", "b")
     declare(model.graph, "a", 1, 2, 16, element=TensorProto.DOUBLE)
-    assert "is declared double [1, 2, 16], and inference says float [1, 2, 16]" in kinds(model)
+    assert "'a' is declared double [1, 2, 16], and inference says float [1, 2, 16]" in texts(model)
+
+
+def test_a_declared_type_that_nobody_knows() -> None:
+    model = relus("a", "b")
+    declare(model.graph, "a", 1, 2, 16, element=77)
+    assert "'a' is declared element type 77 [1, 2, 16], and inference says float [1, 2, 16]" in texts(model)
 
 
 def test_what_is_open_contradicts_nothing() -> None:
@@ -202,6 +208,27 @@ def test_every_node_that_inference_refuses() -> None:
     found = [finding for finding in findings(model) if "MatMul" in finding.text]
     assert ["at a" in found[0].text, "at b" in found[1].text, len(found)] == [True, True, 2]
     assert found[0].kind == found[1].kind
+
+
+def test_what_inference_says_against_a_node_without_a_name() -> None:
+    branch = helper.make_node("If", ["yes"], ["z"], then_branch=GraphProto(name="a"), else_branch=GraphProto(name="b"))
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    weights = {"yes": np.array(True), "w": values(5, 5)}
+    model = build([branch, product], {"x": [2, 3]}, {"y": None}, weights)
+    found = [text for text in texts(model) if "ference" in text]
+    assert ["If (no name)" in found[0], "MatMul product" in found[1], len(found)] == [True, True, 2]
+    del model.graph.node[1]
+    assert [text for text in texts(model) if "ference" in text] == found[:1]
+
+
+def test_what_inference_says_against_no_node() -> None:
+    """Two functions have one name: the error has no node in it, and inference stops there."""
+    opsets = [helper.make_opsetid("", 17)]
+    called = helper.make_function("local", "Called", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], opsets)
+    call = helper.make_node("Called", ["x"], ["y"], domain="local", name="call")
+    model = build([call], {"x": [1, 2]}, {"y": [1, 2]}, domains=["local"], functions=[called, called])
+    assert any("multiple local functions" in text for text in texts(model))
+    assert fresh(findings(model), findings(model)) == []
 
 
 # -- what is new -----------------------------------------------------------------------------------------------------
@@ -253,6 +280,45 @@ def test_the_same_wrong_shape_at_another_operator_is_not_new() -> None:
     after.graph.initializer.append(helper.make_tensor("start", TensorProto.INT64, [1], [0]))
     after.graph.initializer.append(helper.make_tensor("end", TensorProto.INT64, [1], [1]))
     assert fresh(findings(before), findings(after)) == []
+
+
+@pytest.mark.parametrize(("last", "declared"), [("Flatten", [1, 4, 16]), ("Relu", [1, 4]), ("Relu", [1, 4, 16])])
+def test_what_inference_no_longer_knows_is_not_new(last: str, declared: list[int]) -> None:
+    """The output's shape is wrong in both; in the second, inference does not know where its sizes come from."""
+    nodes = [conv_node(output="a"), helper.make_node(last, ["a"], ["y"])]
+    before = build(nodes, {"x": ["N", 2, "T"]}, {"y": declared}, {"w": values(2, 2, 3)})
+    after: Any = ModelProto()
+    after.CopyFrom(before)
+    after.graph.node[0].output[0] = "c"
+    after.graph.node.insert(1, helper.make_node("Reshape", ["c", "sizes"], ["a"]))
+    after.graph.input.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, [3]))
+    assert len(findings(before)) == 1
+    assert fresh(findings(before), findings(after)) == []
+
+
+def test_another_wrong_size_of_the_same_value_is_new() -> None:
+    before, after = relus("a"), relus("a")
+    for model in (before, after):
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("a", TensorProto.FLOAT, [1, 3, 16]))
+    after.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 17
+    (new,) = fresh(findings(before), findings(after))
+    assert new.text == "'a' is declared float [1, 3, 16], and inference says float [1, 2, 17]"
+
+
+def test_the_numbers_that_inference_gives_unknown_sizes_are_not_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words about a node may have them, and they depend on all nodes before."""
+
+    def says(number: int) -> list[Finding]:
+        def infer(*_: object, strict_mode: bool = False, **__: object) -> ModelProto:
+            if strict_mode:
+                text = f"(op_type:Relu, node name: n): Dimensions differ: (unk__{number}) vs (3)"
+                raise onnx.shape_inference.InferenceError(text)
+            return relus("a")
+
+        monkeypatch.setattr(onnx.shape_inference, "infer_shapes", infer)
+        return findings(relus("a"))
+
+    assert fresh(says(1), says(22)) == []
 
 
 def test_a_conv_without_a_name() -> None:

@@ -656,6 +656,16 @@ def test_functions_that_come_to_too_much_are_not_looked_into() -> None:
     assert Convolutions(of_functions([conv_node("a")], depth, calls=2)).roles() == {}
 
 
+@pytest.mark.parametrize("fault", ["one name", "no inputs"])
+def test_functions_that_onnx_refuses_are_not_looked_into(fault: str) -> None:
+    model = of_functions([conv_node("a")], 1)
+    if fault == "one name":
+        model.functions.append(model.functions[0])
+    else:
+        del model.functions[0].input[:]
+    assert Convolutions(model).roles() == {}
+
+
 def test_functions_that_call_each_other_are_not_looked_into() -> None:
     model = of_functions([helper.make_node("f0", ["a", "w"], ["y"], domain="local")], 1)
     assert Convolutions(model).roles() == {}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, cli, conv1d, conv_node, listing, save, save_external, values
@@ -245,10 +245,44 @@ def weights_not_utf8(place: Place) -> tuple[Path, str]:
     return path, "which is not UTF-8"
 
 
+def two_locations(place: Place) -> tuple[Path, str]:
+    path = save_external(conv1d(), place.models / "m.onnx")
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="location", value="other.bin")
+    path.write_bytes(model.SerializeToString())
+    return path, "the external data of 'w' have two entries of one key"
+
+
+def scan_of_many() -> Any:
+    scan = helper.make_node("Scan", ["x"], ["y"], body=helper.make_graph([], "body", [], []), num_scan_inputs=2**62)
+    return build([scan], {"x": [1, 2]}, {"y": None})
+
+
+def text_not_utf8(*where: str) -> Callable[[Place], tuple[Path, str]]:
+    """A text is not UTF-8, in the message that these attributes of a model lead to."""
+
+    def make(place: Place) -> tuple[Path, str]:
+        model = conv1d()
+        model.graph.node.insert(
+            0, helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.zeros(1)))
+        )
+        message: Any = model
+        for name in where[:-1]:
+            message = message[int(name)] if name.isdigit() else getattr(message, name)
+        setattr(message, where[-1], "Beschreibung")
+        path = save(model, place.models / "m.onnx")
+        path.write_bytes(path.read_bytes().replace(b"Beschreibung", b"Beschreib\xfcng"))
+        return path, f"{type(message).__name__}.{where[-1]} is b'Beschreib\\xfcng', which is not UTF-8"
+
+    make.__name__ = "_".join(("not_utf8", *where))
+    return make
+
+
 def offset_of_5000_digits(place: Place) -> tuple[Path, str]:
     path = save_external(conv1d(), place.models / "m.onnx")
     model = onnx.load(path, load_external_data=False)
-    model.graph.initializer[0].external_data.add(key="offset", value="9" * 5000)
+    entries = {entry.key: entry for entry in model.graph.initializer[0].external_data}
+    entries["offset"].value = "9" * 5000
     return save(model, path), "is not a byte count"
 
 
@@ -292,6 +326,12 @@ UNUSABLE = (
     saved("negative_weights", "dims [-2, 2, 3]", lambda: sized(w0=-2)),
     not_utf8,
     weights_not_utf8,
+    two_locations,
+    saved("scan_of_many", "has 4611686018427387904 num_scan_inputs and 1 inputs", scan_of_many),
+    text_not_utf8("producer_name"),
+    text_not_utf8("graph", "node", "0", "attribute", "0", "ref_attr_name"),
+    text_not_utf8("graph", "node", "0", "attribute", "0", "t", "name"),
+    text_not_utf8("graph", "input", "0", "type", "denotation"),
     offset_of_5000_digits,
     invalid_conv("conv_dilation_huge", conv_node(dilations=[2**62]), words="4611686018427387904 among its dilations"),
     invalid_conv("conv_pads_huge", conv_node(dilations=[2], pads=[2**62, 0]), words="among its pads"),
