@@ -100,15 +100,17 @@ def test_noise_floor(noise: float | None, passed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "passed"), [(None, False), (0.0, False), (0.5, False), (1.0, False), (2.0, True), (np.nan, False)]
+    ("noise", "passed"), [(None, False), (0.0, False), (0.5, False), (1.0, True), (2.0, True), (np.nan, False)]
 )
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int8])
 def test_noise_excuses_integers(noise: float | None, passed: bool, dtype: Any) -> None:
-    """A float that is rounded to an integer falls to either side; no tolerance holds for that."""
-    check = compare("y", array(1, 5, dtype=dtype), array(3, 5, dtype=dtype), Tolerance(9, 9, 9), noise=noise)
+    """A float that is rounded to an integer falls to either side, by one; no tolerance holds for that."""
+    check = compare("y", array(1, 5, dtype=dtype), array(2, 5, dtype=dtype), Tolerance(9, 9, 9), noise=noise)
     assert check.passed is passed
     if passed:
-        assert check.note == "1 of 2 integers differ by up to 2, and the original from itself by 2"
+        assert check.note == f"1 of 2 integers differ by one, and the original from itself by up to {noise:g}"
+    far = compare("y", array(1, 5, dtype=dtype), array(3, 5, dtype=dtype), Tolerance(9, 9, 9), noise=noise)
+    assert not far.passed, "an index that is another one is no rounding"
 
 
 def test_noise_does_not_excuse_flags_and_very_large_integers() -> None:
