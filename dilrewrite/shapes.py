@@ -591,11 +591,20 @@ def check_calls(proto: ModelProto, where: str) -> None:
             )
 
 
+FATAL = ("DictVectorizer", "RegexFullMatch")
+"""Operators whose inference ends the process where the type of what they read is not known (onnx 1.23)."""
+
+
 def limit_calls(light: ModelProto) -> None:
-    """Make inference leave calls alone where all together stand for more than `MAX_EXPANDED` nodes.
+    """Make inference leave calls alone where all together stand for more than `MAX_EXPANDED` nodes, and `FATAL` ones.
 
     onnx goes through a function again at every call: functions that call twice, 24 deep, are 16 million nodes.
     """
+    fatal: list[Doubt] = [
+        (graph, node, {}) for graph, _ in _graphs(light) for node in graph.node if node.op_type in FATAL
+    ]
+    if fatal:
+        _doubt(light, fatal)
     if not light.functions:
         return
     sizes = expanded(light)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -354,3 +356,15 @@ def test_models_that_no_runtime_could_expand_are_refused(
     assert main([command, str(path), *more]) == 2
     assert "its functions stand for" in capsys.readouterr().err
     assert main(["inspect", str(path)]) == 0
+
+
+@pytest.mark.parametrize("op", ['ai.onnx.ml.DictVectorizer <string_vocabulary=["a"]>', 'RegexFullMatch <pattern="a">'])
+def test_operators_whose_inference_ends_the_process(op: str) -> None:
+    """The type of what they read is not known, behind an operator that nobody knows. In a process of its own."""
+    text = (
+        '<ir_version: 8, opset_import: ["": 20, "ai.onnx.ml": 3, "far": 1]> g (float[1,2,9] x) => (y) '
+        f"{{ u = far.Unknown (x) y = {op} (u) }}"
+    )
+    code = f"from onnx import parser; from dilrewrite.find import find; print(find(parser.parse_model({text!r})).sites)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "()\n"), ended.stderr[-500:]
