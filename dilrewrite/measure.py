@@ -97,6 +97,11 @@ PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT, Outcome.NO_TIME)
 """Outcomes that are not kept: perhaps they are another day's no more."""
 
 
+def lasting(comparison: Comparison | None) -> bool:
+    """Say whether a result is kept: what a noisy machine told, or could not tell, is measured again another day."""
+    return comparison is None or (comparison.conclusive and (comparison.noise or 0.0) <= VISIBLE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Native:
     """A question's Conv as it is: the model, and how it ran against itself."""
@@ -244,9 +249,10 @@ class Meter:
         self.recalled += 1
         return value
 
-    def _keep(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+    def _keep(self, key: Mapping[str, Any], value: Mapping[str, Any], timing: Comparison | None = None) -> None:
         self.measured += 1
-        self.cache.put({**key, **self.circumstances}, value)
+        if lasting(timing):
+            self.cache.put({**key, **self.circumstances}, value)
 
     # -- the worker ----------------------------------------------------------------------------------------------
 
@@ -329,6 +335,7 @@ class Meter:
                 pending.append((form, key))
                 continue
             results[form.strategy] = known
+            self.form_noise = max(self.form_noise, (known.timing.noise if known.timing else None) or 0.0)
             self.winner = self.winner or known.outcome is Outcome.WON
         native: _Native | None = None
         for form, key in pending:
@@ -342,7 +349,7 @@ class Meter:
             results[form.strategy] = result
             self.winner = self.winner or result.outcome is Outcome.WON
             if result.outcome not in PASSING:
-                self._keep(key, _form_data(result))
+                self._keep(key, _form_data(result), result.timing)
             self.tick()
         return Answer(forms={form.strategy: results[form.strategy] for form in forms})
 
@@ -468,6 +475,7 @@ class Meter:
                 "timing": dataclasses.asdict(comparison),
                 "noise": None if self.noise is None else dataclasses.asdict(self.noise),
             },
+            comparison,
         )
         return comparison
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped, unused-ignore]
 from google.protobuf.message import Message  # type: ignore[import-untyped, unused-ignore]
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from dilrewrite.errors import UsageError
+from dilrewrite.shapes import DEFAULT_DOMAINS, subgraphs
 
 MOST_ELEMENTS = 2**40
 """An input of more elements cannot be fed anywhere."""
@@ -27,7 +28,6 @@ MOST_NUMBER = 2**31 - 1
 _NUMBERS = ("dilations", "group", "kernel_shape", "pads", "strides")
 _FEWEST_INPUTS = {"Conv": 2, "QuantizeLinear": 2, "DequantizeLinear": 2}
 _ELEMENTS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
-_STANDARD = ("", "ai.onnx")
 _DAMAGED = "the model is damaged: export it again"
 
 
@@ -102,16 +102,8 @@ def _check_calls(functions: Sequence[FunctionProto], where: str) -> None:
 def _with_inner(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
     for node in nodes:
         yield node
-        for graph in _bodies(node):
+        for _, _, graph in subgraphs(node):
             yield from _with_inner(graph.node)
-
-
-def _bodies(node: NodeProto) -> Iterable[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
 
 
 def _circle(needs: Mapping[int, Collection[int]]) -> list[int]:
@@ -171,7 +163,8 @@ class _Graphs:
                 if name in makers:
                     raise _refusal(self.where, f"{self.scope}{label} makes {name!r}, which another node makes too")
                 makers[name] = index
-            inner = [_Graphs(self.where, f"{self.scope}in {label}: ").check_graph(graph) for graph in _bodies(node)]
+            inside = _Graphs(self.where, f"{self.scope}in {label}: ")
+            inner = [inside.check_graph(graph) for _, _, graph in subgraphs(node)]
             reads.append(set(node.input).union(*inner))
         circle = _circle({i: {makers[name] for name in names if name in makers} for i, names in enumerate(reads)})
         if circle:
@@ -186,7 +179,7 @@ class _Graphs:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 self._external(attribute.t)
-        if node.domain in _STANDARD:
+        if node.domain in DEFAULT_DOMAINS:
             fewest = _FEWEST_INPUTS.get(node.op_type, 0)
             if sum(map(bool, node.input[:fewest])) < fewest:
                 lacking = "weights" if node.op_type == "Conv" else "scale"

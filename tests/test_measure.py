@@ -618,6 +618,23 @@ def test_what_was_timed_is_not_timed_again(machine: Machine, cache: Cache) -> No
     assert later.winner, "a third of the budget stays for the whole model"
 
 
+def test_what_a_noisy_machine_told_is_timed_again(machine: Machine, cache: Cache) -> None:
+    """Whatever it told; on a quiet machine it is kept, and recalled with its noise."""
+    machine.base = {"space_to_batch": 0.3 * MS, "im2col": 3 * MS}
+    machine.factor = lambda key, _: 1.3 if key == "twin" else 1.0
+    noisy = meter(machine, cache)
+    assert answer(noisy).forms["space_to_batch"].outcome is Outcome.WON
+    assert noisy.measured == len(FORMS)
+    machine.factor = lambda key, _: 1.03 if key == "twin" else 1.0
+    quiet = meter(machine, cache)
+    answer(quiet)
+    assert (quiet.measured, quiet.recalled) == (len(FORMS), 0)
+    later = meter(machine, cache)
+    answer(later)
+    assert (later.measured, later.recalled) == (0, len(FORMS))
+    assert later.form_noise == pytest.approx(quiet.form_noise)
+
+
 def test_only_what_is_new_is_timed(machine: Machine, cache: Cache) -> None:
     answer(meter(machine, cache), "im2col", "tap_sum")
     machine.loaded.clear()
@@ -739,6 +756,19 @@ COMPARED = Comparison(
 def test_a_timing_comes_back_as_it_was(compared: Comparison | None) -> None:
     timing = FormTiming(outcome=Outcome.CRASHED, timing=compared, cause="it broke")
     assert measure._form_timing(json.loads(json.dumps(measure._form_data(timing)))) == timing
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"ratio": 0.5, "low": 0.4, "high": 0.6, "noise": 0.11}, False),
+        ({"ratio": 0.5, "low": 0.4, "high": 0.6, "noise": 0.09}, True),
+        ({"ratio": 0.95, "low": 0.7, "high": 1.2, "noise": 0.01}, False),
+        ({"ratio": 1.0, "low": 0.98, "high": 1.02, "noise": None}, True),
+    ],
+)
+def test_which_timings_last(changes: dict[str, Any], kept: bool) -> None:
+    assert measure.lasting(replace(COMPARED, **changes)) is kept
 
 
 @pytest.mark.parametrize("noise", [Noise(ratio=1.01, low=0.99, high=1.02, pairs=8), None])
@@ -1161,7 +1191,8 @@ def test_digests_of_text() -> None:
 
 
 @pytest.mark.measures
-def test_on_the_runtime(tmp_path: Path) -> None:
+def test_on_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "lasting", lambda _: True)  # on a busy machine no timing is quiet
     backend = timed_backend("onnxruntime_cpu")
 
     def made() -> Meter:

@@ -61,6 +61,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     tiny.in_process(monkeypatch)
     for name, seconds in (("FEWEST_S", 0.02), ("MOST_S", 0.1), ("OVERHEAD_S", 0.05)):
         monkeypatch.setattr(measure, name, seconds)
+    monkeypatch.setattr(measure, "lasting", lambda _: True)  # nor is any timing quiet there
     monkeypatch.setattr(tune, "NEGLIGIBLE", -1.0)  # on a busy machine no Conv's share of these models is certain
     monkeypatch.setenv("DILREWRITE_CACHE", str(tmp_path_factory.mktemp("timings") / "timings.sqlite"))
 
