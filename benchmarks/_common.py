@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite import machine
-from dilrewrite.backends import TimedBackend
-from dilrewrite.report import environment
+from dilrewrite.reports.report import environment
+from dilrewrite.runtimes import TimedBackend
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,22 +28,22 @@ from _common import heading, table, write
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite import machine
-from dilrewrite.backends._nvidia import NoGpuError, gpu
-from dilrewrite.engine import bindings, profiles, sidecar
-from dilrewrite.engine.bindings import Library
-from dilrewrite.engine.layers import parsed_name
-from dilrewrite.engine.make import BuildOptions, build
-from dilrewrite.engine.precision import prepare
-from dilrewrite.engine.profiles import Asked, Shape
 from dilrewrite.errors import DilrewriteError, MissingError
-from dilrewrite.find import Found, Site, all_nodes, find
-from dilrewrite.fragment import Fragment
-from dilrewrite.inputs import parse_shapes
-from dilrewrite.load import Model, load, read_tensor
-from dilrewrite.micro import retyped
-from dilrewrite.report import environment
-from dilrewrite.strategies import Refusal, plan, strategies
-from dilrewrite.substitute import rewrite
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.model.load import Model, load, read_tensor
+from dilrewrite.proof.inputs import parse_shapes
+from dilrewrite.proof.micro import retyped
+from dilrewrite.reports.report import environment
+from dilrewrite.runtimes._nvidia import NoGpuError, gpu
+from dilrewrite.sites.find import Found, Site, all_nodes, find
+from dilrewrite.splice.substitute import rewrite
+from dilrewrite.tensorrt import bindings, profiles, sidecar
+from dilrewrite.tensorrt.bindings import Library
+from dilrewrite.tensorrt.layers import parsed_name
+from dilrewrite.tensorrt.make import BuildOptions, build
+from dilrewrite.tensorrt.precision import prepare
+from dilrewrite.tensorrt.profiles import Asked, Shape
 from models import OWN
 
 ROOT = Path(__file__).parent.parent

@@ -21,14 +21,15 @@ import numpy as np
 from _common import circumstances, heading, table, write
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from dilrewrite import choose, neighbourhood
-from dilrewrite.backends import timed_backend
-from dilrewrite.cache import Cache
-from dilrewrite.find import Site, find
-from dilrewrite.measure import Form, Meter
-from dilrewrite.profiling import Profiled
-from dilrewrite.prove import Prover
-from dilrewrite.strategies import strategies
+from dilrewrite.choice import choose
+from dilrewrite.forms.strategies import strategies
+from dilrewrite.proof.prove import Prover
+from dilrewrite.runtimes import timed_backend
+from dilrewrite.sites.find import Site, find
+from dilrewrite.timing import neighbourhood
+from dilrewrite.timing.cache import Cache
+from dilrewrite.timing.measure import Form, Meter
+from dilrewrite.timing.profiling import Profiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,15 @@ from geometries import model as geometry_model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
-from dilrewrite import choose, neighbourhood
-from dilrewrite.backends import (
+from dilrewrite.choice import choose
+from dilrewrite.choice.choose import BROKEN
+from dilrewrite.errors import DilrewriteError
+from dilrewrite.forms.strategies import strategies
+from dilrewrite.model.load import load
+from dilrewrite.proof.inputs import Chooser, parse_shapes
+from dilrewrite.proof.micro import retyped
+from dilrewrite.reports.report import environment
+from dilrewrite.runtimes import (
     MEASURED,
     Array,
     CannotLoad,
@@ -51,21 +58,15 @@ from dilrewrite.backends import (
     backends,
     timed_backends,
 )
-from dilrewrite.backends._nvidia import driver_version
-from dilrewrite.backends._worker import _Child, isolated_profile
-from dilrewrite.cache import Cache
-from dilrewrite.choose import BROKEN
-from dilrewrite.errors import DilrewriteError
-from dilrewrite.find import Found, find
-from dilrewrite.inputs import Chooser, parse_shapes
-from dilrewrite.load import load
-from dilrewrite.measure import CONFIRMATION, Form, Meter
-from dilrewrite.micro import retyped
-from dilrewrite.profiling import Profiled
-from dilrewrite.report import environment
-from dilrewrite.strategies import strategies
-from dilrewrite.substitute import rewrite
-from dilrewrite.timing import Comparison
+from dilrewrite.runtimes._nvidia import driver_version
+from dilrewrite.runtimes._worker import _Child, isolated_profile
+from dilrewrite.sites.find import Found, find
+from dilrewrite.splice.substitute import rewrite
+from dilrewrite.timing import neighbourhood
+from dilrewrite.timing.cache import Cache
+from dilrewrite.timing.measure import CONFIRMATION, Form, Meter
+from dilrewrite.timing.profiling import Profiled
+from dilrewrite.timing.stopwatch import Comparison
 from models import OWN
 
 ROOT = Path(__file__).parent.parent
@@ -591,7 +592,7 @@ def placements(backend: TimedBackend) -> Iterator[Task]:
     for path, shapes in entries():
 
         def run(until: float, rows: list[Row], path: Path = path, shapes: Sequence[str] = shapes) -> None:
-            from dilrewrite.backends.onnxruntime_tensorrt import placement
+            from dilrewrite.runtimes.onnxruntime_tensorrt import placement
 
             feeds = feeds_of(path, shapes)
             model = load(path)

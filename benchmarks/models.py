@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _common import circumstances, heading, table, write
 
-from dilrewrite.backends import timed_backend
+from dilrewrite.runtimes import timed_backend
 
 OWN = [
     {"name": "splice_sites", "path": "models/splice_sites.onnx", "arguments": ["--shape", "sequence:1x4x10000"]},

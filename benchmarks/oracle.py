@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _common import circumstances, heading, table, write
 from onnx import ModelProto
 
-from dilrewrite import pipeline
-from dilrewrite.backends import timed_backend
-from dilrewrite.decide import Considered, Decider, OptimizeOptions
-from dilrewrite.find import find
-from dilrewrite.fragment import Fragment
-from dilrewrite.load import load, read_tensor
-from dilrewrite.substitute import rewrite
-from dilrewrite.timing import Comparison
+from dilrewrite.choice.decide import Considered, Decider, OptimizeOptions
+from dilrewrite.commands import pipeline
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.model.load import load, read_tensor
+from dilrewrite.runtimes import timed_backend
+from dilrewrite.sites.find import find
+from dilrewrite.splice.substitute import rewrite
+from dilrewrite.timing.stopwatch import Comparison
 from models import OWN
 
 HOPELESS = 1.2

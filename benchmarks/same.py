@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _common import circumstances, heading, table, write
 
-from dilrewrite.backends import timed_backend
+from dilrewrite.runtimes import timed_backend
 from models import cli
 
 SIZES = [

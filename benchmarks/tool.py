@@ -145,8 +145,8 @@ def measure(command: Sequence[str], runs: int) -> dict[str, float | int | list[f
 
 
 def main() -> None:
-    from dilrewrite.report import environment
-    from dilrewrite.strategies import strategies
+    from dilrewrite.forms.strategies import strategies
+    from dilrewrite.reports.report import environment
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--piper", type=Path, help="a Piper voice, as a real 63 MB model of 2,755 nodes")

@@ -22,21 +22,21 @@ from dilrewrite._version import __version__
 from dilrewrite.errors import DiffersError, DilrewriteError, FailedError, MissingError, UsageError
 
 if TYPE_CHECKING:
-    from dilrewrite.engine.sidecar import EngineReport
-    from dilrewrite.engines import Order
-    from dilrewrite.pipeline import Progress
-    from dilrewrite.report import Report
+    from dilrewrite.commands.pipeline import Progress
+    from dilrewrite.reports.report import Report
+    from dilrewrite.tensorrt.engines import Order
+    from dilrewrite.tensorrt.sidecar import EngineReport
 
 _LAZY = {
-    "Report": "dilrewrite.report",
-    "SiteReport": "dilrewrite.report",
-    "ModelReport": "dilrewrite.report",
-    "ConvGeometry": "dilrewrite.geometry",
-    "Measurement": "dilrewrite.report",
-    "Comparison": "dilrewrite.timing",
-    "EngineReport": "dilrewrite.engine.sidecar",
-    "Proof": "dilrewrite.prove",
-    "Verdict": "dilrewrite.verdict",
+    "Report": "dilrewrite.reports.report",
+    "SiteReport": "dilrewrite.reports.report",
+    "ModelReport": "dilrewrite.reports.report",
+    "ConvGeometry": "dilrewrite.forms.geometry",
+    "Measurement": "dilrewrite.reports.report",
+    "Comparison": "dilrewrite.timing.stopwatch",
+    "EngineReport": "dilrewrite.tensorrt.sidecar",
+    "Proof": "dilrewrite.proof.prove",
+    "Verdict": "dilrewrite.proof.verdict",
 }
 
 StrPath = str | os.PathLike[str]
@@ -68,7 +68,8 @@ def inspect(
     of `optimize`. Needs no runtime without it.
     Raises `UsageError` when the file is no usable ONNX model or holds an invalid dilated Conv.
     """
-    from dilrewrite import decide, pipeline
+    from dilrewrite.choice import decide
+    from dilrewrite.commands import pipeline
 
     options = None
     if profile:
@@ -91,7 +92,7 @@ def inspect(
 def _order(wanted: bool | Mapping[str, Any]) -> Order | None:
     if wanted is False:
         return None
-    from dilrewrite import engines
+    from dilrewrite.tensorrt import engines
 
     return engines.order(**({} if wanted is True else wanted))
 
@@ -101,7 +102,7 @@ def inspect_engine(engine: StrPath) -> EngineReport:
 
     Raises `UsageError` when there is no side-car, or it is of another engine.
     """
-    from dilrewrite.engine import sidecar
+    from dilrewrite.tensorrt import sidecar
 
     return sidecar.read(Path(engine))
 
@@ -163,7 +164,9 @@ def optimize(
     remove, no model is written: `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or
     `FailedError` for everything that ends the work without a result; nothing is left behind then.
     """
-    from dilrewrite import decide, engines, pipeline
+    from dilrewrite.choice import decide
+    from dilrewrite.commands import pipeline
+    from dilrewrite.tensorrt import engines
 
     options = decide.OptimizeOptions(
         strategy=strategy,
@@ -251,7 +254,9 @@ def build(
     cannot take, `MissingError` without TensorRT, `FailedError` when the build fails, `DiffersError` when the conversion
     or the engine does not compute what the model does; no file is left then.
     """
-    from dilrewrite import decide, engines, pipeline
+    from dilrewrite.choice import decide
+    from dilrewrite.commands import pipeline
+    from dilrewrite.tensorrt import engines
 
     order = engines.order(
         flavour=flavour,
@@ -304,7 +309,8 @@ def verify(
 
     The arguments are those of `optimize`. Returns a report with status `equal` or `differs`.
     """
-    from dilrewrite import decide, pipeline
+    from dilrewrite.choice import decide
+    from dilrewrite.commands import pipeline
 
     options = decide.OptimizeOptions(
         shapes=tuple(shapes),
@@ -344,7 +350,8 @@ def bench(
     `export_times`, `export_profile`: files for every run's time and for the time by layer, as trtexec writes them;
     those of `other` go to `<stem>.other<suffix>` beside them.
     """
-    from dilrewrite import decide, pipeline
+    from dilrewrite.choice import decide
+    from dilrewrite.commands import pipeline
 
     options = decide.OptimizeOptions(
         backend=backend,

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-RECORD = Path(__file__).resolve().parents[1] / "tests" / "engine" / "trt_bindings.json"
+RECORD = Path(__file__).resolve().parents[1] / "tests" / "tensorrt" / "trt_bindings.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

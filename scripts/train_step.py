@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from dilrewrite.pytorch.probing import PASSES, Probe, Work, step_timings
 from dilrewrite.pytorch.rewriting import NATIVE, Rewriting, rewrite_module
-from dilrewrite.timing import Comparison
+from dilrewrite.timing.stopwatch import Comparison
 
 SEED = 0
 STEPS = 20

@@ -543,7 +543,7 @@ def run(path: Path, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.n
 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run whole models in this process: a child each takes most of a test's time, and is tested elsewhere."""
-    from dilrewrite.backends import onnxruntime_cpu
+    from dilrewrite.runtimes import onnxruntime_cpu
 
     monkeypatch.setattr(
         onnxruntime_cpu,

@@ -15,9 +15,10 @@ from unittest import mock
 
 import numpy as np
 
-from dilrewrite import builder, fragment, geometry, substitute
-from dilrewrite.builder import Builder, Cut, Tensor, axis_pads
-from dilrewrite.strategies import _phases
+from dilrewrite.forms import builder, fragment, geometry
+from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
+from dilrewrite.forms.strategies import _phases
+from dilrewrite.splice import substitute
 
 Context = contextlib.AbstractContextManager[None]
 

@@ -383,8 +383,8 @@ def main() -> None:
     import typer.main
 
     from dilrewrite.cli import main as command_line
-    from dilrewrite.find import find
-    from dilrewrite.strategies import strategies
+    from dilrewrite.forms.strategies import strategies
+    from dilrewrite.sites.find import find
 
     typer.main.get_command = functools.cache(typer.main.get_command)  # else half of the time goes into making it
 
@@ -426,7 +426,7 @@ def main() -> None:
 
 def _loads(path: str) -> bool:
     from dilrewrite import UsageError
-    from dilrewrite.load import load
+    from dilrewrite.model.load import load
 
     try:
         load(path)

@@ -18,9 +18,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dilrewrite.find import Found, find
-from dilrewrite.strategies import Refusal, Strategy, plan, with_max_dilation
-from dilrewrite.substitute import rewrite
+from dilrewrite.forms.strategies import Refusal, Strategy, plan, with_max_dilation
+from dilrewrite.sites.find import Found, find
+from dilrewrite.splice.substitute import rewrite
 from tests import naive
 from tests.cases import Case, cases
 from tests.contract import (

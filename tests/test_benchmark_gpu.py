@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from dilrewrite.backends import CannotRun, Options, timed_backends
-from dilrewrite.backends.onnxruntime_cpu import BACKEND as CPU
-from dilrewrite.backends.onnxruntime_cuda import BACKEND as CUDA
-from dilrewrite.find import find
-from dilrewrite.strategies import Refusal, plan, strategies
-from dilrewrite.timing import SCREEN_PAIRS
+from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.runtimes import CannotRun, Options, timed_backends
+from dilrewrite.runtimes.onnxruntime_cpu import BACKEND as CPU
+from dilrewrite.runtimes.onnxruntime_cuda import BACKEND as CUDA
+from dilrewrite.sites.find import find
+from dilrewrite.timing.stopwatch import SCREEN_PAIRS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.py"

@@ -67,9 +67,9 @@ def test_a_constant_that_is_false(package: Make) -> None:
 @pytest.mark.parametrize(
     ("module", "function", "some"),
     [
-        ("dilrewrite.strategies", "strategies", {"keep", "space_to_batch", "tap_sum"}),
-        ("dilrewrite.backends", "backends", {"onnxruntime_cpu", "reference"}),
-        ("dilrewrite.reports", "formats", {"json"}),
+        ("dilrewrite.forms.strategies", "strategies", {"keep", "space_to_batch", "tap_sum"}),
+        ("dilrewrite.runtimes", "backends", {"onnxruntime_cpu", "reference"}),
+        ("dilrewrite.reports.formats", "formats", {"json"}),
     ],
 )
 def test_the_real_folders(module: str, function: str, some: set[str]) -> None:

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 import dilrewrite
-from dilrewrite.backends import backends
 from dilrewrite.cli import convbench as cli_convbench
 from dilrewrite.cli import main
-from dilrewrite.engine.bindings import installed
-from dilrewrite.fragment import Fragment
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.pytorch import convbench, formats
-from dilrewrite.report import EXIT_CODES
-from dilrewrite.strategies import Refusal, plan, strategies
+from dilrewrite.reports.report import EXIT_CODES
+from dilrewrite.runtimes import backends
+from dilrewrite.tensorrt.bindings import installed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

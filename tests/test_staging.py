@@ -18,7 +18,7 @@ import pytest
 
 from dilrewrite.errors import FailedError
 from dilrewrite.staging import Staging, check_destination
-from tests.test_load import adds, inline, listing, refused, unprivileged, write
+from tests.model.test_load import adds, inline, listing, refused, unprivileged, write
 
 # ---- check_destination --------------------------------------------------------------------------------------------
 
@@ -321,9 +321,9 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 import numpy as np
-from dilrewrite.load import load, read_tensor, stage_model, tensors
+from dilrewrite.model.load import load, read_tensor, stage_model, tensors
 from dilrewrite.staging import Staging
-from tests.test_load import VALUES, adds, external, scaled, two_files, write
+from tests.model.test_load import VALUES, adds, external, scaled, two_files, write
 
 root, no_links = Path(sys.argv[1]), sys.argv[2] == "no links"
 out = root / "out"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dilrewrite.report import Report
+    from dilrewrite.reports.report import Report
 
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="An ONNX model, opset 7 or later.", show_default=False)
@@ -67,17 +67,17 @@ MaxDilationOption = Annotated[
 
 def show(report: Report, *, as_json: bool, quiet: bool) -> int:
     """Print a report in the way asked for and return its exit code."""
-    from dilrewrite.reports import formats
+    from dilrewrite.reports.formats import formats
 
     if as_json:
         sys.stdout.write(formats()["json"].render(report))
     elif not quiet:
-        from dilrewrite.reports import console
+        from dilrewrite.reports.formats import console
 
         console.show(report, sys.stdout)
     elif report.exit_code:
         from dilrewrite.errors import printable
-        from dilrewrite.reports._words import outcome
+        from dilrewrite.reports.words import outcome
 
         typer.echo(f"dilrewrite: {printable(outcome(report))}", err=True)
     return report.exit_code

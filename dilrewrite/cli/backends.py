@@ -11,7 +11,7 @@ from dilrewrite.cli._common import JsonOption
 
 def command(as_json: JsonOption = False) -> int:
     """List the runtimes: ready with versions, or what is missing and the command that installs it."""
-    from dilrewrite.backends import backends
+    from dilrewrite.runtimes import backends
 
     found = []
     for name, backend in backends().items():

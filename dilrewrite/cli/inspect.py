@@ -39,7 +39,7 @@ def command(
 ) -> int:
     """List every dilated Conv, the forms that apply and why others refuse; of an engine, what its side-car says."""
     import dilrewrite
-    from dilrewrite.engine import sidecar
+    from dilrewrite.tensorrt import sidecar
 
     if sidecar.is_engine(model):
         for option, given in (("--profile", profile), ("--report", report is not None)):
@@ -49,7 +49,7 @@ def command(
         if as_json:
             typer.echo(sidecar.render(found), nl=False)
         elif not quiet:
-            from dilrewrite.reports import console
+            from dilrewrite.reports.formats import console
 
             console.show_engine(found)
         return 0

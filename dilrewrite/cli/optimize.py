@@ -149,7 +149,7 @@ def command(
 ) -> int:
     """Rewrite dilated Convs where that is faster; prove the result, write it and a folder of reports beside it."""
     import dilrewrite
-    from dilrewrite import engines
+    from dilrewrite.tensorrt import engines
 
     folder = None if no_report else report or "beside"
     order = {

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dilrewrite.backends import Pace
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.convbench import PASSES, Setting
 from dilrewrite.pytorch.methods import prepare
 from dilrewrite.pytorch.probing import Probe, TorchBench, Work, work_of
-from dilrewrite.timing import Stopwatch
+from dilrewrite.runtimes import Pace
+from dilrewrite.timing.stopwatch import Stopwatch
 
 PROFILED_RUNS = 5
 

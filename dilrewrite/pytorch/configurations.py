@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from dilrewrite.errors import UsageError
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.pytorch.methods import geometry_of
 
 GRAMMAR = "iCxWxH,kFxWxH,bN,sWxH,dWxH,psame|valid|WxH,gG"

@@ -24,7 +24,7 @@ from dilrewrite import machine
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.methods import method, methods
-from dilrewrite.timing import MIN_PAIRS, Comparison, Timing
+from dilrewrite.timing.stopwatch import MIN_PAIRS, Comparison, Timing
 
 PASSES = ("forward", "backward by input", "backward by weight")
 

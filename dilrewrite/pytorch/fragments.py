@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dilrewrite.fragment import (
+from dilrewrite.forms.fragment import (
     AddKernelAxis,
     CoreConv,
     CoreFill,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from dilrewrite.backends import Array, Runnable
-from dilrewrite.timing import HOPELESS, MIN_PAIRS, Comparison, Noise, Stopwatch
+from dilrewrite.runtimes import Array, Runnable
+from dilrewrite.timing.stopwatch import HOPELESS, MIN_PAIRS, Comparison, Noise, Stopwatch
 
 if TYPE_CHECKING:
     from dilrewrite.pytorch.rewriting import Call

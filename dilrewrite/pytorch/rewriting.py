@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dilrewrite.errors import MissingError, UsageError
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.pytorch.methods import Form, geometry_of, method, methods, prepare
 from dilrewrite.pytorch.probing import PASSES, Probe, preserved, step_timings
-from dilrewrite.timing import Comparison
+from dilrewrite.timing.stopwatch import Comparison
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

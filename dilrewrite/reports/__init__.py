@@ -1,37 +1,17 @@
-"""The report formats, one file each; a format turns a `Report` into text."""
+"""Describes what was done: the report's data, the words for it, and the formats that it is written in."""
 
 from __future__ import annotations
 
-import functools
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
 
-from dilrewrite.backends import MEASURED
-from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError, shown
-from dilrewrite.report import Report
+from dilrewrite.reports.formats import formats
+from dilrewrite.reports.report import Report
+from dilrewrite.runtimes import MEASURED
 from dilrewrite.staging import Staging, reason, same_file
-
-
-class Format(Protocol):
-    """A report format. `filename` is its file in a report folder, `None` for one that is only shown."""
-
-    filename: str | None
-
-    def render(self, report: Report) -> str:
-        """Return the whole report as text."""
-        ...
-
-
-@functools.cache
-def formats() -> dict[str, Format]:
-    """Return every format by name, in sorted order."""
-    return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT"))
-
 
 _OURS = re.compile(rb'\A\{\s*"schema_version": \d+,\s*"command": |\A# dilrewrite \w+: |<title>dilrewrite \w+: ')
 """What a report has in its first lines, in one of the formats."""

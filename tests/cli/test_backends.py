@@ -8,8 +8,8 @@ import json
 import onnxruntime
 import pytest
 
-from dilrewrite.backends import backends
-from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from dilrewrite.runtimes import backends
+from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.models_for_tests import cli
 
 
@@ -33,7 +33,7 @@ def test_tells_how_to_install_what_is_missing(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(OnnxRuntimeCpu, "versions", lambda self: pytest.fail("it loads what is missing"))  # noqa: ARG005
-    monkeypatch.setattr("dilrewrite.backends._onnxruntime.distributions", list)
+    monkeypatch.setattr("dilrewrite.runtimes._onnxruntime.distributions", list)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     outcome = cli(capsys, "backends")
     assert outcome.code == 0

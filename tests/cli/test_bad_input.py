@@ -816,7 +816,7 @@ def test_two_runtimes_with_one_name(
 def test_what_needs_no_runtime(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 
     monkeypatch.setattr(OnnxRuntimeCpu, "missing", lambda self: "gone")  # noqa: ARG005
     name, *options = command.replace("plain", "").split()

@@ -12,8 +12,8 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 import dilrewrite
-from dilrewrite.backends import _worker
-from dilrewrite.tune import Tuning
+from dilrewrite.choice.tune import Tuning
+from dilrewrite.runtimes import _worker
 from tests import models_for_tests as tiny
 from tests.models_for_tests import Outcome, cli, conv1d, conv2d, listing, save, save_external, values
 

@@ -26,13 +26,13 @@ from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
 import dilrewrite.cli.build as command
-from dilrewrite.backends import _nvidia
 from dilrewrite.cli import main
-from dilrewrite.engine import bindings, cuda, fidelity, layers, make, precision
+from dilrewrite.runtimes import _nvidia
+from dilrewrite.tensorrt import bindings, cuda, fidelity, layers, make, precision
 from tests import models_for_tests as tiny
-from tests.engine.rtx import FLAVOUR as RTX
-from tests.engine.rtx import needs_rtx
 from tests.models_for_tests import MODELS, cli, conv1d, conv2d, conv_node, listing, save, save_external, values
+from tests.tensorrt.rtx import FLAVOUR as RTX
+from tests.tensorrt.rtx import needs_rtx
 
 NO_GPU = "there is no NVIDIA driver"
 
@@ -379,8 +379,8 @@ def test_a_conversion_that_was_not_compared_says_why(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime lacks kernels that TensorRT has; here it lacks all of them."""
-    from dilrewrite.backends import CannotLoad
-    from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from dilrewrite.runtimes import CannotLoad
+    from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 
     def refuses(*_: Any) -> Any:
         raise CannotLoad("no kernel")
@@ -575,7 +575,7 @@ def _unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> Any:
         pytest.fail("an engine was begun")
 
-    monkeypatch.setattr("dilrewrite.engines.build", fails)
+    monkeypatch.setattr("dilrewrite.tensorrt.engines.build", fails)
     monkeypatch.setattr(bindings, "missing", lambda flavour: None if flavour == RTX else "gone")
     monkeypatch.setattr(bindings, "installed", lambda flavour: flavour == RTX)
 
@@ -864,9 +864,9 @@ def test_full_disk(tmp_path: Path, step: str, file: str) -> None:
     pytest.importorskip("resource")
     program = (
         "import resource, sys\n"
-        "from dilrewrite import engines\n"
+        "from dilrewrite.tensorrt import engines\n"
         "from dilrewrite.cli import main\n"
-        "from dilrewrite.engine import sidecar\n"
+        "from dilrewrite.tensorrt import sidecar\n"
         f"real = {step}\n"
         "def full(*given):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"

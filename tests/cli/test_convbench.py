@@ -11,7 +11,7 @@ import pytest
 from dilrewrite.cli.convbench import command
 from dilrewrite.pytorch import convbench
 from dilrewrite.pytorch.configurations import BUILT_IN
-from dilrewrite.timing import MIN_PAIRS
+from dilrewrite.timing.stopwatch import MIN_PAIRS
 from tests.models_for_tests import cli, listing
 
 Capsys = pytest.CaptureFixture[str]

@@ -17,14 +17,14 @@ import onnx
 import pytest
 
 import dilrewrite
-from dilrewrite import pipeline
 from dilrewrite.cli import main
-from dilrewrite.engine import bindings, cuda
+from dilrewrite.commands import pipeline
 from dilrewrite.errors import DiffersError, FailedError
+from dilrewrite.tensorrt import bindings, cuda
 from tests import models_for_tests as tiny
-from tests.engine.rtx import FLAVOUR as RTX
-from tests.engine.rtx import needs_rtx
 from tests.models_for_tests import Outcome, cli, conv1d, conv2d, listing, save, save_external
+from tests.tensorrt.rtx import FLAVOUR as RTX
+from tests.tensorrt.rtx import needs_rtx
 
 NO_GPU = "there is no NVIDIA driver"
 
@@ -468,7 +468,7 @@ def test_from_python(tmp_path: Path) -> None:
 @needs_rtx
 def test_a_dry_run_builds_nothing(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(conv2d(), tmp_path / "m.onnx")
-    monkeypatch.setattr("dilrewrite.engines.make", lambda *_, **__: pytest.fail("an engine was begun"))
+    monkeypatch.setattr("dilrewrite.tensorrt.engines.make", lambda *_, **__: pytest.fail("an engine was begun"))
     before = listing(tmp_path)
     outcome = optimize(capsys, path, "--dry-run", "--strategy", "im2col", "--json")
     assert (outcome.code, outcome.err) == (0, "")
@@ -503,7 +503,7 @@ def test_no_model_without_its_engine(
     def make(*_: Any, **__: Any) -> Any:
         raise error("no engine")
 
-    monkeypatch.setattr("dilrewrite.engines.make", make)
+    monkeypatch.setattr("dilrewrite.tensorrt.engines.make", make)
     path = save(conv2d(), tmp_path / "m.onnx")
     words = ["nothing was written" if error is KeyboardInterrupt else "no engine"]
     given = ("optimize", path, "--build-engine", "--strategy", "im2col", "--save-decisions", tmp_path / "d.json")

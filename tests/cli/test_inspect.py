@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dilrewrite.strategies import strategies
+from dilrewrite.forms.strategies import strategies
 from tests import models_for_tests as tiny
 from tests.models_for_tests import DEMOS, MODELS, cli, conv1d, listing, save
 
@@ -79,7 +79,7 @@ def test_unknown_operators_are_no_problem(capsys: pytest.CaptureFixture[str], tm
 
 
 def test_runs_no_runtime(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 
     monkeypatch.setattr(OnnxRuntimeCpu, "session", lambda *_: pytest.fail("a model was run"))
     assert cli(capsys, "inspect", save(conv1d(), tmp_path / "m.onnx"), "--json").code == 0
@@ -91,7 +91,7 @@ def test_runs_no_runtime(capsys: pytest.CaptureFixture[str], tmp_path: Path, mon
 @pytest.fixture
 def _profiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """No form is timed, and nothing is kept."""
-    from dilrewrite.measure import Meter
+    from dilrewrite.timing.measure import Meter
 
     tiny.in_process(monkeypatch)
     for name in ("answer", "whole", "_worker"):

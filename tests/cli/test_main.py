@@ -159,7 +159,7 @@ def test_every_error_is_one_line_with_its_code(
 def test_an_interrupt_is_one_line(
     capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from dilrewrite.prove import Prover
+    from dilrewrite.proof.prove import Prover
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -175,7 +175,7 @@ def test_an_interrupt_is_one_line(
 def test_an_interrupt_when_all_is_written_says_so(
     capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from dilrewrite import pipeline
+    from dilrewrite.commands import pipeline
 
     real = pipeline.Staging.commit
 

@@ -21,16 +21,19 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
-from dilrewrite import measure, pipeline, prove, tune
-from dilrewrite.backends import CannotRun, backends
-from dilrewrite.backends._worker import IsolatedBench
-from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from dilrewrite.measure import Answer, Meter
-from dilrewrite.outcome import FormTiming, outcome
-from dilrewrite.outcome import Outcome as Became
-from dilrewrite.profiling import Profiled, SiteRun
-from dilrewrite.timing import MARGIN, Comparison, Timing
-from dilrewrite.tune import Tuning
+from dilrewrite.choice import tune
+from dilrewrite.choice.tune import Tuning
+from dilrewrite.commands import pipeline
+from dilrewrite.proof import prove
+from dilrewrite.runtimes import CannotRun, backends
+from dilrewrite.runtimes._worker import IsolatedBench
+from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
+from dilrewrite.timing import measure
+from dilrewrite.timing.measure import Answer, Meter
+from dilrewrite.timing.outcome import FormTiming, outcome
+from dilrewrite.timing.outcome import Outcome as Became
+from dilrewrite.timing.profiling import Profiled, SiteRun
+from dilrewrite.timing.stopwatch import MARGIN, Comparison, Timing
 from tests import models_for_tests as tiny
 from tests.models_for_tests import (
     MODELS,
@@ -816,7 +819,7 @@ def test_backends_that_are_not_installed(
     import importlib.util
 
     find = importlib.util.find_spec
-    monkeypatch.setattr("dilrewrite.backends._onnxruntime.distributions", list)
+    monkeypatch.setattr("dilrewrite.runtimes._onnxruntime.distributions", list)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     assert all(backends()[known].missing() for known in ("onnxruntime_cpu", "onnxruntime_cuda"))
     path = save(conv1d(), tmp_path / "m.onnx")

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from dilrewrite.strategies import strategies
-from dilrewrite.substitute import VERIFICATION_KEY
+from dilrewrite.forms.strategies import strategies
+from dilrewrite.splice.substitute import VERIFICATION_KEY
 from tests import models_for_tests as tiny
 from tests.models_for_tests import (
     DEMOS,
@@ -345,7 +345,7 @@ def test_two_runs_give_the_same(capsys: Capsys, tmp_path: Path) -> None:
 
 
 def test_verify_none_says_so(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dilrewrite.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 
     monkeypatch.setattr(OnnxRuntimeCpu, "session", lambda *_: pytest.fail("something was run"))
     path = save(conv1d(), tmp_path / "m.onnx")

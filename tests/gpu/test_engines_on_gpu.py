@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from dilrewrite.backends import MEASURED, Options, Runnable, TimedBackend, backends, timed_backends
-from dilrewrite.backends._worker import IsolatedBench
-from dilrewrite.engine import sidecar
-from dilrewrite.find import find
-from dilrewrite.micro import retyped
-from dilrewrite.strategies import Refusal, plan, strategies
-from dilrewrite.substitute import rewrite
-from dilrewrite.timing import Stopwatch
+from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.proof.micro import retyped
+from dilrewrite.runtimes import MEASURED, Options, Runnable, TimedBackend, backends, timed_backends
+from dilrewrite.runtimes._worker import IsolatedBench
+from dilrewrite.sites.find import find
+from dilrewrite.splice.substitute import rewrite
+from dilrewrite.tensorrt import sidecar
+from dilrewrite.timing.stopwatch import Stopwatch
 from tests.models_for_tests import Outcome, cli, save
 
 pytestmark = pytest.mark.gpu

@@ -21,7 +21,7 @@ from dilrewrite.pytorch.configurations import parse
 from dilrewrite.pytorch.convbench import PASSES, Result, Row, Setting
 from dilrewrite.pytorch.methods import methods
 from dilrewrite.pytorch.probing import Probe, TorchBench, Work, timed
-from dilrewrite.timing import Comparison, Timing
+from dilrewrite.timing.stopwatch import Comparison, Timing
 from tests.models_for_tests import cli
 from tests.reports.examples import check_golden
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import dilrewrite.fragment
-from dilrewrite.fragment import (
+import dilrewrite.forms.fragment
+from dilrewrite.forms.fragment import (
     AddKernelAxis,
     CoreFill,
     Fragment,
@@ -22,10 +22,10 @@ from dilrewrite.fragment import (
     TapsToInputs,
     WeightEdit,
 )
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.pytorch.fragments import OPSET, edited, program
 from dilrewrite.pytorch.methods import geometry_of, prepare
-from dilrewrite.strategies import Refusal, plan, strategies
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the fragments run in it")
 
@@ -92,7 +92,7 @@ def test_an_edit_is_differentiable(edit: WeightEdit, shape: tuple[int, ...]) -> 
 def test_every_edit_is_tested() -> None:
     known = {
         kind
-        for _, kind in inspect.getmembers(dilrewrite.fragment, inspect.isclass)
+        for _, kind in inspect.getmembers(dilrewrite.forms.fragment, inspect.isclass)
         if hasattr(kind, "apply") and kind is not WeightEdit
     }
     assert known == {type(edit) for edit, _ in EDITS}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dilrewrite.errors import UsageError
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.pytorch.methods import geometry_of, methods, prepare
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the methods run in it")

@@ -26,7 +26,7 @@ from dilrewrite.pytorch import probing, rewriting
 from dilrewrite.pytorch.methods import methods
 from dilrewrite.pytorch.probing import PASSES, Probe, TorchBench
 from dilrewrite.pytorch.rewriting import NATIVE, Chosen, bucket, restore_module, rewrite_module
-from dilrewrite.timing import Comparison, Timing
+from dilrewrite.timing.stopwatch import Comparison, Timing
 
 torch = pytest.importorskip("torch", reason="torch is not installed: modules are rewritten in it")
 from torch import nn  # noqa: E402

@@ -8,16 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dilrewrite.engine.fidelity import Fidelity
-from dilrewrite.engine.layers import Layer
-from dilrewrite.engine.make import Tensor
-from dilrewrite.engine.profiles import Profile
-from dilrewrite.engine.sidecar import EngineReport, OnnxSource, PrecisionReport
-from dilrewrite.find import Normalisation, ScopePath, Skipped
-from dilrewrite.geometry import ConvGeometry
-from dilrewrite.outcome import Outcome
-from dilrewrite.prove import Proof, Rounding
-from dilrewrite.report import (
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Refusal
+from dilrewrite.proof.prove import Proof, Rounding
+from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Verdict
+from dilrewrite.reports.report import (
     Attempt,
     CandidateReport,
     Environment,
@@ -28,9 +23,14 @@ from dilrewrite.report import (
     Report,
     SiteReport,
 )
-from dilrewrite.strategies import Refusal
-from dilrewrite.timing import Comparison, Noise, Timing
-from dilrewrite.verdict import CaseCheck, OutputCheck, Verdict
+from dilrewrite.sites.find import Normalisation, ScopePath, Skipped
+from dilrewrite.tensorrt.fidelity import Fidelity
+from dilrewrite.tensorrt.layers import Layer
+from dilrewrite.tensorrt.make import Tensor
+from dilrewrite.tensorrt.profiles import Profile
+from dilrewrite.tensorrt.sidecar import EngineReport, OnnxSource, PrecisionReport
+from dilrewrite.timing.outcome import Outcome
+from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 UPDATE = "DILREWRITE_UPDATE_GOLDEN"

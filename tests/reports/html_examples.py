@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from dilrewrite.outcome import Outcome
-from dilrewrite.report import Attempt, CandidateReport, Measurement, Report, SiteReport
-from dilrewrite.strategies import Refusal
-from dilrewrite.timing import Comparison, Noise, Timing
+from dilrewrite.forms.strategies import Refusal
+from dilrewrite.reports.report import Attempt, CandidateReport, Measurement, Report, SiteReport
+from dilrewrite.timing.outcome import Outcome
+from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 from tests.reports.examples import (
     AFTER,
     ENGINE,

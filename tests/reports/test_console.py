@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from dilrewrite.report import Report
-from dilrewrite.reports import _words as words
-from dilrewrite.reports import console, formats, markdown
+from dilrewrite.reports import words
+from dilrewrite.reports.formats import console, formats, markdown
+from dilrewrite.reports.report import Report
 from tests.reports.examples import (
     BEFORE,
     CHECK,

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from dilrewrite.report import Report
-from dilrewrite.reports import _words as words
-from dilrewrite.reports import formats
-from dilrewrite.reports import html as page_format
+from dilrewrite.reports import words
+from dilrewrite.reports.formats import formats
+from dilrewrite.reports.formats import html as page_format
+from dilrewrite.reports.report import Report
 from tests.reports.examples import NO_DRIVER, REPORTS, check_golden
 from tests.reports.html_examples import EXAMPLES, FINAL, HOSTILE, MANY, MEASURED, STRANGE, WON, comparison, form, timing
 from tests.reports.test_markdown import tables as markdown_tables

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from dilrewrite.engine import sidecar
-from dilrewrite.report import SCHEMA_VERSION, Report
-from dilrewrite.reports import formats
+from dilrewrite.reports.formats import formats
+from dilrewrite.reports.report import SCHEMA_VERSION, Report
+from dilrewrite.tensorrt import sidecar
 from tests.reports.examples import ODD, REPORTS, check_golden
 
 GOLDENS = ("rewritten", "differs", "inspected", "measured", "measured-layers", "built", "nothing-known", "odd-names")

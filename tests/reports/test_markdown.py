@@ -6,8 +6,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from dilrewrite.reports import _words as words
-from dilrewrite.reports import formats, markdown
+from dilrewrite.reports import words
+from dilrewrite.reports.formats import formats, markdown
 from tests.reports.examples import LAYERS, ODD, REPORTS, check_golden
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

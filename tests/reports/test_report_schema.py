@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dilrewrite.report import EXIT_CODES, SCHEMA_VERSION, Report
+from dilrewrite.reports.report import EXIT_CODES, SCHEMA_VERSION, Report
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report-schema.md").read_text(encoding="utf-8")
 SECTIONS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dilrewrite.reports import _words as words
-from dilrewrite.reports import console, formats, write_reports
+from dilrewrite.reports import words, write_reports
+from dilrewrite.reports.formats import console, formats
 from dilrewrite.staging import Staging
 from tests.reports.examples import REPORTS
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from dilrewrite.fragment import Fragment
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.pytorch.fragments import OPSET, program
 from dilrewrite.pytorch.methods import Form
-from dilrewrite.strategies import Refusal, plan, strategies
 
 
 @final

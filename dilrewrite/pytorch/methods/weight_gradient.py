@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from dilrewrite.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.pytorch.methods import Form, Method
 
 if TYPE_CHECKING:

@@ -1,8 +1,0 @@
-"""TensorRT on an NVIDIA GPU: models are built into engines, and timed as such."""
-
-from __future__ import annotations
-
-from dilrewrite.backends import TimedBackend
-from dilrewrite.backends._tensorrt import TensorRt
-
-BACKEND: TimedBackend = TensorRt(name="tensorrt", flavour="tensorrt", rank=-10)

@@ -1,0 +1,122 @@
+"""Decisions on disk: which form each dilated Conv of a model gets, to be made again without measuring.
+
+A site is named by its scope and output tensor. Its geometry is in the file as a digest: a model in which it is another
+one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dilrewrite._version import __version__
+from dilrewrite.errors import UsageError, shown
+from dilrewrite.forms.strategies import parse
+from dilrewrite.sites.find import Site
+from dilrewrite.staging import is_file
+
+FORMAT = 1
+"""Version of the file's layout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """What the file says of a site: the digest of its geometry, and the form with its settings (`keep` for none)."""
+
+    digest: str
+    strategy: str
+
+
+def digest(site: Site) -> str:
+    """Return 16 hexadecimal digits for all that decides how a site can be rewritten."""
+    data = {
+        "geometry": dataclasses.asdict(site.geometry),
+        "opset": site.opset,
+        "storage": site.storage,
+        "weight": site.weight.is_constant,
+        "follows": len(site.follow),
+    }
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def render(model: str, sites: Iterable[tuple[Site, str, str]], circumstances: Mapping[str, Any]) -> str:
+    """Return the text of a decisions file for `sites` with the form that each got, and why.
+
+    `model` (its SHA-256), `circumstances` and the reasons say where the decisions come from; nothing depends on them.
+    """
+    data = {
+        "dilrewrite_decisions": FORMAT,
+        "made_by": f"dilrewrite {__version__}",
+        "model_sha256": model,
+        "made_on": dict(circumstances),
+        "sites": [
+            {"site": site.key, "node": site.name, "geometry": digest(site), "strategy": strategy, "why": why}
+            for site, strategy, why in sites
+        ],
+    }
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> dict[str, Decided]:
+    """Return the decisions in a file by site. Raises `UsageError` when it is no such file."""
+    where = f"--decisions {shown(path)}"
+    hint = "give a file that --save-decisions wrote"
+    try:
+        if path.exists() and not is_file(path):
+            raise UsageError(f"{where}: not a decisions file, not even a regular one", hint=hint)
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{where}: no such file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not a decisions file: {error}", hint=hint) from error
+    version = data.get("dilrewrite_decisions") if isinstance(data, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise UsageError(f"{where}: not a decisions file", hint=hint)
+    if version != FORMAT:
+        raise UsageError(f"{where}: of format {version}, this version reads {FORMAT}", hint="make it again")
+    found: dict[str, Decided] = {}
+    entries = data.get("sites")
+    if not isinstance(entries, list):
+        raise UsageError(f"{where}: damaged: it has no list of sites", hint="make it again")
+    for entry in entries:
+        words = [entry.get(word) for word in ("site", "geometry", "strategy")] if isinstance(entry, dict) else [None]
+        if not all(isinstance(word, str) for word in words):
+            text = json.dumps(entry)
+            told = text if len(text) <= 200 else f"{text[:200]}..."
+            raise UsageError(f"{where}: damaged: {told} is no decision", hint="make it again")
+        key, geometry, strategy = map(str, words)
+        if key in found:
+            raise UsageError(f"{where}: damaged: {key} is there twice", hint="make it again")
+        try:
+            parse(strategy)
+        except UsageError as error:
+            raise UsageError(f"{where}: {key}: {error.message.removeprefix('--strategy ')}", hint=error.hint) from error
+        found[key] = Decided(digest=geometry, strategy=strategy)
+    return found
+
+
+def check(path: Path, decided: Mapping[str, Decided], sites: Sequence[Site]) -> None:
+    """Raise `UsageError`, naming the node, unless the decisions are about exactly these sites."""
+    where = f"--decisions {shown(path)}"
+    hint = "the model has changed: decide again, without --decisions"
+    known = {site.key: site for site in sites}
+    for site in sites:
+        entry = decided.get(site.key)
+        if entry is None:
+            raise UsageError(
+                f"{where}: nothing is decided about the node {site.where}/{site.name or site.output}", hint=hint
+            )
+        if entry.digest != digest(site):
+            raise UsageError(
+                f"{where}: the node {site.where}/{site.name or site.output} is not what was decided about "
+                "(its geometry, types, opset, or what follows it)",
+                hint=hint,
+            )
+    for key in decided:
+        if key not in known:
+            raise UsageError(f"{where}: the model has no dilated Conv {key}", hint=hint)

@@ -1,0 +1,1 @@
+"""One command, from files to a report."""

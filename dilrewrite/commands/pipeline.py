@@ -1,0 +1,1111 @@
+"""The whole way: load, find, plan, measure, choose, prove, substitute, confirm, verify, report, save."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnx import ModelProto, TensorProto
+
+from dilrewrite.choice import choose, decisions
+from dilrewrite.choice.decide import (
+    NOT_MEASURED,
+    Considered,
+    Decider,
+    Decision,
+    OptimizeOptions,
+    described,
+    matches,
+    remaining,
+)
+from dilrewrite.choice.tune import Tuning, open_cache
+from dilrewrite.errors import FailedError, MissingError, UsageError, shown
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.model.load import Model, load, read_tensor, stage_model
+from dilrewrite.model.shapes import check_calls
+from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
+from dilrewrite.proof.prove import runs_natively
+from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
+from dilrewrite.reports import check_report_folder, report, write_reports
+from dilrewrite.reports.report import Measurement, Report, SiteReport
+from dilrewrite.runtimes import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Profile,
+    Runnable,
+    TimedOut,
+    backend,
+    backends,
+    timed_backend,
+)
+from dilrewrite.sites.find import Found, Site, find
+from dilrewrite.splice.substitute import Rewritten, disturb, mark, rewrite
+from dilrewrite.staging import ELSEWHERE, Staging, check_destination, is_file, same_file
+from dilrewrite.tensorrt import bindings, engines, sidecar
+from dilrewrite.tensorrt.make import TIMING_CACHE
+from dilrewrite.tensorrt.sidecar import EngineReport
+from dilrewrite.timing.measure import Meter
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, how many parts of it are done, and how many there are."""
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+@dataclass
+class _Clock:
+    """Seconds by step; what a step inside another takes is not the other's."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _inner: list[float] = field(default_factory=lambda: [0.0])
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            own = spent - self._inner.pop()
+            self._inner[-1] += spent
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + own, 3)
+
+
+# -- inspect -------------------------------------------------------------------------------------------------------
+
+
+def inspect(
+    path: Path,
+    *,
+    max_dilation: int = 1,
+    report_folder: Path | None = None,
+    profile: OptimizeOptions | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Return every dilated Conv of the model at `path`, with the forms that apply and why others refuse.
+
+    `profile`: run the model so, and tell each Conv's share of its time.
+    """
+    clock = _Clock()
+    with clock("load"):
+        model = load(path, weights=profile is not None)
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[path])
+    with clock("find"):
+        found = find(model.proto)
+    with clock("plan"):
+        planner = choose.Planner(strategies(), max_dilation)
+        planned = [planner.candidates(site) for site in found.sites]
+    tuning = None
+    if profile is not None:
+        profile.check()
+        decider = Decider(profile)
+        tuning = _tuning(model, found, decider, _settings(model, profile), profile, progress)
+        with clock("profile"):
+            try:
+                if not tuning.start():
+                    raise FailedError(f"{shown(path)}: {tuning.failure}")
+            finally:
+                tuning.close()
+    sites = []
+    for site, (offered, refused) in zip(found.sites, planned, strict=True):
+        ran = tuning.run_of(site) if tuning is not None else None
+        sites.append(
+            report.describe_site(
+                site,
+                action="kept",
+                strategy="keep",
+                reason="inspected only",
+                max_dilation_left=site.geometry.max_dilation,
+                candidates=described(offered),
+                refused=tuple(refused),
+                share=ran.share if ran is not None else None,
+                share_interval=ran.interval if ran is not None else None,
+                ran=ran.shapes if ran is not None else (),
+            )
+        )
+    result = Report(
+        command="inspect",
+        status="inspected",
+        before=report.describe_model(model, model.proto, dilated=_dilated(found)),
+        options={"max_dilation": max_dilation, **(profile.plain() if profile is not None else {})},
+        sites=tuple(sites),
+        skipped=found.skipped,
+        normalised=found.normalisations,
+        measurement=tuning.measurement() if tuning is not None else None,
+        environment=report.environment(profile.threads if profile is not None else None),
+        seconds=clock.seconds,
+        notes=(*(tuning.notes() if tuning is not None else ()), *found.remarks),
+    )
+    _write(result, report_folder)
+    return result
+
+
+def _write(result: Report, folder: Path | None) -> None:
+    if folder is not None:
+        with Staging() as staging:
+            write_reports(result, folder, staging)
+            staging.commit()
+
+
+def _dilated(found: Found) -> int:
+    return report.dilated_convolutions(len(found.sites), found.skipped)
+
+
+# -- optimize ------------------------------------------------------------------------------------------------------
+
+
+def optimize(
+    path: Path,
+    output: Path | None,
+    options: OptimizeOptions,
+    *,
+    report_folder: Path | None = None,
+    report_beside: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Rewrite the model at `path`, prove it, and write it to `output` (`None`: `<stem>.dilrewrite.onnx` beside it).
+
+    `report_folder`: where the reports go. `report_beside`: without one, to `<output stem>.report` beside the output,
+    except when dilation is left that should go: then nothing at all is written. Returns the report; when results
+    differ or dilation is left, no model is written and `report.exit_code` says so.
+    """
+    options.check()
+    clock = _Clock()
+    options = _backend(options)
+    with clock("load"):
+        model = load(path)
+    check_calls(model.proto, shown(path))
+    target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
+    started, engine_place = None, options.engine or target.with_suffix(".engine")
+    if options.order is not None:
+        started = engines.start(model, options.order, parse_shapes(options.shapes))
+    asked = report_folder is not None
+    if report_beside and not asked:
+        report_folder = target.with_name(f"{target.stem}.report")
+    if not options.dry_run:
+        _check_places(model, path, target, report_folder, options)
+        if options.order is not None:
+            others = [path, target, *_data_files(model)]
+            others += [place for place in (options.save_decisions, options.cache) if place is not None]
+            cache = options.order.build.timing_cache
+            engines.check_places(engine_place, force=options.force, others=others, timing_cache=cache)
+            if report_folder is not None:
+                check_report_folder(report_folder, others=_engine_places(engine_place, cache), force=options.force)
+    settings = _settings(model, options)
+    sizes = engines.measured_sizes(started, model, settings) if started is not None else settings.shapes
+    with clock("find"):
+        found = find(model.proto)
+    decided = None
+    if options.decisions is not None:
+        decided = decisions.read(options.decisions)
+        decisions.check(options.decisions, decided, found.sites)
+    decider = Decider(options, decided, functools.partial(clock, "prove"))
+    with clock("plan"):
+        considered = [decider.consider(site) for site in found.sites]
+    tuning = None
+    if found.sites and decided is None and options.seconds > 0:
+        tuning = _tuning(model, found, decider, replace(settings, shapes=sizes), options, progress)
+    try:
+        made = _decide(model, found, considered, decider, tuning, clock, progress)
+    finally:
+        if tuning is not None:
+            tuning.close()
+    settled, rewritten = made.settled, made.rewritten
+    wrong = [f"{decision.site.key}: {decision.wrong}" for decision in settled if decision.wrong]
+    changed = bool(any(d.fragment or d.explicit for d in settled) or found.normalisations)
+    if options.verify == "none" and changed:
+        mark(rewritten.proto, "unverified")
+    left = remaining(settled, found, options) if options.eliminate else ()
+    verdict: Verdict | None = None
+    if wrong:
+        verdict = Verdict(level=options.verify, passed=False, failures=tuple(wrong), skipped="a form is wrong")
+    elif left:
+        verdict = None  # nothing will be written
+    elif options.verify == "none":
+        verdict = Verdict(level="none", passed=True, skipped="--verify none: the result is unverified")
+    elif changed and options.verify == "full":
+        progress("verify", 0, 1)
+        with clock("verify"):
+            verdict = _verify(model, found, rewritten, settled, settings, options.seed)
+        progress("verify", 1, 1)
+    elif changed:
+        verdict = Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
+    result = _report(model, found, made, changed, verdict, left, target, options, clock)
+    if options.dry_run:
+        return result
+    engine = None
+    if started is not None and result.output is not None:
+        with clock("build"):
+            engine = engines.make(
+                model,
+                rewritten.proto if changed else model.proto,
+                started,
+                engine_place,
+                settings,
+                chosen_on=_chosen_on(result, started),
+                source=target if changed else None,
+                progress=progress,
+            )
+        result = replace(result, engine=engine.report, seconds=clock.seconds)
+    with Staging(force=options.force) as staging:
+        if engine is not None:
+            engines.stage(engine, engine_place, staging)
+        if result.output is not None:
+            spill = _spill(model, rewritten)
+            left = stage_model(
+                model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill
+            )
+            result = replace(result, notes=(*result.notes, *left))
+            if options.save_decisions is not None:
+                staging.add_text(options.save_decisions, _decisions(result, settled))
+        if report_folder is not None and (asked or result.status != "dilation left"):
+            write_reports(result, report_folder, staging)
+        staging.commit()
+    return result
+
+
+def _backend(options: OptimizeOptions) -> OptimizeOptions:
+    """Return the options with the backend that engines are built for, where it is ready and none was asked for.
+
+    Raises `UsageError` or `MissingError`, before any work, when the one that was asked for is not ready.
+    """
+    if options.backend != "auto":
+        timed_backend(options.backend)
+        return options
+    if options.order is None or options.decisions is not None:
+        return options
+    flavour = bindings.choose(options.order.flavour)
+    ready = backends()[bindings.module_name(flavour)].missing() is None
+    return replace(options, backend=bindings.module_name(flavour)) if ready else options
+
+
+def _chosen_on(result: Report, started: engines.Started) -> str:
+    """Return what chose the forms in an engine: the timings of a backend, or what the user said."""
+    found = result.measurement
+    told = next((name for name in ("strategy", "decisions") if result.options.get(name)), None)
+    if told is not None:
+        return f"--{told} {result.options[told]}, not measured on TensorRT"
+    if found is None:
+        return "nothing, not measured on TensorRT"
+    if found.backend == bindings.module_name(started.flavour):
+        return f"{found.backend} on {found.device}"
+    return f"{found.backend}, not measured on TensorRT"
+
+
+def _check_places(model: Model, path: Path, target: Path, report_folder: Path | None, options: OptimizeOptions) -> None:
+    """Raise `UsageError` for places that nothing can or may be written to."""
+    data_files = _data_files(model)
+    if any(same_file(target, file) for file in data_files):
+        raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
+    check_destination(target, force=options.force, source=path)
+    others = [path, target, *data_files]
+    if options.save_decisions is not None:
+        place = options.save_decisions
+        if any(engines.same_place(place, other) for other in others):
+            raise UsageError(f"--save-decisions {shown(place)}: is a place for a model", hint="name another file")
+        check_destination(place, force=options.force, source=None)
+        others.append(place)
+    if options.cache is not None:
+        place = options.cache
+        if any(engines.same_place(place, other) for other in others):
+            raise UsageError(f"--cache {shown(place)}: is a place for something else", hint="name another file")
+    if report_folder is not None:
+        check_report_folder(report_folder, others=others, force=options.force)
+
+
+def _data_files(model: Model) -> list[Path]:
+    return [model.folder / location for location in model.external_files]
+
+
+def _engine_places(engine: Path, timing_cache: Path | None) -> list[Path]:
+    return [engine, sidecar.place(engine), *([timing_cache] if timing_cache is not None else [])]
+
+
+def _tuning(
+    model: Model, found: Found, decider: Decider, settings: Settings, options: OptimizeOptions, progress: Progress
+) -> Tuning:
+    """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
+    measured_on = timed_backend(options.backend)
+    scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-") if measured_on.trial is not None else None
+    meter = Meter(
+        backend=measured_on,
+        cache=open_cache(options.cache, none=options.no_cache),
+        budget_s=options.seconds,
+        min_gain=options.min_gain_percent / 100,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+        precision=options.order.build.precision if options.order is not None and scratch is not None else None,
+        scratch=Path(scratch.name) if scratch is not None else None,
+        progress=progress,
+    )
+    kept = options.order.build.timing_cache if options.order is not None else None
+    if scratch is not None and kept is not None and is_file(kept):
+        shutil.copyfile(kept, Path(scratch.name) / TIMING_CACHE)
+    return Tuning(
+        scratch=scratch,
+        model=model,
+        found=found,
+        baseline=_runnable(model, model.proto),
+        meter=meter,
+        settings=settings,
+        decider=decider,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """What was decided, the model that it makes, and what measuring says."""
+
+    settled: Sequence[Decision]
+    rewritten: Rewritten
+    measurement: Measurement | None
+    notes: Sequence[str]
+
+
+def _decide(
+    model: Model,
+    found: Found,
+    considered: Sequence[Considered],
+    decider: Decider,
+    tuning: Tuning | None,
+    clock: _Clock,
+    progress: Progress,
+) -> _Made:
+    """Measure, choose, prove, and confirm on the whole model."""
+    options, ir_version = decider.options, model.ir_version
+    measurement: Measurement | None = None
+    open_questions = any(entry.measurable and entry.kept is None for entry in considered)
+    if tuning is not None and options.dry_run:
+        if any(entry.wanted and entry.kept is None for entry in considered):
+            measurement = tuning.planned(considered)
+        else:
+            tuning = None  # nothing would be measured
+    elif tuning is not None and open_questions:
+        with clock("measure"):
+            _start(tuning, options)
+            tuning.measure(considered, ir_version)
+
+    def settle(reasons: Mapping[str, str]) -> list[Decision]:
+        settled = []
+        for number, entry in enumerate(considered):
+            progress("prove", number, len(considered))
+            if tuning is not None:
+                measured = tuning.of(entry, reasons.get(entry.site.key))
+            else:
+                measured = replace(NOT_MEASURED, instead="not measured: --budget 0")
+            settled.append(decider.settle(entry, measured, ir_version))
+        progress("prove", len(considered), len(considered))
+        return settled
+
+    def make(settled: Sequence[Decision], only: Collection[str] | None = None) -> Rewritten:
+        edits = [(d.site, d.fragment) for d in settled if d.fragment and (only is None or d.site.key in only)]
+        kept = [(d.site, d.explicit) for d in settled if d.explicit]
+        with clock("substitute"):
+            return rewrite(model.proto, [*edits, *kept], found.normalisations, lambda t: read_tensor(model, t))
+
+    settled = settle({})
+    winners = [decision for decision in settled if decision.fragment is not None]
+    wrong = any(decision.wrong for decision in settled)
+    final: Rewritten | None = None
+    if tuning is not None and measurement is None and winners and not wrong:
+        if options.strategy is None and not options.eliminate:
+            names = {decision.site.key: decision.reported.strategy for decision in winners}
+            with clock("measure"):
+                stay = tuning.confirm(
+                    [decision.site for decision in winners], names, lambda keys: make(settled, keys).proto
+                )
+            settled = settle({key: _not_confirmed(tuning, key, names[key]) for key in names if key not in stay})
+        elif not (options.eliminate and remaining(settled, found, options)):
+            final = make(settled)
+            with clock("measure"):
+                if open_questions or _start(tuning, options):
+                    tuning.compare(final.proto, [decision.site.key for decision in winners])
+    if tuning is not None and measurement is None:
+        gains = {d.site.key: tuning.gain(d.site, d.reported.strategy) for d in settled if d.fragment is not None}
+        settled = [replace(d, reported=_ran(d, tuning, gains.get(d.site.key))) for d in settled]
+        known = [gain for gain in gains.values() if gain is not None]
+        predicted = 1 - sum(known) if known and len(known) == len(gains) else None
+        if tuning.profiled is not None or tuning.failure is not None:
+            if tuning.final is not None and any(decision.fragment is not None for decision in settled):
+                final = final or make(settled)
+                tuning.compare_layers(final.proto)
+            tuning.close()
+            measurement = tuning.measurement(predicted_ratio=predicted)
+    return _Made(
+        settled=settled,
+        rewritten=final or make(settled),
+        measurement=measurement,
+        notes=tuning.notes() if tuning is not None else (),
+    )
+
+
+def _ran(decision: Decision, tuning: Tuning, gain: float | None) -> SiteReport:
+    """Return a site's report with how it ran, which a form that was asked for did not wait for."""
+    run = tuning.run_of(decision.site)
+    return replace(decision.reported, share=run.share, share_interval=run.interval, ran=run.shapes, predicted_gain=gain)
+
+
+def _start(tuning: Tuning, options: OptimizeOptions) -> bool:
+    """Start measuring; False: the model does not run. Data that it does not take are an error only where it must."""
+    try:
+        return tuning.start()
+    except UsageError as error:
+        if options.verify == "full":
+            raise
+        tuning.failure = str(error)
+        return False
+
+
+def _not_confirmed(tuning: Tuning, key: str, strategy: str) -> str:
+    """Return why a site stays as it is although a form won there."""
+    timings = tuning.answers[tuning.asked[key]].forms
+    timing = timings[strategy].timing
+    alone = (
+        f"{strategy} takes {choose.between(timing)} of the time here" if timing is not None else f"{strategy} won here"
+    )
+    confirmed = tuning.confirmed
+    tried = [attempt.timing for attempt in confirmed.attempts] if confirmed is not None else []
+    if confirmed is not None and confirmed.reason and not tried:
+        return f"{alone}, but {confirmed.reason}"
+    whole = f"; it takes {choose.between(tried[0])}" if tried else ""
+    return f"{alone}, but the whole model is not faster with it beyond noise{whole}"
+
+
+def _decisions(result: Report, settled: Sequence[Decision]) -> str:
+    """Return the text of the decisions file."""
+    measurement = result.measurement
+    made_on: dict[str, object] = {}
+    if measurement is not None:
+        made_on = {
+            "backend": measurement.backend,
+            "device": measurement.device,
+            "versions": dict(measurement.versions),
+            "settings": dict(measurement.settings),
+            "inputs": {name: list(shape) for name, shape in measurement.inputs.items()},
+        }
+    return decisions.render(result.before.sha256, [(d.site, d.spelling, d.reported.reason) for d in settled], made_on)
+
+
+def _verify(
+    model: Model,
+    found: Found,
+    rewritten: Rewritten,
+    settled: Sequence[Decision],
+    settings: Settings,
+    seed: int,
+) -> Verdict:
+    """Compare the rewritten model with the original, and the original with itself disturbed."""
+    backend(settings.backend.name)  # an error when it is not ready
+    baseline = _runnable(model, model.proto)
+    errors = [
+        (decision.site, decision.reported.proof.rounding.difference)
+        for decision in settled
+        if decision.fragment is not None
+        and decision.reported.proof is not None
+        and decision.reported.proof.rounding is not None
+    ]
+    verdict = verify(
+        Subject(model.proto, model.folder, model.path),
+        Subject(rewritten.proto, model.folder),
+        settings,
+        runnable_before=Subject(baseline, model.folder),
+        runnable_after=Subject(_runnable(model, rewritten.proto), model.folder),
+        disturbed=Subject(disturb(model.proto, errors, seed), model.folder)
+        if errors and baseline is model.proto
+        else None,
+        step=_step(found),
+    )
+    if baseline is not model.proto:
+        verdict = replace(verdict, notes=(*verdict.notes, AWKWARD))
+    return verdict
+
+
+def _settings(model: Model, options: OptimizeOptions) -> Settings:
+    """Return how to compare whole models; raises `UsageError` for shapes and data that do not fit the model."""
+    shapes = parse_shapes(options.shapes)
+    data = load_inputs(options.inputs) if options.inputs else {}
+    known = [value.name for value in model.proto.graph.input]
+    for option, names in (("--shape", shapes), ("--inputs", data)):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(known)}")
+    for library in options.custom_op_library:
+        if not is_file(library):
+            raise UsageError(f"--custom-op-library {shown(library)}: no such file")
+    return Settings(
+        backend=backends()["onnxruntime_cpu"],
+        fallback=backends()["reference"],
+        rtol=options.rtol,
+        atol=options.atol,
+        shapes=shapes,
+        inputs=data,
+        seed=options.seed,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+    )
+
+
+AWKWARD = (
+    "ONNX Runtime does not run some of the original's Convs (SAME_* with dilation, negative pads); "
+    "the comparison is with the same Convs behind explicit pads, a Pad or a Slice"
+)
+
+
+def _runnable(model: Model, proto: ModelProto) -> ModelProto:
+    """Return `proto` with the Convs that ONNX Runtime does not run made explicit; itself when there is none."""
+    found = find(proto)
+    awkward: list[tuple[Site, Fragment]] = []
+    for site in found.sites:
+        if not runs_natively(site.geometry):
+            fragment = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
+            if isinstance(fragment, Fragment):
+                awkward.append((site, fragment))
+    if not awkward:
+        return proto
+    return rewrite(proto, awkward, found.normalisations, lambda tensor: read_tensor(model, tensor)).proto
+
+
+def _step(found: Found) -> int:
+    """Return what lengths are a multiple of in one case and not in another: all dilations, within reason."""
+    return min(max(math.lcm(*(d for site in found.sites for d in site.geometry.dilations)), 2), 256)
+
+
+def _spill(model: Model, rewritten: Rewritten) -> list[str]:
+    """Return new weights that go to a data file: all of 1 KiB and more, when the model keeps its weights outside."""
+    if not model.external_files:
+        return []
+    added = set(rewritten.added_tensors)
+    return [t.name for t in rewritten.proto.graph.initializer if t.name in added and len(t.raw_data) >= 1024]
+
+
+def _report(
+    model: Model,
+    found: Found,
+    made: _Made,
+    changed: bool,
+    verdict: Verdict | None,
+    remaining: tuple[str, ...],
+    target: Path,
+    options: OptimizeOptions,
+    clock: _Clock,
+) -> Report:
+    settled = made.settled
+    edits = sum(decision.fragment is not None for decision in settled)
+    if verdict is not None and not verdict.passed:
+        status = "differs"
+    elif verdict is not None and verdict.checker_after:
+        status = "not valid"
+    elif remaining:
+        status = "dilation left"
+    elif edits:
+        status = "rewritten"
+    elif found.sites:
+        sites, cores = [decision.reported for decision in settled], report.environment(options.threads).cores
+        blind = not options.dry_run and report.inconclusive(sites, made.measurement, cores)
+        status = "inconclusive" if blind else "kept"
+    else:
+        status = "nothing to rewrite"
+    written = status not in ("differs", "not valid", "dilation left")
+    reasons = {decision.reported.reason for decision in settled}
+    left = sum(decision.reported.max_dilation_left > 1 for decision in settled)
+    after = None
+    peaks = verdict.peak_bytes if verdict is not None else (None, None)
+    if written:
+        after = report.describe_model(
+            model,
+            made.rewritten.proto if changed else model.proto,
+            path=shown(target),
+            dilated=report.dilated_convolutions(left, found.skipped),
+            peak_bytes=peaks[1],
+        )
+    return Report(
+        command="optimize",
+        status=status,
+        before=report.describe_model(model, model.proto, dilated=_dilated(found), peak_bytes=peaks[0]),
+        after=after,
+        output=shown(target) if written and not options.dry_run else None,
+        options=options.plain(),
+        sites=tuple(decision.reported for decision in settled),
+        skipped=found.skipped,
+        normalised=found.normalisations,
+        remaining=remaining,
+        verdict=verdict,
+        measurement=made.measurement,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+        notes=(*made.notes, *_notes(found, options), *(r for r in found.remarks if r not in reasons)),
+    )
+
+
+def _notes(found: Found, options: OptimizeOptions) -> tuple[str, ...]:
+    """Return what the user may have meant otherwise."""
+    named = [(site.where, site.name, site.output) for site in found.sites]
+    named += [(node.where, node.name, "") for node in found.skipped]
+    return tuple(
+        f"{option} {pattern} matches no dilated node"
+        for option, pattern in (("--only", options.only), ("--skip", options.skip))
+        if pattern is not None and not any(matches(pattern, *names) for names in named)
+    )
+
+
+# -- verify --------------------------------------------------------------------------------------------------------
+
+
+def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_folder: Path | None = None) -> Report:
+    """Compare two models as wholes; see `dilrewrite.verify`."""
+    options.check()
+    if sidecar.is_engine(after):
+        return _verify_engine(before, after, options, report_folder)
+    clock = _Clock()
+    with clock("load"):
+        first, second = load(before), load(after)
+    check_calls(first.proto, shown(before))
+    check_calls(second.proto, shown(after))
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[before, after])
+    found, found_after = find(first.proto), find(second.proto)
+    settings = _settings(first, options)
+    backend(settings.backend.name)  # an error when it is not ready
+    with clock("verify"):
+        baseline, other = _runnable(first, first.proto), _runnable(second, second.proto)
+        verdict = verify(
+            Subject(first.proto, first.folder, first.path),
+            Subject(second.proto, second.folder, second.path),
+            settings,
+            runnable_before=None if baseline is first.proto else Subject(baseline, first.folder),
+            runnable_after=None if other is second.proto else Subject(other, second.folder),
+            step=_step(found),
+        )
+        if baseline is not first.proto or other is not second.proto:
+            verdict = replace(verdict, notes=(*verdict.notes, AWKWARD))
+    result = Report(
+        command="verify",
+        status="differs" if not verdict.passed else "not compared" if verdict.skipped else "equal",
+        before=report.describe_model(first, first.proto, dilated=_dilated(found), peak_bytes=verdict.peak_bytes[0]),
+        after=report.describe_model(
+            second, second.proto, dilated=_dilated(found_after), peak_bytes=verdict.peak_bytes[1]
+        ),
+        options=options.plain(),
+        skipped=found_after.skipped,
+        verdict=verdict,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+        notes=tuple(dict.fromkeys((*found.remarks, *found_after.remarks))),
+    )
+    _write(result, report_folder)
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exports:
+    """Files for the times of all runs, and for the time by layer, in trtexec's formats."""
+
+    times: Path | None = None
+    profile: Path | None = None
+
+    def check(self, others: Sequence[Path]) -> None:
+        """Raise `UsageError` for places that nothing can be written to; an export of before is replaced."""
+        asked, taken = (("--export-times", self.times), ("--export-profile", self.profile)), list(others)
+        for number, (option, first) in itertools.product(range(len(others)), asked):
+            if first is not None:
+                place = _other(first, number)
+                if any(engines.same_place(place, other) for other in taken):
+                    raise UsageError(
+                        f"{option} {shown(place)}: is a place for something else", hint="name another file"
+                    )
+                check_destination(place, force=True, source=None)
+                taken.append(place)
+
+    def write(self, meter: Meter, runnables: Sequence[Runnable], feeds: Mapping[str, Array]) -> None:
+        """Write what was asked for; the profile is made now, in a pass of its own."""
+        from dilrewrite.runtimes._worker import isolated_profile
+
+        with Staging(force=True) as staging:
+            for number, runnable in enumerate(runnables):
+                if self.times is not None:
+                    runs = [{"computeMs": seconds * 1e3} for seconds in meter.samples[number]]
+                    staging.add_text(_other(self.times, number), json.dumps(runs, indent=1) + "\n")
+                if self.profile is not None:
+                    found = isolated_profile(meter.backend.name, runnable, meter.options, feeds, PROFILE_RUNS)
+                    staging.add_text(_other(self.profile, number), json.dumps(_layers(found), indent=1) + "\n")
+            staging.commit()
+
+
+PROFILE_RUNS = 20
+
+
+def _other(place: Path, number: int) -> Path:
+    return place if number == 0 else place.with_name(f"{place.stem}.other{place.suffix}")
+
+
+def _layers(profile: Profile) -> list[dict[str, object]]:
+    """Return a profile as trtexec's --exportProfile has it."""
+    by_name: dict[str, list[float]] = {}
+    for run in profile.nodes:
+        by_name.setdefault(run.name, []).append(run.seconds * 1e3)
+    whole = sum(map(sum, by_name.values())) or 1.0
+    found: list[dict[str, object]] = [{"count": profile.runs}]
+    for name, values in by_name.items():
+        total = sum(values)
+        found.append(
+            {
+                "name": name,
+                "timeMs": total,
+                "averageMs": total / len(values),
+                "medianMs": statistics.median(values),
+                "percentage": 100 * total / whole,
+            }
+        )
+    return found
+
+
+def _verify_engine(before: Path, after: Path, options: OptimizeOptions, report_folder: Path | None) -> Report:
+    """Compare an engine's outputs with those of a model on ONNX Runtime. Needs the GPU that it was built for."""
+    clock = _Clock()
+    known = sidecar.read(after)
+    _check_runs(after, known)
+    with clock("load"):
+        model = load(before)
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[before, after])
+    settings = _settings(model, options)
+    found = find(model.proto)
+    sizes = {name: profile.opt for name, profile in known.profiles.items()}
+    with clock("verify"):
+        try:
+            verdict = engines.outputs_agree(
+                Runnable(model=before),
+                Runnable(model=after, engine=True),
+                known.flavour,
+                known.precision.built,
+                sizes,
+                settings,
+            )
+        except engines.NoAnswer as error:
+            raise FailedError(f"{shown(before)}: {error}") from error
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            raise FailedError(f"{shown(after)}: {error}", hint=_foreign(known)) from error
+    result = Report(
+        command="verify",
+        status="equal" if verdict.passed else "differs",
+        before=report.describe_model(model, model.proto, dilated=_dilated(found)),
+        after=report.describe_engine(known, shown(after)),
+        options=options.plain(),
+        verdict=verdict,
+        engine=known,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+    )
+    _write(result, report_folder)
+    return result
+
+
+def _check_runs(path: Path, known: EngineReport) -> None:
+    """Raise `MissingError` where an engine cannot run here."""
+    why = backends()[bindings.module_name(known.flavour)].missing()
+    if why is not None:
+        raise MissingError(f"{shown(path)} cannot run here: {why}")
+
+
+def _foreign(known: EngineReport) -> str:
+    """Return where an engine was built for, for the case that it is another place."""
+    built_on = f" on {known.device}" if known.device is not None else ""
+    return f"it was built by {known.flavour} {known.version}{built_on}; build it again for this GPU"
+
+
+# -- build ---------------------------------------------------------------------------------------------------------
+
+
+def build_file(
+    path: Path,
+    output: Path | None,
+    order: engines.Order,
+    options: OptimizeOptions,
+    *,
+    save_onnx: Path | None = None,
+    export_layers: Path | None = None,
+    report_folder: Path | None = None,
+    progress: Progress = silent,
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Build the engine of the model at `path`; see `dilrewrite.build`."""
+    options.check()
+    order.check()
+    clock = _Clock()
+    with clock("load"):
+        model = load(path)
+    check_calls(model.proto, shown(path))
+    target = output or path.with_suffix(".engine")
+    started = engines.start(model, order, parse_shapes(options.shapes))
+    others, places = [path, *_data_files(model)], _engine_places(target, order.build.timing_cache)
+    engines.check_places(target, force=options.force, others=others, timing_cache=order.build.timing_cache)
+    for option, place in (("--save-onnx", save_onnx), ("--export-layer-info", export_layers)):
+        if place is None:
+            continue
+        if any(engines.same_place(place, other) for other in (*others, *places)):
+            raise UsageError(f"{option} {shown(place)}: is a place for something else", hint="name another file")
+        check_destination(place, force=options.force, source=None)
+        places.append(place)
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[*others, *places], force=options.force)
+    settings = _settings(model, options)
+    with clock("find"):
+        found = find(model.proto)
+    with clock("build"):
+        engine = engines.make(
+            model,
+            model.proto,
+            started,
+            target,
+            settings,
+            chosen_on="the model as it was given, not measured on TensorRT",
+            progress=progress,
+            tell=tell,
+        )
+    result = Report(
+        command="build",
+        status="built",
+        before=report.describe_model(model, model.proto, dilated=_dilated(found)),
+        output=shown(target),
+        options={**options.plain(), **order.plain()},
+        skipped=found.skipped,
+        verdict=engine.check,
+        engine=engine.report,
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+    )
+    with Staging(force=options.force) as staging:
+        engines.stage(engine, target, staging)
+        if save_onnx is not None:
+            left = stage_model(model, engine.prepared.proto, save_onnx, staging, external_data="auto", spill=[])
+            result = replace(result, notes=(*result.notes, *left))
+        if export_layers is not None:
+            staging.add_text(export_layers, sidecar.layer_information(engine.report))
+        if report_folder is not None:
+            write_reports(result, report_folder, staging)
+        staging.commit()
+    return result
+
+
+# -- bench ---------------------------------------------------------------------------------------------------------
+
+
+def time_files(
+    first: Path,
+    second: Path | None,
+    options: OptimizeOptions,
+    *,
+    exports: Exports | None = None,
+    report_folder: Path | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Time two models against each other, or one against itself; see `dilrewrite.bench`."""
+    options.check()
+    _backend(options)
+    if sidecar.is_engine(first) or (second is not None and sidecar.is_engine(second)):
+        return _time_engines(first, second, options, exports, report_folder, progress)
+    if exports is not None:
+        exports.check([first] if second is None else [first, second])
+    clock = _Clock()
+    with clock("load"):
+        before = load(first)
+        after = load(second) if second is not None else None
+    check_calls(before.proto, shown(first))
+    if after is not None:
+        check_calls(after.proto, shown(second or first))
+    if report_folder is not None:
+        check_report_folder(report_folder, others=[first] if second is None else [first, second])
+    if second is not None and after is not None:
+        _check_same_inputs(before.proto, after.proto, shown(second))
+    settings = _settings(before, options)
+    found = find(before.proto)
+    found_after = find(after.proto) if after is not None else found
+    other = after or before
+    meter = Meter(
+        backend=timed_backend(options.backend),
+        cache=open_cache(None, none=True),
+        budget_s=options.seconds,
+        threads=options.threads,
+        custom_op_library=options.custom_op_library,
+        progress=progress,
+    )
+    tuning = Tuning(
+        model=before,
+        found=found,
+        baseline=_runnable(before, before.proto),
+        meter=meter,
+        settings=settings,
+        decider=Decider(options),
+    )
+    runnable = _runnable(other, other.proto)
+    subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)
+    with clock("measure"):
+        try:
+            tuning.time_against(subject)
+            if exports is not None:
+                others = [] if after is None else [subject.runnable()]
+                exports.write(meter, [tuning.before(), *others], tuning.feeds)
+        finally:
+            tuning.close()
+    result = Report(
+        command="bench",
+        status="measured",
+        before=report.describe_model(before, before.proto, dilated=_dilated(found)),
+        after=report.describe_model(after, after.proto, dilated=_dilated(found_after)) if after is not None else None,
+        options=options.plain(),
+        skipped=found_after.skipped,
+        measurement=tuning.measurement(),
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+        notes=(*tuning.notes(), *dict.fromkeys((*found.remarks, *found_after.remarks))),
+    )
+    _write(result, report_folder)
+    return result
+
+
+def _time_engines(
+    first: Path,
+    second: Path | None,
+    options: OptimizeOptions,
+    exports: Exports | None,
+    report_folder: Path | None,
+    progress: Progress,
+) -> Report:
+    """Time two engines of one flavour against each other, or one against itself."""
+    paths = [first] if second is None else [first, second]
+    for path in paths:
+        if not sidecar.is_engine(path):
+            raise UsageError(
+                f"{shown(path)} is a model, and the other an engine: they are not timed against each other",
+                hint="build the model's engine with `dilrewrite build`, and time the two engines",
+            )
+    known = [sidecar.read(path) for path in paths]
+    flavours = {found.flavour for found in known}
+    if len(flavours) > 1:
+        raise UsageError(f"the engines are of {' and '.join(sorted(flavours))}: they do not run in one library")
+    inputs = [{tensor.name: tensor.datatype for tensor in engine.inputs} for engine in known]
+    if inputs[0] != inputs[-1]:
+        told = [", ".join(f"{name} ({kind})" for name, kind in some.items()) for some in (inputs[-1], inputs[0])]
+        raise UsageError(
+            f"{shown(paths[-1])}: its inputs are {told[0]}, not {told[1]}",
+            hint="only engines that take the same inputs can be timed against each other",
+        )
+    name = bindings.module_name(known[0].flavour)
+    if options.backend not in ("auto", name):
+        raise UsageError(f"--backend {options.backend}: the engine is of {known[0].flavour}", hint="leave it out")
+    _check_runs(first, known[0])
+    if report_folder is not None:
+        check_report_folder(report_folder, others=paths)
+    if exports is not None:
+        exports.check(paths)
+    clock = _Clock()
+    timed = timed_backend(name)
+    scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-")
+    meter = Meter(
+        backend=timed,
+        cache=open_cache(None, none=True),
+        budget_s=options.seconds,
+        threads=options.threads,
+        scratch=Path(scratch.name),
+        progress=progress,
+    )
+    shapes = {name: profile.opt for name, profile in known[0].profiles.items()} | dict(parse_shapes(options.shapes))
+    data = load_inputs(options.inputs) if options.inputs else {}
+    runnables = [Runnable(model=path.absolute(), engine=True) for path in (first, second or first)]
+    before = timed.state()
+    with clock("measure"):
+        try:
+            meter.begin()
+            with timed.session(runnables[0], meter.options) as session:
+                given = {name: shape for name, shape in shapes.items() if name not in data}
+                chooser = Chooser(session.inputs, given=given, user=data, seed=options.seed)
+                case, _ = chooser.first(session.run)
+            final = meter.whole(runnables[0], runnables[1], ("", ""), case.feeds, run_s=meter.run_s)
+            if exports is not None:
+                exports.write(meter, runnables[: len(paths)], case.feeds)
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            raise FailedError(f"{shown(first)}: {error}", hint=_foreign(known[0])) from error
+        finally:
+            meter.close()
+            scratch.cleanup()
+    measurement = Measurement(
+        backend=timed.name,
+        device=timed.device(),
+        versions=timed.versions(),
+        settings=timed.settings(meter.options),
+        inputs={name: tuple(value.shape) for name, value in case.feeds.items()},
+        budget_s=meter.budget_s,
+        spent_s=round(meter.now(), 3),
+        floor_s=round(meter.floor_s, 3),
+        measured=meter.measured,
+        noise=meter.noise,
+        final=final,
+        doubts=tuple(meter.doubts),
+        source=timed.source,
+        first_run_s=meter.first_s,
+        state_before=before,
+        state_after=timed.state(),
+    )
+    result = Report(
+        command="bench",
+        status="measured",
+        before=report.describe_engine(known[0], shown(first)),
+        after=report.describe_engine(known[-1], shown(paths[-1])) if second is not None else None,
+        options=options.plain(),
+        measurement=measurement,
+        engine=known[0],
+        environment=report.environment(options.threads),
+        seconds=clock.seconds,
+    )
+    _write(result, report_folder)
+    return result
+
+
+def _check_same_inputs(first: ModelProto, second: ModelProto, other: str) -> None:
+    """Raise `UsageError` unless what the `first` model takes can be given to the `second`, which is called `other`."""
+    ours, theirs = _inputs(first), _inputs(second)
+    hint = "only models that take the same inputs can be timed against each other"
+    if ours.keys() != theirs.keys():
+        names = [", ".join(map(repr, found)) or "none" for found in (theirs, ours)]
+        raise UsageError(f"{other}: its inputs are {names[0]}, not {names[1]}", hint=hint)
+    for name, (element, sizes) in ours.items():
+        kind, others = theirs[name]
+        known = bool(sizes) and bool(others)
+        clash = len(sizes) != len(others) or any(a != b for a, b in zip(sizes, others, strict=False) if a and b)
+        if element != kind or (known and clash):
+            told = [
+                f"{word.lower()} {'x'.join(str(size or '?') for size in some)}"
+                for word, some in ((kind, others), (element, sizes))
+            ]
+            raise UsageError(f"{other}: its input {name!r} is {told[0]}, not {told[1]}", hint=hint)
+
+
+def _inputs(proto: ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return element type and sizes (0: not known) of each input that has no value of its own; no sizes: no tensor."""
+    own = {tensor.name for tensor in proto.graph.initializer}
+    found = {}
+    for value in proto.graph.input:
+        if value.name not in own:
+            kind = value.type.tensor_type
+            found[value.name] = (
+                TensorProto.DataType.Name(kind.elem_type),
+                tuple(size.dim_value for size in kind.shape.dim),
+            )
+    return found

@@ -1,0 +1,1 @@
+"""What a dilated convolution can be turned into: integers only, no ONNX."""

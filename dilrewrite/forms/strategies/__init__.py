@@ -1,0 +1,181 @@
+"""The exact forms of a dilated Conv, one file each; `plan` turns a geometry into a fragment or a refusal.
+
+The file's name is the strategy's name on the command line, in reports and in test ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from dilrewrite.discover import discover
+from dilrewrite.errors import UsageError
+from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsupported, axis_pads
+from dilrewrite.forms.fragment import Fragment, TakeTaps
+from dilrewrite.forms.geometry import ConvGeometry
+
+
+class Strategy(Protocol):
+    """One exact form. A frozen dataclass; its fields are its settings (`--strategy NAME:field=value`)."""
+
+    @property
+    def prunes(self) -> bool:
+        """Say whether dead taps at the ends of the kernel are cut off first."""
+        ...
+
+    def refusal(self, geometry: ConvGeometry) -> str | None:
+        """Return why this form does not apply, in a sentence with the numbers, or `None` when it does.
+
+        `geometry` is normal (see `ConvGeometry.normal`) and pruned.
+        """
+        ...
+
+    def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
+        """Emit the form into `builder`, reading `builder.x`, and return its output [N, O, *Ho]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A strategy's no, in a sentence."""
+
+    strategy: str
+    reason: str
+
+
+SKIP_PADDING = frozenset({"tap_prune", "tap_sum", "tap_zones"})
+"""Forms whose point is to leave out products with padding, which are 0 only for finite weights."""
+
+MOST_DIGITS = 18
+"""A longer number is no setting: the fields of an ONNX file hold no larger ones."""
+
+
+@functools.cache
+def strategies() -> dict[str, Strategy]:
+    """Return every strategy with its default settings, by name, in sorted order."""
+    return cast("dict[str, Strategy]", discover(sys.modules[__name__], "STRATEGY"))
+
+
+def parse(text: str) -> tuple[str, Strategy]:
+    """Return the strategy that `NAME[:key=value,...]` names, with the settings given.
+
+    Raises `UsageError` for an unknown name, an unknown setting, or a value of the wrong type.
+    """
+    name, _, settings = text.partition(":")
+    if name not in strategies():
+        raise UsageError(f"--strategy {text}: no strategy {name!r}", hint=f"choose one of {', '.join(strategies())}")
+    default = strategies()[name]
+    known = {field.name: getattr(default, field.name) for field in dataclasses.fields(cast("Any", default))}
+    values: dict[str, object] = {}
+    for part in filter(None, settings.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            offered = ", ".join(f"{key}={value}" for key, value in known.items()) or "none"
+            raise UsageError(f"--strategy {text}: {name} has no setting {key!r}", hint=f"its settings: {offered}")
+        if isinstance(known[key], int):
+            if not value.isascii() or not value.isdigit() or len(value) > MOST_DIGITS or int(value) < 1:
+                raise UsageError(f"--strategy {text}: {key}={value!r} is no whole number above 0")
+            values[key] = int(value)
+        else:
+            values[key] = value
+    try:
+        return name, cast("Strategy", dataclasses.replace(cast("Any", default), **values))
+    except ValueError as error:
+        raise UsageError(f"--strategy {text}: {error}") from error
+
+
+def spelled(name: str, strategy: Strategy) -> str:
+    """Return what `parse` makes this strategy of: its name, and the settings that are not the default ones."""
+    default = strategies()[name]
+    settings = {
+        field.name: getattr(strategy, field.name)
+        for field in dataclasses.fields(cast("Any", strategy))
+        if getattr(strategy, field.name) != getattr(default, field.name)
+    }
+    return name + (":" + ",".join(f"{key}={value}" for key, value in settings.items()) if settings else "")
+
+
+def with_max_dilation(strategy: Strategy, max_dilation: int) -> Strategy:
+    """Return the strategy set to leave dilations up to `max_dilation`, itself when it has no such setting."""
+    if hasattr(strategy, "max_dilation"):
+        return cast("Strategy", dataclasses.replace(cast("Any", strategy), max_dilation=max_dilation))
+    return strategy
+
+
+def plan(
+    name: str,
+    strategy: Strategy,
+    geometry: ConvGeometry,
+    opset: int,
+    *,
+    storage: str | None = None,
+    fixed_weights: bool = True,
+) -> Fragment | Refusal:
+    """Return the fragment of `strategy` for `geometry` at `opset`, or why there is none.
+
+    `storage` is the element type of the tensor that the fragment reads when it is not the geometry's (a quantised
+    site). Dead taps are pruned, negative and SAME_* pads made explicit before the strategy sees the geometry. Weights
+    that are not fixed may be NaN or Inf when the model runs, and such a weight gives NaN on padding too: then dead taps
+    stay, but for the forms of `SKIP_PADDING`.
+    """
+    reason = geometry.malformed() or geometry.explicit().invalid()
+    if reason:
+        return Refusal(name, f"not a valid Conv: {reason}")
+    explicit = geometry.explicit()
+    prunes = strategy.prunes and (fixed_weights or name in SKIP_PADDING)
+    if prunes:
+        explicit = explicit.pruned()
+    normal = explicit.normal()
+    # Nothing but the bias is left. With an unknown extent the Conv stays: it fails where the original does.
+    outs = [extent for extent in explicit.out_extents if extent is not None]
+    bias_only = prunes and explicit.dead and len(outs) == explicit.rank
+    reason = None if bias_only else strategy.refusal(normal)
+    if reason:
+        return Refusal(name, reason)
+    builder = Builder(normal, opset, storage=storage)
+    try:
+        if bias_only:
+            result = builder.fill(outs)
+        else:
+            _enter(builder, geometry, explicit, normal)
+            result = strategy.emit(normal, builder)
+    except Unsupported as lack:
+        return Refusal(name, str(lack))
+    return builder.finish(name, result, spelled(name, strategy) if name in strategies() else "")
+
+
+def _enter(builder: Builder, given: ConvGeometry, explicit: ConvGeometry, normal: ConvGeometry) -> None:
+    """Prune the weights, crop by negative pads and pad by SAME_* pads of unknown extents; leaves `builder.x` normal."""
+    x = Tensor(builder.x.name, (given.batch, given.in_channels, *given.extents))
+    builder.weight_edits = tuple(
+        TakeTaps(axis, front, given.kernel[axis] - back)
+        for axis, (front, back) in enumerate(explicit.cut)
+        if front or back
+    )
+    cuts = {}
+    for axis, (begin, end) in enumerate(zip(explicit.pads_begin, explicit.pads_end, strict=True)):
+        extent = explicit.extents[axis]
+        front, back = min(begin or 0, 0), min(end or 0, 0)
+        if front or back:
+            cuts[axis + 2] = Cut(-front, END if back == 0 else back if extent is None else extent + back)
+    x = builder.slice(x, cuts)
+    begins: dict[int, Extent] = {}
+    ends: dict[int, Extent] = {}
+    for axis in explicit.axes:
+        if explicit.pads_begin[axis] is not None:
+            continue
+        # total = max((ceil(H/s) - 1)*s + span - H, 0), split in halves; odd ones go to the end (UPPER) or front (LOWER)
+        extent_, stride, span = builder.extent(x, axis + 2), explicit.strides[axis], explicit.span(axis)
+        last = builder.mul(builder.sub(builder.ceil_div(extent_, stride), 1), stride)
+        total = builder.positive(builder.sub(builder.add(last, span), extent_))
+        small = builder.bounded(builder.div(total, 2), (span - 1) // 2)
+        large = builder.bounded(builder.sub(total, small), span // 2)
+        upper = explicit.auto_pad == "SAME_UPPER"
+        begins[axis], ends[axis] = (small, large) if upper else (large, small)
+    if begins:
+        x = builder.pad(x, axis_pads(explicit.rank, begins), axis_pads(explicit.rank, ends))
+        x = Tensor(x.name, (x.shape[0], x.shape[1], *normal.extents))
+    builder.x = x

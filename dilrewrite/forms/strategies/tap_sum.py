@@ -1,0 +1,73 @@
+"""tap_sum: one Conv with kernel 1 per live tap, on the part of the input it touches, padded back and summed."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import final
+
+from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
+from dilrewrite.forms.fragment import TakeTaps
+from dilrewrite.forms.geometry import ConvGeometry, product
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TapSum:
+    """y[o] = sum over t of w[t] * x[o*s + t*d - p0], each tap only for lo_t <= o < hi_t (docs/maths.md, family 2).
+
+    Refuses above `limit_nodes` nodes.
+    """
+
+    limit_nodes: int = 256
+
+    @property
+    def prunes(self) -> bool:
+        """Cut dead taps."""
+        return True
+
+    def refusal(self, geometry: ConvGeometry) -> str | None:
+        """Refuse unknown extents, quantised sites and very many taps."""
+        unknown = [axis for axis in geometry.axes if geometry.extents[axis] is None]
+        if unknown:
+            return f"the extent of spatial axis {unknown[0]} is not known, so neither is where each tap touches data"
+        if geometry.quantized:
+            return "partial sums are added in floating point, which would leave the quantised domain"
+        nodes = 4 * product(geometry.kernel) + 1
+        if nodes > self.limit_nodes:
+            return f"{product(geometry.kernel)} taps need up to {nodes} nodes, above limit_nodes={self.limit_nodes}"
+        return None
+
+    def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
+        """Emit Slice, Conv and Pad per live tap, and add them up."""
+        begin, _ = geometry.static_pads
+        outs = [out for out in geometry.out_extents if out is not None]
+        axis_taps = [taps for axis in geometry.axes if (taps := geometry.taps(axis)) is not None]
+        parts = []
+        bias_added = not geometry.bias
+        for chosen in itertools.product(*map(range, geometry.kernel)):
+            if not all(taps.live(t) for taps, t in zip(axis_taps, chosen, strict=True)):
+                continue
+            cuts, front, back = {}, {}, {}
+            for axis, t in enumerate(chosen):
+                lo, hi, s = axis_taps[axis].lo[t], axis_taps[axis].hi[t], geometry.strides[axis]
+                shift = t * geometry.dilations[axis] - begin[axis]
+                cuts[axis + 2] = Cut(lo * s + shift, (hi - 1) * s + shift + 1)
+                front[axis], back[axis] = lo, outs[axis] - hi
+            whole = not any(front.values()) and not any(back.values())
+            y = builder.conv(
+                builder.slice(builder.x, cuts),
+                kernel=[1] * geometry.rank,
+                strides=geometry.strides,
+                dilations=[1] * geometry.rank,
+                weight=[TakeTaps(axis, t, t + 1) for axis, t in enumerate(chosen) if geometry.kernel[axis] > 1],
+                bias_times=1 if whole and not bias_added else 0,
+            )
+            bias_added = bias_added or whole
+            parts.append(builder.pad(y, axis_pads(geometry.rank, dict(front)), axis_pads(geometry.rank, dict(back))))
+        if not bias_added:
+            parts.append(builder.fill(outs))
+        return builder.sum(parts)
+
+
+STRATEGY = TapSum()

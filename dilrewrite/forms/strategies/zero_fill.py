@@ -1,0 +1,63 @@
+"""zero_fill: the zeros of the dilated kernel are written into the weights, for devices without dilation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from dilrewrite.forms.builder import Builder, Tensor
+from dilrewrite.forms.fragment import SpreadTaps
+from dilrewrite.forms.geometry import ConvGeometry, least_divisor, product
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ZeroFill:
+    """A dense kernel of d(k-1) + 1 taps (docs/maths.md, family 3).
+
+    Exact for finite inputs only: one Inf spreads NaN over the zeros. Refuses where the spread weights would exceed
+    `limit_mb` MiB. `max_dilation`: the smallest spreading is chosen that leaves dilations up to it.
+    """
+
+    max_dilation: int = 1
+    limit_mb: int = 64
+
+    @property
+    def prunes(self) -> bool:
+        """Cut dead taps."""
+        return True
+
+    def _spread(self, geometry: ConvGeometry, axis: int) -> int:
+        d = geometry.dilations[axis]
+        if geometry.kernel[axis] == 1:
+            return 1
+        return least_divisor(d, self.max_dilation)
+
+    def refusal(self, geometry: ConvGeometry) -> str | None:
+        """Refuse weights beyond the limit."""
+        if geometry.weight_bytes is None:
+            return "the channel counts are not known, so the size of the spread weights is not"
+        kernel = tuple(self._spread(geometry, axis) * (geometry.kernel[axis] - 1) + 1 for axis in geometry.axes)
+        size = geometry.weight_bytes // product(geometry.kernel) * product(kernel)
+        if size > self.limit_mb * 2**20:
+            return f"a dense {kernel} kernel would take {size / 2**20:.1f} MiB, above limit_mb={self.limit_mb}"
+        return None
+
+    def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
+        """Emit one Conv with the spread kernel."""
+        begin, end = geometry.static_pads
+        spread = tuple(self._spread(geometry, axis) for axis in geometry.axes)
+        return builder.conv(
+            builder.x,
+            kernel=[q * (k - 1) + 1 for q, k in zip(spread, geometry.kernel, strict=True)],
+            strides=geometry.strides,
+            dilations=[
+                d // q if k > 1 else 1 for d, q, k in zip(geometry.dilations, spread, geometry.kernel, strict=True)
+            ],
+            pads_begin=begin,
+            pads_end=end,
+            weight=[SpreadTaps(spread)] if max(spread) > 1 else [],
+        )
+
+
+STRATEGY = ZeroFill()

@@ -1,0 +1,1 @@
+"""The user's file: read, checked, its sizes believed or not, written."""

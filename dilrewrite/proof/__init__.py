@@ -1,0 +1,1 @@
+"""Proves forms and whole models equal."""

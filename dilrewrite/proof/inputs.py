@@ -1,0 +1,606 @@
+"""Chooses what to feed a model: shapes that it runs on, seeded random data, and the user's own data."""
+
+from __future__ import annotations
+
+import graphlib
+import itertools
+import math
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx.inliner
+from onnx import GraphProto, ModelProto
+
+from dilrewrite.errors import UsageError, shown
+from dilrewrite.runtimes import Array, CannotRun, Crashed, Io, TimedOut, dtype
+from dilrewrite.sites.find import CONVOLUTIONS, Container, infer_shapes, subgraphs, without_weights
+from dilrewrite.staging import is_file
+
+LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
+"""What unknown extents are tried with, in this order, until the model runs."""
+
+LENGTHS_3D = (32, 16, 24, 48, 64, 96, 8, 4, 2, 1, 128)
+"""The same where an input has three or more unknown extents besides the batch."""
+
+SMALL = (*range(1, 17), 20, 24, 32, 40, 48, 64)
+"""What unknown extents are tried with for the smallest size."""
+
+BATCHES = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""What unknown batches are tried with where the model does not run on one sample."""
+
+MORE_BATCHES, MORE_ELEMENTS = range(7, 65), 2**22
+"""Batches tried after all else where the model runs on nothing, and how many elements the inputs may have then."""
+
+LARGER, LARGER_ELEMENTS = (6, 4, 3), 2**20
+"""How much larger the second batch is than the first, as far as the inputs have no more elements than this."""
+
+WIDE_INTEGERS = (101, 11)
+"""Below what random whole numbers are in the case that has larger ones than 0 and 1."""
+
+INTEGERS = ("int16", "int32", "int64", "uint16", "uint32", "uint64")
+FEW_INTEGERS = 8
+"""A row of so few whole numbers may be a shape, pads or sizes: they stay small."""
+
+LONG_ELEMENTS = 2**18
+"""A batch that may be an extent is not made so long that the inputs have more elements than this."""
+
+USUAL, LONG, LONGER = 240, 5040, 10080
+"""What shapes are inferred with: divisible by what networks divide by. One size is long, then longer."""
+
+MANY_SIZES = 16
+"""Of this many unknown sizes it is asked whether they are extents or batches."""
+
+MANY_NODES = 2**14
+"""Functions that come to more nodes are not looked into."""
+
+WIDE, WIDE_ELEMENTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384), 2**22
+"""Extents for dilations that the other cases do not reach, and how many elements the inputs may have then."""
+
+SPELL_PADS = "convert the model to opset 11 or later (onnx.version_converter), or export it with explicit pads"
+"""What to do about a Conv with SAME_* pads and dilation, which ONNX Runtime does not run, where no Pad can be put."""
+
+MANY_ELEMENTS = 2**26
+"""A random input larger than this many elements is not tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One set of inputs: why it is there (`first`, `divisible`, ..., `user`), and the data."""
+
+    name: str
+    feeds: Mapping[str, Array]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every input."""
+        return {name: tuple(values.shape) for name, values in self.feeds.items()}
+
+
+MOST_SIZE = 2**40
+"""A longer axis fits into no memory."""
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Parse `NAME:1x3x224x224` (a scalar: `NAME:`); raises `UsageError` for anything else."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, separator, sizes = text.rpartition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.split("x")) if sizes else ()
+        except ValueError:
+            shape = (-1,)
+        if not separator or not name or any(not 0 <= size <= MOST_SIZE for size in shape):
+            raise UsageError(f"--shape {text}: not NAME:SIZExSIZE...", hint="for example --shape input:1x3x224x224")
+        found[name] = shape
+    return found
+
+
+UNREADABLE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError),  # a packing or a password that the module for archives has not
+    *(ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError),  # a header that is no Python literal
+    *(OverflowError, MemoryError),  # a header with sizes that nothing holds
+)
+"""What NumPy raises for files that are no archive of arrays."""
+
+
+def load_inputs(path: Path) -> dict[str, Array]:
+    """Read an .npz of inputs by name; raises `UsageError` when it is none."""
+    problem = f"--inputs {shown(path)}: not an .npz file of arrays"
+    hint = "save one with numpy.savez"
+    try:
+        if path.exists() and not is_file(path):
+            raise UsageError(f"--inputs {shown(path)}: not a regular file", hint=hint)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise UsageError(f"--inputs {shown(path)}: no such file") from error
+    except UNREADABLE as error:
+        raise UsageError(f"{problem}: {error}", hint=hint) from error
+    others = [repr(name) for name, values in found.items() if not isinstance(values, np.ndarray)]
+    if others:
+        raise UsageError(f"{problem}: {', '.join(others)} is none", hint=hint)
+    return found
+
+
+def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator, below: int = 2) -> Array:
+    """Return seeded random data: normal for floats, coin flips for bool, integers from 0 on (to 127 for 8 bits).
+
+    Integers are less than `below`. A single integer is 1: where it is the count of a Loop, the Loop runs.
+    """
+    if io.element == "string":
+        return np.full(shape, "a", dtype=object)
+    kind = dtype(io.element)
+    if shape == () and "int" in io.element:
+        return np.ones(shape, kind)
+    if io.element == "bool":
+        return rng.integers(0, 2, size=shape).astype(kind)
+    if io.element in ("int8", "uint8"):
+        return rng.integers(0, 128, size=shape).astype(kind)
+    if "int" in io.element:
+        return rng.integers(0, below, size=shape).astype(kind)
+    if io.element.startswith("complex"):
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(kind)
+    return rng.standard_normal(shape).astype(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    """A convolution as shape inference sees it: its input's shape, with `None` for what is not known."""
+
+    shape: tuple[int | None, ...] | None
+    dilations: tuple[int, ...]
+
+
+class Convolutions:
+    """Tells how the sizes of a model's inputs reach its convolutions, by shape inference from the inputs alone."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        self._light = without_declarations(_inlined(without_weights(proto)))
+        fixed = {tensor.name for tensor in self._light.graph.initializer}
+        self._dims = {
+            (value.name, axis): dim
+            for value in self._light.graph.input
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+            if value.name not in fixed and not dim.HasField("dim_value")
+        }
+        self._symbols = {place: _symbol(*place, dim.dim_param) for place, dim in self._dims.items()}
+
+    def roles(self) -> dict[str, bool]:
+        """Return which unknown sizes are extents (True) and which are batches (False).
+
+        An extent changes a spatial axis of a convolution's input, a batch the first axis alone. A size is left out
+        where inference does not tell.
+        """
+        found = {}
+        first = sorted(self._symbols, key=lambda place: place[1])
+        for symbol in list(dict.fromkeys(self._symbols[place] for place in first))[:MANY_SIZES]:
+            pairs = zip(self._seen({symbol: LONG}), self._seen({symbol: LONGER}), strict=True)
+            shapes = [(one.shape or (None,), other.shape or (None,)) for one, other in pairs]
+            if any(a != b for one, other in shapes for a, b in zip(one[2:], other[2:], strict=False)):
+                found[symbol] = True
+            elif None not in itertools.chain(*itertools.chain(*shapes)) and any(a[0] != b[0] for a, b in shapes):
+                found[symbol] = False
+        return found
+
+    def reached(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Say whether on inputs of these shapes every dilated Conv reads two values that are a dilation apart.
+
+        On shorter ones it does not matter what the dilation is: all taps but one read padding.
+        """
+        largest = max(itertools.chain(*shapes.values()), default=0)
+        sizes = {symbol: shapes[name][axis] for (name, axis), symbol in self._symbols.items() if name in shapes}
+        return all(
+            (extent or largest) > dilation
+            for conv in self._seen(sizes)
+            for extent, dilation in zip((conv.shape or ())[2:] or [None] * 3, conv.dilations, strict=False)
+            if dilation > 1
+        )
+
+    def _seen(self, sizes: Mapping[str, int]) -> list[_Convolution]:
+        """Return the convolutions where some unknown sizes are as given and the others as usual."""
+        for place, symbol in self._symbols.items():
+            self._dims[place].dim_value = sizes.get(symbol, USUAL)
+        inferred = infer_shapes(self._light)
+        hidden = [_Convolution(None, ())] if inferred.functions else []  # there may be one in them
+        return [*_convolutions(inferred.graph, {}), *hidden]
+
+
+def _convolutions(graph: GraphProto, outer: Mapping[str, tuple[int | None, ...]]) -> Iterator[_Convolution]:
+    """Yield the convolutions of a graph and those inside it; names are looked up from the inside out."""
+    shapes = dict(outer)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes.pop(value.name, None)
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    for node in graph.node:
+        if node.op_type in CONVOLUTIONS and node.input:
+            dilations = next((a.ints for a in node.attribute if a.name == "dilations" and node.op_type == "Conv"), ())
+            yield _Convolution(shapes.get(node.input[0]), tuple(dilations))
+        for _, _, inner in subgraphs(node):
+            yield from _convolutions(inner, shapes)
+
+
+def graphs(body: Container) -> Iterator[Container]:
+    """Yield a graph or function, and the graphs inside it."""
+    yield body
+    for node in body.node:
+        for _, _, inner in subgraphs(node):
+            yield from graphs(inner)
+
+
+def without_declarations(proto: ModelProto) -> ModelProto:
+    """Forget, in place, the declared shapes of all but the inputs: they may contradict these. Returns it."""
+    for body in (proto.graph, *proto.functions):
+        for graph in graphs(body):
+            del graph.value_info[:]
+            for output in graph.output if isinstance(graph, GraphProto) else ():
+                if output.type.HasField("tensor_type"):
+                    output.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def _inlined(proto: ModelProto) -> ModelProto:
+    """Return a model with its functions' nodes in their place, unless they are too many; inference sees no function."""
+    called = {
+        (function.domain, function.name): [(node.domain, node.op_type) for node in function.node]
+        for function in proto.functions
+    }
+    counts: dict[tuple[str, str], int] = {}
+    try:
+        for key in graphlib.TopologicalSorter(called).static_order():
+            counts[key] = sum(counts[call] for call in called[key]) if key in called else 1
+    except graphlib.CycleError:
+        return proto
+    if not called or sum(counts.get((node.domain, node.op_type), 1) for node in proto.graph.node) > MANY_NODES:
+        return proto
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError):  # one name for two, a call with too many values
+        return proto
+
+
+def _check_array(io: Io) -> None:
+    """Raise `UsageError` for an input that no array can be, as a sequence."""
+    kind = io.element.removeprefix("other:")
+    if "seq(" in kind or "map(" in kind:
+        raise UsageError(
+            f"input {io.name!r} is a {kind}: no data can be made for it and no .npz file holds it, so the model cannot "
+            "be run",
+            hint="take a version with tensor inputs; optimize --verify none --strategy NAME rewrites without running",
+        )
+
+
+class Chooser:
+    """Chooses cases for one model. `given` are shapes by input, `user` data by input (from --shape and --inputs).
+
+    `lengths`: what unknown extents are tried with, by the largest number of them in one input. `roles`: which unknown
+    sizes are extents and which are batches, as `Convolutions.roles` tells; otherwise a first axis is a batch.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Io],
+        *,
+        given: Mapping[str, tuple[int, ...]],
+        user: Mapping[str, Array],
+        seed: int,
+        lengths: Mapping[int, Sequence[int]] | None = None,
+        roles: Mapping[str, bool] | None = None,
+    ) -> None:
+        self.lengths = lengths
+        self.inputs = list(inputs)
+        self.given = dict(given)
+        self.user = dict(user)
+        self.seed = seed
+        self.roles = dict(roles or {})
+        self._check()
+        self.bound = self._bound()
+
+    def _check(self) -> None:
+        known = {io.name: io for io in self.inputs}
+        for option, names in (("--shape", self.given), ("--inputs", self.user)):
+            for name in names:
+                if name not in known:
+                    raise UsageError(
+                        f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(known)}"
+                    )
+        for name, shape in (*self.given.items(), *((name, values.shape) for name, values in self.user.items())):
+            declared = known[name].shape
+            if declared is None:
+                continue
+            clash = len(shape) != len(declared) or any(
+                isinstance(d, int) and d != s for d, s in zip(declared, shape, strict=False)
+            )
+            if clash:
+                raise UsageError(
+                    f"input {name!r}: shape {list(shape)} does not fit {_dims(declared)}",
+                    hint="correct --shape or --inputs",
+                )
+        for name, values in self.user.items():
+            _check_array(known[name])
+            element = known[name].element
+            if element.startswith("other:"):
+                continue
+            wanted = dtype(element)
+            if values.dtype != wanted and not (element == "string" and values.dtype.kind in "USO"):
+                raise UsageError(
+                    f"--inputs: {name!r} is {values.dtype}, the model wants {element}", hint="save it with that type"
+                )
+
+    @property
+    def extents(self) -> list[str]:
+        """Return the unknown sizes that are extents, equal names once."""
+        return [symbol for symbol, places in self._places().items() if self._is_extent(symbol, places)]
+
+    @property
+    def batches(self) -> list[str]:
+        """Return the unknown sizes that are batches, equal names once."""
+        return [symbol for symbol, places in self._places().items() if not self._is_extent(symbol, places)]
+
+    def _is_extent(self, symbol: str, places: Sequence[tuple[str, int]]) -> bool:
+        return self.roles.get(symbol, any(axis > 0 for _, axis in places))
+
+    def _places(self) -> dict[str, list[tuple[str, int]]]:
+        """Return the unknown sizes that a choice must fill, with the inputs and axes that have them."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for io in self._open():
+            for axis, size in enumerate(io.shape or ()):
+                if not isinstance(size, int) and size not in self.bound:
+                    found.setdefault(_symbol(io.name, axis, size), []).append((io.name, axis))
+        return found
+
+    def _bound(self) -> dict[str, int]:
+        """Return the named sizes that the given shapes and data fix for other inputs."""
+        shapes = {name: values.shape for name, values in self.user.items()} | self.given
+        found: dict[str, int] = {}
+        for io in self.inputs:
+            for declared, size in zip(io.shape or (), shapes.get(io.name, ()), strict=False):
+                if isinstance(declared, str) and declared:
+                    found.setdefault(declared, int(size))
+        return found
+
+    def _open(self) -> list[Io]:
+        return [io for io in self.inputs if io.name not in self.given and io.name not in self.user]
+
+    def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every input for the given unknown sizes; one that is not given is 1."""
+        sizes = {**self.bound, **sizes}
+        found: dict[str, tuple[int, ...]] = {}
+        for io in self.inputs:
+            if io.name in self.user:
+                found[io.name] = tuple(self.user[io.name].shape)
+            elif io.name in self.given:
+                found[io.name] = self.given[io.name]
+            elif io.shape is not None:
+                found[io.name] = tuple(
+                    size if isinstance(size, int) else sizes.get(_symbol(io.name, axis, size), 1)
+                    for axis, size in enumerate(io.shape)
+                )
+        return found
+
+    def feeds(self, sizes: Mapping[str, int], below: Mapping[str, int] | None = None) -> dict[str, Array]:
+        """Return data for the given unknown sizes; one that is not given is 1.
+
+        `below`: what an input's integers are less than, where that is not 2.
+        """
+        rng = np.random.default_rng(self.seed)
+        shapes = self.shapes(sizes)
+        feeds: dict[str, Array] = {}
+        for io in self.inputs:
+            if io.name in self.user:
+                values = self.user[io.name]
+                feeds[io.name] = values.astype(object) if io.element == "string" else values
+                continue
+            _check_array(io)
+            if io.element.startswith("other:") or io.name not in shapes:
+                raise UsageError(
+                    f"input {io.name!r} ({io.element}) has no shape to make random data for",
+                    hint="give it with --inputs FILE.npz",
+                )
+            shape = shapes[io.name]
+            if math.prod(shape) > MANY_ELEMENTS:
+                raise CannotRun(f"input {io.name!r} of shape {list(shape)} is too large to try")
+            feeds[io.name] = random_values(io, shape, rng, (below or {}).get(io.name, 2))
+        return feeds
+
+    def first(self, run: Callable[[Mapping[str, Array]], object]) -> tuple[Case, dict[str, int]]:
+        """Return the first case on which `run` succeeds, and the sizes chosen: extents, and batches that are not 1.
+
+        Raises `UsageError` that names the inputs when none does.
+        """
+        reason = ""
+        for sizes in self._first_sizes():
+            try:
+                feeds = self.feeds(sizes)
+                run(feeds)
+            except CannotRun as error:
+                reason = reason or str(error)
+                continue
+            name = "user" if self.user else "given" if self.given else "first"
+            return Case(name=name, feeds=feeds), sizes
+        hint = "give data that it runs on with --inputs FILE.npz, or sizes with --shape"
+        if "AutoPadType::SAME" in reason:  # ONNX Runtime's, of a Conv whose pads could not be spelled out for it
+            hint = SPELL_PADS
+        raise UsageError(self._unrunnable(reason), hint=hint)
+
+    def _first_sizes(self) -> Iterator[dict[str, int]]:
+        """Yield sizes to try: one sample, the smallest batch that runs, all sizes alike, then every batch up to 64."""
+        extents, batches = self.extents, self.batches
+        lengths = self._lengths(extents) if extents else (1,)
+        yield from (dict.fromkeys(extents, length) for length in lengths)
+        if not batches:
+            return
+        for batch in BATCHES:
+            yield from (dict.fromkeys(extents, length) | dict.fromkeys(batches, batch) for length in lengths[:2])
+        yield from (dict.fromkeys([*extents, *batches], length) for length in self._lengths([*extents, *batches]))
+        last = [dict.fromkeys(extents, lengths[0]) | dict.fromkeys(batches, batch) for batch in MORE_BATCHES]
+        yield from (sizes for sizes in last if self._elements(sizes) <= MORE_ELEMENTS)
+
+    def _lengths(self, symbols: Sequence[str]) -> Sequence[int]:
+        """Return what to try, by the largest number of the symbols in one input."""
+        unknown = [
+            sum(_symbol(io.name, axis, size) in symbols for axis, size in enumerate(io.shape or ()))
+            for io in self._open()
+        ]
+        if self.lengths is not None:
+            return self.lengths[min(max(max(unknown, default=1), 1), max(self.lengths))]
+        return LENGTHS_3D if max(unknown, default=0) >= 3 else LENGTHS
+
+    def _unrunnable(self, reason: str) -> str:
+        random = self._open() + [io for io in self.inputs if io.name in self.given]
+        suspects = [io for io in random if "int" in io.element or io.element in ("bool", "string")] or random
+        if not suspects:
+            return f"the model does not run on the inputs given: {reason}"
+        named = ", ".join(f"{io.name!r} ({io.element}{_dims(io.shape)})" for io in suspects)
+        return f"the model does not run on random data for {named}: {reason}"
+
+    def more(
+        self,
+        sizes: Mapping[str, int],
+        step: int,
+        run: Callable[[Mapping[str, Array]], object],
+        reached: Callable[[Mapping[str, tuple[int, ...]]], bool] = lambda _: True,
+    ) -> list[Case]:
+        """Return further cases, each of the first sizes that run; `sizes` are those of the first case.
+
+        Extents: a multiple of `step`, none, and the smallest. All sizes: each another one, as far as the model allows
+        it. Batches: more than before, and still more, as items may be treated by their place; and one that may be an
+        extent, for all that is known, is made as long as one. Where none of these shapes is one that `reached` asks
+        for, extents that are. Integers: larger ones than 0 and 1.
+        """
+        chosen = dict.fromkeys(self._places(), 1) | dict(sizes)
+        found: list[Case] = []
+        seen = [self.shapes(chosen)]
+
+        def add(name: str, attempts: Iterable[Mapping[str, int]]) -> None:
+            fresh = ({**chosen, **attempt} for attempt in attempts)
+            case = self.attempt(name, (sizes for sizes in fresh if self.shapes(sizes) not in seen), run)
+            if case is not None:
+                seen.append(case.shapes)
+                found.append(case)
+
+        for name, attempts in self._more_sizes(chosen, step).items():
+            add(name, attempts)
+        if any(case.name == "batch" for case in found):
+            add("larger batch", self._larger(chosen))
+        if self.extents and not any(map(reached, seen)):
+            wide = [chosen | dict.fromkeys(self.extents, length) for length in WIDE]
+            small = [sizes for sizes in wide if self._elements(sizes) <= WIDE_ELEMENTS]
+            add("wide", (sizes for sizes in small if reached(self.shapes(sizes))))
+        integers = self._integers(chosen, run)
+        return found if integers is None else [*found, integers]
+
+    def _larger(self, chosen: Mapping[str, int]) -> list[dict[str, int]]:
+        base = max(chosen[batch] for batch in self.batches)
+        sizes = [base + more for more in LARGER] + [base * 4, base * 3]  # it may be a multiple alone that runs
+        found = [{**chosen, **dict.fromkeys(self.batches, size)} for size in sizes]
+        return [larger for larger in found if self._elements(larger) <= LARGER_ELEMENTS]
+
+    def _integers(self, sizes: Mapping[str, int], run: Callable[[Mapping[str, Array]], object]) -> Case | None:
+        """Return a case of large integers in every input of them; where that does not run, in as many as it does."""
+        shapes = self.shapes(sizes)
+        names = [io.name for io in self.inputs if io.element in INTEGERS and io.name not in self.user]
+        names = [name for name in names if math.prod(shapes[name]) > (FEW_INTEGERS if len(shapes[name]) == 1 else 1)]
+        if not names:
+            return None
+        case = self.attempt("integers", [sizes], run, dict.fromkeys(names, WIDE_INTEGERS[0]))
+        wide: dict[str, int] = {}
+        for name in names[:MANY_SIZES] if case is None else ():
+            for below in WIDE_INTEGERS[len(names) == 1 :]:  # one alone was tried
+                more = self.attempt("integers", [sizes], run, {**wide, name: below})
+                if more is not None:
+                    case, wide[name] = more, below
+                    break
+        return case
+
+    def attempt(
+        self,
+        name: str,
+        attempts: Iterable[Mapping[str, int]],
+        run: Callable[[Mapping[str, Array]], object],
+        below: Mapping[str, int] | None = None,
+    ) -> Case | None:
+        """Return a case of the first sizes that run; `None` where none does, or the model's process ended."""
+        for sizes in attempts:
+            if not all(1 <= size <= 2**16 for size in sizes.values()):
+                continue
+            try:
+                feeds = self.feeds(sizes, below)
+                run(feeds)
+            except CannotRun:
+                continue
+            except (Crashed, TimedOut):
+                return None
+            return Case(name=name, feeds=feeds)
+        return None
+
+    def _more_sizes(self, chosen: Mapping[str, int], step: int) -> dict[str, list[dict[str, int]]]:
+        extents, batches = self.extents, self.batches
+        found: dict[str, list[dict[str, int]]] = {}
+        if extents:
+            base = max(chosen[extent] for extent in extents)
+            even = max(-(-base // step), 1) * step
+            lengths = {
+                "divisible": [even],
+                "not divisible": [even + 1, even + step // 2 + 1, even - 1],
+                "smallest": [size for size in SMALL if size < base],
+            }
+            found |= {name: [dict.fromkeys(extents, size) for size in some] for name, some in lengths.items()}
+        found["unequal"] = list(self._unequal(chosen))
+        if batches:
+            base = max(chosen[batch] for batch in batches)
+            found["batch"] = [dict.fromkeys(batches, base + more) for more in (1, 2, 3, base)]
+        unknown = [batch for batch in batches if batch not in self.roles]
+        if unknown:
+            found["long"] = self.longer(unknown, chosen)
+        return found
+
+    def longer(self, symbols: Sequence[str], sizes: Mapping[str, int]) -> list[dict[str, int]]:
+        """Return sizes with some made as long as extents are, the longest first."""
+        found = [{**sizes, **dict.fromkeys(symbols, length)} for length in sorted(LENGTHS, reverse=True)]
+        return [longer for longer in found if self._elements(longer) <= LONG_ELEMENTS]
+
+    def _unequal(self, chosen: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        """Yield sizes that differ: each from each, those of one axis from another's, those of one input."""
+        extents, batches = self.extents, self.batches
+        first = {symbol: places[0] for symbol, places in self._places().items()}
+        keys: list[Callable[[str], object]] = [
+            lambda symbol: symbol,
+            lambda symbol: first[symbol][1],
+            lambda symbol: first[symbol][0],
+        ]
+        for some in ([*extents, *batches], extents):
+            for key in keys:
+                turns = {kind: list(dict.fromkeys(map(key, kind))) for kind in (tuple(extents), tuple(batches))}
+                for unit in (1, 8, 32):  # networks that halve their input often take few sizes
+                    yield {
+                        symbol: chosen[symbol]
+                        + (unit if symbol in extents else 1)
+                        * turns[tuple(extents if symbol in extents else batches)].index(key(symbol))
+                        for symbol in some
+                    }
+
+    def _elements(self, sizes: Mapping[str, int]) -> int:
+        """Return how many elements all inputs would have."""
+        return sum(map(math.prod, self.shapes(sizes).values()))
+
+
+def _symbol(name: str, axis: int, size: int | str | None) -> str:
+    """Return what stands for an unknown size: its own name, or its place."""
+    return size if isinstance(size, str) and size else f"{name}[{axis}]"
+
+
+def _dims(shape: Sequence[int | str | None] | None) -> str:
+    return "" if shape is None else f" [{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def describe(case: Case) -> str:
+    """Return the case's name and shapes in one line."""
+    return f"{case.name}: " + ", ".join(f"{name} {list(shape)}" for name, shape in case.shapes.items())

@@ -1,0 +1,458 @@
+"""What the ONNX Runtime backends share. The only file that knows ONNX Runtime's Python interface."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast, final
+
+import numpy as np
+
+from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable, dtype
+
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
+
+# What ONNX Runtime holds and its NumPy interface does not take or give: {element: (ONNX's number, values per byte)}.
+_SPECIAL = {
+    "bfloat16": (16, 1),
+    "float8e4m3fn": (17, 1),
+    "float8e4m3fnuz": (18, 1),
+    "float8e5m2": (19, 1),
+    "float8e5m2fnuz": (20, 1),
+    "uint4": (21, 2),
+    "int4": (22, 2),
+    "float4e2m1": (23, 2),
+    "float8e8m0": (24, 1),
+    "uint2": (25, 4),
+    "int2": (26, 4),
+}
+
+
+def conflict(install: str) -> str | None:
+    """Return None, or which distributions of ONNX Runtime overwrite each other, and how to keep one."""
+    installed = distributions()
+    if len(installed) < 2:
+        return None
+    both = " and ".join(installed)
+    return (
+        f"{both} are installed and overwrite each other: "
+        f"pip uninstall -y {' '.join(installed)}, then only one of them: {install}"
+    )
+
+
+def missing(install: str, package: str = "onnxruntime") -> str | None:
+    """Return None when `import onnxruntime` will work; else what is wrong, and how to `install` the `package`."""
+    twice = conflict(install)
+    if twice is not None:
+        return twice
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None:
+        return f"{package} is not installed: {install}"
+    if spec.origin is None:
+        left = " ".join(distributions() or ["onnxruntime"])
+        return f"the installation of onnxruntime is broken: pip uninstall -y {left}, then {install}"
+    return None
+
+
+def distributions() -> list[str]:
+    """Return the installed distributions of ONNX Runtime."""
+    return [name for name in _DISTRIBUTIONS if _installed(name)]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def reason(error: BaseException) -> str:
+    """Return an error of ONNX Runtime in one line, without places in its C++ sources."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)
+    while place := re.search(r"(?:\S*/)?\w+\.(?:cc|h|hpp|cpp|cu)(?::\d+)? ", text):
+        text = text[: place.start()] + _after_signature(text[place.end() :])
+    text = re.sub(
+        r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message:", r"\1 '\2':", text
+    )
+    return text.strip()
+
+
+def _after_signature(text: str) -> str:
+    """Cut the C++ function with which `text` starts, if it does: `std::vector<int> onnxruntime::F(const X&) const `."""
+    start = re.match(r"[^()]*::[^()\s]*(?=\()", text)
+    if start is None:
+        return text
+    depth = 0
+    for place in range(start.end(), len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            rest = text[place + 1 :]
+            if rest.startswith("::<lambda("):
+                return _after_signature(rest)
+            return re.sub(r"^>?( const)?( \[with [^\]]*\])?\s+", "", rest)
+    return text
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """Return what ONNX Runtime raises: its own errors have no common base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError, MemoryError)
+
+
+Provider = str | tuple[str, Mapping[str, str]]
+"""An execution provider, with its options when it has some."""
+
+CPU: tuple[Provider, ...] = ("CPUExecutionProvider",)
+
+
+def session_settings(options: Options) -> dict[str, str]:
+    """Return the session configuration entries that follow from `options`, by ONNX Runtime's names."""
+    settings = {"session.intra_op.allow_spinning": "1" if options.spin else "0"}
+    if options.stop_spinning:
+        settings["session.force_spinning_stop"] = "1"
+    return settings
+
+
+def _load(
+    runnable: Runnable, options: Options, providers: Sequence[Provider], *, severity: int = 4, profile: str = ""
+) -> Any:
+    """Return an InferenceSession on exactly the given providers. `profile`: prefix of the file to write one to."""
+    try:
+        import onnxruntime as ort
+    except (ImportError, OSError) as error:
+        raise CannotLoad(f"onnxruntime cannot be imported: {reason(error)}") from error
+    settings = ort.SessionOptions()
+    settings.log_severity_level = severity
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    for key, value in session_settings(options).items():
+        settings.add_session_config_entry(key, value)
+    if not options.optimize:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = profile
+    model: str | bytes
+    if isinstance(runnable.model, Path):
+        model = str(runnable.model)
+    else:
+        model = runnable.model
+        if runnable.folder is not None:
+            folder = str(runnable.folder.absolute())
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    wanted = [name if isinstance(name, str) else (name[0], dict(name[1])) for name in providers]
+    try:
+        for library in options.custom_op_library:
+            settings.register_custom_ops_library(str(library))
+        # Without fallback: it prints to standard output and goes on with other providers.
+        session = ort.InferenceSession(model, settings, providers=wanted, enable_fallback=0)
+    except _failures() as error:
+        raise CannotLoad(reason(error)) from error
+    names = [name if isinstance(name, str) else name[0] for name in providers]
+    given = session.get_providers()
+    if given[: len(names)] != names:
+        raise CannotLoad(f"ONNX Runtime uses {', '.join(given)} instead of {', '.join(names)}")
+    return session
+
+
+@final
+class InProcess:
+    """A session in this process, on exactly the given execution providers."""
+
+    def __init__(self, runnable: Runnable, options: Options, providers: Sequence[Provider] = CPU) -> None:
+        self._session: Any = _load(runnable, options, providers)  # what goes wrong comes as an exception
+        self._failures = _failures()
+        scalars = _scalars(runnable.model, [*self._session.get_inputs(), *self._session.get_outputs()])
+        self.inputs: tuple[Io, ...] = tuple(_io(value, scalars) for value in self._session.get_inputs())
+        self.outputs: tuple[Io, ...] = tuple(_io(value, scalars) for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the named outputs (None: all)."""
+        assert self._session is not None, "the session is closed"
+        names = [output.name for output in self.outputs] if outputs is None else list(outputs)
+        elements = {output.name: output.element for output in self.outputs}
+        inputs = {name: _plain(value) for name, value in feeds.items()}
+        special = any(elements.get(name) in _SPECIAL for name in names) or any(
+            isinstance(value, np.ndarray) and _special(value) is not None for value in inputs.values()
+        )
+        try:
+            if not special:
+                return dict(zip(names, self._session.run(names, inputs), strict=True))
+            values = {name: _ort_value(name, value) for name, value in inputs.items()}
+            results = self._session.run_with_ort_values(names, values)
+            return {name: _array(name, value) for name, value in zip(names, results, strict=True)}
+        except self._failures as error:
+            raise CannotRun(reason(error)) from error
+
+    def peak_bytes(self) -> int | None:
+        """Return None: this process has other things in memory."""
+        return None
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _io(value: Any, scalars: frozenset[str]) -> Io:
+    tensor = re.fullmatch(r"tensor\((\w+)\)", value.type)
+    if tensor is None:
+        return Io(name=value.name, element=f"other:{value.type}", shape=None)
+    element = {"float": "float32", "double": "float64"}.get(tensor[1], tensor[1])
+    shape = tuple(value.shape) if value.shape or value.name in scalars else None
+    return Io(name=value.name, element=element, shape=shape)
+
+
+def _scalars(model: bytes | Path, values: Sequence[Any]) -> frozenset[str]:
+    """Return the names declared as scalars; ONNX Runtime says [] for them and for an unknown rank alike."""
+    if all(value.shape or not value.type.startswith("tensor(") for value in values):
+        return frozenset()
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    proto = onnx.ModelProto()
+    with contextlib.suppress(DecodeError):  # a model in ONNX Runtime's own format
+        proto.ParseFromString(model.read_bytes() if isinstance(model, Path) else model)
+    declared = [*proto.graph.input, *proto.graph.output]
+    return frozenset(
+        value.name
+        for value in declared
+        if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim
+    )
+
+
+def _plain(value: Array) -> Array:
+    """Return the array in C order and in this machine's byte order; a sequence stays as it is."""
+    if isinstance(value, list):
+        return value
+    array = np.asarray(value, order="C")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _special(value: Array) -> str | None:
+    """Return the element of an array that only the OrtValue interface takes."""
+    if value.dtype.isbuiltin == 1:
+        return None
+    return next((element for element in _SPECIAL if _dtype(element) == value.dtype), None)
+
+
+def _dtype(element: str) -> np.dtype[Any] | None:
+    try:
+        return dtype(element)
+    except KeyError:  # an older ml_dtypes
+        return None
+
+
+def _ort_value(name: str, value: Array) -> Any:
+    import onnxruntime as ort
+
+    if isinstance(value, list):
+        raise CannotRun(f"input {name!r} is a sequence: not possible beside bfloat16, float8 or 4-bit tensors")
+    element = _special(value)
+    if element is None:
+        return ort.OrtValue.ortvalue_from_numpy(value)
+    number, per_byte = _SPECIAL[element]
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_packed(value, per_byte), number)
+
+
+def _packed(value: Array, per_byte: int) -> Array:
+    """Return the array with its values packed at the front of its memory, the lowest bits first; shape kept."""
+    if per_byte == 1:
+        return value
+    bits = 8 // per_byte
+    codes = value.view(np.uint8).reshape(-1) & np.uint8(2**bits - 1)
+    codes = np.pad(codes, (0, -codes.size % per_byte)).reshape(-1, per_byte)
+    packed = np.zeros(value.size, np.uint8)
+    packed[: len(codes)] = np.bitwise_or.reduce(codes << (bits * np.arange(per_byte, dtype=np.uint8)), axis=1)
+    return cast("Array", packed.reshape(value.shape))
+
+
+def _array(name: str, value: Any) -> Array:
+    tensor = re.fullmatch(r"tensor\((\w+)\)", value.data_type())
+    if tensor is None:
+        raise CannotRun(
+            f"output {name!r} is {value.data_type()}: not possible beside bfloat16, float8 or 4-bit tensors"
+        )
+    if tensor[1] not in _SPECIAL:
+        return cast("Array", value.numpy())
+    wanted, per_byte = _dtype(tensor[1]), _SPECIAL[tensor[1]][1]
+    if wanted is None:
+        raise CannotRun(f"output {name!r} is {tensor[1]}, for which the installed ml_dtypes has no type")
+    shape = tuple(value.shape())
+    size = int(np.prod(shape, dtype=np.int64))
+    if size == 0:
+        return np.empty(shape, wanted)
+    # The OrtValue's own numpy() refuses these types.
+    memory = np.frombuffer(bytearray(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())), np.uint8)
+    if per_byte == 1:
+        return memory.view(wanted).reshape(shape)
+    bits = 8 // per_byte
+    codes = (memory[:, None] >> (bits * np.arange(per_byte, dtype=np.uint8))).reshape(-1)[:size] & np.uint8(2**bits - 1)
+    if tensor[1].startswith("int"):
+        half = np.int8(2 ** (bits - 1))
+        return ((codes.astype(np.int8) ^ half) - half).astype(wanted).reshape(shape)
+    if tensor[1].startswith("uint"):
+        return codes.astype(wanted).reshape(shape)
+    return codes.view(wanted).reshape(shape)
+
+
+# -- timing ----------------------------------------------------------------------------------------------------------
+
+
+def _contradicts(declared: Sequence[int | str | None], value: Any) -> bool:
+    """Say whether an output has another shape than its declaration tells."""
+    shape = value.shape() if value.is_tensor() else []
+    return len(shape) != len(declared) or any(
+        isinstance(a, int) and a != b for a, b in zip(declared, shape, strict=True)
+    )
+
+
+@final
+class BoundRunner:
+    """A session with its inputs bound where its nodes want them, and outputs left on the device: a run copies nothing.
+
+    What cannot be bound, strings and what is no tensor, is given with each run. `profile`: prefix of the file to write
+    a profile to.
+    """
+
+    def __init__(
+        self,
+        runnable: Runnable,
+        options: Options,
+        feeds: Mapping[str, Array],
+        providers: Sequence[Provider] = CPU,
+        device: str = "cpu",
+        profile: str = "",
+    ) -> None:
+        severity = 2 if device != "cpu" else 4
+        self._session: Any = _load(runnable, options, providers, severity=severity, profile=profile)
+        self._failures = _failures()
+        self._feeds: dict[str, Array] | None = None
+        # Are there outputs of a shape that the model does not declare? Where a run left one, ONNX Runtime refuses the
+        # next run into it: then outputs are bound anew each time.
+        self._undeclared: bool | None = None
+        plain = {name: _plain(value) for name, value in feeds.items()}
+        kinds = {value.name: value.type for value in self._session.get_inputs()}
+        outputs = self._session.get_outputs()
+        try:
+            if "tensor(string)" in kinds.values() or any(
+                not kind.startswith("tensor(") for kind in [*kinds.values(), *(out.type for out in outputs)]
+            ):
+                self._feeds = plain
+                return
+            self._binding = self._session.io_binding()
+            for name, value in plain.items():
+                # Binding copies a value, this once, to the device of the nodes that read it; sizes stay on the host.
+                self._binding.bind_ortvalue_input(name, _ort_value(name, value))
+            self._outputs = {out.name: "cpu" if out.type == "tensor(string)" else device for out in outputs}
+            self._declared = [out.shape for out in outputs]
+            self._bind_outputs()
+            self._binding.synchronize_inputs()
+        except self._failures as error:
+            raise CannotRun(reason(error)) from error
+
+    def _bind_outputs(self) -> None:
+        for name, device in self._outputs.items():
+            self._binding.bind_output(name, device)
+
+    def run(self) -> None:
+        """Run once and wait until the outputs are there."""
+        try:
+            if self._feeds is not None:
+                self._session.run(None, self._feeds)
+                return
+            if self._undeclared:
+                self._bind_outputs()
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+            if self._undeclared is None:
+                self._undeclared = any(map(_contradicts, self._declared, self._binding.get_outputs()))
+        except self._failures as error:
+            raise CannotRun(reason(error)) from error
+
+    def end_profiling(self) -> Path:
+        """Write the profile; return its file."""
+        return Path(self._session.end_profiling())
+
+    def close(self) -> None:
+        """Free the session."""
+        self._binding = None
+        self._session = None
+
+
+def profile(
+    runnable: Runnable,
+    options: Options,
+    feeds: Mapping[str, Array],
+    runs: int,
+    providers: Sequence[Provider] = CPU,
+    device: str = "cpu",
+) -> Profile:
+    """Run a model with ONNX Runtime's profiler: once to warm up, then `runs` times (0: that one run is the profile).
+
+    Nodes inside Loop, If and Scan appear as often as they ran. A fused node keeps the name of one of its parts; a Conv
+    in the blocked layout has its output's name and `_nchwc`.
+    """
+    with tempfile.TemporaryDirectory(prefix="dilrewrite-") as folder:
+        runner = BoundRunner(runnable, options, feeds, providers, device, str(Path(folder) / "profile"))
+        try:
+            return profiled(runner, runs)
+        finally:
+            runner.close()
+
+
+def profiled(runner: BoundRunner, runs: int) -> Profile:
+    """Run a runner that writes a profile as `profile` does, and read it; afterwards it runs on without a profile."""
+    for _ in range(runs + 1):
+        runner.run()
+    try:
+        events = json.loads(runner.end_profiling().read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError) as error:  # a full disk, for one
+        raise CannotRun(f"the runtime's profile cannot be read: {error}") from error
+    whole = [event for event in events if event.get("cat") == "Session" and event.get("name") == "model_run"]
+    whole.sort(key=lambda event: int(event["ts"]))
+    whole = whole[1:] if runs else whole
+    starts = [int(event["ts"]) for event in whole]
+    nodes = [
+        NodeRun(
+            name=str(event["name"]).removesuffix("_kernel_time"),
+            op=str(event["args"].get("op_name", "")),
+            seconds=int(event["dur"]) / 1e6,
+            inputs=_shapes(event["args"].get("input_type_shape")),
+            outputs=_shapes(event["args"].get("output_type_shape")),
+            provider=str(event["args"].get("provider", "")),
+            run=max(bisect.bisect(starts, int(event["ts"])) - 1, 0),
+        )
+        for event in events
+        if event.get("cat") == "Node"
+        and str(event.get("name", "")).endswith("_kernel_time")
+        and int(event["ts"]) >= min(starts, default=0)
+    ]
+    return Profile(seconds=tuple(int(event["dur"]) / 1e6 for event in whole), nodes=tuple(nodes))
+
+
+def _shapes(entries: Any) -> tuple[tuple[int, ...] | None, ...]:
+    """Return the shapes of `[{"float": [1, 3]}, ...]`."""
+    if not isinstance(entries, list):
+        return ()
+    return tuple(tuple(map(int, next(iter(entry.values())))) if entry else None for entry in entries)

@@ -1,0 +1,459 @@
+"""Sessions and timed runs in a child process, so that a crash of the runtime is a reason and not the end.
+
+Both ends of the pipe.
+
+The child is `python -m dilrewrite.runtimes._worker`, not a fork or multiprocessing's spawn: it works from notebooks
+and from scripts without a `__main__` guard. A message is a pickle (protocol 5) with the arrays' memory apart:
+count, lengths, pickle, memory of each array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import pickle
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, cast, final
+
+import numpy as np
+
+from dilrewrite.runtimes import (
+    Array,
+    Backend,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Io,
+    Options,
+    Profile,
+    Runnable,
+    Runner,
+    Session,
+    TimedBackend,
+    TimedOut,
+)
+
+_READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
+_LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
+"""A log line's colours and time."""
+
+_REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
+
+
+def send(stream: IO[bytes], message: object) -> None:
+    """Write one message."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    parts = [memoryview(body), *(buffer.raw() for buffer in buffers)]
+    lengths = struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts))
+    for part in (memoryview(lengths), *parts):
+        view = part.cast("B") if part.nbytes else part
+        done = 0
+        while done < view.nbytes:
+            done += stream.write(view[done:])
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """Read one message; EOFError when the other end is gone."""
+    (count,) = struct.unpack("<Q", _exactly(stream, 8))
+    lengths = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
+    body, *buffers = [_exactly(stream, length) for length in lengths]
+    return pickle.loads(body, buffers=buffers)
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytearray:
+    data = bytearray(length)
+    view, done = memoryview(data), 0
+    while done < length:
+        got: int = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError
+        done += got
+    return data
+
+
+class _Child:
+    """A child process that answers requests, seen from the parent. `folder`: where its temporary files go."""
+
+    def __init__(self, timeout_s: float | None, folder: str | None = None) -> None:
+        self.timeout_s = timeout_s
+        self._late = False
+        self._greeted = False
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(entry).absolute()) for entry in sys.path))
+        if folder is not None:
+            environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder))
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._noise,
+                bufsize=0,  # nothing is left to be flushed into the pipe of a child that hangs
+                env=environment,
+            )
+        except BaseException:
+            self._noise.close()
+            raise
+        self._end = weakref.finalize(self, _end, self.process, self._noise)
+
+    def close(self) -> None:
+        """End the child."""
+        self._end()
+
+    def ask(self, *request: object) -> Any:
+        """Send a request and return the answer; an interrupted request leaves no child behind."""
+        if not self._end.alive:
+            raise Crashed("the session is closed")
+        timer = threading.Timer(self.timeout_s, self._stop) if self.timeout_s is not None else None
+        try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
+            kind, answer = self._exchange(request)
+        except (EOFError, OSError):
+            crashed = self._obituary()
+            self.close()
+            if self._late:
+                raise TimedOut(f"no answer within {self.timeout_s:g} s") from None
+            raise Crashed(crashed) from None
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if kind in _REASONS:
+            raise _REASONS[kind](answer)
+        if kind == "bug":
+            raise RuntimeError(f"in the worker process:\n{answer}")
+        return answer
+
+    def said(self) -> list[str]:
+        """Return the lines that the child wrote so far besides its answers."""
+        if not self._end.alive:
+            return []
+        # Not through the shared file position, at which the child writes.
+        text = os.pread(self._noise.fileno(), 2**20, 0) if hasattr(os, "pread") else b""
+        return [" ".join(line.split()) for line in text.decode(errors="replace").split("\n") if line.strip()]
+
+    def _exchange(self, request: tuple[object, ...]) -> tuple[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if not self._greeted:
+            seen = b""
+            while not seen.endswith(_READY):
+                byte = self.process.stdout.read(1)
+                if not byte:
+                    raise EOFError
+                seen = (seen + byte)[-len(_READY) :]
+            self._greeted = True
+        send(self.process.stdin, request)
+        kind, answer = receive(self.process.stdout)
+        return kind, answer
+
+    def _stop(self) -> None:
+        self._late = True
+        self.process.kill()
+
+    def _obituary(self) -> str:
+        """Say how the child died: the signal or exit code, and the last line it wrote."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "the process closed its pipe and hangs"
+        if code < 0:
+            try:
+                how = f"was killed by {signal.Signals(-code).name}"
+            except ValueError:
+                how = f"was killed by signal {-code}"
+            if -code == getattr(signal, "SIGKILL", None):
+                how += " (perhaps out of memory)"
+        else:
+            how = f"ended with exit code {code}"
+        size = self._noise.seek(0, os.SEEK_END)
+        self._noise.seek(max(0, size - 4000))
+        lines = self._noise.read().decode(errors="replace").split("\n")
+        last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
+        return f"the process {how}: {last[-300:]}" if last else f"the process {how}"
+
+
+def _anywhere(runnable: Runnable, options: Options) -> tuple[Runnable, Options]:
+    """Return both without paths that depend on the working directory, to be used inside the child."""
+    model = runnable.model.absolute() if isinstance(runnable.model, Path) else runnable.model
+    folder = None if runnable.folder is None else runnable.folder.absolute()
+    libraries = tuple(library.absolute() for library in options.custom_op_library)
+    return replace(runnable, model=model, folder=folder), replace(options, isolated=False, custom_op_library=libraries)
+
+
+def _plain(feeds: Mapping[str, Array]) -> dict[str, Any]:
+    return {name: value if isinstance(value, list) else np.asarray(value) for name, value in feeds.items()}
+
+
+@final
+class IsolatedSession:
+    """The parent's end: a session of the backend `name` in a child process."""
+
+    inputs: tuple[Io, ...]
+    outputs: tuple[Io, ...]
+
+    def __init__(self, name: str, runnable: Runnable, options: Options) -> None:
+        self._child = _Child(options.timeout_s)
+        try:
+            self.inputs, self.outputs = self._child.ask("open", name, *_anywhere(runnable, options))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.process.pid
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the named outputs (None: all)."""
+        result: dict[str, Array] = self._child.ask("run", _plain(feeds), None if outputs is None else list(outputs))
+        return result
+
+    def peak_bytes(self) -> int | None:
+        """Return the rise of the child's resident memory; None when the child is gone."""
+        try:
+            peak: int | None = self._child.ask("peak")
+        except (Crashed, TimedOut):
+            return None
+        return peak
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@final
+class IsolatedBench:
+    """The parent's end of a `Bench`: the backend `name` in a child process, where the clock is read too."""
+
+    def __init__(self, name: str, options: Options, doubts: str = "") -> None:
+        self._options = options
+        self._doubts = doubts
+        self._child = _Child(options.timeout_s)
+        try:
+            self._child.ask("bench", name)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
+        """Send a model and its inputs to the child."""
+        self._child.ask("add", key, *_anywhere(runnable, self._options), _plain(feeds))
+
+    def drop(self, key: str) -> None:
+        """Forget a model."""
+        self._child.ask("drop", key)
+
+    def open(self, key: str) -> float | None:
+        """Load a model."""
+        first_s: float | None = self._child.ask("start", key)
+        return first_s
+
+    def shut(self, key: str) -> None:
+        """Free a loaded model; a dead child has freed it."""
+        with contextlib.suppress(Crashed, TimedOut):
+            self._child.ask("stop", key)
+
+    def run(self, order: Sequence[str]) -> list[float]:
+        """Return the seconds of each run."""
+        seconds: list[float] = self._child.ask("time", list(order))
+        return seconds
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return the log lines that make timings doubtful."""
+        if not self._doubts:
+            return ()
+        said = (_LOG_PREFIX.sub("", line) for line in self._child.said() if re.search(self._doubts, line))
+        return tuple(dict.fromkeys(line[:300] for line in said))
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+
+def isolated_profile(name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+    """Return what `profile` of the backend `name` returns, made in a child process.
+
+    Its temporary files lie in a folder of this process, which is gone afterwards even when the child crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="dilrewrite-", ignore_cleanup_errors=True) as folder:
+        child = _Child(options.timeout_s, folder)
+        try:
+            found: Profile = child.ask("profile", name, *_anywhere(runnable, options), _plain(feeds), runs)
+        finally:
+            child.close()
+    return found
+
+
+def _end(process: subprocess.Popen[bytes], noise: IO[bytes]) -> None:
+    """Close the pipe, on which the child leaves, and kill it when it is busy."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+    noise.close()
+
+
+def main() -> None:
+    """Be the child: answer requests until the pipe closes."""
+    # Ctrl-C reaches the whole process group: the parent decides, and closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests, replies = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
+    # Whatever prints to standard output goes to standard error from here on; nobody else reads the requests.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    with contextlib.suppress(EOFError, OSError):
+        replies.write(_READY)
+        _serve(requests, replies)
+    os._exit(0)  # at once: runtimes take their time to leave
+
+
+def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    server = _Server()
+    while True:
+        request, *arguments = receive(requests)
+        try:
+            answer: object = getattr(server, f"on_{request}")(*arguments)
+            kind = "done"
+        except (CannotLoad, CannotRun) as error:
+            kind, answer = type(error).__name__, str(error)
+        except Exception:
+            kind, answer = "bug", traceback.format_exc()
+        send(replies, (kind, answer))
+        del arguments, answer  # not kept until the next request
+
+
+def _loaded(name: str) -> Backend:
+    """Return a backend whose runtime is loaded: its own memory does not count as a model's."""
+    backend: Backend = importlib.import_module(f"dilrewrite.runtimes.{name}").BACKEND
+    try:
+        backend.versions()
+    except (ImportError, OSError) as error:
+        raise CannotLoad(f"{name} cannot be imported: {' '.join(str(error).split())}") from error
+    return backend
+
+
+class _Server:
+    """The child's state, and a method for each request."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.before: int | None = None
+        self.backend: TimedBackend | None = None
+        self.models: dict[str, tuple[Runnable, Options, Mapping[str, Array]]] = {}
+        self.runners: dict[str, Runner] = {}
+
+    def on_open(self, name: str, runnable: Runnable, options: Options) -> object:
+        backend = _loaded(name)
+        self.before = _forget_peak()
+        self.session = backend.session(runnable, options)
+        return self.session.inputs, self.session.outputs
+
+    def on_run(self, feeds: Mapping[str, Array], outputs: list[str] | None) -> object:
+        assert self.session is not None
+        return self.session.run(feeds, outputs)
+
+    def on_peak(self) -> object:
+        peak = _peak()
+        return None if self.before is None or peak is None else max(0, peak - self.before)
+
+    def on_bench(self, name: str) -> None:
+        self.backend = cast("TimedBackend", _loaded(name))
+
+    def on_add(self, key: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> None:
+        self.on_stop(key)
+        self.models[key] = runnable, options, feeds
+
+    def on_drop(self, key: str) -> None:
+        self.on_stop(key)
+        self.models.pop(key, None)
+
+    def on_start(self, key: str) -> float | None:
+        assert self.backend is not None
+        self.on_stop(key)
+        self.runners[key] = self.backend.runner(*self.models[key])
+        first_s: float | None = getattr(self.runners[key], "first_s", None)
+        return first_s
+
+    def on_stop(self, key: str) -> None:
+        runner = self.runners.pop(key, None)
+        if runner is not None:
+            runner.close()
+
+    def on_time(self, order: list[str]) -> list[float]:
+        clock, seconds = time.perf_counter_ns, []
+        steps = [self.runners[key].run for key in order]
+        gc.disable()
+        try:
+            for step in steps:
+                start = clock()
+                told = step()
+                seconds.append((clock() - start) / 1e9 if told is None else told)
+        finally:
+            gc.enable()
+        return seconds
+
+    def on_profile(
+        self, name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
+    ) -> object:
+        return cast("TimedBackend", _loaded(name)).profile(runnable, options, feeds, runs)
+
+
+def _forget_peak() -> int | None:
+    """Make the high-water mark of the resident memory what is resident now, where the system can, and return it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int | None:
+    """Return the high-water mark of this process' resident memory in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

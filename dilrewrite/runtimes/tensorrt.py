@@ -1,0 +1,8 @@
+"""TensorRT on an NVIDIA GPU: models are built into engines, and timed as such."""
+
+from __future__ import annotations
+
+from dilrewrite.runtimes import TimedBackend
+from dilrewrite.tensorrt.backend import TensorRt
+
+BACKEND: TimedBackend = TensorRt(name="tensorrt", flavour="tensorrt", rank=-10)

@@ -1,0 +1,8 @@
+"""TensorRT for RTX on an NVIDIA GPU: models are built into engines, and timed as such."""
+
+from __future__ import annotations
+
+from dilrewrite.runtimes import TimedBackend
+from dilrewrite.tensorrt.backend import TensorRt
+
+BACKEND: TimedBackend = TensorRt(name="tensorrt_rtx", flavour="tensorrt-rtx", rank=-11)

@@ -1,0 +1,249 @@
+"""The three flavours of TensorRT behind one face: the only file that imports `tensorrt` or `tensorrt_rtx`.
+
+Capabilities are probed for, never concluded from version numbers: 10, 11 and 1 (for RTX) are no series. The library
+says "failed" by None and False and tells why in its log, in the parser's errors, and for some parts on file
+descriptor 2: `Library` gathers all three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast, final
+
+from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.tensorrt.protocols import INetworkDefinition, Module, OnnxParser
+
+FLAVOURS = ("tensorrt", "tensorrt-rtx")
+"""Flavours by the names of their packages; a hyphen becomes an underscore in the module's name."""
+
+INSTALL = {
+    "tensorrt": "pip install 'dilrewrite[tensorrt]'",
+    "tensorrt-rtx": "pip install 'dilrewrite[tensorrt-rtx]'",
+}
+
+_KEPT = re.compile(r"^Layers:|Memory: \d+ bytes")
+"""Which messages below a warning are kept: a verbose log of a large model has hundreds of megabytes."""
+
+_NOISE = re.compile(r"^\s*$|^\[W\]|UserWarning|no version information available")
+
+
+@final
+class Absent:
+    """What `probe` returns where the flavour lacks something."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+ABSENT = Absent()
+
+
+def probe(thing: Any, attribute: str) -> Any:
+    """Return an attribute that not every flavour has, or `ABSENT`. `attribute` is "Class.name", of TensorRT's class."""
+    return getattr(thing, attribute.partition(".")[2], ABSENT)
+
+
+def put(thing: Any, attribute: str, value: Any) -> None:
+    """Set an attribute that not every flavour has; `thing` has it. `attribute` is as for `probe`."""
+    name = attribute.partition(".")[2]
+    assert hasattr(thing, name), attribute
+    setattr(thing, name, value)
+
+
+def module_name(flavour: str) -> str:
+    """Return the name of a flavour's module, which is the name of its backend too."""
+    return flavour.replace("-", "_")
+
+
+def installed(flavour: str) -> bool:
+    """Say whether the flavour's module is there, without importing it."""
+    try:
+        return importlib.util.find_spec(module_name(flavour)) is not None
+    except (ImportError, ValueError):  # None in sys.modules
+        return False
+
+
+def version(flavour: str) -> str:
+    """Return the flavour's version, without importing it; empty when nothing tells."""
+    for package in (module_name(flavour), f"{module_name(flavour)}_cu13", f"{module_name(flavour)}_cu12"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return ""
+
+
+def missing(flavour: str) -> str | None:
+    """Return None when the flavour's module can be imported, else why not and how to install it; imports it."""
+    if not installed(flavour):
+        return f"{flavour} is not installed: {INSTALL[flavour]}"
+    try:
+        _import(flavour)
+    except (ImportError, OSError, AttributeError, FileNotFoundError) as error:
+        why = " ".join(str(error).split())
+        return f"{flavour} is installed and cannot be imported ({why}): {INSTALL[flavour]}"
+    return None
+
+
+def choose(flavour: str) -> str:
+    """Return the flavour that is meant: `auto` is TensorRT where it can be imported, else TensorRT for RTX.
+
+    Raises UsageError for an unknown one and MissingError when it, or for `auto` none, is there.
+    """
+    if flavour == "auto":
+        for known in FLAVOURS:
+            if installed(known) and missing(known) is None:
+                return known
+        raise MissingError(
+            "no TensorRT is installed", hint=f"{INSTALL['tensorrt']}, or {INSTALL['tensorrt-rtx']} for RTX GPUs"
+        )
+    if flavour not in FLAVOURS:
+        raise UsageError(f"--flavour {flavour}: not one of auto, {', '.join(FLAVOURS)}")
+    why = missing(flavour)
+    if why is not None:
+        raise MissingError(why)
+    return flavour
+
+
+def _import(flavour: str) -> Module:
+    return cast("Module", importlib.import_module(module_name(flavour)))
+
+
+def load(flavour: str, *, tell: Callable[[str], None] | None = None) -> Library:
+    """Import a flavour (a name out of `FLAVOURS`); `tell` gets every message of its log."""
+    module = _import(flavour)
+    return Library(flavour=flavour, module=module, log=Log(module, tell))
+
+
+@final
+class Log:
+    """TensorRT's log. `handle` is the logger that the library writes to; what matters is kept in `messages`."""
+
+    def __init__(self, module: Module, tell: Callable[[str], None] | None = None) -> None:
+        self.messages: list[str] = []
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        base = module.ILogger
+        serious = (base.INTERNAL_ERROR, base.ERROR)
+        warning = base.WARNING
+        keep = self
+
+        def log(_self: Any, severity: Any, message: str) -> None:
+            if tell is not None and not message.startswith("Layers:"):
+                tell(message)
+            if severity in serious:
+                keep.errors.append(message)
+            elif severity == warning:
+                keep.warnings.append(message)
+            elif _KEPT.search(message):
+                keep.messages.append(message)
+
+        def init(made: Any) -> None:
+            base.__init__(made)
+
+        self.handle: Any = type("DilrewriteLog", (base,), {"__init__": init, "log": log})()
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        self.messages.clear()
+        self.errors.clear()
+        self.warnings.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A flavour that is loaded, and its log."""
+
+    flavour: str
+    module: Module
+    log: Log
+    noise: list[str] = field(default_factory=list)
+
+    @property
+    def version(self) -> str:
+        """Return the library's version."""
+        return self.module.__version__
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what the library writes past its log, on file descriptor 2, in `noise`."""
+        with captured_stderr() as said:
+            try:
+                yield
+            finally:
+                self.noise.extend(line for line in said() if not _NOISE.search(line))
+
+    def reasons(self, parser: OnnxParser | None = None) -> str:
+        """Return in one line why something failed: the parser's words, the log's, and those on file descriptor 2."""
+        found: list[str] = []
+        if parser is not None:
+            for index in range(parser.num_errors):
+                error = parser.get_error(index)
+                node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
+                found.append(node + _shortened(error.desc()))
+        told = [message for message in self.log.errors if not (found and message.startswith("ModelImporter.cpp:"))]
+        found += [_shortened(message) for message in (*told, *self.noise)]
+        reasons: list[str] = []
+        for entry in filter(None, found):
+            if not any(entry in reason for reason in reasons):
+                reasons.append(entry)
+        return "; ".join(reasons[:4]) or "it says nothing of why"
+
+    def parse(self, network: INetworkDefinition, model: bytes, path: str | None) -> tuple[bool, OnnxParser]:
+        """Read ONNX into a network; `path` is absolute, and says where external data lie."""
+        parser = self.module.OnnxParser(network, self.log.handle)
+        with self.listening():
+            done = parser.parse(model, path) if path is not None else parser.parse(model)
+        return bool(done), parser
+
+
+def _shortened(text: str) -> str:
+    """Return a message of the library in one line, without the places in its own sources."""
+    line = " ".join(text.split())
+    # Error 35 is no driver, 100 no GPU: a build needs neither, and what does says so elsewhere too.
+    line = re.sub(r" ?\[checkMacros\.cpp::catchCudaError.*\(cudaError (35|100): .*$", "", line)
+    line = re.sub(r"\(In \w+ at /_src/[\w./]+:\d+ \((.*)\)\)", r"(\1)", line)
+    line = re.sub(r" *In \w+ at /_src/[\w./]+:\d+|^\[[\w.]+::[\w.]+::\d+\] |/_src/[\w./]+:\d+ ?", "", line)
+    return line if len(line) <= 400 else line[:397] + "..."
+
+
+_descriptor = threading.Lock()
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[Callable[[], list[str]]]:
+    """Send file descriptor 2 to a file; the value yielded returns the lines written so far.
+
+    What this process itself writes to standard error meanwhile is in there too. Not for two threads at a time: the
+    second one waits.
+    """
+    with _descriptor, tempfile.TemporaryFile() as file:
+        if sys.stderr is not None:
+            with contextlib.suppress(ValueError, OSError):
+                sys.stderr.flush()
+
+        def said() -> list[str]:
+            place = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            text = file.read(place).decode(errors="replace")
+            return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
+
+        try:
+            saved = os.dup(2)
+        except OSError:  # closed
+            yield said
+            return
+        try:
+            os.dup2(file.fileno(), 2)
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,420 @@
+"""Brings a model to another precision: float16 by ONNX Runtime's converter, bfloat16 from it, biases to float32.
+
+Nothing here decides; `precision` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from dilrewrite.errors import FailedError, MissingError
+from dilrewrite.sites.find import DEFAULT_DOMAINS, all_nodes, subgraphs
+
+BF16_OPSET = 22
+"""The first opset whose Conv and ConvTranspose take bfloat16."""
+
+
+# -- reading a model -------------------------------------------------------------------------------------------------
+
+
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield a graph and all in it."""
+    yield graph
+    for node in graph.node:
+        for _, _, below in subgraphs(node):
+            yield from graphs(below)
+
+
+def inferred(proto: ModelProto) -> dict[str, tuple[int, int]]:
+    """Return element type and rank (-1: unknown) of tensors by name, of all graphs, as far as shape inference tells."""
+    plain = ModelProto()
+    plain.CopyFrom(proto)
+    # Where inference fails, what the file itself declares is all there is to know.
+    with contextlib.suppress(onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        plain = onnx.shape_inference.infer_shapes(plain)
+    found: dict[str, tuple[int, int]] = {}
+    for graph in graphs(plain.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            tensor = value.type.tensor_type
+            rank = len(tensor.shape.dim) if tensor.HasField("shape") else -1
+            found[value.name] = (tensor.elem_type, rank)
+        for initializer in graph.initializer:
+            found[initializer.name] = (initializer.data_type, len(initializer.dims))
+    return found
+
+
+def constants(proto: ModelProto) -> dict[str, TensorProto]:
+    """Return the constant tensors by name: initializers, and values of Constant nodes."""
+    found = {tensor.name: tensor for graph in graphs(proto.graph) for tensor in graph.initializer}
+    for node in all_nodes(proto):
+        if node.op_type == "Constant" and node.output:
+            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    return found
+
+
+def _plain(proto: ModelProto) -> ModelProto:
+    """Return a copy in which names suffice: no functions, and nodes and values named once in the whole model.
+
+    The branches of an If may share names. The numbers of Constant nodes become tensors, which the converter knows, and
+    initializers are told by themselves alone: the converter would declare those that stay in float32 as float16.
+    """
+    made = ModelProto()
+    made.CopyFrom(proto)
+    if made.functions:
+        made = onnx.inliner.inline_local_functions(made)
+    _name_nodes(made)
+    _name_values(made.graph, {}, set())
+    for node in all_nodes(made):
+        for attribute in node.attribute if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS else ():
+            if attribute.name in ("value_float", "value_floats"):
+                number = np.array(helper.get_attribute_value(attribute), np.float32)
+                attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(number)))
+    return made
+
+
+def _name_values(graph: GraphProto, outside: Mapping[str, str], taken: set[str]) -> None:
+    """Give every value of a graph, and of those in it, a name of its own; `outside`: the names seen from there.
+
+    What is said of initializers elsewhere is left out.
+    """
+    declared = [entry.name for entry in (*graph.input, *graph.initializer)]
+    declared += [name for node in graph.node for name in node.output if name]
+    names = {**outside, **{name: _fresh(name, taken) for name in dict.fromkeys(declared)}}
+    own = {tensor.name for tensor in graph.initializer}
+    for value in [value for value in graph.value_info if value.name in own]:
+        graph.value_info.remove(value)
+    for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.name = names.get(entry.name, entry.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for _, _, below in subgraphs(node):
+            _name_values(below, names, taken)
+
+
+# -- int32 biases ----------------------------------------------------------------------------------------------------
+
+
+def fold_biases(proto: ModelProto) -> tuple[ModelProto, int]:
+    """Return a model whose int32 constants behind DequantizeLinear are float32 constants, and how many they are.
+
+    The product is the same float32 product that the runtime would form, bit for bit.
+    """
+    made = _plain(proto)
+    values = constants(made)
+    found: dict[str, TensorProto] = {}
+    for node in all_nodes(made):
+        if node.op_type != "DequantizeLinear" or node.domain not in DEFAULT_DOMAINS:
+            continue
+        stored, scale = values.get(node.input[0]), values.get(node.input[1])
+        if stored is None or scale is None or stored.data_type != TensorProto.INT32:
+            continue
+        if scale.data_type != TensorProto.FLOAT or len(scale.dims) > 1:  # another result type, or blocks
+            continue
+        zero = values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if zero is not None and np.any(numpy_helper.to_array(zero)):
+            continue
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        codes, factors = numpy_helper.to_array(stored), numpy_helper.to_array(scale)
+        if factors.ndim == 1 and factors.size > 1:
+            axis = axis + codes.ndim if axis < 0 else axis
+            axis = min(axis, codes.ndim - 1)
+            factors = factors.reshape([-1 if place == axis else 1 for place in range(codes.ndim)])
+        else:
+            factors = factors.reshape(())
+        product = codes.astype(np.float32) * factors.astype(np.float32)
+        found[node.output[0]] = numpy_helper.from_array(np.ascontiguousarray(product, np.float32), node.output[0])
+    if not found:
+        return proto, 0
+    for graph in graphs(made.graph):
+        gone = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in found]
+        for node in gone:
+            graph.node.remove(node)
+            graph.initializer.append(found[node.output[0]])
+    return made, len(found)
+
+
+# -- float16 ---------------------------------------------------------------------------------------------------------
+
+
+BF16_STAYS = ("ConvTranspose", "GRU", "LSTM", "RNN")
+"""What TensorRT for RTX 1.7 builds in float16 and not in bfloat16: there it stays in float32, between Casts."""
+
+
+def to_float16(proto: ModelProto, stays: Collection[str] = ()) -> ModelProto:
+    """Return a float32 model converted to float16 by ONNX Runtime's converter; inputs and outputs stay float32.
+
+    `stays`: operators that are left in float32 besides.
+
+    The converter leaves nodes without names and out of order: both are mended here. Operators that it keeps in float32
+    (its block list) stay so.
+    Raises MissingError without ONNX Runtime, FailedError where it fails.
+    """
+    try:
+        from onnxruntime.transformers import float16
+    except ImportError as error:
+        raise MissingError(
+            f"converting to float16 needs ONNX Runtime: {error}", hint="pip install 'dilrewrite[cpu]'"
+        ) from error
+    source = _plain(proto)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of values that float16 rounds to 0: it is verified as a whole
+            blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *stays]
+            made: ModelProto = float16.convert_float_to_float16(source, keep_io_types=True, op_block_list=blocked)
+    except Exception as error:
+        raise FailedError(
+            f"ONNX Runtime's converter to float16 fails: {type(error).__name__}: {error}",
+            hint="convert the model with another tool, and build from that",
+        ) from error
+    _mend_casts(made)
+    _name_nodes(made)
+    for graph in graphs(made.graph):
+        _sort(graph)
+    return made
+
+
+def _name_nodes(proto: ModelProto) -> None:
+    """Give every node a name of its own."""
+    taken = Counter(node.name for node in all_nodes(proto))
+    seen: set[str] = set()
+    for number, node in enumerate(all_nodes(proto)):
+        if node.name and node.name not in seen:
+            seen.add(node.name)
+            continue
+        stem = node.name or f"{node.op_type}_{number}"
+        name, more = stem, 0
+        while not name or name in seen or (name in taken and name != node.name):
+            more += 1
+            name = f"{stem}_{more}"
+        node.name = name
+        seen.add(name)
+
+
+def _mend_casts(proto: ModelProto) -> None:
+    """Bring the Casts that the converter puts into the main graph to the graph in which their input is made, once."""
+    main = proto.graph
+    casts: dict[str, NodeProto] = {}
+    for node in [node for node in main.node if node.op_type == "Cast"]:
+        if node.output[0] in casts:  # the same Cast for a second reader
+            main.node.remove(node)
+        else:
+            casts[node.output[0]] = node
+    homes = {
+        name: graph
+        for graph in list(graphs(main))[1:]
+        for name in (*(value.name for value in graph.input), *(name for node in graph.node for name in node.output))
+    }
+    homes |= {tensor.name: graph for graph in list(graphs(main))[1:] for tensor in graph.initializer}
+    for node in casts.values():
+        source = node.input[0]
+        while source in casts:  # from one operator that stays in float32 to the next
+            source = casts[source].input[0]
+        if source in homes:
+            moved = NodeProto()
+            moved.CopyFrom(node)
+            homes[source].node.append(moved)
+            main.node.remove(node)
+
+
+def _sort(graph: GraphProto) -> None:
+    """Put the nodes of a graph into an order in which everything is made before it is read, stable otherwise."""
+    made = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    nodes = list(graph.node)
+    order: list[int] = []
+    state = [0] * len(nodes)
+    for first in range(len(nodes)):
+        stack = [first]
+        while stack:
+            here = stack[-1]
+            if state[here] == 0:
+                state[here] = 1
+                needed = {made[name] for name in _reads(nodes[here]) if name in made}
+                stack += sorted((other for other in needed if state[other] == 0), reverse=True)
+            else:
+                stack.pop()
+                if state[here] == 1:
+                    state[here] = 2
+                    order.append(here)
+    if order == list(range(len(nodes))):
+        return
+    copies = []
+    for index in order:
+        copy = NodeProto()
+        copy.CopyFrom(nodes[index])
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """Yield what a node reads, and what the graphs in it read from outside."""
+    yield from (name for name in node.input if name)
+    for _, _, graph in subgraphs(node):
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        own |= {name for inner in graph.node for name in inner.output}
+        for inner in graph.node:
+            yield from (name for name in _reads(inner) if name not in own)
+        yield from (value.name for value in graph.output if value.name not in own)
+
+
+# -- bfloat16 --------------------------------------------------------------------------------------------------------
+
+
+def to_bfloat16(original: ModelProto, half: ModelProto) -> ModelProto:
+    """Return `half`, which `to_float16` made of `original`, with every float16 of its making replaced by bfloat16.
+
+    Weights are rounded once, from the float32 of `original`. The opset is raised to one whose Conv takes bfloat16.
+    """
+    made = ModelProto()
+    made.CopyFrom(half)
+    source = _plain(original)
+    named = {tensor.name: tensor for graph in graphs(source.graph) for tensor in graph.initializer}
+    twins = {node.name: node for node in all_nodes(source)}
+    for graph in graphs(made.graph):
+        for tensor in graph.initializer:
+            _to_bfloat16(tensor, named.get(tensor.name))
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+            kind = value.type.sequence_type.elem_type.tensor_type
+            if value.type.HasField("sequence_type") and kind.elem_type == TensorProto.FLOAT16:
+                kind.elem_type = TensorProto.BFLOAT16
+        for node in graph.node:
+            exact = {a.name: a.t for a in twins[node.name].attribute} if node.name in twins else {}
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    _to_bfloat16(attribute.t, exact.get(attribute.name))
+                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                    attribute.i = TensorProto.BFLOAT16
+    return _raise_opset(made)
+
+
+def _to_bfloat16(tensor: TensorProto, source: TensorProto | None) -> None:
+    if tensor.data_type != TensorProto.FLOAT16:
+        return
+    given = source if source is not None and source.data_type == TensorProto.FLOAT else tensor
+    values = numpy_helper.to_array(given).astype(np.float32)
+    rounded = values.astype(ml_dtypes.bfloat16)
+    tensor.CopyFrom(
+        TensorProto(name=tensor.name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=rounded.tobytes())
+    )
+
+
+def _raise_opset(proto: ModelProto) -> ModelProto:
+    """Return the model at an opset whose Conv takes bfloat16, where ONNX's own converter gets there."""
+    version = max((entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
+    if version >= BF16_OPSET:
+        return _mend_resizes(proto, version)
+    for graph in graphs(proto.graph):
+        del graph.value_info[:]  # the float16 converter's are not all right, and the next one insists on them
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            raised: ModelProto = onnx.version_converter.convert_version(proto, BF16_OPSET)
+    except (
+        RuntimeError,
+        ValueError,
+        onnx.version_converter.ConvertError,
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+    ) as error:
+        raise FailedError(
+            f"bfloat16 needs opset {BF16_OPSET}, and ONNX's version converter fails on the model: "
+            f"{' '.join(str(error).split())[:200]}",
+            hint=f"export the model with opset {BF16_OPSET} or later",
+        ) from error
+    raised.ir_version = max(raised.ir_version, 10)  # the one that came with opset 22
+    _name_nodes(raised)
+    return _mend_resizes(raised, version)
+
+
+def _mend_resizes(proto: ModelProto, opset: int) -> ModelProto:
+    """Leave out what a Resize does not use: a roi it may not have in bfloat16, and scales beside sizes (opset 11).
+
+    Before `opset` 11, which brought the modes, every Resize and Upsample was what ONNX's converter does not say.
+    """
+    for node in all_nodes(proto):
+        if node.op_type != "Resize":
+            continue
+        if opset < 11:
+            old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            node.attribute.extend(helper.make_attribute(name, mode) for name, mode in old.items())
+        mode = next((a.s for a in node.attribute if a.name == "coordinate_transformation_mode"), b"half_pixel")
+        if len(node.input) > 1 and mode != b"tf_crop_and_resize":
+            node.input[1] = ""
+        if len(node.input) > 3 and node.input[3]:
+            node.input[2] = ""
+    return proto
+
+
+_LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def twin(proto: ModelProto) -> ModelProto:
+    """Return a float32 model that computes what one in float16 or bfloat16 does, each result rounded to that type.
+
+    ONNX Runtime has no bfloat16 Conv on the CPU, and float16 it neither rounds nor lets overflow between operators
+    that it computes in float32, with optimisations or without. Sums inside an operator are float32 here, as they are on
+    a GPU.
+    """
+    made = ModelProto()
+    made.CopyFrom(proto)
+    kinds = {name: kind for name, (kind, _) in inferred(proto).items()}
+    taken = set(kinds) | {name for node in all_nodes(proto) for name in (*node.input, *node.output)}
+    for graph in graphs(made.graph):
+        for tensor in graph.initializer:
+            _widened(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type in _LOW:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    _widened(attribute.t)
+                if attribute.name in ("to", "dtype") and attribute.i in _LOW:
+                    attribute.i = TensorProto.FLOAT
+            nodes.append(node)
+            for place, name in enumerate(node.output):
+                low_type = kinds.get(name)
+                if low_type not in _LOW or node.op_type in ("Constant", "Loop", "If", "Scan"):
+                    continue
+                exact, low = _fresh(f"{name}_exact", taken), _fresh(f"{name}_low", taken)
+                node.output[place] = exact
+                nodes.append(helper.make_node("Cast", [exact], [low], name=low, to=low_type))
+                nodes.append(helper.make_node("Cast", [low], [name], name=f"{low}_up", to=TensorProto.FLOAT))
+        copies = []
+        for node in nodes:
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            copies.append(copy)
+        del graph.node[:]
+        graph.node.extend(copies)
+    return made
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    made, number = name, 0
+    while made in taken:
+        number += 1
+        made = f"{name}_{number}"
+    taken.add(made)
+    return made
+
+
+def _widened(tensor: TensorProto) -> None:
+    if tensor.data_type in _LOW:
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))

@@ -1,0 +1,126 @@
+"""How far a model converted to float16 or bfloat16 is from the one in float32: run both, and hold it to a bound.
+
+The bound is of the conversion itself: each of the n results on the longest way through the model is rounded by at most
+u (2^-11 for float16, 2^-8 for bfloat16); independent roundings add up like a random walk, to sqrt(n) u, relative to the
+root mean square of the output. Twice that is allowed. A weight that went lost, or a Cast in the wrong place, is far
+beyond it; what a net makes of small errors may be too, and then the message says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from dilrewrite.errors import DiffersError
+from dilrewrite.proof.inputs import Chooser
+from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
+from dilrewrite.tensorrt.convert import inferred, twin
+from dilrewrite.tensorrt.precision import Prepared
+
+UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+
+SLACK = 2.0
+
+_LOW = (10, 16)  # FLOAT16, BFLOAT16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """The difference between a converted model and the float32 one.
+
+    `difference` is the largest over the outputs of the root mean square of the difference, relative to that of the
+    output; `bound` what it is held to; `shapes` the inputs that both ran on. `reason`: why it could not be compared.
+    """
+
+    difference: float | None
+    bound: float
+    shapes: Mapping[str, tuple[int, ...]]
+    reason: str = ""
+
+
+def bound(proto: ModelProto, precision: str) -> float:
+    """Return what the relative difference of a converted model is held to."""
+    kinds = inferred(proto)
+    depth: dict[str, int] = {}
+    for node in proto.graph.node:  # in topological order
+        before = max((depth.get(name, 0) for name in node.input), default=0)
+        rounds = any(kinds.get(name, (10, 0))[0] in _LOW for name in node.output)
+        for name in node.output:
+            depth[name] = before + rounds * _results(node.attribute)
+    longest = max(depth.values(), default=1)
+    return SLACK * UNIT_ROUNDOFF[precision] * math.sqrt(max(longest, 4))
+
+
+def _results(attributes: object) -> int:
+    """Return how many results in a row a node makes: those in its largest graph, or one."""
+    inside = [len(attribute.g.node) for attribute in attributes if attribute.HasField("g")]  # type: ignore[attr-defined]
+    return max([1, *inside])
+
+
+def compare(
+    original: ModelProto,
+    prepared: Prepared,
+    folder: Path,
+    backend: Backend,
+    where: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    inputs: Mapping[str, Array],
+    seed: int = 0,
+    threads: int | None = None,
+) -> Fidelity:
+    """Run a model and its conversion on the same data. `shapes`, `inputs`: what to run on where it is not made up.
+
+    Raises DiffersError when they differ by more than the bound, or one overflows where the other does not. Where the
+    original or the conversion does not run, the result says so.
+    """
+    assert prepared.precision in UNIT_ROUNDOFF
+    allowed = bound(prepared.proto, prepared.precision)
+    runs = twin(prepared.proto)  # on the CPU float16 is computed in float32, and overflows nowhere
+    # Without optimisations: a runtime may drop a pair of Casts that rounds.
+    options = Options(threads=threads, optimize=False)
+    try:
+        with backend.session(Runnable(model=original.SerializeToString(), folder=folder), options) as session:
+            chooser = Chooser(session.inputs, given=shapes, user=inputs, seed=seed)
+            case, _ = chooser.first(session.run)
+            wanted = session.run(case.feeds)
+        with backend.session(Runnable(model=runs.SerializeToString(), folder=folder), options) as session:
+            got = session.run(case.feeds)
+    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        return Fidelity(difference=None, bound=allowed, shapes={}, reason=f"not compared: {error}")
+    worst = 0.0
+    for name, first in wanted.items():
+        second = got[name]
+        if not isinstance(first, np.ndarray) or first.dtype.kind not in "f" or first.size == 0:
+            continue
+        a, b = first.astype(np.float64), np.asarray(second).astype(np.float64)
+        if a.shape != b.shape:
+            raise DiffersError(
+                f"{where}: converted to {prepared.precision}, output {name!r} is {list(b.shape)} instead of "
+                f"{list(a.shape)}",
+                hint="its sizes are computed in floating point: build in another precision",
+            )
+        overflown = int(np.sum(np.isfinite(a) & ~np.isfinite(b)))
+        if overflown:
+            raise DiffersError(
+                f"{where}: converted to {prepared.precision}, {overflown} of {b.size} values of output {name!r} "
+                "are not finite any more",
+                hint="build with --precision bf16, which has float32's range" if prepared.precision == "fp16" else "",
+            )
+        size = math.sqrt(float(np.mean(np.square(a, where=np.isfinite(a), out=np.zeros_like(a)))))
+        change = np.subtract(b, a, where=np.isfinite(a), out=np.zeros_like(a))
+        worst = max(worst, math.sqrt(float(np.mean(change**2))) / size if size > 0 else 0.0)
+    if worst > allowed:
+        raise DiffersError(
+            f"{where}: converted to {prepared.precision} it differs by {worst:.2g} of the output's size, and "
+            f"{allowed:.2g} is allowed",
+            hint="the net amplifies rounding: build in another precision, or give its own kind of data with --inputs",
+        )
+    return Fidelity(
+        difference=worst, bound=allowed, shapes={name: tuple(value.shape) for name, value in case.feeds.items()}
+    )

@@ -1,0 +1,248 @@
+"""The sizes that an engine is built for: what the user gave for inputs with unknown extents, checked before the build.
+
+TensorRT builds a profile whose sizes its graph cannot take, with a warning or none (a SpaceToDepth whose input does not
+divide): so every size is tried here first, with ONNX's shape inference on the concrete sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import ModelProto
+
+from dilrewrite.errors import UsageError
+from dilrewrite.sites.find import DEFAULT_DOMAINS
+
+Shape = tuple[int, ...]
+
+KINDS = ("min", "opt", "max")
+
+_WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool")
+"""Operators that move a window over their input, which must fit in."""
+
+REACH = 256
+"""How far from a size that does not do a legal one is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The sizes of one input: smallest, the ones to be fast at, largest."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def holds(self, shape: Shape) -> bool:
+        """Say whether a size lies between the smallest and the largest."""
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `--min`, `--opt` and `--max` say: shapes by input, each."""
+
+    min: Mapping[str, Shape]
+    opt: Mapping[str, Shape]
+    max: Mapping[str, Shape]
+
+
+MOST_DIGITS = 10
+"""No size has more: TensorRT counts the elements of a tensor up to 2**31."""
+
+
+def parse(minima: Sequence[str], optima: Sequence[str], maxima: Sequence[str]) -> Asked:
+    """Return what the options `NAME:1x3x224x224` say; raises `UsageError` for anything else."""
+    found = [_shapes(kind, texts) for kind, texts in zip(KINDS, (minima, optima, maxima), strict=True)]
+    return Asked(min=found[0], opt=found[1], max=found[2])
+
+
+def _shapes(kind: str, texts: Sequence[str]) -> dict[str, Shape]:
+    found: dict[str, Shape] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition(":")
+        parts = sizes.split("x")
+        whole = all(part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS for part in parts)
+        if not name or not whole or 0 in map(int, parts):
+            raise UsageError(
+                f"--{kind} {text}: not NAME:SIZExSIZE... of sizes from 1 up", hint=f"for example --{kind} x:1x3x224x224"
+            )
+        if name in found:
+            raise UsageError(f"--{kind} {text}: input {name!r} was given before", hint="give each input once")
+        found[name] = tuple(map(int, parts))
+    return found
+
+
+def declared(proto: ModelProto) -> dict[str, tuple[int | None, ...] | None]:
+    """Return the declared sizes of the inputs that have no value of their own; None: unknown."""
+    own = {tensor.name for tensor in proto.graph.initializer}
+    found: dict[str, tuple[int | None, ...] | None] = {}
+    for value in proto.graph.input:
+        if value.name in own:
+            continue
+        tensor = value.type.tensor_type
+        found[value.name] = (
+            tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
+            if tensor.HasField("shape")
+            else None
+        )
+    return found
+
+
+def settle(proto: ModelProto, asked: Asked, where: str) -> dict[str, Profile]:
+    """Return the profile of every input with unknown sizes; none when all are known.
+
+    One of the three alone stands for all; without `opt` the largest is taken. `where` names the model in messages.
+    Raises `UsageError` for an input that is unknown, has no profile, or has one that does not fit or is not ordered.
+    """
+    inputs = declared(proto)
+    for kind, given in zip(KINDS, (asked.min, asked.opt, asked.max), strict=True):
+        for name, shape in given.items():
+            if name not in inputs:
+                raise UsageError(
+                    f"--{kind}: {where} has no input {name!r}", hint=f"its inputs: {', '.join(map(repr, inputs))}"
+                )
+            sizes = inputs[name]
+            if sizes is not None and (
+                len(sizes) != len(shape) or any(a not in (None, b) for a, b in zip(sizes, shape, strict=True))
+            ):
+                told = "x".join("?" if size is None else str(size) for size in sizes)
+                raise UsageError(f"--{kind}: input {name!r} is {told}, which {_text(shape)} does not fit")
+    found: dict[str, Profile] = {}
+    for name, sizes in inputs.items():
+        if sizes is not None and None not in sizes:
+            continue
+        some = [shape for shape in (asked.min.get(name), asked.opt.get(name), asked.max.get(name)) if shape]
+        if not some:
+            told = "of unknown rank" if sizes is None else "x".join("?" if s is None else str(s) for s in sizes)
+            raise UsageError(
+                f"{where}: input {name!r} is {told}: an engine needs its sizes",
+                hint=f"give --min, --opt and --max {name}:..., or --opt alone for one size",
+            )
+        low = asked.min.get(name) or some[0]
+        high = asked.max.get(name) or some[-1]
+        best = asked.opt.get(name) or high
+        for smaller, larger, words in ((low, best, ("--min", "--opt")), (best, high, ("--opt", "--max"))):
+            if len(smaller) != len(larger) or any(a > b for a, b in zip(smaller, larger, strict=True)):
+                raise UsageError(
+                    f"input {name!r}: {words[0]} {_text(smaller)} is above {words[1]} {_text(larger)}",
+                    hint="each size must be min <= opt <= max",
+                )
+        found[name] = Profile(min=low, opt=best, max=high)
+    return found
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+# -- whether the graph takes the sizes -------------------------------------------------------------------------------
+
+
+def check(proto: ModelProto, profiles: Mapping[str, Profile], where: str) -> None:
+    """Raise `UsageError` when the graph does not take the smallest, best or largest sizes.
+
+    The message names input, axis and size, and the nearest sizes on that axis that do.
+    """
+    if not profiles:
+        return
+    light = _light(proto)
+    if unfit(light, {}) is not None:
+        return  # inference does not get through this model whatever the sizes are, so it says nothing of them
+    for kind in KINDS:
+        shapes = {name: getattr(profile, kind) for name, profile in profiles.items()}
+        wrong = unfit(light, shapes)
+        if wrong is not None:
+            raise UsageError(f"{where}: {_blame(light, shapes, kind, wrong)}")
+
+
+def unfit(proto: ModelProto, shapes: Mapping[str, Shape]) -> str | None:
+    """Return None when the graph takes inputs of these shapes, as far as inference tells, else what does not fit."""
+    fixed = ModelProto()
+    fixed.CopyFrom(proto)
+    for value in fixed.graph.input:
+        if value.name in shapes:
+            del value.type.tensor_type.shape.dim[:]
+            for size in shapes[value.name]:
+                value.type.tensor_type.shape.dim.add().dim_value = size
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        return text.partition("Inference error(s): ")[2] or text
+    known = {
+        value.name: [
+            size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim
+        ]
+        for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
+    for node in inferred.graph.node:
+        if node.domain not in DEFAULT_DOMAINS:
+            continue
+        if node.op_type == "SpaceToDepth":
+            block = next((attribute.i for attribute in node.attribute if attribute.name == "blocksize"), 1)
+            for extent in known.get(node.input[0], [])[2:]:
+                if extent is not None and extent % block:
+                    return f"SpaceToDepth {node.name!r} splits {extent} into blocks of {block}"
+        for name in node.output:
+            if any(size is not None and size < 0 for size in known.get(name, [])):
+                return f"{node.op_type} {node.name!r} makes a negative size"
+            if node.op_type in _WINDOWS and 0 in known.get(name, [])[2:]:
+                return f"{node.op_type} {node.name!r} makes an empty output"
+    return None
+
+
+def _light(proto: ModelProto) -> ModelProto:
+    """Return the model without the values of its large weights, which say nothing of sizes."""
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in copy.graph.initializer:
+        if math.prod(tensor.dims) > 1024:
+            kept = (tensor.name, tensor.data_type, list(tensor.dims))
+            tensor.Clear()
+            tensor.name, tensor.data_type = kept[0], kept[1]
+            tensor.dims.extend(kept[2])
+    return copy
+
+
+def _blame(proto: ModelProto, shapes: Mapping[str, Shape], kind: str, wrong: str) -> str:
+    """Return which axis of which input is to blame, and the nearest sizes that do."""
+    open_axes = {
+        name: [axis for axis in range(len(shapes[name])) if sizes is None or sizes[axis] is None]
+        for name, sizes in declared(proto).items()
+        if name in shapes
+    }
+    for name, axes in open_axes.items():
+        for axis in reversed(axes):
+
+            def fits(size: int, name: str = name, axis: int = axis) -> bool:
+                shape = (*shapes[name][:axis], size, *shapes[name][axis + 1 :])
+                return unfit(proto, {**shapes, name: shape}) is None
+
+            size = shapes[name][axis]
+            near = [found for found in (_nearest(fits, size, -1), _nearest(fits, size, 1)) if found is not None]
+            if near:
+                legal = " and ".join(map(str, near))
+                return (
+                    f"--{kind}: input {name!r}, axis {axis}: {size} does not fit: {wrong}; the nearest that do: {legal}"
+                )
+    told = ", ".join(f"{name}:{_text(shape)}" for name, shape in shapes.items())
+    return f"--{kind} {told}: does not fit the graph: {wrong}"
+
+
+def _nearest(fits: Callable[[int], bool], size: int, step: int) -> int | None:
+    for distance in range(1, REACH + 1):
+        candidate = size + step * distance
+        if candidate < 1:
+            return None
+        if fits(candidate):
+            return candidate
+    return None

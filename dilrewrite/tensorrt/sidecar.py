@@ -1,0 +1,268 @@
+"""What is known of an engine, in a JSON file beside it: written by `dilrewrite build`, read instead of the engine.
+
+An engine tells nothing without the library, the GPU and the version that it was built for; the side-car does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from dilrewrite._version import __version__
+from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.staging import is_file
+from dilrewrite.tensorrt.bindings import FLAVOURS
+from dilrewrite.tensorrt.fidelity import Fidelity
+from dilrewrite.tensorrt.layers import Layer, Layers, entry_of
+from dilrewrite.tensorrt.make import BuildOptions, Tensor
+from dilrewrite.tensorrt.precision import DATATYPES, PRECISIONS, Prepared
+from dilrewrite.tensorrt.profiles import Profile
+
+SCHEMA_VERSION = 1
+
+SUFFIX = ".json"
+
+ENDINGS = (".engine", ".plan", ".trt")
+"""What the names of engines end with."""
+
+
+def place(engine: Path) -> Path:
+    """Return where an engine's side-car lies: `model.engine.json` for `model.engine`."""
+    return engine.with_name(engine.name + SUFFIX)
+
+
+def is_engine(path: Path) -> bool:
+    """Say whether an argument names an engine rather than a model: by its name, or by how its content begins."""
+    if path.suffix in ENDINGS:
+        return True
+    try:
+        if not is_file(path):
+            return False
+        with path.open("rb") as file:
+            return file.read(4) in (b"ptrt", b"vtrt", b"ftrt")
+    except OSError:
+        return False
+
+
+def check_precision(
+    prepared: Prepared, layers: Layers, names: Sequence[str], where: str, *, stays: Collection[str] = ()
+) -> dict[str, int]:
+    """Return how many convolutions of an engine read data of each type, as its layer list says.
+
+    `names`: what TensorRT calls the ONNX nodes that are convolutions; `stays`: those of them that the conversion left
+    in float32, and said so. Raises FailedError for an engine that computes others in another type than was asked for:
+    never a silent float32 engine.
+    """
+    found = layers.datatypes(names)
+    if not names:
+        return found
+    if not found:
+        raise FailedError(
+            f"{where}: no layer of the engine is known for a convolution, so its precision cannot be told",
+            hint="report this with the layers of --verbose",
+        )
+    wanted = DATATYPES[prepared.precision]
+    right = sum(count for kind, count in found.items() if kind in wanted)
+    told_of = [layer for layer in layers.convolutions(names) if not layer.hides_types(names)]
+    if not told_of:  # an engine is strongly typed, so the model's types are its own
+        return found
+    strict = Counter(layer.reads(names) for layer in told_of if not any(entry_of(node, stays) for node in layer.nodes))
+    others = {kind: count for kind, count in strict.items() if kind not in wanted}
+    told = ", ".join(f"{count} in {kind}" for kind, count in found.items())
+    if prepared.precision == "int8-qdq":
+        if not right:
+            raise FailedError(
+                f"{where}: built from a QDQ model, and no convolution runs in int8 ({told})",
+                hint="Q/DQ must stand on the inputs and the weights of the convolutions",
+            )
+    elif others and prepared.converted:
+        raise FailedError(f"{where}: {prepared.precision} was asked for, and the engine's convolutions are {told}")
+    elif not right:
+        raise FailedError(f"{where}: the model is in {prepared.precision}, and the engine's convolutions are {told}")
+    return found
+
+
+def trtexec(
+    flavour: str, onnx: str, engine: str, options: BuildOptions, prepared: Prepared, profiles: Mapping[str, Profile]
+) -> str:
+    """Return the command of TensorRT's own tool that builds about the same engine of the same ONNX file."""
+    tool = "tensorrt_rtx" if flavour == "tensorrt-rtx" else "trtexec"
+    parts = [tool, f"--onnx={onnx}", f"--saveEngine={engine}"]
+    if flavour == "tensorrt":
+        parts.append("--stronglyTyped")
+    for kind in ("min", "opt", "max"):
+        shapes = ",".join(f"{name}:{'x'.join(map(str, getattr(p, kind)))}" for name, p in profiles.items())
+        if shapes:
+            parts.append(f"--{kind}Shapes={shapes}")
+    parts.append("--profilingVerbosity=detailed")
+    if prepared.precision == "fp32":
+        parts.append("--noTF32")
+    if options.workspace_mib is not None:
+        parts.append(f"--memPoolSize=workspace:{options.workspace_mib}M")
+    if options.optimization_level is not None:
+        parts.append(f"--builderOptimizationLevel={options.optimization_level}")
+    if options.timing_cache is not None and flavour == "tensorrt":
+        parts.append(f"--timingCacheFile={shown(Path(options.timing_cache.name))}")
+    if options.compute_capabilities:
+        parts.append(f"--computeCapabilities={','.join(options.compute_capabilities)}")
+    if options.device is not None:
+        parts.append(f"--device={options.device}")
+    parts += [f"--dynamicPlugins={shown(Path(plugin.name))}" for plugin in options.plugins]
+    switches = {
+        "--refit": options.refit,
+        "--stripWeights": options.strip_plan,
+        "--versionCompatible": options.version_compatible,
+        "--allowWeightStreaming": options.weight_streaming,
+    }
+    parts += [switch for switch, on in switches.items() if on]
+    return shlex.join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxSource:
+    """The model that an engine was built from: its file, SHA-256 of it, and of the model as TensorRT got it.
+
+    The two digests differ when it was rewritten, or converted to another precision, on the way.
+    """
+
+    file: str
+    sha256: str
+    built_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionReport:
+    """`asked`: the option (`None`: the model's own types), `built`: what the model was built in.
+
+    `converted`: it was converted for that; `changes`: what else was changed. `convolutions`: how many convolutions
+    read data of each type, from the engine's layer list. `fidelity`: how far the conversion is from float32.
+    """
+
+    asked: str | None
+    built: str
+    converted: bool
+    changes: tuple[str, ...]
+    convolutions: Mapping[str, int]
+    fidelity: Fidelity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """All that is known of an engine; the side-car is its JSON.
+
+    `chosen_on`: the runtime whose timings chose the forms in it. `checked`: whether its outputs were compared with ONNX
+    Runtime's, or why not. `device`: the GPU it was checked on, `None` when there was none. `build_seconds`: reading the
+    model and building. `layers_from`: where the layers were read. `trtexec`: the command that builds about the same;
+    of a converted model it names the file that `--save-onnx` writes.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    dilrewrite: str = __version__
+    file: str
+    bytes: int
+    sha256: str
+    flavour: str
+    version: str
+    onnx: OnnxSource
+    precision: PrecisionReport
+    chosen_on: str
+    checked: str
+    device: str | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    profiles: Mapping[str, Profile]
+    flags: Mapping[str, Any]
+    build_seconds: float
+    memory: Mapping[str, int]
+    layers_from: str
+    layer_types: Mapping[str, int]
+    layers: tuple[Layer, ...]
+    warnings: tuple[str, ...]
+    trtexec: str
+
+
+def render(report: EngineReport) -> str:
+    """Return the side-car's text."""
+    return json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def layer_information(report: EngineReport) -> str:
+    """Return the layers as trtexec's --exportLayerInfo has them: `{"Layers": [...], "Bindings": [...]}`."""
+    layers = [
+        {
+            "Name": layer.name,
+            "LayerType": layer.kind,
+            "Inputs": [{"Datatype": kind} for kind in layer.inputs],
+            "Outputs": [{"Datatype": kind} for kind in layer.outputs],
+            "TacticName": layer.tactic,
+            "Metadata": "\x1f".join(f"[ONNX Layer: {node}]" for node in layer.nodes),
+        }
+        for layer in report.layers
+    ]
+    bindings = [tensor.name for tensor in (*report.inputs, *report.outputs)]
+    return json.dumps({"Layers": layers, "Bindings": bindings}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read(engine: Path) -> EngineReport:
+    """Return the side-car of an engine; raises `UsageError` where there is none, or it is of something else."""
+    if not is_file(engine):
+        raise UsageError(f"{shown(engine)} does not exist", hint="check the path")
+    file = place(engine)
+    hint = "build the engine again with `dilrewrite build`, which writes it"
+    try:
+        if file.exists() and not is_file(file):
+            raise UsageError(f"{shown(file)} is not a regular file", hint=hint)
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()  # what cannot be written is damaged
+    except FileNotFoundError as error:
+        raise UsageError(f"{shown(engine)}: its side-car {shown(file)} is not there", hint=hint) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{shown(file)} cannot be read: {error}", hint=hint) from error
+    if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(f"{shown(file)} is no side-car of an engine that this version knows", hint=hint)
+    try:
+        found: EngineReport = _made(EngineReport, plain, "the file")
+    except TypeError as error:
+        raise UsageError(f"{shown(file)} is no side-car of an engine: {error}", hint=hint) from error
+    for word, value, known in (("flavour", found.flavour, FLAVOURS), ("precision", found.precision.built, PRECISIONS)):
+        if value not in known:
+            raise UsageError(f"{shown(file)}: the {word} {value!r} is none of {', '.join(known)}", hint=hint)
+    try:
+        with engine.open("rb") as data:
+            same = engine.stat().st_size == found.bytes
+            same = same and hashlib.file_digest(data, "sha256").hexdigest() == found.sha256
+    except OSError as error:
+        raise UsageError(f"{shown(engine)} cannot be read: {error}", hint="check the file") from error
+    if not same:
+        raise UsageError(f"{shown(file)} is of another engine than {shown(engine)}", hint=hint)
+    return found
+
+
+def _made(kind: Any, value: Any, where: str) -> Any:
+    """Return plain data as a value of the type; raises TypeError, naming the place, when they are something else."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is UnionType:
+        return None if value is None else _made(inner[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_made(inner[0], one, f"{where}[{index}]") for index, one in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _made(inner[1], one, f"{where}.{key}") for key, one in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        lacking = [name for name in hints if name not in value]
+        if lacking:
+            raise TypeError(f"{where} has no {lacking[0]!r}")
+        return kind(**{name: _made(hint, value[name], name) for name, hint in hints.items()})  # type: ignore[operator]
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise TypeError(f"{where} is {json.dumps(value)[:100]}")

@@ -1,0 +1,1 @@
+"""Measures, within a budget."""

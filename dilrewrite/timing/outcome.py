@@ -1,0 +1,52 @@
+"""What measuring a form came to, as a value; the words for it are made in `reports/`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import final
+
+from dilrewrite.timing.stopwatch import Comparison
+
+
+@final
+class Outcome(enum.StrEnum):
+    """What became of a form that was to be timed."""
+
+    WON = "won"
+    LOST = "lost"
+    TIE = "tie"
+    INCONCLUSIVE = "inconclusive"
+    """A gain of `timing.VISIBLE` could have been missed."""
+    OUTRUN = "outrun"
+    """Given up after its first pairs: another form is faster."""
+    UNPROVED = "unproved"
+    FAILED = "failed"
+    """The runtime refused it."""
+    CRASHED = "crashed"
+    TIMED_OUT = "timed out"
+    NO_TIME = "no time"
+    NOT_MEASURED = "not measured"
+    PLANNED = "planned"
+    """Of a dry run: it would be timed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormTiming:
+    """What measuring said of a form: its outcome, and the comparison with the Conv as it is when there is one.
+
+    `cause`: why there is none, in the words of the runtime or the proof.
+    """
+
+    outcome: Outcome
+    timing: Comparison | None = None
+    cause: str = ""
+
+
+def outcome(comparison: Comparison) -> Outcome:
+    """Return what a comparison with the Conv as it is says of a form."""
+    if comparison.faster:
+        return Outcome.WON
+    if not comparison.conclusive:
+        return Outcome.INCONCLUSIVE
+    return Outcome.LOST if comparison.slower else Outcome.TIE

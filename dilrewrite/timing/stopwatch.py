@@ -1,0 +1,390 @@
+"""Times two models against each other: calibrated, paired, with an interval. The only place that turns runs into times.
+
+The two run in turn, AB BA AB BA, so that what drifts (clock frequency, a neighbour's load) meets both alike. First the
+original runs against itself (A/A): what it differs from itself by is the noise. Above `QUIET` one session at a time is
+loaded and runs a block, in the same order. The ratio is the Hodges-Lehmann estimate over the pairs' log ratios and its
+interval the one of the Wilcoxon signed-rank test (Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3rd
+edition, sections 3.1 to 3.3), widened by how far the original was from itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dilrewrite.runtimes import Bench, Pace
+
+MIN_PAIRS = 6
+"""Fewer pairs have no 95 % interval."""
+
+MAX_PAIRS = 120
+"""More pairs narrow the interval too little to be worth their time."""
+
+QUIET = 0.02
+"""Noise up to here lets both sessions live at the same time."""
+
+MARGIN = 0.02
+"""A form must be faster by more than this, and by more than the noise."""
+
+SCREEN_PAIRS = 3
+"""How many pairs a form gets before it is worth more."""
+
+HOPELESS = 1.15
+"""A form that loses by more than this in every one of the first `SCREEN_PAIRS` is not timed further."""
+
+VISIBLE = 0.10
+"""A gain that must be seen: where it could have been missed, a measurement says nothing."""
+
+SAMPLE_S = 1e-3
+"""Shorter runs are repeated until a sample takes about this long."""
+
+BLOCK_S = 0.05
+"""How long a block of one session runs, about."""
+
+TICK_S = 1e-9
+"""What a run counts that the clock does not see."""
+
+CONFIDENCE = 0.95
+
+Mode = Literal["interleaved", "blocks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of one run: the median, the 20th, 80th and 99th percentile over `runs` samples.
+
+    `variation` is their coefficient of variation: standard deviation by mean.
+    """
+
+    median_s: float
+    p20_s: float
+    p80_s: float
+    runs: int
+    p99_s: float = 0.0
+    variation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """How the original ran against itself: the ratio with its 95 % interval, over `pairs` pairs."""
+
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def level(self) -> float:
+        """Return how far from 1 the ratio of equal models may be, as a share."""
+        return max(self.high, 1 / self.low if self.low > 0 else math.inf) - 1
+
+    @property
+    def offset(self) -> float:
+        """Return the distance of the ratio from 1 on the scale of logarithms."""
+        return abs(math.log(self.ratio))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two models timed in pairs. `ratio` is second / first; [`low`, `high`] its interval, noise included.
+
+    `mode`: `interleaved` (both sessions loaded, runs in turn) or `blocks` (one session at a time). `noise` is the level
+    measured on the first model, `None` when there was no time for it. With fewer than `MIN_PAIRS` pairs (a form that
+    was given up early) the interval is from the smallest to the largest ratio.
+    """
+
+    first: Timing
+    second: Timing
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+    noise: float | None
+    mode: Mode
+
+    @property
+    def faster(self) -> bool:
+        """Say whether the second is faster beyond the margin, the noise and the interval."""
+        return self.gains(MARGIN)
+
+    def gains(self, least: float) -> bool:
+        """Say whether the second saves more than the share `least` of the time, and more than the noise."""
+        beyond = self.ratio < 1 - max(least, self.noise or 0.0)
+        return self.pairs >= MIN_PAIRS and self.high < 1 and beyond
+
+    @property
+    def conclusive(self) -> bool:
+        """Say whether a gain of `VISIBLE` was seen or is ruled out: the interval, widened by the noise, is above it."""
+        return self.faster or self.low / (1 + (self.noise or 0.0)) >= 1 - VISIBLE
+
+    @property
+    def slower(self) -> bool:
+        """Say whether the second is slower beyond the interval."""
+        return self.low > 1
+
+
+# -- statistics ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _rank(pairs: int) -> int:
+    """Return which Walsh average, counted from either end, bounds the interval of `CONFIDENCE`; 1 for the outermost."""
+    counts: NDArray[np.float64] = np.ones(1)
+    for rank in range(1, pairs + 1):  # the null distribution of the signed-rank statistic, exactly
+        wider = np.zeros(len(counts) + rank)
+        wider[: len(counts)] += counts / 2
+        wider[rank:] += counts / 2
+        counts = wider
+    below = np.cumsum(counts)
+    return max(int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right")), 1)
+
+
+def signed_rank_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return (estimate, low, high) of the centre of a symmetric distribution from independent values of it.
+
+    The Hodges-Lehmann estimate, and the Wilcoxon signed-rank interval of at least `CONFIDENCE` (with fewer than
+    `MIN_PAIRS` values, the widest one there is).
+    """
+    ordered = np.asarray(values, np.float64)
+    i, j = np.triu_indices(len(ordered))
+    averages = np.sort((ordered[i] + ordered[j]) / 2)
+    rank = _rank(len(ordered))
+    return float(np.median(averages)), float(averages[rank - 1]), float(averages[-rank])
+
+
+def timing(samples: Sequence[float]) -> Timing:
+    """Return the figures of samples in seconds."""
+    values = np.asarray(samples, np.float64)
+    p20, median, p80, p99 = np.percentile(values, [20, 50, 80, 99])
+    return Timing(
+        median_s=float(median),
+        p20_s=float(p20),
+        p80_s=float(p80),
+        runs=len(samples),
+        p99_s=float(p99),
+        variation=float(values.std(ddof=1) / values.mean()) if len(samples) > 1 else 0.0,
+    )
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def turns(pairs: int) -> list[tuple[int, int]]:
+    """Return who runs when: AB, BA, AB, BA, ... as (0, 1), (1, 0), ..."""
+    return [(0, 1) if pair % 2 == 0 else (1, 0) for pair in range(pairs)]
+
+
+@dataclass
+class Stopwatch:
+    """Times models that were added to `bench`, by their keys.
+
+    `deadline_s` (on `clock`) is when to stop: what is under way still gets its fewest pairs. `tick` is called now
+    and then while it runs. `pace`: the least that the backend wants; its `seconds` hold for what is timed to the end.
+    """
+
+    bench: Bench
+    deadline_s: float = math.inf
+    clock: Callable[[], float] = time.monotonic
+    tick: Callable[[], None] = lambda: None
+    pace: Pace = field(default_factory=Pace)
+    opening_s: float = 0.0
+    """Seconds that the last two sessions took to load and to warm up."""
+    pair_s: float = 0.0
+    """Seconds of the last pair of runs."""
+    first_s: dict[str, float] = field(default_factory=dict)
+    """Seconds until the first run of each session was done, as it was first loaded, where the runtime tells."""
+    samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    """Seconds of every sample of the last comparison."""
+
+    def noise(self, first: str, twin: str, slice_s: float, *, rounds: int = 1) -> tuple[Noise, Mode]:
+        """Time a model against `twin`, the same model in a session of its own, for about `slice_s` seconds.
+
+        Interleaved, with new sessions `rounds` times; when that is above `QUIET`, and time is left, in blocks.
+        """
+        found = self._noise(*self._interleaved(first, twin, slice_s, rounds))
+        if found.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
+            return found, "interleaved"
+        blocks = self._noise(*self._blocks(first, twin, slice_s))
+        return (blocks, "blocks") if blocks.level < found.level else (found, "interleaved")
+
+    def compare(
+        self,
+        first: str,
+        second: str,
+        slice_s: float,
+        *,
+        noise: Noise | None = None,
+        mode: Mode = "interleaved",
+        rounds: int = 1,
+        hopeless: float = math.inf,
+    ) -> Comparison:
+        """Time `second` against `first` for about `slice_s` seconds.
+
+        `rounds`: how often both sessions are made anew (where memory lies differs from session to session).
+        `hopeless`: look at `SCREEN_PAIRS` first, and leave it at that when the second loses by more than this in each,
+        or no time is left.
+        """
+        a: list[float] = []
+        b: list[float] = []
+        if hopeless < math.inf:
+            start = self.clock()
+            a, b = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
+            slice_s -= self.clock() - start
+        if a and (self._left() <= 0 or min(y / x for x, y in zip(a, b, strict=True)) > hopeless):
+            mode = "interleaved"
+        elif mode == "blocks" and self._blocks_fit(first, second, slice_s):
+            a, b = self._blocks(first, second, slice_s)
+        else:
+            mode = "interleaved"
+            a, b = self._interleaved(first, second, max(slice_s, 0.0), rounds)
+        self.samples = a, b
+        centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
+        offset = noise.offset if noise is not None else 0.0
+        return Comparison(
+            first=timing(a),
+            second=timing(b),
+            ratio=math.exp(centre),
+            low=math.exp(low - offset),
+            high=math.exp(high + offset),
+            pairs=len(a),
+            noise=noise.level if noise is not None else None,
+            mode=mode,
+        )
+
+    @staticmethod
+    def _noise(a: Sequence[float], b: Sequence[float]) -> Noise:
+        centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
+        return Noise(ratio=math.exp(centre), low=math.exp(low), high=math.exp(high), pairs=len(a))
+
+    def _left(self) -> float:
+        return self.deadline_s - self.clock()
+
+    def _open(self, key: str) -> None:
+        told = self.bench.open(key)
+        if told is not None:
+            self.first_s.setdefault(key, told)
+
+    def _warm(self, key: str, runs: int = 3) -> float:
+        """Run a session that was just opened; return the seconds of its last run. A long first run is the only one."""
+        until = self.clock() + self.pace.warm_s
+        (seconds,) = self.bench.run([key])
+        for _ in range(runs - 1):
+            if seconds > 1:
+                break
+            (seconds,) = self.bench.run([key])
+        while self.clock() < until:
+            seconds = min(self.bench.run([key] * 8))
+        return seconds
+
+    def _interleaved(
+        self, first: str, second: str, slice_s: float, rounds: int, *, fewest: int | None = None
+    ) -> tuple[list[float], list[float]]:
+        """Run pairs in turn, `fewest` at least; without a slice no more than these."""
+        fewest = self.fewest if fewest is None else fewest
+        a: list[float] = []
+        b: list[float] = []
+        start = self.clock()
+        for number in range(rounds):
+            keys = (first, second) if number % 2 == 0 else (second, first)
+            opened = self.clock()
+            try:
+                for key in keys:
+                    self._open(key)
+                slowest = [self._warm(key) for key in (first, second)]
+                pair_s = max(sum(slowest), 1e-6)
+                repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
+                repeats = min(repeats, 10)
+                if slice_s > 0:
+                    repeats = max(repeats, math.ceil(self.pace.seconds / (MAX_PAIRS * pair_s)))
+                self.opening_s, self.pair_s = self.clock() - opened, pair_s
+                share = (slice_s - (self.clock() - start) - self.opening_s * (rounds - number - 1)) / (rounds - number)
+                share = min(share, self._left())
+                if slice_s > 0:
+                    share = max(share, self.pace.seconds / rounds)
+                until = self.clock() + share
+                pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
+                pairs += pairs % 2
+                pairs = max(pairs, -(-fewest // rounds))
+                self._pairs(first, second, pairs, repeats, pair_s, a, b, until)
+            finally:
+                for key in keys:
+                    self.bench.shut(key)
+            if self._left() <= 0 and len(a) >= fewest:
+                break
+        return a, b
+
+    @property
+    def fewest(self) -> int:
+        """Return how many pairs there must be."""
+        return max(MIN_PAIRS, self.pace.pairs)
+
+    def _pairs(
+        self,
+        first: str,
+        second: str,
+        pairs: int,
+        repeats: int,
+        pair_s: float,
+        a: list[float],
+        b: list[float],
+        until: float,
+    ) -> None:
+        """Run `pairs` pairs and append their samples, in parts that are short enough to stop between.
+
+        The fewest there must be are run in any case, further ones as long as `until` has not come. Who begins goes on
+        in turn from the pairs before, so that an odd number of them favours nobody.
+        """
+        part = max(2, 2 * int(0.25 / (pair_s * repeats)))
+        done = 0
+        while done < pairs:
+            if done and len(a) >= self.fewest and self.clock() >= until:
+                return
+            odd = len(a) % 2
+            some = turns(odd + min(part, pairs - done))[odd:]
+            keys = (first, second)
+            seconds = iter(self.bench.run([keys[who] for turn in some for who in turn for _ in range(repeats)]))
+            for turn in some:
+                for who in turn:
+                    sample = sum(next(seconds) for _ in range(repeats)) / repeats
+                    (a, b)[who].append(max(sample, TICK_S))
+            done += len(some)
+            self.tick()
+
+    def _blocks(self, first: str, second: str, slice_s: float) -> tuple[list[float], list[float]]:
+        """Run pairs of blocks, one session at a time; a sample is the median of a block."""
+        samples: tuple[list[float], list[float]] = ([], [])
+        keys = (first, second)
+        start = self.clock()
+        for pair, turn in enumerate(turns(MAX_PAIRS)):
+            if pair >= self.fewest and pair % 2 == 0 and (self.clock() - start > slice_s or self._left() <= 0):
+                break
+            for who in turn:
+                self._open(keys[who])
+                try:
+                    seconds = self._warm(keys[who], 2)
+                    runs = min(max(3, math.ceil(BLOCK_S / max(seconds, 1e-6))), 50)
+                    samples[who].append(max(float(np.median(self.bench.run([keys[who]] * runs))), TICK_S))
+                finally:
+                    self.bench.shut(keys[who])
+            self.tick()
+        return samples
+
+    def _blocks_fit(self, first: str, second: str, slice_s: float) -> bool:
+        """Say whether the fewest blocks take no more than twice the slice, nor half of the time that is left."""
+        spent = 0.0
+        for key in (first, second):
+            start = self.clock()
+            self._open(key)
+            try:
+                seconds = self._warm(key, 2)
+            finally:
+                self.bench.shut(key)
+            spent += self.clock() - start + max(3 * seconds, BLOCK_S)
+        return spent * MIN_PAIRS <= min(2 * slice_s, self._left() / 2)

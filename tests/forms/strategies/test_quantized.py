@@ -1,0 +1,49 @@
+"""Every strategy on QDQ models: equal bit for bit, and layout operators stand on the integers."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from dilrewrite.forms.strategies import Refusal, plan, strategies
+from tests.contract import ContractError, pruned_kernel
+from tests.quantized import Quantized, check_elements, check_quantized, original, quantized_cases
+
+GRID = [pytest.param(q, id=q.name) for q in quantized_cases()]
+
+
+def test_the_quantized_grid_covers_what_it_should() -> None:
+    grid = quantized_cases()
+    assert len(grid) >= 30
+    assert {q.case.opset for q in grid} == {10, 11, 13, 17, 21}
+    assert {q.case.rank for q in grid} == {1, 2, 3}
+    assert all(q.zero != 0 for q in grid)
+    assert not any(q.per_channel for q in grid if q.case.opset < 13)
+    assert min(sum(q.signed for q in grid), sum(not q.signed for q in grid)) >= 10
+    assert min(sum(q.per_channel for q in grid), sum(q.relu for q in grid), sum(q.case.bias for q in grid)) >= 8
+    assert sum(q.weight_zero != 0 for q in grid) >= 5
+
+
+@pytest.mark.parametrize("q", GRID)
+@pytest.mark.parametrize("name", sorted(strategies()))
+def test_quantized_contract(name: str, q: Quantized) -> None:
+    check_quantized(name, strategies()[name], q)
+
+
+@pytest.mark.parametrize("q", GRID)
+def test_tap_sum_refuses_in_words(q: Quantized) -> None:
+    if pruned_kernel(q.case) is None:
+        return  # the bias alone has no partial sums
+    site = original(q)[1].sites[0]
+    made = plan("tap_sum", strategies()["tap_sum"], site.geometry, q.case.opset, storage=site.storage)
+    assert isinstance(made, Refusal)
+    assert q.case.unknown or "quantized" in made.reason or "quantised" in made.reason
+
+
+def test_layout_operators_on_reals_are_caught() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 2] x) => (float[2, 1] y) { y = Transpose <perm = [1, 0]> (x) }
+    """)
+    with pytest.raises(ContractError, match="FLOAT"):
+        check_elements(model)

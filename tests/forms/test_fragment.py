@@ -1,0 +1,201 @@
+"""Weight edits: what they do to a convolution, and that `shape` tells what `apply` makes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dilrewrite.forms.fragment import (
+    AddKernelAxis,
+    CoreConv,
+    CoreFill,
+    Fragment,
+    Node,
+    RepeatOutputs,
+    SpreadTaps,
+    TakeTaps,
+    TapsToInputs,
+    WeightEdit,
+)
+from tests import naive
+
+ZERO = np.zeros((), np.int64)
+
+quick = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+@st.composite
+def edits(draw: st.DrawFn) -> tuple[WeightEdit, tuple[int, ...]]:
+    rank = draw(st.integers(1, 3))
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=rank + 2, max_size=rank + 2)))
+    axis = draw(st.integers(0, rank - 1))
+    start = draw(st.integers(0, shape[axis + 2] - 1))
+    stop = draw(st.integers(start + 1, shape[axis + 2]))
+    dilations = tuple(draw(st.lists(st.integers(1, 4), min_size=rank, max_size=rank)))
+    edit = draw(
+        st.sampled_from(
+            [
+                TakeTaps(axis, start, stop),
+                RepeatOutputs(draw(st.integers(1, 4))),
+                AddKernelAxis(draw(st.integers(0, rank))),
+                TapsToInputs(),
+                SpreadTaps(dilations),
+            ]
+        )
+    )
+    return edit, shape
+
+
+def weights(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(np.arange(1, np.prod(shape) + 1)).reshape(shape)
+
+
+def conv(x: np.ndarray, w: np.ndarray, *, group: int = 1, dilations: tuple[int, ...] | None = None) -> np.ndarray:
+    rank = w.ndim - 2
+    ones, zeros = (1,) * rank, (0,) * rank
+    return naive.conv(x, w, strides=ones, dilations=dilations or ones, begin=zeros, end=zeros, group=group)
+
+
+@quick
+@given(edits())
+def test_shape_is_the_shape_that_apply_makes(drawn: tuple[WeightEdit, tuple[int, ...]]) -> None:
+    edit, shape = drawn
+    weight = weights(*shape)
+    before = weight.copy()
+    made = edit.apply(weight, ZERO)
+    assert made.shape == edit.shape(shape)
+    assert made.dtype == weight.dtype
+    assert np.array_equal(weight, before), "an initializer may be shared: it is never changed in place"
+    assert set(np.unique(made)) <= {*np.unique(weight), 0}, "values move, nothing is computed"
+
+
+def test_take_taps_cuts_one_axis() -> None:
+    w = weights(2, 3, 4, 5)
+    assert np.array_equal(TakeTaps(0, 1, 3).apply(w, ZERO), w[:, :, 1:3])
+    assert np.array_equal(TakeTaps(1, 0, 4).apply(w, ZERO), w[:, :, :, :4])
+
+
+def test_repeat_outputs_makes_whole_sets_for_grouped_phases() -> None:
+    w, x = weights(4, 3, 2), weights(1, 6, 9)
+    phases = [x, x[:, :, ::-1], 2 * x]
+    wanted = np.concatenate([conv(phase, w, group=2) for phase in phases], axis=1)
+    joined = np.concatenate(phases, axis=1)
+    assert np.array_equal(conv(joined, RepeatOutputs(3).apply(w, ZERO), group=6), wanted)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_add_kernel_axis_convolves_a_new_axis_by_one_tap(axis: int) -> None:
+    w, x = weights(2, 3, 2, 3), weights(1, 3, 5, 6)
+    many = np.stack([x, 3 * x], axis=axis + 2)
+    wanted = np.stack([conv(x, w), conv(3 * x, w)], axis=axis + 2)
+    assert np.array_equal(conv(many, AddKernelAxis(axis).apply(w, ZERO)), wanted)
+
+
+def test_taps_to_inputs_is_im2col_tap_major() -> None:
+    w, x = weights(2, 3, 2, 3), weights(1, 3, 5, 6)
+    columns = [x[:, :, i : i + 4, j : j + 4] for i in range(2) for j in range(3)]
+    assert np.array_equal(conv(np.concatenate(columns, axis=1), TapsToInputs().apply(w, ZERO)), conv(x, w))
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=3))
+def test_spread_taps_is_the_dilated_kernel_written_out(axes: list[tuple[int, int]]) -> None:
+    kernel, dilations = tuple(k for k, _ in axes), tuple(d for _, d in axes)
+    w = weights(2, 2, *kernel)
+    x = weights(1, 2, *(d * (k - 1) + 3 for k, d in axes))
+    spread = SpreadTaps(dilations).apply(w, ZERO)
+    assert np.array_equal(conv(x, spread), conv(x, w, dilations=dilations))
+
+
+def test_spread_taps_writes_the_zero_point() -> None:
+    w = weights(2, 1, 2).astype(np.int8)
+    spread = SpreadTaps((3,)).apply(w, np.array(-7, np.int8))
+    assert spread.dtype == np.int8
+    assert spread.tolist() == [[[w[o, 0, 0], -7, -7, w[o, 0, 1]]] for o in range(2)]
+
+
+def test_spread_taps_writes_one_zero_point_per_channel() -> None:
+    w = weights(2, 1, 2).astype(np.int8)
+    zeros = np.array([5, -6], np.int8).reshape(-1, 1, 1)
+    spread = SpreadTaps((2,)).apply(w, zeros)
+    assert spread[:, 0, 1].tolist() == [5, -6]
+
+
+def test_edits_in_a_row() -> None:
+    w = weights(2, 3, 5)
+    shape: tuple[int, ...] = w.shape
+    made: np.ndarray = w
+    for edit in (TakeTaps(0, 1, 4), SpreadTaps((2,)), RepeatOutputs(2), AddKernelAxis(1)):
+        shape, made = edit.shape(shape), edit.apply(made, ZERO)
+        assert made.shape == shape
+    assert shape == (4, 3, 5, 1)
+    assert np.array_equal(made[:2, :, ::2, 0], w[:, :, 1:4])
+
+
+# -- the fragment ------------------------------------------------------------------------------------------------
+
+CORE = CoreConv(
+    source="x",
+    output="conv_1",
+    kernel=(3, 1),
+    strides=(1, 1),
+    dilations=(2, 7),
+    pads=(0, 0, 0, 0),
+    group=1,
+    weight=(),
+    bias_times=1,
+)
+FRAGMENT = Fragment(
+    strategy="keep",
+    opset=17,
+    enter=(Node("Pad", ("x", "const_1"), ("pad_1",), {}),),
+    core=(CORE, CoreFill(repeats="const_1", output="fill_1")),
+    exit=(Node("Concat", ("conv_1", "fill_1"), ("y",), {"axis": 2}),),
+    constants={"const_1": (1, 2)},
+    result="y",
+)
+
+
+def test_max_dilation_counts_acting_axes_only() -> None:
+    assert CORE.max_dilation == 2
+    assert FRAGMENT.max_dilation == 2
+    assert replace(FRAGMENT, core=()).max_dilation == 1
+
+
+def test_node_count() -> None:
+    assert FRAGMENT.node_count == 4
+
+
+def test_digest_says_whether_the_content_is_the_same() -> None:
+    same = replace(FRAGMENT, strategy="other", multiply_adds=5, elements_moved=6)
+    assert same.digest() == FRAGMENT.digest()
+    assert len(FRAGMENT.digest()) == 16
+    int(FRAGMENT.digest(), 16)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"opset": 18},
+        {"enter": ()},
+        {"core": (replace(CORE, group=2),)},
+        {"core": (replace(CORE, weight=(RepeatOutputs(2),)),)},
+        {"exit": ()},
+        {"constants": {"const_1": (1, 3)}},
+        {"result": "z"},
+        {"partial": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_digest_differs_with_the_content(changes: dict[str, object]) -> None:
+    assert replace(FRAGMENT, **changes).digest() != FRAGMENT.digest()
+
+
+def test_digest_does_not_depend_on_the_order_of_constants() -> None:
+    one = replace(FRAGMENT, constants={"a": (1,), "b": (2,)})
+    other = replace(FRAGMENT, constants={"b": (2,), "a": (1,)})
+    assert one.digest() == other.digest()

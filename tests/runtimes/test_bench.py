@@ -1,0 +1,618 @@
+"""Timed runs and profiles of real sessions in a child process: what is asked for is run, and what fails is said."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from dilrewrite import runtimes as backends
+from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.runtimes import (
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    NodeRun,
+    Options,
+    Profile,
+    Runnable,
+    TimedBackend,
+    TimedOut,
+    timed_backend,
+    timed_backends,
+)
+from dilrewrite.runtimes._worker import IsolatedBench, _Server, isolated_profile
+from dilrewrite.runtimes.onnxruntime_cpu import BACKEND
+from dilrewrite.timing.stopwatch import MIN_PAIRS, Stopwatch
+from tests.models_for_tests import build, conv1d, conv_node, sequence_output, string_input, two_convs, values
+from tests.runtimes.test_onnxruntime_cpu import crashing_model, gone, slow_model
+
+NAME = "onnxruntime_cpu"
+OPTIONS = Options(threads=1, timeout_s=60)
+X = values(1, 2, 16)
+FLOAT = TensorProto.FLOAT
+
+
+def runnable(proto: ModelProto) -> Runnable:
+    return Runnable(model=proto.SerializeToString())
+
+
+@contextlib.contextmanager
+def opened(options: Options = OPTIONS, doubts: str = "") -> Iterator[IsolatedBench]:
+    with contextlib.closing(IsolatedBench(NAME, options, doubts)) as bench:
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[IsolatedBench]:
+    """One child for the tests that leave it whole."""
+    with opened() as bench:
+        yield bench
+
+
+@pytest.fixture
+def bench(shared: IsolatedBench) -> Iterator[IsolatedBench]:
+    yield shared
+    for key in ("a", "b", "c"):
+        shared.drop(key)
+
+
+def pid(bench: IsolatedBench) -> int:
+    return bench._child.process.pid
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A loaded model that notes its runs."""
+
+    def __init__(self, key: str, ran: list[str]) -> None:
+        self.key = key
+        self.ran = ran
+
+    def run(self) -> None:
+        assert not gc.isenabled(), "a collection would count as a run's time"
+        self.ran.append(self.key)
+        if self.key == "bad":
+            raise CannotRun("bad")
+
+    def close(self) -> None:
+        self.ran.append(f"{self.key} closed")
+
+
+def test_runs_come_in_the_order_asked_for() -> None:
+    """In the child, seen from inside."""
+    server, ran = _Server(), list[str]()
+    server.runners = {key: Recorder(key, ran) for key in ("a", "b", "bad")}
+    assert len(server.on_time(["a", "b", "b", "a", "a"])) == 5
+    assert ran == ["a", "b", "b", "a", "a"]
+    assert gc.isenabled()
+    with pytest.raises(CannotRun):
+        server.on_time(["a", "bad", "b"])
+    assert ran[5:] == ["a", "bad"]
+    assert gc.isenabled()
+    server.on_stop("b")
+    server.on_drop("a")
+    server.on_drop("c")
+    assert ran[7:] == ["b closed", "a closed"]
+
+
+def test_each_run_has_its_seconds(bench: IsolatedBench) -> None:
+    for key in ("a", "b"):
+        bench.add(key, runnable(conv1d()), {"x": X})
+        bench.open(key)
+    seconds = bench.run(["a", "b", "b", "a", "a"])
+    assert len(seconds) == 5
+    assert all(isinstance(value, float) and value > 0 for value in seconds)
+    assert bench.run([]) == []
+    assert len(bench.run(["a"] * 100)) == 100
+    assert bench.warnings() == ()
+
+
+def test_a_model_can_be_shut_and_opened_again(bench: IsolatedBench) -> None:
+    bench.add("a", runnable(conv1d()), {"x": X})
+    for _ in range(3):
+        bench.open("a")
+        assert len(bench.run(["a", "a"])) == 2
+        bench.shut("a")
+        bench.shut("a")
+        with pytest.raises(RuntimeError, match="KeyError: 'a'"):
+            bench.run(["a"])
+    bench.open("a")
+    bench.open("a")
+    assert len(bench.run(["a"])) == 1
+
+
+def test_a_key_that_was_not_added(bench: IsolatedBench) -> None:
+    """A mistake of the caller, with the child's traceback; the child lives on."""
+    for ask in (lambda: bench.open("c"), lambda: bench.run(["c"])):
+        with pytest.raises(RuntimeError, match=r"(?s)in the worker process:.*KeyError: 'c'"):
+            ask()
+    bench.shut("c")
+    bench.drop("c")
+    bench.add("a", runnable(conv1d()), {"x": X})
+    bench.open("a")
+    assert len(bench.run(["a"])) == 1
+    with pytest.raises(RuntimeError, match="KeyError: 'c'"):
+        bench.run(["a", "c"])
+    assert len(bench.run(["a"])) == 1
+
+
+def test_what_is_dropped_is_forgotten(bench: IsolatedBench) -> None:
+    bench.add("a", runnable(conv1d()), {"x": X})
+    bench.open("a")
+    bench.drop("a")
+    for ask in (lambda: bench.run(["a"]), lambda: bench.open("a")):
+        with pytest.raises(RuntimeError, match="KeyError: 'a'"):
+            ask()
+
+
+def test_what_is_added_replaces_what_was_there(bench: IsolatedBench) -> None:
+    bench.add("a", runnable(conv1d()), {"x": X})
+    bench.open("a")
+    bench.add("a", runnable(conv1d(channels=3)), {"x": values(1, 3, 16)})
+    with pytest.raises(RuntimeError, match="KeyError: 'a'"):
+        bench.run(["a"])  # the old one is no longer loaded
+    bench.open("a")
+    assert len(bench.run(["a"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (b"no model", "INVALID_PROTOBUF"),
+        (Path("/no/such.onnx"), "NO_SUCHFILE"),
+        (conv1d(dtype=np.float64, element=TensorProto.DOUBLE).SerializeToString(), "NOT_IMPLEMENTED.*Conv"),
+    ],
+    ids=["bytes", "path", "type"],
+)
+def test_a_bad_model_cannot_load(model: bytes | Path, words: str, bench: IsolatedBench) -> None:
+    bench.add("b", Runnable(model=model), {"x": X})
+    for _ in range(2):
+        with pytest.raises(CannotLoad, match=f"^{words}"):
+            bench.open("b")
+    bench.shut("b")
+    bench.add("a", runnable(conv1d()), {"x": X})
+    bench.open("a")
+    assert len(bench.run(["a"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("feeds", "words"),
+    [
+        ({}, "[Mm]issing|x"),
+        ({"x": values(1, 3, 16)}, "Got: 3 Expected: 2"),
+        ({"x": values(1, 2, 16, dtype=np.float64)}, "data type.*double"),
+        ({"x": X, "z": X}, "input.*: z"),
+    ],
+    ids=["missing", "extent", "type", "unknown"],
+)
+def test_bad_inputs_cannot_run(feeds: Mapping[str, Any], words: str, bench: IsolatedBench) -> None:
+    def work() -> None:
+        bench.open("b")
+        bench.run(["b"])
+
+    bench.add("b", runnable(conv1d()), feeds)
+    bench.add("a", runnable(conv1d()), {"x": X})
+    bench.open("a")
+    with pytest.raises(CannotRun, match=words):
+        work()
+    assert len(bench.run(["a"])) == 1
+
+
+def identity(kind: Any, shape: tuple[int, ...] = (2, 3)) -> tuple[ModelProto, dict[str, Any]]:
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    proto = build(
+        [helper.make_node("Identity", ["x"], ["y"])], {"x": shape}, {"y": shape}, element=element, opset=19, ir=9
+    )
+    return proto, {"x": np.ones(shape).astype(kind)}
+
+
+def sequence_input() -> tuple[ModelProto, dict[str, Any]]:
+    proto = build([helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0)], {}, {"y": None})
+    proto.graph.input.append(helper.make_tensor_sequence_value_info("s", FLOAT, None))
+    return proto, {"s": [values(2, 3), values(1, 3)]}
+
+
+FEEDS: dict[str, tuple[ModelProto, dict[str, Any]]] = {
+    "float16": identity(np.float16),
+    "float64": identity(np.float64),
+    "bfloat16": identity(ml_dtypes.bfloat16),
+    "float8": identity(ml_dtypes.float8_e4m3fn),
+    "int64": identity(np.int64),
+    "bool": identity(np.bool_),
+    "scalar": identity(np.float32, ()),
+    "nothing": identity(np.float32, (0, 3)),
+    "foreign byte order": (conv1d(), {"x": X.astype(">f4")}),
+    "not contiguous": (conv1d(), {"x": values(1, 16, 2).transpose(0, 2, 1)}),
+    "list": (conv1d(), {"x": np.asarray(X)[:, ::-1]}),
+    "strings": (string_input(), {"x": X, "s": np.array(["a", "é"], object)}),
+    "sequence out": (sequence_output(), {"x": X}),
+    "sequence in": sequence_input(),
+    "no inputs": (build([conv_node()], {}, {"y": None}, {"x": X, "w": values(2, 2, 3)}), {}),
+}
+
+
+@pytest.mark.parametrize("kind", FEEDS)
+def test_any_kind_of_input_is_run_and_profiled(kind: str, bench: IsolatedBench) -> None:
+    proto, feeds = FEEDS[kind]
+    bench.add("a", runnable(proto), feeds)
+    bench.open("a")
+    assert all(value > 0 for value in bench.run(["a"] * 3))
+    found = BACKEND.profile(runnable(proto), Options(threads=1), feeds, 2)
+    assert found.runs == 2
+    names = Counter(node.op for node in found.nodes)
+    assert names.total() % 2 == 0
+
+
+@pytest.mark.parametrize("declared", [[1, 2, 16], ["n", 2, 7]])
+def test_outputs_of_another_shape_than_declared_are_timed(declared: list[Any], bench: IsolatedBench) -> None:
+    """Files made dynamic by hand declare such; ONNX Runtime warns, and refuses a second run into the same output."""
+    proto = conv1d(length=None)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, declared))
+    bench.add("m", runnable(proto), {"x": values(1, 2, 30)})
+    bench.open("m")
+    assert len(bench.run(["m"] * 5)) == 5
+
+
+def test_paths_do_not_move_with_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: IsolatedBench
+) -> None:
+    """Neither that of a model nor that of its external data, wherever the child was started."""
+    onnx.save_model(conv1d(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    data = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    bench.add("a", Runnable(model=Path("m.onnx")), {"x": X})
+    bench.add("b", Runnable(model=data, folder=Path()), {"x": X})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for key in ("a", "b"):
+        bench.open(key)
+        assert len(bench.run([key])) == 1
+    monkeypatch.chdir(tmp_path)
+    with opened() as other:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        other.add("a", Runnable(model=Path("../m.onnx")), {"x": X})
+        other.open("a")
+    assert isolated_profile(NAME, Runnable(model=Path("../m.onnx")), OPTIONS, {"x": X}, 1).runs == 1
+
+
+def test_a_bench_is_one_process_and_ends_with_close() -> None:
+    with opened() as bench:
+        child = pid(bench)
+        assert child != os.getpid()
+        assert not gone(child)
+        bench.add("a", runnable(conv1d()), {"x": X})
+        bench.open("a")
+    assert gone(child)
+    bench.close()
+    bench.shut("a")
+    assert bench.warnings() == ()
+    for ask in (
+        lambda: bench.run(["a"]),
+        lambda: bench.open("a"),
+        lambda: bench.add("a", runnable(conv1d()), {"x": X}),
+        lambda: bench.drop("a"),
+    ):
+        with pytest.raises(Crashed, match="closed"):
+            ask()
+
+
+def test_what_is_said_by_the_child_is_a_warning_when_it_matters(bench: IsolatedBench) -> None:
+    """Lines of the child's standard error, each once; nothing when the backend has no doubts."""
+    with opened(doubts="^doubtful") as other:
+        other._child._noise.write(b"doubtful: one\nfine\ndoubtful:   two\ndoubtful: one\n")
+        other._child._noise.flush()
+        assert other.warnings() == ("doubtful: one", "doubtful: two")
+    assert other.warnings() == ()
+    bench._child._noise.write(b"doubtful: one\n")
+    bench._child._noise.flush()
+    assert bench.warnings() == ()
+
+
+def test_a_crash_is_said_and_the_end_of_the_bench() -> None:
+    with opened() as bench:
+        bench.add("a", runnable(conv1d()), {"x": X})
+        bench.open("a")
+        bench.add("b", runnable(crashing_model()), {"x": np.ones((1, 16, 33, 33), np.float32)})
+        bench.open("b")
+        with pytest.raises(Crashed, match="killed by SIGSEGV"):
+            bench.run(["a", "b", "a"])
+        assert gone(pid(bench))
+        bench.shut("b")
+        bench.shut("a")
+        with pytest.raises(Crashed, match="closed"):
+            bench.run(["a"])
+
+
+def test_a_killed_child_is_a_crash() -> None:
+    with opened() as bench:
+        os.kill(pid(bench), signal.SIGKILL)
+        with pytest.raises(Crashed, match="killed by SIGKILL"):
+            bench.add("a", runnable(conv1d()), {"x": X})
+
+
+def test_a_stopwatch_shuts_what_crashed() -> None:
+    """The crash comes through, whatever is cleared up after it."""
+    with opened() as bench:
+        bench.add("a", runnable(conv1d()), {"x": X})
+        bench.add("b", runnable(crashing_model()), {"x": np.ones((1, 16, 33, 33), np.float32)})
+        with pytest.raises(Crashed, match="SIGSEGV"):
+            Stopwatch(bench).compare("a", "b", 1)
+
+
+def test_a_stopwatch_on_a_real_bench(bench: IsolatedBench) -> None:
+    bench.add("a", runnable(conv1d()), {"x": X})
+    bench.add("b", runnable(conv1d(kernel=5)), {"x": X})
+    found = Stopwatch(bench, deadline_s=0.0).compare("a", "b", 60)
+    assert found.pairs == MIN_PAIRS == found.first.runs == found.second.runs
+    assert 0 < found.low <= found.ratio <= found.high
+    with pytest.raises(RuntimeError, match="KeyError"):
+        bench.run(["a"])  # shut again
+
+
+def test_a_run_that_takes_too_long_is_stopped() -> None:
+    with opened() as bench:
+        bench.add("a", runnable(slow_model(10**9)), {"x": X})
+        bench.open("a")
+        bench._child.timeout_s = 0.5  # from here on: a busy machine may be late with what came before
+        with pytest.raises(TimedOut, match=r"0\.5 s"):
+            bench.run(["a"])
+        assert gone(pid(bench))
+        bench.shut("a")
+        with pytest.raises(Crashed, match="closed"):
+            bench.open("a")
+
+
+def test_a_profile_that_takes_too_long_is_stopped() -> None:
+    with pytest.raises(TimedOut, match="1 s"):
+        isolated_profile(NAME, runnable(slow_model(10**9)), Options(threads=1, timeout_s=1), {"x": X}, 1)
+
+
+def test_an_interrupted_run_leaves_no_child() -> None:
+    with opened() as bench:
+        bench.add("a", runnable(slow_model(10**9)), {"x": X})
+        bench.open("a")
+        previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                bench.run(["a"])
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        assert gone(pid(bench))
+
+
+def test_the_clocks_are_alike(bench: IsolatedBench) -> None:
+    """What the child says that runs took is part of what the parent waited."""
+    bench.add("a", runnable(slow_model(2000)), {"x": X})
+    bench.open("a")
+    start = time.monotonic()
+    seconds = bench.run(["a"] * 3)
+    assert 0 < sum(seconds) <= time.monotonic() - start
+
+
+def test_a_backend_that_is_none() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in the worker process:.*ModuleNotFoundError"):
+        IsolatedBench("no_such_backend", OPTIONS)
+
+
+# ---- profiles -----------------------------------------------------------------------------------------------------
+
+
+def looping(count: int) -> ModelProto:
+    """A dilated Conv after a Loop that runs a Conv `count` times."""
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["on"], name="on"), conv_node("v", "next", "w", name="inner")],
+        "body",
+        [info("i", TensorProto.INT64, []), info("going", TensorProto.BOOL, []), info("v", FLOAT, None)],
+        [info("on", TensorProto.BOOL, []), info("next", FLOAT, None)],
+    )
+    return build(
+        [
+            helper.make_node("Loop", ["n", "", "x"], ["z"], name="loop", body=body),
+            conv_node("z", "y", "w", name="outer", dilations=[4], pads=[4, 4]),
+        ],
+        {"x": [1, 2, 16]},
+        {"y": None},
+        {"w": values(2, 2, 3), "n": np.array(count, np.int64)},
+    )
+
+
+def profiled(proto: ModelProto, runs: int, *, isolated: bool, feeds: Mapping[str, Any] | None = None) -> Profile:
+    feeds = {"x": X} if feeds is None else feeds
+    if isolated:
+        return isolated_profile(NAME, runnable(proto), OPTIONS, feeds, runs)
+    return BACKEND.profile(runnable(proto), Options(threads=1), feeds, runs)
+
+
+def counts(found: Profile) -> Counter[str]:
+    return Counter(node.name for node in found.nodes)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for temporary files, for children too; and an empty working directory."""
+    folder, work = tmp_path / "temporary", tmp_path / "work"
+    folder.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(work)
+    return folder
+
+
+def left(folder: Path) -> list[str]:
+    """What lies there, besides what ONNX Runtime itself writes whenever it is loaded."""
+    return [path.name for path in folder.iterdir() if path.name != ".ses"]
+
+
+BOTH = pytest.mark.parametrize("isolated", [False, True], ids=["in process", "isolated"])
+
+
+@BOTH
+def test_a_profile_names_nodes_and_shapes(isolated: bool, temporary: Path) -> None:
+    found = profiled(two_convs(), 3, isolated=isolated, feeds={"x": values(1, 2, 20)})
+    assert found.runs == 3
+    assert counts(found) == {"early": 3, "late": 3}, "Relu is fused, and the warm-up run is left out"
+    early = next(node for node in found.nodes if node.name == "early")
+    assert early.op in ("Conv", "FusedConv")
+    assert early.inputs[:2] == ((1, 2, 20), (2, 2, 3)) or early.inputs == ((1, 2, 20),)
+    assert early.outputs == ((1, 2, 20),)
+    assert [node.name for node in found.nodes] == ["early", "late"] * 3
+    assert all(node.seconds >= 0 for node in found.nodes)
+    for number, seconds in enumerate(found.seconds):
+        assert [node.name for node in found.nodes if node.run == number] == ["early", "late"]
+        assert sum(node.seconds for node in found.nodes if node.run == number) <= seconds + 1e-5
+    assert left(temporary) == []
+    assert list(Path().iterdir()) == []
+
+
+@BOTH
+@pytest.mark.parametrize("runs", [0, 1, 2])
+def test_nodes_of_a_loop_come_as_often_as_they_ran(isolated: bool, runs: int, temporary: Path) -> None:
+    """`runs` 0: the one run that there is."""
+    found = profiled(looping(5), runs, isolated=isolated)
+    runs = max(runs, 1)
+    assert found.runs == runs
+    assert counts(found)["inner"] == 5 * runs
+    assert counts(found)["outer"] == runs
+    assert counts(found)["loop"] == runs
+    assert {node.inputs[0] for node in found.nodes if node.name == "inner"} == {(1, 2, 16)}
+    assert left(temporary) == []
+
+
+def test_a_loop_that_never_runs(temporary: Path) -> None:
+    found = profiled(looping(0), 2, isolated=False)
+    assert counts(found)["inner"] == 0
+    assert counts(found)["outer"] == 2
+    assert left(temporary) == []
+
+
+def test_shapes_are_those_of_the_inputs() -> None:
+    proto = conv1d(length="length", batch="batch")
+    for batch, length in ((1, 16), (3, 40)):
+        (node,) = profiled(proto, 1, isolated=False, feeds={"x": values(batch, 2, length)}).nodes
+        assert isinstance(node, NodeRun)
+        assert node.inputs[0] == (batch, 2, length) == node.outputs[0]
+
+
+@BOTH
+def test_what_cannot_be_profiled_leaves_nothing(isolated: bool, temporary: Path) -> None:
+    with pytest.raises(CannotLoad, match="NOT_IMPLEMENTED"):
+        profiled(conv1d(dtype=np.float64, element=TensorProto.DOUBLE), 1, isolated=isolated)
+    with pytest.raises(CannotRun, match="Got: 3 Expected: 2"):
+        profiled(conv1d(), 1, isolated=isolated, feeds={"x": values(1, 3, 16)})
+    assert left(temporary) == []
+    assert list(Path().iterdir()) == []
+
+
+def test_a_profile_of_a_model_that_crashes(temporary: Path) -> None:
+    """The child's own temporary folder is what it leaves, as it had no time to remove it."""
+    with pytest.raises(Crashed, match="SIGSEGV"):
+        isolated_profile(NAME, runnable(crashing_model()), OPTIONS, {"x": np.ones((1, 16, 33, 33), np.float32)}, 1)
+    assert len(left(temporary)) <= 1
+
+
+# ---- which backends -----------------------------------------------------------------------------------------------
+
+
+def test_backends_to_time_on() -> None:
+    found = timed_backends()
+    assert NAME in found
+    assert "reference" not in found
+    ranks = [backend.rank for backend in found.values()]
+    assert ranks == sorted(ranks, reverse=True)
+    assert len(set(ranks)) == len(ranks)
+    assert all(backend.name == name for name, backend in found.items())
+    assert [backend.name for backend in found.values() if backend.rank >= 0][-1] == NAME, "the last resort"
+
+
+def test_a_named_backend() -> None:
+    assert timed_backend(NAME) is BACKEND
+
+
+class Known:
+    """A backend that says whether it is ready."""
+
+    def __init__(self, name: str, rank: int, missing: str | None) -> None:
+        self.name = name
+        self.rank = rank
+        self._missing = missing
+
+    def missing(self) -> str | None:
+        return self._missing
+
+    def conflict(self) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("missing", "wanted"),
+    [([None, None, None], "best"), (["no", None, None], "middle"), (["no", "no", None], "last")],
+)
+def test_auto_is_the_best_that_is_ready(
+    missing: list[str | None], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [Known("last", 0, missing[2]), Known("best", 9, missing[0]), Known("middle", 5, missing[1])]
+    monkeypatch.setattr(backends, "backends", lambda: {known.name: known for known in made})
+    assert list(timed_backends()) == ["best", "middle", "last"]
+    assert timed_backend("auto").name == wanted
+
+
+def test_auto_without_any_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how to install the one that runs everywhere."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingError, match=r"onnxruntime_cpu: onnxruntime is not installed: pip install"):
+        timed_backend("auto")
+    with pytest.raises(MissingError, match="onnxruntime_cpu"):
+        timed_backend(NAME)
+
+
+def test_auto_here_is_ready() -> None:
+    found: TimedBackend = timed_backend("auto")
+    assert found.missing() is None
+
+
+def test_backends_that_cannot_be_timed_on() -> None:
+    with pytest.raises(UsageError, match=r"reference times nothing; choose one of auto, .*onnxruntime_cpu"):
+        timed_backend("reference")
+    with pytest.raises(UsageError, match=r"no backend 'tpu'; known are .*onnxruntime_cpu"):
+        timed_backend("tpu")
+
+
+def test_what_timings_depend_on() -> None:
+    for options, threads, spinning in (
+        (Options(), "default", "0"),
+        (Options(threads=3, spin=True, stop_spinning=True), "3", "1"),
+    ):
+        settings = BACKEND.settings(options)
+        assert settings["intra_op_num_threads"] == threads
+        assert settings["session.intra_op.allow_spinning"] == spinning
+        assert ("session.force_spinning_stop" in settings) == options.stop_spinning
+    assert "core" in BACKEND.device()
+
+
+def test_spinning_sessions_run(bench: IsolatedBench) -> None:
+    """With the settings that timings are taken with."""
+    with opened(Options(threads=2, spin=True, stop_spinning=True, timeout_s=60)) as other:
+        for key in ("a", "b"):
+            other.add(key, runnable(conv1d()), {"x": X})
+            other.open(key)
+        assert len(other.run(["a", "b", "b", "a"])) == 4
+    assert bench.run([]) == []
