@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _common import circumstances, heading, table, write
 from onnx import ModelProto
 
-from dilrewrite.choice.decide import Considered, Decider, OptimizeOptions
+from dilrewrite.choice.decide import Considered, Decider
 from dilrewrite.commands import pipeline
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.load import load, read_tensor
+from dilrewrite.options import OptimizeOptions
 from dilrewrite.runtimes import timed_backend
 from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite

@@ -68,12 +68,12 @@ def inspect(
     of `optimize`. Needs no runtime without it.
     Raises `UsageError` when the file is no usable ONNX model or holds an invalid dilated Conv.
     """
-    from dilrewrite.choice import decide
     from dilrewrite.commands import pipeline
+    from dilrewrite.options import OptimizeOptions
 
     options = None
     if profile:
-        options = decide.OptimizeOptions(
+        options = OptimizeOptions(
             backend=backend,
             shapes=tuple(shapes),
             inputs=Path(inputs) if inputs is not None else None,
@@ -164,11 +164,11 @@ def optimize(
     remove, no model is written: `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or
     `FailedError` for everything that ends the work without a result; nothing is left behind then.
     """
-    from dilrewrite.choice import decide
     from dilrewrite.commands import pipeline
+    from dilrewrite.options import OptimizeOptions
     from dilrewrite.tensorrt import engines
 
-    options = decide.OptimizeOptions(
+    options = OptimizeOptions(
         strategy=strategy,
         eliminate=eliminate,
         max_dilation=max_dilation,
@@ -254,8 +254,8 @@ def build(
     cannot take, `MissingError` without TensorRT, `FailedError` when the build fails, `DiffersError` when the conversion
     or the engine does not compute what the model does; no file is left then.
     """
-    from dilrewrite.choice import decide
     from dilrewrite.commands import pipeline
+    from dilrewrite.options import OptimizeOptions
     from dilrewrite.tensorrt import engines
 
     order = engines.order(
@@ -275,7 +275,7 @@ def build(
         version_compatible=version_compatible,
         weight_streaming=weight_streaming,
     )
-    options = decide.OptimizeOptions(
+    options = OptimizeOptions(
         inputs=Path(inputs) if inputs is not None else None, force=force, seed=seed, threads=threads, no_cache=True
     )
     with engines.on_device(device):
@@ -309,10 +309,10 @@ def verify(
 
     The arguments are those of `optimize`. Returns a report with status `equal` or `differs`.
     """
-    from dilrewrite.choice import decide
     from dilrewrite.commands import pipeline
+    from dilrewrite.options import OptimizeOptions
 
-    options = decide.OptimizeOptions(
+    options = OptimizeOptions(
         shapes=tuple(shapes),
         inputs=Path(inputs) if inputs is not None else None,
         rtol=rtol,
@@ -350,10 +350,10 @@ def bench(
     `export_times`, `export_profile`: files for every run's time and for the time by layer, as trtexec writes them;
     those of `other` go to `<stem>.other<suffix>` beside them.
     """
-    from dilrewrite.choice import decide
     from dilrewrite.commands import pipeline
+    from dilrewrite.options import OptimizeOptions
 
-    options = decide.OptimizeOptions(
+    options = OptimizeOptions(
         backend=backend,
         budget_s=budget_s,
         shapes=tuple(shapes),

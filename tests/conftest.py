@@ -21,5 +21,5 @@ def _no_measuring(
     place: Path = tmp_path_factory.getbasetemp() / "timings" / "timings.sqlite"
     monkeypatch.setenv("DILREWRITE_CACHE", str(place))
     if request.node.get_closest_marker("measures") is None:
-        monkeypatch.setattr("dilrewrite.choice.decide.DEFAULT_BUDGET_S", 0.0)
+        monkeypatch.setattr("dilrewrite.options.DEFAULT_BUDGET_S", 0.0)
     return

@@ -23,7 +23,6 @@ from dilrewrite.choice.decide import (
     Considered,
     Decider,
     Decision,
-    OptimizeOptions,
     described,
     matches,
     remaining,
@@ -34,6 +33,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.load import Model, load, read_tensor, stage_model
 from dilrewrite.model.shapes import check_calls
+from dilrewrite.options import OptimizeOptions
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify

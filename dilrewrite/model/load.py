@@ -30,11 +30,11 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.model.valid import check
+from dilrewrite.options import EXTERNAL_DATA_MODES
 from dilrewrite.staging import ELSEWHERE, Staging, may, reason, same_file
 
 MIN_OPSET = 7
 MIN_IR_VERSION = 3
-EXTERNAL_DATA_MODES = ("auto", "reference", "copy")
 
 _LIMIT_BYTES = 2**31 - 1  # what protobuf can parse and serialize
 _LARGE_BYTES = 2**24  # larger files are read in parts

@@ -44,8 +44,6 @@ from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.profiling import Place, Profiled, SiteRun
 from dilrewrite.timing.stopwatch import MARGIN, MIN_PAIRS, VISIBLE, Comparison, Noise, Stopwatch, Timing
 
-DEFAULT_BUDGET_S = 60.0
-
 CONFIRMATION = 1 / 3
 """The share of the budget that is kept for timing the whole model."""
 

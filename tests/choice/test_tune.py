@@ -15,11 +15,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import dilrewrite
 from dilrewrite.choice import tune
 from dilrewrite.choice.choose import INEXACT
-from dilrewrite.choice.decide import Considered, Decider, OptimizeOptions
+from dilrewrite.choice.decide import Considered, Decider
 from dilrewrite.choice.tune import TIMED_LENGTHS, Tuning, open_cache
 from dilrewrite.commands import pipeline
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.model.load import load
+from dilrewrite.options import OptimizeOptions
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports.report import Attempt as Tried
