@@ -32,7 +32,7 @@ _LAZY = {
     "SiteReport": "dilrewrite.reports.report",
     "ModelReport": "dilrewrite.reports.report",
     "ConvGeometry": "dilrewrite.forms.geometry",
-    "Measurement": "dilrewrite.reports.report",
+    "Measurement": "dilrewrite.timing.measurement",
     "Comparison": "dilrewrite.timing.stopwatch",
     "EngineReport": "dilrewrite.tensorrt.sidecar",
     "Proof": "dilrewrite.proof.prove",

@@ -21,8 +21,6 @@ from dilrewrite.model.load import Model, read_tensor
 from dilrewrite.proof.inputs import Case, Chooser, Convolutions
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Settings, Subject
-from dilrewrite.reports import report
-from dilrewrite.reports.report import Measurement
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -41,6 +39,7 @@ from dilrewrite.tensorrt.layers import entry_of, parsed_name
 from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.cache import Cache, default_path
 from dilrewrite.timing.measure import CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, Meter, estimated_s
+from dilrewrite.timing.measurement import Attempt, LayerComparison, LayerTime, Measurement
 from dilrewrite.timing.neighbourhood import Indexes, Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.profiling import Place, Profiled, SiteRun, scopes
@@ -87,9 +86,9 @@ class Tuning:
     wrong: dict[str, tuple[str, Proof]] = field(default_factory=dict)
     confirmed: Confirmed | None = None
     final: Comparison | None = None
-    attempts: list[report.Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     state_before: Mapping[str, float] = field(default_factory=dict)
-    layers: report.LayerComparison | None = None
+    layers: LayerComparison | None = None
     scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def close(self) -> None:
@@ -400,7 +399,7 @@ class Tuning:
         found = self.meter.confirm(self.before(), self.digest, range(len(order)), version, self.feeds, self.run_s)
         self.confirmed = found
         self.final = found.final
-        self.attempts = [report.Attempt(sites=tuple(keys(a.groups)), timing=a.timing) for a in found.attempts]
+        self.attempts = [Attempt(sites=tuple(keys(a.groups)), timing=a.timing) for a in found.attempts]
         return set(keys(found.groups))
 
     def compare(self, proto: ModelProto, sites: Sequence[str]) -> None:
@@ -412,7 +411,7 @@ class Tuning:
             self.final = self.meter.whole(
                 self.before(), after, (self.digest, digest), self.feeds, run_s=self.run_s, share=CONFIRMATION
             )
-            self.attempts = [report.Attempt(sites=tuple(sites), timing=self.final)]
+            self.attempts = [Attempt(sites=tuple(sites), timing=self.final)]
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             self.meter.close()
             self.failure = f"the whole models were not timed: {error}"
@@ -455,7 +454,7 @@ class Tuning:
         both = (*all_nodes(self.baseline), *all_nodes(proto))
         convolutions = {parsed_name(node) for node in both if node.op_type in CONVOLVES}
         first, second = ([_layer_time(run, known, convolutions) for run in profile.nodes] for profile in found)
-        self.layers = report.LayerComparison(runs=LAYER_RUNS, first=tuple(first), second=tuple(second))
+        self.layers = LayerComparison(runs=LAYER_RUNS, first=tuple(first), second=tuple(second))
 
     # -- the report ----------------------------------------------------------------------------------------------
 
@@ -522,7 +521,7 @@ def others(name: str) -> tuple[str, ...]:
     return tuple(other for other, found in timed_backends().items() if other != name and found.missing() is None)
 
 
-def _layer_time(run: NodeRun, known: Collection[str], convolutions: Collection[str]) -> report.LayerTime:
+def _layer_time(run: NodeRun, known: Collection[str], convolutions: Collection[str]) -> LayerTime:
     """Return a layer's time and role. What stands for nodes of which the original has none is layout of the rewrite."""
     nodes = tuple(run.name.split(" + "))
     named = [node for node in nodes if node != run.provider]
@@ -532,9 +531,7 @@ def _layer_time(run: NodeRun, known: Collection[str], convolutions: Collection[s
         role = "layout"
     else:
         role = "other"
-    return report.LayerTime(
-        name=run.provider or run.name, kind=run.op, nodes=tuple(named), seconds=run.seconds, role=role
-    )
+    return LayerTime(name=run.provider or run.name, kind=run.op, nodes=tuple(named), seconds=run.seconds, role=role)
 
 
 def _input(proto: ModelProto, site: Site) -> str:

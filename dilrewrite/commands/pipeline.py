@@ -38,7 +38,7 @@ from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
 from dilrewrite.reports import check_report_folder, report, write_reports
-from dilrewrite.reports.report import Measurement, Report, SiteReport
+from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -58,6 +58,7 @@ from dilrewrite.tensorrt import bindings, engines, sidecar
 from dilrewrite.tensorrt.make import TIMING_CACHE
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measure import Meter
+from dilrewrite.timing.measurement import Measurement
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, how many parts of it are done, and how many there are."""

@@ -12,21 +12,11 @@ from dilrewrite import machine
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Verdict
-from dilrewrite.reports.report import (
-    Attempt,
-    CandidateReport,
-    LayerComparison,
-    LayerTime,
-    Measurement,
-    ModelReport,
-    Report,
-    SiteReport,
-    inconclusive,
-    unclear,
-)
+from dilrewrite.reports.report import CandidateReport, ModelReport, Report, SiteReport, inconclusive, unclear
 from dilrewrite.runtimes import MEASURED
 from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, PrecisionReport
+from dilrewrite.timing.measurement import Attempt, LayerComparison, LayerTime, Measurement
 from dilrewrite.timing.outcome import Outcome
 from dilrewrite.timing.stopwatch import CONFIDENCE, MIN_PAIRS, VISIBLE, Comparison, Noise, Timing
 

@@ -23,7 +23,6 @@ from dilrewrite.model.load import load
 from dilrewrite.options import OptimizeOptions
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
-from dilrewrite.reports.report import Attempt as Tried
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -40,6 +39,7 @@ from dilrewrite.sites.find import find
 from dilrewrite.timing import measure
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import NEGLIGIBLE, Answer, Attempt, Confirmed, Form, Meter
+from dilrewrite.timing.measurement import Attempt as Tried
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.profiling import Profiled, SiteRun

@@ -12,23 +12,14 @@ from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Verdict
-from dilrewrite.reports.report import (
-    Attempt,
-    CandidateReport,
-    Environment,
-    LayerComparison,
-    LayerTime,
-    Measurement,
-    ModelReport,
-    Report,
-    SiteReport,
-)
+from dilrewrite.reports.report import CandidateReport, Environment, ModelReport, Report, SiteReport
 from dilrewrite.sites.find import Normalisation, ScopePath, Skipped
 from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import Layer
 from dilrewrite.tensorrt.make import Tensor
 from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, OnnxSource, PrecisionReport
+from dilrewrite.timing.measurement import Attempt, LayerComparison, LayerTime, Measurement
 from dilrewrite.timing.outcome import Outcome
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from dilrewrite.forms.strategies import Refusal
-from dilrewrite.reports.report import Attempt, CandidateReport, Measurement, Report, SiteReport
+from dilrewrite.reports.report import CandidateReport, Report, SiteReport
+from dilrewrite.timing.measurement import Attempt, Measurement
 from dilrewrite.timing.outcome import Outcome
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 from tests.reports.examples import (

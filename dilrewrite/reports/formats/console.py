@@ -17,8 +17,9 @@ from rich.text import Text
 
 from dilrewrite.proof.verdict import CaseCheck, OutputCheck
 from dilrewrite.reports import words
-from dilrewrite.reports.report import LayerTime, Report, SiteReport
+from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.tensorrt.sidecar import EngineReport
+from dilrewrite.timing.measurement import LayerTime
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""

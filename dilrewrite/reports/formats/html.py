@@ -13,8 +13,9 @@ from typing import final
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import CaseCheck, Verdict
 from dilrewrite.reports import words
-from dilrewrite.reports.report import LayerComparison, LayerTime, Measurement, ModelReport, Report, SiteReport
+from dilrewrite.reports.report import ModelReport, Report, SiteReport
 from dilrewrite.tensorrt.sidecar import EngineReport
+from dilrewrite.timing.measurement import LayerComparison, LayerTime, Measurement
 from dilrewrite.timing.stopwatch import Comparison, Timing
 
 
