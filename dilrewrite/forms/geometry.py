@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 MAX_RANK = 3
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -124,7 +123,14 @@ class ConvGeometry:
         """Return the size of the weights in bytes, `None` when a channel count is unknown."""
         if self.in_channels is None or self.out_channels is None:
             return None
-        return self.out_channels * self.in_channels // self.group * product(self.kernel) * ITEM_BYTES[self.element]
+        return (
+            self.out_channels
+            * self.in_channels
+            // self.group
+            * product(self.kernel)
+            * int(self.element.strip("bfloat"))
+            // 8
+        )
 
     def span(self, axis: int) -> int:
         """Return the extent that the dilated kernel covers."""

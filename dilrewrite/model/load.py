@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -29,6 +28,7 @@ from google.protobuf.message import DecodeError, EncodeError, Message  # type: i
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.model.elements import ELEMENTS, NUMBERED, Element, unpack
 from dilrewrite.model.valid import check
 from dilrewrite.options import EXTERNAL_DATA_MODES
 from dilrewrite.staging import ELSEWHERE, Staging, may, reason, same_file
@@ -47,37 +47,7 @@ _ALIGNMENT_BYTES = 4096  # one page: runtimes map the spilled tensors
 _STEM_BYTES = 200  # of 255 that a file name can have
 _OLD_BYTES = 2**28  # a larger model file holds its weights itself
 
-# Element type -> NumPy type, and the field that holds the values when raw_data does not. Written out because
-# onnx.numpy_helper gives other types for the small floats from version to version.
-_TYPES: dict[str, tuple[Any, str]] = {
-    "FLOAT": (np.float32, "float_data"),
-    "COMPLEX64": (np.complex64, "float_data"),
-    "DOUBLE": (np.float64, "double_data"),
-    "COMPLEX128": (np.complex128, "double_data"),
-    "INT64": (np.int64, "int64_data"),
-    "UINT32": (np.uint32, "uint64_data"),
-    "UINT64": (np.uint64, "uint64_data"),
-    "INT32": (np.int32, "int32_data"),
-    "INT16": (np.int16, "int32_data"),
-    "INT8": (np.int8, "int32_data"),
-    "UINT16": (np.uint16, "int32_data"),
-    "UINT8": (np.uint8, "int32_data"),
-    "BOOL": (np.bool_, "int32_data"),
-    "FLOAT16": (np.float16, "int32_data"),
-    "BFLOAT16": (ml_dtypes.bfloat16, "int32_data"),
-    "FLOAT8E4M3FN": (ml_dtypes.float8_e4m3fn, "int32_data"),
-    "FLOAT8E4M3FNUZ": (ml_dtypes.float8_e4m3fnuz, "int32_data"),
-    "FLOAT8E5M2": (ml_dtypes.float8_e5m2, "int32_data"),
-    "FLOAT8E5M2FNUZ": (ml_dtypes.float8_e5m2fnuz, "int32_data"),
-    "FLOAT8E8M0": (ml_dtypes.float8_e8m0fnu, "int32_data"),
-    "FLOAT4E2M1": (ml_dtypes.float4_e2m1fn, "int32_data"),
-    "INT4": (ml_dtypes.int4, "int32_data"),
-    "UINT4": (ml_dtypes.uint4, "int32_data"),
-    "INT2": (ml_dtypes.int2, "int32_data"),
-    "UINT2": (ml_dtypes.uint2, "int32_data"),
-}
-_PACKED_BITS = {"FLOAT4E2M1": 4, "INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2}  # several values per byte, lowest first
-_DATA_FIELDS = ("raw_data", *sorted({field_name for _, field_name in _TYPES.values()}))
+_DATA_FIELDS = ("raw_data", *sorted({element.field for element in ELEMENTS}))
 
 
 # ---- the model ----------------------------------------------------------------------------------------------------
@@ -179,8 +149,8 @@ def read_tensor(model: Model, tensor: TensorProto) -> npt.NDArray[Any]:
     external data have gone, is a UsageError.
     """
     where = _where(model, tensor)
-    type_name = _type_name(tensor)
-    if type_name not in _TYPES:
+    element = _element(tensor)
+    if element is None:
         if _is_external(tensor):
             inline = TensorProto(data_type=tensor.data_type, dims=tensor.dims, name=tensor.name)
             inline.raw_data = _read_external(model, tensor, where).tobytes()
@@ -189,7 +159,8 @@ def read_tensor(model: Model, tensor: TensorProto) -> npt.NDArray[Any]:
             return np.asarray(onnx.numpy_helper.to_array(tensor))
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"{where}: element type {type_name} cannot be read", hint="a newer onnx may know it: upgrade onnx"
+                f"{where}: element type {_type_name(tensor)} cannot be read",
+                hint="a newer onnx may know it: upgrade onnx",
             ) from error
     if _is_external(tensor):
         raw = _read_external(model, tensor, where)
@@ -197,10 +168,11 @@ def read_tensor(model: Model, tensor: TensorProto) -> npt.NDArray[Any]:
         raw = np.frombuffer(_inline_bytes(tensor), np.uint8)
         if raw.size != _byte_count(tensor):
             raise UsageError(
-                f"{where}: dims {list(tensor.dims)} of {type_name} need {_byte_count(tensor)} bytes, it has {raw.size}",
+                f"{where}: dims {list(tensor.dims)} of {_type_name(tensor)} need {_byte_count(tensor)} bytes, "
+                f"it has {raw.size}",
                 hint=_DAMAGED,
             )
-    array = _decode(raw, type_name, tuple(tensor.dims))
+    array = unpack(raw, element, tuple(tensor.dims))
     array.flags.writeable = False
     return array
 
@@ -460,55 +432,38 @@ def _type_name(tensor: TensorProto) -> str:
         return f"{tensor.data_type} (unknown)"
 
 
+def _element(tensor: TensorProto) -> Element | None:
+    """Return the element type; None for strings and types that the table lacks."""
+    element = NUMBERED.get(tensor.data_type)
+    return element if element is not None and element.bits else None
+
+
 def _byte_count(tensor: TensorProto) -> int | None:
-    """Bytes that dims and element type need, packed; None for strings and types this file does not know."""
-    name = _type_name(tensor)
-    if name not in _TYPES:
-        return None
-    bits = _PACKED_BITS.get(name, 8 * np.dtype(_TYPES[name][0]).itemsize)
-    return int(math.prod(tensor.dims) * bits + 7) // 8
+    """Bytes that dims and element type need, packed; None for strings and types that the table lacks."""
+    element = _element(tensor)
+    return None if element is None else int(math.prod(tensor.dims) * element.bits + 7) // 8
 
 
 def _inline_bytes(tensor: TensorProto) -> bytes:
     """Return the values as raw_data would hold them, from whichever field holds them."""
     if tensor.HasField("raw_data"):
         return bytes(tensor.raw_data)
-    dtype, field_name = _TYPES[_type_name(tensor)]
-    itemsize = np.dtype(dtype).itemsize
-    values = getattr(tensor, field_name)
-    if field_name == "float_data":
-        return np.array(values, np.float32).tobytes()
-    if field_name == "double_data":
-        return np.array(values, np.float64).tobytes()
-    if field_name == "int64_data":
-        return np.array(values, np.int64).tobytes()
-    if field_name == "uint64_data":
-        return np.array(values, np.uint64).astype(f"u{itemsize}").tobytes()
-    return np.array(values, np.int32).astype(f"u{itemsize}").tobytes()  # the bits, not the value, of small floats
+    element = NUMBERED[tensor.data_type]
+    values = getattr(tensor, element.field)
+    if element.field in ("float_data", "double_data", "int64_data"):
+        return np.array(values, {"f": np.float32, "d": np.float64, "i": np.int64}[element.field[0]]).tobytes()
+    # The bits of small floats stand there, not their values.
+    held = np.array(values, np.uint64 if element.field == "uint64_data" else np.int32)
+    return held.astype(f"u{element.dtype.itemsize}").tobytes()
 
 
 def _inline_count(tensor: TensorProto) -> int:
     """Return the number of bytes that `_inline_bytes` would return."""
     if tensor.HasField("raw_data"):
         return len(tensor.raw_data)
-    dtype, field_name = _TYPES[_type_name(tensor)]
-    width = {"float_data": 4, "double_data": 8}.get(field_name, np.dtype(dtype).itemsize)
-    return int(width * len(getattr(tensor, field_name)))
-
-
-def _decode(raw: npt.NDArray[np.uint8], type_name: str, dims: tuple[int, ...]) -> npt.NDArray[Any]:
-    dtype: np.dtype[Any] = np.dtype(_TYPES[type_name][0])
-    bits = _PACKED_BITS.get(type_name)
-    if bits is None:
-        return raw.view(dtype).reshape(dims)
-    codes = (raw[:, None] >> np.arange(0, 8, bits, dtype=np.uint8)) & np.uint8(2**bits - 1)
-    codes = codes.reshape(-1)[: math.prod(dims)]
-    if type_name.startswith("FLOAT"):
-        return codes.view(dtype).reshape(dims)
-    if type_name.startswith("INT"):
-        sign = np.uint8(2 ** (bits - 1))
-        return ((codes ^ sign).astype(np.int8) - sign.astype(np.int8)).astype(dtype).reshape(dims)
-    return codes.astype(dtype).reshape(dims)
+    element = NUMBERED[tensor.data_type]
+    width = {"float_data": 4, "double_data": 8}.get(element.field, element.dtype.itemsize)
+    return int(width * len(getattr(tensor, element.field)))
 
 
 # ---- external data ------------------------------------------------------------------------------------------------

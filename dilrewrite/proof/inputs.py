@@ -17,7 +17,8 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto
 
 from dilrewrite.errors import UsageError, shown
-from dilrewrite.runtimes import Array, CannotRun, Crashed, Io, TimedOut, dtype
+from dilrewrite.model.elements import dtype
+from dilrewrite.runtimes import Array, CannotRun, Crashed, Io, TimedOut
 from dilrewrite.sites.find import CONVOLUTIONS, Container, infer_shapes, subgraphs, without_weights
 from dilrewrite.staging import is_file
 

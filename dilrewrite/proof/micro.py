@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from dilrewrite.forms.geometry import ConvGeometry, product
-from dilrewrite.runtimes import Array, dtype
+from dilrewrite.model.elements import FLOATS, dtype
+from dilrewrite.runtimes import Array
 from dilrewrite.sites.find import Site, find
-from dilrewrite.splice.substitute import DATA_TYPES
 
 EXACT_LIMIT = 2**24
 """Whole numbers up to here are exact in float32, in whatever order they are added."""
@@ -357,7 +357,7 @@ def retyped(model: ModelProto, element: str) -> ModelProto:
     """Return a copy of a model of our own with float32 replaced by `element` in values, constants and declarations."""
     twin = ModelProto()
     twin.CopyFrom(model)
-    kind = DATA_TYPES[element]
+    kind = FLOATS[element].number
     for tensor in twin.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             values = numpy_helper.to_array(tensor).astype(dtype(element))

@@ -20,15 +20,14 @@ from dilrewrite.forms.builder import END
 from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Node
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
+from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.proof.micro import Micro, build, concrete, footprint, input_shape, sample_extents, smaller, whole_input
-from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, Session, backend, dtype
+from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, Session, backend
 from dilrewrite.sites.find import Dequantized, Operand, ScopePath, Site, find
 from dilrewrite.splice.substitute import rewrite
 
 PART_ELEMENTS = 2**20
 """How many weights are converted to the type of the ground truth at a time."""
-
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 2.0**-53}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -503,7 +502,7 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -
     data = prover.once((bare, ir_version, runtime.name), lambda: _reals(prover, micro, bare, rng, runtime))
     new_model = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
     new = _run(prover, runtime, new_model, data.x, micro)
-    u = UNIT_ROUNDOFF[element]
+    u = FLOATS[element].roundoff
     terms = product(micro.weight.shape[1:]) + 1
     native_error = data.error(data.native)
     native = np.asarray(data.native, np.float64)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.findings import Finding, findings, fresh
 from dilrewrite.proof.inputs import LENGTHS, LENGTHS_3D, Case, Chooser, Convolutions, describe
 from dilrewrite.runtimes import (
@@ -31,14 +31,6 @@ from dilrewrite.runtimes import (
 from dilrewrite.sites.find import all_nodes, subgraphs
 
 T = TypeVar("T")
-
-TOLERANCES: dict[str, tuple[float, float]] = {
-    "float64": (1e-9, 1e-10),
-    "float32": (1e-4, 1e-5),
-    "float16": (1e-2, 2e-3),
-    "bfloat16": (5e-2, 2e-2),
-}
-"""(rtol, share) by the model's coarsest floating-point type: |difference| <= rtol * |value| + share * max|values|."""
 
 FALLBACK_S = 20.0
 """How long the runs on the fallback may take together; it is slow."""
@@ -544,13 +536,8 @@ class Tolerance:
 
 def _tolerance(proto: ModelProto, settings: Settings) -> Tolerance:
     kinds = _types(proto)
-    order = [
-        ("bfloat16", onnx.TensorProto.BFLOAT16),
-        ("float16", onnx.TensorProto.FLOAT16),
-        ("float32", onnx.TensorProto.FLOAT),
-        ("float64", onnx.TensorProto.DOUBLE),
-    ]
-    rtol, share = TOLERANCES[next((name for name, kind in order if kind in kinds), "float32")]
+    present = [element for element in FLOATS.values() if element.number in kinds] or [FLOATS["float32"]]
+    rtol, share = max(present, key=lambda element: element.roundoff).tolerance
     if settings.rtol is None and settings.atol is None:
         return Tolerance(rtol, share, 0.0)
     return Tolerance(settings.rtol or 0.0, 0.0, settings.atol or 0.0)

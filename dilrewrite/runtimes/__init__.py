@@ -13,42 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
-import ml_dtypes
-import numpy as np
 from numpy.typing import NDArray
 
 from dilrewrite.discover import discover
 from dilrewrite.errors import MissingError, UsageError
 
 Array = NDArray[Any]
-
-_DTYPES = {
-    "float32": "float32",
-    "float64": "float64",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-    "bool": "bool",
-    "string": "object",
-    "complex64": "complex64",
-    "complex128": "complex128",
-    "float8e4m3fn": "float8_e4m3fn",
-    "float8e4m3fnuz": "float8_e4m3fnuz",
-    "float8e5m2": "float8_e5m2",
-    "float8e5m2fnuz": "float8_e5m2fnuz",
-    "float8e8m0": "float8_e8m0fnu",
-    "float4e2m1": "float4_e2m1fn",
-} | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64)}
-
-
-def dtype(element: str) -> np.dtype[Any]:
-    """Return the NumPy (or ml_dtypes) type of an `Io.element`; a KeyError for "other:..." and what NumPy lacks."""
-    name = _DTYPES[element]
-    if hasattr(ml_dtypes, name):
-        return cast("np.dtype[Any]", np.dtype(getattr(ml_dtypes, name)))
-    try:
-        return np.dtype(name)
-    except TypeError:  # an older ml_dtypes
-        raise KeyError(element) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

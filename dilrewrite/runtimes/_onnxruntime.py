@@ -17,24 +17,13 @@ from typing import Any, Self, cast, final
 
 import numpy as np
 
-from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable, dtype
+from dilrewrite.model.elements import ELEMENTS, Element, pack, unpack
+from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable
+
+_SPECIAL = {element.name: element for element in ELEMENTS if element.dtype.isbuiltin != 1}
+"""What ONNX Runtime holds and its NumPy interface does not take or give: the types of ml_dtypes."""
 
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
-
-# What ONNX Runtime holds and its NumPy interface does not take or give: {element: (ONNX's number, values per byte)}.
-_SPECIAL = {
-    "bfloat16": (16, 1),
-    "float8e4m3fn": (17, 1),
-    "float8e4m3fnuz": (18, 1),
-    "float8e5m2": (19, 1),
-    "float8e5m2fnuz": (20, 1),
-    "uint4": (21, 2),
-    "int4": (22, 2),
-    "float4e2m1": (23, 2),
-    "float8e8m0": (24, 1),
-    "uint2": (25, 4),
-    "int2": (26, 4),
-}
 
 
 def conflict(install: str) -> str | None:
@@ -249,18 +238,11 @@ def _plain(value: Array) -> Array:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _special(value: Array) -> str | None:
-    """Return the element of an array that only the OrtValue interface takes."""
+def _special(value: Array) -> Element | None:
+    """Return the type of an array that only the OrtValue interface takes."""
     if value.dtype.isbuiltin == 1:
         return None
-    return next((element for element in _SPECIAL if _dtype(element) == value.dtype), None)
-
-
-def _dtype(element: str) -> np.dtype[Any] | None:
-    try:
-        return dtype(element)
-    except KeyError:  # an older ml_dtypes
-        return None
+    return next((element for element in _SPECIAL.values() if element.dtype == value.dtype), None)
 
 
 def _ort_value(name: str, value: Array) -> Any:
@@ -271,20 +253,10 @@ def _ort_value(name: str, value: Array) -> Any:
     element = _special(value)
     if element is None:
         return ort.OrtValue.ortvalue_from_numpy(value)
-    number, per_byte = _SPECIAL[element]
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_packed(value, per_byte), number)
-
-
-def _packed(value: Array, per_byte: int) -> Array:
-    """Return the array with its values packed at the front of its memory, the lowest bits first; shape kept."""
-    if per_byte == 1:
-        return value
-    bits = 8 // per_byte
-    codes = value.view(np.uint8).reshape(-1) & np.uint8(2**bits - 1)
-    codes = np.pad(codes, (0, -codes.size % per_byte)).reshape(-1, per_byte)
-    packed = np.zeros(value.size, np.uint8)
-    packed[: len(codes)] = np.bitwise_or.reduce(codes << (bits * np.arange(per_byte, dtype=np.uint8)), axis=1)
-    return cast("Array", packed.reshape(value.shape))
+    if element.per_byte > 1:  # packed at the front of the memory; the array keeps its shape
+        packed = pack(value, element)
+        value = np.pad(packed, (0, value.size - packed.size)).reshape(value.shape)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value, element.number)
 
 
 def _array(name: str, value: Any) -> Array:
@@ -295,25 +267,12 @@ def _array(name: str, value: Any) -> Array:
         )
     if tensor[1] not in _SPECIAL:
         return cast("Array", value.numpy())
-    wanted, per_byte = _dtype(tensor[1]), _SPECIAL[tensor[1]][1]
-    if wanted is None:
-        raise CannotRun(f"output {name!r} is {tensor[1]}, for which the installed ml_dtypes has no type")
-    shape = tuple(value.shape())
-    size = int(np.prod(shape, dtype=np.int64))
-    if size == 0:
-        return np.empty(shape, wanted)
+    element, shape = _SPECIAL[tensor[1]], tuple(value.shape())
+    if 0 in shape:
+        return np.empty(shape, element.dtype)
     # The OrtValue's own numpy() refuses these types.
     memory = np.frombuffer(bytearray(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())), np.uint8)
-    if per_byte == 1:
-        return memory.view(wanted).reshape(shape)
-    bits = 8 // per_byte
-    codes = (memory[:, None] >> (bits * np.arange(per_byte, dtype=np.uint8))).reshape(-1)[:size] & np.uint8(2**bits - 1)
-    if tensor[1].startswith("int"):
-        half = np.int8(2 ** (bits - 1))
-        return ((codes.astype(np.int8) ^ half) - half).astype(wanted).reshape(shape)
-    if tensor[1].startswith("uint"):
-        return codes.astype(wanted).reshape(shape)
-    return codes.view(wanted).reshape(shape)
+    return unpack(memory, element, shape)
 
 
 # -- timing ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
 
-from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session, dtype
+from dilrewrite.model.elements import dtype, element_name
+from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session
 
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -555,8 +556,7 @@ def _io(value: onnx.ValueInfoProto) -> Io:
     if value.type.WhichOneof("value") != "tensor_type":
         return Io(name=value.name, element=f"other:{value.type.WhichOneof('value')}", shape=None)
     tensor = value.type.tensor_type
-    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    element = {"float": "float32", "double": "float64"}.get(element, element)
+    element = element_name(tensor.elem_type) or f"other:{tensor.elem_type}"
     if not tensor.HasField("shape"):
         return Io(name=value.name, element=element, shape=None)
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)

@@ -12,22 +12,14 @@ import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.forms.geometry import AUTO_PADS, ITEM_BYTES, MAX_RANK, ConvGeometry, product
+from dilrewrite.forms.geometry import AUTO_PADS, MAX_RANK, ConvGeometry, product
+from dilrewrite.model.elements import FLOATS, NAMED
 from dilrewrite.model.shapes import DEFAULT_DOMAINS as DEFAULT_DOMAINS
 from dilrewrite.model.shapes import Typed, believed, graph_shapes, value_shape
 from dilrewrite.model.shapes import subgraphs as subgraphs
 
-ELEMENTS: dict[int, str] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.INT8: "int8",
-    TensorProto.UINT8: "uint8",
-    TensorProto.INT16: "int16",
-    TensorProto.UINT16: "uint16",
-    TensorProto.INT32: "int32",
-}
+ELEMENTS = {NAMED[name].number: name for name in (*FLOATS, "int8", "uint8", "int16", "uint16", "int32")}
+"""The types of what a Conv, or the DequantizeLinear before it, reads: {ONNX's number: name}."""
 
 UNARY = frozenset(
     {
@@ -579,7 +571,7 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
     if element is None and weight_dq is not None:
         element = weight_dq.scale.element
     element = element or "float32"
-    if element not in ITEM_BYTES:
+    if element not in FLOATS:
         raise _Refused(f"its element type is {element}")
     geometry = _geometry(scope, node, values, weight, element, x_dq is not None)
     problem = geometry.malformed() or geometry.explicit().invalid()

@@ -29,6 +29,7 @@ from dilrewrite.forms.fragment import (
     WeightEdit,
     X,
 )
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.model.shapes import declares, forget_unbelieved
 from dilrewrite.sites.find import (
     Container,
@@ -45,13 +46,6 @@ from dilrewrite.sites.find import (
 
 STRATEGY_KEY = "dilrewrite.strategy"
 VERIFICATION_KEY = "dilrewrite.verification"
-
-DATA_TYPES: dict[str, int] = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "float64": TensorProto.DOUBLE,
-}
 
 Reader = Callable[[TensorProto], NDArray[np.generic]]
 
@@ -623,9 +617,8 @@ class _Region:
         if site.bias is None:
             outputs = site.geometry.out_channels
             assert outputs is not None, "the builder refuses a fill without a number of channels"
-            data_type = DATA_TYPES[site.geometry.element]
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(data_type)
-            start = self.constant("zeros", np.zeros((1, outputs, *ones), dtype), data_type)
+            kind = FLOATS[site.geometry.element]
+            start = self.constant("zeros", np.zeros((1, outputs, *ones), kind.dtype), kind.number)
         else:
             start = self.name("bias_reshaped")
             shape = self.constant("bias_shape", np.array([1, -1, *ones], np.int64), TensorProto.INT64)
@@ -685,9 +678,8 @@ def disturb(proto: ModelProto, errors: Sequence[tuple[Site, float]], seed: int) 
         word = {
             word: names.make(f"{output}/{word}") for word in ("abs", "peak", "share", "scale", "wave", "typed", "noise")
         }
-        kind = DATA_TYPES[site.geometry.element]
-        share = TensorProto(data_type=kind)
-        share.raw_data = np.array(error).astype(onnx.helper.tensor_dtype_to_np_dtype(kind)).tobytes()
+        kind = FLOATS[site.geometry.element]
+        share = TensorProto(data_type=kind.number, raw_data=np.array(error, kind.dtype).tobytes())
         make = onnx.helper.make_node
         fresh = [
             make("Constant", [], [word["share"]], value=share),
@@ -695,7 +687,7 @@ def disturb(proto: ModelProto, errors: Sequence[tuple[Site, float]], seed: int) 
             make("ReduceMax", [word["abs"]], [word["peak"]], keepdims=0),
             make("Mul", [word["peak"], word["share"]], [word["scale"]]),
             make("RandomUniformLike", [clean], [word["wave"]], dtype=1, low=-1.0, high=1.0, seed=float(seed + number)),
-            make("Cast", [word["wave"]], [word["typed"]], to=kind),
+            make("Cast", [word["wave"]], [word["typed"]], to=kind.number),
             make("Mul", [word["typed"], word["scale"]], [word["noise"]]),
             make("Add", [clean, word["noise"]], [output]),
         ]

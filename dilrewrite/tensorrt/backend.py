@@ -22,6 +22,7 @@ import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from dilrewrite.errors import DilrewriteError
+from dilrewrite.model.elements import element_name
 from dilrewrite.model.load import load
 from dilrewrite.runtimes import (
     MEASURED,
@@ -269,8 +270,7 @@ def _ios(proto: ModelProto) -> tuple[tuple[Io, ...], tuple[Io, ...]]:
 
 def _io(value: ValueInfoProto) -> Io:
     tensor = value.type.tensor_type
-    name = TensorProto.DataType.Name(tensor.elem_type).lower()
-    element = {"float": "float32", "double": "float64"}.get(name, name)
+    element = element_name(tensor.elem_type) or f"other:{tensor.elem_type}"
     shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim)
     return Io(name=value.name, element=element, shape=shape if tensor.HasField("shape") else None)
 

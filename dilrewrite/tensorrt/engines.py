@@ -17,9 +17,10 @@ import onnx
 from onnx import ModelProto
 
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError, shown
+from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.load import Model
 from dilrewrite.proof.inputs import Case, Chooser
-from dilrewrite.proof.verdict import TOLERANCES, CaseCheck, OutputCheck, Settings, Tolerance, Verdict, compare
+from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Settings, Tolerance, Verdict, compare
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -29,7 +30,6 @@ from dilrewrite.runtimes import (
     Runnable,
     TimedOut,
     backends,
-    dtype,
 )
 from dilrewrite.sites.find import all_nodes
 from dilrewrite.staging import Staging, check_destination, is_file, same_file
@@ -42,13 +42,13 @@ from dilrewrite.tensorrt.profiles import Asked, Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, OnnxSource, PrecisionReport
 
 ENGINE_TOLERANCES = {
-    "fp32": TOLERANCES["float32"],
-    "tf32": TOLERANCES["float16"],  # a fraction of 10 bits, as float16 has
-    "fp16": TOLERANCES["float16"],
-    "bf16": TOLERANCES["bfloat16"],
-    "int8-qdq": TOLERANCES["bfloat16"],
+    "fp32": FLOATS["float32"].tolerance,
+    "tf32": FLOATS["float16"].tolerance,  # a fraction of 10 bits, as float16 has
+    "fp16": FLOATS["float16"].tolerance,
+    "bf16": FLOATS["bfloat16"].tolerance,
+    "int8-qdq": FLOATS["bfloat16"].tolerance,
 }
-"""What an engine's outputs are held to against ONNX Runtime's, by precision: as for models (`verdict.TOLERANCES`)."""
+"""What an engine's outputs are held to against ONNX Runtime's, by precision: as for models."""
 
 NOT_MEASURED = "not measured"
 

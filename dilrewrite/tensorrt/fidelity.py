@@ -17,12 +17,13 @@ import numpy as np
 from onnx import ModelProto
 
 from dilrewrite.errors import DiffersError
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.inputs import Chooser
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
 from dilrewrite.tensorrt.convert import inferred, twin
 from dilrewrite.tensorrt.precision import Prepared
 
-UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+UNIT_ROUNDOFF = {"fp16": FLOATS["float16"].roundoff, "bf16": FLOATS["bfloat16"].roundoff}
 
 SLACK = 2.0
 

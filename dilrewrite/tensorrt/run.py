@@ -18,24 +18,15 @@ from typing import Any, Self, final
 import numpy as np
 
 from dilrewrite.errors import FailedError
-from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, dtype
+from dilrewrite.model.elements import ELEMENTS, dtype
+from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io
 from dilrewrite.tensorrt.bindings import Library, probe, put
 from dilrewrite.tensorrt.cuda import Buffer, Cuda, Graph
 from dilrewrite.tensorrt.layers import Layers, from_inspector
 from dilrewrite.tensorrt.protocols import ICudaEngine, IExecutionContext
 
-ELEMENTS = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "FP8": "float8e4m3fn",
-}
-"""TensorRT's element types in ONNX's words."""
+NAMES = {element.tensorrt: element.name for element in ELEMENTS if element.tensorrt}
+"""ONNX's words for TensorRT's element types."""
 
 MOST_SETS = 16
 """How many sets of input buffers take turns at most."""
@@ -92,7 +83,7 @@ class Engine:
     def _io(self, name: str) -> Io:
         told = str(self.engine.get_tensor_dtype(name)).rpartition(".")[2]
         sizes = tuple(None if size < 0 else int(size) for size in self.engine.get_tensor_shape(name))
-        return Io(name=name, element=ELEMENTS.get(told, f"other:{told}"), shape=sizes)
+        return Io(name=name, element=NAMES.get(told, f"other:{told}"), shape=sizes)
 
     def _context(self) -> IExecutionContext:
         """Make the context. TensorRT for RTX compiles its kernels now, for each shape, rather than while it runs."""

@@ -19,11 +19,12 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.proof.inputs import random_values
 from dilrewrite.proof.micro import build, retyped
-from dilrewrite.runtimes import Array, Io, dtype
+from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites.find import DEFAULT_DOMAINS, UNARY, Container, ScopePath, Site, find, resolve, subgraphs
-from dilrewrite.splice.substitute import DATA_TYPES, Reader
+from dilrewrite.splice.substitute import Reader
 from dilrewrite.timing.profiling import Profiled, Shape
 
 THROUGH = UNARY | {"Add", "BatchNormalization", "Div", "Identity", "Mul", "PRelu", "Sub"}
@@ -341,7 +342,7 @@ class _Draft:
         """Add another tensor that the copied nodes read, behind a 1x1 Conv where it has channels and extents."""
         element = self.site.geometry.element
         rank = self.site.geometry.rank
-        kind = DATA_TYPES[element]
+        kind = FLOATS[element].number
         if not self.layout or self.site.input_quantization is not None or len(shape) != rank + 2 or shape[1] < CHANNELS:
             self.graph.input.append(helper.make_tensor_value_info(name, kind, self._declared(name, shape)))
             self.feed(name, shape, dtype(element))
@@ -358,7 +359,7 @@ class _Draft:
         rng = np.random.default_rng(1)
         values = (rng.standard_normal((outputs, channels, *(1,) * rank)) / CHANNELS).astype(dtype(element))
         weight = TensorProto(
-            name=f"{result}_pointwise", data_type=DATA_TYPES[element], dims=values.shape, raw_data=values.tobytes()
+            name=f"{result}_pointwise", data_type=FLOATS[element].number, dims=values.shape, raw_data=values.tobytes()
         )
         self.graph.initializer.append(weight)
         self.graph.node.append(

@@ -24,6 +24,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 from dilrewrite.model import load as module
+from dilrewrite.model.elements import ELEMENTS
 from dilrewrite.model.load import Model, load, read_tensor, stage_model, tensors
 from dilrewrite.model.valid import check
 from dilrewrite.sites.find import find
@@ -656,14 +657,14 @@ def test_reads_only_the_tensor_from_any_working_directory(tmp_path: Path, monkey
     assert not w.HasField("raw_data")
 
 
-TYPES = [name for name in module._TYPES if name in TensorProto.DataType.keys()]  # noqa: SIM118 - not a dict
+TYPES = {TensorProto.DataType.Name(element.number): element for element in ELEMENTS if element.bits}
 
 
 @pytest.mark.parametrize("place", ["raw", "field", "external"])
 @pytest.mark.parametrize("type_name", TYPES)
 def test_reads_every_type(type_name: str, place: str, tmp_path: Path) -> None:
     data_type = TensorProto.DataType.Value(type_name)
-    dtype = np.dtype(module._TYPES[type_name][0])
+    dtype = TYPES[type_name].dtype
     signed = not type_name.startswith(("U", "BOOL", "FLOAT8E8M0"))
     small = [1, 0, 1, 1, 0] if type_name in ("UINT2", "INT2", "BOOL") else [1, 0, 2, 4, 6]
     small = [1, 2, 4, 8, 16] if type_name == "FLOAT8E8M0" else small  # powers of two only
@@ -674,16 +675,16 @@ def test_reads_every_type(type_name: str, place: str, tmp_path: Path) -> None:
     model = Model(path=None, proto=adds(), folder=tmp_path, external_files=(), file_bytes=0)
     if place == "field":
         tensor = TensorProto(name="w", data_type=data_type, dims=[2, 3])
-        storage = {"float_data": "f4", "double_data": "f8", "int64_data": "i8"}.get(module._TYPES[type_name][1])
+        storage = {"float_data": "f4", "double_data": "f8", "int64_data": "i8"}.get(TYPES[type_name].field)
         if storage is None:
             codes = np.frombuffer(raw, f"u{dtype.itemsize}")
-            field = module._TYPES[type_name][1]
+            field = TYPES[type_name].field
             values_held = codes.astype(np.uint64) if field == "uint64_data" else codes.astype(np.int64)
             if field == "int32_data" and type_name.startswith("INT") and type_name not in ("INT4", "INT2"):
                 values_held = np.frombuffer(raw, f"i{dtype.itemsize}").astype(np.int64)  # the sign is kept
             getattr(tensor, field).extend(values_held.tolist())
         else:
-            getattr(tensor, module._TYPES[type_name][1]).extend(np.frombuffer(raw, storage).tolist())
+            getattr(tensor, TYPES[type_name].field).extend(np.frombuffer(raw, storage).tolist())
         assert module._inline_bytes(tensor) == raw
     elif place == "external":
         (tmp_path / "w.bin").write_bytes(b"abc" + raw)

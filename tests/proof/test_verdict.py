@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Io, Options, Runnable
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, conv1d, conv2d, values
@@ -264,7 +265,7 @@ def test_tolerance_is_of_the_coarsest_type(elements: list[str], wanted: str) -> 
     model = build([*read, add], {"x": [1]}, {"y": None}, weights)
     model.graph.output[0].type.tensor_type.elem_type = 0
     found = verify._tolerance(model, settings())
-    assert (found.rtol, found.share, found.atol) == (*verify.TOLERANCES[wanted], 0.0)
+    assert (found.rtol, found.share, found.atol) == (*FLOATS[wanted].tolerance, 0.0)
 
 
 HALF = np.ones(1, np.float16)
@@ -294,9 +295,9 @@ def within_a_branch() -> Any:
 )
 def test_tolerance_is_not_of_what_is_not_used(nodes: Any, wanted: str) -> None:
     model = build(nodes, {"x": [1]}, {"y": [1]}, {"w": np.ones(1, np.float32), "h": HALF})
-    assert verify._tolerance(model, settings()).rtol == verify.TOLERANCES[wanted][0]
+    assert verify._tolerance(model, settings()).rtol == FLOATS[wanted].tolerance[0]
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    assert verify._tolerance(model, settings()).rtol == verify.TOLERANCES["float16"][0]
+    assert verify._tolerance(model, settings()).rtol == FLOATS["float16"].tolerance[0]
 
 
 def test_given_tolerances_replace_it() -> None:

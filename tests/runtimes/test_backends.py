@@ -7,7 +7,8 @@ import pytest
 
 from dilrewrite import runtimes as backends
 from dilrewrite.errors import MissingError, UsageError
-from dilrewrite.runtimes import Backend, backend, dtype
+from dilrewrite.model.elements import dtype
+from dilrewrite.runtimes import Backend, backend
 
 
 def test_every_backend_is_found_by_its_file_name():
