@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dilrewrite.forms.fragment import FILL, AttributeValue, CoreConv, CoreFill, Fragment, Node, WeightEdit, X
+from dilrewrite.forms.fragment import FILL, AttributeValue, Core, CoreConv, CoreFill, Fragment, Node, WeightEdit, X
 from dilrewrite.forms.geometry import ConvGeometry
 
 END: Final = 2**63 - 1
@@ -67,7 +67,7 @@ class Builder:
         self.quantized = self.storage != geometry.element
         self.x = Tensor(X, (geometry.batch, geometry.in_channels, *geometry.extents))
         self.weight_edits: tuple[WeightEdit, ...] = ()
-        self._nodes: list[Node | CoreConv | CoreFill] = []
+        self._nodes: list[Node | Core] = []
         self._constants: dict[tuple[int, ...], str] = {}
         self._shapes: dict[str, str] = {}
         self._extents: dict[tuple[str, int], Symbol] = {}
@@ -447,20 +447,13 @@ class Builder:
 
     def finish(self, strategy: str, result: Tensor, spelling: str = "") -> Fragment:
         """Return the fragment whose output is `result`."""
-        enter, core, leave = [], [], []
-        for node in self._nodes:
-            if isinstance(node, CoreConv | CoreFill):
-                core.append(node)
-            elif node.outputs[0] in self._exit:
-                leave.append(node)
-            else:
-                enter.append(node)
+        places = [
+            1 if not isinstance(step, Node) else 2 if step.outputs[0] in self._exit else 0 for step in self._nodes
+        ]
         return Fragment(
             strategy=strategy,
             opset=self.opset,
-            enter=tuple(enter),
-            core=tuple(core),
-            exit=tuple(leave),
+            steps=tuple(step for part in range(3) for step, at in zip(self._nodes, places, strict=True) if at == part),
             constants={name: values for values, name in self._constants.items()},
             result=result.name,
             partial=self.partial,

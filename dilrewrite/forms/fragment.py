@@ -1,15 +1,16 @@
 """What a strategy emits, as plain data: layout operators, Convs at the core, and weight edits. No ONNX library here.
 
-A fragment reads the site's input `X` and makes the tensor `result`. Its nodes are kept in three parts: `enter` brings
-the input into the layout of the Convs, `core` are the Convs, `exit` brings their outputs back. Between the core and the
-exit stands, after substitution, what followed the original Conv (an activation, a QuantizeLinear).
+A fragment reads the site's input `X` and makes the tensor `result`, step by step. The layout operators in front bring
+the input into the layout of the Convs (`enter`), then come the Convs (`core`), then what brings their outputs back
+(`exit`). Between core and exit stand, as kept steps, the nodes that followed the original Conv (an activation, a
+QuantizeLinear).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -128,7 +129,8 @@ class SpreadTaps:
 class CoreConv:
     """A Conv of the fragment: what it reads and makes, its attributes, and how its weights come from the site's.
 
-    `bias_times`: 0 none, 1 the site's bias, n its n-fold repetition. Pads are never negative.
+    `bias_times`: 0 none, 1 the site's bias, n its n-fold repetition. Pads are never negative. `of`: which node of the
+    site it computes, counted from 0.
     """
 
     source: str
@@ -140,6 +142,7 @@ class CoreConv:
     group: int
     weight: tuple[WeightEdit, ...]
     bias_times: int
+    of: int = 0
 
     @property
     def max_dilation(self) -> int:
@@ -156,8 +159,37 @@ class CoreFill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A node of the user's model that goes on behind a part of the core: node `of` of its site, with another input."""
+
+    source: str
+    output: str
+    of: int
+
+
+Core = CoreConv | CoreFill
+Step = Node | Core | Kept
+
+
+def reads(step: Step) -> tuple[str, ...]:
+    """Return the names that a step reads, weights and bias of the site aside."""
+    if isinstance(step, Node):
+        return tuple(name for name in step.inputs if name)
+    return (step.repeats,) if isinstance(step, CoreFill) else (step.source,)
+
+
+def makes(step: Step) -> tuple[str, ...]:
+    """Return the names that a step makes."""
+    return step.outputs if isinstance(step, Node) else (step.output,)
+
+
+class MalformedFragment(Exception):  # noqa: N818 - a mistake of a strategy, which no user can mend
+    """The steps of a fragment cannot be run in their order; the text names the step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fragment:
-    """A rewritten Conv as data.
+    """A rewritten Conv as data: its steps in the order in which they run.
 
     `constants` are 1-D int64 tensors. `partial`: the core's outputs are partial sums, so nothing that followed the
     original Conv may move between core and exit. `opset` is the one that the nodes are spelled for.
@@ -167,15 +199,33 @@ class Fragment:
 
     strategy: str
     opset: int
-    enter: tuple[Node, ...]
-    core: tuple[CoreConv | CoreFill, ...]
-    exit: tuple[Node, ...]
+    steps: tuple[Step, ...]
     constants: Mapping[str, tuple[int, ...]]
     result: str
     partial: bool = False
     multiply_adds: int | None = None
     elements_moved: int | None = None
     spelling: str = ""
+
+    def _bounds(self) -> tuple[int, int]:
+        """Return the places of the first step of the core and of the first of the exit."""
+        inner = [place for place, step in enumerate(self.steps) if not isinstance(step, Node)]
+        return (inner[0], inner[-1] + 1) if inner else (len(self.steps), len(self.steps))
+
+    @property
+    def enter(self) -> tuple[Node, ...]:
+        """Return the layout operators in front of the core."""
+        return tuple(step for step in self.steps[: self._bounds()[0]] if isinstance(step, Node))
+
+    @property
+    def core(self) -> tuple[Core, ...]:
+        """Return the Convs, and what stands for one where no tap touches data."""
+        return tuple(step for step in self.steps if isinstance(step, Core))
+
+    @property
+    def exit(self) -> tuple[Node, ...]:
+        """Return the layout operators and sums behind the core."""
+        return tuple(step for step in self.steps[self._bounds()[1] :] if isinstance(step, Node))
 
     @property
     def max_dilation(self) -> int:
@@ -190,17 +240,55 @@ class Fragment:
     @property
     def node_count(self) -> int:
         """Return the number of nodes."""
-        return len(self.enter) + len(self.core) + len(self.exit)
+        return len(self.steps)
+
+    def keeping(self, count: int) -> Fragment:
+        """Return the fragment with the `count` nodes behind the original Conv as steps between core and exit.
+
+        It is the same where they stay as they are: behind partial sums, and behind a lone Conv with no exit.
+        """
+        if count == 0 or self.partial or not (self.exit or len(self.core) > 1):
+            return self
+        steps: list[Step] = [*self.enter]
+        for core in self.core:
+            names = [*(f"{core.output}/{place}" for place in range(count)), core.output]
+            steps.append(replace(core, output=names[0]))
+            steps += (Kept(source=names[of - 1], output=names[of], of=of) for of in range(1, count + 1))
+        return replace(self, steps=(*steps, *self.exit))
+
+    def check(self) -> None:
+        """Raise `MalformedFragment`, which names the step, unless the steps run in their order.
+
+        Everything read was made before, each name is made once, no layout operator stands inside the core, and the
+        output is made.
+        """
+        first, after = self._bounds()
+        makers = {name: place for place, step in enumerate(self.steps) for name in makes(step)}
+        done: dict[str, int | None] = dict.fromkeys((X, FILL, *self.constants))
+        for place, step in enumerate(self.steps):
+            if first <= place < after and isinstance(step, Node):
+                raise MalformedFragment(f"{self._named(place)} stands inside the core, before {self._named(after - 1)}")
+            for name in reads(step):
+                if name not in done:
+                    late = f"only {self._named(makers[name])} makes" if name in makers else "no step makes"
+                    raise MalformedFragment(f"{self._named(place)} reads {name!r}, which {late}")
+            for name in makes(step):
+                if name in done:
+                    earlier = done[name]
+                    by = "is given" if earlier is None else f"{self._named(earlier)} makes too"
+                    raise MalformedFragment(f"{self._named(place)} makes {name!r}, which {by}")
+                done[name] = place
+        if self.result not in makers:
+            raise MalformedFragment(f"no step of {self.strategy} makes its output {self.result!r}")
+
+    def _named(self, place: int) -> str:
+        """Return a step by its place, its part of the fragment, its operator and the name that it makes."""
+        step, (first, after) = self.steps[place], self._bounds()
+        part = "enter" if place < first else "core" if place < after else "exit"
+        op = step.op if isinstance(step, Node) else type(step).__name__.removeprefix("Core")
+        return f"step {place + 1} of {self.strategy} ({part}, {op}, {makes(step)[0]})"
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that differ when the content does (the strategy's name and settings aside)."""
-        parts = (
-            self.opset,
-            self.enter,
-            self.core,
-            self.exit,
-            sorted(self.constants.items()),
-            self.result,
-            self.partial,
-        )
+        parts = (self.opset, self.steps, sorted(self.constants.items()), self.result, self.partial)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

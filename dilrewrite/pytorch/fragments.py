@@ -15,6 +15,7 @@ from dilrewrite.forms.fragment import (
     CoreConv,
     CoreFill,
     Fragment,
+    Kept,
     Node,
     RepeatOutputs,
     SpreadTaps,
@@ -22,6 +23,7 @@ from dilrewrite.forms.fragment import (
     TapsToInputs,
     WeightEdit,
     X,
+    reads,
 )
 
 if TYPE_CHECKING:
@@ -56,15 +58,17 @@ def program(fragment: Fragment) -> Program:
     """Return the program of a fragment in which every size is a constant."""
     constants = fragment.constants
     steps: list[tuple[str, tuple[str, ...], Step]] = []
-    for node in (*fragment.enter, *fragment.core, *fragment.exit):
+    for node in fragment.steps:
+        read = tuple(name for name in reads(node) if name not in constants)
         if isinstance(node, CoreConv):
-            steps.append((node.output, (node.source,), _conv(node)))
+            steps.append((node.output, read, _conv(node)))
         elif isinstance(node, CoreFill):
-            steps.append((node.output, (), _fill(constants[node.repeats])))
+            steps.append((node.output, read, _fill(constants[node.repeats])))
+        elif isinstance(node, Kept):
+            raise NotImplementedError("a node of an ONNX model has no form in torch")
         elif node.op == "Add":
             _accumulate(node, steps)
         else:
-            read = tuple(name for name in node.inputs if name not in constants)
             steps.append((node.outputs[0], read, _OPERATORS[node.op](node, constants)))
     last = {name: place for place, (_, read, _) in enumerate(steps) for name in read if name != fragment.result}
     done = [tuple(name for name, place in last.items() if place == number) for number in range(len(steps))]

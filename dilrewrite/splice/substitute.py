@@ -21,6 +21,7 @@ from dilrewrite.forms.fragment import (
     CoreConv,
     CoreFill,
     Fragment,
+    Kept,
     Node,
     RepeatOutputs,
     SpreadTaps,
@@ -314,14 +315,12 @@ class _Region:
     def __init__(self, editor: _Editor, site: Site, fragment: Fragment, container: Container) -> None:
         self.editor = editor
         self.site = site
-        self.fragment = fragment
-        self.conv: NodeProto = container.node[site.index]
+        self.fragment = fragment.keeping(len(site.follow))
+        self.indices = (site.index, *(site.follow if self.fragment is not fragment else ()))
+        self.parts: list[NodeProto] = [container.node[index] for index in self.indices]
+        self.conv = self.parts[0]
         self.nodes: list[NodeProto] = []
-        absorbs = (bool(fragment.exit) or len(fragment.core) > 1) and not fragment.partial
-        follow = site.follow if absorbs else ()
-        self.follow = [container.node[index] for index in follow]
-        self.indices = (site.index, *follow)
-        self.output: str = (self.follow[-1] if self.follow else self.conv).output[0]
+        self.output: str = self.parts[-1].output[0]
         self.on_integers = site.input_quantization is not None and bool(fragment.enter)
         source = self.conv.input[0]
         if self.on_integers:
@@ -421,12 +420,17 @@ class _Region:
 
     def _emit(self, node: Node, local: dict[str, str], prefix: str = "") -> None:
         for output in node.outputs:
-            if output not in local:
-                local[output] = self.name(f"{prefix}/{output}" if prefix else output)
+            self._fresh(output, local, f"{prefix}/{output}" if prefix else output)
         inputs = [local[name] if name else "" for name in node.inputs]
         while inputs and not inputs[-1]:
             inputs.pop()
         self.node(node.op, inputs, [local[name] for name in node.outputs], node.attributes)
+
+    def _fresh(self, output: str, local: dict[str, str], word: str) -> str:
+        """Return the name of a step's output in the model: a new one, but for the last step's."""
+        if output not in local:
+            local[output] = self.name(word)
+        return local[output]
 
     # -- operands ------------------------------------------------------------------------------------------------
 
@@ -484,17 +488,17 @@ class _Region:
         inputs = [values, self._repeated(quantization.scale, per_channel, f"{word}_scale")]
         if quantization.zero_point is not None:
             inputs.append(self._repeated(quantization.zero_point, per_channel, f"{word}_zero_point"))
-        return self._like(original, inputs, f"{word}_dequantized")
+        return self._like(original, inputs, self.name(f"{word}_dequantized"))
 
-    def _like(self, original: NodeProto, inputs: Sequence[str], word: str) -> str:
-        """Append a copy of a node with other inputs; return its new output."""
+    def _like(self, original: NodeProto, inputs: Sequence[str], output: str) -> str:
+        """Append a copy of a node with other inputs and another output; return that."""
         copy = NodeProto()
         copy.CopyFrom(original)
         copy.name = self.name(original.op_type)
         copy.input[:] = inputs
-        copy.output[:] = [self.name(word)]
+        copy.output[:] = [output]
         self.append(copy)
-        return str(copy.output[0])
+        return output
 
     def bias(self, times: int) -> str:
         """Return the name of the bias, repeated."""
@@ -537,34 +541,26 @@ class _Region:
         if any(FILL in node.inputs for node in fragment.enter):
             self.map[FILL] = self.fill_value()
         self.map[fragment.result] = self.output
-        for node in fragment.enter:
-            self._emit(node, self.map)
-        keeps_name = bool(self.conv.name)
-        for number, core in enumerate(fragment.core, 1):
-            made = self._conv(core, number, keeps_name) if isinstance(core, CoreConv) else self._fill(core)
-            keeps_name = keeps_name and not isinstance(core, CoreConv)
-            for place, follower in enumerate(self.follow):
-                last = place == len(self.follow) - 1
-                inputs = [made, *follower.input[1:]]
-                made = self._like(follower, inputs, f"{follower.op_type.lower()}_{number}")
-                if last:
-                    self._rename_last(core.output)
-                    made = self.map[core.output]
-        for node in fragment.exit:
-            self._emit(node, self.map)
+        keeps_name, convs = bool(self.conv.name), 0
+        for step in fragment.steps:
+            if isinstance(step, Node):
+                self._emit(step, self.map)
+            elif isinstance(step, CoreFill):
+                self._fill(step)
+            elif isinstance(step, CoreConv):
+                convs += 1
+                self._conv(step, convs, keeps_name and convs == 1)
+            else:
+                self._kept(step)
         self.suspect_inputs()
-        if self.follow:
-            self.suspect(site.scope, self.conv.output[0])
-            for follower in self.follow[:-1]:
-                self.suspect(site.scope, follower.output[0])
+        for part in self.parts[:-1]:
+            self.suspect(site.scope, part.output[0])
         return self.nodes
 
-    def _rename_last(self, core_output: str) -> None:
-        """Give the last follower's output the name that the exit reads."""
-        if core_output in self.map:
-            self.nodes[-1].output[0] = self.map[core_output]
-        else:
-            self.map[core_output] = self.nodes[-1].output[0]
+    def _kept(self, step: Kept) -> None:
+        part = self.parts[step.of]
+        output = self._fresh(step.output, self.map, part.op_type.lower())
+        self._like(part, [self.map[step.source], *part.input[1:]], output)
 
     def suspect_inputs(self) -> None:
         """Note the operands of the replaced Conv."""
@@ -578,20 +574,14 @@ class _Region:
         if self.on_integers:
             self.suspect(site.scope, self.conv.input[0])
 
-    def _core_output(self, core: CoreConv | CoreFill) -> str:
-        if self.follow:
-            return self.name(core.output)
-        if core.output not in self.map:
-            self.map[core.output] = self.name(core.output)
-        return self.map[core.output]
-
-    def _conv(self, core: CoreConv, number: int, keeps_name: bool) -> str:
+    def _conv(self, core: CoreConv, number: int, keeps_name: bool) -> None:
+        part = self.parts[core.of]
         source = self.map[core.source]
         if self.on_integers:
             quantization = self.site.input_quantization
             assert quantization is not None
             original = self.editor.containers[self.site.scope].node[quantization.index]
-            source = self._like(original, [source, *original.input[1:]], f"{core.output}_input")
+            source = self._like(original, [source, *original.input[1:]], self.name(f"{core.output}_input"))
         inputs = [source, self.weight(core, number)]
         bias = self.bias(core.bias_times)
         if bias:
@@ -603,14 +593,13 @@ class _Region:
             "pads": core.pads,
             "strides": core.strides,
         }
-        output = self._core_output(core)
-        made = self.node("Conv", inputs, [output], attributes, name=self.conv.name if keeps_name else "")
-        if self.conv.HasField("doc_string") and isinstance(self.conv.doc_string, str):  # bytes: it is not UTF-8
-            made.doc_string = self.conv.doc_string
-        made.metadata_props.extend(entry for entry in self.conv.metadata_props if entry.key != STRATEGY_KEY)
-        return output
+        output = self._fresh(core.output, self.map, core.output)
+        emitted = self.node("Conv", inputs, [output], attributes, name=part.name if keeps_name else "")
+        if part.HasField("doc_string") and isinstance(part.doc_string, str):  # bytes: it is not UTF-8
+            emitted.doc_string = part.doc_string
+        emitted.metadata_props.extend(entry for entry in part.metadata_props if entry.key != STRATEGY_KEY)
 
-    def _fill(self, core: CoreFill) -> str:
+    def _fill(self, core: CoreFill) -> None:
         """Append the bias (or zeros), as [1, O, 1, ...], repeated to the core's shape."""
         site = self.site
         ones = (1,) * site.geometry.rank
@@ -623,10 +612,9 @@ class _Region:
             start = self.name("bias_reshaped")
             shape = self.constant("bias_shape", np.array([1, -1, *ones], np.int64), TensorProto.INT64)
             self.node("Reshape", [self.conv.input[2], shape], [start], {})
-        output = self._core_output(core)
+        output = self._fresh(core.output, self.map, core.output)
         repeat = "Expand" if site.opset >= 8 else "Tile"
         self.node(repeat, [start, self.map[core.repeats]], [output], {})
-        return output
 
 
 def _lower(builder: Builder, tensor: Tensor, edit: WeightEdit) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weight edits: what they do to a convolution, and that `shape` tells what `apply` makes."""
+"""Weight edits: what they do to a convolution, and that `shape` tells what `apply` makes; the steps of a fragment."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import (
     AddKernelAxis,
     CoreConv,
     CoreFill,
     Fragment,
+    Kept,
+    MalformedFragment,
     Node,
     RepeatOutputs,
     SpreadTaps,
@@ -21,6 +24,8 @@ from dilrewrite.forms.fragment import (
     TapsToInputs,
     WeightEdit,
 )
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import plan
 from tests import naive
 
 ZERO = np.zeros((), np.int64)
@@ -139,7 +144,7 @@ def test_edits_in_a_row() -> None:
 # -- the fragment ------------------------------------------------------------------------------------------------
 
 CORE = CoreConv(
-    source="x",
+    source="pad_1",
     output="conv_1",
     kernel=(3, 1),
     strides=(1, 1),
@@ -149,12 +154,13 @@ CORE = CoreConv(
     weight=(),
     bias_times=1,
 )
+PAD = Node("Pad", ("x", "const_1"), ("pad_1",), {})
+FILLED = CoreFill(repeats="const_1", output="fill_1")
+CONCAT = Node("Concat", ("conv_1", "fill_1"), ("y",), {"axis": 2})
 FRAGMENT = Fragment(
     strategy="keep",
     opset=17,
-    enter=(Node("Pad", ("x", "const_1"), ("pad_1",), {}),),
-    core=(CORE, CoreFill(repeats="const_1", output="fill_1")),
-    exit=(Node("Concat", ("conv_1", "fill_1"), ("y",), {"axis": 2}),),
+    steps=(PAD, CORE, FILLED, CONCAT),
     constants={"const_1": (1, 2)},
     result="y",
 )
@@ -163,11 +169,101 @@ FRAGMENT = Fragment(
 def test_max_dilation_counts_acting_axes_only() -> None:
     assert CORE.max_dilation == 2
     assert FRAGMENT.max_dilation == 2
-    assert replace(FRAGMENT, core=()).max_dilation == 1
+    assert replace(FRAGMENT, steps=(PAD,)).max_dilation == 1
 
 
 def test_node_count() -> None:
     assert FRAGMENT.node_count == 4
+
+
+def test_enter_core_and_exit_are_the_steps_in_three_parts() -> None:
+    assert (FRAGMENT.enter, FRAGMENT.core, FRAGMENT.exit) == ((PAD,), (CORE, FILLED), (CONCAT,))
+    lone = replace(FRAGMENT, steps=(PAD,), result="pad_1")
+    assert (lone.enter, lone.core, lone.exit) == ((PAD,), (), ())
+    lone.check()
+
+
+def test_kept_nodes_stand_behind_every_part_of_the_core() -> None:
+    kept = FRAGMENT.keeping(2)
+    kept.check()
+    assert (kept.enter, kept.exit) == (FRAGMENT.enter, FRAGMENT.exit)
+    assert [type(step).__name__ for step in kept.steps[1:-1]] == [
+        "CoreConv",
+        "Kept",
+        "Kept",
+        "CoreFill",
+        "Kept",
+        "Kept",
+    ]
+    conv, first, last = kept.steps[1:4]
+    assert isinstance(conv, CoreConv)
+    assert isinstance(first, Kept)
+    assert isinstance(last, Kept)
+    assert (conv.output, first.output, last.output) == (first.source, last.source, "conv_1")
+    assert (first.of, last.of) == (1, 2)
+
+
+@pytest.mark.parametrize("changes", [{"partial": True}, {"steps": (PAD, CORE), "result": "conv_1"}], ids=str)
+def test_behind_partial_sums_and_a_lone_conv_nothing_is_kept_inside(changes: dict[str, object]) -> None:
+    fragment = replace(FRAGMENT, **changes)
+    assert fragment.keeping(1) is fragment
+    assert FRAGMENT.keeping(0) is FRAGMENT
+
+
+LATE = Node("Slice", ("y",), ("slice_1",), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"steps": (PAD, replace(CORE, source="y"), FILLED, CONCAT)},
+            r"step 2 of keep \(core, Conv, conv_1\) reads 'y', which only step 4 of keep \(exit, Concat, y\) makes",
+        ),
+        (
+            {"steps": (PAD, CORE, FILLED, CONCAT, LATE, replace(CORE, source="slice_1", output="conv_2"))},
+            r"step 4 of keep \(core, Concat, y\) stands inside the core, before step 6 of keep \(core, Conv, conv_2\)",
+        ),
+        ({"steps": (CORE, FILLED, CONCAT)}, r"step 1 of keep \(core, Conv, conv_1\) reads 'pad_1', which no step"),
+        ({"steps": (PAD, CORE, CONCAT, FILLED)}, r"step 3 of keep \(core, Concat, y\) stands inside the core"),
+        ({"steps": (LATE, PAD, CORE, FILLED, CONCAT)}, r"step 1 of keep \(enter, Slice, slice_1\) reads 'y'"),
+        (
+            {"steps": (PAD, CORE, replace(FILLED, output="conv_1"), CONCAT)},
+            r"step 3 of keep \(core, Fill, conv_1\) makes 'conv_1', which step 2 of keep \(core, Conv, conv_1\) ma",
+        ),
+        (
+            {"steps": (replace(PAD, outputs=("const_1",)), CORE, FILLED, CONCAT)},
+            r"step 1 of keep \(enter, Pad, const_1\) makes 'const_1', which is given",
+        ),
+        ({"result": "z"}, "no step of keep makes its output 'z'"),
+        ({"constants": {}}, r"step 1 of keep \(enter, Pad, pad_1\) reads 'const_1'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_malformed_fragment_names_the_step(changes: dict[str, object], words: str) -> None:
+    FRAGMENT.check()
+    with pytest.raises(MalformedFragment, match=words):
+        replace(FRAGMENT, **changes).check()
+
+
+def test_plan_checks_what_a_strategy_emits() -> None:
+    class Forgetful:
+        prunes = False
+
+        def refusal(self, _: object) -> None:
+            return None
+
+        def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
+            y = builder.plain_conv(geometry)
+            builder.x = builder.transpose(y, [0, 1, 2])
+            return builder.plain_conv(geometry)
+
+    geometry = ConvGeometry(
+        batch=1, in_channels=1, out_channels=1, group=1, extents=(9,), kernel=(3,), strides=(1,), dilations=(2,),
+        pads_begin=(2,), pads_end=(2,),
+    )  # fmt: skip
+    with pytest.raises(MalformedFragment, match=r"step 2 of forgetful \(core, Conv, conv_3\) reads 'transpose_2'"):
+        plan("forgetful", Forgetful(), geometry, 17)
 
 
 def test_digest_says_whether_the_content_is_the_same() -> None:
@@ -181,10 +277,11 @@ def test_digest_says_whether_the_content_is_the_same() -> None:
     "changes",
     [
         {"opset": 18},
-        {"enter": ()},
-        {"core": (replace(CORE, group=2),)},
-        {"core": (replace(CORE, weight=(RepeatOutputs(2),)),)},
-        {"exit": ()},
+        {"steps": (CORE, FILLED, CONCAT)},
+        {"steps": (PAD, replace(CORE, group=2), FILLED, CONCAT)},
+        {"steps": (PAD, replace(CORE, weight=(RepeatOutputs(2),)), FILLED, CONCAT)},
+        {"steps": (PAD, replace(CORE, of=1), FILLED, CONCAT)},
+        {"steps": (PAD, CORE, FILLED)},
         {"constants": {"const_1": (1, 3)}},
         {"result": "z"},
         {"partial": True},

@@ -158,7 +158,7 @@ def broken(fragment: Fragment, **changes: Any) -> Fragment:
     """The fragment with changes of its first Conv."""
     first, *others = fragment.core
     assert isinstance(first, CoreConv)
-    return replace(fragment, core=(replace(first, **changes), *others))
+    return replace(fragment, steps=(*fragment.enter, replace(first, **changes), *others, *fragment.exit))
 
 
 @pytest.mark.parametrize(
@@ -663,8 +663,8 @@ def test_another_form_at_the_smaller_size_is_no_proof(low_limit: None) -> None: 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda f: replace(f, exit=f.exit[:-1]),
-        lambda f: replace(f, enter=(replace(f.enter[0], op="Identity"), *f.enter[1:])),
+        lambda f: replace(f, steps=f.steps[:-1]),
+        lambda f: replace(f, steps=(replace(f.enter[0], op="Identity"), *f.steps[1:])),
         lambda f: replace(f, constants={name: tuple(v + 1 for v in values) for name, values in f.constants.items()}),
         lambda f: broken(f, group=2),
     ],

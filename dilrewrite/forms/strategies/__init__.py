@@ -144,7 +144,9 @@ def plan(
             result = strategy.emit(normal, builder)
     except Unsupported as lack:
         return Refusal(name, str(lack))
-    return builder.finish(name, result, spelled(name, strategy) if name in strategies() else "")
+    fragment = builder.finish(name, result, spelled(name, strategy) if name in strategies() else "")
+    fragment.check()
+    return fragment
 
 
 def _enter(builder: Builder, given: ConvGeometry, explicit: ConvGeometry, normal: ConvGeometry) -> None:
