@@ -42,7 +42,7 @@ def findings(proto: ModelProto) -> list[Finding]:
     """
     found = [*_checker(proto), *_inference(proto)]
     if any(UNSORTED in finding.text for finding in found):
-        from dilrewrite.runtimes.reference import put_in_order
+        from dilrewrite.model.evaluate import put_in_order
 
         ordered = ModelProto()
         ordered.CopyFrom(proto)

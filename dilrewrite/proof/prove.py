@@ -20,6 +20,7 @@ from dilrewrite.forms.builder import END
 from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Node
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
+from dilrewrite.model.convolve import Window, conv
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.proof.micro import Micro, build, concrete, footprint, input_shape, sample_extents, smaller, whole_input
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, Session, backend
@@ -255,13 +256,15 @@ def truth(
 
     `precise` is the type to compute in; NumPy's long double is finer where the machine has it, and slow.
     """
-    from dilrewrite.runtimes.reference import conv, same_pads
-
-    begin: Sequence[int | None] = geometry.pads_begin
-    end: Sequence[int | None] = geometry.pads_end
-    if geometry.auto_pad.startswith("SAME"):  # from the specification, not from the code that is being proved
-        spans = [d * (k - 1) + 1 for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
-        begin, end = same_pads(geometry.auto_pad, x.shape[2:], spans, geometry.strides)
+    spelled = {
+        "auto_pad": geometry.auto_pad,
+        "dilations": geometry.dilations,
+        "group": geometry.group,
+        "pads": [pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)],
+        "strides": geometry.strides,
+    }
+    # SAME_* from the specification, not from the code that is being proved
+    window = Window.of(geometry.kernel, spelled).padded(geometry.auto_pad, x.shape[2:])
     exact_x = np.asarray(x, precise)
     # Weights in this type may be large: without groups, some output channels at a time.
     outputs = len(w) if geometry.group > 1 else max(1, PART_ELEMENTS * len(w) // max(1, w.size))
@@ -270,12 +273,8 @@ def truth(
             exact_x,
             np.asarray(w[start : start + outputs], precise),
             None if b is None else np.asarray(b[start : start + outputs], precise),
-            strides=geometry.strides,
-            dilations=geometry.dilations,
-            pads_begin=[pad or 0 for pad in begin],
-            pads_end=[pad or 0 for pad in end],
-            group=geometry.group,
-            accumulate=precise,
+            window,
+            precise,
         )
         for start in range(0, len(w), outputs)
     ]

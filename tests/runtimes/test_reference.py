@@ -7,13 +7,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from dilrewrite.model.convolve import Window, conv
 from dilrewrite.runtimes import CannotLoad, CannotRun, Io, Options, Runnable
 from dilrewrite.runtimes import onnxruntime_cpu as ort
-from dilrewrite.runtimes.reference import BACKEND, conv
+from dilrewrite.runtimes.reference import BACKEND
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def convolved(x, w, b=None, accumulate=None, **settings):
+    return conv(x, w, b, Window(kernel=w.shape[2:], **settings), accumulate)
 
 
 def naive(x, w, b, strides, dilations, pads_begin, pads_end, group):
@@ -73,7 +78,7 @@ def test_conv_is_the_definition(seed):
         (np.float32, np.float32),
         (np.float16, np.float16),
     ]:
-        y = conv(x.astype(kind), w.astype(kind), None if b is None else b.astype(kind), **attributes)
+        y = convolved(x.astype(kind), w.astype(kind), None if b is None else b.astype(kind), **attributes)
         assert y.dtype == result
         assert y.shape == wanted.shape
         np.testing.assert_array_equal(y, wanted.astype(result))
@@ -169,39 +174,39 @@ def test_precision():
     draw = np.random.default_rng(0)
     x, w = draw.standard_normal((1, 64, 20, 20)), draw.standard_normal((32, 64, 3, 3))
     settings = {"strides": [1, 1], "dilations": [2, 2], "pads_begin": [2, 2], "pads_end": [2, 2]}
-    exact = conv(x, w, **settings)
+    exact = convolved(x, w, **settings)
     assert exact.dtype == np.float64
     for half in (np.dtype(np.float16), BF16):
         rounded_x, rounded_w = x.astype(half), w.astype(half)
-        exact = conv(rounded_x, rounded_w, **settings, accumulate=np.float64)
-        y = conv(rounded_x, rounded_w, **settings)
+        exact = convolved(rounded_x, rounded_w, **settings, accumulate=np.float64)
+        y = convolved(rounded_x, rounded_w, **settings)
         assert (exact.dtype, y.dtype) == (np.float64, half)
         # summed in float32, rounded once: nearly all are the exact value's nearest
         assert np.mean(y == exact.astype(half)) > 0.99
-    single = conv(x.astype(np.float32), w.astype(np.float32), **settings)
-    wide = conv(x.astype(np.float32), w.astype(np.float32), **settings, accumulate=np.float64)
+    single = convolved(x.astype(np.float32), w.astype(np.float32), **settings)
+    wide = convolved(x.astype(np.float32), w.astype(np.float32), **settings, accumulate=np.float64)
     assert 0 < np.abs(single - wide).max() < 1e-4
 
 
 def test_integers_beyond_float64_are_exact_and_beyond_64_bits_refused():
     settings = {"strides": [1], "dilations": [1], "pads_begin": [0], "pads_end": [0]}
     x, w = np.full((1, 2, 1), 2**40 + 1), np.full((1, 2, 1), 2**20 + 1)
-    assert conv(x, w, **settings).item() == 2 * (2**40 + 1) * (2**20 + 1)
+    assert convolved(x, w, **settings).item() == 2 * (2**40 + 1) * (2**20 + 1)
     with pytest.raises(OverflowError, match="beyond 64 bits"):
-        conv(x, w * 8, **settings)
+        convolved(x, w * 8, **settings)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8, 8), (2, 4, 0, 8), (2, 4, 1, 1)])
 def test_nothing_comes_of_nothing(shape):
     settings = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [0, 0], "pads_end": [0, 0]}
-    y = conv(np.ones(shape, np.float32), np.ones((6, 2, 3, 3), np.float32), group=2, **settings)
+    y = convolved(np.ones(shape, np.float32), np.ones((6, 2, 3, 3), np.float32), group=2, **settings)
     assert y.size == 0
     assert y.shape[:2] == (shape[0], 6)
 
 
 def test_no_live_tap_leaves_the_bias():
     settings = {"strides": [1], "dilations": [1], "pads_begin": [9], "pads_end": [-2]}
-    y = conv(np.ones((1, 1, 2)), np.ones((2, 1, 3)), np.array([1.0, 2.0]), **settings)
+    y = convolved(np.ones((1, 1, 2)), np.ones((2, 1, 3)), np.array([1.0, 2.0]), **settings)
     assert y.tolist() == [[[1] * 7, [2] * 7]]
 
 
@@ -210,7 +215,7 @@ def test_no_live_tap_leaves_the_bias():
 )
 def test_shapes_that_do_not_fit(w, group, words):
     with pytest.raises(ValueError, match=words):
-        conv(np.ones((1, 4, 9)), np.ones(w), strides=[1], dilations=[1], pads_begin=[0], pads_end=[0], group=group)
+        convolved(np.ones((1, 4, 9)), np.ones(w), strides=[1], dilations=[1], pads_begin=[0], pads_end=[0], group=group)
 
 
 @pytest.mark.parametrize("kind", [np.dtype(np.float64), BF16], ids=str)
@@ -264,7 +269,7 @@ def test_bodies_and_functions_use_our_conv(name, monkeypatch: pytest.MonkeyPatch
     feeds = {value.name: feeds[value.name] for value in proto.graph.input}
     wanted = run(proto, feeds, ort.BACKEND)
     calls = []
-    monkeypatch.setattr("dilrewrite.runtimes.reference.conv", lambda *a, **k: calls.append(1) or conv(*a, **k))
+    monkeypatch.setattr("dilrewrite.model.evaluate.conv", lambda *a, **k: calls.append(1) or conv(*a, **k))
     result = run(proto, feeds)
     assert calls
     for key, value in wanted.items():

@@ -1,0 +1,343 @@
+"""Runs a model operator by operator: onnx's reference evaluator, with operators of our own.
+
+Those of onnx that are wrong or too coarse for a proof are replaced by the ones here.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from numpy.typing import DTypeLike
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops import load_op
+
+from dilrewrite.model.convolve import HALVES, Array, Window, conv, conv_transpose
+
+
+class Conv(OpRun):
+    """Conv of every rank, with all pads and auto_pads; float16 and bfloat16 rounded once."""
+
+    op_domain = ""
+    accumulate: DTypeLike | None = None
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
+        window = Window.of(w.shape[2:], attributes).padded(attributes.get("auto_pad"), x.shape[2:])
+        return (conv(x, w, b, window, self.accumulate),)
+
+
+class ConvTranspose(OpRun):
+    """ConvTranspose of every rank."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
+        return (conv_transpose(x, w, b, attributes),)
+
+
+class Pad(OpRun):
+    """Pad whose negative pads crop; onnx's refuses them."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        data: Array,
+        pads: Sequence[int] | Array,
+        constant_value: Array | None = None,
+        axes: Array | None = None,
+        mode: str | None = None,
+        value: float | None = None,
+    ) -> tuple[Array]:
+        where = range(data.ndim) if axes is None else [int(axis) % data.ndim for axis in axes]
+        widths = [(0, 0)] * data.ndim
+        for place, axis in enumerate(where):
+            widths[axis] = (int(pads[place]), int(pads[place + len(where)]))
+        crop = tuple(
+            slice(max(0, -begin), max(0, extent + min(0, end)))
+            for extent, (begin, end) in zip(data.shape, widths, strict=True)
+        )
+        grow = [(max(0, begin), max(0, end)) for begin, end in widths]
+        how: Any = mode or "constant"
+        if how != "constant":
+            return (np.pad(data[crop], grow, mode=how),)
+        fill: Any = constant_value if constant_value is not None else (value or 0)
+        return (np.pad(data[crop], grow, constant_values=np.asarray(fill, data.dtype).reshape(())),)
+
+
+class BatchNormalization(OpRun):
+    """BatchNormalization for inference; onnx's is wrong before opset 14."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        bias: Array,
+        mean: Array,
+        variance: Array,
+        **attributes: Any,
+    ) -> tuple[Array]:
+        if attributes.get("training_mode") or attributes.get("spatial") == 0 or len(self.onnx_node.output) > 1:
+            raise NotImplementedError("BatchNormalization for training, or with spatial 0")
+        work = np.float32 if x.dtype in HALVES else x.dtype
+        s, b, m, v = (p.astype(work).reshape(-1, *[1] * (x.ndim - 2)) for p in (scale, bias, mean, variance))
+        y = (x.astype(work) - m) / np.sqrt(v + np.asarray(attributes.get("epsilon", 1e-5), work)) * s + b
+        return (y.astype(x.dtype),)
+
+
+class _AlongAxis(OpRun):
+    """Softmax and its like: before opset 13 over all axes from `axis` (1 unless given) on; onnx's knows one axis."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
+        if not x.size:
+            return (x,)
+        values = x.astype(np.float32) if x.dtype in HALVES else x
+        given = any(attribute.name == "axis" for attribute in self.onnx_node.attribute)
+        if self.run_params["opsets"][""] >= 13:
+            y = self._along(values, axis if given and axis is not None else -1)
+        else:
+            first = (axis if given and axis is not None else 1) % max(1, x.ndim)
+            rows = int(np.prod(x.shape[:first], dtype=np.int64))
+            y = self._along(values.reshape(rows, -1), 1).reshape(x.shape)
+        return (y.astype(x.dtype, copy=False),)
+
+    def _along(self, x: Array, axis: int) -> Array:
+        raise NotImplementedError
+
+
+class Softmax(_AlongAxis):
+    """exp(x) / sum(exp(x))."""
+
+    def _along(self, x: Any, axis: int) -> Array:
+        powers = np.exp(x - x.max(axis=axis, keepdims=True))
+        return cast("Array", powers / powers.sum(axis=axis, keepdims=True))
+
+
+class LogSoftmax(_AlongAxis):
+    """The logarithm of Softmax."""
+
+    def _along(self, x: Any, axis: int) -> Array:
+        below = x - x.max(axis=axis, keepdims=True)
+        return cast("Array", below - np.log(np.exp(below).sum(axis=axis, keepdims=True)))
+
+
+class Hardmax(_AlongAxis):
+    """One at the first largest value, else zero."""
+
+    def _along(self, x: Any, axis: int) -> Array:
+        y = np.zeros_like(x)
+        np.put_along_axis(y, np.expand_dims(x.argmax(axis=axis), axis), 1, axis)
+        return cast("Array", y)
+
+
+class Loop(OpRun):
+    """Loop; onnx's does not run without a condition, and joins scan outputs instead of stacking them."""
+
+    op_domain = ""
+    body: Evaluator
+    _run_body: Any
+
+    def need_context(self) -> bool:
+        """Return True: the body reads outer values."""
+        return True
+
+    def _run(
+        self,
+        count: Array | None = None,
+        condition: Array | None = None,
+        *carried: Array,
+        body: Any = None,
+        context: Mapping[str, Array] | None = None,
+        attributes: Mapping[str, object] | None = None,
+        bindings: object = None,
+    ) -> tuple[Array, ...]:
+        states: list[Array] = list(carried)
+        body = body or self.body
+        names = body.input_names
+        scans: list[list[Array]] = [[] for _ in range(len(body.output_names) - 1 - len(states))]
+        iteration = 0
+        while (condition is None or bool(condition)) and (count is None or iteration < int(count)):
+            feeds = dict(context or {})
+            going = np.array(True) if condition is None else condition
+            feeds |= zip(names, [np.array(iteration, np.int64), going, *states], strict=True)
+            condition, *results = self._run_body(feeds, attributes=attributes, bindings=bindings)
+            states = results[: len(states)]
+            for scan, value in zip(scans, results[len(states) :], strict=True):
+                scan.append(value)
+            iteration += 1
+        kinds = body.output_types[1 + len(states) :] if body.output_types else [None] * len(scans)
+        return (*states, *(_stacked(scan, kind) for scan, kind in zip(scans, kinds, strict=True)))
+
+
+def _stacked(values: Sequence[Array], kind: onnx.TypeProto | None) -> Array:
+    if values:
+        return np.stack(values)
+    if kind is None or not kind.tensor_type.elem_type:
+        return np.empty((0,), np.float32)
+    extents = [dim.dim_value for dim in kind.tensor_type.shape.dim]
+    return np.empty((0, *extents), onnx.helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type))
+
+
+class QuantizeLinear(OpRun):
+    """QuantizeLinear that saturates whatever comes; onnx's wraps around beyond 32 bits."""
+
+    op_domain = ""
+
+    def __init__(self, node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
+        super().__init__(node, run_params)
+        self._inner: Any = load_op("", node.op_type, run_params["opsets"][""])(node, run_params)
+
+    def _run(
+        self, x: Array, scale: Array, zero: Array | None = None, axis: int = 1, block_size: int = 0, **others: Any
+    ) -> tuple[Any, ...]:
+        if x.dtype in HALVES:
+            x, scale = x.astype(np.float32), scale.astype(np.float32)
+        if x.dtype.kind == "f":
+            # within 2**24 steps, more than any integer that is made of it
+            limit = np.float32(2**24) * np.abs(scale)
+            if scale.ndim and block_size:
+                limit = np.repeat(limit, block_size, axis).take(range(x.shape[axis]), axis)
+            elif scale.size > 1:
+                limit = limit.reshape([-1 if at == axis % x.ndim else 1 for at in range(x.ndim)])
+            x = np.clip(x, -limit, limit)
+        attributes = {"axis": axis, "block_size": block_size, **others}
+        known = {name: value for name, value in attributes.items() if name in self._inner.attributes_names_}
+        return cast("tuple[Any, ...]", self._inner._run(x, scale, *([] if zero is None else [zero]), **known))
+
+
+class DequantizeLinear(OpRun):
+    """DequantizeLinear of every opset; onnx has none before 19."""
+
+    op_domain = ""
+
+    def __init__(self, node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
+        super().__init__(node, run_params)
+        self._inner: Any = load_op("", node.op_type, max(19, run_params["opsets"][""]))(node, run_params)
+
+    def run(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
+        """Run the implementation of opset 19 or later."""
+        return cast("tuple[Any, ...]", self._inner.run(*inputs, **options))
+
+    def _run(self, *_: object, **__: object) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+
+class _InFloat32(OpRun):
+    """An operator of onnx that sums: float16 and bfloat16 in float32, rounded once. NumPy's mean of 4096 ones is 1/16.
+
+    One subclass per operator, made below: the evaluator finds an operator by its class' name.
+    """
+
+    op_domain = ""
+
+    def __init__(self, node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
+        super().__init__(node, run_params)
+        implementation = load_op("", node.op_type, run_params["opsets"][""], evaluator_cls=Evaluator)
+        self._inner: Any = implementation(node, run_params)
+
+    def run(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
+        """Run onnx's implementation on float32 inputs when the first one is float16 or bfloat16."""
+        half = inputs[0].dtype if isinstance(inputs[0], np.ndarray) and inputs[0].dtype in HALVES else None
+        if half is None:
+            return cast("tuple[Any, ...]", self._inner.run(*inputs, **options))
+        wide = (v.astype(np.float32) if isinstance(v, np.ndarray) and v.dtype in HALVES else v for v in inputs)
+        results = self._inner.run(*wide, **options)
+        # the mean and deviation that LayerNormalization also gives stay as they are
+        rounded = 1 if self.onnx_node.op_type == "LayerNormalization" else len(results)
+        return tuple(
+            v.astype(half) if place < rounded and isinstance(v, np.ndarray) and v.dtype == np.float32 else v
+            for place, v in enumerate(results)
+        )
+
+    def _run(self, *_: object, **__: object) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+
+# fmt: off
+_SUMMING = (
+    "AveragePool", "CumSum", "Einsum", "Gemm", "GlobalAveragePool", "GlobalLpPool",
+    "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization", "LpNormalization", "LpPool", "MatMul",
+    "MeanVarianceNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "Resize", "Upsample",
+)
+# fmt: on
+
+OPERATORS: tuple[type[OpRun], ...] = (
+    Conv,
+    ConvTranspose,
+    Pad,
+    BatchNormalization,
+    Softmax,
+    LogSoftmax,
+    Hardmax,
+    Loop,
+    QuantizeLinear,
+    DequantizeLinear,
+    *(type(name, (_InFloat32,), {}) for name in _SUMMING),
+)
+"""The operators that stand in for onnx's."""
+
+
+class Evaluator(ReferenceEvaluator):
+    """onnx's evaluator with our operators, in every subgraph and function too; onnx gives functions none."""
+
+    def __init__(self, proto: Any, *positional: Any, **named: Any) -> None:
+        named["new_ops"] = list(named.get("new_ops") or OPERATORS)
+        super().__init__(proto, *positional, **named)
+
+
+def put_in_order(model: onnx.ModelProto) -> None:
+    """Sort nodes and functions in place, makers before readers: real files are not sorted."""
+    for import_ in model.opset_import:
+        import_.domain = _domain(import_.domain)
+    for body in [model.graph, *model.functions]:
+        for graph in _graphs(body):
+            for node in graph.node:
+                node.domain = _domain(node.domain)
+            makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+            needs = {
+                place: {makers[name] for name in _reads(node) if name in makers}
+                for place, node in enumerate(graph.node)
+            }
+            if any(need >= place for place, needed in needs.items() for need in needed):
+                turn = {place: turn for turn, place in enumerate(graphlib.TopologicalSorter(needs).static_order())}
+                names = {tuple(node.output): turn[place] for place, node in enumerate(graph.node)}
+                graph.node.sort(key=lambda node, names=names: names[tuple(node.output)])
+    calls = {
+        (f.domain, f.name): {(node.domain, node.op_type) for graph in _graphs(f) for node in graph.node}
+        for f in model.functions
+    }
+    order = list(graphlib.TopologicalSorter({f: called & calls.keys() for f, called in calls.items()}).static_order())
+    model.functions.sort(key=lambda f: order.index((f.domain, f.name)))
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _graphs(body: Any) -> Iterator[Any]:
+    """Yield a graph or function and every graph inside it."""
+    yield body
+    for node in body.node:
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(graph)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, and the graphs inside it from outside of them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+            own |= {name for inner in graph.node for name in inner.output}
+            yield from (output.name for output in graph.output if output.name not in own)
+            yield from (name for inner in graph.node for name in _reads(inner) if name not in own)
