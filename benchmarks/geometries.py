@@ -254,7 +254,7 @@ def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespa
 
     def ask(bare: bool) -> neighbourhood.Question:
         return neighbourhood.ask(
-            proto, site, profiled, lambda tensor: numpy_helper.to_array(tensor), 8, backend.layout_ranks, bare=bare
+            proto, site, profiled, lambda tensor: numpy_helper.to_array(tensor), backend.layout_ranks, bare=bare
         )
 
     meter = Meter(backend=backend, cache=Cache.open(None), budget_s=1e6, threads=options.threads)
@@ -288,7 +288,7 @@ def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespa
 
 
 def _proof(prover: Prover, site: Site, candidate: choose.Candidate) -> Any:
-    return lambda: prover.prove(site, candidate.fragment, 8).failure
+    return lambda: prover.prove(site, candidate.fragment).failure
 
 
 if __name__ == "__main__":

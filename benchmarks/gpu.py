@@ -455,7 +455,7 @@ def sweep(conv: Conv, precision: str, meter: Meter, until: float, seconds: float
     profiled = Profiled(seconds=0.0, sites={}, tensors={})
 
     def ask(bare: bool) -> neighbourhood.Question:
-        return neighbourhood.ask(proto, site, profiled, numpy_helper.to_array, 8, meter.backend.layout_ranks, bare=bare)
+        return neighbourhood.ask(proto, site, profiled, numpy_helper.to_array, meter.backend.layout_ranks, bare=bare)
 
     if meter.now() == 0:
         meter.begin()

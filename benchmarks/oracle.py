@@ -58,8 +58,8 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     try:
         if not tuning.start():
             raise RuntimeError(tuning.failure)
-        tuning.measure(considered, model.ir_version)
-        settled = [decider.settle(one, tuning.of(one), model.ir_version) for one in considered]
+        tuning.measure(considered)
+        settled = [decider.settle(one, tuning.of(one)) for one in considered]
         winners = {d.site.key: d for d in settled if d.fragment is not None}
         stay: set[str] = set()
         if winners:

@@ -131,10 +131,10 @@ class Decider:
             self._prover = Prover(seed=self.options.seed, threads=self.options.threads)
         return self._prover
 
-    def prove(self, site: Site, fragment: Fragment, ir_version: int) -> Proof | None:
+    def prove(self, site: Site, fragment: Fragment) -> Proof | None:
         """Return the proof of a form, `None` when nothing is to be proved."""
         with self.proving():
-            return self.prover.prove(site, fragment, ir_version) if self.prover else None
+            return self.prover.prove(site, fragment) if self.prover else None
 
     # -- before measuring ----------------------------------------------------------------------------------------
 
@@ -205,13 +205,13 @@ class Decider:
 
     # -- after measuring -----------------------------------------------------------------------------------------
 
-    def settle(self, considered: Considered, measured: Measured, ir_version: int) -> Decision:
+    def settle(self, considered: Considered, measured: Measured) -> Decision:
         """Return what becomes of a site: the first of the forms that come into question that is proved."""
         if considered.kept is not None:
-            return self._kept(considered, measured, considered.kept, ir_version)
+            return self._kept(considered, measured, considered.kept)
         if measured.wrong is not None:
             wrong, disproof = measured.wrong
-            return self._kept(considered, measured, "a form is wrong", ir_version, wrong=wrong, proof=disproof)
+            return self._kept(considered, measured, "a form is wrong", wrong=wrong, proof=disproof)
         ranked: list[tuple[choose.Candidate, str]]
         otherwise = considered.reason
         if not considered.measurable:
@@ -220,19 +220,19 @@ class Decider:
             timings = {} if measured.instead else measured.timings
             ranked = choose.fastest(considered.wanted, timings, measured.instead or "not measured")
         elif measured.instead:
-            return self._kept(considered, measured, measured.instead, ir_version)
+            return self._kept(considered, measured, measured.instead)
         elif measured.keep is not None:
-            return self._kept(considered, measured, measured.keep, ir_version)
+            return self._kept(considered, measured, measured.keep)
         else:
             faster, otherwise = choose.by_time(considered.wanted, measured.timings)
             ranked = [(candidate, choose.by_time([candidate], measured.timings)[1]) for candidate in faster]
         unproved = _unproved(measured)
         for candidate, why in ranked:
-            proof = self.prove(considered.site, candidate.fragment, ir_version)
+            proof = self.prove(considered.site, candidate.fragment)
             if proof is not None and not proof.passed:
                 if proof.wrong:
                     wrong = f"{candidate.strategy} is wrong: {proof.failure}"
-                    return self._kept(considered, measured, "a form is wrong", ir_version, wrong=wrong, proof=proof)
+                    return self._kept(considered, measured, "a form is wrong", wrong=wrong, proof=proof)
                 unproved[candidate.strategy] = proof.failure or ""
                 otherwise = f"{candidate.strategy} was not proved: {proof.failure}"
                 continue
@@ -252,7 +252,7 @@ class Decider:
                 site=considered.site, fragment=candidate.fragment, reported=reported, spelling=candidate.spelling
             )
         refused = _with_unproved(considered.refused, unproved)
-        return self._kept(considered, measured, otherwise, ir_version, refused=refused)
+        return self._kept(considered, measured, otherwise, refused=refused)
 
     def _report(
         self, considered: Considered, measured: Measured, refused: Sequence[Refusal], **more: Any
@@ -270,7 +270,6 @@ class Decider:
         considered: Considered,
         measured: Measured,
         reason: str,
-        ir_version: int,
         *,
         wrong: str | None = None,
         proof: Proof | None = None,
@@ -282,7 +281,7 @@ class Decider:
         if wrong is None and geometry.auto_pad.startswith("SAME"):
             keep = plan("keep", strategies()["keep"], geometry, site.opset, storage=site.storage)
             if isinstance(keep, Fragment):
-                proof = self.prove(site, keep, ir_version)
+                proof = self.prove(site, keep)
                 if proof is not None and proof.wrong:
                     wrong = f"keep with explicit pads is wrong: {proof.failure}"
                 if geometry.explicit().auto_pad != "NOTSET":

@@ -217,7 +217,7 @@ class Tuning:
         unknown = SiteRun(share=None, shapes=(), times=0)
         return self.profiled.sites.get((site.scope, site.index), unknown) if self.profiled is not None else unknown
 
-    def measure(self, considered: Sequence[Considered], ir_version: int) -> None:
+    def measure(self, considered: Sequence[Considered]) -> None:
         """Time the forms of the sites that timings decide about, the ones that take most time first."""
         wanted = [entry for entry in considered if entry.measurable and entry.kept is None]
         if self.failure is not None:
@@ -228,31 +228,31 @@ class Tuning:
             comparisons = sum(1.5 + len(entries[0].wanted) for entries in groups[number:])
             for entry in group:
                 if self.meter.now() < self.meter.forms_until_s:  # else not even its question is made
-                    self._measure(entry, ir_version, round(comparisons))
+                    self._measure(entry, round(comparisons))
         reached = {*self.asked, *self.instead}
         missed = [entries[0] for entries in groups if any(entry.site.key not in reached for entry in entries)]
         timings = [form for answer in self.answers.values() for form in answer.forms.values()]
         self.untimed = sum(len(entry.wanted) for entry in missed)
         self.untimed += sum(form.outcome is Outcome.NO_TIME for form in timings)
 
-    def _measure(self, entry: Considered, ir_version: int, comparisons: int) -> None:
+    def _measure(self, entry: Considered, comparisons: int) -> None:
         """Time the forms of a site, unless its question is answered; so many `comparisons` are to come, about."""
         site = entry.site
         try:
-            question = self._question(site, ir_version, bare=False)
+            question = self._question(site, bare=False)
         except LookupError as error:
             self.instead[site.key] = f"not measured: {error.args[0]}"
             return
         self.asked[site.key] = question.key
         if question.key not in self.answers:
             forms = [
-                self._form(site, candidate, ir_version)
+                self._form(site, candidate)
                 for candidate in entry.wanted
                 if candidate.strategy not in ("keep", *choose.INEXACT)  # taken last, however fast
             ]
             self.answers[question.key] = self.meter.answer(
                 question,
-                lambda: self._question(site, ir_version, bare=True),
+                lambda: self._question(site, bare=True),
                 forms,
                 self.meter.slice_s(comparisons),
                 must_go=self.decider.options.eliminate,
@@ -269,22 +269,21 @@ class Tuning:
             self.instead[site.key] = "not measured: it did not run on these inputs"
         return site.key not in self.instead
 
-    def _question(self, site: Site, ir_version: int, *, bare: bool) -> Question:
+    def _question(self, site: Site, *, bare: bool) -> Question:
         assert self.profiled is not None
         return neighbourhood.ask(
             self.model.proto,
             site,
             self.profiled,
             lambda tensor: read_tensor(self.model, tensor),
-            ir_version,
             self.meter.backend.layout_ranks,
             bare=bare,
             indexes=self._indexes,
         )
 
-    def _form(self, site: Site, candidate: choose.Candidate, ir_version: int) -> Form:
+    def _form(self, site: Site, candidate: choose.Candidate) -> Form:
         def prove() -> str | None:
-            proof = self.decider.prove(site, candidate.fragment, ir_version)
+            proof = self.decider.prove(site, candidate.fragment)
             if proof is not None and proof.wrong:
                 self.wrong[site.key] = f"{candidate.strategy} is wrong: {proof.failure}", proof
             return proof.failure if proof is not None else None

@@ -390,7 +390,7 @@ def _decide(
     progress: Progress,
 ) -> _Made:
     """Measure, choose, prove, and confirm on the whole model."""
-    options, ir_version = decider.options, model.ir_version
+    options = decider.options
     measurement: Measurement | None = None
     open_questions = any(entry.measurable and entry.kept is None for entry in considered)
     if tuning is not None and options.dry_run:
@@ -401,7 +401,7 @@ def _decide(
     elif tuning is not None and open_questions:
         with clock("measure"):
             _start(tuning, options)
-            tuning.measure(considered, ir_version)
+            tuning.measure(considered)
 
     def settle(reasons: Mapping[str, str]) -> list[Decision]:
         settled = []
@@ -411,7 +411,7 @@ def _decide(
                 measured = tuning.of(entry, reasons.get(entry.site.key))
             else:
                 measured = replace(NOT_MEASURED, instead="not measured: --budget 0")
-            settled.append(decider.settle(entry, measured, ir_version))
+            settled.append(decider.settle(entry, measured))
         progress("prove", len(considered), len(considered))
         return settled
 

@@ -199,13 +199,14 @@ def _gs() -> Any:
     return onnx_graphsurgeon
 
 
-def build(site: Site, ir_version: int, rng: np.random.Generator, element: str, *, reals: bool = False) -> Micro:
+def build(site: Site, rng: np.random.Generator, element: str, *, reals: bool = False) -> Micro:
     """Build the micro-model of `site` in float32 and retype it to `element`.
 
     Shapes of inputs are declared as unknown as the site knows them; weights and bias are whole numbers, or `reals`
     that `element` holds.
     """
     gs = _gs()
+    ir_version = min(site.ir_version, 10)  # newer ones change nothing here, and an older runtime refuses them
     geometry = site.geometry
     channels = geometry.in_channels or 2 * geometry.group
     outputs = geometry.out_channels or 2 * geometry.group

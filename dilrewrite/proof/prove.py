@@ -98,16 +98,15 @@ class Prover:
         self._known: dict[tuple[object, ...], Proof] = {}
         self._kept: dict[tuple[object, ...], _Whole | _Reals] = {}
 
-    def prove(self, site: Site, fragment: Fragment, ir_version: int) -> Proof:
+    def prove(self, site: Site, fragment: Fragment) -> Proof:
         """Return the proof of `fragment` for `site`; equal sites (but for their names) and fragments are asked once."""
-        ir_version = min(ir_version, 10)  # newer ones change nothing here, and an older runtime refuses them
-        key = (anonymous(site), fragment.digest(), ir_version)
+        key = (anonymous(site), fragment.digest())
         if key not in self._known:
             sized = _sized(anonymous(site), fragment)
             if isinstance(sized, str):
                 self._known[key] = _unproved(sized)
             else:
-                self._known[key] = _prove(self, *sized, ir_version)
+                self._known[key] = _prove(self, *sized)
         return self._known[key]
 
     def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
@@ -149,6 +148,7 @@ def anonymous(site: Site) -> Site:
         bias_quantization=quantization(site.bias_quantization),
         input_quantization=quantization(site.input_quantization),
         follow=tuple(range(len(site.follow))),
+        ir_version=min(site.ir_version, 10),  # newer ones change nothing here
     )
 
 
@@ -292,21 +292,21 @@ def runs_natively(geometry: ConvGeometry) -> bool:
 # -- the proof -------------------------------------------------------------------------------------------------------
 
 
-def _prove(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> Proof:
+def _prove(prover: Prover, site: Site, fragment: Fragment) -> Proof:
     geometry = site.geometry
-    exact = _exact(prover, site, fragment, ir_version, prover.runtime, "float32")
+    exact = _exact(prover, site, fragment, prover.runtime, "float32")
     if not exact.passed or site.input_quantization is not None:
         return exact
     if geometry.element == "float64":  # bfloat16 cannot hold the whole numbers; its rounding is measured below
-        on_reference = _exact(prover, site, fragment, ir_version, prover.reference, geometry.element)
+        on_reference = _exact(prover, site, fragment, prover.reference, geometry.element)
         if not on_reference.passed:
             return on_reference
         exact = replace(exact, backend=f"{exact.backend}, {on_reference.backend}")
     elif _rounds_on(prover, site, fragment) is prover.reference:
         exact = replace(exact, backend=f"{exact.backend}, {prover.reference.name}")
     try:
-        rounding = _rounding(prover, site, fragment, ir_version)
-        if geometry.element == "float16" and not fragment.partial and _overflows(prover, site, fragment, ir_version):
+        rounding = _rounding(prover, site, fragment)
+        if geometry.element == "float16" and not fragment.partial and _overflows(prover, site, fragment):
             return replace(exact, failure="partial sums leave the range of float16, and the form does not say so")
     except (CannotLoad, CannotRun) as error:
         return replace(exact, failure=f"rounding: {error}", ran=False)
@@ -362,10 +362,10 @@ def _options(prover: Prover, site: Site) -> Options:
     return replace(prover.options, optimize=site.input_quantization is None)
 
 
-def _exact(prover: Prover, site: Site, fragment: Fragment, ir_version: int, runtime: Backend, element: str) -> Proof:
+def _exact(prover: Prover, site: Site, fragment: Fragment, runtime: Backend, element: str) -> Proof:
     """Run fragment and original on whole numbers; equal bit for bit to the exact result."""
     rng = np.random.default_rng(prover.seed)
-    micro = build(site, ir_version, rng, element)
+    micro = build(site, rng, element)
     geometry = site.geometry
     name = f"{runtime.name} ({element} twin)" if element != geometry.element else runtime.name
     natively = runs_natively(geometry)
@@ -373,7 +373,7 @@ def _exact(prover: Prover, site: Site, fragment: Fragment, ir_version: int, runt
     done = functools.partial(Proof, shapes=shapes, backend=name, rounding=None)
     try:  # one session at a time: each holds the weights
         data = prover.once(
-            (site, ir_version, runtime.name, element),
+            (site, runtime.name, element),
             lambda: _whole(prover, micro, geometry, rng, runtime, element),
         )
         new = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
@@ -491,14 +491,14 @@ def _rounds_on(prover: Prover, site: Site, fragment: Fragment) -> Backend:
     return prover.runtime if element == "float32" or (element == "float16" and not fragment.adds) else prover.reference
 
 
-def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> Rounding:
+def _rounding(prover: Prover, site: Site, fragment: Fragment) -> Rounding:
     """Compare the errors of the new and the native form against float64, on random reals."""
     element = site.geometry.element
     runtime = _rounds_on(prover, site, fragment)
     rng = np.random.default_rng(prover.seed + 1)
     bare = replace(site, follow=())
-    micro = build(bare, ir_version, rng, element, reals=True)
-    data = prover.once((bare, ir_version, runtime.name), lambda: _reals(prover, micro, bare, rng, runtime))
+    micro = build(bare, rng, element, reals=True)
+    data = prover.once((bare, runtime.name), lambda: _reals(prover, micro, bare, rng, runtime))
     new_model = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
     new = _run(prover, runtime, new_model, data.x, micro)
     u = FLOATS[element].roundoff
@@ -516,7 +516,7 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -
     )
 
 
-def _overflows(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> bool:
+def _overflows(prover: Prover, site: Site, fragment: Fragment) -> bool:
     """Say whether the form gives Inf or NaN where the original gives a number, on a runtime that rounds each operator.
 
     Two neighbouring taps see the same large input with opposite weights: each alone leaves the range of float16,
@@ -527,7 +527,7 @@ def _overflows(prover: Prover, site: Site, fragment: Fragment, ir_version: int) 
         return False  # every output is that of one Conv
     weight = replace(site.weight, kind="computed")
     given = replace(site, follow=(), weight=weight, weight_quantization=None)
-    micro = build(given, ir_version, np.random.default_rng(prover.seed), "float16", reals=True)
+    micro = build(given, np.random.default_rng(prover.seed), "float16", reals=True)
     keep = plan("keep", strategies()["keep"], geometry, site.opset)
     assert isinstance(keep, Fragment), "its pads could be made explicit, or there were no rounding"
     x = np.full(input_shape(concrete(geometry, sample_extents(geometry)[0])), 2.0**8, np.float16)

@@ -132,6 +132,7 @@ class Site:
     output: str
     geometry: ConvGeometry
     opset: int
+    ir_version: int
     weight: Operand
     bias: Operand | None
     weight_quantization: Dequantized | None = None
@@ -254,6 +255,7 @@ class _Scope:
     container: Container
     parent: _Scope | None
     opset: int
+    ir_version: int
     shapes: Mapping[str, Typed]
     producers: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, list[int]] = field(default_factory=dict)
@@ -389,13 +391,13 @@ def infer_shapes(proto: ModelProto) -> ModelProto:
 # -- operands ------------------------------------------------------------------------------------------------------
 
 
-def _operand(scope: _Scope, name: str, ir_version: int) -> Operand:
+def _operand(scope: _Scope, name: str) -> Operand:
     home = scope.home(name)
     if home is None:
         return Operand(kind="computed", name=name, shape=None, element=None, scope=scope.path)
     if name in home.initializers and name not in home.producers:
         tensor = home.initializers[name]
-        changes = (name in home.inputs and ir_version >= 4) or name in home.trained
+        changes = (name in home.inputs and home.ir_version >= 4) or name in home.trained
         return Operand(
             kind="computed" if changes else "initializer",
             name=name,
@@ -424,7 +426,7 @@ def _operand(scope: _Scope, name: str, ir_version: int) -> Operand:
     return Operand(kind="computed", name=name, shape=shape, element=ELEMENTS.get(element), scope=home.path, index=index)
 
 
-def _dequantized(scope: _Scope, name: str, ir_version: int) -> Dequantized | None:
+def _dequantized(scope: _Scope, name: str) -> Dequantized | None:
     """Return the DequantizeLinear of this scope that makes `name`, unless it is blocked."""
     index = scope.producers.get(name)
     if index is None:
@@ -435,22 +437,22 @@ def _dequantized(scope: _Scope, name: str, ir_version: int) -> Dequantized | Non
     values = {a.name: a for a in node.attribute}
     if any(a.ref_attr_name for a in node.attribute) or ("block_size" in values and values["block_size"].i):
         return None
-    scale = _operand(scope, node.input[1], ir_version)
+    scale = _operand(scope, node.input[1])
     if scale.shape is None:
         return None
     zero = node.input[2] if len(node.input) > 2 else ""
     return Dequantized(
         index=index,
-        source=_operand(scope, node.input[0], ir_version),
+        source=_operand(scope, node.input[0]),
         scale=scale,
-        zero_point=_operand(scope, zero, ir_version) if zero else None,
+        zero_point=_operand(scope, zero) if zero else None,
         axis=(values["axis"].i if "axis" in values else 1) if scale.shape not in ((), (1,)) else None,
     )
 
 
-def _constant_dequantized(scope: _Scope, name: str, ir_version: int) -> Dequantized | None:
+def _constant_dequantized(scope: _Scope, name: str) -> Dequantized | None:
     """Return the DequantizeLinear of constants, per tensor or per output channel, that makes `name`."""
-    found = _dequantized(scope, name, ir_version)
+    found = _dequantized(scope, name)
     if found is None or found.axis not in (None, 0) or not found.source.is_constant or found.source.element is None:
         return None
     if not found.scale.is_constant or (found.zero_point is not None and not found.zero_point.is_constant):
@@ -475,7 +477,7 @@ def _check_lengths(node: NodeProto, kernel: Sequence[int]) -> None:
         _ints(values, name, count, 1)
 
 
-def _follow(scope: _Scope, output: str, quantized: bool, ir_version: int) -> tuple[int, ...]:
+def _follow(scope: _Scope, output: str, quantized: bool) -> tuple[int, ...]:
     found: list[int] = []
     name = output
     while (reader := scope.sole_consumer(name)) is not None:
@@ -485,11 +487,11 @@ def _follow(scope: _Scope, output: str, quantized: bool, ir_version: int) -> tup
         if (
             node.op_type in UNARY
             and not found
-            and all(_operand(scope, other, ir_version).shape in ((), (1,)) for other in node.input[1:] if other)
+            and all(_operand(scope, other).shape in ((), (1,)) for other in node.input[1:] if other)
         ):
             found.append(reader)
         elif node.op_type == "QuantizeLinear" and quantized:
-            scale = _operand(scope, node.input[1], ir_version)
+            scale = _operand(scope, node.input[1])
             if scale.shape in ((), (1,)) and not any(a.name == "block_size" and a.i for a in node.attribute):
                 found.append(reader)
             break
@@ -553,13 +555,13 @@ def _geometry(
     )
 
 
-def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site | None:
+def _site(scope: _Scope, index: int, node: NodeProto) -> Site | None:
     """Return the site of a Conv with a dilation above 1, `None` when the dilation has no effect."""
     values = attributes(node)
     weight_name = node.input[1]
-    weight_dq = _constant_dequantized(scope, weight_name, ir_version)
-    weight = weight_dq.source if weight_dq else _operand(scope, weight_name, ir_version)
-    x_dq = _dequantized(scope, node.input[0], ir_version)
+    weight_dq = _constant_dequantized(scope, weight_name)
+    weight = weight_dq.source if weight_dq else _operand(scope, weight_name)
+    x_dq = _dequantized(scope, node.input[0])
     if x_dq is not None and (x_dq.axis is not None or x_dq.source.element is None):
         x_dq = None
     element = None if weight_dq else weight.element
@@ -584,9 +586,9 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
     if elements > MOST_WEIGHTS:
         raise _Refused(f"its weights have {elements} elements; up to {MOST_WEIGHTS} are covered")
     bias_name = node.input[2] if geometry.bias else ""
-    bias_dq = _constant_dequantized(scope, bias_name, ir_version) if bias_name else None
-    bias = (bias_dq.source if bias_dq else _operand(scope, bias_name, ir_version)) if bias_name else None
-    follow = _follow(scope, node.output[0], x_dq is not None, ir_version)
+    bias_dq = _constant_dequantized(scope, bias_name) if bias_name else None
+    bias = (bias_dq.source if bias_dq else _operand(scope, bias_name)) if bias_name else None
+    follow = _follow(scope, node.output[0], x_dq is not None)
     return Site(
         scope=scope.path,
         where=scope.where,
@@ -595,6 +597,7 @@ def _site(scope: _Scope, index: int, node: NodeProto, ir_version: int) -> Site |
         output=node.output[0],
         geometry=geometry,
         opset=scope.opset,
+        ir_version=scope.ir_version,
         weight=weight,
         bias=bias,
         weight_quantization=weight_dq,
@@ -634,7 +637,7 @@ def _scopes(proto: ModelProto, inferred: ModelProto) -> Iterator[_Scope]:
     def walk(
         graph: GraphProto, twin: GraphProto, path: ScopePath, where: str, parent: _Scope | None, opset: int
     ) -> Iterator[_Scope]:
-        scope = _Scope(path, where, graph, parent, opset, graph_shapes(twin))
+        scope = _Scope(path, where, graph, parent, opset, proto.ir_version, graph_shapes(twin))
         if parent is None:
             scope.captured.update(names_in_training(proto))
             scope.trained = frozenset(binding.key for binding in bindings)
@@ -659,7 +662,8 @@ def _scopes(proto: ModelProto, inferred: ModelProto) -> Iterator[_Scope]:
         label = f"function {function.domain + ':' if function.domain else ''}{function.name}"
         if function.overload:
             label += f"[{function.overload}]"
-        scope = _Scope(ScopePath(number), label, function, None, opset_of(function.opset_import, main_opset), {})
+        opset = opset_of(function.opset_import, main_opset)
+        scope = _Scope(ScopePath(number), label, function, None, opset, proto.ir_version, {})
         yield scope
         yield from below(scope, function, inferred.functions[number])
 
@@ -685,7 +689,7 @@ def find(proto: ModelProto) -> Found:
             conv = node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS
             label = {"where": scope.where, "name": node.name or (node.output[0] if node.output else node.op_type)}
             if max(dilations, default=1) <= 1 and not (conv and (reference or min(dilations, default=1) < 1)):
-                kernel = _kernel(scope, node, proto.ir_version) if conv and len(node.input) > 1 else None
+                kernel = _kernel(scope, node) if conv and len(node.input) > 1 else None
                 try:
                     if kernel is not None:
                         _check_lengths(node, kernel)
@@ -706,13 +710,13 @@ def find(proto: ModelProto) -> Found:
                 ):
                     if not names or not names[0]:
                         raise ValueError(f"it has no {what}")
-                site = _site(scope, index, node, proto.ir_version)
+                site = _site(scope, index, node)
             except _Refused as refused:
                 skipped.append(Skipped(**label, op="Conv", dilations=dilations, reason=str(refused)))
                 continue
             except ValueError as error:
                 raise _invalid(label, error) from error
-            kernel = site.geometry.kernel if site else _kernel(scope, node, proto.ir_version)
+            kernel = site.geometry.kernel if site else _kernel(scope, node)
             fixed = _normalisation(node, kernel)
             pads = _static_pads(site.geometry) if site else None
             if fixed or pads:
@@ -825,9 +829,9 @@ def _acts(node: NodeProto, dilations: Sequence[int]) -> bool:
     return any(d > 1 and k > 1 for d, k in zip(dilations, kernel, strict=True))
 
 
-def _kernel(scope: _Scope, node: NodeProto, ir_version: int) -> tuple[int, ...] | None:
-    dq = _constant_dequantized(scope, node.input[1], ir_version)
-    weight = dq.source if dq else _operand(scope, node.input[1], ir_version)
+def _kernel(scope: _Scope, node: NodeProto) -> tuple[int, ...] | None:
+    dq = _constant_dequantized(scope, node.input[1])
+    weight = dq.source if dq else _operand(scope, node.input[1])
     if weight.shape is not None:
         return weight.shape[2:]
     return next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)

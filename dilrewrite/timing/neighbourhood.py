@@ -65,7 +65,6 @@ def ask(
     site: Site,
     profiled: Profiled,
     read: Reader,
-    ir_version: int,
     layout_ranks: Collection[int],
     *,
     bare: bool = False,
@@ -78,12 +77,11 @@ def ask(
     Raises LookupError when a size is known neither from the model nor from the run.
     `indexes`: of `proto`, where more than one of its sites is asked about.
     """
-    ir_version = min(ir_version, 10)
     indexes = indexes or Indexes(proto)
     shape = _input_shape(site, profiled)
     rng = np.random.default_rng(0)
     alone = replace(site, geometry=_with_channels(site, profiled, shape), follow=(), quantizes_output=False)
-    micro = build(alone, ir_version, rng, "float32", reals=True)
+    micro = build(alone, rng, "float32", reals=True)
     model = micro.model
     if site.geometry.in_channels is None:
         next(value for value in model.graph.input if value.name == "x").type.tensor_type.shape.dim[1].dim_param = "x1"
@@ -105,7 +103,7 @@ def ask(
     found = find(model).sites
     if len(found) != 1 or found[0].geometry != site.geometry:
         if not bare:
-            return ask(proto, site, profiled, read, ir_version, layout_ranks, bare=True, indexes=indexes)
+            return ask(proto, site, profiled, read, layout_ranks, bare=True, indexes=indexes)
         raise LookupError("its neighbourhood does not give it the same geometry")
     made = found[0]
     text = hashlib.sha256(model.SerializeToString(deterministic=True))

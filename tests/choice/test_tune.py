@@ -298,7 +298,7 @@ def test_a_model_that_the_runtime_does_not_know(tuning: Callable[..., Tuning]) -
     assert "Mystery" in one.failure
     assert one.notes() == [one.failure]
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert [one.of(entry).instead for entry in sites] == [f"not measured: {one.failure}"] * len(sites)
     assert one.run_of(one.found.sites[0]) == SiteRun(share=None, shapes=(), times=0)
     assert one.run_s == 0
@@ -469,7 +469,7 @@ def test_sites_of_a_model_that_runs_with_explicit_pads(
     assert all(ran.share is not None for ran in found)
     for site, ran in zip(one.found.sites, found, strict=True):
         if ran.shapes:
-            question = one._question(site, one.model.ir_version, bare=False)
+            question = one._question(site, bare=False)
             assert question.site.geometry == site.geometry
 
 
@@ -557,7 +557,7 @@ def chain(*rates: int) -> ModelProto:
 def test_equal_sites_are_one_question(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 4, 2, 2)), 0.1, 0.5, 0.1, 0.1)
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert [len({form.strategy for form in question.forms}) for question in asked] == [
         len(sites[1].wanted),
         len(sites[0].wanted),
@@ -575,14 +575,14 @@ def test_equal_sites_are_one_question(tuning: Callable[..., Tuning], asked: list
 def test_shares_of_equal_sites_count_together(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 4, 2, 2)), 0.2, 0.5, 0.2, 0.2)
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert asked[0].question.site.geometry == sites[0].site.geometry
 
 
 def test_unknown_shares_come_first(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 4, 2, 3)), 0.0002, 0.9, None, 0.05)
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     geometries = [question.question.site.geometry for question in asked]
     assert geometries == [sites[0].site.geometry, sites[1].site.geometry, sites[3].site.geometry]
 
@@ -594,7 +594,7 @@ def test_what_a_question_comes_with(
     sites = considered(one)
     slices: list[int] = []
     monkeypatch.setattr(Meter, "slice_s", lambda _, count: slices.append(count) or 0.25)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert [question.slice_s for question in asked] == [0.25, 0.25]
     assert slices == sorted(slices, reverse=True), "less is left for each as there are more"
     assert slices[-1] >= len(sites[1].wanted)
@@ -614,7 +614,7 @@ def test_a_proof_comes_with_each_form(
     proof = Proof(shapes=(), elements=0, backend="", native_ran=True, rounding=None, failure="it differs")
     answers: list[Proof | None] = [proof, replace(proof, failure=None), None]
     monkeypatch.setattr(Decider, "prove", lambda *_: answers.pop(0))
-    one.measure(considered(one), 8)
+    one.measure(considered(one))
     assert [asked[0].forms[0].prove() for _ in range(3)] == ["it differs", None, None]
 
 
@@ -634,7 +634,7 @@ def test_a_form_that_is_wrong(
     one = ran(tuning(chain(2)), 0.5)
     (entry,) = considered(one)
     monkeypatch.setattr(Decider, "prove", lambda *_: proof)
-    one.measure([entry], 8)
+    one.measure([entry])
     form = asked[0].forms[0]
     assert form.prove() == proof.failure
     said = one.of(entry).wrong
@@ -644,7 +644,7 @@ def test_a_form_that_is_wrong(
 def test_a_site_that_did_not_run(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 4)), 0.0, 0.5)
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert one.of(sites[0]).instead == "not measured: it did not run on these inputs"
     assert len(asked) == 1
 
@@ -659,7 +659,7 @@ def test_a_branch_that_is_not_taken(tuning: Callable[..., Tuning], asked: list[A
     one = tuning(model, shapes=X20, inputs=tmp_path / "data.npz")
     assert one.start()
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert one.of(sites[0]).instead == "not measured: it did not run on these inputs"
     assert one.of(sites[0]).details == {"share": 0.0, "share_interval": (0.0, 0.0), "ran": (), "question": None}
     assert [question.question.site.geometry.dilations for question in asked] == [(4,)]
@@ -673,7 +673,7 @@ def test_sizes_that_nobody_knows(tuning: Callable[..., Tuning], asked: list[Aske
     unseen = SiteRun(share=0.5, shapes=(), times=0)
     one.profiled = Profiled(seconds=1.0, sites={(site.scope, site.index): unseen}, tensors={})
     (entry,) = considered(one)
-    one.measure([entry], 8)
+    one.measure([entry])
     assert one.of(entry).instead == "not measured: its sizes are not known"
     assert asked == []
 
@@ -681,7 +681,7 @@ def test_sizes_that_nobody_knows(tuning: Callable[..., Tuning], asked: list[Aske
 def test_sites_that_timings_do_not_decide_about(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 4), only="conv1"), 0.5, 0.5)
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert [question.question.site.geometry.dilations for question in asked] == [(4,)]
     assert one.of(sites[0]).instead == ""
     assert one.of(sites[0]).timings == {}
@@ -694,7 +694,7 @@ def test_the_only_form_is_not_timed(tuning: Callable[..., Tuning], asked: list[A
         one = ran(tuning(chain(2), eliminate=eliminate), 0.5)
         (entry,) = considered(one)
         alone = replace(entry, wanted=entry.wanted[:1])
-        one.measure([alone], 8)
+        one.measure([alone])
         assert len(asked) == (not eliminate)
         assert one.of(alone).instead == ("it is the only one" if eliminate else "")
 
@@ -703,7 +703,7 @@ def test_elimination_times_its_forms_too(tuning: Callable[..., Tuning], asked: l
     """But not those that are exact for some inputs only: they come last, however fast."""
     one = ran(tuning(chain(2), eliminate=True), 0.5)
     (entry,) = considered(one)
-    one.measure([entry], 8)
+    one.measure([entry])
     wanted = [candidate.strategy for candidate in entry.wanted]
     assert "zero_fill" in wanted
     assert [form.strategy for form in asked[0].forms] == [name for name in wanted if name not in INEXACT]
@@ -730,7 +730,7 @@ def test_sites_that_cannot_matter(
     """The least ones, as long as all of them together take no more than one hundredth of the time."""
     one = ran(tuning(chain(2, 3, 4, 5)), *shares)
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     timed = [entry.site.geometry for entry in sites if entry.site.key in one.asked]
     assert timed == [sites[number].site.geometry for number in left]
     assert len(asked) == len(left)
@@ -752,7 +752,7 @@ def test_a_site_may_matter_as_long_as_its_share_may_be_larger(
     sites = {place: replace(run, interval=(0.001, most)) for place, run in one.profiled.sites.items()}
     one.profiled = replace(one.profiled, sites=sites)
     (entry,) = considered(one)
-    one.measure([entry], 8)
+    one.measure([entry])
     assert len(asked) == asks
     assert one.of(entry).instead == ("" if asks else "cannot matter: 0.40 % of the time")
 
@@ -770,7 +770,7 @@ def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: lis
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Meter, "answer", slow)
-        one.measure([first, second], 8)
+        one.measure([first, second])
     assert len(asked) == 1
     assert one.of(second).instead == "not measured: budget"
     assert {form.outcome for form in one.of(second).timings.values()} == {Outcome.NO_TIME}
@@ -781,7 +781,7 @@ def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: lis
 def test_equal_sites_matter_together(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 2, 2, 4)), 0.004, 0.004, 0.004, 0.009)
     sites = considered(one)
-    one.measure(sites, 8)
+    one.measure(sites)
     assert [one.of(entry).instead for entry in sites] == ["", "", "", "cannot matter: 0.90 % of the time"]
     assert len(asked) == 1
 
@@ -810,7 +810,7 @@ def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Aske
         one.profiled, sites={(site.scope, site.index): SiteRun(share=0.0, shapes=((1, 2, 20),), times=1)}
     )
     (entry,) = considered(one)
-    one.measure([entry], 8)
+    one.measure([entry])
     assert one.of(entry).instead == "cannot matter: less than 0.01 % of the time"
     assert asked == []
 
@@ -824,7 +824,7 @@ def test_a_question_that_failed(tuning: Callable[..., Tuning], monkeypatch: pyte
     monkeypatch.setattr(Meter, "answer", lambda *_, **__: failed)
     one = ran(tuning(chain(2)), 0.5)
     (entry,) = considered(one)
-    one.measure([entry], 8)
+    one.measure([entry])
     said = one.of(entry)
     assert said.instead == f"not measured: {reason}"
     assert said.timings == failed.forms
@@ -1202,7 +1202,7 @@ def test_a_model_from_the_start_to_the_report(tuning: Callable[..., Tuning]) -> 
     try:
         assert one.start()
         sites = considered(one)
-        one.measure(sites, 8)
+        one.measure(sites)
         for entry in sites:
             said = one.of(entry)
             if said.instead:

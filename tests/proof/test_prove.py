@@ -104,7 +104,7 @@ def test_every_right_form_is_proved(made: Any, name: str) -> None:
     fragment = forms(site).get(name)
     if fragment is None:
         pytest.skip("refuses")
-    proof = Prover().prove(site, fragment, model.ir_version)
+    proof = Prover().prove(site, fragment)
     assert proof.failure is None
     assert proof.passed
     assert proof.elements > 0
@@ -112,7 +112,7 @@ def test_every_right_form_is_proved(made: Any, name: str) -> None:
 
 
 def test_a_proof_says_what_ran() -> None:
-    proof = Prover().prove(only(conv1d()), form(only(conv1d())), 8)
+    proof = Prover().prove(only(conv1d()), form(only(conv1d())))
     assert (proof.backend, proof.native_ran, proof.shapes) == ("onnxruntime_cpu", True, ((1, 2, 16),))
     assert proof.elements == 32
     assert proof.rounding is not None
@@ -121,7 +121,7 @@ def test_a_proof_says_what_ran() -> None:
 
 def test_what_onnx_runtime_does_not_run_natively() -> None:
     for model in (tiny.same_upper(), conv1d(pads=[-1, 2], dilations=[2])):
-        proof = Prover().prove(only(model), form(only(model)), 8)
+        proof = Prover().prove(only(model), form(only(model)))
         assert proof.passed
         assert not proof.native_ran
         assert proof.rounding is not None, "against the same Conv behind explicit pads"
@@ -138,7 +138,7 @@ def test_what_onnx_runtime_does_not_run_natively() -> None:
 )
 def test_other_types_are_proved_on_a_twin(options: Any, backend: str) -> None:
     site = only(conv2d(**options))
-    proof = Prover().prove(site, form(site), options.get("ir", 8))
+    proof = Prover().prove(site, form(site))
     assert proof.passed
     assert proof.backend == backend
     assert proof.rounding is not None
@@ -146,7 +146,7 @@ def test_other_types_are_proved_on_a_twin(options: Any, backend: str) -> None:
 
 def test_quantised_sites_have_no_rounding() -> None:
     site = only(tiny.quantized())
-    proof = Prover().prove(site, form(site), 8)
+    proof = Prover().prove(site, form(site))
     assert proof.passed
     assert proof.rounding is None
 
@@ -172,7 +172,7 @@ def test_a_wrong_form_is_told(changes: dict[str, Any]) -> None:
     model.graph.initializer.append(bias)
     model.graph.node[0].input.append("b")
     site = only(model)
-    proof = Prover().prove(site, broken(form(site, "keep"), **changes), 8)
+    proof = Prover().prove(site, broken(form(site, "keep"), **changes))
     assert not proof.passed
     assert proof.rounding is None, "it is wrong, not rough"
     assert "input [1, 2, 15]: " in str(proof.failure)
@@ -181,7 +181,7 @@ def test_a_wrong_form_is_told(changes: dict[str, Any]) -> None:
 def test_a_form_right_only_at_the_declared_length_is_told() -> None:
     """A form made for length 16 stands at a site of unknown length."""
     unknown, known = only(conv1d(length=None)), only(conv1d(length=16))
-    proof = Prover().prove(unknown, form(known), 8)
+    proof = Prover().prove(unknown, form(known))
     assert not proof.passed
 
 
@@ -198,7 +198,7 @@ def test_a_permuted_weight_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setattr(prove, "rewrite", swapped)
-    proof = Prover().prove(site, form(site), 8)
+    proof = Prover().prove(site, form(site))
     assert not proof.passed
     assert "values differ, the first at" in str(proof.failure)
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_run_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(onnxruntime_cpu, "InProcess", refuse)
     site = only(conv1d())
-    proof = Prover().prove(site, form(site), 8)
+    proof = Prover().prove(site, form(site))
     assert not proof.passed
     assert "opset 99" in str(proof.failure)
     path = tiny.save(conv1d(), tmp_path / "m.onnx")
@@ -246,7 +246,7 @@ def test_limit_and_ceiling(changes: dict[str, Any], passed: bool) -> None:
 def test_the_native_form_rounds_like_itself() -> None:
     for model in (conv1d(), conv2d(), conv2d(**FLOAT16)):
         site = only(model)
-        found = prove._rounding(Prover(), site, form(site, "keep"), 8)
+        found = prove._rounding(Prover(), site, form(site, "keep"))
         assert found.new_error == found.native_error
         assert found.difference == 0
         assert found.passed
@@ -254,7 +254,7 @@ def test_the_native_form_rounds_like_itself() -> None:
 
 def test_the_limit_is_four_times_the_native_error() -> None:
     site = only(conv2d(channels=8))
-    found = prove._rounding(Prover(), site, form(site), 8)
+    found = prove._rounding(Prover(), site, form(site))
     u = 2.0**-24
     terms = 8 * 9 + 1
     assert found.limit == pytest.approx(4 * found.native_error + 2 * u)
@@ -289,14 +289,14 @@ def test_a_rough_form_is_rejected(monkeypatch: pytest.MonkeyPatch, what: str, ch
     """Exact on whole numbers it may be; on real ones it loses 16 bits. Weights count as much as the input."""
     site, made = only(conv2d(channels=channels)), prove.rewrite
     fragment = form(site)
-    assert prove._rounding(Prover(), site, fragment, 8).passed
+    assert prove._rounding(Prover(), site, fragment).passed
 
     def rough(*arguments: Any) -> Any:
         result = made(*arguments)
         return replace(result, proto=roughly(result.proto, what))
 
     monkeypatch.setattr(prove, "rewrite", rough)
-    found = prove._rounding(Prover(), site, fragment, 8)
+    found = prove._rounding(Prover(), site, fragment)
     assert not found.passed
     assert found.new_error > 10 * found.native_error
 
@@ -306,7 +306,7 @@ def test_a_rough_form_is_no_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     site = only(conv2d())
     bad = rounding(new_error=5.0)
     monkeypatch.setattr(prove, "_rounding", lambda *_: bad)
-    proof = Prover().prove(site, form(site), 8)
+    proof = Prover().prove(site, form(site))
     assert not proof.passed
     assert proof.rounding is bad
     assert str(proof.failure).startswith("rounding: error 5 ")
@@ -321,9 +321,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     real = prove._prove
 
-    def counted(prover: Prover, site: Site, fragment: Fragment, ir_version: int) -> Any:
+    def counted(prover: Prover, site: Site, fragment: Fragment) -> Any:
         found.append(site.geometry.element)
-        return real(prover, site, fragment, ir_version)
+        return real(prover, site, fragment)
 
     monkeypatch.setattr(prove, "_prove", counted)
     return found
@@ -333,11 +333,12 @@ def test_equal_questions_are_asked_once(asked: list[str]) -> None:
     model = tiny.two_convs(first=2, second=2)
     model.graph.node[1].op_type = "Identity"  # no activation to move: the same question twice
     prover, sites = Prover(), find(model).sites
-    proofs = [prover.prove(site, form(site), 8) for site in sites]
+    proofs = [prover.prove(site, form(site)) for site in sites]
     assert asked == ["float32"]
     assert proofs[0] is proofs[1]
-    assert prover.prove(sites[0], form(sites[0]), 10) is not proofs[0], "another IR version"
-    assert prover.prove(sites[0], form(sites[0]), 13) is prover.prove(sites[0], form(sites[0]), 10)
+    assert prover.prove(replace(sites[0], ir_version=10), form(sites[0])) is not proofs[0], "another IR version"
+    new, newer = (replace(sites[0], ir_version=version) for version in (10, 13))
+    assert prover.prove(newer, form(newer)) is prover.prove(new, form(new))
     assert asked == ["float32", "float32"]
 
 
@@ -353,14 +354,14 @@ def test_other_questions_are_asked_again(asked: list[str]) -> None:
     ]
     for model in models:
         site = only(model)
-        prover.prove(site, form(site), 8)
-        prover.prove(site, form(site, "im2col"), 8)
+        prover.prove(site, form(site))
+        prover.prove(site, form(site, "im2col"))
     assert len(asked) == 2 * len(models)
 
 
 def test_a_new_prover_forgets(asked: list[str]) -> None:
     site = only(conv1d())
-    first, second = (Prover(seed=3).prove(site, form(site), 8) for _ in range(2))
+    first, second = (Prover(seed=3).prove(site, form(site)) for _ in range(2))
     assert len(asked) == 2
     assert first == second, "the same seed gives the same proof"
 
@@ -442,7 +443,7 @@ def changed(thing: Any, path: tuple[str, ...], value: Any) -> Any:
 def micro_model(site: Site) -> list[bytes] | None:
     """The micro-model, and the rewritten one, or `None` for what no model can hold."""
     try:
-        micro = build(site, 8, np.random.default_rng(0), "float32")
+        micro = build(site, np.random.default_rng(0), "float32")
         new = [rewrite(micro.model, [(micro.site, form(site, name))], (), numpy_helper.to_array) for name in ("keep",)]
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, UsageError):
         return None
@@ -522,7 +523,7 @@ def test_the_truth_of_a_site_is_computed_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(prove, "truth", counted)
     site, prover = only(conv2d(size=None)), Prover()
     for fragment in forms(site).values():
-        assert prover.prove(site, fragment, 8).passed
+        assert prover.prove(site, fragment).passed
     assert len(forms(site)) > 4
     assert len(sizes) == len(sample_extents(site.geometry)) + 2, "each size; the result and its sums for the rounding"
 
@@ -538,7 +539,7 @@ def test_the_original_runs_once_for_all_forms(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(prove, "_session", counted)
     site, prover = only(conv2d()), Prover()
     for fragment in forms(site).values():
-        assert prover.prove(site, fragment, 8).passed
+        assert prover.prove(site, fragment).passed
     assert len(models) == 2 * len(forms(site)) + 2
 
 
@@ -546,7 +547,7 @@ def test_a_remembered_truth_gives_the_same_proof() -> None:
     for made in (conv2d, lambda: conv2d(size=None), tiny.quantized, lambda: conv2d(**FLOAT64), tiny.same_upper):
         site, prover = only(made()), Prover()
         for name, fragment in forms(site).items():
-            assert prover.prove(site, fragment, 8) == Prover().prove(site, fragment, 8), name
+            assert prover.prove(site, fragment) == Prover().prove(site, fragment), name
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +555,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     prover = Prover()
     for length in range(100, 130):
         site = only(conv1d(length=length))
-        assert prover.prove(site, form(site), 8).passed
+        assert prover.prove(site, form(site)).passed
         assert sum(kept.bytes for kept in prover._kept.values()) <= 30_000
     assert prover._kept
 
@@ -614,7 +615,7 @@ def test_a_large_site_is_proved_at_a_smaller_size_of_the_same_kind(made: Any, lo
         site.geometry.explicit().pads_begin, site.geometry.explicit().pads_end,
     )  # fmt: skip
     for name, fragment in forms(site).items():
-        proof = prover.prove(site, fragment, 8)
+        proof = prover.prove(site, fragment)
         assert proof.passed, (name, proof.failure)
         assert proof.shapes == ((small.batch, small.in_channels, *small.extents),), name
 
@@ -646,7 +647,7 @@ def test_channels_go_last(low_limit: None) -> None:  # noqa: ARG001
     assert small.extents == (24, 24, 24)
     assert (small.in_channels, small.out_channels, small.group) == (2, 2, 1)
     for name, fragment in forms(site).items():
-        proof = Prover().prove(site, fragment, 8)
+        proof = Prover().prove(site, fragment)
         assert proof.passed, name
         assert proof.shapes == ((1, 2, 24, 24, 24),)
 
@@ -655,7 +656,7 @@ def test_another_form_at_the_smaller_size_is_no_proof(low_limit: None) -> None: 
     """A fragment that is not what its strategy makes is proved at its own size, and told wrong there."""
     site = only(conv3d(33, 34, 35))
     wrong = broken(form(site, "keep"), pads=(3, 2, 2, 1, 2, 2))
-    proof = Prover().prove(site, wrong, 8)
+    proof = Prover().prove(site, wrong)
     assert proof.wrong
     assert proof.shapes == ((1, 4, 33, 34, 35),)
 
@@ -678,7 +679,7 @@ def test_forms_of_another_structure_are_told_apart(change: Any) -> None:
 def test_what_is_too_large_even_so_is_refused_and_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prove, "MOST_ELEMENTS", 1000)
     site = only(conv3d(9, 9, 9))
-    proof = Prover().prove(site, form(site), 8)
+    proof = Prover().prove(site, form(site))
     assert not proof.passed
     assert not proof.wrong
     assert "its proof would hold" in str(proof.failure)
@@ -689,7 +690,7 @@ from dilrewrite.proof.prove import Prover
 from tests.proof.test_prove import conv3d, forms, only
 site, prover = only(conv3d(256, 256, 256, channels=16)), Prover()
 for name, fragment in forms(site).items():
-    proof = prover.prove(site, fragment, 8)
+    proof = prover.prove(site, fragment)
     assert proof.passed, proof.failure
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -712,14 +713,14 @@ def test_the_proof_sees_partial_sums_that_leave_the_range(made: Any) -> None:
     """Exactly the forms that add in float16 do so, and those say what they hold for."""
     site = only(made())
     for name, fragment in forms(site).items():
-        overflows = prove._overflows(Prover(), prove.anonymous(site), fragment, 8)
+        overflows = prove._overflows(Prover(), prove.anonymous(site), fragment)
         assert overflows == (name == "tap_sum"), name
         assert ("65,504" in choose.holds_for(site, fragment)) == overflows, name
 
 
 def test_a_form_that_does_not_say_so_is_not_proved() -> None:
     site = only(conv1d(**FLOAT16))
-    proof = Prover().prove(site, replace(form(site, "tap_sum"), partial=False), 8)
+    proof = Prover().prove(site, replace(form(site, "tap_sum"), partial=False))
     assert not proof.passed
     assert "range of float16" in str(proof.failure)
 
@@ -727,7 +728,7 @@ def test_a_form_that_does_not_say_so_is_not_proved() -> None:
 def test_float16_partial_sums_are_rounded_one_by_one() -> None:
     """On the reference evaluator: ONNX Runtime's CPU provider keeps them in float32, which hides their rounding."""
     site = only(conv2d(**FLOAT16))
-    proof = Prover().prove(site, form(site, "tap_sum"), 8)
+    proof = Prover().prove(site, form(site, "tap_sum"))
     assert proof.passed
     assert "reference" in proof.backend
     assert proof.rounding is not None
@@ -759,7 +760,7 @@ def test_quantised_weights_and_an_input_in_float(scales: int, zero_point: bool) 
     site = only(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     assert site.weight_quantization is not None
     assert site.input_quantization is None
-    proof = Prover().prove(site, form(site), 8)
+    proof = Prover().prove(site, form(site))
     assert proof.failure is None
     assert proof.rounding is not None
     assert proof.rounding.native_error < 1e-5

@@ -241,7 +241,7 @@ def followed(*, follower: str = "Relu", **attributes: Any) -> ModelProto:
 def asked(model: ModelProto | None = None, *, bare: bool = False) -> Question:
     model = model or followed()
     (site,) = find(model).sites
-    return ask(model, site, NOTHING_KNOWN, numpy_helper.to_array, model.ir_version, (), bare=bare)
+    return ask(model, site, NOTHING_KNOWN, numpy_helper.to_array, (), bare=bare)
 
 
 def plain() -> Question:

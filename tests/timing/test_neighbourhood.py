@@ -88,9 +88,7 @@ def questions(
     """The questions of all sites, in order; the model is profiled unless `found` is given."""
     found = profiled(model, **sizes) if found is None else found
     before = model.SerializeToString()
-    asked = [
-        ask(model, site, found, numpy_helper.to_array, model.ir_version, ranks, bare=bare) for site in find(model).sites
-    ]
+    asked = [ask(model, site, found, numpy_helper.to_array, ranks, bare=bare) for site in find(model).sites]
     assert model.SerializeToString() == before, "the user's model stays"
     return asked
 
@@ -586,7 +584,7 @@ def test_only_what_has_to_be_read_is_read() -> None:
         read.append(tensor.name)
         return numpy_helper.to_array(tensor)
 
-    asked = ask(model, find(model).sites[0], profiled(model), reader, model.ir_version, ON_CPU)
+    asked = ask(model, find(model).sites[0], profiled(model), reader, ON_CPU)
     assert asked.neighbours == ("BatchNormalization", "Clip")
     assert read == ["low"]
 
@@ -960,7 +958,8 @@ def test_a_question_is_the_same_everywhere() -> None:
 def test_a_later_ir_version_changes_nothing() -> None:
     model = CHAINED()
     site, found = find(model).sites[0], profiled(model)
-    asked = [ask(model, site, found, numpy_helper.to_array, version, ON_CPU) for version in (10, 11, 99)]
+    sites = [replace(site, ir_version=version) for version in (10, 11, 99)]
+    asked = [ask(model, one, found, numpy_helper.to_array, ON_CPU) for one in sites]
     assert {one.model.ir_version for one in asked} == {10}
     assert len({one.key for one in asked}) == 1
 
