@@ -32,11 +32,12 @@ from dilrewrite.errors import DilrewriteError, MissingError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.model.load import Model, load, read_tensor
+from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.proof.micro import retyped
 from dilrewrite.reports.report import environment
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu
-from dilrewrite.sites.find import Found, Site, all_nodes, find
+from dilrewrite.sites.find import Found, Site, find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.tensorrt import bindings, profiles, sidecar
 from dilrewrite.tensorrt.bindings import Library

@@ -18,6 +18,7 @@ from dilrewrite.choice import choose
 from dilrewrite.choice.decide import Considered, Decider, Measured
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.model.load import Model, read_tensor
+from dilrewrite.model.walk import all_nodes, resolve, scopes
 from dilrewrite.proof.inputs import Case, Chooser, Convolutions
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Settings, Subject
@@ -33,7 +34,7 @@ from dilrewrite.runtimes import (
     backends,
     timed_backends,
 )
-from dilrewrite.sites.find import Found, Site, all_nodes, find, resolve, too_new
+from dilrewrite.sites.find import Found, Site, find, too_new
 from dilrewrite.staging import is_file
 from dilrewrite.tensorrt.layers import entry_of, parsed_name
 from dilrewrite.timing import neighbourhood
@@ -42,7 +43,7 @@ from dilrewrite.timing.measure import CONFIRMATION, NEGLIGIBLE, Answer, Confirme
 from dilrewrite.timing.measurement import Attempt, LayerComparison, LayerTime, Measurement
 from dilrewrite.timing.neighbourhood import Indexes, Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
-from dilrewrite.timing.profiling import Place, Profiled, SiteRun, scopes
+from dilrewrite.timing.profiling import Place, Profiled, SiteRun
 from dilrewrite.timing.stopwatch import Comparison
 
 TIMED_LENGTHS = {

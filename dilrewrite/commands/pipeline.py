@@ -32,7 +32,7 @@ from dilrewrite.errors import FailedError, MissingError, UsageError, shown
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.load import Model, load, read_tensor, stage_model
-from dilrewrite.model.shapes import check_calls
+from dilrewrite.model.valid import check_calls
 from dilrewrite.options import OptimizeOptions
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.prove import runs_natively

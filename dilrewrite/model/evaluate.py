@@ -5,8 +5,7 @@ Those of onnx that are wrong or too coarse for a proof are replaced by the ones 
 
 from __future__ import annotations
 
-import graphlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -292,52 +291,3 @@ class Evaluator(ReferenceEvaluator):
     def __init__(self, proto: Any, *positional: Any, **named: Any) -> None:
         named["new_ops"] = list(named.get("new_ops") or OPERATORS)
         super().__init__(proto, *positional, **named)
-
-
-def put_in_order(model: onnx.ModelProto) -> None:
-    """Sort nodes and functions in place, makers before readers: real files are not sorted."""
-    for import_ in model.opset_import:
-        import_.domain = _domain(import_.domain)
-    for body in [model.graph, *model.functions]:
-        for graph in _graphs(body):
-            for node in graph.node:
-                node.domain = _domain(node.domain)
-            makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
-            needs = {
-                place: {makers[name] for name in _reads(node) if name in makers}
-                for place, node in enumerate(graph.node)
-            }
-            if any(need >= place for place, needed in needs.items() for need in needed):
-                turn = {place: turn for turn, place in enumerate(graphlib.TopologicalSorter(needs).static_order())}
-                names = {tuple(node.output): turn[place] for place, node in enumerate(graph.node)}
-                graph.node.sort(key=lambda node, names=names: names[tuple(node.output)])
-    calls = {
-        (f.domain, f.name): {(node.domain, node.op_type) for graph in _graphs(f) for node in graph.node}
-        for f in model.functions
-    }
-    order = list(graphlib.TopologicalSorter({f: called & calls.keys() for f, called in calls.items()}).static_order())
-    model.functions.sort(key=lambda f: order.index((f.domain, f.name)))
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
-
-
-def _graphs(body: Any) -> Iterator[Any]:
-    """Yield a graph or function and every graph inside it."""
-    yield body
-    for node in body.node:
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(graph)
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, and the graphs inside it from outside of them."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-            own |= {name for inner in graph.node for name in inner.output}
-            yield from (output.name for output in graph.output if output.name not in own)
-            yield from (name for inner in graph.node for name in _reads(inner) if name not in own)

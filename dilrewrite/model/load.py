@@ -25,11 +25,12 @@ import onnx
 import onnx.numpy_helper
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped, unused-ignore]
 from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped, unused-ignore]
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.model.elements import ELEMENTS, NUMBERED, Element, unpack
 from dilrewrite.model.valid import check
+from dilrewrite.model.walk import containers, tensors
 from dilrewrite.options import EXTERNAL_DATA_MODES
 from dilrewrite.staging import ELSEWHERE, Staging, may, reason, same_file
 
@@ -135,11 +136,6 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
     object.__setattr__(model, "external_files", locations)
     object.__setattr__(model, "file_bytes", model_bytes + data_bytes)
     return model
-
-
-def tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of a model: (sparse) initializers of all graphs at any depth, attributes, functions, training."""
-    return (tensor for tensor, _ in _scan(proto))
 
 
 def read_tensor(model: Model, tensor: TensorProto) -> npt.NDArray[Any]:
@@ -364,57 +360,6 @@ def _parts_digest(proto: ModelProto) -> str:
 
 
 # ---- tensors ------------------------------------------------------------------------------------------------------
-
-
-def _scan(proto: ModelProto) -> Iterator[tuple[TensorProto, bool]]:
-    """Yield every tensor, and whether it is a dense initializer of a graph."""
-    yield from _scan_graph(proto.graph)
-    for function in proto.functions:
-        yield from _scan_function(function)
-    for training in proto.training_info:
-        yield from _scan_graph(training.initialization)
-        yield from _scan_graph(training.algorithm)
-
-
-def _scan_graph(graph: GraphProto) -> Iterator[tuple[TensorProto, bool]]:
-    for tensor in graph.initializer:
-        yield tensor, True
-    for sparse in graph.sparse_initializer:
-        yield from _scan_sparse(sparse)
-    yield from _scan_nodes(graph.node)
-
-
-def _scan_function(function: FunctionProto) -> Iterator[tuple[TensorProto, bool]]:
-    yield from _scan_attributes(function.attribute_proto)
-    yield from _scan_nodes(function.node)
-
-
-def _scan_nodes(nodes: Iterable[NodeProto]) -> Iterator[tuple[TensorProto, bool]]:
-    for node in nodes:
-        yield from _scan_attributes(node.attribute)
-
-
-def _scan_attributes(attributes: Iterable[AttributeProto]) -> Iterator[tuple[TensorProto, bool]]:
-    for attribute in attributes:
-        if attribute.HasField("t"):
-            yield attribute.t, False
-        for tensor in attribute.tensors:
-            yield tensor, False
-        if attribute.HasField("sparse_tensor"):
-            yield from _scan_sparse(attribute.sparse_tensor)
-        for sparse in attribute.sparse_tensors:
-            yield from _scan_sparse(sparse)
-        if attribute.HasField("g"):
-            yield from _scan_graph(attribute.g)
-        for graph in attribute.graphs:
-            yield from _scan_graph(graph)
-
-
-def _scan_sparse(sparse: SparseTensorProto) -> Iterator[tuple[TensorProto, bool]]:
-    if sparse.HasField("values"):
-        yield sparse.values, False
-    if sparse.HasField("indices"):
-        yield sparse.indices, False
 
 
 def _is_external(tensor: TensorProto) -> bool:
@@ -868,8 +813,9 @@ def _to_spill(work: ModelProto, spill: Collection[str]) -> list[TensorProto]:
     """Return the initializers named by `spill`, and the largest others until what stays can be serialized."""
     inline = [
         tensor
-        for tensor, is_initializer in _scan(work)
-        if is_initializer and not _is_external(tensor) and _byte_count(tensor) is not None
+        for body in containers(work, training=True)
+        for tensor in (body.initializer if isinstance(body, GraphProto) else ())
+        if not _is_external(tensor) and _byte_count(tensor) is not None
     ]
     missing = set(spill) - {tensor.name for tensor in inline}
     assert not missing, f"not inline initializers: {sorted(missing)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import graphlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,16 @@ from google.protobuf.message import Message  # type: ignore[import-untyped, unus
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.model.shapes import DEFAULT_DOMAINS, subgraphs
+from dilrewrite.model.walk import DEFAULT_DOMAINS, function_key, nodes_in, subgraphs, written_out
 
 MOST_ELEMENTS = 2**40
 """An input of more elements cannot be fed anywhere."""
 
 MOST_NUMBER = 2**31 - 1
 """No Conv that runs has larger dilations, strides, pads or kernels: the extents they make would have no memory."""
+
+MAX_WRITTEN_OUT = 1_000_000
+"""Nodes that all calls of functions together may stand for in a model that is to run: runtimes write every call out."""
 
 _NUMBERS = ("dilations", "group", "kernel_shape", "pads", "strides")
 _FEWEST_INPUTS = {"Conv": 2, "QuantizeLinear": 2, "DequantizeLinear": 2}
@@ -40,6 +43,17 @@ def check(proto: ModelProto, where: str) -> None:
     for function in proto.functions:
         _Graphs(where, f"function {function.name}: ").check_function(function)
     _check_calls(proto.functions, where)
+
+
+def check_calls(proto: ModelProto, where: str) -> None:
+    """Raise `UsageError` for a model whose calls of functions stand for more nodes than a runtime can take."""
+    total = written_out(proto) if proto.functions else 0
+    if total > MAX_WRITTEN_OUT:
+        raise UsageError(
+            f"{where}: its functions stand for {total:,} nodes when every call is written out, as runtimes do; "
+            f"at most {MAX_WRITTEN_OUT:,} are run",
+            hint="export the model without functions that call each other many times",
+        )
 
 
 def _refusal(where: str, problem: str, hint: str = _DAMAGED) -> UsageError:
@@ -85,25 +99,14 @@ def _check_input(value: ValueInfoProto, where: str) -> None:
 
 def _check_calls(functions: Sequence[FunctionProto], where: str) -> None:
     """Refuse functions that call themselves, whatever the way."""
-    known = {(f.domain, f.name, f.overload): i for i, f in enumerate(functions)}
+    places = {function_key(function): place for place, function in enumerate(functions)}
     calls = {
-        i: {
-            known[key]
-            for node in _with_inner(function.node)
-            if (key := (node.domain, node.op_type, node.overload)) in known
-        }
-        for i, function in enumerate(functions)
+        place: {places[key] for node in nodes_in(function.node) if (key := function_key(node)) in places}
+        for place, function in enumerate(functions)
     }
     circle = _circle(calls)
     if circle:
         raise _refusal(where, f"the function {functions[circle[0]].name!r} calls itself")
-
-
-def _with_inner(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
-    for node in nodes:
-        yield node
-        for _, _, graph in subgraphs(node):
-            yield from _with_inner(graph.node)
 
 
 def _circle(needs: Mapping[int, Collection[int]]) -> list[int]:

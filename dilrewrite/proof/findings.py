@@ -15,9 +15,10 @@ from typing import Any
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from dilrewrite.model.shapes import limit_calls
-from dilrewrite.proof.inputs import graphs, without_declarations
-from dilrewrite.sites.find import infer_shapes, subgraphs, without_weights
+from dilrewrite.model.doubts import limit_calls
+from dilrewrite.model.light import without_declarations, without_weights
+from dilrewrite.model.shapes import infer_shapes
+from dilrewrite.model.walk import graphs_in, subgraphs
 
 UNSORTED = "Nodes in a graph must be topologically sorted"
 
@@ -42,7 +43,7 @@ def findings(proto: ModelProto) -> list[Finding]:
     """
     found = [*_checker(proto), *_inference(proto)]
     if any(UNSORTED in finding.text for finding in found):
-        from dilrewrite.model.evaluate import put_in_order
+        from dilrewrite.model.walk import put_in_order
 
         ordered = ModelProto()
         ordered.CopyFrom(proto)
@@ -89,7 +90,7 @@ def _mend(model: ModelProto, body: GraphProto | FunctionProto) -> Iterator[Findi
     context.opset_imports = {entry.domain: entry.version for entry in opsets}
     if MENDED not in context.opset_imports:
         opsets.add(domain=MENDED, version=1)
-    for graph in reversed(list(graphs(body))):  # from the inside out: a node goes with the graphs in it
+    for graph in reversed([body, *graphs_in(body.node)]):  # from the inside out: a node goes with the graphs in it
         for node in graph.node:
             error = _error(onnx.checker.check_node, _bare(node), context)
             if error is not None:

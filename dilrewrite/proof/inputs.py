@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import graphlib
 import itertools
 import math
 import tokenize
@@ -18,8 +17,11 @@ from onnx import GraphProto, ModelProto
 
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.model.elements import dtype
+from dilrewrite.model.light import without_declarations, without_weights
+from dilrewrite.model.shapes import infer_shapes
+from dilrewrite.model.walk import subgraphs, written_out
 from dilrewrite.runtimes import Array, CannotRun, Crashed, Io, TimedOut
-from dilrewrite.sites.find import CONVOLUTIONS, Container, infer_shapes, subgraphs, without_weights
+from dilrewrite.sites.find import CONVOLUTIONS
 from dilrewrite.staging import is_file
 
 LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
@@ -228,38 +230,9 @@ def _convolutions(graph: GraphProto, outer: Mapping[str, tuple[int | None, ...]]
             yield from _convolutions(inner, shapes)
 
 
-def graphs(body: Container) -> Iterator[Container]:
-    """Yield a graph or function, and the graphs inside it."""
-    yield body
-    for node in body.node:
-        for _, _, inner in subgraphs(node):
-            yield from graphs(inner)
-
-
-def without_declarations(proto: ModelProto) -> ModelProto:
-    """Forget, in place, the declared shapes of all but the inputs: they may contradict these. Returns it."""
-    for body in (proto.graph, *proto.functions):
-        for graph in graphs(body):
-            del graph.value_info[:]
-            for output in graph.output if isinstance(graph, GraphProto) else ():
-                if output.type.HasField("tensor_type"):
-                    output.type.tensor_type.ClearField("shape")
-    return proto
-
-
 def _inlined(proto: ModelProto) -> ModelProto:
     """Return a model with its functions' nodes in their place, unless they are too many; inference sees no function."""
-    called = {
-        (function.domain, function.name): [(node.domain, node.op_type) for node in function.node]
-        for function in proto.functions
-    }
-    counts: dict[tuple[str, str], int] = {}
-    try:
-        for key in graphlib.TopologicalSorter(called).static_order():
-            counts[key] = sum(counts[call] for call in called[key]) if key in called else 1
-    except graphlib.CycleError:
-        return proto
-    if not called or sum(counts.get((node.domain, node.op_type), 1) for node in proto.graph.node) > MANY_NODES:
+    if not proto.functions or written_out(proto) > MANY_NODES:
         return proto
     try:
         return onnx.inliner.inline_local_functions(proto)

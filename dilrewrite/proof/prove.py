@@ -22,9 +22,10 @@ from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.convolve import Window, conv
 from dilrewrite.model.elements import FLOATS, dtype
+from dilrewrite.model.walk import ScopePath
 from dilrewrite.proof.micro import Micro, build, concrete, footprint, input_shape, sample_extents, smaller, whole_input
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, Session, backend
-from dilrewrite.sites.find import Dequantized, Operand, ScopePath, Site, find
+from dilrewrite.sites.find import Dequantized, Operand, Site, find
 from dilrewrite.splice.substitute import rewrite
 
 PART_ELEMENTS = 2**20

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from dilrewrite.model.elements import FLOATS
+from dilrewrite.model.walk import all_nodes, nodes_in
 from dilrewrite.proof.findings import Finding, findings, fresh
 from dilrewrite.proof.inputs import LENGTHS, LENGTHS_3D, Case, Chooser, Convolutions, describe
 from dilrewrite.runtimes import (
@@ -28,7 +29,6 @@ from dilrewrite.runtimes import (
     TimedOut,
     backends,
 )
-from dilrewrite.sites.find import all_nodes, subgraphs
 
 T = TypeVar("T")
 
@@ -550,19 +550,10 @@ def _types(proto: ModelProto) -> set[int]:
     for node in reversed(proto.graph.node):  # in topological order, as every valid model is
         if wanted.isdisjoint(node.output):
             continue
-        wanted.update(node.input)
         kinds |= {a.t.data_type for a in node.attribute if a.name == "value"}
-        for inner in _inside(node):
+        for inner in nodes_in([node]):
             wanted.update(inner.input)
     return kinds | {tensor.data_type for tensor in proto.graph.initializer if tensor.name in wanted}
-
-
-def _inside(node: NodeProto) -> Iterator[NodeProto]:
-    """Yield the nodes of the graphs inside a node."""
-    for _, _, graph in subgraphs(node):
-        for inner in graph.node:
-            yield inner
-            yield from _inside(inner)
 
 
 def compare(

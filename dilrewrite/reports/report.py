@@ -20,10 +20,11 @@ from dilrewrite._version import __version__
 from dilrewrite.errors import shown
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
-from dilrewrite.model.load import Model, tensors
+from dilrewrite.model.load import Model
+from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
-from dilrewrite.sites.find import CONVOLUTIONS, DEFAULT_DOMAINS, Normalisation, Site, Skipped, all_nodes
+from dilrewrite.sites.find import CONVOLUTIONS, Normalisation, Site, Skipped
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.outcome import Outcome

@@ -15,7 +15,8 @@ import onnx
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from dilrewrite.model.elements import dtype, element_name
-from dilrewrite.model.evaluate import Evaluator, put_in_order
+from dilrewrite.model.evaluate import Evaluator
+from dilrewrite.model.walk import put_in_order
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.geometry import AUTO_PADS, MAX_RANK, ConvGeometry, product
 from dilrewrite.model.elements import FLOATS, NAMED
-from dilrewrite.model.shapes import DEFAULT_DOMAINS as DEFAULT_DOMAINS
-from dilrewrite.model.shapes import Typed, believed, graph_shapes, value_shape
-from dilrewrite.model.shapes import subgraphs as subgraphs
+from dilrewrite.model.light import Typed, graph_shapes, value_shape
+from dilrewrite.model.shapes import infer_shapes
+from dilrewrite.model.walk import (
+    DEFAULT_DOMAINS,
+    Container,
+    ScopePath,
+    all_nodes,
+    ends,
+    names_in_training,
+    names_read,
+    subgraphs,
+)
 
 ELEMENTS = {NAMED[name].number: name for name in (*FLOATS, "int8", "uint8", "int16", "uint16", "int32")}
 """The types of what a Conv, or the DequantizeLinear before it, reads: {ONNX's number: name}."""
@@ -65,17 +73,6 @@ MOST_TAPS = 2**16
 
 MOST_WEIGHTS = 2**31
 """More weights fit into no model; only computed ones can have a shape that says so."""
-
-Step = tuple[int, str, int]
-"""A way down: node index, attribute name, index in `graphs` (0 for `g`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScopePath:
-    """Where a node list is: a function (its index) or the main graph, and the way down from there."""
-
-    function: int | None = None
-    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,32 +194,6 @@ class _Refused(Exception):  # noqa: N818 - becomes a Skipped
     pass
 
 
-Container = GraphProto | FunctionProto
-
-
-def resolve(proto: ModelProto, path: ScopePath) -> Container:
-    """Return the graph or function at `path`."""
-    scope: Container = proto.graph if path.function is None else proto.functions[path.function]
-    for index, attribute, place in path.steps:
-        found = next(a for a in scope.node[index].attribute if a.name == attribute)
-        scope = found.g if found.type == AttributeProto.GRAPH else found.graphs[place]
-    return scope
-
-
-def all_nodes(proto: ModelProto) -> Iterator[NodeProto]:
-    """Yield every node of the model: main graph, functions, and all graphs inside."""
-
-    def walk(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-        for node in nodes:
-            yield node
-            for _, _, graph in subgraphs(node):
-                yield from walk(graph.node)
-
-    yield from walk(proto.graph.node)
-    for function in proto.functions:
-        yield from walk(function.node)
-
-
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Return a Conv's attributes; one of its function raises `_Refused`, one of another type ValueError."""
     for attribute in node.attribute:
@@ -275,14 +246,11 @@ class _Scope:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(index)
             for _, _, graph in subgraphs(node):
-                self.captured.update(_names_read(graph))
+                self.captured.update(names_read(graph))
         if isinstance(container, GraphProto):
             self.initializers = {tensor.name: tensor for tensor in container.initializer}
             self.sparse = {sparse.values.name: sparse for sparse in container.sparse_initializer}
-            self.inputs = {value.name for value in container.input}
-            self.outputs = {value.name for value in container.output}
-        else:
-            self.inputs, self.outputs = set(container.input), set(container.output)
+        self.inputs, self.outputs = ends(container)
 
     def home(self, name: str) -> _Scope | None:
         scope: _Scope | None = self
@@ -302,90 +270,6 @@ class _Scope:
         if len(readers) != 1 or self.captured[name] or name in self.outputs:
             return None
         return readers[0]
-
-
-def _names_read(graph: GraphProto) -> Counter[str]:
-    names: Counter[str] = Counter()
-    for node in graph.node:
-        names.update(name for name in node.input if name)
-        for _, _, inner in subgraphs(node):
-            names.update(_names_read(inner))
-    names.update(value.name for value in graph.output)
-    return names
-
-
-def names_in_training(proto: ModelProto) -> Counter[str]:
-    """Count the names that training uses: its graphs run together with the main one and see its tensors."""
-    names: Counter[str] = Counter()
-    for info in proto.training_info:
-        for graph in (info.initialization, info.algorithm):
-            names.update(_names_read(graph))
-        for binding in (*info.initialization_binding, *info.update_binding):
-            names.update((binding.key, binding.value))
-    return names
-
-
-# -- shapes --------------------------------------------------------------------------------------------------------
-
-
-_LIGHT_ELEMENTS = 512
-
-
-def without_weights(proto: ModelProto) -> ModelProto:
-    """Return a copy whose larger constants have a type and a shape and no values: all that inference needs.
-
-    The values are not copied at any time (`ByteSize` would copy them too).
-    """
-    light = ModelProto()
-    _copy_fields(proto, light, but=("graph",))
-    _copy_light(proto.graph, light.graph)
-    return light
-
-
-def _copy_fields(source: Any, target: Any, *, but: tuple[str, ...]) -> None:
-    for descriptor, value in source.ListFields():
-        name = descriptor.name
-        if name in but or name == "doc_string":  # inference needs no comments, and they need not be UTF-8
-            continue
-        if isinstance(value, int | float | str | bytes):
-            setattr(target, name, value)
-        else:
-            getattr(target, name).MergeFrom(value)
-
-
-def _copy_light(source: GraphProto, target: GraphProto) -> None:
-    _copy_fields(source, target, but=("node", "initializer"))
-    target.initializer.extend(map(_hollow, source.initializer))
-    for node in source.node:
-        if not any(a.type in (a.TENSOR, a.GRAPH, a.GRAPHS) for a in node.attribute):
-            target.node.append(node)
-            continue
-        twin = target.node.add()
-        _copy_fields(node, twin, but=("attribute",))
-        for attribute in node.attribute:
-            made = twin.attribute.add()
-            _copy_fields(attribute, made, but=("t", "g", "graphs"))
-            if attribute.HasField("t"):
-                made.t.CopyFrom(_hollow(attribute.t))
-            if attribute.HasField("g"):
-                made.g.SetInParent()
-                _copy_light(attribute.g, made.g)
-            for graph in attribute.graphs:
-                _copy_light(graph, made.graphs.add())
-
-
-def _hollow(tensor: TensorProto) -> TensorProto:
-    if math.prod(tensor.dims) <= _LIGHT_ELEMENTS:
-        return tensor
-    hollow = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    hollow.data_location = TensorProto.EXTERNAL
-    hollow.external_data.add(key="location", value="weights")
-    return hollow
-
-
-def infer_shapes(proto: ModelProto) -> ModelProto:
-    """Return a weightless copy with the sizes that can be believed (`model/shapes.py`), and no other."""
-    return believed(without_weights(proto))
 
 
 # -- operands ------------------------------------------------------------------------------------------------------
@@ -785,7 +669,7 @@ def _misled(graph: GraphProto, twin: GraphProto) -> dict[int, str]:
     doubtful = [value for value in graph.output if not _holds(value_shape(value), shapes.get(value.name, (0, None)))]
     readers: dict[str, list[int]] = {}
     for index, node in enumerate(graph.node) if doubtful else ():
-        for name in {*node.input, *(name for _, _, below in subgraphs(node) for name in _names_read(below))}:
+        for name in {*node.input, *(name for _, _, below in subgraphs(node) for name in names_read(below))}:
             readers.setdefault(name, []).append(index)
     found: dict[int, str] = {}
     for value in doubtful:

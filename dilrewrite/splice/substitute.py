@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,19 +31,18 @@ from dilrewrite.forms.fragment import (
     X,
 )
 from dilrewrite.model.elements import FLOATS
-from dilrewrite.model.shapes import declares, forget_unbelieved
-from dilrewrite.sites.find import (
+from dilrewrite.model.shapes import declares, forget_unbelieved, infer_shapes
+from dilrewrite.model.walk import (
     Container,
-    Dequantized,
-    Normalisation,
-    Operand,
     ScopePath,
-    Site,
-    infer_shapes,
+    containers,
+    graphs_in,
     names_in_training,
+    names_read,
+    rearrange,
     resolve,
-    subgraphs,
 )
+from dilrewrite.sites.find import Dequantized, Normalisation, Operand, Site
 
 STRATEGY_KEY = "dilrewrite.strategy"
 VERIFICATION_KEY = "dilrewrite.verification"
@@ -65,7 +64,7 @@ class Names:
 
     def __init__(self, proto: ModelProto) -> None:
         self._used: set[str] = set()
-        for container in _containers(proto):
+        for container in containers(proto, training=True):
             self._collect(container)
         self._used.update(names_in_training(proto))
 
@@ -95,34 +94,12 @@ class Names:
         return name
 
 
-def _containers(proto: ModelProto) -> Iterator[Container]:
-    yield from _below(proto.graph)
-    for info in proto.training_info:
-        yield from _below(info.initialization)
-        yield from _below(info.algorithm)
-    for function in proto.functions:
-        yield from _below(function)
-
-
-def _below(container: Container) -> Iterator[Container]:
-    yield container
-    for node in container.node:
-        for _, _, graph in subgraphs(node):
-            yield from _below(graph)
-
-
 def _uses(root: Container) -> Counter[str]:
     """Count how often each name is used in a graph or function and all graphs inside it."""
-    uses: Counter[str] = Counter()
-    for container in _below(root):
-        for node in container.node:
-            uses.update(name for name in node.input if name)
-        if isinstance(container, GraphProto):
-            uses.update(value.name for value in container.output)
-            for annotation in container.quantization_annotation:
-                uses.update(entry.value for entry in annotation.quant_parameter_tensor_names)
-        else:
-            uses.update(container.output)
+    uses = names_read(root)
+    for container in (root, *graphs_in(root.node)):
+        for annotation in container.quantization_annotation if isinstance(container, GraphProto) else ():
+            uses.update(entry.value for entry in annotation.quant_parameter_tensor_names)
     return uses
 
 
@@ -180,17 +157,9 @@ def rewrite(
     return Rewritten(edited, tuple(editor.added), removed)
 
 
-def _rearrange(repeated: Any, order: Sequence[int | None]) -> None:
-    """Sort a repeated message field in place by `order`, dropping what has `None`; messages keep their identity."""
-    last = 1 << 62
-    keys = iter([last if key is None else key for key in order])
-    repeated.sort(key=lambda _: next(keys))  # list.sort asks for each key once, in order
-    del repeated[sum(key is not None for key in order) :]
-
-
 def _retain(repeated: Any, keep: Sequence[bool]) -> None:
     if not all(keep):
-        _rearrange(repeated, [index if kept else None for index, kept in enumerate(keep)])
+        rearrange(repeated, [index if kept else None for index, kept in enumerate(keep)])
 
 
 @dataclass
@@ -231,7 +200,7 @@ class _Editor:
             order.extend((max(region.indices) << 20) + number for number in range(len(nodes)))
             fresh.extend(nodes)
         container.node.extend(fresh)
-        _rearrange(container.node, order)
+        rearrange(container.node, order)
 
     def constants_as_nodes(self, path: ScopePath) -> bool:
         """Say whether constants of this scope must be Constant nodes: in functions, and before IR 4."""
@@ -688,5 +657,5 @@ def disturb(proto: ModelProto, errors: Sequence[tuple[Site, float]], seed: int) 
         for site, _ in errors:
             if site.scope == scope:
                 order.extend((site.index << 20) + place for place in range(1, 9))
-        _rearrange(container.node, order)
+        rearrange(container.node, order)
     return edited

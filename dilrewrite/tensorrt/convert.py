@@ -9,7 +9,7 @@ import contextlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -19,21 +19,13 @@ import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import FailedError, MissingError
-from dilrewrite.sites.find import DEFAULT_DOMAINS, all_nodes, subgraphs
+from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs, graphs_in, permute, sorted_places, subgraphs
 
 BF16_OPSET = 22
 """The first opset whose Conv and ConvTranspose take bfloat16."""
 
 
 # -- reading a model -------------------------------------------------------------------------------------------------
-
-
-def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield a graph and all in it."""
-    yield graph
-    for node in graph.node:
-        for _, _, below in subgraphs(node):
-            yield from graphs(below)
 
 
 def inferred(proto: ModelProto) -> dict[str, tuple[int, int]]:
@@ -181,7 +173,7 @@ def to_float16(proto: ModelProto, stays: Collection[str] = ()) -> ModelProto:
     _mend_casts(made)
     _name_nodes(made)
     for graph in graphs(made.graph):
-        _sort(graph)
+        permute(graph.node, sorted_places(graph.node))
     return made
 
 
@@ -213,10 +205,10 @@ def _mend_casts(proto: ModelProto) -> None:
             casts[node.output[0]] = node
     homes = {
         name: graph
-        for graph in list(graphs(main))[1:]
+        for graph in list(graphs_in(main.node))
         for name in (*(value.name for value in graph.input), *(name for node in graph.node for name in node.output))
     }
-    homes |= {tensor.name: graph for graph in list(graphs(main))[1:] for tensor in graph.initializer}
+    homes |= {tensor.name: graph for graph in list(graphs_in(main.node)) for tensor in graph.initializer}
     for node in casts.values():
         source = node.input[0]
         while source in casts:  # from one operator that stays in float32 to the next
@@ -226,47 +218,6 @@ def _mend_casts(proto: ModelProto) -> None:
             moved.CopyFrom(node)
             homes[source].node.append(moved)
             main.node.remove(node)
-
-
-def _sort(graph: GraphProto) -> None:
-    """Put the nodes of a graph into an order in which everything is made before it is read, stable otherwise."""
-    made = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    nodes = list(graph.node)
-    order: list[int] = []
-    state = [0] * len(nodes)
-    for first in range(len(nodes)):
-        stack = [first]
-        while stack:
-            here = stack[-1]
-            if state[here] == 0:
-                state[here] = 1
-                needed = {made[name] for name in _reads(nodes[here]) if name in made}
-                stack += sorted((other for other in needed if state[other] == 0), reverse=True)
-            else:
-                stack.pop()
-                if state[here] == 1:
-                    state[here] = 2
-                    order.append(here)
-    if order == list(range(len(nodes))):
-        return
-    copies = []
-    for index in order:
-        copy = NodeProto()
-        copy.CopyFrom(nodes[index])
-        copies.append(copy)
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """Yield what a node reads, and what the graphs in it read from outside."""
-    yield from (name for name in node.input if name)
-    for _, _, graph in subgraphs(node):
-        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        own |= {name for inner in graph.node for name in inner.output}
-        for inner in graph.node:
-            yield from (name for name in _reads(inner) if name not in own)
-        yield from (value.name for value in graph.output if value.name not in own)
 
 
 # -- bfloat16 --------------------------------------------------------------------------------------------------------

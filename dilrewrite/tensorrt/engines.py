@@ -19,6 +19,7 @@ from onnx import ModelProto
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError, shown
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.load import Model
+from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Settings, Tolerance, Verdict, compare
 from dilrewrite.runtimes import (
@@ -31,7 +32,6 @@ from dilrewrite.runtimes import (
     TimedOut,
     backends,
 )
-from dilrewrite.sites.find import all_nodes
 from dilrewrite.staging import Staging, check_destination, is_file, same_file
 from dilrewrite.tensorrt import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.tensorrt.convert import BF16_STAYS

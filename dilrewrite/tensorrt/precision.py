@@ -14,8 +14,9 @@ import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from dilrewrite.errors import UsageError
-from dilrewrite.sites.find import DEFAULT_DOMAINS, SAVED, all_nodes, saved_by_runtime
-from dilrewrite.tensorrt.convert import BF16_STAYS, constants, fold_biases, graphs, inferred, to_bfloat16, to_float16
+from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs
+from dilrewrite.sites.find import SAVED, saved_by_runtime
+from dilrewrite.tensorrt.convert import BF16_STAYS, constants, fold_biases, inferred, to_bfloat16, to_float16
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8-qdq")
 

@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.sites.find import DEFAULT_DOMAINS
+from dilrewrite.model.walk import DEFAULT_DOMAINS
 
 Shape = tuple[int, ...]
 

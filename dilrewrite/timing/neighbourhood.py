@@ -20,10 +20,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.model.elements import FLOATS, dtype
+from dilrewrite.model.walk import DEFAULT_DOMAINS, Container, ScopePath, names_read, resolve, subgraphs
 from dilrewrite.proof.inputs import random_values
 from dilrewrite.proof.micro import build, retyped
 from dilrewrite.runtimes import Array, Io
-from dilrewrite.sites.find import DEFAULT_DOMAINS, UNARY, Container, ScopePath, Site, find, resolve, subgraphs
+from dilrewrite.sites.find import UNARY, Site, find
 from dilrewrite.splice.substitute import Reader
 from dilrewrite.timing.profiling import Profiled, Shape
 
@@ -139,16 +140,6 @@ def _with_channels(site: Site, profiled: Profiled, shape: Shape) -> ConvGeometry
     return replace(site.geometry, in_channels=shape[1], out_channels=outputs)
 
 
-def _read_inside(graph: GraphProto) -> set[str]:
-    """Return the names that a graph and those inside it read."""
-    names = {value.name for value in graph.output}
-    for node in graph.node:
-        names.update(node.input)
-        for _, _, inner in subgraphs(node):
-            names |= _read_inside(inner)
-    return names
-
-
 class _Index:
     """Who reads and who makes the tensors of one node list. `captured` are read in the graphs inside its nodes."""
 
@@ -162,7 +153,7 @@ class _Index:
             for name in node.output:
                 self.makers.setdefault(name, index)
             for _, _, inner in subgraphs(node):
-                self.captured |= _read_inside(inner)
+                self.captured.update(names_read(inner))
         graph = container if isinstance(container, GraphProto) else None
         self.inputs = {value.name for value in graph.input} if graph is not None else set(container.input)
         self.outputs = {value.name for value in graph.output} if graph is not None else set()

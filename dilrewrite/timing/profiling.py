@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
+from dilrewrite.model.walk import Container, ScopePath, scopes, subgraphs
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
     Array,
@@ -25,7 +26,7 @@ from dilrewrite.runtimes import (
     TimedBackend,
     TimedOut,
 )
-from dilrewrite.sites.find import Container, ScopePath, Site, subgraphs
+from dilrewrite.sites.find import Site
 
 PARTS = 3
 """How many parts the timed runs are divided into: shares that each part tells alone are the spread of a share."""
@@ -68,20 +69,6 @@ class Profiled:
     seconds: float
     sites: Mapping[Place, SiteRun]
     tensors: Mapping[tuple[ScopePath, str], Shape]
-
-
-def scopes(proto: ModelProto) -> Iterable[tuple[ScopePath, Container]]:
-    """Yield every graph and function of a model with its path."""
-
-    def below(path: ScopePath, container: Container) -> Iterable[tuple[ScopePath, Container]]:
-        yield path, container
-        for index, node in enumerate(container.node):
-            for attribute, place, graph in subgraphs(node):
-                yield from below(ScopePath(path.function, (*path.steps, (index, attribute, place))), graph)
-
-    yield from below(ScopePath(), proto.graph)
-    for number, function in enumerate(proto.functions):
-        yield from below(ScopePath(number), function)
 
 
 def traced(proto: ModelProto) -> tuple[ModelProto, list[Place]]:

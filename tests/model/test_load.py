@@ -25,8 +25,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 from dilrewrite.model import load as module
 from dilrewrite.model.elements import ELEMENTS
-from dilrewrite.model.load import Model, load, read_tensor, stage_model, tensors
+from dilrewrite.model.load import Model, load, read_tensor, stage_model
 from dilrewrite.model.valid import check
+from dilrewrite.model.walk import tensors
 from dilrewrite.sites.find import find
 from dilrewrite.staging import Staging
 

@@ -18,8 +18,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.cli import main
 from dilrewrite.errors import UsageError
-from dilrewrite.model.shapes import MAX_EXPANDED, UNKNOWN_DOMAIN, Shape, check_calls, expanded, graph_shapes
-from dilrewrite.sites.find import infer_shapes
+from dilrewrite.model.doubts import MAX_EXPANDED, UNKNOWN_DOMAIN
+from dilrewrite.model.light import Shape, graph_shapes
+from dilrewrite.model.shapes import infer_shapes
+from dilrewrite.model.valid import check_calls
+from dilrewrite.model.walk import expanded
 
 FLOAT = TensorProto.FLOAT
 

@@ -18,7 +18,8 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, nu
 
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
-from dilrewrite.sites.find import all_nodes, find, subgraphs
+from dilrewrite.model.walk import all_nodes, subgraphs
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 
 Array = np.ndarray

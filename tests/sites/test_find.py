@@ -8,7 +8,9 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 from dilrewrite.errors import UsageError
-from dilrewrite.sites.find import UNARY, Found, Normalisation, Operand, ScopePath, Site, find, resolve, without_weights
+from dilrewrite.model.light import without_weights
+from dilrewrite.model.walk import ScopePath, resolve
+from dilrewrite.sites.find import UNARY, Found, Normalisation, Operand, Site, find
 from tests import models_for_tests as tiny
 
 CONV = "Conv <dilations=[2], pads=[2,2]>"

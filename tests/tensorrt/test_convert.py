@@ -14,9 +14,9 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import FailedError, MissingError
+from dilrewrite.model.walk import all_nodes, graphs, subgraphs
 from dilrewrite.runtimes import Options, Runnable, backend
-from dilrewrite.sites.find import all_nodes, subgraphs
-from dilrewrite.tensorrt.convert import BF16_OPSET, constants, fold_biases, graphs, inferred, to_float16, twin
+from dilrewrite.tensorrt.convert import BF16_OPSET, constants, fold_biases, inferred, to_float16, twin
 from dilrewrite.tensorrt.fidelity import Fidelity, compare
 from dilrewrite.tensorrt.precision import held, prepare
 from tests import models_for_tests as tiny

@@ -16,7 +16,7 @@ import pytest
 from onnx import ModelProto, helper
 
 import dilrewrite
-from dilrewrite.sites.find import all_nodes
+from dilrewrite.model.walk import all_nodes
 from dilrewrite.tensorrt.layers import (
     BUILD_LOG,
     INSPECTOR,

@@ -27,8 +27,9 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 import dilrewrite
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.model.walk import all_nodes
 from dilrewrite.runtimes import CannotLoad
-from dilrewrite.sites.find import Found, all_nodes, find
+from dilrewrite.sites.find import Found, find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.tensorrt import cuda, make, profiles
 from dilrewrite.tensorrt.bindings import Library

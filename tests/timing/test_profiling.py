@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, parser
 
+from dilrewrite.model.walk import ScopePath, resolve, scopes
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
     Array,
@@ -25,7 +26,7 @@ from dilrewrite.runtimes import (
     TimedOut,
     timed_backend,
 )
-from dilrewrite.sites.find import ScopePath, Site, find, resolve
+from dilrewrite.sites.find import Site, find
 from dilrewrite.timing.profiling import (
     FEWEST_RUNS,
     MOST_RUNS,
@@ -36,7 +37,6 @@ from dilrewrite.timing.profiling import (
     digest,
     profile,
     runs,
-    scopes,
     traced,
 )
 from tests import models_for_tests as tiny

@@ -1,0 +1,101 @@
+"""What a file says of its tensors, and copies of a model without its weights: all that shape inference needs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+
+from dilrewrite.model.walk import containers
+
+Shape = tuple[int | None, ...]
+Typed = tuple[int, Shape | None]
+"""An element type (0: unknown) and a shape (`None`: the rank is unknown too)."""
+
+
+def value_shape(value: ValueInfoProto) -> Typed:
+    """Return what a declaration says."""
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return 0, None
+    if not kind.HasField("shape"):
+        return kind.elem_type, None
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in kind.shape.dim)
+    return kind.elem_type, dims
+
+
+def graph_shapes(graph: GraphProto) -> dict[str, Typed]:
+    """Return what a graph says of its tensors."""
+    shapes = {value.name: value_shape(value) for value in (*graph.value_info, *graph.output)}
+    for tensor in graph.initializer:
+        shapes[tensor.name] = tensor.data_type, tuple(tensor.dims)
+    for sparse in graph.sparse_initializer:
+        shapes[sparse.values.name] = sparse.values.data_type, tuple(sparse.dims)
+    shapes.update((value.name, value_shape(value)) for value in graph.input)
+    return shapes
+
+
+_LIGHT_ELEMENTS = 512
+
+
+def without_weights(proto: ModelProto) -> ModelProto:
+    """Return a copy whose larger constants have a type and a shape and no values: all that inference needs.
+
+    The values are not copied at any time (`ByteSize` would copy them too).
+    """
+    light = ModelProto()
+    _copy_fields(proto, light, but=("graph",))
+    _copy_light(proto.graph, light.graph)
+    return light
+
+
+def _copy_fields(source: Any, target: Any, *, but: tuple[str, ...]) -> None:
+    for descriptor, value in source.ListFields():
+        name = descriptor.name
+        if name in but or name == "doc_string":  # inference needs no comments, and they need not be UTF-8
+            continue
+        if isinstance(value, int | float | str | bytes):
+            setattr(target, name, value)
+        else:
+            getattr(target, name).MergeFrom(value)
+
+
+def _copy_light(source: GraphProto, target: GraphProto) -> None:
+    _copy_fields(source, target, but=("node", "initializer"))
+    target.initializer.extend(map(_hollow, source.initializer))
+    for node in source.node:
+        if not any(a.type in (a.TENSOR, a.GRAPH, a.GRAPHS) for a in node.attribute):
+            target.node.append(node)
+            continue
+        twin = target.node.add()
+        _copy_fields(node, twin, but=("attribute",))
+        for attribute in node.attribute:
+            made = twin.attribute.add()
+            _copy_fields(attribute, made, but=("t", "g", "graphs"))
+            if attribute.HasField("t"):
+                made.t.CopyFrom(_hollow(attribute.t))
+            if attribute.HasField("g"):
+                made.g.SetInParent()
+                _copy_light(attribute.g, made.g)
+            for graph in attribute.graphs:
+                _copy_light(graph, made.graphs.add())
+
+
+def _hollow(tensor: TensorProto) -> TensorProto:
+    if math.prod(tensor.dims) <= _LIGHT_ELEMENTS:
+        return tensor
+    hollow = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    hollow.data_location = TensorProto.EXTERNAL
+    hollow.external_data.add(key="location", value="weights")
+    return hollow
+
+
+def without_declarations(proto: ModelProto) -> ModelProto:
+    """Forget, in place, the declared shapes of all but the inputs: they may contradict these. Returns it."""
+    for body in containers(proto):
+        del body.value_info[:]
+        for output in body.output if isinstance(body, GraphProto) else ():
+            if output.type.HasField("tensor_type"):
+                output.type.tensor_type.ClearField("shape")
+    return proto
