@@ -31,7 +31,8 @@ from dilrewrite import machine
 from dilrewrite.errors import DilrewriteError, MissingError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, plan, strategies
-from dilrewrite.model.load import Model, load, read_tensor
+from dilrewrite.model.load import load
+from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.proof.micro import retyped

@@ -24,7 +24,8 @@ from onnx import ModelProto
 from dilrewrite.choice.decide import Considered, Decider
 from dilrewrite.commands import pipeline
 from dilrewrite.forms.fragment import Fragment
-from dilrewrite.model.load import load, read_tensor
+from dilrewrite.model.load import load
+from dilrewrite.model.tensors import read_tensor
 from dilrewrite.options import OptimizeOptions
 from dilrewrite.runtimes import timed_backend
 from dilrewrite.sites.find import find

@@ -321,7 +321,9 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 import numpy as np
-from dilrewrite.model.load import load, read_tensor, stage_model
+from dilrewrite.model.load import load
+from dilrewrite.model.tensors import read_tensor
+from dilrewrite.model.save import stage_model
 from dilrewrite.model.walk import tensors
 from dilrewrite.staging import Staging
 from tests.model.test_load import VALUES, adds, external, scaled, two_files, write

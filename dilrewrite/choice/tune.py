@@ -17,7 +17,7 @@ from dilrewrite import machine
 from dilrewrite.choice import choose
 from dilrewrite.choice.decide import Considered, Decider, Measured
 from dilrewrite.errors import FailedError, UsageError, shown
-from dilrewrite.model.load import Model, read_tensor
+from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.walk import all_nodes, resolve, scopes
 from dilrewrite.proof.inputs import Case, Chooser, Convolutions
 from dilrewrite.proof.prove import Proof

@@ -31,7 +31,9 @@ from dilrewrite.choice.tune import Tuning, open_cache
 from dilrewrite.errors import FailedError, MissingError, UsageError, shown
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
-from dilrewrite.model.load import Model, load, read_tensor, stage_model
+from dilrewrite.model.load import load
+from dilrewrite.model.save import stage_model
+from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.valid import check_calls
 from dilrewrite.options import OptimizeOptions
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes

@@ -20,7 +20,7 @@ from dilrewrite._version import __version__
 from dilrewrite.errors import shown
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
-from dilrewrite.model.load import Model
+from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict

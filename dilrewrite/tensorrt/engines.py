@@ -18,7 +18,7 @@ from onnx import ModelProto
 
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError, shown
 from dilrewrite.model.elements import FLOATS, dtype
-from dilrewrite.model.load import Model
+from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Settings, Tolerance, Verdict, compare

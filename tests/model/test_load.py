@@ -24,8 +24,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 from dilrewrite.model import load as module
+from dilrewrite.model import save as saving
 from dilrewrite.model.elements import ELEMENTS
-from dilrewrite.model.load import Model, load, read_tensor, stage_model
+from dilrewrite.model.load import load
+from dilrewrite.model.save import stage_model
+from dilrewrite.model.tensors import Model, inline_bytes, read_tensor
 from dilrewrite.model.valid import check
 from dilrewrite.model.walk import tensors
 from dilrewrite.sites.find import find
@@ -686,7 +689,7 @@ def test_reads_every_type(type_name: str, place: str, tmp_path: Path) -> None:
             getattr(tensor, field).extend(values_held.tolist())
         else:
             getattr(tensor, TYPES[type_name].field).extend(np.frombuffer(raw, storage).tolist())
-        assert module._inline_bytes(tensor) == raw
+        assert inline_bytes(tensor) == raw
     elif place == "external":
         (tmp_path / "w.bin").write_bytes(b"abc" + raw)
         tensor.ClearField("raw_data")
@@ -1116,13 +1119,13 @@ def test_beyond_the_limit_the_largest_are_spilled(
     sizes = {"a": 10_000, "b": 50_000, "c": 255, "d": 30_000}  # in elements of 4 bytes
     proto = adds(*(inline(name, np.full(size, 1, np.float32)) for name, size in sizes.items()))
     model = load(write(tmp_path / "m.onnx", proto))
-    monkeypatch.setattr(module, "_LIMIT_BYTES", 170_000)
+    monkeypatch.setattr(saving, "LIMIT_BYTES", 170_000)
     out = save(model, tmp_path / "new.onnx", spill=named)
     assert out.stat().st_size <= 170_000
     again = load(out)
     gone = [t.name for t in again.proto.graph.initializer if t.data_location == TensorProto.EXTERNAL]
     assert gone == ["b", *named]
-    monkeypatch.setattr(module, "_LIMIT_BYTES", 3000)
+    monkeypatch.setattr(saving, "LIMIT_BYTES", 3000)
     out = save(model, tmp_path / "small.onnx", spill=named)
     monkeypatch.undo()
     gone = [t.name for t in load(out).proto.graph.initializer if t.data_location == TensorProto.EXTERNAL]
@@ -1131,7 +1134,7 @@ def test_beyond_the_limit_the_largest_are_spilled(
 
 def test_what_cannot_be_spilled_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(write(tmp_path / "m.onnx", in_constant(inline("w", np.zeros(1000, np.float32)))))
-    monkeypatch.setattr(module, "_LIMIT_BYTES", 3000)
+    monkeypatch.setattr(saving, "LIMIT_BYTES", 3000)
     refused(lambda: save(model, tmp_path / "new.onnx"), "2 GB", "new.onnx", kind=FailedError)
     assert sorted(listing(tmp_path)) == ["m.onnx"]
 

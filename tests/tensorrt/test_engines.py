@@ -22,7 +22,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError
-from dilrewrite.model.load import Model, load
+from dilrewrite.model.load import load
+from dilrewrite.model.tensors import Model
 from dilrewrite.proof.verdict import Settings
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Io, Options, Runnable, TimedOut, backends
 from dilrewrite.staging import Staging
