@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _common import circumstances, heading, table, write
 from onnx import ModelProto
 
-from dilrewrite.choice.decide import Considered, Decider
+from dilrewrite.choice.decide import Decider
+from dilrewrite.choice.decision import Considered
 from dilrewrite.commands import pipeline
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.load import load
@@ -64,14 +65,14 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         winners = {d.site.key: d for d in settled if d.fragment is not None}
         stay: set[str] = set()
         if winners:
-            names = {key: d.reported.strategy for key, d in winners.items()}
+            names = {key: d.strategy for key, d in winners.items()}
             stay = tuning.confirm(
                 [d.site for d in winners.values()],
                 names,
                 lambda keys: made({k: d.fragment for k, d in winners.items() if k in keys and d.fragment}),
             )
         chosen = {key: d.fragment for key, d in winners.items() if key in stay and d.fragment is not None}
-        names_chosen = {key: winners[key].reported.strategy for key in chosen}
+        names_chosen = {key: winners[key].strategy for key in chosen}
         oracle, names_oracle, tried = _oracle(considered, tuning, made, options)
         same = chosen == oracle
         final = None if same else _compare(tuning, made(oracle), made(chosen), options.slice * 4)

@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import SKIP_PADDING, Refusal, Strategy, plan, spelled, with_max_dilation
 from dilrewrite.sites.find import Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
-from dilrewrite.timing.stopwatch import Comparison
 
 MULTIPLY_ADDS_PER_ELEMENT = 16
 """How many multiply-adds are taken to cost as much as writing one element: an assumption, not a measurement."""
 
 INEXACT = frozenset({"zero_fill"})
 """Forms that are exact for finite inputs only."""
-
-LARGEST_FLOAT16 = 65504
 
 ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 """Extents that stand for unknown ones in an estimate, by rank (or four times the kernel's span, if more)."""
@@ -32,8 +30,8 @@ ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 class Candidate:
     """A form that applies to a site, and its estimated cost in multiply-adds.
 
-    `spelling` names the strategy with its settings, as `--strategy` takes it. `holds_for`: what it is exact for, where
-    that is not everything; such a form is taken to eliminate dilation and when asked for, never otherwise.
+    `spelling` names the strategy with its settings, as `--strategy` takes it. `holds_for`: what its exactness hangs on;
+    a form for which there is something is taken to eliminate dilation and when asked for, never otherwise.
     """
 
     strategy: str
@@ -41,7 +39,7 @@ class Candidate:
     fragment: Fragment
     multiply_adds: int
     elements_moved: int
-    holds_for: str = ""
+    holds_for: tuple[Condition, ...] = ()
 
     @property
     def cost(self) -> float:
@@ -59,17 +57,17 @@ class Candidate:
         return lifted, bool(self.holds_for), self.cost
 
 
-def holds_for(site: Site, fragment: Fragment) -> str:
-    """Return what a form of `site` is exact for, where that is not everything."""
+def holds_for(site: Site, fragment: Fragment) -> tuple[Condition, ...]:
+    """Return what the exactness of a form of `site` hangs on."""
     conditions = []
     if fragment.strategy in INEXACT:
-        conditions.append("finite inputs")
+        conditions.append(Condition.FINITE_INPUTS)
     pads = site.geometry.explicit().data_share() != 1
     if fragment.strategy in SKIP_PADDING and pads and not site.weight.is_constant:
-        conditions.append("finite weights, which are not constant here")
+        conditions.append(Condition.FINITE_WEIGHTS)
     if site.geometry.element == "float16" and fragment.adds:
-        conditions.append(f"partial sums in the range of float16: Conv(|x|, |w|) + |b| up to {LARGEST_FLOAT16:,}")
-    return " and ".join(conditions)
+        conditions.append(Condition.FLOAT16_SUMS)
+    return tuple(conditions)
 
 
 def assumed(geometry: ConvGeometry) -> ConvGeometry:
@@ -158,87 +156,59 @@ def distinct(found: Sequence[Candidate]) -> list[Candidate]:
     return list(kept.values())
 
 
-def times(ratio: float) -> str:
-    """Return a ratio of times in words."""
-    return f"{ratio:.2f}x"
-
-
-def between(comparison: Comparison) -> str:
-    """Return a ratio with its interval in words: `0.71x (0.69 to 0.73)`."""
-    return f"{times(comparison.ratio)} ({comparison.low:.2f} to {comparison.high:.2f})"
-
-
 BROKEN = (Outcome.FAILED, Outcome.CRASHED, Outcome.TIMED_OUT)
 """Outcomes of forms that did not run."""
 
 
-def untimed(form: FormTiming) -> str:
-    """Return why a form has no time, in words."""
-    if form.outcome in BROKEN:
-        return f"failed: {form.cause}"
-    if form.outcome is Outcome.UNPROVED:
-        return f"not proved: {form.cause}"
-    if form.outcome is Outcome.PLANNED:
-        return "would be measured"
-    return f"not measured: {form.cause or 'budget'}"
-
-
-def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> tuple[list[Candidate], str]:
-    """Return the forms that are faster than the Conv, fastest first, and why in words; none: keep.
+def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> tuple[list[Candidate], Why]:
+    """Return the forms that are faster than the Conv, fastest first, and why; none: keep.
 
     A form that was not timed is never faster.
     """
-    timed = [(candidate, timings[candidate.strategy].timing) for candidate in wanted if candidate.strategy in timings]
+    forms = [(candidate, timings[candidate.strategy]) for candidate in wanted if candidate.strategy in timings]
     compared = sorted(
-        ((candidate, timing) for candidate, timing in timed if timing is not None), key=lambda pair: pair[1].ratio
+        ((candidate, form.timing) for candidate, form in forms if form.timing is not None),
+        key=lambda pair: pair[1].ratio,
     )
     faster = [(candidate, timing) for candidate, timing in compared if timing.faster]
     if faster:
-        return [candidate for candidate, _ in faster], f"takes {between(faster[0][1])} of the dilated Conv's time"
+        return [candidate for candidate, _ in faster], Why(reason=Reason.TIMED, timing=faster[0][1])
     if compared:
         best, timing = compared[0]
         missing = len(wanted) - len(compared)
-        rest = f"; {missing} of {len(wanted)} forms not timed" if missing else ""
-        if timing.slower:
-            return [], f"keep won by {times(timing.ratio)} over {best.strategy}{rest}"
-        return [], f"no form is faster beyond noise: {best.strategy} takes {between(timing)} of the time{rest}"
-    reasons = dict.fromkeys(untimed(timings[c.strategy]) for c in wanted if c.strategy in timings)
-    return [], "; ".join(reasons) or "not measured"
+        reason = Reason.SLOWER if timing.slower else Reason.TIE
+        return [], Why(reason=reason, strategy=best.strategy, timing=timing, number=missing, total=len(wanted))
+    if forms:
+        return [], Why(reason=Reason.UNTIMED, forms=tuple(form for _, form in forms))
+    return [], Why(reason=Reason.NOT_MEASURED)
 
 
 def fastest(
-    wanted: Sequence[Candidate], timings: Mapping[str, FormTiming], missing: str = "not measured"
-) -> list[tuple[Candidate, str]]:
-    """Return the forms in the order in which to take one where the Conv has to go, each with the reason in words.
+    wanted: Sequence[Candidate], timings: Mapping[str, FormTiming], missing: Why | None = None
+) -> list[tuple[Candidate, Why]]:
+    """Return the forms in the order in which to take one where the Conv has to go, each with the reason.
 
     `missing`: why a form is not among the `timings`.
 
     The timed ones first, fastest first, then the others in the order given, then those that failed. Forms that fewer
     devices run or that hold for less input come after all others, however fast they are here.
     """
-    found: list[tuple[tuple[bool, bool, float, int], Candidate, str]] = []
+    ranked: list[tuple[tuple[bool, bool, float, int], Candidate, Why]] = []
     for place, candidate in enumerate(wanted):
-        known = timings.get(candidate.strategy)
+        form = timings.get(candidate.strategy)
         lifted, inexact, _ = candidate.order
-        if known is not None and known.timing is not None:
-            reason = f"takes {between(known.timing)} of the dilated Conv's time"
-            found.append(((lifted, inexact, known.timing.ratio, place), candidate, reason))
+        if form is not None and form.timing is not None:
+            rank, why = form.timing.ratio, Why(reason=Reason.TIMED, timing=form.timing)
         else:
-            why = untimed(known) if known is not None else missing
-            last = 1e9 if known is not None and known.outcome in BROKEN else 1e6
-            reason = f"the cheapest by estimate without dilation; {why}"
-            found.append(((lifted, inexact, last, place), candidate, reason))
-    found.sort(key=lambda entry: entry[0])
-    common = sum(not (lifted or inexact) and ratio < 1e6 for (lifted, inexact, ratio, _), *_ in found)
-    return [
-        (
-            candidate,
-            f"the fastest of {common} forms timed: {reason}"
-            if common > 1 and key == found[0][0] and key[2] < 1e6
-            else reason,
-        )
-        for key, candidate, reason in found
-    ]
+            rank = 1e9 if form is not None and form.outcome in BROKEN else 1e6
+            because = Why(reason=Reason.UNTIMED, forms=(form,)) if form is not None else missing
+            why = Why(reason=Reason.ESTIMATED, because=because or Why(reason=Reason.NOT_MEASURED))
+        ranked.append(((lifted, inexact, rank, place), candidate, why))
+    ranked.sort(key=lambda entry: entry[0])
+    common = sum(not (lifted or inexact) and why.reason is Reason.TIMED for (lifted, inexact, *_), _, why in ranked)
+    if ranked and common > 1 and ranked[0][2].reason is Reason.TIMED:
+        ranked[0] = (*ranked[0][:2], replace(ranked[0][2], number=common))
+    return [(candidate, why) for _, candidate, why in ranked]
 
 
 def without_dilation(found: list[Candidate], max_dilation: int) -> list[Candidate]:

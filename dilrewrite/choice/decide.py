@@ -7,100 +7,25 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from dilrewrite.choice import choose
+from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.decisions import Decided
+from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.options import OptimizeOptions
-from dilrewrite.proof.inputs import SPELL_PADS
 from dilrewrite.proof.prove import Proof, Prover
-from dilrewrite.reports import report
-from dilrewrite.reports.report import CandidateReport, SiteReport
-from dilrewrite.sites.find import Found, Site, too_new
-from dilrewrite.timing.outcome import FormTiming, Outcome
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Considered:
-    """A site before anything is measured.
-
-    `offered` are the forms that apply, `refused` the others; `wanted` those of which it may get one, the first to try
-    in front. `kept`: why it stays as it is in any case. `reason`: why the wanted ones are wanted, where that needs no
-    measuring. `measurable`: timings decide between the wanted ones.
-    """
-
-    site: Site
-    offered: tuple[choose.Candidate, ...]
-    refused: tuple[Refusal, ...]
-    wanted: tuple[choose.Candidate, ...]
-    kept: str | None = None
-    reason: str = ""
-    measurable: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What measuring says of a site.
-
-    `timings`: forms by strategy; `instead`: why there are none. `details` go into the site's report as they are.
-    `keep`: why it stays as it is although a form was faster (the whole model was not). `wrong`: a form that was to be
-    timed and was shown to compute something else, with the proof.
-    """
-
-    timings: Mapping[str, FormTiming]
-    instead: str = ""
-    keep: str | None = None
-    wrong: tuple[str, Proof] | None = None
-    details: Mapping[str, Any]
-
-
-NOT_MEASURED = Measured(timings={}, instead="not measured", details={})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What becomes of a site.
-
-    `fragment` replaces it (`None`: kept), `spelling` names the form with its settings. `explicit` makes a kept Conv one
-    that runtimes take: its SAME_* pads, which depend on an unknown extent, become a computed Pad. `wrong`: a form that
-    was to be used is not equal to it.
-    """
-
-    site: Site
-    fragment: Fragment | None
-    reported: SiteReport
-    spelling: str = "keep"
-    explicit: Fragment | None = None
-    wrong: str | None = None
+from dilrewrite.sites.find import Found, Site, Skipped, too_new
+from dilrewrite.timing.outcome import Outcome
 
 
 def matches(pattern: str | None, where: str, name: str, output: str = "") -> bool:
     """Say whether the regular expression is found in a node's name, `where/name`, or output."""
     return pattern is not None and any(re.search(pattern, text) for text in (name, f"{where}/{name}", output) if text)
-
-
-def described(
-    offered: Sequence[choose.Candidate], timings: Mapping[str, FormTiming] | None = None
-) -> tuple[CandidateReport, ...]:
-    """Return candidates as the report shows them."""
-    known = timings or {}
-    return tuple(
-        CandidateReport(
-            strategy=candidate.strategy,
-            multiply_adds=candidate.multiply_adds,
-            elements_moved=candidate.elements_moved,
-            nodes=candidate.fragment.node_count,
-            max_dilation=candidate.fragment.max_dilation,
-            outcome=known[candidate.strategy].outcome if candidate.strategy in known else None,
-            cause=known[candidate.strategy].cause if candidate.strategy in known else "",
-            timing=known[candidate.strategy].timing if candidate.strategy in known else None,
-        )
-        for candidate in offered
-    )
 
 
 class Decider:
@@ -143,57 +68,56 @@ class Decider:
         options, geometry = self.options, site.geometry
         offered, refused = self.planner.candidates(site)
 
-        def considered(wanted: Sequence[choose.Candidate] = (), **more: Any) -> Considered:
-            return Considered(site=site, offered=tuple(offered), refused=tuple(refused), wanted=tuple(wanted), **more)
+        def considered(why: Why | None, wanted: Sequence[choose.Candidate] = ()) -> Considered:
+            return Considered(
+                site=site,
+                offered=tuple(offered),
+                refused=tuple(refused),
+                wanted=tuple(wanted),
+                why=why,
+                measurable=why is None,
+            )
 
         if self.decided is not None:
-            return self._replayed(site, offered, refused)
+            return considered(*self._replayed(site, self.decided[site.key]))
         newest = too_new(site.opset)
         if newest is not None:
-            return considered(kept=newest)
+            return considered(Why(reason=Reason.TOO_NEW, said=newest))
         if options.only is not None and not matches(options.only, site.where, site.name, site.output):
-            return considered(kept="not named by --only")
+            return considered(Why(reason=Reason.NOT_NAMED))
         if matches(options.skip, site.where, site.name, site.output):
-            return considered(kept="named by --skip")
+            return considered(Why(reason=Reason.SKIPPED))
         if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
-            return considered(kept=f"its dilation is at most {options.max_dilation}")
+            return considered(Why(reason=Reason.SMALL_DILATION, number=options.max_dilation))
         if self.forced is not None:
             asked, denied = self.forced.candidates(site)
-            reason = "forced by --strategy"
+            why = Why(reason=Reason.FORCED)
             if denied:
                 refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
-                reason = f"{denied[0].strategy} refuses: {denied[0].reason}"
+                why = Why(reason=Reason.REFUSED, refusals=(denied[0],))
             offered = [*asked, *(c for c in offered if c.strategy not in self.forced.offered)]
             wanted = [candidate for candidate in asked if candidate.strategy != "keep"]
             if not options.eliminate:
-                return considered(wanted, reason=reason)
+                return considered(why, wanted)
             wanted = choose.without_dilation([*wanted, *offered], options.max_dilation)
             if asked and wanted[:1] == asked:
-                return considered(wanted, reason=reason)
+                return considered(why, wanted)
             if wanted:
-                return considered(wanted, measurable=True)
+                return considered(None, wanted)
         if options.eliminate:
             wanted = choose.without_dilation(offered, options.max_dilation)
-            if not wanted:
-                reasons = "; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in refused)
-                return considered(kept=f"no form leaves it without such a dilation ({reasons})")
-            return considered(wanted, measurable=True)
+            return considered(None if wanted else Why(reason=Reason.CANNOT_GO, refusals=tuple(refused)), wanted)
         if not any(candidate.strategy == "keep" for candidate in offered):  # the opset cannot even spell its pads
-            why = next((refusal.reason for refusal in refused if refusal.strategy == "keep"), "")
-            return considered(
-                kept=f"no form applies, nor can its own pads be made explicit ({why}): {SPELL_PADS}",
-            )
+            denials = tuple(refusal for refusal in refused if refusal.strategy == "keep")
+            return considered(Why(reason=Reason.NO_PADS, refusals=denials))
         wanted = choose.worth_timing(offered)
-        if not wanted:
-            return considered(kept="no other form applies")
-        return considered(wanted, measurable=True)
+        return considered(None if wanted else Why(reason=Reason.NO_FORM), wanted)
 
-    def _replayed(self, site: Site, offered: list[choose.Candidate], refused: list[Refusal]) -> Considered:
-        assert self.decided is not None
-        name, strategy = parse(self.decided[site.key].strategy)
-        common: dict[str, Any] = {"site": site, "offered": tuple(offered), "refused": tuple(refused)}
+    def _replayed(self, site: Site, decided: Decided) -> tuple[Why, list[choose.Candidate]]:
+        name, strategy = parse(decided.strategy)
+        why = Why(reason=Reason.DECIDED)
         if name == "keep":
-            return Considered(**common, wanted=(), kept="by the decisions file")
+            return why, []
         asked, denied = choose.candidates(site, {name: strategy})
         if denied:
             node = f"{site.where}/{site.name or site.output}"
@@ -201,116 +125,83 @@ class Decider:
                 f"--decisions {self.options.decisions}: {name} does not apply to {node}: {denied[0].reason}",
                 hint="decide again, without --decisions",
             )
-        return Considered(**common, wanted=tuple(asked), reason="by the decisions file")
+        return why, asked
 
     # -- after measuring -----------------------------------------------------------------------------------------
 
-    def settle(self, considered: Considered, measured: Measured) -> Decision:
-        """Return what becomes of a site: the first of the forms that come into question that is proved."""
-        if considered.kept is not None:
-            return self._kept(considered, measured, considered.kept)
+    def settle(
+        self, considered: Considered, measured: SiteMeasurement, keep: Why | None = None
+    ) -> Decision:
+        """Return what becomes of a site: the first of the forms that come into question that is proved.
+
+        `keep`: why it stays as it is although a form was faster.
+        """
+        common: dict[str, Any] = {"considered": considered, "measured": measured}
         if measured.wrong is not None:
             wrong, disproof = measured.wrong
-            return self._kept(considered, measured, "a form is wrong", wrong=wrong, proof=disproof)
-        ranked: list[tuple[choose.Candidate, str]]
-        otherwise = considered.reason
-        if not considered.measurable:
-            ranked = [(candidate, considered.reason) for candidate in considered.wanted]
-        elif self.options.eliminate:
-            timings = {} if measured.instead else measured.timings
-            ranked = choose.fastest(considered.wanted, timings, measured.instead or "not measured")
-        elif measured.instead:
-            return self._kept(considered, measured, measured.instead)
-        elif measured.keep is not None:
-            return self._kept(considered, measured, measured.keep)
-        else:
-            faster, otherwise = choose.by_time(considered.wanted, measured.timings)
-            ranked = [(candidate, choose.by_time([candidate], measured.timings)[1]) for candidate in faster]
-        unproved = _unproved(measured)
+            return Decision(**common, why=Why(reason=Reason.WRONG), wrong=wrong, proof=disproof)
+        ranked, otherwise = self._ranked(considered, measured, keep)
+        if ranked is None:
+            return self._kept(considered, measured, otherwise)
+        timings = measured.timings.items()
+        unproved = {name: form.cause for name, form in timings if form.outcome is Outcome.UNPROVED}
         for candidate, why in ranked:
             proof = self.prove(considered.site, candidate.fragment)
-            if proof is not None and not proof.passed:
-                if proof.wrong:
-                    wrong = f"{candidate.strategy} is wrong: {proof.failure}"
-                    return self._kept(considered, measured, "a form is wrong", wrong=wrong, proof=proof)
-                unproved[candidate.strategy] = proof.failure or ""
-                otherwise = f"{candidate.strategy} was not proved: {proof.failure}"
-                continue
-            finite = [f"exact for {candidate.holds_for} only"] if candidate.holds_for else []
-            passed_over = [f"{name} was not proved: {failure}" for name, failure in unproved.items()]
-            reported = self._report(
-                considered,
-                measured,
-                _with_unproved(considered.refused, unproved),
-                action="rewritten",
-                strategy=candidate.strategy,
-                reason="; ".join([why, *finite, *passed_over]),
-                max_dilation_left=candidate.fragment.max_dilation,
-                proof=proof,
-            )
-            return Decision(
-                site=considered.site, fragment=candidate.fragment, reported=reported, spelling=candidate.spelling
-            )
-        refused = _with_unproved(considered.refused, unproved)
-        return self._kept(considered, measured, otherwise, refused=refused)
+            if proof is None or proof.passed:
+                passed_over = _refusals(unproved)
+                return Decision(**common, why=why, candidate=candidate, proof=proof, unproved=passed_over)
+            if proof.wrong:
+                return Decision(**common, why=Why(reason=Reason.WRONG), wrong=candidate.strategy, proof=proof)
+            unproved[candidate.strategy] = proof.failure or ""
+            otherwise = Why(reason=Reason.UNPROVED, strategy=candidate.strategy, said=proof.failure)
+        return self._kept(considered, measured, otherwise, _refusals(unproved))
 
-    def _report(
-        self, considered: Considered, measured: Measured, refused: Sequence[Refusal], **more: Any
-    ) -> SiteReport:
-        return report.describe_site(
-            considered.site,
-            candidates=described(considered.offered, measured.timings),
-            refused=tuple(refused),
-            **more,
-            **measured.details,
-        )
+    def _ranked(
+        self, considered: Considered, measured: SiteMeasurement, keep: Why | None
+    ) -> tuple[list[tuple[choose.Candidate, Why]] | None, Why]:
+        """Return the forms that a site may get, each with the reason (`None`: it stays), and why it stays otherwise."""
+        wanted = considered.wanted
+        if not considered.measurable:
+            assert considered.why is not None
+            return [(candidate, considered.why) for candidate in wanted] or None, considered.why
+        if self.options.eliminate:
+            timings = {} if measured.why is not None else measured.timings
+            return choose.fastest(wanted, timings, measured.why), Why(reason=Reason.CANNOT_GO)
+        stays = measured.why or keep
+        if stays is not None:
+            return None, stays
+        faster, otherwise = choose.by_time(wanted, measured.timings)
+        return [(one, choose.by_time([one], measured.timings)[1]) for one in faster], otherwise
 
     def _kept(
         self,
         considered: Considered,
-        measured: Measured,
-        reason: str,
-        *,
-        wrong: str | None = None,
-        proof: Proof | None = None,
-        refused: Sequence[Refusal] | None = None,
+        measured: SiteMeasurement,
+        why: Why,
+        unproved: tuple[Refusal, ...] = (),
     ) -> Decision:
+        """Return that a site stays, with its SAME_* pads made explicit where a runtime needs that."""
         site = considered.site
-        geometry = site.geometry
-        explicit = None
-        if wrong is None and geometry.auto_pad.startswith("SAME"):
-            keep = plan("keep", strategies()["keep"], geometry, site.opset, storage=site.storage)
-            if isinstance(keep, Fragment):
-                proof = self.prove(site, keep)
-                if proof is not None and proof.wrong:
-                    wrong = f"keep with explicit pads is wrong: {proof.failure}"
-                if geometry.explicit().auto_pad != "NOTSET":
-                    explicit = keep
-                    reason += "; its SAME_* pads are computed by a Pad, as ONNX Runtime takes none with dilation"
-        reported = self._report(
-            considered,
-            measured,
-            considered.refused if refused is None else refused,
-            action="kept",
-            strategy="keep",
-            reason=reason,
-            max_dilation_left=geometry.max_dilation,
+        decision = Decision(considered=considered, measured=measured, why=why, unproved=unproved)
+        if not site.geometry.auto_pad.startswith("SAME"):
+            return decision
+        keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
+        if isinstance(keep, Refusal):
+            return decision
+        proof = self.prove(site, keep)
+        return replace(
+            decision,
             proof=proof,
+            wrong="keep" if proof is not None and proof.wrong else None,
+            explicit=keep if site.geometry.explicit().auto_pad != "NOTSET" else None,
         )
-        return Decision(site=site, fragment=None, reported=reported, explicit=explicit, wrong=wrong)
 
 
-def _unproved(measured: Measured) -> dict[str, str]:
-    """Return the forms that were faster and not proved, and why not."""
-    timings = measured.timings.items()
-    return {strategy: form.cause for strategy, form in timings if form.outcome is Outcome.UNPROVED}
+def _refusals(unproved: Mapping[str, str]) -> tuple[Refusal, ...]:
+    return tuple(Refusal(strategy, failure) for strategy, failure in unproved.items())
 
 
-def _with_unproved(refused: Sequence[Refusal], unproved: Mapping[str, str]) -> list[Refusal]:
-    return [*refused, *(Refusal(strategy, failure) for strategy, failure in unproved.items())]
-
-
-def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOptions) -> tuple[str, ...]:
+def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOptions) -> tuple[Decision | Skipped, ...]:
     """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only."""
 
     def excused(where: str, name: str, output: str = "") -> bool:
@@ -318,13 +209,13 @@ def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOpti
             return True
         return matches(options.skip, where, name, output)
 
-    left = [
-        f"{d.site.where}/{d.site.name}: {d.reported.reason}"
+    left: list[Decision | Skipped] = [
+        d
         for d in decisions
-        if d.reported.max_dilation_left > options.max_dilation and not excused(d.site.where, d.site.name, d.site.output)
+        if d.max_dilation > options.max_dilation and not excused(d.site.where, d.site.name, d.site.output)
     ]
     left += [
-        f"{node.where}/{node.name} ({node.op}): {node.reason}"
+        node
         for node in found.skipped
         if node.convolution
         and max(node.dilations, default=math.inf) > options.max_dilation

@@ -15,7 +15,9 @@ from onnx import ModelProto
 
 from dilrewrite import machine
 from dilrewrite.choice import choose
-from dilrewrite.choice.decide import Considered, Decider, Measured
+from dilrewrite.choice.decide import Decider
+from dilrewrite.choice.decision import Considered, SiteMeasurement
+from dilrewrite.choice.reason import Reason, Why, not_measured
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.walk import all_nodes, resolve, scopes
@@ -43,7 +45,7 @@ from dilrewrite.timing.measure import CONFIRMATION, NEGLIGIBLE, Answer, Confirme
 from dilrewrite.timing.measurement import Attempt, LayerComparison, LayerTime, Measurement
 from dilrewrite.timing.neighbourhood import Indexes, Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
-from dilrewrite.timing.profiling import Place, Profiled, SiteRun
+from dilrewrite.timing.profiling import UNSEEN, Place, Profiled, SiteRun
 from dilrewrite.timing.stopwatch import Comparison
 
 TIMED_LENGTHS = {
@@ -76,14 +78,14 @@ class Tuning:
     feeds: Mapping[str, Array] = field(default_factory=dict)
     made_up: bool = False
     profiled: Profiled | None = None
-    failure: str | None = None
+    failure: Why | None = None
     load: float | None = field(default_factory=machine.load)
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     untimed: int = 0
     """How many forms the budget did not reach."""
-    instead: dict[str, str] = field(default_factory=dict)
+    instead: dict[str, Why] = field(default_factory=dict)
     wrong: dict[str, tuple[str, Proof]] = field(default_factory=dict)
     confirmed: Confirmed | None = None
     final: Comparison | None = None
@@ -134,7 +136,7 @@ class Tuning:
             profiled = meter.profile(self.subject(), self.digest, sites, self.feeds)
             self.profiled = self._translated(profiled, sites)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
-            self.failure = f"the model does not run on {meter.backend.name}: {error}"
+            self.failure = Why(reason=Reason.MODEL_FAILED, said=str(error))
             return False
         return True
 
@@ -215,14 +217,13 @@ class Tuning:
 
     def run_of(self, site: Site) -> SiteRun:
         """Return how a site ran."""
-        unknown = SiteRun(share=None, shapes=(), times=0)
-        return self.profiled.sites.get((site.scope, site.index), unknown) if self.profiled is not None else unknown
+        return self.profiled.sites.get((site.scope, site.index), UNSEEN) if self.profiled is not None else UNSEEN
 
     def measure(self, considered: Sequence[Considered]) -> None:
         """Time the forms of the sites that timings decide about, the ones that take most time first."""
-        wanted = [entry for entry in considered if entry.measurable and entry.kept is None]
+        wanted = [entry for entry in considered if entry.measurable]
         if self.failure is not None:
-            self.instead.update((entry.site.key, f"not measured: {self.failure}") for entry in wanted)
+            self.instead.update((entry.site.key, not_measured(self.failure)) for entry in wanted)
             return
         groups = self._that_matter([entry for entry in wanted if self._may_be_asked(entry)])
         for number, group in enumerate(groups):
@@ -242,7 +243,7 @@ class Tuning:
         try:
             question = self._question(site, bare=False)
         except LookupError as error:
-            self.instead[site.key] = f"not measured: {error.args[0]}"
+            self.instead[site.key] = not_measured(Reason.NO_QUESTION, str(error.args[0]))
             return
         self.asked[site.key] = question.key
         if question.key not in self.answers:
@@ -265,9 +266,9 @@ class Tuning:
         """Say whether there is something to measure at a site; note why not."""
         site, run = entry.site, self.run_of(entry.site)
         if self.decider.options.eliminate and len(entry.wanted) == 1:
-            self.instead[site.key] = "it is the only one"
+            self.instead[site.key] = Why(reason=Reason.ONLY_FORM)
         elif run.share == 0.0 and not run.shapes:
-            self.instead[site.key] = "not measured: it did not run on these inputs"
+            self.instead[site.key] = not_measured(Reason.DID_NOT_RUN)
         return site.key not in self.instead
 
     def _question(self, site: Site, *, bare: bool) -> Question:
@@ -286,7 +287,7 @@ class Tuning:
         def prove() -> str | None:
             proof = self.decider.prove(site, candidate.fragment)
             if proof is not None and proof.wrong:
-                self.wrong[site.key] = f"{candidate.strategy} is wrong: {proof.failure}", proof
+                self.wrong[site.key] = candidate.strategy, proof
             return proof.failure if proof is not None else None
 
         return Form(strategy=candidate.strategy, fragment=candidate.fragment, prove=prove)
@@ -306,46 +307,44 @@ class Tuning:
         together = 0.0
         while order and (together := together + most[order[-1]]) <= NEGLIGIBLE:
             for entry in groups[order.pop()]:
-                self.instead[entry.site.key] = f"cannot matter: {_percent(self.run_of(entry.site).share)} of the time"
+                share = self.run_of(entry.site).share
+                self.instead[entry.site.key] = Why(reason=Reason.CANNOT_MATTER, share=share)
         return [groups[key] for key in order]
 
     def planned(self, considered: Sequence[Considered]) -> Measurement:
         """Return what would be measured, without measuring: nothing is run, so every site counts."""
-        wanted = [entry for entry in considered if entry.measurable and entry.kept is None]
+        wanted = [entry for entry in considered if entry.measurable]
         kinds: dict[object, int] = {}
         for entry in wanted:
             names = [c.strategy for c in entry.wanted if c.strategy not in ("keep", *choose.INEXACT)]
             kinds[entry.site.geometry, entry.site.opset, entry.site.storage] = len(names)
-            self.instead[entry.site.key] = f"would be measured: {len(names)} form{'s' if len(names) != 1 else ''}"
+            self.instead[entry.site.key] = Why(reason=Reason.PLANNED, number=len(names))
             planned = {name: FormTiming(outcome=Outcome.PLANNED) for name in names}
             self.answers[entry.site.key] = Answer(forms=planned)
             self.asked[entry.site.key] = entry.site.key
         return self.measurement(estimated_s=round(estimated_s(kinds.values(), self.meter.budget_s), 1))
 
-    def of(self, considered: Considered, keep: str | None = None) -> Measured:
-        """Return what measuring says of a site. `keep`: why it stays although a form was faster."""
+    def of(self, considered: Considered) -> SiteMeasurement:
+        """Return what measuring says of a site."""
         site = considered.site
+        run = self.run_of(site)
+        if not considered.measurable:
+            return SiteMeasurement(run=run)
         key = self.asked.get(site.key)
         answer = self.answers.get(key) if key is not None else None
-        instead = self.instead.get(site.key, "")
+        why = self.instead.get(site.key)
         timings: Mapping[str, FormTiming] = answer.forms if answer is not None else {}
-        if answer is None and not instead and considered.measurable:
+        if answer is None and why is None:
             timings = {candidate.strategy: FormTiming(outcome=Outcome.NO_TIME) for candidate in considered.wanted}
-            instead = f"not measured: {self.failure or 'budget'}"
+            why = not_measured(self.failure or Reason.BUDGET)
         if answer is not None and answer.failure is not None:
-            instead = f"not measured: {answer.failure}"
-        run = self.run_of(site)
-        return Measured(
+            why = not_measured(Reason.CONV_FAILED, answer.failure)
+        return SiteMeasurement(
             timings=timings,
-            instead=instead if considered.measurable else "",
-            keep=keep,
+            why=why,
+            run=run,
+            question=self.numbers.get(site.key),
             wrong=self.wrong.get(site.key),
-            details={
-                "share": run.share,
-                "share_interval": run.interval,
-                "ran": run.shapes,
-                "question": self.numbers.get(site.key),
-            },
         )
 
     # -- the whole model -----------------------------------------------------------------------------------------
@@ -414,7 +413,7 @@ class Tuning:
             self.attempts = [Attempt(sites=tuple(sites), timing=self.final)]
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             self.meter.close()
-            self.failure = f"the whole models were not timed: {error}"
+            self.failure = Why(reason=Reason.WHOLE_FAILED, said=str(error))
 
     def time_against(self, other: Subject) -> None:
         """Time another model against this one, in all the time there is.
@@ -492,13 +491,6 @@ class Tuning:
             state_after=meter.backend.state(),
         )
 
-    def notes(self) -> list[str]:
-        """Return what a reader should know besides."""
-        found = list(self.meter.cache.warnings)
-        if self.failure is not None:
-            found.append(self.failure)
-        return found
-
 
 def open_cache(path: Path | None, *, none: bool) -> Cache:
     """Return the cache of timings at `path`, or at the usual place; in memory when there shall be none.
@@ -546,8 +538,3 @@ def _source(proto: ModelProto, site: Site) -> str:
 def _most(run: SiteRun) -> float:
     """Return the most that a site's share of the time may be."""
     return run.interval[1] if run.interval is not None else run.share if run.share is not None else math.inf
-
-
-def _percent(share: float | None) -> str:
-    share = share or 0.0
-    return f"{100 * share:.2f} %" if share >= 0.00005 else "less than 0.01 %"

@@ -18,15 +18,9 @@ from pathlib import Path
 from onnx import ModelProto, TensorProto
 
 from dilrewrite.choice import choose, decisions
-from dilrewrite.choice.decide import (
-    NOT_MEASURED,
-    Considered,
-    Decider,
-    Decision,
-    described,
-    matches,
-    remaining,
-)
+from dilrewrite.choice.decide import Decider, matches, remaining
+from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
+from dilrewrite.choice.reason import Reason, Why, not_measured
 from dilrewrite.choice.tune import Tuning, open_cache
 from dilrewrite.errors import FailedError, MissingError, UsageError, shown
 from dilrewrite.forms.fragment import Fragment
@@ -39,8 +33,8 @@ from dilrewrite.options import OptimizeOptions
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
-from dilrewrite.reports import check_report_folder, report, write_reports
-from dilrewrite.reports.report import Report, SiteReport
+from dilrewrite.reports import check_report_folder, reasons, report, write_reports
+from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -53,7 +47,7 @@ from dilrewrite.runtimes import (
     backends,
     timed_backend,
 )
-from dilrewrite.sites.find import Found, Site, find
+from dilrewrite.sites.find import Found, Site, Skipped, find
 from dilrewrite.splice.substitute import Rewritten, disturb, mark, rewrite
 from dilrewrite.staging import ELSEWHERE, Staging, check_destination, is_file, same_file
 from dilrewrite.tensorrt import bindings, engines, sidecar
@@ -123,26 +117,15 @@ def inspect(
         with clock("profile"):
             try:
                 if not tuning.start():
-                    raise FailedError(f"{shown(path)}: {tuning.failure}")
+                    raise FailedError(f"{shown(path)}: {_failure(tuning)}")
             finally:
                 tuning.close()
     sites = []
     for site, (offered, refused) in zip(found.sites, planned, strict=True):
-        ran = tuning.run_of(site) if tuning is not None else None
-        sites.append(
-            report.describe_site(
-                site,
-                action="kept",
-                strategy="keep",
-                reason="inspected only",
-                max_dilation_left=site.geometry.max_dilation,
-                candidates=described(offered),
-                refused=tuple(refused),
-                share=ran.share if ran is not None else None,
-                share_interval=ran.interval if ran is not None else None,
-                ran=ran.shapes if ran is not None else (),
-            )
-        )
+        entry = Considered(site=site, offered=tuple(offered), refused=tuple(refused), wanted=())
+        measured = SiteMeasurement(run=tuning.run_of(site)) if tuning is not None else SiteMeasurement()
+        decision = Decision(considered=entry, measured=measured, why=Why(reason=Reason.INSPECTED))
+        sites.append(report.describe_site(decision))
     result = Report(
         command="inspect",
         status="inspected",
@@ -154,7 +137,7 @@ def inspect(
         measurement=tuning.measurement() if tuning is not None else None,
         environment=report.environment(profile.threads if profile is not None else None),
         seconds=clock.seconds,
-        notes=(*(tuning.notes() if tuning is not None else ()), *found.remarks),
+        notes=(*_notes_of(tuning), *found.remarks),
     )
     _write(result, report_folder)
     return result
@@ -231,7 +214,7 @@ def optimize(
         if tuning is not None:
             tuning.close()
     settled, rewritten = made.settled, made.rewritten
-    wrong = [f"{decision.site.key}: {decision.wrong}" for decision in settled if decision.wrong]
+    wrong = [reasons.wrong(decision) for decision in settled if decision.wrong]
     changed = bool(any(d.fragment or d.explicit for d in settled) or found.normalisations)
     if options.verify == "none" and changed:
         mark(rewritten.proto, "unverified")
@@ -272,10 +255,10 @@ def optimize(
             engines.stage(engine, engine_place, staging)
         if result.output is not None:
             spill = _spill(model, rewritten)
-            left = stage_model(
+            further = stage_model(
                 model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill
             )
-            result = replace(result, notes=(*result.notes, *left))
+            result = replace(result, notes=(*result.notes, *further))
             if options.save_decisions is not None:
                 staging.add_text(options.save_decisions, _decisions(result, settled))
         if report_folder is not None and (asked or result.status != "dilation left"):
@@ -394,9 +377,9 @@ def _decide(
     """Measure, choose, prove, and confirm on the whole model."""
     options = decider.options
     measurement: Measurement | None = None
-    open_questions = any(entry.measurable and entry.kept is None for entry in considered)
+    open_questions = any(entry.measurable for entry in considered)
     if tuning is not None and options.dry_run:
-        if any(entry.wanted and entry.kept is None for entry in considered):
+        if any(entry.wanted for entry in considered):
             measurement = tuning.planned(considered)
         else:
             tuning = None  # nothing would be measured
@@ -405,15 +388,13 @@ def _decide(
             _start(tuning, options)
             tuning.measure(considered)
 
-    def settle(reasons: Mapping[str, str]) -> list[Decision]:
+    def settle(stay: Mapping[str, Why]) -> list[Decision]:
         settled = []
         for number, entry in enumerate(considered):
             progress("prove", number, len(considered))
-            if tuning is not None:
-                measured = tuning.of(entry, reasons.get(entry.site.key))
-            else:
-                measured = replace(NOT_MEASURED, instead="not measured: --budget 0")
-            settled.append(decider.settle(entry, measured))
+            unmeasured = SiteMeasurement(why=not_measured(Reason.NO_BUDGET))
+            measured = tuning.of(entry) if tuning is not None else unmeasured
+            settled.append(decider.settle(entry, measured, stay.get(entry.site.key)))
         progress("prove", len(considered), len(considered))
         return settled
 
@@ -429,7 +410,7 @@ def _decide(
     final: Rewritten | None = None
     if tuning is not None and measurement is None and winners and not wrong:
         if options.strategy is None and not options.eliminate:
-            names = {decision.site.key: decision.reported.strategy for decision in winners}
+            names = {decision.site.key: decision.strategy for decision in winners}
             with clock("measure"):
                 stay = tuning.confirm(
                     [decision.site for decision in winners], names, lambda keys: make(settled, keys).proto
@@ -441,8 +422,11 @@ def _decide(
                 if open_questions or _start(tuning, options):
                     tuning.compare(final.proto, [decision.site.key for decision in winners])
     if tuning is not None and measurement is None:
-        gains = {d.site.key: tuning.gain(d.site, d.reported.strategy) for d in settled if d.fragment is not None}
-        settled = [replace(d, reported=_ran(d, tuning, gains.get(d.site.key))) for d in settled]
+        gains = {d.site.key: tuning.gain(d.site, d.strategy) for d in settled if d.fragment is not None}
+        settled = [
+            replace(d, measured=replace(d.measured, run=tuning.run_of(d.site)), gain=gains.get(d.site.key))
+            for d in settled
+        ]
         known = [gain for gain in gains.values() if gain is not None]
         predicted = 1 - sum(known) if known and len(known) == len(gains) else None
         if tuning.profiled is not None or tuning.failure is not None:
@@ -455,14 +439,19 @@ def _decide(
         settled=settled,
         rewritten=final or make(settled),
         measurement=measurement,
-        notes=tuning.notes() if tuning is not None else (),
+        notes=_notes_of(tuning),
     )
 
 
-def _ran(decision: Decision, tuning: Tuning, gain: float | None) -> SiteReport:
-    """Return a site's report with how it ran, which a form that was asked for did not wait for."""
-    run = tuning.run_of(decision.site)
-    return replace(decision.reported, share=run.share, share_interval=run.interval, ran=run.shapes, predicted_gain=gain)
+def _notes_of(tuning: Tuning | None) -> list[str]:
+    """Return what a reader should know of measuring besides its figures."""
+    if tuning is None:
+        return []
+    return [*tuning.meter.cache.warnings, *filter(None, [_failure(tuning)])]
+
+
+def _failure(tuning: Tuning) -> str:
+    return reasons.why(tuning.failure, tuning.meter.backend.name) if tuning.failure is not None else ""
 
 
 def _start(tuning: Tuning, options: OptimizeOptions) -> bool:
@@ -472,23 +461,20 @@ def _start(tuning: Tuning, options: OptimizeOptions) -> bool:
     except UsageError as error:
         if options.verify == "full":
             raise
-        tuning.failure = str(error)
+        tuning.failure = Why(reason=Reason.NO_DATA, said=str(error))
         return False
 
 
-def _not_confirmed(tuning: Tuning, key: str, strategy: str) -> str:
+def _not_confirmed(tuning: Tuning, key: str, strategy: str) -> Why:
     """Return why a site stays as it is although a form won there."""
-    timings = tuning.answers[tuning.asked[key]].forms
-    timing = timings[strategy].timing
-    alone = (
-        f"{strategy} takes {choose.between(timing)} of the time here" if timing is not None else f"{strategy} won here"
-    )
     confirmed = tuning.confirmed
-    tried = [attempt.timing for attempt in confirmed.attempts] if confirmed is not None else []
-    if confirmed is not None and confirmed.reason and not tried:
-        return f"{alone}, but {confirmed.reason}"
-    whole = f"; it takes {choose.between(tried[0])}" if tried else ""
-    return f"{alone}, but the whole model is not faster with it beyond noise{whole}"
+    return Why(
+        reason=Reason.NOT_CONFIRMED,
+        strategy=strategy,
+        timing=tuning.answers[tuning.asked[key]].forms[strategy].timing,
+        whole=confirmed.attempts[0].timing if confirmed is not None and confirmed.attempts else None,
+        said=confirmed.failure if confirmed is not None else None,
+    )
 
 
 def _decisions(result: Report, settled: Sequence[Decision]) -> str:
@@ -503,7 +489,11 @@ def _decisions(result: Report, settled: Sequence[Decision]) -> str:
             "settings": dict(measurement.settings),
             "inputs": {name: list(shape) for name, shape in measurement.inputs.items()},
         }
-    return decisions.render(result.before.sha256, [(d.site, d.spelling, d.reported.reason) for d in settled], made_on)
+    return decisions.render(
+        result.before.sha256,
+        [(d.site, d.spelling, site.reason) for d, site in zip(settled, result.sites, strict=True)],
+        made_on,
+    )
 
 
 def _verify(
@@ -518,11 +508,9 @@ def _verify(
     backend(settings.backend.name)  # an error when it is not ready
     baseline = _runnable(model, model.proto)
     errors = [
-        (decision.site, decision.reported.proof.rounding.difference)
+        (decision.site, decision.proof.rounding.difference)
         for decision in settled
-        if decision.fragment is not None
-        and decision.reported.proof is not None
-        and decision.reported.proof.rounding is not None
+        if decision.fragment is not None and decision.proof is not None and decision.proof.rounding is not None
     ]
     verdict = verify(
         Subject(model.proto, model.folder, model.path),
@@ -604,12 +592,14 @@ def _report(
     made: _Made,
     changed: bool,
     verdict: Verdict | None,
-    remaining: tuple[str, ...],
+    remaining: Sequence[Decision | Skipped],
     target: Path,
     options: OptimizeOptions,
     clock: _Clock,
 ) -> Report:
     settled = made.settled
+    on = made.measurement.backend if made.measurement is not None else ""
+    sites = tuple(report.describe_site(decision, on) for decision in settled)
     edits = sum(decision.fragment is not None for decision in settled)
     if verdict is not None and not verdict.passed:
         status = "differs"
@@ -620,14 +610,14 @@ def _report(
     elif edits:
         status = "rewritten"
     elif found.sites:
-        sites, cores = [decision.reported for decision in settled], report.environment(options.threads).cores
+        cores = report.environment(options.threads).cores
         blind = not options.dry_run and report.inconclusive(sites, made.measurement, cores)
         status = "inconclusive" if blind else "kept"
     else:
         status = "nothing to rewrite"
     written = status not in ("differs", "not valid", "dilation left")
-    reasons = {decision.reported.reason for decision in settled}
-    left = sum(decision.reported.max_dilation_left > 1 for decision in settled)
+    told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}
+    left = sum(decision.max_dilation > 1 for decision in settled)
     after = None
     peaks = verdict.peak_bytes if verdict is not None else (None, None)
     if written:
@@ -645,15 +635,15 @@ def _report(
         after=after,
         output=shown(target) if written and not options.dry_run else None,
         options=options.plain(),
-        sites=tuple(decision.reported for decision in settled),
+        sites=sites,
         skipped=found.skipped,
         normalised=found.normalisations,
-        remaining=remaining,
+        remaining=tuple(reasons.left(node, on) for node in remaining),
         verdict=verdict,
         measurement=made.measurement,
         environment=report.environment(options.threads),
         seconds=clock.seconds,
-        notes=(*made.notes, *_notes(found, options), *(r for r in found.remarks if r not in reasons)),
+        notes=(*made.notes, *_notes(found, options), *(r for r in found.remarks if r not in told)),
     )
 
 
@@ -977,7 +967,7 @@ def time_files(
         measurement=tuning.measurement(),
         environment=report.environment(options.threads),
         seconds=clock.seconds,
-        notes=(*tuning.notes(), *dict.fromkeys((*found.remarks, *found_after.remarks))),
+        notes=(*_notes_of(tuning), *dict.fromkeys((*found.remarks, *found_after.remarks))),
     )
     _write(result, report_folder)
     return result

@@ -17,6 +17,8 @@ from onnx import ModelProto
 
 from dilrewrite import machine
 from dilrewrite._version import __version__
+from dilrewrite.choice.choose import Candidate
+from dilrewrite.choice.decision import Decision
 from dilrewrite.errors import shown
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
@@ -24,10 +26,11 @@ from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
-from dilrewrite.sites.find import CONVOLUTIONS, Normalisation, Site, Skipped
+from dilrewrite.reports import reasons
+from dilrewrite.sites.find import CONVOLUTIONS, Normalisation, Skipped
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
-from dilrewrite.timing.outcome import Outcome
+from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.stopwatch import VISIBLE, Comparison
 
 SCHEMA_VERSION = 2
@@ -199,10 +202,10 @@ def _plain(value: object) -> Any:
     return value
 
 
-def describe_site(site: Site, **more: Any) -> SiteReport:
-    """Return the part of a site's report that follows from its geometry, and `more`."""
-    geometry = site.geometry
-    explicit = geometry.explicit()
+def describe_site(decision: Decision, backend: str = "") -> SiteReport:
+    """Return what is known and what was decided of a site; `backend`: what was measured on."""
+    site, measured = decision.site, decision.measured
+    explicit = site.geometry.explicit()
     share = explicit.data_share()
     return SiteReport(
         where=site.where,
@@ -210,10 +213,37 @@ def describe_site(site: Site, **more: Any) -> SiteReport:
         output=site.output,
         key=site.key,
         opset=site.opset,
-        geometry=geometry,
+        geometry=site.geometry,
         multiply_adds=explicit.multiply_adds(),
         padding_share=None if share is None else 1 - share,
-        **more,
+        action="kept" if decision.fragment is None else "rewritten",
+        strategy=decision.strategy,
+        reason=reasons.of(decision, backend),
+        max_dilation_left=decision.max_dilation,
+        proof=decision.proof,
+        candidates=tuple(
+            _candidate(candidate, measured.timings.get(candidate.strategy), backend)
+            for candidate in decision.considered.offered
+        ),
+        refused=(*decision.considered.refused, *decision.unproved),
+        share=measured.run.share,
+        share_interval=measured.run.interval,
+        ran=measured.run.shapes,
+        question=measured.question,
+        predicted_gain=decision.gain,
+    )
+
+
+def _candidate(candidate: Candidate, form: FormTiming | None, backend: str) -> CandidateReport:
+    return CandidateReport(
+        strategy=candidate.strategy,
+        multiply_adds=candidate.multiply_adds,
+        elements_moved=candidate.elements_moved,
+        nodes=candidate.fragment.node_count,
+        max_dilation=candidate.fragment.max_dilation,
+        outcome=form.outcome if form is not None else None,
+        cause=reasons.cause(form, backend) if form is not None else "",
+        timing=form.timing if form is not None else None,
     )
 
 

@@ -12,6 +12,7 @@ from dilrewrite import machine
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Verdict
+from dilrewrite.reports.reasons import OUTCOMES
 from dilrewrite.reports.report import CandidateReport, ModelReport, Report, SiteReport, inconclusive, unclear
 from dilrewrite.runtimes import MEASURED
 from dilrewrite.tensorrt.profiles import Profile
@@ -588,22 +589,6 @@ def doubts(report: Report) -> list[str]:
         cores = count(report.environment.cores, "core")
         load = [f"before measuring began, {figure(found.load)} processes wanted a core, and there are {cores}"]
     return [*load, *map(clean, found.doubts)]
-
-
-OUTCOMES = {
-    Outcome.WON: "won",
-    Outcome.LOST: "lost",
-    Outcome.TIE: "no faster beyond noise",
-    Outcome.INCONCLUSIVE: "inconclusive",
-    Outcome.OUTRUN: "given up early, another is faster",
-    Outcome.UNPROVED: "not proved",
-    Outcome.FAILED: "failed",
-    Outcome.CRASHED: "failed",
-    Outcome.TIMED_OUT: "failed",
-    Outcome.NO_TIME: "not measured: budget",
-    Outcome.NOT_MEASURED: "not measured",
-    Outcome.PLANNED: "would be measured",
-}
 
 
 def said(form: CandidateReport) -> str:

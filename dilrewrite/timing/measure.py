@@ -81,7 +81,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was measured for a question: each form by the strategy's name; `failure`: why nothing could be."""
+    """What was measured for a question: forms by strategy; `failure`: the runtime's words for the Conv alone."""
 
     forms: Mapping[str, FormTiming]
     failure: str | None = None
@@ -121,12 +121,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmed:
-    """What the whole model said: the groups to rewrite (none: keep), all that was tried, the time of the best."""
+    """What the whole model said: the groups to rewrite (none: keep), all that was tried, the time of the best.
+
+    `failure`: what the last version failed with that did not run.
+    """
 
     groups: tuple[int, ...]
     attempts: tuple[Attempt, ...]
-    final: Comparison | None
-    reason: str
+    final: Comparison | None = None
+    failure: str | None = None
 
 
 @dataclass
@@ -310,16 +313,15 @@ class Meter:
             try:
                 return self._answer(question, forms, slice_s, must_go)
             except (CannotLoad, CannotRun) as error:
-                reason = str(error)
+                failure = str(error)
             if question.neighbours:
                 try:
                     return self._answer(plain(), forms, slice_s, must_go)
                 except (CannotLoad, CannotRun, LookupError) as error:
-                    reason = str(error)
+                    failure = str(error)
         finally:
             self.forms_s += self.now() - began
             self.forms_timed += self.measured - before
-        failure = f"the Conv alone does not run on {self.backend.name}: {reason}"
         unmeasured = FormTiming(outcome=Outcome.NOT_MEASURED, cause=failure)
         return Answer(forms={form.strategy: unmeasured for form in forms}, failure=failure)
 
@@ -494,7 +496,7 @@ class Meter:
         attempts: list[Attempt] = []
         best: Attempt | None = None
         pending: list[tuple[int, ...]] = [tuple(groups)]
-        failure = ""
+        failure: str | None = None
         while pending:
             some = pending.pop(0)
             after, after_digest = make(some)
@@ -503,7 +505,7 @@ class Meter:
                 found = self.whole(before, after, (digest, after_digest), feeds, run_s=run_s, share=share)
             except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
                 self.close()
-                failure = f"the whole model failed: {error}"
+                failure = str(error)
                 found = None
             if found is not None:
                 attempts.append(Attempt(groups=some, timing=found))
@@ -516,10 +518,9 @@ class Meter:
                 pending += [some[:half], some[half:]]
             if self.now() + 2 * self._fewest * run_s > self.until_s:
                 break
-        if best is not None:
-            return Confirmed(groups=best.groups, attempts=tuple(attempts), final=best.timing, reason="")
-        reason = failure or "the whole model is not faster beyond noise"
-        return Confirmed(groups=(), attempts=tuple(attempts), final=None, reason=reason)
+        if best is None:
+            return Confirmed(groups=(), attempts=tuple(attempts), failure=failure)
+        return Confirmed(groups=best.groups, attempts=tuple(attempts), final=best.timing, failure=failure)
 
 
 def _rounds(opening_s: float, slice_s: float) -> int:

@@ -62,6 +62,9 @@ class SiteRun:
     interval: tuple[float, float] | None = None
 
 
+UNSEEN = SiteRun(share=None, shapes=(), times=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiled:
     """A profiled model: seconds of one run, how every site ran, and the shapes of tensors by scope and name."""
