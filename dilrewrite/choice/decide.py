@@ -129,9 +129,7 @@ class Decider:
 
     # -- after measuring -----------------------------------------------------------------------------------------
 
-    def settle(
-        self, considered: Considered, measured: SiteMeasurement, keep: Why | None = None
-    ) -> Decision:
+    def settle(self, considered: Considered, measured: SiteMeasurement, keep: Why | None = None) -> Decision:
         """Return what becomes of a site: the first of the forms that come into question that is proved.
 
         `keep`: why it stays as it is although a form was faster.

@@ -9,6 +9,7 @@ import pytest
 
 from dilrewrite.choice import choose
 from dilrewrite.forms.strategies import parse, strategies
+from dilrewrite.reports import reasons
 from dilrewrite.sites.find import Site, find
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.stopwatch import Comparison, Timing
@@ -125,7 +126,7 @@ def names(found: Any) -> list[str]:
 def test_by_time(wanted: list[choose.Candidate], timings: Any, taken: list[str], reason: str) -> None:
     found, why = choose.by_time(wanted, timings)
     assert names(found) == taken
-    assert why == reason
+    assert reasons.why(why) == reason
 
 
 @pytest.mark.parametrize(
@@ -142,14 +143,15 @@ def test_by_time(wanted: list[choose.Candidate], timings: Any, taken: list[str],
     ids=["clear", "margin", "interval", "noise", "less noise", "noise unknown", "noise unknown, margin"],
 )
 def test_a_win_is_beyond_margin_noise_and_interval(wanted: list[choose.Candidate], timing: Any, wins: bool) -> None:
-    found, reason = choose.by_time(wanted[:1], {"space_to_axis": timing})
+    found, why = choose.by_time(wanted[:1], {"space_to_axis": timing})
     assert bool(found) is wins
-    assert reason.startswith("takes " if wins else "no form is faster beyond noise: space_to_axis takes 0.9")
+    assert reasons.why(why).startswith("takes " if wins else "no form is faster beyond noise: space_to_axis takes 0.9")
 
 
 def test_timings_of_other_forms_are_no_business(wanted: list[choose.Candidate]) -> None:
     """A site of the same question may have had more forms."""
-    assert choose.by_time(wanted[:1], {"tap_sum": timed(0.1)}) == ([], "not measured")
+    found, why = choose.by_time(wanted[:1], {"tap_sum": timed(0.1)})
+    assert (found, reasons.why(why)) == ([], "not measured")
     assert names(choose.by_time(wanted[:1], {"tap_sum": timed(0.1), "space_to_axis": timed(0.5)})[0]) == [
         "space_to_axis"
     ]
@@ -198,13 +200,13 @@ def test_fastest(wanted: list[choose.Candidate], timings: Any, order: list[str],
     """Where the Conv has to go, every form is there, and a slower one than the Conv is taken too."""
     found = choose.fastest(wanted, timings)
     assert names(candidate for candidate, _ in found) == order
-    assert found[0][1] == reason
+    assert reasons.why(found[0][1]) == reason
 
 
 def test_every_form_of_the_fastest_says_its_own_figures(wanted: list[choose.Candidate]) -> None:
     found = choose.fastest(wanted, {"space_to_axis": timed(1.4), "space_to_batch": timed(1.2)})
-    assert ["1.20x" in reason for _, reason in found] == [True, False, False]
-    assert ["1.40x" in reason for _, reason in found] == [False, True, False]
+    assert ["1.20x" in reasons.why(why) for _, why in found] == [True, False, False]
+    assert ["1.40x" in reasons.why(why) for _, why in found] == [False, True, False]
 
 
 # -- what is timed -------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
-from dilrewrite.choice import tune
 from dilrewrite.choice.choose import INEXACT
-from dilrewrite.choice.decide import Considered, Decider
+from dilrewrite.choice.decide import Decider
+from dilrewrite.choice.decision import Considered, SiteMeasurement
+from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.choice.tune import TIMED_LENGTHS, Tuning, open_cache
 from dilrewrite.commands import pipeline
 from dilrewrite.errors import FailedError, UsageError
@@ -23,6 +24,7 @@ from dilrewrite.model.load import load
 from dilrewrite.options import OptimizeOptions
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
+from dilrewrite.reports import reasons
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -42,7 +44,7 @@ from dilrewrite.timing.measure import NEGLIGIBLE, Answer, Attempt, Confirmed, Fo
 from dilrewrite.timing.measurement import Attempt as Tried
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
-from dilrewrite.timing.profiling import Profiled, SiteRun
+from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
@@ -101,6 +103,16 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
     return made
 
 
+def instead(one: Tuning, entry: Considered) -> str:
+    """Why timings decide nothing about a site, in words."""
+    why = one.of(entry).why
+    return reasons.why(why, one.meter.backend.name) if why is not None else ""
+
+
+def failure(one: Tuning) -> str:
+    return pipeline._failure(one)
+
+
 def considered(one: Tuning) -> list[Considered]:
     return [one.decider.consider(site) for site in one.found.sites]
 
@@ -130,7 +142,7 @@ def test_known_sizes(tuning: Callable[..., Tuning]) -> None:
     assert one.profiled is not None
     assert one.profiled.seconds > 0
     assert one.meter.run_s == one.profiled.seconds == one.run_s
-    assert one.notes() == []
+    assert pipeline._notes_of(one) == []
     assert [one.run_of(site).shapes for site in one.found.sites] == [((1, 2, 20),)] * 2
 
 
@@ -294,12 +306,12 @@ def test_a_model_that_the_runtime_does_not_know(tuning: Callable[..., Tuning]) -
     one = tuning(tiny.custom_operator())
     assert not one.start()
     assert one.failure is not None
-    assert one.failure.startswith("the model does not run on onnxruntime_cpu: ")
-    assert "Mystery" in one.failure
-    assert one.notes() == [one.failure]
+    assert failure(one).startswith("the model does not run on onnxruntime_cpu: ")
+    assert "Mystery" in failure(one)
+    assert pipeline._notes_of(one) == [failure(one)]
     sites = considered(one)
     one.measure(sites)
-    assert [one.of(entry).instead for entry in sites] == [f"not measured: {one.failure}"] * len(sites)
+    assert [instead(one, entry) for entry in sites] == [f"not measured: {failure(one)}"] * len(sites)
     assert one.run_of(one.found.sites[0]) == SiteRun(share=None, shapes=(), times=0)
     assert one.run_s == 0
     assert one.gain(one.found.sites[0], "im2col") is None
@@ -321,7 +333,7 @@ def test_a_model_that_fails(
         monkeypatch.setattr("dilrewrite.timing.profiling.profile", fail)
     one = tuning(conv1d())
     assert not one.start()
-    assert one.failure == "the model does not run on onnxruntime_cpu: it broke"
+    assert failure(one) == "the model does not run on onnxruntime_cpu: it broke"
     assert one.profiled is None
 
 
@@ -463,7 +475,7 @@ def test_sites_of_a_model_that_runs_with_explicit_pads(
     np.savez(tmp_path / "data.npz", **{v.name: given[v.name] for v in model.graph.input if v.name in given})
     one = tuning(model, shapes=case.shapes, inputs=tmp_path / "data.npz")
     assert one.baseline is not one.model.proto
-    assert one.start(), one.failure
+    assert one.start(), failure(one)
     found = [one.run_of(site) for site in one.found.sites]
     assert [(ran.shapes, ran.times) for ran in found] == case.ran
     assert all(ran.share is not None for ran in found)
@@ -563,13 +575,13 @@ def test_equal_sites_are_one_question(tuning: Callable[..., Tuning], asked: list
         len(sites[0].wanted),
     ]
     assert asked[0].question.site.geometry == sites[1].site.geometry, "the one that takes more time comes first"
-    numbers = [one.of(entry).details["question"] for entry in sites]
+    numbers = [one.of(entry).question for entry in sites]
     assert numbers == [2, 1, 2, 2]
     assert len(set(one.asked.values())) == len(one.answers) == 2
     assert [dict(one.of(entry).timings) for entry in sites][::2] == [
         one.answers[one.asked[sites[0].site.key]].forms
     ] * 2
-    assert all(one.of(entry).instead == "" for entry in sites)
+    assert all(instead(one, entry) == "" for entry in sites)
 
 
 def test_shares_of_equal_sites_count_together(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -638,14 +650,17 @@ def test_a_form_that_is_wrong(
     form = asked[0].forms[0]
     assert form.prove() == proof.failure
     said = one.of(entry).wrong
-    assert said == ((f"{form.strategy} is wrong: it differs", proof) if wrong else None)
+    assert said == ((form.strategy, proof) if wrong else None)
+    if wrong:
+        decision = one.decider.settle(entry, one.of(entry))
+        assert reasons.wrong(decision) == f"{entry.site.key}: {form.strategy} is wrong: it differs"
 
 
 def test_a_site_that_did_not_run(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     one = ran(tuning(chain(2, 4)), 0.0, 0.5)
     sites = considered(one)
     one.measure(sites)
-    assert one.of(sites[0]).instead == "not measured: it did not run on these inputs"
+    assert instead(one, sites[0]) == "not measured: it did not run on these inputs"
     assert len(asked) == 1
 
 
@@ -660,8 +675,9 @@ def test_a_branch_that_is_not_taken(tuning: Callable[..., Tuning], asked: list[A
     assert one.start()
     sites = considered(one)
     one.measure(sites)
-    assert one.of(sites[0]).instead == "not measured: it did not run on these inputs"
-    assert one.of(sites[0]).details == {"share": 0.0, "share_interval": (0.0, 0.0), "ran": (), "question": None}
+    assert instead(one, sites[0]) == "not measured: it did not run on these inputs"
+    assert one.of(sites[0]).run == SiteRun(share=0.0, shapes=(), times=0, interval=(0.0, 0.0))
+    assert one.of(sites[0]).question is None
     assert [question.question.site.geometry.dilations for question in asked] == [(4,)]
 
 
@@ -674,7 +690,7 @@ def test_sizes_that_nobody_knows(tuning: Callable[..., Tuning], asked: list[Aske
     one.profiled = Profiled(seconds=1.0, sites={(site.scope, site.index): unseen}, tensors={})
     (entry,) = considered(one)
     one.measure([entry])
-    assert one.of(entry).instead == "not measured: its sizes are not known"
+    assert instead(one, entry) == "not measured: its sizes are not known"
     assert asked == []
 
 
@@ -683,7 +699,7 @@ def test_sites_that_timings_do_not_decide_about(tuning: Callable[..., Tuning], a
     sites = considered(one)
     one.measure(sites)
     assert [question.question.site.geometry.dilations for question in asked] == [(4,)]
-    assert one.of(sites[0]).instead == ""
+    assert instead(one, sites[0]) == ""
     assert one.of(sites[0]).timings == {}
 
 
@@ -696,7 +712,7 @@ def test_the_only_form_is_not_timed(tuning: Callable[..., Tuning], asked: list[A
         alone = replace(entry, wanted=entry.wanted[:1])
         one.measure([alone])
         assert len(asked) == (not eliminate)
-        assert one.of(alone).instead == ("it is the only one" if eliminate else "")
+        assert instead(one, alone) == ("it is the only one" if eliminate else "")
 
 
 def test_elimination_times_its_forms_too(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -735,9 +751,9 @@ def test_sites_that_cannot_matter(
     assert timed == [sites[number].site.geometry for number in left]
     assert len(asked) == len(left)
     for number, entry in enumerate(sites):
-        said = one.of(entry).instead
+        said = instead(one, entry)
         assert said.startswith("cannot matter: ") == (number not in left)
-        assert one.of(entry).details["share"] == shares[number]
+        assert one.of(entry).run.share == shares[number]
         if number not in left:
             assert one.of(entry).timings == {}
 
@@ -754,7 +770,7 @@ def test_a_site_may_matter_as_long_as_its_share_may_be_larger(
     (entry,) = considered(one)
     one.measure([entry])
     assert len(asked) == asks
-    assert one.of(entry).instead == ("" if asks else "cannot matter: 0.40 % of the time")
+    assert instead(one, entry) == ("" if asks else "cannot matter: 0.40 % of the time")
 
 
 def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -772,7 +788,7 @@ def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: lis
         patch.setattr(Meter, "answer", slow)
         one.measure([first, second])
     assert len(asked) == 1
-    assert one.of(second).instead == "not measured: budget"
+    assert instead(one, second) == "not measured: budget"
     assert {form.outcome for form in one.of(second).timings.values()} == {Outcome.NO_TIME}
     assert one.untimed == len(second.wanted)
     assert one.measurement().needed_s == pytest.approx((5.0 + 5.0 * len(second.wanted) / len(first.wanted)) * 1.5)
@@ -782,7 +798,7 @@ def test_equal_sites_matter_together(tuning: Callable[..., Tuning], asked: list[
     one = ran(tuning(chain(2, 2, 2, 4)), 0.004, 0.004, 0.004, 0.009)
     sites = considered(one)
     one.measure(sites)
-    assert [one.of(entry).instead for entry in sites] == ["", "", "", "cannot matter: 0.90 % of the time"]
+    assert [instead(one, entry) for entry in sites] == ["", "", "", "cannot matter: 0.90 % of the time"]
     assert len(asked) == 1
 
 
@@ -798,7 +814,7 @@ def test_equal_sites_matter_together(tuning: Callable[..., Tuning], asked: list[
     ],
 )
 def test_small_shares_in_words(share: float, said: str) -> None:
-    assert tune._percent(share) == said
+    assert reasons.small(share) == said
 
 
 def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -811,7 +827,7 @@ def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Aske
     )
     (entry,) = considered(one)
     one.measure([entry])
-    assert one.of(entry).instead == "cannot matter: less than 0.01 % of the time"
+    assert instead(one, entry) == "cannot matter: less than 0.01 % of the time"
     assert asked == []
 
 
@@ -819,26 +835,30 @@ def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Aske
 
 
 def test_a_question_that_failed(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
-    reason = "the Conv alone does not run on onnxruntime_cpu: no"
-    failed = Answer(forms={"im2col": FormTiming(outcome=Outcome.NOT_MEASURED, cause=reason)}, failure=reason)
+    failed = Answer(forms={"im2col": FormTiming(outcome=Outcome.NOT_MEASURED, cause="no")}, failure="no")
     monkeypatch.setattr(Meter, "answer", lambda *_, **__: failed)
     one = ran(tuning(chain(2)), 0.5)
     (entry,) = considered(one)
     one.measure([entry])
     said = one.of(entry)
-    assert said.instead == f"not measured: {reason}"
+    reason = "not measured: the Conv alone does not run on onnxruntime_cpu: no"
+    assert instead(one, entry) == reason
+    assert reasons.untimed(said.timings["im2col"], "onnxruntime_cpu") == reason
     assert said.timings == failed.forms
 
 
 def test_before_anything_is_measured(tuning: Callable[..., Tuning]) -> None:
     one = tuning(chain(2, 4), only="conv1")
     first, second = considered(one)
-    assert one.of(first).instead == "", "it is not for timings to decide"
-    assert one.of(second).instead == "not measured: budget"
-    assert one.of(second).details == {"share": None, "share_interval": None, "ran": (), "question": None}
-    one.failure = "it does not run"
-    assert one.of(second).instead == "not measured: it does not run"
-    assert one.of(second, "the whole model was slower").keep == "the whole model was slower"
+    assert instead(one, first) == "", "it is not for timings to decide"
+    assert instead(one, second) == "not measured: budget"
+    assert (one.of(second).run, one.of(second).question) == (UNSEEN, None)
+    one.failure = Why(reason=Reason.NO_DATA, said="it does not run")
+    assert instead(one, second) == "not measured: it does not run"
+    measured = SiteMeasurement(timings={second.wanted[0].strategy: won(0.5)})
+    assert one.decider.settle(second, measured).fragment is not None
+    slower = Why(reason=Reason.NOT_CONFIRMED, strategy="im2col", said="too large")
+    assert one.decider.settle(second, measured, slower).why == slower
 
 
 # -- gains ---------------------------------------------------------------------------------------------------------
@@ -932,7 +952,7 @@ def confirming(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Confirming
             seen.append(Confirming(tuple(groups), digest, run_s, made))
             final = compared(0.8) if accepted else None
             attempts = tuple(Attempt(groups=some, timing=compared(1 - 0.1 * len(some))) for some in tried)
-            return Confirmed(groups=accepted, attempts=attempts, final=final, reason="" if accepted else "no")
+            return Confirmed(groups=accepted, attempts=attempts, final=final)
 
         monkeypatch.setattr(Meter, "confirm", confirm)
         return seen
@@ -1007,7 +1027,7 @@ def test_a_version_that_stands_in_any_case(tuning: Callable[..., Tuning], monkey
     one.compare(one.model.proto, ["main/c0"])
     assert one.final == compared(1.3)
     assert [attempt.sites for attempt in one.attempts] == [("main/c0",)]
-    assert one.notes() == []
+    assert pipeline._notes_of(one) == []
 
 
 @pytest.mark.parametrize("kind", [CannotLoad, CannotRun, Crashed, TimedOut])
@@ -1018,7 +1038,7 @@ def test_a_version_that_cannot_be_timed(
     one = ran(tuning(chain(2)), 0.5)
     one.compare(one.model.proto, ["main/c0"])
     assert one.final is None
-    assert one.notes() == ["the whole models were not timed: it broke"]
+    assert pipeline._notes_of(one) == ["the whole models were not timed: it broke"]
 
 
 def test_against_another_model(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1071,14 +1091,14 @@ def test_a_plan(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) 
         assert plan.final is None
         for entry in sites:
             said = one.of(entry)
-            assert said.instead == f"would be measured: {len(entry.wanted)} forms"
+            assert instead(one, entry) == f"would be measured: {len(entry.wanted)} forms"
             assert {timing.outcome for timing in said.timings.values()} == {Outcome.PLANNED}
             assert list(said.timings) == [candidate.strategy for candidate in entry.wanted]
     assert estimates[0] == estimates[1] < estimates[2] <= 60
     one = tuning(chain(2, 4), only="conv1")
     sites = considered(one)
     one.planned(sites)
-    assert one.of(sites[0]).instead == ""
+    assert instead(one, sites[0]) == ""
 
 
 def test_what_the_report_says(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1114,10 +1134,10 @@ def test_notes_in_order(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     one = tuning(conv1d(length=None))
     one.meter.cache = Cache.open(tmp_path / "cache.sqlite")
     assert one.start()
-    one.failure = "the whole models were not timed: no"
-    cache, failure = one.notes()
+    one.failure = Why(reason=Reason.WHOLE_FAILED, said="no")
+    cache, told = pipeline._notes_of(one)
     assert "cache.sqlite" in cache
-    assert failure == one.failure
+    assert told == "the whole models were not timed: no"
 
 
 def test_sequences_have_no_shape(tuning: Callable[..., Tuning]) -> None:
@@ -1205,7 +1225,7 @@ def test_a_model_from_the_start_to_the_report(tuning: Callable[..., Tuning]) -> 
         one.measure(sites)
         for entry in sites:
             said = one.of(entry)
-            if said.instead:
+            if said.why is not None:
                 continue
             assert set(said.timings) == {candidate.strategy for candidate in entry.wanted}
             assert any(timing.timing is not None for timing in said.timings.values())

@@ -15,6 +15,7 @@ import dilrewrite
 from dilrewrite.choice import choose
 from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.strategies import SKIP_PADDING, plan, strategies, with_max_dilation
+from dilrewrite.reports import reasons
 from dilrewrite.sites.find import Site, find
 from dilrewrite.splice.substitute import rewrite
 from tests import models_for_tests as tiny
@@ -83,14 +84,14 @@ def candidates(model: ModelProto) -> dict[str, choose.Candidate]:
 
 def test_with_constant_weights_dead_taps_go() -> None:
     found = candidates(dead_taps(constant=True))
-    assert {name: found[name].holds_for for name in SKIP_PADDING} == dict.fromkeys(SKIP_PADDING, "")
+    assert {name: found[name].holds_for for name in SKIP_PADDING} == dict.fromkeys(SKIP_PADDING, ())
     assert {core.kernel for core in found["space_to_batch"].fragment.core if isinstance(core, CoreConv)} == {(1, 1)}
 
 
 def test_with_weights_of_run_time_forms_that_leave_out_padding_say_so_and_come_last() -> None:
     found = candidates(dead_taps())
     for name in SKIP_PADDING:
-        assert found[name].holds_for == "finite weights, which are not constant here"
+        assert reasons.conditions(found[name].holds_for) == "finite weights, which are not constant here"
     assert {core.kernel for core in found["space_to_batch"].fragment.core if isinstance(core, CoreConv)} == {(3, 3)}
     assert not SKIP_PADDING & {c.strategy for c in choose.worth_timing(list(found.values()))}
     order = [c.strategy for c in choose.without_dilation(sorted(found.values(), key=lambda c: c.order), 1)]
@@ -100,7 +101,7 @@ def test_with_weights_of_run_time_forms_that_leave_out_padding_say_so_and_come_l
 
 
 def test_without_padding_nothing_is_left_out() -> None:
-    assert candidates(dead_taps(pads=0))["tap_sum"].holds_for == ""
+    assert candidates(dead_taps(pads=0))["tap_sum"].holds_for == ()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""Every reason has words, and no word is more than that: nothing is looked up, kept or decided by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dilrewrite
+from dilrewrite.choice.reason import Condition, Reason, Why
+from dilrewrite.forms.strategies import Refusal
+from dilrewrite.reports import reasons
+from dilrewrite.timing import measure
+from dilrewrite.timing.outcome import FormTiming, Outcome
+from dilrewrite.timing.stopwatch import Comparison
+from tests import models_for_tests as tiny
+from tests.choice.test_choose import timed
+
+FORM = FormTiming(outcome=Outcome.CRASHED, cause="it broke")
+
+
+def compared(ratio: float) -> Comparison:
+    """A comparison that gave this ratio, give or take a hundredth."""
+    comparison: Comparison = timed(ratio).timing
+    return comparison
+
+
+def filled(reason: Reason) -> Why:
+    """A reason with all facts that there may be."""
+    return Why(
+        reason=reason,
+        strategy="im2col",
+        timing=compared(0.75),
+        whole=compared(1.25),
+        number=3,
+        total=7,
+        share=0.002,
+        said="a runtime's words",
+        forms=(FORM,),
+        refusals=(Refusal("tap_sum", "not today"),),
+        because=Why(reason=Reason.BUDGET),
+    )
+
+
+def test_every_reason_has_its_own_words() -> None:
+    told = {reason: reasons.why(filled(reason), "cpu") for reason in Reason}
+    said = {reason for reason, words in told.items() if words == "a runtime's words"}
+    assert said == {Reason.TOO_NEW, Reason.NO_QUESTION, Reason.NO_DATA}
+    others = [words for reason, words in told.items() if reason not in said]
+    assert all(others)
+    assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        (Why(reason=Reason.NOT_CONFIRMED, strategy="lift", said="too large"), "won here, but the whole model failed: "),
+        (
+            Why(reason=Reason.NOT_CONFIRMED, strategy="lift", timing=compared(0.75), whole=compared(1.25)),
+            "takes 0.75x (0.74 to 0.76) of the time here, but the whole model is not faster with it beyond noise; "
+            "it takes 1.25x (1.24 to 1.26)",
+        ),
+        (Why(reason=Reason.NOT_MEASURED), "not measured"),
+        (Why(reason=Reason.PLANNED, number=1), "would be measured: 1 form"),
+        (Why(reason=Reason.CANNOT_MATTER, share=0.004), "cannot matter: 0.40 % of the time"),
+    ],
+)
+def test_figures(why: Why, words: str) -> None:
+    assert words in reasons.why(why)
+
+
+def test_every_outcome_and_condition_has_words() -> None:
+    assert set(reasons.OUTCOMES) == set(Outcome)
+    assert set(reasons.CONDITIONS) == set(Condition)
+    assert reasons.untimed(FORM) == "failed: it broke"
+
+
+def optimized(path: Path, folder: Path, name: str) -> Any:
+    return dilrewrite.optimize(
+        path, folder / name, budget_s=10, cache=folder / "timings.sqlite", strategy=None, report=folder / f"{name}.r"
+    )
+
+
+@pytest.mark.measures
+def test_other_words_miss_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they change what is decided; only what is read."""
+    tiny.in_process(monkeypatch)
+    for name, seconds in (("FEWEST_S", 0.02), ("MOST_S", 0.1), ("OVERHEAD_S", 0.05)):
+        monkeypatch.setattr(measure, name, seconds)
+    monkeypatch.setattr(measure, "lasting", lambda _: True)  # on a busy machine no timing is quiet
+    path = tiny.save(tiny.conv1d(length=64), tmp_path / "m.onnx")
+    first = optimized(path, tmp_path, "one.onnx")
+    for table in ("OUTCOMES", "PLAIN", "CONDITIONS"):
+        monkeypatch.setattr(reasons, table, dict.fromkeys(getattr(reasons, table), "other words"))
+    for name in ("times", "between", "small", "cause"):
+        monkeypatch.setattr(reasons, name, lambda *_: "other words")
+    second = optimized(path, tmp_path, "two.onnx")
+    assert (second.measurement.measured, second.measurement.recalled) == (0, first.measurement.measured)
+    assert first.measurement.measured > 0
+    assert [site.strategy for site in second.sites] == [site.strategy for site in first.sites]
+    assert [site.reason for site in second.sites] != [site.reason for site in first.sites]
