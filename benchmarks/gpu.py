@@ -16,6 +16,7 @@ import datetime
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import sys
@@ -56,10 +57,11 @@ from dilrewrite.runtimes import (
     TimedBackend,
     TimedOut,
     backends,
+    profiled,
     timed_backends,
 )
 from dilrewrite.runtimes._nvidia import driver_version
-from dilrewrite.runtimes._worker import _Child, isolated_profile
+from dilrewrite.runtimes._worker import _Child
 from dilrewrite.sites.find import Found, find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.timing import neighbourhood
@@ -288,8 +290,8 @@ class Sessions:
         if self._child is None:
             self._child = _Child(options.timeout_s)
         try:
-            self._child.ask("open", self.backend.name, Runnable(model=proto.SerializeToString()), options)
-            found: dict[str, Array] = self._child.ask("run", dict(feeds), None)
+            self._child.ask("load", pickle.dumps(self.backend), Runnable(model=proto.SerializeToString()), options)
+            found: dict[str, Array] = self._child.ask("infer", dict(feeds), None)
         except (Crashed, TimedOut):
             self.close()
             raise
@@ -603,7 +605,7 @@ def placements(backend: TimedBackend) -> Iterator[Task]:
                 runnable = Runnable(model=one.proto.SerializeToString())
                 options = Options(timeout_s=120, isolated=False)
                 try:
-                    found = isolated_profile(backend.name, runnable, options, feeds, 1)
+                    found = profiled(backend, runnable, options, feeds, 1)
                 except FAILURES as error:
                     rows.append({"form": one.name, "not_run": str(error), "failed": True})
                     continue

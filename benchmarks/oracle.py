@@ -28,7 +28,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.options import OptimizeOptions
-from dilrewrite.runtimes import timed_backend
+from dilrewrite.runtimes import artifact, timed_backend
 from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.timing.stopwatch import Comparison
@@ -94,7 +94,7 @@ def _compare(tuning: Any, before: ModelProto, after: ModelProto, slice_s: float)
     watch = tuning.meter._watch(float("inf"))
     runnables = {"before": tuning.after(before)[0], "twin": tuning.after(before)[0], "after": tuning.after(after)[0]}
     for key, runnable in runnables.items():
-        worker.add(key, runnable, tuning.feeds)
+        worker.add(key, artifact(runnable), tuning.feeds)
     noise, mode = watch.noise("before", "twin", slice_s)
     found: Comparison = watch.compare("before", "after", slice_s, noise=noise, mode=mode, rounds=3)
     return found

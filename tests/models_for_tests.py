@@ -543,10 +543,6 @@ def run(path: Path, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.n
 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run whole models in this process: a child each takes most of a test's time, and is tested elsewhere."""
-    from dilrewrite.runtimes import onnxruntime_cpu
+    from dilrewrite.runtimes import TimedBackend
 
-    monkeypatch.setattr(
-        onnxruntime_cpu,
-        "IsolatedSession",
-        lambda name, runnable, options: onnxruntime_cpu.InProcess(runnable, options),  # noqa: ARG005
-    )
+    monkeypatch.setattr(TimedBackend, "session", lambda self, runnable, options: self.loaded(runnable, options))

@@ -34,6 +34,7 @@ from dilrewrite.runtimes import (
     Session,
     TimedOut,
     backends,
+    profiled,
     timed_backends,
 )
 from dilrewrite.sites.find import Found, Site, find, too_new
@@ -178,10 +179,8 @@ class Tuning:
 
     def _convolved(self, case: Case) -> set[tuple[int, ...]]:
         """Return the spatial extents that convolutions run on."""
-        from dilrewrite.runtimes._worker import isolated_profile
-
         options = replace(self.meter.options, optimize=False)
-        profile = isolated_profile("onnxruntime_cpu", self.before(), options, case.feeds, 1)
+        profile = profiled(timed_backends()["onnxruntime_cpu"], self.before(), options, case.feeds, 1)
         return {run.inputs[0][2:] for run in profile.nodes if run.op in CONVOLVES and run.inputs and run.inputs[0]}
 
     def _baseline_sites(self) -> list[Site]:
@@ -439,11 +438,9 @@ class Tuning:
         backend = self.meter.backend
         if not backend.tells_layers or self.failure is not None:
             return
-        from dilrewrite.runtimes._worker import isolated_profile
-
         try:
             found = [
-                isolated_profile(backend.name, runnable, self.meter.options, self.feeds, LAYER_RUNS)
+                profiled(backend, runnable, self.meter.options, self.feeds, LAYER_RUNS)
                 for runnable in (self.before(), self.after(proto)[0])
             ]
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:

@@ -45,6 +45,7 @@ from dilrewrite.runtimes import (
     TimedOut,
     backend,
     backends,
+    profiled,
     timed_backend,
 )
 from dilrewrite.sites.find import Found, Site, Skipped, find
@@ -728,15 +729,13 @@ class Exports:
 
     def write(self, meter: Meter, runnables: Sequence[Runnable], feeds: Mapping[str, Array]) -> None:
         """Write what was asked for; the profile is made now, in a pass of its own."""
-        from dilrewrite.runtimes._worker import isolated_profile
-
         with Staging(force=True) as staging:
             for number, runnable in enumerate(runnables):
                 if self.times is not None:
                     runs = [{"computeMs": seconds * 1e3} for seconds in meter.samples[number]]
                     staging.add_text(_other(self.times, number), json.dumps(runs, indent=1) + "\n")
                 if self.profile is not None:
-                    found = isolated_profile(meter.backend.name, runnable, meter.options, feeds, PROFILE_RUNS)
+                    found = profiled(meter.backend, runnable, meter.options, feeds, PROFILE_RUNS)
                     staging.add_text(_other(self.profile, number), json.dumps(_layers(found), indent=1) + "\n")
             staging.commit()
 

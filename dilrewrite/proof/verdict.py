@@ -350,8 +350,8 @@ class _Hurried:
         def load() -> Session:
             from dilrewrite.runtimes._worker import IsolatedSession
 
-            if backends().get(self.name) is self.backend:  # a child finds a backend by its name
-                return IsolatedSession(self.name, runnable, options)
+            if backends().get(self.name) is self.backend:  # one that a child can be given
+                return IsolatedSession(self.backend, runnable, options)
             return self.backend.session(runnable, options)
 
         return _HurriedSession(self.clock(load), self.clock)

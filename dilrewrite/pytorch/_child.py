@@ -90,10 +90,7 @@ def answer(configuration: Configuration, name: str, direction: str, setting: Set
     }
     bench = TorchBench(probes, (direction,), setting.steps)
     watch = Stopwatch(bench, pace=Pace(pairs=setting.repeats, warm_s=setting.warmup))
-    try:
-        found["comparison"] = dataclasses.asdict(watch.compare("native", "own", setting.seconds))
-    finally:
-        bench.close()
+    found["comparison"] = dataclasses.asdict(watch.compare("native", "own", setting.seconds))
     return found
 
 

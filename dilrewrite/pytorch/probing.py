@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from dilrewrite.runtimes import Array, Runnable
+from dilrewrite.runtimes import Opened, warmed
 from dilrewrite.timing.stopwatch import HOPELESS, MIN_PAIRS, Comparison, Noise, Stopwatch
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _loss(result: Any) -> Any:
 
 @final
 class TorchBench:
-    """A `Bench` over works in this process; its clock is the GPU's where they run on one.
+    """A stopwatch's bench of works in this process; its clock is the GPU's where they run on one.
 
     `steps`: how often a work is done in a run, of which the mean counts.
     """
@@ -186,25 +186,16 @@ class TorchBench:
         self._passes = passes
         self._works: dict[str, Work] = {}
 
-    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
-        """Refuse: probes are given when it is made."""
-        raise NotImplementedError
+    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
+        """Make the tensors of these probes and of no others, and warm each up."""
+        self.shut()
+        for key in keys:
+            self._works[key] = self._probes[key].make(self._passes)
 
-    def drop(self, key: str) -> None:
-        """Forget a probe."""
-        self.shut(key)
-        self._probes.pop(key, None)
+        def repeat(key: str, times: int) -> list[float]:
+            return self.run([key] * times)
 
-    def open(self, key: str) -> None:
-        """Make a probe's tensors."""
-        self.shut(key)
-        self._works[key] = self._probes[key].make(self._passes)
-
-    def shut(self, key: str) -> None:
-        """Free a probe's tensors."""
-        work = self._works.pop(key, None)
-        if work is not None and work.close is not None:
-            work.close()
+        return [Opened(run_s=warmed(functools.partial(repeat, key), warm_s, runs)) for key in keys]
 
     def run(self, order: Sequence[str]) -> list[float]:
         """Return the seconds of each run."""
@@ -222,14 +213,12 @@ class TorchBench:
                 gc.enable()
         return seconds
 
-    def warnings(self) -> tuple[str, ...]:
-        """Return nothing."""
-        return ()
-
-    def close(self) -> None:
-        """Free all."""
-        for key in list(self._works):
-            self.shut(key)
+    def shut(self) -> None:
+        """Free all tensors."""
+        while self._works:
+            work = self._works.popitem()[1]
+            if work.close is not None:
+                work.close()
 
 
 def timed(run: Callable[[], None], device: str, steps: int = 1) -> float:
@@ -275,13 +264,9 @@ def step_timings(
             "first", "second", seconds, noise=noise, hopeless=HOPELESS if prune and not whole else float("inf")
         )
     finally:
-        bench.close()
+        bench.shut()
 
 
 def _once(bench: TorchBench, key: str) -> float:
     """Return the seconds of one run, after a first one."""
-    bench.open(key)
-    try:
-        return bench.run([key, key])[-1]
-    finally:
-        bench.shut(key)
+    return bench.open([key], runs=2)[0].run_s

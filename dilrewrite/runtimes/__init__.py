@@ -1,20 +1,24 @@
 """What a runtime must offer to be measured and to prove with. One file per runtime; this file loads none of them.
 
-A backend is a module of this folder that defines `BACKEND`. It makes a `Session` of a `Runnable`. The exceptions here
-are what a runtime says about one model; whether that is an error or only a recorded reason is for the caller to decide.
+A backend is a module of this folder that defines `BACKEND`. It makes a `Session` of a `Runnable`, and is timed on a
+`Bench`. The exceptions here are what a runtime says about one model; whether that is an error or only a recorded reason
+is for the caller to decide.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 from numpy.typing import NDArray
 
+from dilrewrite import machine
 from dilrewrite.discover import discover
 from dilrewrite.errors import MissingError, UsageError
 
@@ -171,6 +175,11 @@ class Profile:
 class Runner(Protocol):
     """A loaded model bound to its inputs, in this process."""
 
+    @property
+    def first_s(self) -> float | None:
+        """Return the seconds until its first run was done, where the runtime tells what it compiles."""
+        ...
+
     def run(self) -> float | None:
         """Run once and wait for the end; return the seconds where the runtime knows better than a clock around it.
 
@@ -183,13 +192,76 @@ class Runner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """What a bench runs: a model, or what a runtime made of it. `digest` names its content.
+
+    `held` is how this host holds it, which is for a bench of this host alone; one elsewhere is sent the `content`.
+    """
+
+    held: Runnable
+    digest: str
+
+    def content(self) -> tuple[bytes, dict[str, bytes]]:
+        """Return the model and its external data by location. Raises OSError."""
+        import onnx
+        from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+        path, folder = self.held.model, self.held.folder
+        if isinstance(path, Path):
+            model, folder = path.read_bytes(), path.parent
+        else:
+            model = path
+        if folder is None:
+            return model, {}
+        tensors = onnx.load_model_from_string(model).graph.initializer
+        places = {str(ExternalDataInfo(tensor).location) for tensor in tensors if uses_external_data(tensor)}
+        return model, {place: (folder / place).read_bytes() for place in sorted(places)}
+
+
+def artifact(runnable: Runnable) -> Artifact:
+    """Return a model as it is. A file is known by its place, size and time of change."""
+    text = hashlib.sha256(str(runnable.folder).encode())
+    if isinstance(runnable.model, Path):
+        status = runnable.model.stat() if runnable.model.is_file() else None
+        text.update(f"{runnable.model.absolute()} {status and (status.st_size, status.st_mtime_ns)}".encode())
+    else:
+        text.update(runnable.model)
+    return Artifact(held=runnable, digest=text.hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A model that was loaded: seconds of its last run of warming up, and until its first run was done, where told."""
+
+    run_s: float
+    first_s: float | None = None
+
+
+def warmed(
+    run: Callable[[int], Sequence[float]], warm_s: float, runs: int, clock: Callable[[], float] = time.monotonic
+) -> float:
+    """Warm a model up, `runs` times and for `warm_s` seconds at least; return the seconds of its last run.
+
+    `run` runs it so many times. A run of more than a second is the only one, but for `warm_s`. Without runs it is 0.
+    """
+    until, seconds = clock() + warm_s, 0.0
+    for _ in range(runs):
+        if seconds > 1:
+            break
+        (seconds,) = run(1)
+    while clock() < until:
+        seconds = min(run(8))
+    return seconds
+
+
 class Bench(Protocol):
-    """Several models on one runtime in a process of their own, run in the order asked for, each run timed.
+    """Several models on one runtime, where the clock is read too: each method is one message to it.
 
     Raises CannotLoad, CannotRun, Crashed and TimedOut; after the last two it is of no use.
     """
 
-    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
+    def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
         """Keep a model and its inputs under `key`; replaces what was there."""
         ...
 
@@ -197,16 +269,20 @@ class Bench(Protocol):
         """Forget a model; nothing happens when there is none."""
         ...
 
-    def open(self, key: str) -> float | None:
-        """Load a model; return the seconds until its first run was done, where the runtime tells what it compiles."""
+    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
+        """Load these models in this order, and free all others; then warm each up as `warmed` does."""
         ...
 
-    def shut(self, key: str) -> None:
-        """Free a loaded model; nothing happens when it is not loaded."""
+    def shut(self) -> None:
+        """Free all loaded models; nothing happens after a crash."""
         ...
 
     def run(self, order: Sequence[str]) -> list[float]:
         """Run loaded models by key, one after the other; return the seconds of each run."""
+        ...
+
+    def profile(self, key: str, runs: int) -> Profile:
+        """Load a model apart, run it once to warm up and then `runs` times (0: the profile is of that one run)."""
         ...
 
     def warnings(self) -> tuple[str, ...]:
@@ -214,70 +290,97 @@ class Bench(Protocol):
         ...
 
     def close(self) -> None:
-        """End the process; a second call does nothing."""
+        """End it; a second call does nothing."""
         ...
 
 
-class TimedBackend(Backend, Protocol):
-    """A runtime that forms are timed on."""
+class TimedBackend:
+    """A runtime that forms are timed on: the base of a frozen dataclass, with what most runtimes have in common.
 
-    @property
-    def rank(self) -> int:
-        """Return its place in the order in which `auto` asks: the highest that is ready is taken, none below 0."""
-        ...
+    `rank`: its place in the order in which `auto` asks; the highest that is ready is taken, none below 0. `doubts`: the
+    regular expression of log lines that make timings doubtful. `layout_ranks`: the numbers of spatial axes of the Convs
+    that it runs in a layout of its own, not in N, C, extents. `source`: "measured"; times of anything else reach no
+    report. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of an engine's layers, to be
+    compared with those of another engine. `trial`: the backend that looks for inputs that a model runs on; `None`: this
+    one.
+    """
 
-    @property
-    def source(self) -> str:
-        """Return "measured"; times of anything else reach no report."""
-        ...
+    __slots__ = ()
 
-    @property
-    def pace(self) -> Pace:
-        """Return how long it is timed at least."""
-        ...
+    name: ClassVar[str]
+    rank: ClassVar[int] = -100
+    doubts: ClassVar[str] = ""
+    layout_ranks: ClassVar[frozenset[int]] = frozenset()
+    source: ClassVar[str] = "measured"
+    pace: ClassVar[Pace] = Pace()
+    tells_layers: ClassVar[bool] = False
+    trial: ClassVar[str | None] = "onnxruntime_cpu"
 
-    @property
-    def tells_layers(self) -> bool:
-        """Say whether `profile` is of an engine's layers, to be compared with those of another engine."""
-        ...
+    def conflict(self) -> str | None:
+        """Return None, or what is installed twice and the commands that mend it."""
+        return None
 
-    @property
-    def trial(self) -> str | None:
-        """Return the backend that looks for inputs that a model runs on; `None`: this one."""
-        ...
+    def missing(self) -> str | None:
+        """Return None when the runtime is ready, else what is missing and the command that installs it."""
+        raise NotImplementedError
 
-    @property
-    def layout_ranks(self) -> frozenset[int]:
-        """Return the numbers of spatial axes of the Convs that it runs in a layout of its own, not in N, C, extents."""
-        ...
-
-    @property
-    def doubts(self) -> str:
-        """Return the regular expression of log lines that make timings doubtful; empty when there are none."""
-        ...
+    def versions(self) -> dict[str, str]:
+        """Return what the timings and results depend on: {package: version}. Loads the runtime."""
+        raise NotImplementedError
 
     def device(self) -> str:
-        """Return the device that it runs on, in words."""
-        ...
+        """Return the device that it runs on, in words: unless told otherwise, the processor and the cores to use."""
+        count = machine.cores()
+        return f"{machine.processor()}, {count} core{'s' if count > 1 else ''}"
 
     def state(self) -> dict[str, float]:
         """Return the device's clocks, power and temperature as they are now; empty where nothing tells them."""
-        ...
+        return {}
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the settings that timings depend on, as they are set, by the runtime's own names."""
-        ...
+        return {"threads": "default" if options.threads is None else str(options.threads)}
+
+    def session(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model, in a child process when `options.isolated`. Raises CannotLoad, Crashed and TimedOut."""
+        if not options.isolated:
+            return self.loaded(runnable, options)
+        from dilrewrite.runtimes._worker import IsolatedSession
+
+        return IsolatedSession(self, runnable, options)
+
+    def loaded(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model in this process. Raises CannotLoad."""
+        raise NotImplementedError
+
+    def bench(self, options: Options) -> Bench:
+        """Return where it is timed: unless told otherwise, a process of this host that may crash."""
+        from dilrewrite.runtimes._worker import IsolatedBench
+
+        return IsolatedBench(self, options)
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model in this process and bind its inputs. Raises CannotLoad and CannotRun."""
-        ...
+        raise NotImplementedError
 
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run a model in this process, once to warm up and then `runs` times (0: the profile is of that one run).
 
         Raises CannotLoad and CannotRun.
         """
-        ...
+        raise NotImplementedError
+
+
+def profiled(
+    backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
+) -> Profile:
+    """Return the profile of a model on a bench of its own. Raises what a `Bench` does."""
+    bench = backend.bench(options)
+    try:
+        bench.add("model", artifact(runnable), feeds)
+        return bench.profile("model", runs)
+    finally:
+        bench.close()
 
 
 MEASURED = "measured"
@@ -325,7 +428,7 @@ def backend(name: str) -> Backend:
 
 def timed_backends() -> dict[str, TimedBackend]:
     """Return the backends that forms are timed on, the one that `auto` prefers first."""
-    timed = {name: cast("TimedBackend", found) for name, found in backends().items() if hasattr(found, "rank")}
+    timed = {name: found for name, found in backends().items() if isinstance(found, TimedBackend)}
     return dict(sorted(timed.items(), key=lambda item: -item[1].rank))
 
 
@@ -338,7 +441,11 @@ def timed_backend(name: str) -> TimedBackend:
     if name == "auto":
         asked = [found for found in known.values() if found.rank >= 0]
         ready = next((found for found in asked if found.missing() is None), None)
-        return ready if ready is not None else cast("TimedBackend", backend(asked[-1].name))
+        if ready is not None:
+            return ready
+        name = asked[-1].name
     if name in backends() and name not in known:
         raise UsageError(f"backend {name} times nothing", hint=f"choose one of auto, {', '.join(known)}")
-    return cast("TimedBackend", backend(name))
+    found = backend(name)
+    assert isinstance(found, TimedBackend)
+    return found

@@ -304,6 +304,7 @@ class BoundRunner:
         profile: str = "",
     ) -> None:
         severity = 2 if device != "cpu" else 4
+        self.first_s: float | None = None
         self._session: Any = _load(runnable, options, providers, severity=severity, profile=profile)
         self._failures = _failures()
         self._feeds: dict[str, Array] | None = None

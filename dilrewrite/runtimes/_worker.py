@@ -10,8 +10,8 @@ count, lengths, pickle, memory of each array.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
-import importlib
 import os
 import pickle
 import re
@@ -28,17 +28,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast, final
+from typing import IO, Any, Self, final
 
 import numpy as np
 
 from dilrewrite.runtimes import (
     Array,
+    Artifact,
     Backend,
     CannotLoad,
     CannotRun,
     Crashed,
     Io,
+    Opened,
     Options,
     Profile,
     Runnable,
@@ -46,6 +48,7 @@ from dilrewrite.runtimes import (
     Session,
     TimedBackend,
     TimedOut,
+    warmed,
 )
 
 _READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
@@ -88,17 +91,20 @@ def _exactly(stream: IO[bytes], length: int) -> bytearray:
 
 
 class _Child:
-    """A child process that answers requests, seen from the parent. `folder`: where its temporary files go."""
+    """A child process that answers requests, seen from the parent. It starts in an empty folder of its own.
 
-    def __init__(self, timeout_s: float | None, folder: str | None = None) -> None:
+    Its temporary files lie there too, and are gone afterwards even when it crashed.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
         self.timeout_s = timeout_s
         self._late = False
         self._greeted = False
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(entry).absolute()) for entry in sys.path))
-        if folder is not None:
-            environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder))
+        folder = tempfile.TemporaryDirectory(prefix="dilrewrite-", ignore_cleanup_errors=True)
+        environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder.name))
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__],
@@ -107,11 +113,13 @@ class _Child:
                 stderr=self._noise,
                 bufsize=0,  # nothing is left to be flushed into the pipe of a child that hangs
                 env=environment,
+                cwd=folder.name,
             )
         except BaseException:
             self._noise.close()
+            folder.cleanup()
             raise
-        self._end = weakref.finalize(self, _end, self.process, self._noise)
+        self._end = weakref.finalize(self, _end, self.process, self._noise, folder)
 
     def close(self) -> None:
         """End the child."""
@@ -208,15 +216,15 @@ def _plain(feeds: Mapping[str, Array]) -> dict[str, Any]:
 
 @final
 class IsolatedSession:
-    """The parent's end: a session of the backend `name` in a child process."""
+    """The parent's end: a session of a backend in a child process."""
 
     inputs: tuple[Io, ...]
     outputs: tuple[Io, ...]
 
-    def __init__(self, name: str, runnable: Runnable, options: Options) -> None:
+    def __init__(self, backend: Backend, runnable: Runnable, options: Options) -> None:
         self._child = _Child(options.timeout_s)
         try:
-            self.inputs, self.outputs = self._child.ask("open", name, *_anywhere(runnable, options))
+            self.inputs, self.outputs = self._child.ask("load", pickle.dumps(backend), *_anywhere(runnable, options))
         except BaseException:
             self.close()
             raise
@@ -228,7 +236,7 @@ class IsolatedSession:
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the named outputs (None: all)."""
-        result: dict[str, Array] = self._child.ask("run", _plain(feeds), None if outputs is None else list(outputs))
+        result: dict[str, Array] = self._child.ask("infer", _plain(feeds), None if outputs is None else list(outputs))
         return result
 
     def peak_bytes(self) -> int | None:
@@ -254,40 +262,50 @@ class IsolatedSession:
 
 @final
 class IsolatedBench:
-    """The parent's end of a `Bench`: the backend `name` in a child process, where the clock is read too."""
+    """The parent's end of a `Bench`: a backend in a child process of this host."""
 
-    def __init__(self, name: str, options: Options, doubts: str = "") -> None:
+    def __init__(self, backend: TimedBackend, options: Options) -> None:
         self._options = options
-        self._doubts = doubts
+        self._doubts = backend.doubts
+        self._held: dict[str, tuple[str, Mapping[str, Array]]] = {}
         self._child = _Child(options.timeout_s)
         try:
-            self._child.ask("bench", name)
+            self._child.ask("bench", pickle.dumps(backend))
         except BaseException:
             self.close()
             raise
 
-    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
-        """Send a model and its inputs to the child."""
-        self._child.ask("add", key, *_anywhere(runnable, self._options), _plain(feeds))
+    def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
+        """Send a model and its inputs to the child, unless it has just them."""
+        held = self._held.get(key)
+        if held is None or held[0] != artifact.digest or held[1] is not feeds:
+            self._child.ask("add", key, *_anywhere(artifact.held, self._options), _plain(feeds))
+            self._held[key] = artifact.digest, feeds
 
     def drop(self, key: str) -> None:
         """Forget a model."""
-        self._child.ask("drop", key)
+        if self._held.pop(key, None) is not None:
+            self._child.ask("drop", key)
 
-    def open(self, key: str) -> float | None:
-        """Load a model."""
-        first_s: float | None = self._child.ask("start", key)
-        return first_s
+    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
+        """Load models and warm them up."""
+        opened: list[Opened] = self._child.ask("open", list(keys), warm_s, runs)
+        return opened
 
-    def shut(self, key: str) -> None:
-        """Free a loaded model; a dead child has freed it."""
+    def shut(self) -> None:
+        """Free all loaded models; a dead child has freed them."""
         with contextlib.suppress(Crashed, TimedOut):
-            self._child.ask("stop", key)
+            self._child.ask("shut")
 
     def run(self, order: Sequence[str]) -> list[float]:
         """Return the seconds of each run."""
-        seconds: list[float] = self._child.ask("time", list(order))
+        seconds: list[float] = self._child.ask("run", list(order))
         return seconds
+
+    def profile(self, key: str, runs: int) -> Profile:
+        """Return what the backend's `profile` returns."""
+        profile: Profile = self._child.ask("profile", key, runs)
+        return profile
 
     def warnings(self) -> tuple[str, ...]:
         """Return the log lines that make timings doubtful."""
@@ -301,21 +319,7 @@ class IsolatedBench:
         self._child.close()
 
 
-def isolated_profile(name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
-    """Return what `profile` of the backend `name` returns, made in a child process.
-
-    Its temporary files lie in a folder of this process, which is gone afterwards even when the child crashed.
-    """
-    with tempfile.TemporaryDirectory(prefix="dilrewrite-", ignore_cleanup_errors=True) as folder:
-        child = _Child(options.timeout_s, folder)
-        try:
-            found: Profile = child.ask("profile", name, *_anywhere(runnable, options), _plain(feeds), runs)
-        finally:
-            child.close()
-    return found
-
-
-def _end(process: subprocess.Popen[bytes], noise: IO[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], noise: IO[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
     """Close the pipe, on which the child leaves, and kill it when it is busy."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -328,6 +332,7 @@ def _end(process: subprocess.Popen[bytes], noise: IO[bytes]) -> None:
         process.wait()
     process.stdout.close()
     noise.close()
+    folder.cleanup()
 
 
 def main() -> None:
@@ -359,13 +364,13 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
         del arguments, answer  # not kept until the next request
 
 
-def _loaded(name: str) -> Backend:
+def _loaded(pickled: bytes) -> Any:
     """Return a backend whose runtime is loaded: its own memory does not count as a model's."""
-    backend: Backend = importlib.import_module(f"dilrewrite.runtimes.{name}").BACKEND
+    backend = pickle.loads(pickled)
     try:
         backend.versions()
     except (ImportError, OSError) as error:
-        raise CannotLoad(f"{name} cannot be imported: {' '.join(str(error).split())}") from error
+        raise CannotLoad(f"{backend.name} cannot be imported: {' '.join(str(error).split())}") from error
     return backend
 
 
@@ -379,13 +384,13 @@ class _Server:
         self.models: dict[str, tuple[Runnable, Options, Mapping[str, Array]]] = {}
         self.runners: dict[str, Runner] = {}
 
-    def on_open(self, name: str, runnable: Runnable, options: Options) -> object:
-        backend = _loaded(name)
+    def on_load(self, pickled: bytes, runnable: Runnable, options: Options) -> object:
+        backend: Backend = _loaded(pickled)
         self.before = _forget_peak()
         self.session = backend.session(runnable, options)
         return self.session.inputs, self.session.outputs
 
-    def on_run(self, feeds: Mapping[str, Array], outputs: list[str] | None) -> object:
+    def on_infer(self, feeds: Mapping[str, Array], outputs: list[str] | None) -> object:
         assert self.session is not None
         return self.session.run(feeds, outputs)
 
@@ -393,30 +398,37 @@ class _Server:
         peak = _peak()
         return None if self.before is None or peak is None else max(0, peak - self.before)
 
-    def on_bench(self, name: str) -> None:
-        self.backend = cast("TimedBackend", _loaded(name))
+    def on_bench(self, pickled: bytes) -> None:
+        self.backend = _loaded(pickled)
 
     def on_add(self, key: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> None:
-        self.on_stop(key)
+        self._free(key)
         self.models[key] = runnable, options, feeds
 
     def on_drop(self, key: str) -> None:
-        self.on_stop(key)
+        self._free(key)
         self.models.pop(key, None)
 
-    def on_start(self, key: str) -> float | None:
+    def on_open(self, keys: list[str], warm_s: float, runs: int) -> list[Opened]:
         assert self.backend is not None
-        self.on_stop(key)
-        self.runners[key] = self.backend.runner(*self.models[key])
-        first_s: float | None = getattr(self.runners[key], "first_s", None)
-        return first_s
+        self._free(*self.runners)
+        for key in keys:
+            self.runners[key] = self.backend.runner(*self.models[key])
+        return [
+            Opened(
+                run_s=warmed(functools.partial(self._repeat, key), warm_s, runs),
+                first_s=self.runners[key].first_s,
+            )
+            for key in keys
+        ]
 
-    def on_stop(self, key: str) -> None:
-        runner = self.runners.pop(key, None)
-        if runner is not None:
-            runner.close()
+    def _repeat(self, key: str, times: int) -> list[float]:
+        return self.on_run([key] * times)
 
-    def on_time(self, order: list[str]) -> list[float]:
+    def on_shut(self) -> None:
+        self._free(*self.runners)
+
+    def on_run(self, order: list[str]) -> list[float]:
         clock, seconds = time.perf_counter_ns, []
         steps = [self.runners[key].run for key in order]
         gc.disable()
@@ -429,10 +441,15 @@ class _Server:
             gc.enable()
         return seconds
 
-    def on_profile(
-        self, name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
-    ) -> object:
-        return cast("TimedBackend", _loaded(name)).profile(runnable, options, feeds, runs)
+    def on_profile(self, key: str, runs: int) -> object:
+        assert self.backend is not None
+        return self.backend.profile(*self.models[key], runs)
+
+    def _free(self, *keys: str) -> None:
+        for key in keys:
+            runner = self.runners.pop(key, None)
+            if runner is not None:
+                runner.close()
 
 
 def _forget_peak() -> int | None:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
-from dilrewrite import machine
-from dilrewrite.runtimes import MEASURED, Array, Options, Pace, Profile, Runnable, Runner, Session, TimedBackend
+from dilrewrite.runtimes import Array, Options, Profile, Runnable, Runner, Session, TimedBackend
 from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, conflict, missing, profile, session_settings
-from dilrewrite.runtimes._worker import IsolatedSession
 
 INSTALL = "pip install 'dilrewrite[cpu]'"
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(TimedBackend):
     """ONNX Runtime with its CPU execution provider."""
 
-    name: str = "onnxruntime_cpu"
-    rank: int = 0
-    layout_ranks: frozenset[int] = frozenset({2})
-    doubts: str = ""
-    source: str = MEASURED
-    pace: Pace = field(default_factory=Pace)
-    tells_layers: bool = False
-    trial: str | None = None
+    name: ClassVar = "onnxruntime_cpu"
+    rank: ClassVar = 0
+    layout_ranks: ClassVar = frozenset({2})
+    trial: ClassVar = None
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -42,20 +36,9 @@ class OnnxRuntimeCpu:
 
         return {"onnxruntime": str(onnxruntime.__version__)}
 
-    def session(self, runnable: Runnable, options: Options) -> Session:
-        """Load a model, in a child process when `options.isolated`."""
-        if options.isolated:
-            return IsolatedSession(self.name, runnable, options)
+    def loaded(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model in this process."""
         return InProcess(runnable, options)
-
-    def device(self) -> str:
-        """Return the processor and the number of its cores that this process may use."""
-        count = machine.cores()
-        return f"{machine.processor()}, {count} core{'s' if count > 1 else ''}"
-
-    def state(self) -> dict[str, float]:
-        """Return nothing: processors do not tell."""
-        return {}
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the session's configuration entries, and its threads."""

@@ -10,17 +10,15 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 from dilrewrite.runtimes import (
-    MEASURED,
     Array,
     CannotLoad,
     Crashed,
     Options,
-    Pace,
     Profile,
     Runnable,
     Runner,
@@ -40,7 +38,6 @@ from dilrewrite.runtimes._onnxruntime import (
     profile,
     session_settings,
 )
-from dilrewrite.runtimes._worker import IsolatedBench, IsolatedSession
 
 INSTALL = "pip install 'dilrewrite[gpu]'"
 INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -73,21 +70,17 @@ _NOT_INITIALIZED = 3
 
 @final
 @dataclass(frozen=True, slots=True)
-class OnnxRuntimeCuda:
+class OnnxRuntimeCuda(TimedBackend):
     """ONNX Runtime with its CUDA execution provider.
 
     `layout_ranks` is empty because `prefer_nhwc` is off. `doubts`: a Conv for which cuDNN's last resort was taken, and
     values that go to the host and back during a run because a node runs there.
     """
 
-    name: str = "onnxruntime_cuda"
-    rank: int = 10
-    layout_ranks: frozenset[int] = frozenset()
-    doubts: str = "running in Fallback mode|Memcpy nodes are added"
-    source: str = MEASURED
-    pace: Pace = field(default_factory=Pace)
-    tells_layers: bool = False
-    trial: str | None = None
+    name: ClassVar = "onnxruntime_cuda"
+    rank: ClassVar = 10
+    doubts: ClassVar = "running in Fallback mode|Memcpy nodes are added"
+    trial: ClassVar = None
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -102,7 +95,7 @@ class OnnxRuntimeCuda:
         if wanted is not None:
             return wanted
         try:
-            IsolatedBench(self.name, Options(timeout_s=60)).close()
+            self.bench(Options(timeout_s=60)).close()
         except (CannotLoad, Crashed, TimedOut) as error:
             return unloadable(str(error).removeprefix(f"{self.name} cannot be imported: "))
         return None
@@ -126,10 +119,8 @@ class OnnxRuntimeCuda:
         found = {"onnxruntime-gpu": str(ort.__version__), "CUDA": built, "cuDNN": cudnn}
         return {package: version for package, version in found.items() if version}
 
-    def session(self, runnable: Runnable, options: Options) -> Session:
-        """Load a model, in a child process when `options.isolated`."""
-        if options.isolated:
-            return IsolatedSession(self.name, runnable, options)
+    def loaded(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model in this process."""
         with explained(PROVIDER, "cuda"):
             return InProcess(runnable, options, PROVIDERS)
 

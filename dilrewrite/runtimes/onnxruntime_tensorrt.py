@@ -16,22 +16,20 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from dilrewrite.runtimes import (
-    MEASURED,
     Array,
     CannotLoad,
     CannotRun,
     Crashed,
     NodeRun,
     Options,
-    Pace,
     Profile,
     Runnable,
     Runner,
@@ -40,7 +38,6 @@ from dilrewrite.runtimes import (
     TimedOut,
 )
 from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, Provider, profile, profiled
-from dilrewrite.runtimes._worker import IsolatedBench, IsolatedSession
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND as CUDA
 from dilrewrite.runtimes.onnxruntime_cuda import (
     PROVIDERS,
@@ -75,20 +72,16 @@ _WORDS = f"{PROVIDER}|install TensorRT libraries"
 
 @final
 @dataclass(frozen=True, slots=True)
-class OnnxRuntimeTensorRt:
+class OnnxRuntimeTensorRt(TimedBackend):
     """ONNX Runtime with its TensorRT execution provider, and CUDA's for what TensorRT does not take.
 
     It runs every Conv in layouts of its own. `doubts`: those of CUDA's provider, and nodes outside TensorRT's engines.
     """
 
-    name: str = "onnxruntime_tensorrt"
-    rank: int = -5
-    layout_ranks: frozenset[int] = frozenset({1, 2, 3})
-    doubts: str = f"run outside TensorRT|{CUDA.doubts}"
-    source: str = MEASURED
-    pace: Pace = field(default_factory=Pace)
-    tells_layers: bool = False
-    trial: str | None = "onnxruntime_cpu"
+    name: ClassVar = "onnxruntime_tensorrt"
+    rank: ClassVar = -5
+    layout_ranks: ClassVar = frozenset({1, 2, 3})
+    doubts: ClassVar = f"run outside TensorRT|{CUDA.doubts}"
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -103,7 +96,7 @@ class OnnxRuntimeTensorRt:
         if wanted is not None:
             return wanted
         try:
-            IsolatedBench(self.name, Options(timeout_s=60)).close()
+            self.bench(Options(timeout_s=60)).close()
         except (CannotLoad, Crashed, TimedOut) as error:
             why = str(error).removeprefix(f"{self.name} cannot be imported: ")
             return _unloadable(why) if re.search("nvinfer|nvonnxparser", why) else unloadable(why)
@@ -124,10 +117,8 @@ class OnnxRuntimeTensorRt:
         _load(parser)
         return {**found, "TensorRT": f"{number // 10000}.{number // 100 % 100}.{number % 100}"}
 
-    def session(self, runnable: Runnable, options: Options) -> Session:
-        """Load a model, in a child process when `options.isolated`."""
-        if options.isolated:
-            return IsolatedSession(self.name, runnable, options)
+    def loaded(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model in this process."""
         with _explained():
             return InProcess(runnable, options, _providers(runnable, options, {}))
 

@@ -5,4 +5,4 @@ from __future__ import annotations
 from dilrewrite.runtimes import TimedBackend
 from dilrewrite.tensorrt.backend import TensorRt
 
-BACKEND: TimedBackend = TensorRt(name="tensorrt", flavour="tensorrt", rank=-10)
+BACKEND: TimedBackend = TensorRt()

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from dilrewrite.runtimes import TimedBackend
-from dilrewrite.tensorrt.backend import TensorRt
+from dilrewrite.tensorrt.backend import TensorRtRtx
 
-BACKEND: TimedBackend = TensorRt(name="tensorrt_rtx", flavour="tensorrt-rtx", rank=-11)
+BACKEND: TimedBackend = TensorRtRtx()

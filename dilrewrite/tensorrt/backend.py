@@ -12,10 +12,10 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import numpy as np
 import onnx
@@ -25,7 +25,6 @@ from dilrewrite.errors import DilrewriteError
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.load import load
 from dilrewrite.runtimes import (
-    MEASURED,
     Array,
     CannotLoad,
     CannotRun,
@@ -37,9 +36,9 @@ from dilrewrite.runtimes import (
     Runnable,
     Runner,
     Session,
+    TimedBackend,
 )
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu, state
-from dilrewrite.runtimes._worker import IsolatedSession
 from dilrewrite.tensorrt import bindings, cuda
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import Layers
@@ -57,24 +56,17 @@ RUNTIME_CACHE = "runtime.cache"
 NO_GRAPH = "no CUDA graph could be captured: small models are timed with what launching their kernels takes"
 
 
-@final
 @dataclass(frozen=True, slots=True)
-class TensorRt:
-    """A flavour of TensorRT on the first GPU. It runs every Conv in layouts of its own."""
+class TensorRt(TimedBackend):
+    """TensorRT on the first GPU. It runs every Conv in layouts of its own."""
 
-    name: str
-    flavour: str
-    rank: int
-    layout_ranks: frozenset[int] = frozenset({1, 2, 3})
-    doubts: str = "^no CUDA graph"
-    source: str = MEASURED
-    pace: Pace = field(default_factory=lambda: PACE)
-    tells_layers: bool = True
-    trial: str | None = "onnxruntime_cpu"
-
-    def conflict(self) -> str | None:
-        """Return None: TensorRT and TensorRT for RTX may both be installed."""
-        return None
+    name: ClassVar = "tensorrt"
+    flavour: ClassVar[str] = "tensorrt"
+    rank: ClassVar = -10
+    layout_ranks: ClassVar = frozenset({1, 2, 3})
+    doubts: ClassVar = "^no CUDA graph"
+    pace: ClassVar = PACE
+    tells_layers: ClassVar = True
 
     def missing(self) -> str | None:
         """Return None when the library, a driver, a GPU and torch are there, else the first that is not."""
@@ -93,10 +85,8 @@ class TensorRt:
             found["torch"] = str(torch.__version__)
         return found
 
-    def session(self, runnable: Runnable, options: Options) -> Session:
-        """Load a model or an engine, in a child process when `options.isolated`."""
-        if options.isolated:
-            return IsolatedSession(self.name, runnable, options)
+    def loaded(self, runnable: Runnable, options: Options) -> Session:
+        """Load a model or an engine in this process."""
         return EngineSession(self, runnable, options)
 
     def device(self) -> str:
@@ -218,6 +208,16 @@ class TensorRt:
         place, data = engine.options.runtime_cache, engine.runtime_cache()
         if place is not None and data is not None:
             _put(place, data)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TensorRtRtx(TensorRt):
+    """TensorRT for RTX on the first GPU."""
+
+    name: ClassVar = "tensorrt_rtx"
+    flavour: ClassVar = "tensorrt-rtx"
+    rank: ClassVar = -11
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -33,6 +33,7 @@ from dilrewrite.runtimes import (
     Runnable,
     TimedBackend,
     TimedOut,
+    artifact,
 )
 from dilrewrite.sites.find import Site, find
 from dilrewrite.splice.substitute import rewrite
@@ -260,9 +261,7 @@ class Meter:
 
     def _worker(self) -> Bench:
         if self._bench is None:
-            from dilrewrite.runtimes._worker import IsolatedBench
-
-            self._bench = IsolatedBench(self.backend.name, self.options, self.backend.doubts)
+            self._bench = self.backend.bench(self.options)
         return self._bench
 
     def close(self) -> None:
@@ -422,7 +421,7 @@ class Meter:
             if key not in models:
                 worker.drop(key)
         for key, (model, feeds) in models.items():
-            worker.add(key, model if isinstance(model, Runnable) else Runnable(model=model), feeds)
+            worker.add(key, artifact(model if isinstance(model, Runnable) else Runnable(model=model)), feeds)
 
     # -- whole models --------------------------------------------------------------------------------------------
 

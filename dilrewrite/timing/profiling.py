@@ -25,6 +25,7 @@ from dilrewrite.runtimes import (
     Runnable,
     TimedBackend,
     TimedOut,
+    profiled,
 )
 from dilrewrite.sites.find import Site
 
@@ -108,15 +109,13 @@ def profile(
     Raises CannotLoad, CannotRun, Crashed or TimedOut when it does not run. Where only the run without optimisations
     fails, shapes stay unknown.
     """
-    from dilrewrite.runtimes._worker import isolated_profile
-
     copy, places = traced(subject.proto)
     runnable = Runnable(model=copy.SerializeToString(), folder=subject.folder)
     try:
-        plain = isolated_profile(backend.name, runnable, replace(options, optimize=False), feeds, 0)
+        plain = profiled(backend, runnable, replace(options, optimize=False), feeds, 0)
     except (CannotLoad, CannotRun, Crashed, TimedOut):
         plain = Profile(seconds=(), nodes=())
-    timed = isolated_profile(backend.name, runnable, options, feeds, runs(run_s, len(places)))
+    timed = profiled(backend, runnable, options, feeds, runs(run_s, len(places)))
     return digest(copy, places, sites, plain, timed)
 
 

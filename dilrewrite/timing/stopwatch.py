@@ -14,12 +14,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dilrewrite.runtimes import Bench, Pace
+from dilrewrite.runtimes import Opened, Pace
 
 MIN_PAIRS = 6
 """Fewer pairs have no 95 % interval."""
@@ -181,15 +181,31 @@ def turns(pairs: int) -> list[tuple[int, int]]:
     return [(0, 1) if pair % 2 == 0 else (1, 0) for pair in range(pairs)]
 
 
+class Loads(Protocol):
+    """What of a `Bench` a stopwatch needs: models are there already."""
+
+    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
+        """Load these models in this order, and free all others; then warm each up as `warmed` does."""
+        ...
+
+    def shut(self) -> None:
+        """Free all loaded models."""
+        ...
+
+    def run(self, order: Sequence[str]) -> list[float]:
+        """Run loaded models by key, one after the other; return the seconds of each run."""
+        ...
+
+
 @dataclass
 class Stopwatch:
-    """Times models that were added to `bench`, by their keys.
+    """Times models that are on a `bench`, by their keys.
 
     `deadline_s` (on `clock`) is when to stop: what is under way still gets its fewest pairs. `tick` is called now
     and then while it runs. `pace`: the least that the backend wants; its `seconds` hold for what is timed to the end.
     """
 
-    bench: Bench
+    bench: Loads
     deadline_s: float = math.inf
     clock: Callable[[], float] = time.monotonic
     tick: Callable[[], None] = lambda: None
@@ -208,10 +224,13 @@ class Stopwatch:
 
         Interleaved, with new sessions `rounds` times; when that is above `QUIET`, and time is left, in blocks.
         """
-        found = self._noise(*self._interleaved(first, twin, slice_s, rounds))
-        if found.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
-            return found, "interleaved"
-        blocks = self._noise(*self._blocks(first, twin, slice_s))
+        try:
+            found = self._noise(*self._interleaved(first, twin, slice_s, rounds))
+            if found.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
+                return found, "interleaved"
+            blocks = self._noise(*self._blocks(first, twin, slice_s))
+        finally:
+            self.bench.shut()
         return (blocks, "blocks") if blocks.level < found.level else (found, "interleaved")
 
     def compare(
@@ -233,17 +252,20 @@ class Stopwatch:
         """
         a: list[float] = []
         b: list[float] = []
-        if hopeless < math.inf:
-            start = self.clock()
-            a, b = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
-            slice_s -= self.clock() - start
-        if a and (self._left() <= 0 or min(y / x for x, y in zip(a, b, strict=True)) > hopeless):
-            mode = "interleaved"
-        elif mode == "blocks" and self._blocks_fit(first, second, slice_s):
-            a, b = self._blocks(first, second, slice_s)
-        else:
-            mode = "interleaved"
-            a, b = self._interleaved(first, second, max(slice_s, 0.0), rounds)
+        try:
+            if hopeless < math.inf:
+                start = self.clock()
+                a, b = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
+                slice_s -= self.clock() - start
+            if a and (self._left() <= 0 or min(y / x for x, y in zip(a, b, strict=True)) > hopeless):
+                mode = "interleaved"
+            elif mode == "blocks" and self._blocks_fit(first, second, slice_s):
+                a, b = self._blocks(first, second, slice_s)
+            else:
+                mode = "interleaved"
+                a, b = self._interleaved(first, second, max(slice_s, 0.0), rounds)
+        finally:
+            self.bench.shut()
         self.samples = a, b
         centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
         offset = noise.offset if noise is not None else 0.0
@@ -266,22 +288,13 @@ class Stopwatch:
     def _left(self) -> float:
         return self.deadline_s - self.clock()
 
-    def _open(self, key: str) -> None:
-        told = self.bench.open(key)
-        if told is not None:
-            self.first_s.setdefault(key, told)
-
-    def _warm(self, key: str, runs: int = 3) -> float:
-        """Run a session that was just opened; return the seconds of its last run. A long first run is the only one."""
-        until = self.clock() + self.pace.warm_s
-        (seconds,) = self.bench.run([key])
-        for _ in range(runs - 1):
-            if seconds > 1:
-                break
-            (seconds,) = self.bench.run([key])
-        while self.clock() < until:
-            seconds = min(self.bench.run([key] * 8))
-        return seconds
+    def _open(self, keys: Sequence[str], runs: int = 3) -> list[float]:
+        """Load these models and no others, and warm them up; return the seconds of the last run of each."""
+        opened = self.bench.open(keys, self.pace.warm_s, runs)
+        for key, model in zip(keys, opened, strict=True):
+            if model.first_s is not None:
+                self.first_s.setdefault(key, model.first_s)
+        return [model.run_s for model in opened]
 
     def _interleaved(
         self, first: str, second: str, slice_s: float, rounds: int, *, fewest: int | None = None
@@ -294,28 +307,22 @@ class Stopwatch:
         for number in range(rounds):
             keys = (first, second) if number % 2 == 0 else (second, first)
             opened = self.clock()
-            try:
-                for key in keys:
-                    self._open(key)
-                slowest = [self._warm(key) for key in (first, second)]
-                pair_s = max(sum(slowest), 1e-6)
-                repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
-                repeats = min(repeats, 10)
-                if slice_s > 0:
-                    repeats = max(repeats, math.ceil(self.pace.seconds / (MAX_PAIRS * pair_s)))
-                self.opening_s, self.pair_s = self.clock() - opened, pair_s
-                share = (slice_s - (self.clock() - start) - self.opening_s * (rounds - number - 1)) / (rounds - number)
-                share = min(share, self._left())
-                if slice_s > 0:
-                    share = max(share, self.pace.seconds / rounds)
-                until = self.clock() + share
-                pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
-                pairs += pairs % 2
-                pairs = max(pairs, -(-fewest // rounds))
-                self._pairs(first, second, pairs, repeats, pair_s, a, b, until)
-            finally:
-                for key in keys:
-                    self.bench.shut(key)
+            slowest = self._open(keys)
+            pair_s = max(sum(slowest), 1e-6)
+            repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
+            repeats = min(repeats, 10)
+            if slice_s > 0:
+                repeats = max(repeats, math.ceil(self.pace.seconds / (MAX_PAIRS * pair_s)))
+            self.opening_s, self.pair_s = self.clock() - opened, pair_s
+            share = (slice_s - (self.clock() - start) - self.opening_s * (rounds - number - 1)) / (rounds - number)
+            share = min(share, self._left())
+            if slice_s > 0:
+                share = max(share, self.pace.seconds / rounds)
+            until = self.clock() + share
+            pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
+            pairs += pairs % 2
+            pairs = max(pairs, -(-fewest // rounds))
+            self._pairs((first, second), (a, b), pairs, repeats, until)
             if self._left() <= 0 and len(a) >= fewest:
                 break
         return a, b
@@ -326,34 +333,25 @@ class Stopwatch:
         return max(MIN_PAIRS, self.pace.pairs)
 
     def _pairs(
-        self,
-        first: str,
-        second: str,
-        pairs: int,
-        repeats: int,
-        pair_s: float,
-        a: list[float],
-        b: list[float],
-        until: float,
+        self, keys: tuple[str, str], samples: tuple[list[float], list[float]], pairs: int, repeats: int, until: float
     ) -> None:
         """Run `pairs` pairs and append their samples, in parts that are short enough to stop between.
 
         The fewest there must be are run in any case, further ones as long as `until` has not come. Who begins goes on
         in turn from the pairs before, so that an odd number of them favours nobody.
         """
-        part = max(2, 2 * int(0.25 / (pair_s * repeats)))
+        part = max(2, 2 * int(0.25 / (self.pair_s * repeats)))
         done = 0
         while done < pairs:
-            if done and len(a) >= self.fewest and self.clock() >= until:
+            if done and len(samples[0]) >= self.fewest and self.clock() >= until:
                 return
-            odd = len(a) % 2
+            odd = len(samples[0]) % 2
             some = turns(odd + min(part, pairs - done))[odd:]
-            keys = (first, second)
             seconds = iter(self.bench.run([keys[who] for turn in some for who in turn for _ in range(repeats)]))
             for turn in some:
                 for who in turn:
                     sample = sum(next(seconds) for _ in range(repeats)) / repeats
-                    (a, b)[who].append(max(sample, TICK_S))
+                    samples[who].append(max(sample, TICK_S))
             done += len(some)
             self.tick()
 
@@ -366,13 +364,9 @@ class Stopwatch:
             if pair >= self.fewest and pair % 2 == 0 and (self.clock() - start > slice_s or self._left() <= 0):
                 break
             for who in turn:
-                self._open(keys[who])
-                try:
-                    seconds = self._warm(keys[who], 2)
-                    runs = min(max(3, math.ceil(BLOCK_S / max(seconds, 1e-6))), 50)
-                    samples[who].append(max(float(np.median(self.bench.run([keys[who]] * runs))), TICK_S))
-                finally:
-                    self.bench.shut(keys[who])
+                (seconds,) = self._open([keys[who]], 2)
+                runs = min(max(3, math.ceil(BLOCK_S / max(seconds, 1e-6))), 50)
+                samples[who].append(max(float(np.median(self.bench.run([keys[who]] * runs))), TICK_S))
             self.tick()
         return samples
 
@@ -381,10 +375,6 @@ class Stopwatch:
         spent = 0.0
         for key in (first, second):
             start = self.clock()
-            self._open(key)
-            try:
-                seconds = self._warm(key, 2)
-            finally:
-                self.bench.shut(key)
+            (seconds,) = self._open([key], 2)
             spent += self.clock() - start + max(3 * seconds, BLOCK_S)
         return spent * MIN_PAIRS <= min(2 * slice_s, self._left() / 2)

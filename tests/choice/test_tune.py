@@ -33,6 +33,7 @@ from dilrewrite.runtimes import (
     Options,
     Profile,
     Runnable,
+    TimedBackend,
     TimedOut,
     onnxruntime_cpu,
     timed_backend,
@@ -65,10 +66,13 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run models in this process: a child each takes most of a test's time, and is tested elsewhere."""
     tiny.in_process(monkeypatch)
 
-    def here(name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
-        return timed_backend(name).profile(runnable, options, feeds, runs)
+    def here(
+        backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
+    ) -> Profile:
+        return backend.profile(runnable, options, feeds, runs)
 
-    monkeypatch.setattr("dilrewrite.runtimes._worker.isolated_profile", here)
+    monkeypatch.setattr("dilrewrite.timing.profiling.profiled", here)
+    monkeypatch.setattr(tune, "profiled", here)
 
 
 @pytest.fixture
@@ -328,7 +332,7 @@ def test_a_model_that_fails(
         raise kind("it broke")
 
     if where == "session":
-        monkeypatch.setattr(onnxruntime_cpu, "IsolatedSession", fail)
+        monkeypatch.setattr(onnxruntime_cpu.OnnxRuntimeCpu, "session", fail)
     else:
         monkeypatch.setattr("dilrewrite.timing.profiling.profile", fail)
     one = tuning(conv1d())
@@ -1078,7 +1082,7 @@ def test_the_original_for_the_worker(tuning: Callable[..., Tuning], tmp_path: Pa
 
 def test_a_plan(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run measures nothing and runs nothing; equal sites count once."""
-    monkeypatch.setattr(onnxruntime_cpu, "IsolatedSession", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(onnxruntime_cpu.OnnxRuntimeCpu, "session", lambda *_: pytest.fail("it ran"))
     estimates = []
     for model in (chain(2), chain(2, 2), chain(2, 3, 4)):
         one = tuning(model, budget_s=60.0)

@@ -14,8 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.proof.micro import retyped
-from dilrewrite.runtimes import MEASURED, Options, Runnable, TimedBackend, backends, timed_backends
-from dilrewrite.runtimes._worker import IsolatedBench
+from dilrewrite.runtimes import MEASURED, Options, Runnable, TimedBackend, artifact, backends, timed_backends
 from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.tensorrt import sidecar
@@ -125,9 +124,9 @@ def test_two_engines_are_timed_in_pairs_by_the_gpu(flavour: str, tmp_path: Path)
     assert backend.source == MEASURED
     small, large = (Small(extents=(size, size), dilation=4, channels=64) for size in (64, 256))
     options = Options(timeout_s=300, scratch=tmp_path)
-    with contextlib.closing(IsolatedBench(backend.name, options, backend.doubts)) as bench:
+    with contextlib.closing(backend.bench(options)) as bench:
         for key, one in (("small", small), ("twin", small), ("large", large)):
-            bench.add(key, Runnable(model=one.model().SerializeToString()), {"x": one.x()})
+            bench.add(key, artifact(Runnable(model=one.model().SerializeToString())), {"x": one.x()})
         watch = Stopwatch(bench, pace=backend.pace)
         noise, mode = watch.noise("small", "twin", 2.0, rounds=2)
         compared = watch.compare("small", "large", 2.0, noise=noise, mode=mode)

@@ -78,10 +78,9 @@ class Scripted:
         self.passing(seconds)
         if self.runs:
             bench = TorchBench({"first": first, "twin": first, "second": second}, passes)
-            for key in ("first", "twin", "second"):
-                bench.open(key)
+            bench.open(["first", "twin", "second"], runs=1)
             bench.run(["first", "second", "twin", "second"])
-            bench.close()
+            bench.shut()
         return comparison(self.whole if whole else self.ratios.get(second.name, 2.0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from onnx import ModelProto, TensorProto, helper
 from dilrewrite import runtimes as backends
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.runtimes import (
+    Artifact,
     CannotLoad,
     CannotRun,
     Crashed,
@@ -31,11 +33,13 @@ from dilrewrite.runtimes import (
     Runnable,
     TimedBackend,
     TimedOut,
+    artifact,
+    profiled,
     timed_backend,
     timed_backends,
 )
-from dilrewrite.runtimes._worker import IsolatedBench, _Server, isolated_profile
-from dilrewrite.runtimes.onnxruntime_cpu import BACKEND
+from dilrewrite.runtimes._worker import IsolatedBench, _Server
+from dilrewrite.runtimes.onnxruntime_cpu import BACKEND, OnnxRuntimeCpu
 from dilrewrite.timing.stopwatch import MIN_PAIRS, Stopwatch
 from tests.models_for_tests import build, conv1d, conv_node, sequence_output, string_input, two_convs, values
 from tests.runtimes.test_onnxruntime_cpu import crashing_model, gone, slow_model
@@ -50,9 +54,13 @@ def runnable(proto: ModelProto) -> Runnable:
     return Runnable(model=proto.SerializeToString())
 
 
+def whole(proto: ModelProto) -> Artifact:
+    return artifact(runnable(proto))
+
+
 @contextlib.contextmanager
-def opened(options: Options = OPTIONS, doubts: str = "") -> Iterator[IsolatedBench]:
-    with contextlib.closing(IsolatedBench(NAME, options, doubts)) as bench:
+def opened(options: Options = OPTIONS) -> Iterator[IsolatedBench]:
+    with contextlib.closing(IsolatedBench(BACKEND, options)) as bench:
         yield bench
 
 
@@ -98,23 +106,23 @@ def test_runs_come_in_the_order_asked_for() -> None:
     """In the child, seen from inside."""
     server, ran = _Server(), list[str]()
     server.runners = {key: Recorder(key, ran) for key in ("a", "b", "bad")}
-    assert len(server.on_time(["a", "b", "b", "a", "a"])) == 5
+    assert len(server.on_run(["a", "b", "b", "a", "a"])) == 5
     assert ran == ["a", "b", "b", "a", "a"]
     assert gc.isenabled()
     with pytest.raises(CannotRun):
-        server.on_time(["a", "bad", "b"])
+        server.on_run(["a", "bad", "b"])
     assert ran[5:] == ["a", "bad"]
     assert gc.isenabled()
-    server.on_stop("b")
-    server.on_drop("a")
+    server.on_drop("b")
     server.on_drop("c")
-    assert ran[7:] == ["b closed", "a closed"]
+    server.on_shut()
+    assert ran[7:] == ["b closed", "a closed", "bad closed"]
 
 
 def test_each_run_has_its_seconds(bench: IsolatedBench) -> None:
     for key in ("a", "b"):
-        bench.add(key, runnable(conv1d()), {"x": X})
-        bench.open(key)
+        bench.add(key, whole(conv1d()), {"x": X})
+    bench.open(["a", "b"])
     seconds = bench.run(["a", "b", "b", "a", "a"])
     assert len(seconds) == 5
     assert all(isinstance(value, float) and value > 0 for value in seconds)
@@ -124,28 +132,28 @@ def test_each_run_has_its_seconds(bench: IsolatedBench) -> None:
 
 
 def test_a_model_can_be_shut_and_opened_again(bench: IsolatedBench) -> None:
-    bench.add("a", runnable(conv1d()), {"x": X})
+    bench.add("a", whole(conv1d()), {"x": X})
     for _ in range(3):
-        bench.open("a")
+        bench.open(["a"])
         assert len(bench.run(["a", "a"])) == 2
-        bench.shut("a")
-        bench.shut("a")
+        bench.shut()
+        bench.shut()
         with pytest.raises(RuntimeError, match="KeyError: 'a'"):
             bench.run(["a"])
-    bench.open("a")
-    bench.open("a")
+    bench.open(["a"])
+    bench.open(["a"])
     assert len(bench.run(["a"])) == 1
 
 
 def test_a_key_that_was_not_added(bench: IsolatedBench) -> None:
     """A mistake of the caller, with the child's traceback; the child lives on."""
-    for ask in (lambda: bench.open("c"), lambda: bench.run(["c"])):
+    for ask in (lambda: bench.open(["c"]), lambda: bench.run(["c"])):
         with pytest.raises(RuntimeError, match=r"(?s)in the worker process:.*KeyError: 'c'"):
             ask()
-    bench.shut("c")
+    bench.shut()
     bench.drop("c")
-    bench.add("a", runnable(conv1d()), {"x": X})
-    bench.open("a")
+    bench.add("a", whole(conv1d()), {"x": X})
+    bench.open(["a"])
     assert len(bench.run(["a"])) == 1
     with pytest.raises(RuntimeError, match="KeyError: 'c'"):
         bench.run(["a", "c"])
@@ -153,21 +161,21 @@ def test_a_key_that_was_not_added(bench: IsolatedBench) -> None:
 
 
 def test_what_is_dropped_is_forgotten(bench: IsolatedBench) -> None:
-    bench.add("a", runnable(conv1d()), {"x": X})
-    bench.open("a")
+    bench.add("a", whole(conv1d()), {"x": X})
+    bench.open(["a"])
     bench.drop("a")
-    for ask in (lambda: bench.run(["a"]), lambda: bench.open("a")):
+    for ask in (lambda: bench.run(["a"]), lambda: bench.open(["a"])):
         with pytest.raises(RuntimeError, match="KeyError: 'a'"):
             ask()
 
 
 def test_what_is_added_replaces_what_was_there(bench: IsolatedBench) -> None:
-    bench.add("a", runnable(conv1d()), {"x": X})
-    bench.open("a")
-    bench.add("a", runnable(conv1d(channels=3)), {"x": values(1, 3, 16)})
+    bench.add("a", whole(conv1d()), {"x": X})
+    bench.open(["a"])
+    bench.add("a", whole(conv1d(channels=3)), {"x": values(1, 3, 16)})
     with pytest.raises(RuntimeError, match="KeyError: 'a'"):
         bench.run(["a"])  # the old one is no longer loaded
-    bench.open("a")
+    bench.open(["a"])
     assert len(bench.run(["a"])) == 1
 
 
@@ -181,13 +189,13 @@ def test_what_is_added_replaces_what_was_there(bench: IsolatedBench) -> None:
     ids=["bytes", "path", "type"],
 )
 def test_a_bad_model_cannot_load(model: bytes | Path, words: str, bench: IsolatedBench) -> None:
-    bench.add("b", Runnable(model=model), {"x": X})
+    bench.add("b", artifact(Runnable(model=model)), {"x": X})
     for _ in range(2):
         with pytest.raises(CannotLoad, match=f"^{words}"):
-            bench.open("b")
-    bench.shut("b")
-    bench.add("a", runnable(conv1d()), {"x": X})
-    bench.open("a")
+            bench.open(["b"])
+    bench.shut()
+    bench.add("a", whole(conv1d()), {"x": X})
+    bench.open(["a"])
     assert len(bench.run(["a"])) == 1
 
 
@@ -203,14 +211,15 @@ def test_a_bad_model_cannot_load(model: bytes | Path, words: str, bench: Isolate
 )
 def test_bad_inputs_cannot_run(feeds: Mapping[str, Any], words: str, bench: IsolatedBench) -> None:
     def work() -> None:
-        bench.open("b")
+        bench.open(["b"])
         bench.run(["b"])
 
-    bench.add("b", runnable(conv1d()), feeds)
-    bench.add("a", runnable(conv1d()), {"x": X})
-    bench.open("a")
+    bench.add("b", whole(conv1d()), feeds)
+    bench.add("a", whole(conv1d()), {"x": X})
+    bench.open(["a"])
     with pytest.raises(CannotRun, match=words):
         work()
+    bench.open(["a"])
     assert len(bench.run(["a"])) == 1
 
 
@@ -250,8 +259,8 @@ FEEDS: dict[str, tuple[ModelProto, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", FEEDS)
 def test_any_kind_of_input_is_run_and_profiled(kind: str, bench: IsolatedBench) -> None:
     proto, feeds = FEEDS[kind]
-    bench.add("a", runnable(proto), feeds)
-    bench.open("a")
+    bench.add("a", whole(proto), feeds)
+    bench.open(["a"])
     assert all(value > 0 for value in bench.run(["a"] * 3))
     found = BACKEND.profile(runnable(proto), Options(threads=1), feeds, 2)
     assert found.runs == 2
@@ -264,8 +273,8 @@ def test_outputs_of_another_shape_than_declared_are_timed(declared: list[Any], b
     """Files made dynamic by hand declare such; ONNX Runtime warns, and refuses a second run into the same output."""
     proto = conv1d(length=None)
     proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, declared))
-    bench.add("m", runnable(proto), {"x": values(1, 2, 30)})
-    bench.open("m")
+    bench.add("m", whole(proto), {"x": values(1, 2, 30)})
+    bench.open(["m"])
     assert len(bench.run(["m"] * 5)) == 5
 
 
@@ -277,18 +286,18 @@ def test_paths_do_not_move_with_the_working_directory(
     data = (tmp_path / "m.onnx").read_bytes()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    bench.add("a", Runnable(model=Path("m.onnx")), {"x": X})
-    bench.add("b", Runnable(model=data, folder=Path()), {"x": X})
+    bench.add("a", artifact(Runnable(model=Path("m.onnx"))), {"x": X})
+    bench.add("b", artifact(Runnable(model=data, folder=Path())), {"x": X})
     monkeypatch.chdir(tmp_path / "elsewhere")
     for key in ("a", "b"):
-        bench.open(key)
+        bench.open([key])
         assert len(bench.run([key])) == 1
     monkeypatch.chdir(tmp_path)
     with opened() as other:
         monkeypatch.chdir(tmp_path / "elsewhere")
-        other.add("a", Runnable(model=Path("../m.onnx")), {"x": X})
-        other.open("a")
-    assert isolated_profile(NAME, Runnable(model=Path("../m.onnx")), OPTIONS, {"x": X}, 1).runs == 1
+        other.add("a", artifact(Runnable(model=Path("../m.onnx"))), {"x": X})
+        other.open(["a"])
+    assert profiled(BACKEND, Runnable(model=Path("../m.onnx")), OPTIONS, {"x": X}, 1).runs == 1
 
 
 def test_a_bench_is_one_process_and_ends_with_close() -> None:
@@ -296,25 +305,28 @@ def test_a_bench_is_one_process_and_ends_with_close() -> None:
         child = pid(bench)
         assert child != os.getpid()
         assert not gone(child)
-        bench.add("a", runnable(conv1d()), {"x": X})
-        bench.open("a")
+        bench.add("a", whole(conv1d()), {"x": X})
+        bench.open(["a"])
     assert gone(child)
     bench.close()
-    bench.shut("a")
+    bench.shut()
     assert bench.warnings() == ()
     for ask in (
         lambda: bench.run(["a"]),
-        lambda: bench.open("a"),
-        lambda: bench.add("a", runnable(conv1d()), {"x": X}),
+        lambda: bench.open(["a"]),
+        lambda: bench.add("a", whole(conv1d()), {"x": X}),
         lambda: bench.drop("a"),
     ):
         with pytest.raises(Crashed, match="closed"):
             ask()
 
 
-def test_what_is_said_by_the_child_is_a_warning_when_it_matters(bench: IsolatedBench) -> None:
+def test_what_is_said_by_the_child_is_a_warning_when_it_matters(
+    bench: IsolatedBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lines of the child's standard error, each once; nothing when the backend has no doubts."""
-    with opened(doubts="^doubtful") as other:
+    monkeypatch.setattr(OnnxRuntimeCpu, "doubts", "^doubtful")
+    with opened() as other:
         other._child._noise.write(b"doubtful: one\nfine\ndoubtful:   two\ndoubtful: one\n")
         other._child._noise.flush()
         assert other.warnings() == ("doubtful: one", "doubtful: two")
@@ -326,15 +338,14 @@ def test_what_is_said_by_the_child_is_a_warning_when_it_matters(bench: IsolatedB
 
 def test_a_crash_is_said_and_the_end_of_the_bench() -> None:
     with opened() as bench:
-        bench.add("a", runnable(conv1d()), {"x": X})
-        bench.open("a")
-        bench.add("b", runnable(crashing_model()), {"x": np.ones((1, 16, 33, 33), np.float32)})
-        bench.open("b")
+        bench.add("a", whole(conv1d()), {"x": X})
+        bench.add("b", whole(crashing_model()), {"x": np.ones((1, 16, 33, 33), np.float32)})
+        bench.open(["a", "b"])
         with pytest.raises(Crashed, match="killed by SIGSEGV"):
             bench.run(["a", "b", "a"])
         assert gone(pid(bench))
-        bench.shut("b")
-        bench.shut("a")
+        bench.shut()
+        bench.shut()
         with pytest.raises(Crashed, match="closed"):
             bench.run(["a"])
 
@@ -343,21 +354,21 @@ def test_a_killed_child_is_a_crash() -> None:
     with opened() as bench:
         os.kill(pid(bench), signal.SIGKILL)
         with pytest.raises(Crashed, match="killed by SIGKILL"):
-            bench.add("a", runnable(conv1d()), {"x": X})
+            bench.add("a", whole(conv1d()), {"x": X})
 
 
 def test_a_stopwatch_shuts_what_crashed() -> None:
     """The crash comes through, whatever is cleared up after it."""
     with opened() as bench:
-        bench.add("a", runnable(conv1d()), {"x": X})
-        bench.add("b", runnable(crashing_model()), {"x": np.ones((1, 16, 33, 33), np.float32)})
+        bench.add("a", whole(conv1d()), {"x": X})
+        bench.add("b", whole(crashing_model()), {"x": np.ones((1, 16, 33, 33), np.float32)})
         with pytest.raises(Crashed, match="SIGSEGV"):
             Stopwatch(bench).compare("a", "b", 1)
 
 
 def test_a_stopwatch_on_a_real_bench(bench: IsolatedBench) -> None:
-    bench.add("a", runnable(conv1d()), {"x": X})
-    bench.add("b", runnable(conv1d(kernel=5)), {"x": X})
+    bench.add("a", whole(conv1d()), {"x": X})
+    bench.add("b", whole(conv1d(kernel=5)), {"x": X})
     found = Stopwatch(bench, deadline_s=0.0).compare("a", "b", 60)
     assert found.pairs == MIN_PAIRS == found.first.runs == found.second.runs
     assert 0 < found.low <= found.ratio <= found.high
@@ -367,26 +378,26 @@ def test_a_stopwatch_on_a_real_bench(bench: IsolatedBench) -> None:
 
 def test_a_run_that_takes_too_long_is_stopped() -> None:
     with opened() as bench:
-        bench.add("a", runnable(slow_model(10**9)), {"x": X})
-        bench.open("a")
+        bench.add("a", whole(slow_model(10**9)), {"x": X})
+        bench.open(["a"])
         bench._child.timeout_s = 0.5  # from here on: a busy machine may be late with what came before
         with pytest.raises(TimedOut, match=r"0\.5 s"):
             bench.run(["a"])
         assert gone(pid(bench))
-        bench.shut("a")
+        bench.shut()
         with pytest.raises(Crashed, match="closed"):
-            bench.open("a")
+            bench.open(["a"])
 
 
 def test_a_profile_that_takes_too_long_is_stopped() -> None:
     with pytest.raises(TimedOut, match="1 s"):
-        isolated_profile(NAME, runnable(slow_model(10**9)), Options(threads=1, timeout_s=1), {"x": X}, 1)
+        profiled(BACKEND, runnable(slow_model(10**9)), Options(threads=1, timeout_s=1), {"x": X}, 1)
 
 
 def test_an_interrupted_run_leaves_no_child() -> None:
     with opened() as bench:
-        bench.add("a", runnable(slow_model(10**9)), {"x": X})
-        bench.open("a")
+        bench.add("a", whole(slow_model(10**9)), {"x": X})
+        bench.open(["a"])
         previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
@@ -399,16 +410,25 @@ def test_an_interrupted_run_leaves_no_child() -> None:
 
 def test_the_clocks_are_alike(bench: IsolatedBench) -> None:
     """What the child says that runs took is part of what the parent waited."""
-    bench.add("a", runnable(slow_model(2000)), {"x": X})
-    bench.open("a")
+    bench.add("a", whole(slow_model(2000)), {"x": X})
+    bench.open(["a"])
     start = time.monotonic()
     seconds = bench.run(["a"] * 3)
     assert 0 < sum(seconds) <= time.monotonic() - start
 
 
-def test_a_backend_that_is_none() -> None:
+class Foreign(OnnxRuntimeCpu):
+    """One whose module the child does not find."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, ("dilrewrite.no_such_runtime",)
+
+
+def test_a_backend_that_the_child_does_not_find() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)in the worker process:.*ModuleNotFoundError"):
-        IsolatedBench("no_such_backend", OPTIONS)
+        IsolatedBench(Foreign(), OPTIONS)
 
 
 # ---- profiles -----------------------------------------------------------------------------------------------------
@@ -434,10 +454,10 @@ def looping(count: int) -> ModelProto:
     )
 
 
-def profiled(proto: ModelProto, runs: int, *, isolated: bool, feeds: Mapping[str, Any] | None = None) -> Profile:
+def profile(proto: ModelProto, runs: int, *, isolated: bool, feeds: Mapping[str, Any] | None = None) -> Profile:
     feeds = {"x": X} if feeds is None else feeds
     if isolated:
-        return isolated_profile(NAME, runnable(proto), OPTIONS, feeds, runs)
+        return profiled(BACKEND, runnable(proto), OPTIONS, feeds, runs)
     return BACKEND.profile(runnable(proto), Options(threads=1), feeds, runs)
 
 
@@ -467,7 +487,7 @@ BOTH = pytest.mark.parametrize("isolated", [False, True], ids=["in process", "is
 
 @BOTH
 def test_a_profile_names_nodes_and_shapes(isolated: bool, temporary: Path) -> None:
-    found = profiled(two_convs(), 3, isolated=isolated, feeds={"x": values(1, 2, 20)})
+    found = profile(two_convs(), 3, isolated=isolated, feeds={"x": values(1, 2, 20)})
     assert found.runs == 3
     assert counts(found) == {"early": 3, "late": 3}, "Relu is fused, and the warm-up run is left out"
     early = next(node for node in found.nodes if node.name == "early")
@@ -487,7 +507,7 @@ def test_a_profile_names_nodes_and_shapes(isolated: bool, temporary: Path) -> No
 @pytest.mark.parametrize("runs", [0, 1, 2])
 def test_nodes_of_a_loop_come_as_often_as_they_ran(isolated: bool, runs: int, temporary: Path) -> None:
     """`runs` 0: the one run that there is."""
-    found = profiled(looping(5), runs, isolated=isolated)
+    found = profile(looping(5), runs, isolated=isolated)
     runs = max(runs, 1)
     assert found.runs == runs
     assert counts(found)["inner"] == 5 * runs
@@ -498,7 +518,7 @@ def test_nodes_of_a_loop_come_as_often_as_they_ran(isolated: bool, runs: int, te
 
 
 def test_a_loop_that_never_runs(temporary: Path) -> None:
-    found = profiled(looping(0), 2, isolated=False)
+    found = profile(looping(0), 2, isolated=False)
     assert counts(found)["inner"] == 0
     assert counts(found)["outer"] == 2
     assert left(temporary) == []
@@ -507,7 +527,7 @@ def test_a_loop_that_never_runs(temporary: Path) -> None:
 def test_shapes_are_those_of_the_inputs() -> None:
     proto = conv1d(length="length", batch="batch")
     for batch, length in ((1, 16), (3, 40)):
-        (node,) = profiled(proto, 1, isolated=False, feeds={"x": values(batch, 2, length)}).nodes
+        (node,) = profile(proto, 1, isolated=False, feeds={"x": values(batch, 2, length)}).nodes
         assert isinstance(node, NodeRun)
         assert node.inputs[0] == (batch, 2, length) == node.outputs[0]
 
@@ -515,9 +535,9 @@ def test_shapes_are_those_of_the_inputs() -> None:
 @BOTH
 def test_what_cannot_be_profiled_leaves_nothing(isolated: bool, temporary: Path) -> None:
     with pytest.raises(CannotLoad, match="NOT_IMPLEMENTED"):
-        profiled(conv1d(dtype=np.float64, element=TensorProto.DOUBLE), 1, isolated=isolated)
+        profile(conv1d(dtype=np.float64, element=TensorProto.DOUBLE), 1, isolated=isolated)
     with pytest.raises(CannotRun, match="Got: 3 Expected: 2"):
-        profiled(conv1d(), 1, isolated=isolated, feeds={"x": values(1, 3, 16)})
+        profile(conv1d(), 1, isolated=isolated, feeds={"x": values(1, 3, 16)})
     assert left(temporary) == []
     assert list(Path().iterdir()) == []
 
@@ -525,7 +545,7 @@ def test_what_cannot_be_profiled_leaves_nothing(isolated: bool, temporary: Path)
 def test_a_profile_of_a_model_that_crashes(temporary: Path) -> None:
     """The child's own temporary folder is what it leaves, as it had no time to remove it."""
     with pytest.raises(Crashed, match="SIGSEGV"):
-        isolated_profile(NAME, runnable(crashing_model()), OPTIONS, {"x": np.ones((1, 16, 33, 33), np.float32)}, 1)
+        profiled(BACKEND, runnable(crashing_model()), OPTIONS, {"x": np.ones((1, 16, 33, 33), np.float32)}, 1)
     assert len(left(temporary)) <= 1
 
 
@@ -547,7 +567,7 @@ def test_a_named_backend() -> None:
     assert timed_backend(NAME) is BACKEND
 
 
-class Known:
+class Known(TimedBackend):
     """A backend that says whether it is ready."""
 
     def __init__(self, name: str, rank: int, missing: str | None) -> None:
@@ -612,7 +632,7 @@ def test_spinning_sessions_run(bench: IsolatedBench) -> None:
     """With the settings that timings are taken with."""
     with opened(Options(threads=2, spin=True, stop_spinning=True, timeout_s=60)) as other:
         for key in ("a", "b"):
-            other.add(key, runnable(conv1d()), {"x": X})
-            other.open(key)
+            other.add(key, whole(conv1d()), {"x": X})
+        other.open(["a", "b"])
         assert len(other.run(["a", "b", "b", "a"])) == 4
     assert bench.run([]) == []

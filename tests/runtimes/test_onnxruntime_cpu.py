@@ -1,3 +1,4 @@
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -18,7 +19,7 @@ import dilrewrite
 from dilrewrite.runtimes import CannotLoad, CannotRun, Crashed, Io, Options, Runnable, TimedOut
 from dilrewrite.runtimes._onnxruntime import reason
 from dilrewrite.runtimes._worker import IsolatedSession
-from dilrewrite.runtimes.onnxruntime_cpu import BACKEND
+from dilrewrite.runtimes.onnxruntime_cpu import BACKEND, OnnxRuntimeCpu
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -479,9 +480,18 @@ def test_noise_stays_off_standard_output(
     assert capfd.readouterr() == ("", "")
 
 
+class Foreign(OnnxRuntimeCpu):
+    """One whose module the child does not find."""
+
+    __slots__ = ()
+
+    def __reduce__(self):
+        return importlib.import_module, ("dilrewrite.no_such_runtime",)
+
+
 def test_a_bug_in_the_worker_shows_its_traceback():
     with pytest.raises(RuntimeError, match=r"(?s)in the worker process:.*ModuleNotFoundError"):
-        IsolatedSession("no_such_backend", Runnable(model=b""), Options())
+        IsolatedSession(Foreign(), Runnable(model=b""), Options())
 
 
 def test_a_profile_names_the_provider_of_each_node():

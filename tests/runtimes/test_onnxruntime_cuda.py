@@ -14,9 +14,17 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dilrewrite.runtimes import CannotLoad, CannotRun, Options, Runnable, backends, timed_backend
+from dilrewrite.runtimes import (
+    CannotLoad,
+    CannotRun,
+    Options,
+    Runnable,
+    artifact,
+    backends,
+    profiled,
+    timed_backend,
+)
 from dilrewrite.runtimes._onnxruntime import session_settings
-from dilrewrite.runtimes._worker import IsolatedBench, isolated_profile
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND as CPU_BACKEND
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND, OnnxRuntimeCuda
 
@@ -379,7 +387,8 @@ def test_what_cannot_be_bound_is_given_with_each_run(ort, kind):
 )
 def test_doubts(line, wanted, monkeypatch):
     monkeypatch.setattr("dilrewrite.runtimes._worker._Child.said", lambda self: [line])
-    with contextlib.closing(IsolatedBench(CPU_BACKEND.name, Options(), BACKEND.doubts)) as bench:
+    monkeypatch.setattr(type(CPU_BACKEND), "doubts", BACKEND.doubts)
+    with contextlib.closing(CPU_BACKEND.bench(Options())) as bench:
         assert bench.warnings() == ((line,) if wanted else ())
 
 
@@ -515,8 +524,7 @@ def test_the_gpu_cannot_be_used(ort, driver, monkeypatch, changes, visible, want
 class Ready:
     """Stands for a child process that could load the runtime."""
 
-    def __init__(self, name, options):
-        assert name == BACKEND.name
+    def __init__(self, options):
         assert options.timeout_s is not None
 
     def close(self):
@@ -524,7 +532,7 @@ class Ready:
 
 
 def test_all_is_there(ort, driver, monkeypatch, package):
-    monkeypatch.setattr(f"{MODULE}.IsolatedBench", Ready)
+    monkeypatch.setattr(type(BACKEND), "bench", Ready)
     assert BACKEND.missing() is None
     (package / "capi" / "build_and_package_info.py").unlink()
     assert BACKEND.missing() is None, "the driver's version is held against nothing"
@@ -533,10 +541,10 @@ def test_all_is_there(ort, driver, monkeypatch, package):
 
 def test_a_library_is_not_there(ort, driver, monkeypatch):
     class Lacking(Ready):
-        def __init__(self, name, options):
-            raise CannotLoad(f"{name} cannot be imported: libcudnn.so.9: cannot open shared object file")
+        def __init__(self, options):
+            raise CannotLoad(f"{BACKEND.name} cannot be imported: libcudnn.so.9: cannot open shared object file")
 
-    monkeypatch.setattr(f"{MODULE}.IsolatedBench", Lacking)
+    monkeypatch.setattr(type(BACKEND), "bench", Lacking)
     assert BACKEND.missing() == (
         "CUDA's libraries cannot be loaded (libcudnn.so.9: cannot open shared object file): "
         "pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -609,13 +617,13 @@ def test_on_a_gpu_results_are_those_of_the_cpu():
 def test_on_a_gpu_runs_are_timed_and_profiled():
     size = 1024
     x = np.zeros((1, 8, size, size), np.float32)
-    with contextlib.closing(IsolatedBench(BACKEND.name, Options(), BACKEND.doubts)) as bench:
+    with contextlib.closing(BACKEND.bench(Options())) as bench:
         for key, dilation in (("a", 1), ("b", 4)):
-            bench.add(key, runnable(size, dilation), {"x": x})
-            bench.open(key)
+            bench.add(key, artifact(runnable(size, dilation)), {"x": x})
+        bench.open(["a", "b"])
         assert min(bench.run(["a", "b", "b", "a"])) > 0
         assert bench.warnings() == ()
-    found = isolated_profile(BACKEND.name, runnable(size), Options(), {"x": x}, 3)
+    found = profiled(BACKEND, runnable(size), Options(), {"x": x}, 3)
     assert found.runs == 3
     assert 0.5 < sum(node.seconds for node in found.nodes) / sum(found.seconds) <= 1
     assert {node.inputs[0] for node in found.nodes if node.op in ("Conv", "FusedConv")} == {(1, 8, size, size)}

@@ -22,11 +22,12 @@ from dilrewrite.runtimes import (
     Profile,
     Runnable,
     TimedOut,
+    artifact,
     backends,
+    profiled,
     timed_backend,
 )
 from dilrewrite.runtimes._onnxruntime import session_settings
-from dilrewrite.runtimes._worker import IsolatedBench, isolated_profile
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND as CPU_BACKEND
 from dilrewrite.runtimes.onnxruntime_cuda import PROVIDER_OPTIONS as CUDA_OPTIONS
 from dilrewrite.runtimes.onnxruntime_tensorrt import BACKEND, PROVIDER, placement
@@ -206,8 +207,7 @@ def test_device_and_state_are_those_of_the_gpu(driver):
 class Ready:
     """Stands for a child process that could load the runtime."""
 
-    def __init__(self, name, options):
-        assert name == BACKEND.name
+    def __init__(self, options):
         assert options.timeout_s is not None
 
     def close(self):
@@ -216,14 +216,14 @@ class Ready:
 
 def lacking(error):
     class Lacking(Ready):
-        def __init__(self, name, options):
+        def __init__(self, options):
             raise error
 
     return Lacking
 
 
 def test_all_is_there(ort, monkeypatch):
-    monkeypatch.setattr(f"{MODULE}.IsolatedBench", Ready)
+    monkeypatch.setattr(type(BACKEND), "bench", Ready)
     assert BACKEND.missing() is None
     assert ort.calls == [], "no runtime is loaded in this process"
 
@@ -252,7 +252,7 @@ def test_all_is_there(ort, monkeypatch):
     ids=["cpu", "no_cuda", "no_tensorrt"],
 )
 def test_a_provider_is_not_installed(ort, package, monkeypatch, lost, installed, wanted):
-    monkeypatch.setattr(f"{MODULE}.IsolatedBench", lacking(AssertionError("a runtime is loaded")))
+    monkeypatch.setattr(type(BACKEND), "bench", lacking(AssertionError("a runtime is loaded")))
     gpu.distributions(monkeypatch, installed)
     for library in (package / "capi").glob(lost):
         library.unlink()
@@ -275,7 +275,7 @@ def test_both_packages_are_installed(ort, monkeypatch):
     ids=["driver", "device", "old"],
 )
 def test_without_a_gpu_no_runtime_is_loaded(ort, monkeypatch, changes, wanted):
-    monkeypatch.setattr(f"{MODULE}.IsolatedBench", lacking(AssertionError("a runtime is loaded")))
+    monkeypatch.setattr(type(BACKEND), "bench", lacking(AssertionError("a runtime is loaded")))
     libraries(monkeypatch, None if changes is None else gpu.FakeDriver(**changes))
     assert str(BACKEND.missing()).startswith(wanted)
     assert ort.calls == []
@@ -316,13 +316,13 @@ GONE = "cannot open shared object file: No such file or directory"
 def test_a_library_is_not_there(ort, monkeypatch, said, installed, wanted):
     monkeypatch.setattr(bindings, "version", lambda flavour: installed)
     refused = CannotLoad(f"{BACKEND.name} cannot be imported: {said}")
-    monkeypatch.setattr(f"{MODULE}.IsolatedBench", lacking(refused))
+    monkeypatch.setattr(type(BACKEND), "bench", lacking(refused))
     assert BACKEND.missing() == wanted
 
 
 @pytest.mark.parametrize("error", [Crashed("the process was killed by SIGSEGV"), TimedOut("no answer within 60 s")])
 def test_a_child_that_dies_is_a_reason(ort, monkeypatch, error):
-    monkeypatch.setattr(f"{MODULE}.IsolatedBench", lacking(error))
+    monkeypatch.setattr(type(BACKEND), "bench", lacking(error))
     assert str(error) in str(BACKEND.missing())
 
 
@@ -628,7 +628,8 @@ def test_of_many_nodes_outside_tensorrt_three_are_named(ort, capfd):
 
 def warnings(monkeypatch, line):
     monkeypatch.setattr("dilrewrite.runtimes._worker._Child.said", lambda self: [line])
-    with contextlib.closing(IsolatedBench(CPU_BACKEND.name, Options(), BACKEND.doubts)) as bench:
+    monkeypatch.setattr(type(CPU_BACKEND), "doubts", BACKEND.doubts)
+    with contextlib.closing(CPU_BACKEND.bench(Options())) as bench:
         return bench.warnings()
 
 
@@ -701,15 +702,15 @@ def test_on_a_gpu_runs_are_timed_and_profiled(tmp_path, precision):
     size = 256
     x = np.zeros((1, 8, size, size), np.float32)
     options = Options(scratch=tmp_path, precision=precision)
-    with contextlib.closing(IsolatedBench(BACKEND.name, options, BACKEND.doubts)) as bench:
+    with contextlib.closing(BACKEND.bench(options)) as bench:
         for key, dilation in (("a", 1), ("b", 4)):
-            bench.add(key, gpu.runnable(size, dilation), {"x": x})
-            bench.open(key)
+            bench.add(key, artifact(gpu.runnable(size, dilation)), {"x": x})
+        bench.open(["a", "b"])
         assert min(bench.run(["a", "b", "b", "a"])) > 0
         assert bench.warnings() == ()
     assert len(list(tmp_path.glob("engines-*/*.engine"))) == 2
     assert list(tmp_path.glob("*.timing"))
-    found = isolated_profile(BACKEND.name, gpu.runnable(size), options, {"x": x}, 3)
+    found = profiled(BACKEND, gpu.runnable(size), options, {"x": x}, 3)
     assert found.runs == 3
     assert placement(found) == {TENSORRT: 3}
     assert "TRTKernel" in found.nodes[0].op
@@ -722,7 +723,7 @@ def test_on_a_gpu_runs_are_timed_and_profiled(tmp_path, precision):
 def test_on_a_gpu_models_of_other_types_are_built(proto, tmp_path):
     x = np.zeros((1, 8, 64, 64), numpy_helper.to_array(proto.graph.initializer[0]).dtype)
     runnable = Runnable(model=proto.SerializeToString())
-    with contextlib.closing(IsolatedBench(BACKEND.name, Options(scratch=tmp_path))) as bench:
-        bench.add("a", runnable, {"x": x})
-        bench.open("a")
+    with contextlib.closing(BACKEND.bench(Options(scratch=tmp_path))) as bench:
+        bench.add("a", artifact(runnable), {"x": x})
+        bench.open(["a"])
         assert min(bench.run(["a", "a"])) > 0

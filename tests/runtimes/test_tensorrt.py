@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,37 @@ import pytest
 from onnx import ModelProto, parser
 
 from dilrewrite.errors import MissingError
-from dilrewrite.runtimes import MEASURED, Array, CannotLoad, CannotRun, Options, Runnable, backends, timed_backend
+from dilrewrite.runtimes import (
+    MEASURED,
+    Array,
+    Artifact,
+    CannotLoad,
+    CannotRun,
+    Opened,
+    Options,
+    Runnable,
+    backends,
+    timed_backend,
+    warmed,
+)
 from dilrewrite.runtimes._worker import _Server
 from dilrewrite.tensorrt import backend as module
 from dilrewrite.tensorrt import bindings
-from dilrewrite.tensorrt.backend import TensorRt
+from dilrewrite.tensorrt.backend import TensorRtRtx
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.stopwatch import MAX_PAIRS, Stopwatch
 from tests.tensorrt.fake_gpu import FAKE, FakeCuda, FakeEngine, FakeModule
 
-RTX = TensorRt(name="tensorrt_rtx", flavour="tensorrt-rtx", rank=-11)
-STAND_IN = TensorRt(name="tensorrt_rtx", flavour="tensorrt-rtx", rank=-11, source=FAKE)
+
+class StandIn(TensorRtRtx):
+    """One that may run on a fake GPU."""
+
+    __slots__ = ()
+    source = FAKE
+
+
+RTX, STAND_IN = TensorRtRtx(), StandIn()
 FEEDS = {"x": np.arange(3, dtype=np.float32).reshape(1, 3)}
 
 needs_rtx = pytest.mark.skipif(bindings.missing("tensorrt-rtx") is not None, reason="tensorrt-rtx is not installed")
@@ -132,7 +152,7 @@ def test_a_fake_gpu_never_passes_for_a_measured_one(gpu: tuple[FakeCuda, FakeMod
 def test_a_run_tells_the_seconds_of_the_gpu_and_not_of_the_host(gpu: tuple[FakeCuda, FakeModule]) -> None:
     server, plan = served(gpu, {"a": FakeEngine(seconds=(9.0, 60.0))}), "a"
     started = time.perf_counter()
-    assert server.on_time([plan] * 3) == [60.0] * 3
+    assert server.on_run([plan] * 3) == [60.0] * 3
     assert time.perf_counter() - started < 60
 
 
@@ -169,7 +189,7 @@ def served(gpu: tuple[FakeCuda, FakeModule], scripts: Mapping[str, FakeEngine]) 
     for key, script in scripts.items():
         plan = gpu[1].fake_plan(script)
         server.on_add(key, Runnable(model=plan, engine=True), Options(isolated=False), FEEDS)
-        server.on_start(key)
+    server.on_open(list(scripts), 0.0, 0)
     return server
 
 
@@ -179,22 +199,25 @@ class InProcess:
     def __init__(self, server: _Server) -> None:
         self.server = server
         self.orders: list[str] = []
+        self.clock = Clock()
 
-    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
-        self.server.on_add(key, runnable, Options(isolated=False), feeds)
+    def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
+        self.server.on_add(key, artifact.held, Options(isolated=False), feeds)
 
     def drop(self, key: str) -> None:
         self.server.on_drop(key)
 
-    def open(self, key: str) -> float | None:
-        return self.server.on_start(key)
+    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
+        opened = self.server.on_open(list(keys), warm_s, 0)
+        seconds = (warmed(lambda times, key=key: self.run([key] * times), warm_s, runs, self.clock) for key in keys)  # type: ignore[misc]
+        return [replace(one, run_s=run_s) for one, run_s in zip(opened, seconds, strict=True)]
 
-    def shut(self, key: str) -> None:
-        self.server.on_stop(key)
+    def shut(self) -> None:
+        self.server.on_shut()
 
     def run(self, order: Sequence[str]) -> list[float]:
         self.orders += order
-        return self.server.on_time(list(order))
+        return self.server.on_run(list(order))
 
     def warnings(self) -> tuple[str, ...]:
         return ()
@@ -248,7 +271,7 @@ def test_times_that_vary_by_more_than_a_limit_are_doubted(
     bench = InProcess(served(gpu, scripts))
     plans = {key: gpu[1].fake_plan(script) for key, script in scripts.items()}
     monkeypatch.setattr(Meter, "_worker", lambda _self: bench)
-    monkeypatch.setattr(TensorRt, "device", lambda _self: "Fake GPU")
+    monkeypatch.setattr(TensorRtRtx, "device", lambda _self: "Fake GPU")
     meter = Meter(backend=STAND_IN, cache=Cache.open(None), budget_s=10, clock=Clock(0.05))
     meter.begin()
     before, after = (Runnable(model=plans[key], engine=True) for key in ("before", "after"))

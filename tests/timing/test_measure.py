@@ -22,14 +22,17 @@ from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports.words import said as in_words
 from dilrewrite.runtimes import (
     Array,
+    Artifact,
     CannotLoad,
     CannotRun,
     Crashed,
+    Opened,
     Options,
     Pace,
     Runnable,
     TimedOut,
     timed_backend,
+    warmed,
 )
 from dilrewrite.sites.find import Site, find
 from dilrewrite.splice.substitute import STRATEGY_KEY
@@ -121,11 +124,10 @@ class Bench:
             self.dead = isinstance(error, Crashed | TimedOut)
             raise error
 
-    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
-        assert isinstance(runnable.model, bytes)
+    def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
         assert feeds
         self.live.discard(key)
-        self.models[key] = runnable.model
+        self.models[key], _ = artifact.content()
         self._check("add", key)
 
     def drop(self, key: str) -> None:
@@ -133,14 +135,20 @@ class Bench:
         self.live.discard(key)
         self.models.pop(key, None)
 
-    def open(self, key: str) -> None:
-        self._check("open", key)
-        self.machine.now += self.machine.opening_s
-        self.machine.loaded.append((self.machine.now, key, self.machine.name(self.models[key])))
-        self.live.add(key)
+    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
+        self.live.clear()
+        for key in keys:
+            self._check("open", key)
+            self.machine.now += self.machine.opening_s
+            self.machine.loaded.append((self.machine.now, key, self.machine.name(self.models[key])))
+            self.live.add(key)
+        return [
+            Opened(run_s=warmed(lambda times, key=key: self.run([key] * times), warm_s, runs, self.machine.clock))  # type: ignore[misc]
+            for key in keys
+        ]
 
-    def shut(self, key: str) -> None:
-        self.live.discard(key)
+    def shut(self) -> None:
+        self.live.clear()
 
     def run(self, order: Sequence[str]) -> list[float]:
         found = []

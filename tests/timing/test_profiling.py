@@ -23,6 +23,7 @@ from dilrewrite.runtimes import (
     Options,
     Profile,
     Runnable,
+    TimedBackend,
     TimedOut,
     timed_backend,
 )
@@ -44,11 +45,10 @@ from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
 from tests.proto_diff import diff
 
 Shapes = tuple[tuple[int, ...], ...]
-Isolated = Callable[[str, Runnable, Options, Mapping[str, Array], int], Profile]
 
 OPTIONS = Options(threads=1, spin=True, stop_spinning=True)
 HALF: dict[str, Any] = {"dtype": np.float16, "element": TensorProto.FLOAT16}
-ISOLATED = "dilrewrite.runtimes._worker.isolated_profile"
+ISOLATED = "dilrewrite.timing.profiling.profiled"
 
 
 # -- models --------------------------------------------------------------------------------------------------------
@@ -173,8 +173,10 @@ def renamed(model: ModelProto, name: str) -> ModelProto:
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the profiler in this process: a child each takes most of a test's time."""
 
-    def here(name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
-        return timed_backend(name).profile(runnable, options, feeds, runs)
+    def here(
+        backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
+    ) -> Profile:
+        return backend.profile(runnable, options, feeds, runs)
 
     monkeypatch.setattr(ISOLATED, here)
 
@@ -373,13 +375,15 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Options], Exceptio
     """Let runs fail; (optimised, runs) of each as they come."""
     asked: list[tuple[bool, int]] = []
 
-    def here(name: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+    def here(
+        backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
+    ) -> Profile:
         asked.append((options.optimize, runs))
         assert (options.threads, options.spin, options.stop_spinning) == (1, True, True)
         error = fails(options)
         if error is not None:
             raise error
-        return timed_backend(name).profile(runnable, options, feeds, runs)
+        return backend.profile(runnable, options, feeds, runs)
 
     monkeypatch.setattr(ISOLATED, here)
     return asked

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from dilrewrite.runtimes import Array, CannotLoad, Crashed, Runnable
+from dilrewrite.runtimes import CannotLoad, Crashed, Opened, warmed
 from dilrewrite.timing import stopwatch as timing
 from dilrewrite.timing.stopwatch import (
     HOPELESS,
@@ -74,27 +74,25 @@ class FakeBench:
     def ran(self) -> Counter[str]:
         return Counter(itertools.chain.from_iterable(self.orders))
 
-    def add(self, key: str, runnable: Runnable, feeds: Mapping[str, Array]) -> None:
-        raise AssertionError(f"a stopwatch adds nothing, neither {key} nor {runnable}, {feeds}")
+    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 3) -> list[Opened]:
+        self.shut()
+        for key in keys:
+            assert key in self.base
+            error = self.fails(f"open {key}")
+            if error is not None:
+                raise error
+            self.now += self.opening_s
+            self.live.append(key)
+            self.most = max(self.most, len(self.live))
+            self.opened.append(key)
+        return [
+            Opened(run_s=warmed(lambda times, key=key: self.run([key] * times), warm_s, runs, self.clock))  # type: ignore[misc]
+            for key in keys
+        ]
 
-    def drop(self, key: str) -> None:
-        raise AssertionError(f"nor does it drop {key}")
-
-    def open(self, key: str) -> None:
-        assert key in self.base
-        assert key not in self.live, "loaded already"
-        error = self.fails(f"open {key}")
-        if error is not None:
-            raise error
-        self.now += self.opening_s
-        self.live.append(key)
-        self.most = max(self.most, len(self.live))
-        self.opened.append(key)
-
-    def shut(self, key: str) -> None:
-        if key in self.live:
-            self.live.remove(key)
-            self.shuts.append(key)
+    def shut(self) -> None:
+        self.shuts += self.live
+        self.live.clear()
 
     def run(self, order: Sequence[str]) -> list[float]:
         self.orders.append(list(order))
@@ -112,12 +110,6 @@ class FakeBench:
             self.now += took
             seconds.append(took)
         return seconds
-
-    def warnings(self) -> tuple[str, ...]:
-        return ()
-
-    def close(self) -> None:
-        raise AssertionError("its owner closes it")
 
 
 def watch(bench: FakeBench, deadline_s: float = math.inf, tick: Callable[[], None] = lambda: None) -> Stopwatch:
@@ -148,13 +140,9 @@ class BackToBack(Stopwatch):
 
     def _interleaved(self, first: str, second: str, slice_s: float, rounds: int) -> tuple[list[float], list[float]]:
         assert rounds == 1
-        for key in (first, second):
-            self.bench.open(key)
-        pair_s = sum(self._warm(key) for key in (first, second))
+        pair_s = sum(self._open((first, second)))
         pairs = max(MIN_PAIRS, min(int(slice_s / pair_s), MAX_PAIRS))
         a, b = (self.bench.run([key] * pairs) for key in (first, second))
-        for key in (first, second):
-            self.bench.shut(key)
         return a, b
 
 
