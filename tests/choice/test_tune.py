@@ -72,7 +72,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return backend.profile(runnable, options, feeds, runs)
 
     monkeypatch.setattr("dilrewrite.timing.profiling.profiled", here)
-    monkeypatch.setattr(tune, "profiled", here)
+    monkeypatch.setattr("dilrewrite.choice.tune.profiled", here)
 
 
 @pytest.fixture
