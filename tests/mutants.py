@@ -17,6 +17,7 @@ import numpy as np
 
 from dilrewrite.forms import builder, fragment, geometry
 from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
+from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.strategies import _phases
 from dilrewrite.splice import substitute
 
@@ -55,27 +56,17 @@ def _everywhere(original: Any, wrong: Any) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _plans(change: Callable[[Builder, geometry.ConvGeometry, _phases.AxisPlan], _phases.AxisPlan]) -> Iterator[None]:
-    """Change the plan of every axis that is split."""
-    right = _phases.plan_axis
-
-    def wrong(build: Builder, given: geometry.ConvGeometry, axis: int, max_dilation: int) -> _phases.AxisPlan:
-        plan = right(build, given, axis, max_dilation)
-        return plan if plan.phases.idle else change(build, given, plan)
-
-    with _everywhere(right, wrong):
-        yield
-
-
 @mutant(*PHASES)
 def front_pad_dropped() -> Iterator[None]:
     """The zeros that belong in front of the phases stand at the end."""
 
-    def change(build: Builder, _: geometry.ConvGeometry, plan: _phases.AxisPlan) -> _phases.AxisPlan:
-        return dataclasses.replace(plan, front=0, back=build.add(plan.back, plan.front))
+    right = _phases.plan_axis
 
-    with _plans(change):
+    def wrong(build: Builder, *given: Any) -> Any:
+        enter, pads, leave = right(build, *given)
+        return dataclasses.replace(enter, front=0, back=build.add(enter.back, enter.front)), pads, leave
+
+    with _everywhere(right, wrong):
         yield
 
 
@@ -97,7 +88,7 @@ def end_pad_off_by_one() -> Iterator[None]:
 def not_cut_to_ho() -> Iterator[None]:
     """What the zeros at the end made stays in the output."""
 
-    def wrong(_: Builder, y: Tensor, __: Sequence[_phases.AxisPlan]) -> Tensor:
+    def wrong(_: Builder, y: Tensor, __: Layout) -> Tensor:
         return y
 
     with _everywhere(_phases.crop, wrong):
@@ -135,20 +126,19 @@ def unequal_blocks_joined_in_the_wrong_order() -> Iterator[None]:
     """The phases of the first and the last split axis trade places on the way back, with the same sizes."""
     right = _phases.join_phases
 
-    def wrong(build: Builder, y: Tensor, plans: Any, lengths: Any, *, batch: int) -> Tensor:
-        places = [place for place, _ in enumerate(_phases.split_axes(plans))]
+    def wrong(build: Builder, y: Tensor, layout: Layout, lengths: Any, *, batch: int) -> Tensor:
+        places = range(len(layout.split))
         start = 1 if batch == 0 else 0
         shape = [y.shape[start + place] for place in places]
         order = list(range(len(y.shape)))
         if len(places) > 1:
             order[start : start + len(places)] = [start + place for place in reversed(places)]
             turned = build.transpose(y, order)
-            blocks = [plan.block for plan in _phases.split_axes(plans)]
             same = [0] * len(y.shape)
-            same[start : start + len(places)] = blocks
+            same[start : start + len(places)] = layout.blocks
             y = build.reshape(turned, same)
             y = Tensor(y.name, (*y.shape[:start], *shape, *y.shape[start + len(places) :]))
-        return right(build, y, plans, lengths, batch=batch)
+        return right(build, y, layout, lengths, batch=batch)
 
     with _everywhere(right, wrong):
         yield
@@ -187,21 +177,19 @@ def crd_for_dcr() -> Iterator[None]:
 def right_only_at_divisible_lengths() -> Iterator[None]:
     """The samples beyond the last whole block are lost."""
 
-    def wrong(build: Builder, plans: Sequence[_phases.AxisPlan]) -> Tensor:
-        x = build.x
-        cuts, ends = {}, {plan.axis: plan.back for plan in plans}
-        for plan in plans:
-            step = plan.block * plan.phases.grain
-            if step == 1:
+    def wrong(build: Builder, layout: Layout) -> Tensor:
+        x, rank = build.x, len(layout.axes)
+        fronts, ends = ({place: getattr(a, side) for place, a in enumerate(layout.axes)} for side in ("front", "back"))
+        cuts = {}
+        for place, axis in enumerate(layout.axes):
+            if axis.idle:
                 continue
-            extent = build.extent(x, plan.axis + 2)
+            step = axis.block * axis.grain
+            extent = build.extent(x, place + 2)
             whole = build.mul(build.div(extent, step), step)
-            cuts[plan.axis + 2] = Cut(0, whole)
-            ends[plan.axis] = build.add(plan.back, build.sub(extent, whole))
-        x = build.slice(x, cuts)
-        return build.pad(
-            x, axis_pads(len(plans), {plan.axis: plan.front for plan in plans}), axis_pads(len(plans), ends)
-        )
+            cuts[place + 2] = Cut(0, whole)
+            ends[place] = build.add(ends[place], build.sub(extent, whole))
+        return build.pad(build.slice(x, cuts), axis_pads(rank, fronts), axis_pads(rank, ends))
 
     with _everywhere(_phases.pad_axes, wrong):
         yield
@@ -255,8 +243,8 @@ def bias_added_with_every_tap() -> Iterator[None]:
     """Each partial sum has its own bias."""
     right = Builder.conv
 
-    def wrong(self: Builder, tensor: Tensor, **settings: Any) -> Tensor:
-        return right(self, tensor, **{**settings, "bias_times": 1})
+    def wrong(self: Builder, tensor: Tensor, window: geometry.Window, **settings: Any) -> Tensor:
+        return right(self, tensor, window, **{**settings, "bias_times": 1})
 
     with mock.patch.object(Builder, "conv", wrong):
         yield

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dilrewrite.forms.fragment import FILL, AttributeValue, Core, CoreConv, CoreFill, Fragment, Node, WeightEdit, X
-from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry, Window
 
 END: Final = 2**63 - 1
 """A Slice's end that means "to the last element"."""
@@ -367,43 +367,39 @@ class Builder:
     def conv(
         self,
         tensor: Tensor,
+        window: Window,
         *,
-        kernel: Sequence[int],
-        strides: Sequence[int],
-        dilations: Sequence[int],
-        pads_begin: Sequence[int] | None = None,
-        pads_end: Sequence[int] | None = None,
         group: int | None = None,
         out_channels: Extent | None = None,
         weight: Sequence[WeightEdit] = (),
         bias_times: int = 1,
     ) -> Tensor:
         """Add a Conv to the core; the site's pruning comes before `weight`. Group and outputs default to the site's."""
-        rank = len(kernel)
-        begin, end = tuple(pads_begin or (0,) * rank), tuple(pads_end or (0,) * rank)
-        assert min(begin + end) >= 0, "no emitted Conv has a negative pad"
+        assert min(window.begin + window.end) >= 0, "no emitted Conv has a negative pad"
         group = self.geometry.group if group is None else group
         outputs = self.geometry.out_channels if out_channels is None else out_channels
+        dilations = tuple(d if k > 1 else 1 for d, k in zip(window.dilations, window.kernel, strict=True))
         name = self._name("conv")
         self._nodes.append(
             CoreConv(
                 source=tensor.name,
                 output=name,
-                kernel=tuple(kernel),
-                strides=tuple(strides),
-                dilations=tuple(d if k > 1 else 1 for d, k in zip(dilations, kernel, strict=True)),
-                pads=begin + end,
+                kernel=window.kernel,
+                strides=window.strides,
+                dilations=dilations,
+                pads=window.begin + window.end,
                 group=group,
                 weight=(*self.weight_edits, *weight),
                 bias_times=bias_times if self.geometry.bias else 0,
             )
         )
         self._exit.add(name)
+        slides = zip(tensor.shape[2:], window.begin, window.end, dilations, window.kernel, window.strides, strict=True)
         spatial = tuple(
             (extent + b + e - d * (k - 1) - 1) // s + 1 if isinstance(extent, int) else None
-            for extent, b, e, d, k, s in zip(tensor.shape[2:], begin, end, dilations, kernel, strides, strict=True)
+            for extent, b, e, d, k, s in slides
         )
-        work = (tensor.shape[0], outputs, *spatial, *kernel, self._group_inputs(tensor.shape[1], group))
+        work = (tensor.shape[0], outputs, *spatial, *window.kernel, self._group_inputs(tensor.shape[1], group))
         self._multiply_adds = _plus_product(self._multiply_adds, work)
         return Tensor(name, (tensor.shape[0], outputs, *spatial))
 
@@ -413,15 +409,7 @@ class Builder:
 
     def plain_conv(self, geometry: ConvGeometry) -> Tensor:
         """Add the Conv of a normal geometry as it is."""
-        begin, end = geometry.static_pads
-        return self.conv(
-            self.x,
-            kernel=geometry.kernel,
-            strides=geometry.strides,
-            dilations=geometry.dilations,
-            pads_begin=begin,
-            pads_end=end,
-        )
+        return self.conv(self.x, geometry.window)
 
     def fill(self, out_extents: Sequence[Extent]) -> Tensor:
         """Add to the core an output that no tap reaches: the bias, repeated to [N, O, *out_extents]."""

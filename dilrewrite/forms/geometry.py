@@ -68,6 +68,37 @@ class Phases:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What a Conv slides over its input, per spatial axis: kernel, strides, dilations, pads at its begin and end."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @staticmethod
+    def point(strides: tuple[int, ...]) -> Window:
+        """Return the window of a single tap without pads."""
+        ones, zeros = (1,) * len(strides), (0,) * len(strides)
+        return Window(kernel=ones, strides=strides, dilations=ones, begin=zeros, end=zeros)
+
+    def with_axis(self, place: int) -> Window:
+        """Return the window with one more axis before axis `place`, along which it has a single tap."""
+
+        def inserted(values: tuple[int, ...], value: int) -> tuple[int, ...]:
+            return *values[:place], value, *values[place:]
+
+        return Window(
+            kernel=inserted(self.kernel, 1),
+            strides=inserted(self.strides, 1),
+            dilations=inserted(self.dilations, 1),
+            begin=inserted(self.begin, 0),
+            end=inserted(self.end, 0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvGeometry:
     """Everything about a Conv that decides how it can be rewritten; `None` stands for what is known at run time only.
 
@@ -315,6 +346,12 @@ class ConvGeometry:
         end = tuple(pad for pad in self.pads_end if pad is not None)
         assert len(begin) == len(end) == self.rank, "only a normal geometry has static pads"
         return begin, end
+
+    @property
+    def window(self) -> Window:
+        """Return the window of a normal geometry."""
+        begin, end = self.static_pads
+        return Window(kernel=self.kernel, strides=self.strides, dilations=self.dilations, begin=begin, end=end)
 
     # -- phases --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Symbol, Tensor, Unsupported, axis_pads
 from dilrewrite.forms.fragment import FILL, CoreConv, CoreFill, Fragment, Node, RepeatOutputs, TakeTaps, X
-from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry, Window
 from tests.contract import session
 
 OPSETS = [7, 9, 10, 11, 12, 13, 17, 18, 21, 22]
@@ -317,13 +317,14 @@ def test_depth_to_space_takes_integers_from_opset_11_on(opset: int) -> None:
 
 
 def build_conv(b: Builder, source: Tensor | None = None, **changes: object) -> Tensor:
-    settings: dict[str, object] = {"kernel": (3, 3), "strides": (1, 2), "dilations": (2, 1), **changes}
-    return b.conv(source or b.x, **settings)  # type: ignore[arg-type]
+    window = Window(kernel=(3, 3), strides=(1, 2), dilations=(2, 1), begin=(0, 0), end=(0, 0))
+    slides = {key: changes.pop(key) for key in ("kernel", "dilations", "begin", "end") if key in changes}
+    return b.conv(source or b.x, replace(window, **slides), **changes)  # type: ignore[arg-type]
 
 
 def test_conv_tells_its_shape_and_work() -> None:
     b = Builder(KNOWN, 17)
-    y = build_conv(b, pads_begin=(1, 0), pads_end=(0, 1))
+    y = build_conv(b, begin=(1, 0), end=(0, 1))
     assert y.shape == (2, 3, 3, 4)
     fragment = b.finish("test", y)
     assert fragment.multiply_adds == 2 * 3 * 3 * 4 * 9 * 4
@@ -344,7 +345,7 @@ def test_conv_writes_no_dilation_where_the_kernel_is_one() -> None:
 
 def test_conv_has_no_negative_pads() -> None:
     with pytest.raises(AssertionError, match="negative"):
-        build_conv(Builder(KNOWN, 17), pads_begin=(-1, 0))
+        build_conv(Builder(KNOWN, 17), begin=(-1, 0))
 
 
 def test_conv_puts_the_pruning_before_its_own_edits() -> None:

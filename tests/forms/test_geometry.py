@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dilrewrite.forms.fragment import Fragment
-from dilrewrite.forms.geometry import ConvGeometry, Phases, ceil_div, product
+from dilrewrite.forms.geometry import ConvGeometry, Phases, Window, ceil_div, product
 from dilrewrite.forms.strategies import Refusal, plan, strategies
 from tests import naive
 
@@ -426,3 +426,18 @@ def test_very_many_phases_are_refused() -> None:
 def test_zones_of_a_long_kernel() -> None:
     g = replace(LINE, kernel=(2**14,), extents=(2**16,), pads_begin=(2**15,), pads_end=(2**15,))
     assert seconds(lambda: g.zones(0)) < 2
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_gets_an_axis_along_which_it_stands_still() -> None:
+    window = Window(kernel=(3, 5), strides=(2, 3), dilations=(4, 6), begin=(7, 8), end=(9, 10))
+    assert window.with_axis(1) == Window(
+        kernel=(3, 1, 5), strides=(2, 1, 3), dilations=(4, 1, 6), begin=(7, 0, 8), end=(9, 0, 10)
+    )
+    assert window.with_axis(2).kernel == (3, 5, 1)
+
+
+def test_a_point_is_one_tap_without_pads() -> None:
+    assert Window.point((2, 3)) == Window(kernel=(1, 1), strides=(2, 3), dilations=(1, 1), begin=(0, 0), end=(0, 0))

@@ -8,7 +8,7 @@ from typing import final
 
 from dilrewrite.forms.builder import END, Builder, Cut, Tensor, axis_pads
 from dilrewrite.forms.fragment import TapsToInputs
-from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.geometry import ConvGeometry, Window, product
 
 
 @final
@@ -54,9 +54,7 @@ class Im2col:
             parts.append(builder.slice(x, cuts))
         return builder.conv(
             builder.concat(parts, 1),
-            kernel=[1] * geometry.rank,
-            strides=[1] * geometry.rank if stepped else geometry.strides,
-            dilations=[1] * geometry.rank,
+            Window.point((1,) * geometry.rank if stepped else geometry.strides),
             weight=[TapsToInputs()] if product(geometry.kernel) > 1 else [],
         )
 

@@ -8,6 +8,7 @@ from typing import final
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import AddKernelAxis
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.layout import Layout
 
 
 @final
@@ -31,17 +32,8 @@ class Lift:
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit the Reshape, the 2-D Conv, and the Reshape back."""
-        (begin,), (end,) = geometry.static_pads
-        x = builder.x
-        y = builder.conv(
-            builder.reshape(x, [0, 0, 1, builder.extent(x, 2)]),
-            kernel=[1, *geometry.kernel],
-            strides=[1, *geometry.strides],
-            dilations=[1, *geometry.dilations],
-            pads_begin=[0, begin],
-            pads_end=[0, end],
-            weight=[AddKernelAxis(0)],
-        )
+        x = builder.reshape(builder.x, [0, 0, *Layout.natural([builder.extent(builder.x, 2)], lifted=0).sizes])
+        y = builder.conv(x, geometry.window.with_axis(0), weight=[AddKernelAxis(0)])
         return builder.reshape(y, [0, 0, builder.extent(y, 3)])
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, product
-from dilrewrite.forms.strategies._phases import AxisPlan, join_phases, pad_axes, plan_axes, sizes, split_axes
+from dilrewrite.forms.layout import AxisLayout
+from dilrewrite.forms.strategies._phases import join_phases, pad_axes, plan_phases, sizes
 
 SLICES_AT_ONCE = 16
 """Up to so many phases are cut out in one step, by a Slice for each."""
@@ -42,49 +43,41 @@ class SliceToBatch:
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit padding, Slices, Concat, Conv, and the way back."""
-        plans = plan_axes(builder, geometry, self.max_dilation)
-        x = pad_axes(builder, plans)
-        split = split_axes(plans)
-        blocks = product(tuple(plan.block for plan in plans))
+        plan = plan_phases(builder, geometry, self.max_dilation)
+        x = pad_axes(builder, plan.enter)
         # All axes at once move the data once; with many phases, one axis after the other needs far fewer nodes.
-        together = [plan for plan in plans if not plan.phases.idle]
-        steps = [together] if blocks <= SLICES_AT_ONCE else [[plan] for plan in reversed(together)]
-        for step in steps:
-            x = self._split(builder, geometry, x, step)
-        y = builder.conv(
-            x,
-            kernel=geometry.kernel,
-            strides=[plan.phases.stride for plan in plans],
-            dilations=[plan.phases.dilation for plan in plans],
-            pads_begin=[plan.pads[0] for plan in plans],
-            pads_end=[plan.pads[1] for plan in plans],
-        )
-        if not split:
+        together = {place: axis for place, axis in enumerate(plan.enter.axes) if not axis.idle}
+        few = plan.enter.phases <= SLICES_AT_ONCE
+        for step in [together] if few else [{place: together[place]} for place in reversed(together)]:
+            x = self._split(builder, x, step)
+        y = builder.conv(x, plan.window)
+        blocks = plan.leave.blocks
+        if not blocks:
             return y
-        lengths = sizes(builder, y, plans)
-        apart = builder.reshape(y, [*(plan.block for plan in split), INFER, builder.extent(y, 1), *lengths])
-        return join_phases(builder, apart, plans, lengths, batch=len(split))
+        lengths = sizes(builder, y, plan.leave)
+        apart = builder.reshape(y, [*blocks, INFER, builder.extent(y, 1), *lengths])
+        return join_phases(builder, apart, plan.leave, lengths, batch=len(blocks))
 
-    def _split(self, builder: Builder, geometry: ConvGeometry, x: Tensor, plans: Sequence[AxisPlan]) -> Tensor:
+    def _split(self, builder: Builder, x: Tensor, axes: Mapping[int, AxisLayout]) -> Tensor:
         """Cut out every phase of the given axes and join them on the batch, the first axis outermost."""
         parts = []
-        for residues in itertools.product(*(range(plan.block) for plan in plans)):
+        for residues in itertools.product(*(range(axis.block) for axis in axes.values())):
             shape = list(x.shape)
             cuts = {}
-            for plan, r in zip(plans, residues, strict=True):
-                cuts[plan.axis + 2] = self._cut(builder, plan, r * geometry.strides[plan.axis])
-                shape[plan.axis + 2] = plan.samples
+            for (place, axis), r in zip(axes.items(), residues, strict=True):
+                cuts[place + 2] = self._cut(builder, axis, r * axis.step)
+                shape[place + 2] = axis.samples
             parts.append(Tensor(builder.slice(x, cuts).name, tuple(shape)))
         return builder.concat(parts, 0)
 
     @staticmethod
-    def _cut(builder: Builder, plan: AxisPlan, start: int) -> Cut:
-        step = plan.phases.grain * plan.block
-        if isinstance(plan.samples, int):
-            return Cut(start, start + (plan.samples - 1) * step + 1, step)
-        if plan.samples is None or plan.phases.stride == 1:
+    def _cut(builder: Builder, axis: AxisLayout, start: int) -> Cut:
+        step = axis.grain * axis.block
+        if isinstance(axis.samples, int):
+            return Cut(start, start + (axis.samples - 1) * step + 1, step)
+        if axis.samples is None or axis.step == axis.grain:
             return Cut(start, END, step)  # the padded extent ends where the last phase does
-        return Cut(start, builder.add(builder.mul(builder.sub(plan.samples, 1), step), start + 1), step)
+        return Cut(start, builder.add(builder.mul(builder.sub(axis.samples, 1), step), start + 1), step)
 
 
 STRATEGY = SliceToBatch()

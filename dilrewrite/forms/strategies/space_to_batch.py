@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.forms.builder import INFER, Builder, Tensor
-from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies._phases import (
     crop,
     join_phases,
     overlap_refusal,
     pad_axes,
     phases_first,
-    plan_axes,
+    plan_phases,
     sizes,
-    split_axes,
     thin_axes,
 )
 
@@ -42,38 +41,27 @@ class SpaceToBatch:
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit padding, phases into batch, Conv, and the way back."""
-        plans = plan_axes(builder, geometry, self.max_dilation)
-        x = thin_axes(builder, pad_axes(builder, plans), plans)
-        split = split_axes(plans)
-        square = geometry.rank == 2 and len(split) == 2 and split[0].block == split[1].block
+        plan = plan_phases(builder, geometry, self.max_dilation)
+        x = thin_axes(builder, pad_axes(builder, plan.enter), plan.enter)
+        blocks, times = plan.enter.blocks, plan.enter.phases
+        block = plan.enter.square if builder.has_depth_to_space else None
+        if not blocks:
+            return builder.conv(x, plan.window)
         channels = builder.extent(x, 1)
-        times = product(tuple(plan.block for plan in split))
-        if not split:
-            phases = x
-        elif square and builder.has_depth_to_space:
-            deep = builder.space_to_depth(x, split[0].block)
+        if block is not None:
+            deep = builder.space_to_depth(x, block)
             phases = builder.reshape(deep, [builder.batch(times), channels, 0, 0])
         else:
-            first, lengths = phases_first(builder, x, plans)
+            first, lengths = phases_first(builder, x, plan.enter)
             phases = builder.reshape(first, [builder.batch(times), channels, *lengths])
-        y = builder.conv(
-            phases,
-            kernel=geometry.kernel,
-            strides=[plan.phases.stride for plan in plans],
-            dilations=[plan.phases.dilation for plan in plans],
-            pads_begin=[plan.pads[0] for plan in plans],
-            pads_end=[plan.pads[1] for plan in plans],
-        )
-        if not split:
-            return y
+        y = builder.conv(phases, plan.window)
         outputs = builder.extent(y, 1)
-        if square and builder.has_depth_to_space:
-            block = split[0].block
+        if block is not None:
             deep = builder.reshape(y, [INFER, builder.mul(outputs, block * block), 0, 0])
-            return crop(builder, builder.depth_to_space(deep, block), plans)
-        lengths = sizes(builder, y, plans)
-        apart = builder.reshape(y, [INFER, *(plan.block for plan in split), outputs, *lengths])
-        return join_phases(builder, apart, plans, lengths, batch=0)
+            return crop(builder, builder.depth_to_space(deep, block), plan.leave)
+        lengths = sizes(builder, y, plan.leave)
+        apart = builder.reshape(y, [INFER, *blocks, outputs, *lengths])
+        return join_phases(builder, apart, plan.leave, lengths, batch=0)
 
 
 STRATEGY = SpaceToBatch()

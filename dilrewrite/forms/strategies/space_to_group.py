@@ -14,9 +14,8 @@ from dilrewrite.forms.strategies._phases import (
     overlap_refusal,
     pad_axes,
     phases_first,
-    plan_axes,
+    plan_phases,
     sizes,
-    split_axes,
     thin_axes,
 )
 
@@ -58,42 +57,32 @@ class SpaceToGroup:
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit padding, phases into channels, the grouped Conv, and the way back."""
-        plans = plan_axes(builder, geometry, self.max_dilation)
-        x = thin_axes(builder, pad_axes(builder, plans), plans)
-        split = split_axes(plans)
-        times = 1
-        for plan in split:
-            times *= plan.block
-        square = geometry.rank == 2 and len(split) == 2 and split[0].block == split[1].block
-        deep = square and builder.has_depth_to_space
-        if not split:
-            phases = x
-        elif deep:
-            phases = builder.space_to_depth(x, split[0].block)
+        plan = plan_phases(builder, geometry, self.max_dilation)
+        x = thin_axes(builder, pad_axes(builder, plan.enter), plan.enter)
+        blocks, times = plan.enter.blocks, plan.enter.phases
+        block = plan.enter.square if builder.has_depth_to_space else None
+        if not blocks:
+            return builder.conv(x, plan.window)
+        if block is not None:
+            phases = builder.space_to_depth(x, block)
         else:
-            first, lengths = phases_first(builder, x, plans)
+            first, lengths = phases_first(builder, x, plan.enter)
             phases = builder.reshape(first, [builder.batch(), builder.mul(builder.extent(x, 1), times), *lengths])
         outputs = geometry.out_channels
+        assert outputs is not None, "refused above"
         y = builder.conv(
             phases,
-            kernel=geometry.kernel,
-            strides=[plan.phases.stride for plan in plans],
-            dilations=[plan.phases.dilation for plan in plans],
-            pads_begin=[plan.pads[0] for plan in plans],
-            pads_end=[plan.pads[1] for plan in plans],
+            plan.window,
             group=geometry.group * times,
-            out_channels=None if outputs is None else outputs * times,
-            weight=[RepeatOutputs(times)] if times > 1 else [],
+            out_channels=outputs * times,
+            weight=[RepeatOutputs(times)],
             bias_times=times,
         )
-        if not split:
-            return y
-        if deep:
-            return crop(builder, builder.depth_to_space(y, split[0].block), plans)
-        assert outputs is not None, "refused above"
-        lengths = sizes(builder, y, plans)
-        apart = builder.reshape(y, [INFER, *(plan.block for plan in split), outputs, *lengths])
-        return join_phases(builder, apart, plans, lengths, batch=0)
+        if block is not None:
+            return crop(builder, builder.depth_to_space(y, block), plan.leave)
+        lengths = sizes(builder, y, plan.leave)
+        apart = builder.reshape(y, [INFER, *blocks, outputs, *lengths])
+        return join_phases(builder, apart, plan.leave, lengths, batch=0)
 
 
 STRATEGY = SpaceToGroup()

@@ -8,7 +8,7 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
 from dilrewrite.forms.fragment import TakeTaps
-from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.geometry import ConvGeometry, Window, product
 
 
 @final
@@ -57,9 +57,7 @@ class TapSum:
             whole = not any(front.values()) and not any(back.values())
             y = builder.conv(
                 builder.slice(builder.x, cuts),
-                kernel=[1] * geometry.rank,
-                strides=geometry.strides,
-                dilations=[1] * geometry.rank,
+                Window.point(geometry.strides),
                 weight=[TakeTaps(axis, t, t + 1) for axis, t in enumerate(chosen) if geometry.kernel[axis] > 1],
                 bias_times=1 if whole and not bias_added else 0,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from dilrewrite.forms.builder import Builder, Cut, Tensor
@@ -81,11 +81,7 @@ class TapZones:
             return builder.fill(outs)
         return builder.conv(
             builder.slice(builder.x, cuts),
-            kernel=kernel,
-            strides=geometry.strides,
-            dilations=geometry.dilations,
-            pads_begin=begin,
-            pads_end=end,
+            replace(geometry.window, kernel=tuple(kernel), begin=tuple(begin), end=tuple(end)),
             weight=weight,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from dilrewrite.forms.builder import Builder, Tensor
@@ -45,17 +45,14 @@ class ZeroFill:
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit one Conv with the spread kernel."""
-        begin, end = geometry.static_pads
         spread = tuple(self._spread(geometry, axis) for axis in geometry.axes)
         return builder.conv(
             builder.x,
-            kernel=[q * (k - 1) + 1 for q, k in zip(spread, geometry.kernel, strict=True)],
-            strides=geometry.strides,
-            dilations=[
-                d // q if k > 1 else 1 for d, q, k in zip(geometry.dilations, spread, geometry.kernel, strict=True)
-            ],
-            pads_begin=begin,
-            pads_end=end,
+            replace(
+                geometry.window,
+                kernel=tuple(q * (k - 1) + 1 for q, k in zip(spread, geometry.kernel, strict=True)),
+                dilations=tuple(d // q for d, q in zip(geometry.dilations, spread, strict=True)),
+            ),
             weight=[SpreadTaps(spread)] if max(spread) > 1 else [],
         )
 
