@@ -21,8 +21,9 @@ from dilrewrite.choice.reason import Reason, Why, not_measured
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.walk import all_nodes, resolve, scopes
-from dilrewrite.proof.inputs import Case, Chooser, Convolutions
+from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.prove import Proof
+from dilrewrite.proof.roles import Convolutions
 from dilrewrite.proof.verdict import Settings, Subject
 from dilrewrite.runtimes import (
     Array,

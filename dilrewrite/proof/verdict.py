@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from dilrewrite.model.elements import FLOATS
-from dilrewrite.model.walk import all_nodes, nodes_in
+from dilrewrite.model.walk import all_nodes
+from dilrewrite.proof.compare import OutputCheck, compare, tolerance_of
 from dilrewrite.proof.findings import Finding, findings, fresh
-from dilrewrite.proof.inputs import LENGTHS, LENGTHS_3D, Case, Chooser, Convolutions, describe
+from dilrewrite.proof.hurried import Hurried, HurriedSession, OutOfTime
+from dilrewrite.proof.inputs import LENGTHS, LENGTHS_3D, Case, Chooser, describe
+from dilrewrite.proof.roles import Convolutions
 from dilrewrite.runtimes import (
     Array,
     Backend,
@@ -27,42 +28,10 @@ from dilrewrite.runtimes import (
     Runnable,
     Session,
     TimedOut,
-    backends,
 )
-
-T = TypeVar("T")
-
-FALLBACK_S = 20.0
-"""How long the runs on the fallback may take together; it is slow."""
 
 FALLBACK_LENGTHS = {1: (32, 16, *LENGTHS), 2: (32, 16, *LENGTHS), 3: (16, 8, *LENGTHS_3D)}
 """What unknown extents are tried with there (see `Chooser`)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputCheck:
-    """One output on one case. Differences are `after - before` over the elements that are finite in both.
-
-    `max_rel` is relative to |before| where that is not 0; `rms` and `cosine` are over all elements; `ulp` counts in
-    units in the last place of `before` (floats of 16 to 64 bits); `argmax_agreement` is the share of positions whose
-    largest channel (axis 1) is the same. `noise` is the largest difference of the original from itself (see `Verdict`).
-    """
-
-    name: str
-    element: str
-    shape: tuple[int, ...]
-    max_abs: float
-    max_rel: float
-    rms: float
-    cosine: float | None
-    ulp: float | None
-    argmax_agreement: float | None
-    nan: tuple[int, int]
-    inf: tuple[int, int]
-    noise: float | None
-    comparable: bool
-    passed: bool
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,70 +174,43 @@ def _run(
         custom_op_library=settings.custom_op_library,
         timeout_s=settings.timeout_s,
     )
-    tolerance = _tolerance(before.proto, settings)
+    tolerance = tolerance_of(before.proto, settings.rtol, settings.atol)
     verdict = replace(verdict, optimized=not quantized, tolerance=str(tolerance))
-    backend: Backend | _Hurried = settings.backend
     try:
-        session = backend.session(before.runnable(), options)
-    except (CannotLoad, Crashed, TimedOut) as error:
-        if settings.fallback is None or unknown_operators(before.proto):
-            return replace(verdict, skipped=f"{backend.name} does not load the original: {error}")
-        backend = _Hurried(settings.fallback)
-        try:
-            session = backend.session(before.runnable(), options)
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as second:
-            return replace(verdict, skipped=f"{settings.backend.name}: {error}; {backend.name}: {second}")
-        verdict = replace(verdict, backend=backend.name, notes=(f"{settings.backend.name}: {error}",))
-    with session:
-        try:
+        backend, session, notes = _opened(before, options, settings)
+        verdict = replace(verdict, backend=backend.name, notes=notes)
+        with session:
             original = _original(session, before, after, settings, step)
-        except (Crashed, TimedOut) as error:
-            return replace(verdict, skipped=f"the original does not run: {error}")
-        peak_before = session.peak_bytes()
-    verdict = replace(verdict, notes=(*verdict.notes, *original.notes))
-    cases, wanted, refused = original.cases, original.outputs, original.refused
-    failures = list(verdict.failures)
-    outputs: list[dict[str, Array]] = []
-    peak_after = None
-    loaded = False
-    try:
-        with backend.session(after.runnable(), options) as session:
-            loaded = True
-            for case in cases:
-                outputs.append(session.run(case.feeds))
-            peak_after = session.peak_bytes()
-            if refused is not None and _runs(session, refused):
-                more = f"the rewritten model runs on {describe(refused)}, where the original does not"
-                if after.path is None:  # made here, of the original: that it runs on more takes nothing away
-                    verdict = replace(verdict, notes=(*verdict.notes, more))
-                else:
-                    failures.append(more)
-    except OutOfTime as error:
-        return replace(verdict, skipped=f"the rewritten model: {error}")
-    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
-        does = f"run on {describe(cases[len(outputs)])}" if loaded and len(outputs) < len(cases) else "load"
-        failures.append(f"the rewritten model does not {does}: {error}")
-        return replace(verdict, passed=False, failures=tuple(failures), peak_bytes=(peak_before, peak_after))
-    again = _again(backend, before, options, cases[0])
-    noise, sources = _noise(backend, before, disturbed, options, cases, wanted)
-    steady = {name: again is None or _same(values, again.get(name)) for name, values in wanted[0].items()}
+            peak_before = session.peak_bytes()
+        verdict = replace(verdict, notes=(*notes, *original.notes))
+        rewritten = _rewritten(backend, after, options, original)
+    except _SkippedError as error:
+        return replace(verdict, skipped=str(error))
+    failures = [*verdict.failures, *rewritten.failures]
+    verdict = replace(verdict, peak_bytes=(peak_before, rewritten.peak_bytes))
+    if rewritten.failures:
+        return replace(verdict, passed=False, failures=tuple(failures))
+    if rewritten.runs_on_more and original.refused is not None:
+        more = f"the rewritten model runs on {describe(original.refused)}, where the original does not"
+        if after.path is None:  # made here, of the original: that it runs on more takes nothing away
+            verdict = replace(verdict, notes=(*verdict.notes, more))
+        else:
+            failures.append(more)
+    again = _again(backend, before, options, original.cases[0])
+    noise, sources = _noise(backend, before, disturbed, options, original)
+    steady = {name: again is None or _same(values, again.get(name)) for name, values in original.outputs[0].items()}
     checks = []
-    for number, case in enumerate(cases):
-        found = []
-        for name, values in wanted[number].items():
-            check = compare(
-                name,
-                values,
-                outputs[number].get(name),
-                tolerance,
-                noise=noise[number].get(name) if noise else None,
-            )
-            if not steady.get(name, True) and _excusable(values, outputs[number].get(name), (again or {}).get(name)):
+    for number, case in enumerate(original.cases):
+        outputs = []
+        for name, values in original.outputs[number].items():
+            other = rewritten.outputs[number].get(name)
+            check = compare(name, values, other, tolerance, noise=noise[number].get(name))
+            if not steady.get(name, True) and _excusable(values, other, (again or {}).get(name)):
                 check = replace(check, comparable=False, passed=True, note="two runs of the original differ")
             if not check.passed:
                 failures.append(f"output {name!r} on {describe(case)}: {check.note}")
-            found.append(check)
-        checks.append(CaseCheck(name=case.name, shapes=case.shapes, outputs=tuple(found)))
+            outputs.append(check)
+        checks.append(CaseCheck(name=case.name, shapes=case.shapes, outputs=tuple(outputs)))
     return replace(
         verdict,
         notes=(*verdict.notes, *_empty_comparisons(checks)),
@@ -277,8 +219,56 @@ def _run(
         cases=tuple(checks),
         deterministic=None if again is None else all(steady.values()),
         noise_sources=tuple(sources),
-        peak_bytes=(peak_before, peak_after),
     )
+
+
+class _SkippedError(Exception):
+    """Why whole models are not compared."""
+
+
+def _opened(
+    before: Subject, options: Options, settings: Settings
+) -> tuple[Backend | Hurried, Session, tuple[str, ...]]:
+    """Return the backend that loads the original, or the fallback, the session, and a note about the fallback."""
+    backend = settings.backend
+    try:
+        return backend, backend.session(before.runnable(), options), ()
+    except (CannotLoad, Crashed, TimedOut) as error:
+        if settings.fallback is None or unknown_operators(before.proto):
+            raise _SkippedError(f"{backend.name} does not load the original: {error}") from error
+        hurried = Hurried(settings.fallback)
+        try:
+            return hurried, hurried.session(before.runnable(), options), (f"{backend.name}: {error}",)
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as second:
+            raise _SkippedError(f"{backend.name}: {error}; {hurried.name}: {second}") from second
+
+
+@dataclass(slots=True)
+class _Rewritten:
+    """What the rewritten model gave, case by case, and whether it runs on what the original refused."""
+
+    outputs: list[dict[str, Array]] = field(default_factory=list)
+    peak_bytes: int | None = None
+    failures: tuple[str, ...] = ()
+    runs_on_more: bool = False
+
+
+def _rewritten(backend: Backend | Hurried, after: Subject, options: Options, original: _Original) -> _Rewritten:
+    """Run the rewritten model. Raises `_SkippedError` when the time does not allow it."""
+    rewritten, cases, does = _Rewritten(), original.cases, "load"
+    try:
+        with backend.session(after.runnable(), options) as session:
+            for case in cases:
+                does = f"run on {describe(case)}"
+                rewritten.outputs.append(session.run(case.feeds))
+            does = "load"
+            rewritten.peak_bytes = session.peak_bytes()
+            rewritten.runs_on_more = original.refused is not None and bool(_runs(session, original.refused))
+    except OutOfTime as error:
+        raise _SkippedError(f"the rewritten model: {error}") from error
+    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        rewritten.failures = (f"the rewritten model does not {does}: {error}",)
+    return rewritten
 
 
 NARROW = "on the sizes tried, a dilated Conv reads little but padding: give larger ones with --shape"
@@ -307,77 +297,11 @@ def _empty_comparisons(checks: Sequence[CaseCheck]) -> list[str]:
     ]
 
 
-class OutOfTime(TimedOut):
-    """The runs on the fallback took too long together."""
-
-
-@dataclass(slots=True)
-class _Clock:
-    """How long calls took together, of `limit_s` that they may."""
-
-    limit_s: float
-    spent_s: float = 0.0
-
-    def __call__(self, call: Callable[[], T]) -> T:
-        """Make a call. Raises `OutOfTime` when the time is over, before it or in it."""
-        if self.spent_s >= self.limit_s:
-            raise OutOfTime(self.reason())
-        start = time.monotonic()
-        try:
-            return call()
-        except TimedOut as error:
-            raise OutOfTime(self.reason()) from error
-        finally:
-            self.spent_s += time.monotonic() - start
-
-    def reason(self) -> str:
-        """Say why no more is run."""
-        return f"runs take more than {self.limit_s:g} s"
-
-
-class _Hurried:
-    """A slow backend whose sessions share one clock; each is a process of its own, which can be stopped."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.name = backend.name
-        self.clock = _Clock(FALLBACK_S)
-        self.backend = backend
-
-    def session(self, runnable: Runnable, options: Options) -> Session:
-        """Load a model."""
-        options = replace(options, timeout_s=max(self.clock.limit_s - self.clock.spent_s, 1.0))
-
-        def load() -> Session:
-            from dilrewrite.runtimes._worker import IsolatedSession
-
-            if backends().get(self.name) is self.backend:  # one that a child can be given
-                return IsolatedSession(self.backend, runnable, options)
-            return self.backend.session(runnable, options)
-
-        return _HurriedSession(self.clock(load), self.clock)
-
-
-class _HurriedSession:
-    """A session on a clock."""
-
-    def __init__(self, session: Session, clock: _Clock) -> None:
-        self.inputs, self.outputs = session.inputs, session.outputs
-        self.session, self.clock = session, clock
-        self.peak_bytes, self.close = session.peak_bytes, session.close
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Return the named outputs (None: all)."""
-        return self.clock(lambda: self.session.run(feeds, outputs))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def _original(session: Session, before: Subject, after: Subject, settings: Settings, step: int) -> _Original:
-    """Choose what to run on, and run the original. Raises `Crashed`, `TimedOut`, and `UsageError` when nothing runs."""
+    """Choose what to run on, and run the original.
+
+    Raises `_SkippedError` when it crashes or takes too long, and `UsageError` when it runs on nothing.
+    """
     convolutions = [Convolutions(subject.proto) for subject in (before, after)]
     roles: dict[str, bool] = {}
     for some in convolutions:  # what is an extent in one of the models is an extent
@@ -388,24 +312,27 @@ def _original(session: Session, before: Subject, after: Subject, settings: Setti
         given=settings.shapes,
         user=settings.inputs,
         seed=settings.seed,
-        lengths=FALLBACK_LENGTHS if isinstance(session, _HurriedSession) else None,
+        lengths=FALLBACK_LENGTHS if isinstance(session, HurriedSession) else None,
         roles=roles,
     )
     ran: dict[int, dict[str, Array]] = {}
 
     def run(feeds: Mapping[str, Array]) -> None:
-        if isinstance(session, _HurriedSession) and ran and session.clock.spent_s > FALLBACK_S / 4:
+        if isinstance(session, HurriedSession) and ran and session.clock.spent_s > session.clock.limit_s / 4:
             raise TimedOut("the other runs need the time")  # so that there is something to compare
         ran[id(feeds)] = session.run(feeds)
 
     def reached(shapes: Mapping[str, tuple[int, ...]]) -> bool:
         return all(some.reached(shapes) for some in convolutions)
 
-    first, sizes = chooser.first(run)
-    cases = [first, *chooser.more(sizes, step, run, reached)]
-    refused, notes = None, []
-    if chooser.batches and not any(case.name in ("batch", "long") for case in cases):
-        refused = _refused(chooser, sizes, session)
+    try:
+        first, sizes = chooser.first(run)
+        cases = [first, *chooser.more(sizes, step, run, reached)]
+        refused, notes = None, []
+        if chooser.batches and not any(case.name in ("batch", "long") for case in cases):
+            refused = _refused(chooser, sizes, session)
+    except (Crashed, TimedOut) as error:
+        raise _SkippedError(f"the original does not run: {error}") from error
     if refused is not None:
         notes.append(f"the original does not run on {describe(refused)}")
     if chooser.extents and not any(reached(case.shapes) for case in cases):
@@ -445,7 +372,7 @@ def unknown_operators(proto: ModelProto) -> list[str]:
     return list(found)
 
 
-def _again(backend: Backend | _Hurried, before: Subject, options: Options, case: Case) -> dict[str, Array] | None:
+def _again(backend: Backend | Hurried, before: Subject, options: Options, case: Case) -> dict[str, Array] | None:
     """Run the original once more, in a session of its own; `None` when that fails, which excuses nothing."""
     try:
         with backend.session(before.runnable(), options) as session:
@@ -476,15 +403,14 @@ def _same(a: Array, b: Array | None) -> bool:
 
 
 def _noise(
-    backend: Backend | _Hurried,
+    backend: Backend | Hurried,
     before: Subject,
     disturbed: Subject | None,
     options: Options,
-    cases: Sequence[Case],
-    wanted: Sequence[Mapping[str, Array]],
+    original: _Original,
 ) -> tuple[list[dict[str, float]], list[str]]:
     """Return per case and output how far the original is from itself: other optimisations, disturbed Convs."""
-    noise: list[dict[str, float]] = [{} for _ in cases]
+    noise: list[dict[str, float]] = [{} for _ in original.cases]
     sources = []
     variants: list[tuple[str, Subject, Options]] = [
         ("graph optimisations on/off", before, replace(options, optimize=not options.optimize))
@@ -494,9 +420,9 @@ def _noise(
     for name, subject, chosen in variants:
         try:
             with backend.session(subject.runnable(), chosen) as session:
-                for number, case in enumerate(cases):
+                for number, case in enumerate(original.cases):
                     for output, values in session.run(case.feeds).items():
-                        old = wanted[number].get(output)
+                        old = original.outputs[number].get(output)
                         if isinstance(old, np.ndarray) and old.shape == values.shape and old.dtype.kind != "O":
                             with np.errstate(invalid="ignore"):  # Inf - Inf
                                 change = np.asarray(values, np.float64) - np.asarray(old, np.float64)
@@ -511,189 +437,3 @@ def _noise(
 def _largest(values: NDArray[np.float64]) -> float:
     finite = values[np.isfinite(values)]
     return float(np.max(np.abs(finite), initial=0.0))
-
-
-# -- comparing -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """|difference| <= `rtol` * |value| + `share` * max|values| + `atol`."""
-
-    rtol: float
-    share: float
-    atol: float
-
-    def __str__(self) -> str:
-        """Return the formula with its numbers."""
-        parts = [f"{self.rtol:g} |value|"]
-        if self.share:
-            parts.append(f"{self.share:g} max|values|")
-        if self.atol:
-            parts.append(f"{self.atol:g}")
-        return " + ".join(parts)
-
-
-def _tolerance(proto: ModelProto, settings: Settings) -> Tolerance:
-    kinds = _types(proto)
-    present = [element for element in FLOATS.values() if element.number in kinds] or [FLOATS["float32"]]
-    rtol, share = max(present, key=lambda element: element.roundoff).tolerance
-    if settings.rtol is None and settings.atol is None:
-        return Tolerance(rtol, share, 0.0)
-    return Tolerance(settings.rtol or 0.0, 0.0, settings.atol or 0.0)
-
-
-def _types(proto: ModelProto) -> set[int]:
-    """Return the element types of the outputs, and of the weights and constants that they depend on."""
-    wanted = {output.name for output in proto.graph.output}
-    kinds = {output.type.tensor_type.elem_type for output in proto.graph.output}
-    for node in reversed(proto.graph.node):  # in topological order, as every valid model is
-        if wanted.isdisjoint(node.output):
-            continue
-        kinds |= {a.t.data_type for a in node.attribute if a.name == "value"}
-        for inner in nodes_in([node]):
-            wanted.update(inner.input)
-    return kinds | {tensor.data_type for tensor in proto.graph.initializer if tensor.name in wanted}
-
-
-def compare(
-    name: str, before: Array, after: Array | None, tolerance: Tolerance, *, noise: float | None = None
-) -> OutputCheck:
-    """Compare one output. Passes when every |after - before| is within the tolerance or within the measured noise.
-
-    NaN and Inf must stand in the same places. Integers must be equal, or within the noise: where a float is rounded to
-    one, its last digits decide. Booleans and strings must be equal.
-    """
-    if not isinstance(before, np.ndarray) or (after is not None and not isinstance(after, np.ndarray)):
-        return _sequence(name, before, after, tolerance, noise)
-    element, shape = str(before.dtype), tuple(before.shape)
-    if after is None or before.shape != after.shape or before.dtype != after.dtype:
-        got = "missing" if after is None else f"{after.dtype} {list(after.shape)}"
-        return _plain(name, element, before.shape, passed=False, note=f"is {got}, was {element} {list(before.shape)}")
-    if before.dtype == object or before.dtype.kind in "US":
-        same = bool((before == after).all())
-        return _plain(name, "string", before.shape, passed=same, note="" if same else "the strings differ")
-    if before.dtype.kind == "c":
-        before, after = (np.stack([values.real, values.imag]) for values in (before, after))
-    a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    finite = np.isfinite(a) & np.isfinite(b)
-    nan = int(np.isnan(a).sum()), int(np.isnan(b).sum())
-    inf = int(np.isinf(a).sum()), int(np.isinf(b).sum())
-    diff = np.where(finite, b, 0.0) - np.where(finite, a, 0.0)
-    size = np.abs(np.where(finite, a, 0.0))
-    scale = float(size.max(initial=0.0))
-    largest = float(np.abs(diff).max(initial=0.0))
-    nonzero = size > 0
-    relative = float((np.abs(diff)[nonzero] / size[nonzero]).max(initial=0.0))
-    floating = before.dtype.kind == "f" or element in ("bfloat16",)
-    allowed = (
-        np.maximum(tolerance.rtol * size + tolerance.share * scale + tolerance.atol, noise or 0.0)
-        if floating
-        else np.zeros_like(size)
-    )
-    differs = before != after
-    exceeded = ~(np.abs(diff) <= allowed) if floating else differs
-    # A value that is rounded to an integer may fall to either side, by one, where the original's own does.
-    excused = "int" in element and noise is not None and noise >= 1 and scale < 2**53
-    if excused:
-        exceeded = differs & ~(np.abs(diff) <= 1)
-    misplaced = not np.array_equal(np.isnan(a), np.isnan(b)) or not np.array_equal(
-        np.where(np.isinf(a), a, 0), np.where(np.isinf(b), b, 0)
-    )
-    note = ""
-    if misplaced:
-        note = f"NaN or Inf in other places: {nan[0]} NaN and {inf[0]} Inf before, {nan[1]} and {inf[1]} after"
-    elif exceeded.any():
-        note = (
-            f"{int(exceeded.sum())} of {a.size} values differ by up to {largest:.3g} where {scale:.3g} is the largest"
-        )
-    elif excused and differs.any():
-        count = int(differs.sum())
-        note = f"{count} of {a.size} integers differ by one, and the original from itself by up to {noise:g}"
-    elif a.size and nan[0] == a.size:
-        note = "NaN throughout, in both models"
-    return OutputCheck(
-        name=name,
-        element=element,
-        shape=shape,
-        max_abs=largest,
-        max_rel=relative,
-        rms=float(np.sqrt(np.mean(diff**2))) if diff.size else 0.0,
-        cosine=_cosine(np.where(finite, a, 0.0), np.where(finite, b, 0.0)),
-        ulp=_ulp(before, diff) if floating else None,
-        argmax_agreement=_argmax(before, after) if floating else None,
-        nan=nan,
-        inf=inf,
-        noise=noise,
-        comparable=True,
-        passed=not misplaced and not bool(exceeded.any()),
-        note=note,
-    )
-
-
-def _sequence(name: str, before: Any, after: Any, tolerance: Tolerance, noise: float | None) -> OutputCheck:
-    """Compare sequences element by element; the worst element stands for all."""
-    if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after):
-        same = type(before) is type(after) and not isinstance(before, list) and before == after
-        return _plain(name, type(before).__name__, (), passed=bool(same), note="" if same else "the sequence differs")
-    if any(isinstance(old, dict) != isinstance(new, dict) for old, new in zip(before, after, strict=True)):
-        return _plain(name, "sequence", (), passed=False, note="the sequence differs")
-    checks = [
-        compare(f"{name}[{place}]", *_arrays(old, new), tolerance, noise=noise)
-        for place, (old, new) in enumerate(zip(before, after, strict=True))
-    ]
-    if not checks:
-        return _plain(name, "sequence", (), passed=True, note="")
-    worst = max(checks, key=lambda check: (not check.passed, check.max_abs))
-    note = f"element {worst.name}: {worst.note}" if worst.note else ""
-    return replace(worst, name=name, element=f"sequence of {worst.element}", note=note)
-
-
-def _arrays(old: Any, new: Any) -> tuple[Array, Array | None]:
-    """Return two elements as arrays; of two maps with the same keys, the values in the same order."""
-    if not isinstance(old, dict):
-        return np.asarray(old), np.asarray(new)
-    if old.keys() != new.keys():
-        return np.asarray(list(old.values())), None
-    return np.asarray(list(old.values())), np.asarray([new[key] for key in old])
-
-
-def _plain(name: str, element: str, shape: tuple[int, ...], *, passed: bool, note: str) -> OutputCheck:
-    return OutputCheck(
-        name=name,
-        element=element,
-        shape=tuple(shape),
-        max_abs=0.0 if passed else math.inf,
-        max_rel=0.0 if passed else math.inf,
-        rms=0.0 if passed else math.inf,
-        cosine=None,
-        ulp=None,
-        argmax_agreement=None,
-        nan=(0, 0),
-        inf=(0, 0),
-        noise=None,
-        comparable=True,
-        passed=passed,
-        note=note,
-    )
-
-
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.vdot(a, b)) / norm if norm > 0 else None
-
-
-def _ulp(before: Array, diff: NDArray[np.float64]) -> float | None:
-    if before.dtype.kind != "f":
-        return None
-    with np.errstate(all="ignore"):
-        spacing = np.asarray(np.spacing(np.abs(before)), np.float64)
-        steps = np.abs(diff) / spacing
-    return float(np.max(steps[np.isfinite(steps)], initial=0.0))
-
-
-def _argmax(before: Array, after: Array) -> float | None:
-    if before.ndim < 2 or before.shape[1] < 2 or before.size == 0:
-        return None
-    a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    return float(np.mean(np.argmax(a, axis=1) == np.argmax(b, axis=1)))

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from dilrewrite import machine
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.proof.compare import OutputCheck
 from dilrewrite.proof.prove import Proof
-from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Verdict
+from dilrewrite.proof.verdict import CaseCheck, Verdict
 from dilrewrite.reports.reasons import OUTCOMES
 from dilrewrite.reports.report import CandidateReport, ModelReport, Report, SiteReport, inconclusive, unclear
 from dilrewrite.runtimes import MEASURED

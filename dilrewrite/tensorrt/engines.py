@@ -20,8 +20,9 @@ from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageErro
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import all_nodes
+from dilrewrite.proof.compare import OutputCheck, Tolerance, compare
 from dilrewrite.proof.inputs import Case, Chooser
-from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Settings, Tolerance, Verdict, compare
+from dilrewrite.proof.verdict import CaseCheck, Settings, Verdict
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,

@@ -16,15 +16,14 @@ from dilrewrite.errors import UsageError
 from dilrewrite.proof.inputs import (
     LENGTHS,
     MANY_ELEMENTS,
-    MANY_NODES,
     Case,
     Chooser,
-    Convolutions,
     describe,
     load_inputs,
     parse_shapes,
     random_values,
 )
+from dilrewrite.proof.roles import MANY_NODES, Convolutions
 from dilrewrite.runtimes import CannotRun, Crashed, Io
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from dilrewrite.model.elements import FLOATS
+from dilrewrite.proof.compare import Tolerance, compare, tolerance_of
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Io, Options, Runnable
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, conv1d, conv2d, values
 
 verify = importlib.import_module("dilrewrite.proof.verdict")
-compare, Tolerance = verify.compare, verify.Tolerance
 
 STRICT = Tolerance(0.0, 0.0, 0.0)
 
@@ -264,7 +265,7 @@ def test_tolerance_is_of_the_coarsest_type(elements: list[str], wanted: str) -> 
     add = helper.make_node("Sum", ["x", *(f"{name}f" for name in weights)], ["y"])
     model = build([*read, add], {"x": [1]}, {"y": None}, weights)
     model.graph.output[0].type.tensor_type.elem_type = 0
-    found = verify._tolerance(model, settings())
+    found = tolerance_of(model)
     assert (found.rtol, found.share, found.atol) == (*FLOATS[wanted].tolerance, 0.0)
 
 
@@ -295,15 +296,15 @@ def within_a_branch() -> Any:
 )
 def test_tolerance_is_not_of_what_is_not_used(nodes: Any, wanted: str) -> None:
     model = build(nodes, {"x": [1]}, {"y": [1]}, {"w": np.ones(1, np.float32), "h": HALF})
-    assert verify._tolerance(model, settings()).rtol == FLOATS[wanted].tolerance[0]
+    assert tolerance_of(model).rtol == FLOATS[wanted].tolerance[0]
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    assert verify._tolerance(model, settings()).rtol == FLOATS["float16"].tolerance[0]
+    assert tolerance_of(model).rtol == FLOATS["float16"].tolerance[0]
 
 
 def test_given_tolerances_replace_it() -> None:
-    assert verify._tolerance(conv1d(), settings(rtol=0.5)) == Tolerance(0.5, 0.0, 0.0)
-    assert verify._tolerance(conv1d(), settings(atol=0.5)) == Tolerance(0.0, 0.0, 0.5)
-    assert verify._tolerance(conv1d(), settings(rtol=0.0, atol=0.0)) == STRICT
+    assert tolerance_of(conv1d(), rtol=0.5) == Tolerance(0.5, 0.0, 0.0)
+    assert tolerance_of(conv1d(), atol=0.5) == Tolerance(0.0, 0.0, 0.5)
+    assert tolerance_of(conv1d(), rtol=0.0, atol=0.0) == STRICT
     assert str(Tolerance(1e-4, 1e-5, 0.5)) == "0.0001 |value| + 1e-05 max|values| + 0.5"
 
 
@@ -546,7 +547,7 @@ def test_a_slow_fallback_is_given_up(monkeypatch: pytest.MonkeyPatch, seconds: f
         made.append(now[0])
         return dict(SAME)
 
-    monkeypatch.setattr(verify.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(FakeSession, "run", run)
     verdict = judged([CannotLoad("no kernel")], [SAME], fallback=Fake({"before": [SAME], "after": [SAME]}))
     assert len(made) == runs
@@ -560,18 +561,18 @@ def test_a_slow_fallback_is_given_up(monkeypatch: pytest.MonkeyPatch, seconds: f
 def test_one_run_of_the_fallback_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that does not end is in a process of its own."""
     reference = importlib.import_module("dilrewrite.runtimes.reference").BACKEND
-    monkeypatch.setattr(verify, "FALLBACK_S", 4.0)
+    monkeypatch.setattr("dilrewrite.proof.hurried.FALLBACK_S", 4.0)
     kinds = {"i": TensorProto.INT64, "c": TensorProto.BOOL, "d": TensorProto.BOOL, "v": 1, "u": 1}
     i, c, d, v, u = (helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items())
     turn = [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Neg", ["v"], ["u"])]
     loop = helper.make_node("Loop", ["n", "", "x"], ["y"], body=helper.make_graph(turn, "turn", [i, c, v], [d, u]))
     model = build([loop], {"x": [1, 2]}, {"y": None}, {"n": np.array(10**12)})
-    start = verify.time.monotonic()
+    start = time.monotonic()
     fake = Fake({"tiny": [CannotLoad("no kernel")]})
     verdict = verify.verify(subject(model), subject(model), settings(backend=fake, fallback=reference))
     assert verdict.skipped is not None
     assert "runs take more than 4 s" in verdict.skipped
-    assert verify.time.monotonic() - start < 30
+    assert time.monotonic() - start < 30
 
 
 def test_fallback() -> None:

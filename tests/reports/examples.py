@@ -11,8 +11,9 @@ from typing import Any
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.model.walk import ScopePath
+from dilrewrite.proof.compare import OutputCheck
 from dilrewrite.proof.prove import Proof, Rounding
-from dilrewrite.proof.verdict import CaseCheck, OutputCheck, Verdict
+from dilrewrite.proof.verdict import CaseCheck, Verdict
 from dilrewrite.reports.report import CandidateReport, Environment, ModelReport, Report, SiteReport
 from dilrewrite.sites.find import Normalisation, Skipped
 from dilrewrite.tensorrt.fidelity import Fidelity

@@ -15,7 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dilrewrite.proof.verdict import CaseCheck, OutputCheck
+from dilrewrite.proof.compare import OutputCheck
+from dilrewrite.proof.verdict import CaseCheck
 from dilrewrite.reports import words
 from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.tensorrt.sidecar import EngineReport
