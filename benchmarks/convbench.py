@@ -21,6 +21,7 @@ from dilrewrite import machine
 from dilrewrite.cli._common import progress
 from dilrewrite.pytorch import convbench, formats
 from dilrewrite.pytorch.configurations import parse
+from dilrewrite.pytorch.setting import Setting
 
 PLAIN: dict[str, Any] = {"profile": True}
 
@@ -59,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for texts, changes in GROUPS[name]:
             if given.device == "cpu" and changes.get("deterministic"):
                 continue  # cuDNN's; nothing changes here
-            setting = convbench.Setting(device=given.device, seconds=given.seconds, **changes)
-            convbench.check(setting)
+            setting = Setting(device=given.device, seconds=given.seconds, **changes)
+            setting.check()
             with progress(hidden=False) as show:
                 results.append(convbench.run([parse(text) for text in texts], setting, progress=show))
         minutes = formats.figure(sum(result.minutes for result in results))

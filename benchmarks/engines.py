@@ -34,6 +34,7 @@ from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.walk import all_nodes
+from dilrewrite.options import Building
 from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.proof.micro import retyped
 from dilrewrite.reports.report import environment
@@ -43,7 +44,7 @@ from dilrewrite.splice.substitute import rewrite
 from dilrewrite.tensorrt import bindings, profiles, sidecar
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import parsed_name
-from dilrewrite.tensorrt.make import BuildOptions, build
+from dilrewrite.tensorrt.make import build
 from dilrewrite.tensorrt.precision import prepare
 from dilrewrite.tensorrt.profiles import Asked, Shape
 from models import OWN
@@ -127,7 +128,7 @@ def engine(
     shapes = profiles.settle(prepared.proto, sizes(prepared.proto, given), where)
     profiles.check(prepared.proto, shapes, where)
     built = build(
-        library, prepared.proto, BuildOptions(), profiles=shapes, folder=folder, tf32=prepared.precision != "fp32"
+        library, prepared.proto, Building(), profiles=shapes, folder=folder, tf32=prepared.precision != "fp32"
     )
     names = [parsed_name(node) for node in all_nodes(prepared.proto) if node.op_type in ("Conv", "ConvTranspose")]
     kinds = built.layers.kinds()

@@ -27,7 +27,7 @@ from dilrewrite.commands import pipeline
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import read_tensor
-from dilrewrite.options import OptimizeOptions
+from dilrewrite.options import CommandOptions
 from dilrewrite.runtimes import artifact, timed_backend
 from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
@@ -44,14 +44,15 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     arguments = entry.get("arguments", [])
     shapes = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--shape"]
     inputs = next((Path(arguments[i + 1]) for i, word in enumerate(arguments) if word == "--inputs"), None)
-    settings = OptimizeOptions(
+    settings = CommandOptions.of(
         backend=options.backend, budget_s=options.budget, shapes=shapes, inputs=inputs, no_cache=True
     )
     model = load(path)
     found = find(model.proto)
-    decider = Decider(settings)
+    decider = Decider(settings.scope, settings.proving)
     considered = [decider.consider(site) for site in found.sites]
-    tuning = pipeline._tuning(model, found, decider, pipeline._settings(model, settings), settings, pipeline.silent)
+    compared = pipeline._settings(model, settings.proving)
+    tuning = pipeline._tuning(model, found, decider, compared, settings, pipeline.silent)
 
     def made(choice: Mapping[str, Fragment]) -> ModelProto:
         edits = [(entry.site, choice[entry.site.key]) for entry in considered if entry.site.key in choice]

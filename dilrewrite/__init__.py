@@ -13,18 +13,18 @@ from __future__ import annotations
 import dilrewrite._start  # noqa: F401 isort: skip
 
 import importlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
+from dilrewrite import keywords
 from dilrewrite._version import __version__
 from dilrewrite.errors import DiffersError, DilrewriteError, FailedError, MissingError, UsageError
+from dilrewrite.keywords import StrPath, listed
+from dilrewrite.options import BENCH_BUDGET_S, Building, CommandOptions
 
 if TYPE_CHECKING:
-    from dilrewrite.commands.pipeline import Progress
     from dilrewrite.reports.report import Report
-    from dilrewrite.tensorrt.engines import Order
     from dilrewrite.tensorrt.sidecar import EngineReport
 
 _LAZY = {
@@ -39,8 +39,6 @@ _LAZY = {
     "Verdict": "dilrewrite.proof.verdict",
 }
 
-StrPath = str | os.PathLike[str]
-
 
 def __getattr__(name: str) -> object:
     """Load the types that the functions return when they are asked for."""
@@ -49,18 +47,8 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def inspect(
-    model: StrPath,
-    *,
-    max_dilation: int = 1,
-    profile: bool = False,
-    backend: str = "auto",
-    shapes: Sequence[str] = (),
-    inputs: StrPath | None = None,
-    threads: int | None = None,
-    custom_op_library: Sequence[StrPath] = (),
-    report: StrPath | None = None,
-) -> Report:
+@listed(keywords.Inspect)
+def inspect(model: StrPath, **options: Unpack[keywords.Inspect]) -> Report:
     """Describe every dilated Conv of an ONNX model, the forms that apply to it, and why others refuse.
 
     `max_dilation`: plan for a device that runs dilations up to it. `report`: a folder for the report files.
@@ -69,32 +57,8 @@ def inspect(
     Raises `UsageError` when the file is no usable ONNX model or holds an invalid dilated Conv.
     """
     from dilrewrite.commands import pipeline
-    from dilrewrite.options import OptimizeOptions
 
-    options = None
-    if profile:
-        options = OptimizeOptions(
-            backend=backend,
-            shapes=tuple(shapes),
-            inputs=Path(inputs) if inputs is not None else None,
-            threads=threads,
-            custom_op_library=tuple(Path(library) for library in custom_op_library),
-            no_cache=True,
-        )
-    return pipeline.inspect(
-        Path(model),
-        max_dilation=max_dilation,
-        report_folder=Path(report) if report is not None else None,
-        profile=options,
-    )
-
-
-def _order(wanted: bool | Mapping[str, Any]) -> Order | None:
-    if wanted is False:
-        return None
-    from dilrewrite.tensorrt import engines
-
-    return engines.order(**({} if wanted is True else wanted))
+    return pipeline.inspect(Path(model), CommandOptions.of(**options, no_cache=True))
 
 
 def inspect_engine(engine: StrPath) -> EngineReport:
@@ -107,38 +71,8 @@ def inspect_engine(engine: StrPath) -> EngineReport:
     return sidecar.read(Path(engine))
 
 
-def optimize(
-    model: StrPath,
-    output: StrPath | None = None,
-    *,
-    strategy: str | None = None,
-    eliminate: bool = False,
-    max_dilation: int = 1,
-    only: str | None = None,
-    skip: str | None = None,
-    shapes: Sequence[str] = (),
-    inputs: StrPath | None = None,
-    verify: Literal["full", "sites", "none"] = "full",
-    report: StrPath | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    dry_run: bool = False,
-    force: bool = False,
-    seed: int = 0,
-    threads: int | None = None,
-    custom_op_library: Sequence[StrPath] = (),
-    external_data: Literal["auto", "copy", "reference"] = "auto",
-    backend: str = "auto",
-    budget_s: float | None = None,
-    min_gain_percent: float = 2.0,
-    decisions: StrPath | None = None,
-    save_decisions: StrPath | None = None,
-    cache: StrPath | None = None,
-    no_cache: bool = False,
-    build_engine: bool | Mapping[str, Any] = False,
-    engine: StrPath | None = None,
-    progress: Progress | None = None,
-) -> Report:
+@listed(keywords.Optimize, build_engine=False)
+def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Optimize]) -> Report:
     """Rewrite the dilated Convs of an ONNX model where that is faster, prove the result equal, and write it.
 
     `output`: the file to write, `<stem>.dilrewrite.onnx` beside the model by default; `force` replaces an existing one.
@@ -165,76 +99,18 @@ def optimize(
     `FailedError` for everything that ends the work without a result; nothing is left behind then.
     """
     from dilrewrite.commands import pipeline
-    from dilrewrite.options import OptimizeOptions
-    from dilrewrite.tensorrt import engines
 
-    options = OptimizeOptions(
-        strategy=strategy,
-        eliminate=eliminate,
-        max_dilation=max_dilation,
-        only=only,
-        skip=skip,
-        shapes=tuple(shapes),
-        inputs=Path(inputs) if inputs is not None else None,
-        verify=verify,
-        rtol=rtol,
-        atol=atol,
-        dry_run=dry_run,
-        force=force,
-        seed=seed,
-        threads=threads,
-        custom_op_library=tuple(Path(library) for library in custom_op_library),
-        external_data=external_data,
-        backend=backend,
-        budget_s=budget_s,
-        min_gain_percent=min_gain_percent,
-        decisions=Path(decisions) if decisions is not None else None,
-        save_decisions=Path(save_decisions) if save_decisions is not None else None,
-        cache=Path(cache) if cache is not None else None,
-        no_cache=no_cache,
-        order=_order(build_engine),
-        engine=Path(engine) if engine is not None else None,
-    )
-    with engines.on_device(options.order.build.device if options.order is not None else None):
-        return pipeline.optimize(
-            Path(model),
-            Path(output) if output is not None else None,
-            options,
-            report_folder=Path(report) if report not in (None, "beside") else None,
-            report_beside=report == "beside",
-            progress=progress or pipeline.silent,
-        )
+    given: dict[str, Any] = {"output": output, **options}
+    progress, engine = given.pop("progress", None), given.pop("build_engine")
+    beside = given.get("report") == "beside"
+    wanted = CommandOptions.of(**{**given, "report": None} if beside else given)
+    if engine is not False:
+        wanted = replace(wanted, building=Building.of({} if engine is True else engine))
+    return pipeline.optimize(Path(model), wanted, beside=beside, progress=progress or pipeline.silent)
 
 
-def build(
-    model: StrPath,
-    output: StrPath | None = None,
-    *,
-    flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto",
-    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8-qdq"] | None = None,
-    minima: Sequence[str] = (),
-    optima: Sequence[str] = (),
-    maxima: Sequence[str] = (),
-    workspace_mib: int | None = None,
-    timing_cache: StrPath | None = None,
-    optimization_level: int | None = None,
-    compute_capabilities: Sequence[str] = (),
-    device: int | None = None,
-    plugins: Sequence[StrPath] = (),
-    refit: bool = False,
-    strip_plan: bool = False,
-    version_compatible: bool = False,
-    weight_streaming: bool = False,
-    inputs: StrPath | None = None,
-    save_onnx: StrPath | None = None,
-    export_layer_info: StrPath | None = None,
-    report: StrPath | None = None,
-    force: bool = False,
-    seed: int = 0,
-    threads: int | None = None,
-    progress: Progress | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> Report:
+@listed(keywords.Build)
+def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Build]) -> Report:
     """Build the TensorRT engine of an ONNX model, and write it with a side-car JSON of all that is known of it.
 
     `output`: the engine's file, `<stem>.engine` beside the model by default; the side-car is `<output>.json`.
@@ -255,93 +131,27 @@ def build(
     or the engine does not compute what the model does; no file is left then.
     """
     from dilrewrite.commands import pipeline
-    from dilrewrite.options import OptimizeOptions
-    from dilrewrite.tensorrt import engines
 
-    order = engines.order(
-        flavour=flavour,
-        precision=precision,
-        minima=minima,
-        optima=optima,
-        maxima=maxima,
-        workspace_mib=workspace_mib,
-        timing_cache=timing_cache,
-        optimization_level=optimization_level,
-        compute_capabilities=compute_capabilities,
-        device=device,
-        plugins=plugins,
-        refit=refit,
-        strip_plan=strip_plan,
-        version_compatible=version_compatible,
-        weight_streaming=weight_streaming,
-    )
-    options = OptimizeOptions(
-        inputs=Path(inputs) if inputs is not None else None, force=force, seed=seed, threads=threads, no_cache=True
-    )
-    with engines.on_device(device):
-        return pipeline.build_file(
-            Path(model),
-            Path(output) if output is not None else None,
-            order,
-            options,
-            save_onnx=Path(save_onnx) if save_onnx is not None else None,
-            export_layers=Path(export_layer_info) if export_layer_info is not None else None,
-            report_folder=Path(report) if report is not None else None,
-            progress=progress or pipeline.silent,
-            tell=tell,
-        )
+    given: dict[str, Any] = {"output": output, **options}
+    progress, tell = given.pop("progress", None), given.pop("tell", None)
+    wanted = CommandOptions.of(**given, no_cache=True)
+    wanted = replace(wanted, building=wanted.building or Building())
+    return pipeline.build_file(Path(model), wanted, progress=progress or pipeline.silent, tell=tell)
 
 
-def verify(
-    before: StrPath,
-    after: StrPath,
-    *,
-    shapes: Sequence[str] = (),
-    inputs: StrPath | None = None,
-    report: StrPath | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    custom_op_library: Sequence[StrPath] = (),
-) -> Report:
+@listed(keywords.Verify)
+def verify(before: StrPath, after: StrPath, **options: Unpack[keywords.Verify]) -> Report:
     """Compare two ONNX models as wholes: interface, checker findings, outputs on several inputs.
 
     The arguments are those of `optimize`. Returns a report with status `equal` or `differs`.
     """
     from dilrewrite.commands import pipeline
-    from dilrewrite.options import OptimizeOptions
 
-    options = OptimizeOptions(
-        shapes=tuple(shapes),
-        inputs=Path(inputs) if inputs is not None else None,
-        rtol=rtol,
-        atol=atol,
-        seed=seed,
-        threads=threads,
-        custom_op_library=tuple(Path(library) for library in custom_op_library),
-    )
-    return pipeline.verify_files(
-        Path(before), Path(after), options, report_folder=Path(report) if report is not None else None
-    )
+    return pipeline.verify_files(Path(before), Path(after), CommandOptions.of(**options))
 
 
-def bench(
-    model: StrPath,
-    other: StrPath | None = None,
-    *,
-    backend: str = "auto",
-    budget_s: float = 20.0,
-    shapes: Sequence[str] = (),
-    inputs: StrPath | None = None,
-    report: StrPath | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    custom_op_library: Sequence[StrPath] = (),
-    export_times: StrPath | None = None,
-    export_profile: StrPath | None = None,
-    progress: Progress | None = None,
-) -> Report:
+@listed(keywords.Bench, budget_s=BENCH_BUDGET_S)
+def bench(model: StrPath, other: StrPath | None = None, **options: Unpack[keywords.Bench]) -> Report:
     """Time an ONNX model on a runtime, or another one against it, in pairs and for about `budget_s` seconds.
 
     The arguments are those of `optimize`. In the report, `measurement.final` has `model` as the first and `other` as
@@ -351,28 +161,11 @@ def bench(
     those of `other` go to `<stem>.other<suffix>` beside them.
     """
     from dilrewrite.commands import pipeline
-    from dilrewrite.options import OptimizeOptions
 
-    options = OptimizeOptions(
-        backend=backend,
-        budget_s=budget_s,
-        shapes=tuple(shapes),
-        inputs=Path(inputs) if inputs is not None else None,
-        seed=seed,
-        threads=threads,
-        custom_op_library=tuple(Path(library) for library in custom_op_library),
-    )
-    return pipeline.time_files(
-        Path(model),
-        Path(other) if other is not None else None,
-        options,
-        exports=pipeline.Exports(
-            times=Path(export_times) if export_times is not None else None,
-            profile=Path(export_profile) if export_profile is not None else None,
-        ),
-        report_folder=Path(report) if report is not None else None,
-        progress=progress or pipeline.silent,
-    )
+    given: dict[str, Any] = dict(options)
+    progress = given.pop("progress", None) or pipeline.silent
+    second = Path(other) if other is not None else None
+    return pipeline.time_files(Path(model), second, CommandOptions.of(**given), progress=progress)
 
 
 __all__ = [

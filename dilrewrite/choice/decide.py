@@ -17,7 +17,7 @@ from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
-from dilrewrite.options import OptimizeOptions
+from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.prove import Proof, Prover
 from dilrewrite.sites.find import Found, Site, Skipped, too_new
 from dilrewrite.timing.outcome import Outcome
@@ -29,43 +29,45 @@ def matches(pattern: str | None, where: str, name: str, output: str = "") -> boo
 
 
 class Decider:
-    """Decides about the sites of one model. `decided`: by a decisions file. `proving` surrounds every proof.
+    """Decides about the sites of one model. `decided`: by a decisions file. `around` surrounds every proof.
 
     Raises `UsageError` for a strategy that does not exist.
     """
 
     def __init__(
         self,
-        options: OptimizeOptions,
+        scope: Scope,
+        proving: Proving,
         decided: Mapping[str, Decided] | None = None,
-        proving: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        self.options = options
+        self.scope = scope
         self.proving = proving
+        self.around = around
         self.decided = decided
-        self.planner = choose.Planner(strategies(), options.max_dilation)
+        self.planner = choose.Planner(strategies(), scope.max_dilation)
         self.forced: choose.Planner | None = None
-        if options.strategy is not None:
-            self.forced = choose.Planner(dict([parse(options.strategy)]), options.max_dilation)
+        if scope.strategy is not None:
+            self.forced = choose.Planner(dict([parse(scope.strategy)]), scope.max_dilation)
         self._prover: Prover | None = None
 
     @property
     def prover(self) -> Prover | None:
         """Return the prover, made when it is first needed; `None` when nothing is to be proved."""
-        if self._prover is None and self.options.verify != "none":
-            self._prover = Prover(seed=self.options.seed, threads=self.options.threads)
+        if self._prover is None and self.proving.verify != "none":
+            self._prover = Prover(seed=self.proving.seed, threads=self.proving.threads)
         return self._prover
 
     def prove(self, site: Site, fragment: Fragment) -> Proof | None:
         """Return the proof of a form, `None` when nothing is to be proved."""
-        with self.proving():
+        with self.around():
             return self.prover.prove(site, fragment) if self.prover else None
 
     # -- before measuring ----------------------------------------------------------------------------------------
 
     def consider(self, site: Site) -> Considered:
         """Return which forms a site may get."""
-        options, geometry = self.options, site.geometry
+        scope, geometry = self.scope, site.geometry
         offered, refused = self.planner.candidates(site)
 
         def considered(why: Why | None, wanted: Sequence[choose.Candidate] = ()) -> Considered:
@@ -83,12 +85,12 @@ class Decider:
         newest = too_new(site.opset)
         if newest is not None:
             return considered(Why(reason=Reason.TOO_NEW, said=newest))
-        if options.only is not None and not matches(options.only, site.where, site.name, site.output):
+        if scope.only is not None and not matches(scope.only, site.where, site.name, site.output):
             return considered(Why(reason=Reason.NOT_NAMED))
-        if matches(options.skip, site.where, site.name, site.output):
+        if matches(scope.skip, site.where, site.name, site.output):
             return considered(Why(reason=Reason.SKIPPED))
-        if options.max_dilation > 1 and geometry.max_dilation <= options.max_dilation:
-            return considered(Why(reason=Reason.SMALL_DILATION, number=options.max_dilation))
+        if scope.max_dilation > 1 and geometry.max_dilation <= scope.max_dilation:
+            return considered(Why(reason=Reason.SMALL_DILATION, number=scope.max_dilation))
         if self.forced is not None:
             asked, denied = self.forced.candidates(site)
             why = Why(reason=Reason.FORCED)
@@ -97,15 +99,15 @@ class Decider:
                 why = Why(reason=Reason.REFUSED, refusals=(denied[0],))
             offered = [*asked, *(c for c in offered if c.strategy not in self.forced.offered)]
             wanted = [candidate for candidate in asked if candidate.strategy != "keep"]
-            if not options.eliminate:
+            if not scope.eliminate:
                 return considered(why, wanted)
-            wanted = choose.without_dilation([*wanted, *offered], options.max_dilation)
+            wanted = choose.without_dilation([*wanted, *offered], scope.max_dilation)
             if asked and wanted[:1] == asked:
                 return considered(why, wanted)
             if wanted:
                 return considered(None, wanted)
-        if options.eliminate:
-            wanted = choose.without_dilation(offered, options.max_dilation)
+        if scope.eliminate:
+            wanted = choose.without_dilation(offered, scope.max_dilation)
             return considered(None if wanted else Why(reason=Reason.CANNOT_GO, refusals=tuple(refused)), wanted)
         if not any(candidate.strategy == "keep" for candidate in offered):  # the opset cannot even spell its pads
             denials = tuple(refusal for refusal in refused if refusal.strategy == "keep")
@@ -122,7 +124,7 @@ class Decider:
         if denied:
             node = f"{site.where}/{site.name or site.output}"
             raise UsageError(
-                f"--decisions {self.options.decisions}: {name} does not apply to {node}: {denied[0].reason}",
+                f"--decisions {self.scope.decisions}: {name} does not apply to {node}: {denied[0].reason}",
                 hint="decide again, without --decisions",
             )
         return why, asked
@@ -162,7 +164,7 @@ class Decider:
         if not considered.measurable:
             assert considered.why is not None
             return [(candidate, considered.why) for candidate in wanted] or None, considered.why
-        if self.options.eliminate:
+        if self.scope.eliminate:
             timings = {} if measured.why is not None else measured.timings
             return choose.fastest(wanted, timings, measured.why), Why(reason=Reason.CANNOT_GO)
         stays = measured.why or keep
@@ -199,24 +201,24 @@ def _refusals(unproved: Mapping[str, str]) -> tuple[Refusal, ...]:
     return tuple(Refusal(strategy, failure) for strategy, failure in unproved.items())
 
 
-def remaining(decisions: Sequence[Decision], found: Found, options: OptimizeOptions) -> tuple[Decision | Skipped, ...]:
+def remaining(decisions: Sequence[Decision], found: Found, scope: Scope) -> tuple[Decision | Skipped, ...]:
     """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only."""
 
     def excused(where: str, name: str, output: str = "") -> bool:
-        if options.only is not None and not matches(options.only, where, name, output):
+        if scope.only is not None and not matches(scope.only, where, name, output):
             return True
-        return matches(options.skip, where, name, output)
+        return matches(scope.skip, where, name, output)
 
     left: list[Decision | Skipped] = [
         d
         for d in decisions
-        if d.max_dilation > options.max_dilation and not excused(d.site.where, d.site.name, d.site.output)
+        if d.max_dilation > scope.max_dilation and not excused(d.site.where, d.site.name, d.site.output)
     ]
     left += [
         node
         for node in found.skipped
         if node.convolution
-        and max(node.dilations, default=math.inf) > options.max_dilation
+        and max(node.dilations, default=math.inf) > scope.max_dilation
         and not excused(node.where, node.name)
     ]
     return tuple(left)

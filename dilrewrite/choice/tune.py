@@ -257,7 +257,7 @@ class Tuning:
                 lambda: self._question(site, bare=True),
                 forms,
                 self.meter.slice_s(comparisons),
-                must_go=self.decider.options.eliminate,
+                must_go=self.decider.scope.eliminate,
             )
         self.numbers[site.key] = list(self.answers).index(question.key) + 1
         self.meter.tick()
@@ -265,7 +265,7 @@ class Tuning:
     def _may_be_asked(self, entry: Considered) -> bool:
         """Say whether there is something to measure at a site; note why not."""
         site, run = entry.site, self.run_of(entry.site)
-        if self.decider.options.eliminate and len(entry.wanted) == 1:
+        if self.decider.scope.eliminate and len(entry.wanted) == 1:
             self.instead[site.key] = Why(reason=Reason.ONLY_FORM)
         elif run.share == 0.0 and not run.shapes:
             self.instead[site.key] = not_measured(Reason.DID_NOT_RUN)

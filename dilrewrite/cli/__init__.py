@@ -65,7 +65,7 @@ def _app() -> typer.Typer:
         rich_markup_mode=None,
     )
     for module in (inspect, optimize, verify, bench, build, convbench, backends):
-        app.command(module.__name__.rpartition(".")[2])(module.command)
+        app.command(module.__name__.rpartition(".")[2])(module.run)
 
     def show_version(value: bool) -> None:
         if value:

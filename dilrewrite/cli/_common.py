@@ -1,68 +1,16 @@
-"""What the commands share: options, showing a report, progress on a terminal."""
+"""What the commands share: showing a report, progress on a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
     from dilrewrite.reports.report import Report
-
-ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="An ONNX model, opset 7 or later.", show_default=False)
-]
-ShapeOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape", metavar="NAME:1x3xHxW", help="Size of an input with unknown extents. Repeatable.", show_default=False
-    ),
-]
-InputsOption = Annotated[
-    Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Data to run on, by input name.", show_default=False)
-]
-ReportOption = Annotated[
-    Path | None,
-    typer.Option("--report", metavar="DIR", help="Folder for report.json, .md and .html.", show_default=False),
-]
-RtolOption = Annotated[
-    float | None,
-    typer.Option("--rtol", min=0, help="Relative tolerance, instead of one by element type.", show_default=False),
-]
-AtolOption = Annotated[
-    float | None,
-    typer.Option("--atol", min=0, help="Absolute tolerance, instead of one by element type.", show_default=False),
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random data.")]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", min=1, max=4096, help="Threads inside an operator. [default: the runtime's]", show_default=False
-    ),
-]
-LibraryOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--custom-op-library",
-        metavar="FILE",
-        help="Shared library with custom operators. Repeatable.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the report as JSON, and nothing else, on standard output.")
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-BackendOption = Annotated[
-    str, typer.Option("--backend", metavar="NAME", help="The runtime to time on; auto is the best that is ready.")
-]
-MaxDilationOption = Annotated[
-    int, typer.Option("--max-dilation", min=1, metavar="N", help="Dilations up to N may stay.")
-]
 
 
 def show(report: Report, *, as_json: bool, quiet: bool) -> int:

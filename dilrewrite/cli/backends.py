@@ -6,10 +6,11 @@ import json
 
 import typer
 
-from dilrewrite.cli._common import JsonOption
+from dilrewrite.cli._options import command
 
 
-def command(as_json: JsonOption = False) -> int:
+@command("as_json")
+def run(*, as_json: bool) -> int:
     """List the runtimes: ready with versions, or what is missing and the command that installs it."""
     from dilrewrite.runtimes import backends
 

@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
+from dilrewrite.cli._common import show
+from dilrewrite.cli._options import MODEL, command
 
-from dilrewrite.cli._common import (
-    AtolOption,
-    InputsOption,
-    JsonOption,
-    LibraryOption,
-    QuietOption,
-    ReportOption,
-    RtolOption,
-    SeedOption,
-    ShapeOption,
-    ThreadsOption,
-    show,
-)
+MODELS = {
+    "before": replace(MODEL, help="The original model.", metavar="BEFORE"),
+    "after": replace(MODEL, help="The model to compare.", metavar="AFTER"),
+}
 
 
-def command(
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The original model.", show_default=False)],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", help="The model to compare.", show_default=False)],
-    shape: ShapeOption = None,
-    inputs: InputsOption = None,
-    report: ReportOption = None,
-    rtol: RtolOption = None,
-    atol: AtolOption = None,
-    seed: SeedOption = 0,
-    threads: ThreadsOption = None,
-    custom_op_library: LibraryOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> int:
+@command("before after shapes inputs report rtol atol seed threads custom_op_library as_json quiet", MODELS)
+def run(before: Path, after: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
     """Compare two models: interface, checker findings, outputs on several inputs. Exit code 3 when they differ."""
     import dilrewrite
 
-    result = dilrewrite.verify(
-        before,
-        after,
-        shapes=shape or (),
-        inputs=inputs,
-        report=report,
-        rtol=rtol,
-        atol=atol,
-        seed=seed,
-        threads=threads,
-        custom_op_library=custom_op_library or (),
-    )
-    return show(result, as_json=as_json, quiet=quiet)
+    return show(dilrewrite.verify(before, after, **options), as_json=as_json, quiet=quiet)

@@ -25,11 +25,12 @@ from dilrewrite.choice.tune import Tuning, open_cache
 from dilrewrite.errors import FailedError, MissingError, UsageError, shown
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.keywords import Progress
 from dilrewrite.model.load import load
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.valid import check_calls
-from dilrewrite.options import OptimizeOptions
+from dilrewrite.options import Building, CommandOptions, Places, Proving
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
@@ -56,9 +57,6 @@ from dilrewrite.tensorrt.make import TIMING_CACHE
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.measurement import Measurement
-
-Progress = Callable[[str, int, int], None]
-"""Called with the step, how many parts of it are done, and how many there are."""
 
 
 def silent(step: str, done: int, total: int) -> None:
@@ -88,21 +86,12 @@ class _Clock:
 # -- inspect -------------------------------------------------------------------------------------------------------
 
 
-def inspect(
-    path: Path,
-    *,
-    max_dilation: int = 1,
-    report_folder: Path | None = None,
-    profile: OptimizeOptions | None = None,
-    progress: Progress = silent,
-) -> Report:
-    """Return every dilated Conv of the model at `path`, with the forms that apply and why others refuse.
-
-    `profile`: run the model so, and tell each Conv's share of its time.
-    """
-    clock = _Clock()
+def inspect(path: Path, options: CommandOptions, *, progress: Progress = silent) -> Report:
+    """Return every dilated Conv of the model at `path`, with the forms that apply and why others refuse."""
+    clock, profile, max_dilation = _Clock(), options.measuring.profile, options.scope.max_dilation
+    report_folder = options.places.report
     with clock("load"):
-        model = load(path, weights=profile is not None)
+        model = load(path, weights=profile)
     if report_folder is not None:
         check_report_folder(report_folder, others=[path])
     with clock("find"):
@@ -111,10 +100,10 @@ def inspect(
         planner = choose.Planner(strategies(), max_dilation)
         planned = [planner.candidates(site) for site in found.sites]
     tuning = None
-    if profile is not None:
-        profile.check()
-        decider = Decider(profile)
-        tuning = _tuning(model, found, decider, _settings(model, profile), profile, progress)
+    if profile:
+        options.check()
+        decider = Decider(options.scope, options.proving)
+        tuning = _tuning(model, found, decider, _settings(model, options.proving), options, progress)
         with clock("profile"):
             try:
                 if not tuning.start():
@@ -131,12 +120,12 @@ def inspect(
         command="inspect",
         status="inspected",
         before=report.describe_model(model, model.proto, dilated=_dilated(found)),
-        options={"max_dilation": max_dilation, **(profile.plain() if profile is not None else {})},
+        options={"max_dilation": max_dilation, **(options.plain() if profile else {})},
         sites=tuple(sites),
         skipped=found.skipped,
         normalised=found.normalisations,
         measurement=tuning.measurement() if tuning is not None else None,
-        environment=report.environment(profile.threads if profile is not None else None),
+        environment=report.environment(options.proving.threads if profile else None),
         seconds=clock.seconds,
         notes=(*_notes_of(tuning), *found.remarks),
     )
@@ -158,92 +147,90 @@ def _dilated(found: Found) -> int:
 # -- optimize ------------------------------------------------------------------------------------------------------
 
 
-def optimize(
-    path: Path,
-    output: Path | None,
-    options: OptimizeOptions,
-    *,
-    report_folder: Path | None = None,
-    report_beside: bool = False,
-    progress: Progress = silent,
-) -> Report:
-    """Rewrite the model at `path`, prove it, and write it to `output` (`None`: `<stem>.dilrewrite.onnx` beside it).
+def optimize(path: Path, options: CommandOptions, *, beside: bool = False, progress: Progress = silent) -> Report:
+    """Rewrite the model at `path`, prove it, and write it to the output (`None`: `<stem>.dilrewrite.onnx` beside it).
 
-    `report_folder`: where the reports go. `report_beside`: without one, to `<output stem>.report` beside the output,
-    except when dilation is left that should go: then nothing at all is written. Returns the report; when results
-    differ or dilation is left, no model is written and `report.exit_code` says so.
+    `beside`: without a folder for reports, they go to `<output stem>.report` beside the output, except when dilation is
+    left that should go: then nothing at all is written. Returns the report; when results differ or dilation is left, no
+    model is written and `report.exit_code` says so.
     """
     options.check()
+    with engines.on_device(options.building.device if options.building is not None else None):
+        return _optimize(path, options, beside, progress)
+
+
+def _optimize(path: Path, options: CommandOptions, beside: bool, progress: Progress) -> Report:
+    scope, proving, places = options.scope, options.proving, options.places
     clock = _Clock()
     options = _backend(options)
     with clock("load"):
         model = load(path)
     check_calls(model.proto, shown(path))
-    target = output or path.with_name(f"{path.stem}.dilrewrite.onnx")
-    started, engine_place = None, options.engine or target.with_suffix(".engine")
-    if options.order is not None:
-        started = engines.start(model, options.order, parse_shapes(options.shapes))
+    target = places.output or path.with_name(f"{path.stem}.dilrewrite.onnx")
+    started, engine_place = None, places.engine or target.with_suffix(".engine")
+    if options.building is not None:
+        started = engines.start(model, options.building, parse_shapes(proving.shapes))
+    report_folder = places.report
     asked = report_folder is not None
-    if report_beside and not asked:
+    if beside and not asked:
         report_folder = target.with_name(f"{target.stem}.report")
-    if not options.dry_run:
+    if not places.dry_run:
         _check_places(model, path, target, report_folder, options)
-        if options.order is not None:
+        if options.building is not None:
             others = [path, target, *_data_files(model)]
-            others += [place for place in (options.save_decisions, options.cache) if place is not None]
-            cache = options.order.build.timing_cache
-            engines.check_places(engine_place, force=options.force, others=others, timing_cache=cache)
+            others += [place for place in (places.save_decisions, options.measuring.cache) if place is not None]
+            cache = options.building.timing_cache
+            engines.check_places(engine_place, force=places.force, others=others, timing_cache=cache)
             if report_folder is not None:
-                check_report_folder(report_folder, others=_engine_places(engine_place, cache), force=options.force)
-    settings = _settings(model, options)
-    sizes = engines.measured_sizes(started, model, settings) if started is not None else settings.shapes
+                check_report_folder(report_folder, others=_engine_places(engine_place, cache), force=places.force)
+    settings = _settings(model, proving)
+    sizes = engines.measured_sizes(started, settings) if started is not None else settings.shapes
     with clock("find"):
         found = find(model.proto)
     decided = None
-    if options.decisions is not None:
-        decided = decisions.read(options.decisions)
-        decisions.check(options.decisions, decided, found.sites)
-    decider = Decider(options, decided, functools.partial(clock, "prove"))
+    if scope.decisions is not None:
+        decided = decisions.read(scope.decisions)
+        decisions.check(scope.decisions, decided, found.sites)
+    decider = Decider(scope, proving, decided, functools.partial(clock, "prove"))
     with clock("plan"):
         considered = [decider.consider(site) for site in found.sites]
     tuning = None
-    if found.sites and decided is None and options.seconds > 0:
+    if found.sites and decided is None and options.measuring.seconds > 0:
         tuning = _tuning(model, found, decider, replace(settings, shapes=sizes), options, progress)
     try:
-        made = _decide(model, found, considered, decider, tuning, clock, progress)
+        made = _decide(model, found, considered, decider, tuning, clock, progress, places.dry_run)
     finally:
         if tuning is not None:
             tuning.close()
     settled, rewritten = made.settled, made.rewritten
     wrong = [reasons.wrong(decision) for decision in settled if decision.wrong]
     changed = bool(any(d.fragment or d.explicit for d in settled) or found.normalisations)
-    if options.verify == "none" and changed:
+    if proving.verify == "none" and changed:
         mark(rewritten.proto, "unverified")
-    left = remaining(settled, found, options) if options.eliminate else ()
+    left = remaining(settled, found, scope) if scope.eliminate else ()
     verdict: Verdict | None = None
     if wrong:
-        verdict = Verdict(level=options.verify, passed=False, failures=tuple(wrong), skipped="a form is wrong")
+        verdict = Verdict(level=proving.verify, passed=False, failures=tuple(wrong), skipped="a form is wrong")
     elif left:
         verdict = None  # nothing will be written
-    elif options.verify == "none":
+    elif proving.verify == "none":
         verdict = Verdict(level="none", passed=True, skipped="--verify none: the result is unverified")
-    elif changed and options.verify == "full":
+    elif changed and proving.verify == "full":
         progress("verify", 0, 1)
         with clock("verify"):
-            verdict = _verify(model, found, rewritten, settled, settings, options.seed)
+            verdict = _verify(model, found, rewritten, settled, settings, proving.seed)
         progress("verify", 1, 1)
     elif changed:
         verdict = Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
     result = _report(model, found, made, changed, verdict, left, target, options, clock)
-    if options.dry_run:
+    if places.dry_run:
         return result
     engine = None
     if started is not None and result.output is not None:
         with clock("build"):
             engine = engines.make(
-                model,
-                rewritten.proto if changed else model.proto,
                 started,
+                rewritten.proto if changed else model.proto,
                 engine_place,
                 settings,
                 chosen_on=_chosen_on(result, started),
@@ -251,36 +238,37 @@ def optimize(
                 progress=progress,
             )
         result = replace(result, engine=engine.report, seconds=clock.seconds)
-    with Staging(force=options.force) as staging:
+    with Staging(force=places.force) as staging:
         if engine is not None:
             engines.stage(engine, engine_place, staging)
         if result.output is not None:
             spill = _spill(model, rewritten)
             further = stage_model(
-                model, rewritten.proto, target, staging, external_data=options.external_data, spill=spill
+                model, rewritten.proto, target, staging, external_data=places.external_data, spill=spill
             )
             result = replace(result, notes=(*result.notes, *further))
-            if options.save_decisions is not None:
-                staging.add_text(options.save_decisions, _decisions(result, settled))
+            if places.save_decisions is not None:
+                staging.add_text(places.save_decisions, _decisions(result, settled))
         if report_folder is not None and (asked or result.status != "dilation left"):
             write_reports(result, report_folder, staging)
         staging.commit()
     return result
 
 
-def _backend(options: OptimizeOptions) -> OptimizeOptions:
+def _backend(options: CommandOptions) -> CommandOptions:
     """Return the options with the backend that engines are built for, where it is ready and none was asked for.
 
     Raises `UsageError` or `MissingError`, before any work, when the one that was asked for is not ready.
     """
-    if options.backend != "auto":
-        timed_backend(options.backend)
+    if options.measuring.backend != "auto":
+        timed_backend(options.measuring.backend)
         return options
-    if options.order is None or options.decisions is not None:
+    if options.building is None or options.scope.decisions is not None:
         return options
-    flavour = bindings.choose(options.order.flavour)
+    flavour = bindings.choose(options.building.flavour)
     ready = backends()[bindings.module_name(flavour)].missing() is None
-    return replace(options, backend=bindings.module_name(flavour)) if ready else options
+    measuring = replace(options.measuring, backend=bindings.module_name(flavour))
+    return replace(options, measuring=measuring) if ready else options
 
 
 def _chosen_on(result: Report, started: engines.Started) -> str:
@@ -296,25 +284,25 @@ def _chosen_on(result: Report, started: engines.Started) -> str:
     return f"{found.backend}, not measured on TensorRT"
 
 
-def _check_places(model: Model, path: Path, target: Path, report_folder: Path | None, options: OptimizeOptions) -> None:
+def _check_places(model: Model, path: Path, target: Path, report_folder: Path | None, options: CommandOptions) -> None:
     """Raise `UsageError` for places that nothing can or may be written to."""
     data_files = _data_files(model)
     if any(same_file(target, file) for file in data_files):
         raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
-    check_destination(target, force=options.force, source=path)
+    check_destination(target, force=options.places.force, source=path)
     others = [path, target, *data_files]
-    if options.save_decisions is not None:
-        place = options.save_decisions
+    if options.places.save_decisions is not None:
+        place = options.places.save_decisions
         if any(engines.same_place(place, other) for other in others):
             raise UsageError(f"--save-decisions {shown(place)}: is a place for a model", hint="name another file")
-        check_destination(place, force=options.force, source=None)
+        check_destination(place, force=options.places.force, source=None)
         others.append(place)
-    if options.cache is not None:
-        place = options.cache
+    if options.measuring.cache is not None:
+        place = options.measuring.cache
         if any(engines.same_place(place, other) for other in others):
             raise UsageError(f"--cache {shown(place)}: is a place for something else", hint="name another file")
     if report_folder is not None:
-        check_report_folder(report_folder, others=others, force=options.force)
+        check_report_folder(report_folder, others=others, force=options.places.force)
 
 
 def _data_files(model: Model) -> list[Path]:
@@ -326,23 +314,23 @@ def _engine_places(engine: Path, timing_cache: Path | None) -> list[Path]:
 
 
 def _tuning(
-    model: Model, found: Found, decider: Decider, settings: Settings, options: OptimizeOptions, progress: Progress
+    model: Model, found: Found, decider: Decider, settings: Settings, options: CommandOptions, progress: Progress
 ) -> Tuning:
     """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
-    measured_on = timed_backend(options.backend)
+    measured_on = timed_backend(options.measuring.backend)
     scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-") if measured_on.trial is not None else None
     meter = Meter(
         backend=measured_on,
-        cache=open_cache(options.cache, none=options.no_cache),
-        budget_s=options.seconds,
-        min_gain=options.min_gain_percent / 100,
-        threads=options.threads,
-        custom_op_library=options.custom_op_library,
-        precision=options.order.build.precision if options.order is not None and scratch is not None else None,
+        cache=open_cache(options.measuring.cache, none=options.measuring.no_cache),
+        budget_s=options.measuring.seconds,
+        min_gain=options.measuring.min_gain_percent / 100,
+        threads=options.proving.threads,
+        custom_op_library=options.proving.custom_op_library,
+        precision=options.building.precision if options.building is not None and scratch is not None else None,
         scratch=Path(scratch.name) if scratch is not None else None,
         progress=progress,
     )
-    kept = options.order.build.timing_cache if options.order is not None else None
+    kept = options.building.timing_cache if options.building is not None else None
     if scratch is not None and kept is not None and is_file(kept):
         shutil.copyfile(kept, Path(scratch.name) / TIMING_CACHE)
     return Tuning(
@@ -374,19 +362,20 @@ def _decide(
     tuning: Tuning | None,
     clock: _Clock,
     progress: Progress,
+    dry_run: bool,
 ) -> _Made:
     """Measure, choose, prove, and confirm on the whole model."""
-    options = decider.options
+    scope = decider.scope
     measurement: Measurement | None = None
     open_questions = any(entry.measurable for entry in considered)
-    if tuning is not None and options.dry_run:
+    if tuning is not None and dry_run:
         if any(entry.wanted for entry in considered):
             measurement = tuning.planned(considered)
         else:
             tuning = None  # nothing would be measured
     elif tuning is not None and open_questions:
         with clock("measure"):
-            _start(tuning, options)
+            _start(tuning, decider.proving)
             tuning.measure(considered)
 
     def settle(stay: Mapping[str, Why]) -> list[Decision]:
@@ -410,17 +399,17 @@ def _decide(
     wrong = any(decision.wrong for decision in settled)
     final: Rewritten | None = None
     if tuning is not None and measurement is None and winners and not wrong:
-        if options.strategy is None and not options.eliminate:
+        if scope.strategy is None and not scope.eliminate:
             names = {decision.site.key: decision.strategy for decision in winners}
             with clock("measure"):
                 stay = tuning.confirm(
                     [decision.site for decision in winners], names, lambda keys: make(settled, keys).proto
                 )
             settled = settle({key: _not_confirmed(tuning, key, names[key]) for key in names if key not in stay})
-        elif not (options.eliminate and remaining(settled, found, options)):
+        elif not (scope.eliminate and remaining(settled, found, scope)):
             final = make(settled)
             with clock("measure"):
-                if open_questions or _start(tuning, options):
+                if open_questions or _start(tuning, decider.proving):
                     tuning.compare(final.proto, [decision.site.key for decision in winners])
     if tuning is not None and measurement is None:
         gains = {d.site.key: tuning.gain(d.site, d.strategy) for d in settled if d.fragment is not None}
@@ -455,12 +444,12 @@ def _failure(tuning: Tuning) -> str:
     return reasons.why(tuning.failure, tuning.meter.backend.name) if tuning.failure is not None else ""
 
 
-def _start(tuning: Tuning, options: OptimizeOptions) -> bool:
+def _start(tuning: Tuning, proving: Proving) -> bool:
     """Start measuring; False: the model does not run. Data that it does not take are an error only where it must."""
     try:
         return tuning.start()
     except UsageError as error:
-        if options.verify == "full":
+        if proving.verify == "full":
             raise
         tuning.failure = Why(reason=Reason.NO_DATA, said=str(error))
         return False
@@ -529,28 +518,25 @@ def _verify(
     return verdict
 
 
-def _settings(model: Model, options: OptimizeOptions) -> Settings:
+def _settings(model: Model, proving: Proving) -> Settings:
     """Return how to compare whole models; raises `UsageError` for shapes and data that do not fit the model."""
-    shapes = parse_shapes(options.shapes)
-    data = load_inputs(options.inputs) if options.inputs else {}
+    shapes = parse_shapes(proving.shapes)
+    data = load_inputs(proving.inputs) if proving.inputs else {}
     known = [value.name for value in model.proto.graph.input]
     for option, names in (("--shape", shapes), ("--inputs", data)):
         for name in names:
             if name not in known:
                 raise UsageError(f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(known)}")
-    for library in options.custom_op_library:
-        if not is_file(library):
-            raise UsageError(f"--custom-op-library {shown(library)}: no such file")
     return Settings(
         backend=backends()["onnxruntime_cpu"],
         fallback=backends()["reference"],
-        rtol=options.rtol,
-        atol=options.atol,
+        rtol=proving.rtol,
+        atol=proving.atol,
         shapes=shapes,
         inputs=data,
-        seed=options.seed,
-        threads=options.threads,
-        custom_op_library=options.custom_op_library,
+        seed=proving.seed,
+        threads=proving.threads,
+        custom_op_library=proving.custom_op_library,
     )
 
 
@@ -595,7 +581,7 @@ def _report(
     verdict: Verdict | None,
     remaining: Sequence[Decision | Skipped],
     target: Path,
-    options: OptimizeOptions,
+    options: CommandOptions,
     clock: _Clock,
 ) -> Report:
     settled = made.settled
@@ -611,8 +597,8 @@ def _report(
     elif edits:
         status = "rewritten"
     elif found.sites:
-        cores = report.environment(options.threads).cores
-        blind = not options.dry_run and report.inconclusive(sites, made.measurement, cores)
+        cores = report.environment(options.proving.threads).cores
+        blind = not options.places.dry_run and report.inconclusive(sites, made.measurement, cores)
         status = "inconclusive" if blind else "kept"
     else:
         status = "nothing to rewrite"
@@ -634,27 +620,32 @@ def _report(
         status=status,
         before=report.describe_model(model, model.proto, dilated=_dilated(found), peak_bytes=peaks[0]),
         after=after,
-        output=shown(target) if written and not options.dry_run else None,
-        options=options.plain(),
+        output=shown(target) if written and not options.places.dry_run else None,
+        options=_plain(options),
         sites=sites,
         skipped=found.skipped,
         normalised=found.normalisations,
         remaining=tuple(reasons.left(node, on) for node in remaining),
         verdict=verdict,
         measurement=made.measurement,
-        environment=report.environment(options.threads),
+        environment=report.environment(options.proving.threads),
         seconds=clock.seconds,
         notes=(*made.notes, *_notes(found, options), *(r for r in found.remarks if r not in told)),
     )
 
 
-def _notes(found: Found, options: OptimizeOptions) -> tuple[str, ...]:
+def _plain(options: CommandOptions) -> dict[str, object]:
+    building = {"build_engine": options.building.plain()} if options.building is not None else {}
+    return {**options.plain(), **building}
+
+
+def _notes(found: Found, options: CommandOptions) -> tuple[str, ...]:
     """Return what the user may have meant otherwise."""
     named = [(site.where, site.name, site.output) for site in found.sites]
     named += [(node.where, node.name, "") for node in found.skipped]
     return tuple(
         f"{option} {pattern} matches no dilated node"
-        for option, pattern in (("--only", options.only), ("--skip", options.skip))
+        for option, pattern in (("--only", options.scope.only), ("--skip", options.scope.skip))
         if pattern is not None and not any(matches(pattern, *names) for names in named)
     )
 
@@ -662,12 +653,12 @@ def _notes(found: Found, options: OptimizeOptions) -> tuple[str, ...]:
 # -- verify --------------------------------------------------------------------------------------------------------
 
 
-def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_folder: Path | None = None) -> Report:
+def verify_files(before: Path, after: Path, options: CommandOptions) -> Report:
     """Compare two models as wholes; see `dilrewrite.verify`."""
     options.check()
     if sidecar.is_engine(after):
-        return _verify_engine(before, after, options, report_folder)
-    clock = _Clock()
+        return _verify_engine(before, after, options)
+    clock, report_folder = _Clock(), options.places.report
     with clock("load"):
         first, second = load(before), load(after)
     check_calls(first.proto, shown(before))
@@ -675,7 +666,7 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
     if report_folder is not None:
         check_report_folder(report_folder, others=[before, after])
     found, found_after = find(first.proto), find(second.proto)
-    settings = _settings(first, options)
+    settings = _settings(first, options.proving)
     backend(settings.backend.name)  # an error when it is not ready
     with clock("verify"):
         baseline, other = _runnable(first, first.proto), _runnable(second, second.proto)
@@ -699,7 +690,7 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
         options=options.plain(),
         skipped=found_after.skipped,
         verdict=verdict,
-        environment=report.environment(options.threads),
+        environment=report.environment(options.proving.threads),
         seconds=clock.seconds,
         notes=tuple(dict.fromkeys((*found.remarks, *found_after.remarks))),
     )
@@ -707,16 +698,16 @@ def verify_files(before: Path, after: Path, options: OptimizeOptions, *, report_
     return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Exports:
     """Files for the times of all runs, and for the time by layer, in trtexec's formats."""
 
-    times: Path | None = None
-    profile: Path | None = None
+    places: Places
 
     def check(self, others: Sequence[Path]) -> None:
         """Raise `UsageError` for places that nothing can be written to; an export of before is replaced."""
-        asked, taken = (("--export-times", self.times), ("--export-profile", self.profile)), list(others)
+        asked = (("--export-times", self.places.export_times), ("--export-profile", self.places.export_profile))
+        taken = list(others)
         for number, (option, first) in itertools.product(range(len(others)), asked):
             if first is not None:
                 place = _other(first, number)
@@ -731,12 +722,14 @@ class Exports:
         """Write what was asked for; the profile is made now, in a pass of its own."""
         with Staging(force=True) as staging:
             for number, runnable in enumerate(runnables):
-                if self.times is not None:
+                if self.places.export_times is not None:
                     runs = [{"computeMs": seconds * 1e3} for seconds in meter.samples[number]]
-                    staging.add_text(_other(self.times, number), json.dumps(runs, indent=1) + "\n")
-                if self.profile is not None:
+                    staging.add_text(_other(self.places.export_times, number), json.dumps(runs, indent=1) + "\n")
+                if self.places.export_profile is not None:
                     found = profiled(meter.backend, runnable, meter.options, feeds, PROFILE_RUNS)
-                    staging.add_text(_other(self.profile, number), json.dumps(_layers(found), indent=1) + "\n")
+                    staging.add_text(
+                        _other(self.places.export_profile, number), json.dumps(_layers(found), indent=1) + "\n"
+                    )
             staging.commit()
 
 
@@ -768,16 +761,16 @@ def _layers(profile: Profile) -> list[dict[str, object]]:
     return found
 
 
-def _verify_engine(before: Path, after: Path, options: OptimizeOptions, report_folder: Path | None) -> Report:
+def _verify_engine(before: Path, after: Path, options: CommandOptions) -> Report:
     """Compare an engine's outputs with those of a model on ONNX Runtime. Needs the GPU that it was built for."""
-    clock = _Clock()
+    clock, report_folder = _Clock(), options.places.report
     known = sidecar.read(after)
     _check_runs(after, known)
     with clock("load"):
         model = load(before)
     if report_folder is not None:
         check_report_folder(report_folder, others=[before, after])
-    settings = _settings(model, options)
+    settings = _settings(model, options.proving)
     found = find(model.proto)
     sizes = {name: profile.opt for name, profile in known.profiles.items()}
     with clock("verify"):
@@ -802,7 +795,7 @@ def _verify_engine(before: Path, after: Path, options: OptimizeOptions, report_f
         options=options.plain(),
         verdict=verdict,
         engine=known,
-        environment=report.environment(options.threads),
+        environment=report.environment(options.proving.threads),
         seconds=clock.seconds,
     )
     _write(result, report_folder)
@@ -826,45 +819,44 @@ def _foreign(known: EngineReport) -> str:
 
 
 def build_file(
-    path: Path,
-    output: Path | None,
-    order: engines.Order,
-    options: OptimizeOptions,
-    *,
-    save_onnx: Path | None = None,
-    export_layers: Path | None = None,
-    report_folder: Path | None = None,
-    progress: Progress = silent,
-    tell: Callable[[str], None] | None = None,
+    path: Path, options: CommandOptions, *, progress: Progress = silent, tell: Callable[[str], None] | None = None
 ) -> Report:
     """Build the engine of the model at `path`; see `dilrewrite.build`."""
     options.check()
-    order.check()
+    building = options.building or Building()
+    with engines.on_device(building.device):
+        return _build(path, building, options, progress, tell)
+
+
+def _build(
+    path: Path, building: Building, options: CommandOptions, progress: Progress, tell: Callable[[str], None] | None
+) -> Report:
+    places = options.places
+    save_onnx, export_layers, report_folder = places.save_onnx, places.export_layer_info, places.report
     clock = _Clock()
     with clock("load"):
         model = load(path)
     check_calls(model.proto, shown(path))
-    target = output or path.with_suffix(".engine")
-    started = engines.start(model, order, parse_shapes(options.shapes))
-    others, places = [path, *_data_files(model)], _engine_places(target, order.build.timing_cache)
-    engines.check_places(target, force=options.force, others=others, timing_cache=order.build.timing_cache)
+    target = places.output or path.with_suffix(".engine")
+    started = engines.start(model, building, parse_shapes(options.proving.shapes))
+    others, taken = [path, *_data_files(model)], _engine_places(target, building.timing_cache)
+    engines.check_places(target, force=places.force, others=others, timing_cache=building.timing_cache)
     for option, place in (("--save-onnx", save_onnx), ("--export-layer-info", export_layers)):
         if place is None:
             continue
-        if any(engines.same_place(place, other) for other in (*others, *places)):
+        if any(engines.same_place(place, other) for other in (*others, *taken)):
             raise UsageError(f"{option} {shown(place)}: is a place for something else", hint="name another file")
-        check_destination(place, force=options.force, source=None)
-        places.append(place)
+        check_destination(place, force=places.force, source=None)
+        taken.append(place)
     if report_folder is not None:
-        check_report_folder(report_folder, others=[*others, *places], force=options.force)
-    settings = _settings(model, options)
+        check_report_folder(report_folder, others=[*others, *taken], force=places.force)
+    settings = _settings(model, options.proving)
     with clock("find"):
         found = find(model.proto)
     with clock("build"):
         engine = engines.make(
-            model,
-            model.proto,
             started,
+            model.proto,
             target,
             settings,
             chosen_on="the model as it was given, not measured on TensorRT",
@@ -876,14 +868,14 @@ def build_file(
         status="built",
         before=report.describe_model(model, model.proto, dilated=_dilated(found)),
         output=shown(target),
-        options={**options.plain(), **order.plain()},
+        options={**options.plain(), **building.plain()},
         skipped=found.skipped,
         verdict=engine.check,
         engine=engine.report,
-        environment=report.environment(options.threads),
+        environment=report.environment(options.proving.threads),
         seconds=clock.seconds,
     )
-    with Staging(force=options.force) as staging:
+    with Staging(force=places.force) as staging:
         engines.stage(engine, target, staging)
         if save_onnx is not None:
             left = stage_model(model, engine.prepared.proto, save_onnx, staging, external_data="auto", spill=[])
@@ -899,22 +891,14 @@ def build_file(
 # -- bench ---------------------------------------------------------------------------------------------------------
 
 
-def time_files(
-    first: Path,
-    second: Path | None,
-    options: OptimizeOptions,
-    *,
-    exports: Exports | None = None,
-    report_folder: Path | None = None,
-    progress: Progress = silent,
-) -> Report:
+def time_files(first: Path, second: Path | None, options: CommandOptions, *, progress: Progress = silent) -> Report:
     """Time two models against each other, or one against itself; see `dilrewrite.bench`."""
     options.check()
     _backend(options)
     if sidecar.is_engine(first) or (second is not None and sidecar.is_engine(second)):
-        return _time_engines(first, second, options, exports, report_folder, progress)
-    if exports is not None:
-        exports.check([first] if second is None else [first, second])
+        return _time_engines(first, second, options, progress)
+    exports, report_folder = Exports(options.places), options.places.report
+    exports.check([first] if second is None else [first, second])
     clock = _Clock()
     with clock("load"):
         before = load(first)
@@ -926,16 +910,16 @@ def time_files(
         check_report_folder(report_folder, others=[first] if second is None else [first, second])
     if second is not None and after is not None:
         _check_same_inputs(before.proto, after.proto, shown(second))
-    settings = _settings(before, options)
+    settings = _settings(before, options.proving)
     found = find(before.proto)
     found_after = find(after.proto) if after is not None else found
     other = after or before
     meter = Meter(
-        backend=timed_backend(options.backend),
+        backend=timed_backend(options.measuring.backend),
         cache=open_cache(None, none=True),
-        budget_s=options.seconds,
-        threads=options.threads,
-        custom_op_library=options.custom_op_library,
+        budget_s=options.measuring.seconds,
+        threads=options.proving.threads,
+        custom_op_library=options.proving.custom_op_library,
         progress=progress,
     )
     tuning = Tuning(
@@ -944,16 +928,15 @@ def time_files(
         baseline=_runnable(before, before.proto),
         meter=meter,
         settings=settings,
-        decider=Decider(options),
+        decider=Decider(options.scope, options.proving),
     )
     runnable = _runnable(other, other.proto)
     subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)
     with clock("measure"):
         try:
             tuning.time_against(subject)
-            if exports is not None:
-                others = [] if after is None else [subject.runnable()]
-                exports.write(meter, [tuning.before(), *others], tuning.feeds)
+            others = [] if after is None else [subject.runnable()]
+            exports.write(meter, [tuning.before(), *others], tuning.feeds)
         finally:
             tuning.close()
     result = Report(
@@ -964,7 +947,7 @@ def time_files(
         options=options.plain(),
         skipped=found_after.skipped,
         measurement=tuning.measurement(),
-        environment=report.environment(options.threads),
+        environment=report.environment(options.proving.threads),
         seconds=clock.seconds,
         notes=(*_notes_of(tuning), *dict.fromkeys((*found.remarks, *found_after.remarks))),
     )
@@ -972,15 +955,9 @@ def time_files(
     return result
 
 
-def _time_engines(
-    first: Path,
-    second: Path | None,
-    options: OptimizeOptions,
-    exports: Exports | None,
-    report_folder: Path | None,
-    progress: Progress,
-) -> Report:
+def _time_engines(first: Path, second: Path | None, options: CommandOptions, progress: Progress) -> Report:
     """Time two engines of one flavour against each other, or one against itself."""
+    exports, report_folder = Exports(options.places), options.places.report
     paths = [first] if second is None else [first, second]
     for path in paths:
         if not sidecar.is_engine(path):
@@ -1000,26 +977,29 @@ def _time_engines(
             hint="only engines that take the same inputs can be timed against each other",
         )
     name = bindings.module_name(known[0].flavour)
-    if options.backend not in ("auto", name):
-        raise UsageError(f"--backend {options.backend}: the engine is of {known[0].flavour}", hint="leave it out")
+    if options.measuring.backend not in ("auto", name):
+        raise UsageError(
+            f"--backend {options.measuring.backend}: the engine is of {known[0].flavour}", hint="leave it out"
+        )
     _check_runs(first, known[0])
     if report_folder is not None:
         check_report_folder(report_folder, others=paths)
-    if exports is not None:
-        exports.check(paths)
+    exports.check(paths)
     clock = _Clock()
     timed = timed_backend(name)
     scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-")
     meter = Meter(
         backend=timed,
         cache=open_cache(None, none=True),
-        budget_s=options.seconds,
-        threads=options.threads,
+        budget_s=options.measuring.seconds,
+        threads=options.proving.threads,
         scratch=Path(scratch.name),
         progress=progress,
     )
-    shapes = {name: profile.opt for name, profile in known[0].profiles.items()} | dict(parse_shapes(options.shapes))
-    data = load_inputs(options.inputs) if options.inputs else {}
+    shapes = {name: profile.opt for name, profile in known[0].profiles.items()} | dict(
+        parse_shapes(options.proving.shapes)
+    )
+    data = load_inputs(options.proving.inputs) if options.proving.inputs else {}
     runnables = [Runnable(model=path.absolute(), engine=True) for path in (first, second or first)]
     before = timed.state()
     with clock("measure"):
@@ -1027,11 +1007,10 @@ def _time_engines(
             meter.begin()
             with timed.session(runnables[0], meter.options) as session:
                 given = {name: shape for name, shape in shapes.items() if name not in data}
-                chooser = Chooser(session.inputs, given=given, user=data, seed=options.seed)
+                chooser = Chooser(session.inputs, given=given, user=data, seed=options.proving.seed)
                 case, _ = chooser.first(session.run)
             final = meter.whole(runnables[0], runnables[1], ("", ""), case.feeds, run_s=meter.run_s)
-            if exports is not None:
-                exports.write(meter, runnables[: len(paths)], case.feeds)
+            exports.write(meter, runnables[: len(paths)], case.feeds)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             raise FailedError(f"{shown(first)}: {error}", hint=_foreign(known[0])) from error
         finally:
@@ -1063,7 +1042,7 @@ def _time_engines(
         options=options.plain(),
         measurement=measurement,
         engine=known[0],
-        environment=report.environment(options.threads),
+        environment=report.environment(options.proving.threads),
         seconds=clock.seconds,
     )
     _write(result, report_folder)

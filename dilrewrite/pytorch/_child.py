@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite.pytorch.configurations import Configuration
-from dilrewrite.pytorch.convbench import PASSES, Setting
+from dilrewrite.pytorch.convbench import PASSES
 from dilrewrite.pytorch.methods import prepare
 from dilrewrite.pytorch.probing import Probe, TorchBench, Work, work_of
+from dilrewrite.pytorch.setting import Setting
 from dilrewrite.runtimes import Pace
 from dilrewrite.timing.stopwatch import Stopwatch
 

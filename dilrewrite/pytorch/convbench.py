@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,38 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite import machine
-from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.errors import MissingError
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.methods import method, methods
-from dilrewrite.timing.stopwatch import MIN_PAIRS, Comparison, Timing
+from dilrewrite.pytorch.setting import Setting
+from dilrewrite.timing.stopwatch import Comparison, Timing
 
 PASSES = ("forward", "backward by input", "backward by weight")
-
-ELEMENTS = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """How it is timed: `seconds` for each method and pass, `repeats` runs at least, `warmup` seconds before.
-
-    `steps`: how often the pass is computed in each run, whose mean counts.
-
-    `compiled`: through `torch.compile`; `deterministic`: cuDNN's deterministic mode; `profile`: a breakdown by
-    operator.
-    """
-
-    device: str = "cpu"
-    element: str = "float32"
-    channels_last: bool = False
-    compiled: bool = False
-    deterministic: bool = False
-    seconds: float = 1.0
-    repeats: int = MIN_PAIRS
-    warmup: float = 0.0
-    steps: int = 1
-    threads: int | None = None
-    profile: bool = False
-    timeout_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,15 +213,3 @@ def _child(task: str, question: Mapping[str, Any], timeout_s: float) -> tuple[di
         return answers, "out of memory (the process was killed)"
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
     return answers, f"{ended}: {said[-1][:200]}" if said else ended
-
-
-def check(setting: Setting) -> None:
-    """Raise `UsageError` for settings out of their range."""
-    if setting.element not in ELEMENTS:
-        raise UsageError(f"--dtype {setting.element}: not one of {', '.join(ELEMENTS)}")
-    if not 0 < setting.seconds < float("inf"):
-        raise UsageError(f"--seconds {setting.seconds}: more than 0 is needed")
-    if not 0 <= setting.warmup < float("inf"):
-        raise UsageError(f"--warmup {setting.warmup}: 0 or more is needed")
-    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", setting.device):
-        raise UsageError(f"--device {setting.device}: not one of cpu, cuda, cuda:N")

@@ -24,6 +24,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from dilrewrite.errors import DilrewriteError
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.load import load
+from dilrewrite.options import Building
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -42,7 +43,7 @@ from dilrewrite.runtimes._nvidia import NoGpuError, gpu, state
 from dilrewrite.tensorrt import bindings, cuda
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import Layers
-from dilrewrite.tensorrt.make import TIMING_CACHE, BuildOptions, build
+from dilrewrite.tensorrt.make import TIMING_CACHE, build
 from dilrewrite.tensorrt.precision import prepare
 from dilrewrite.tensorrt.profiles import Profile as Sizes
 from dilrewrite.tensorrt.profiles import declared
@@ -192,7 +193,7 @@ class TensorRt(TimedBackend):
             built = build(
                 library,
                 prepared.proto,
-                BuildOptions(timing_cache=cache),
+                Building(timing_cache=cache),
                 profiles=profiles,
                 folder=folder,
                 tf32=prepared.precision != "fp32",

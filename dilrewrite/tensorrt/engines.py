@@ -6,12 +6,12 @@ The only file that puts the parts of `engine` together.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import ModelProto
@@ -20,6 +20,7 @@ from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageErro
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import all_nodes
+from dilrewrite.options import Building
 from dilrewrite.proof.compare import OutputCheck, Tolerance, compare
 from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.verdict import CaseCheck, Settings, Verdict
@@ -37,8 +38,8 @@ from dilrewrite.staging import Staging, check_destination, is_file, same_file
 from dilrewrite.tensorrt import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.tensorrt.convert import BF16_STAYS
 from dilrewrite.tensorrt.layers import parsed_name
-from dilrewrite.tensorrt.make import CURRENT, BuildOptions, Built, build
-from dilrewrite.tensorrt.precision import PRECISIONS, Prepared, prepare, refuse
+from dilrewrite.tensorrt.make import CURRENT, Built, Progress, build
+from dilrewrite.tensorrt.precision import Prepared, prepare, refuse
 from dilrewrite.tensorrt.profiles import Asked, Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, OnnxSource, PrecisionReport
 
@@ -55,85 +56,11 @@ NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What engine to build: the flavour, how, and for which sizes (`NAME:1x3x224x224`)."""
-
-    flavour: str = "auto"
-    build: BuildOptions
-    minima: Sequence[str] = ()
-    optima: Sequence[str] = ()
-    maxima: Sequence[str] = ()
-
-    def plain(self) -> dict[str, object]:
-        """Return what was asked for as plain data for a report."""
-        asked = {**dataclasses.asdict(self.build), "min": self.minima, "opt": self.optima, "max": self.maxima}
-        given = {key: value for key, value in asked.items() if said(value)}
-        return {
-            "flavour": self.flavour,
-            **{
-                key: [str(one) for one in value] if isinstance(value, tuple | list) else value
-                for key, value in given.items()
-            },
-        }
-
-    def check(self) -> None:
-        """Raise `UsageError` for what is wrong whatever the model is."""
-        self.build.check()
-        profiles.parse(self.minima, self.optima, self.maxima)
-        if self.build.precision is not None and self.build.precision not in PRECISIONS:
-            raise UsageError(f"--precision {self.build.precision}: not one of {', '.join(PRECISIONS)}")
-
-
-def said(value: object) -> bool:
-    """Say whether an option was given: 0 is a level and a device, and not `False`."""
-    return value is not None and value is not False and value not in ((), [])
-
-
-def order(
-    *,
-    flavour: str = "auto",
-    precision: str | None = None,
-    minima: Sequence[str] = (),
-    optima: Sequence[str] = (),
-    maxima: Sequence[str] = (),
-    timing_cache: str | os.PathLike[str] | None = None,
-    compute_capabilities: Sequence[str] = (),
-    plugins: Sequence[str | os.PathLike[str]] = (),
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    device: int | None = None,
-    refit: bool = False,
-    strip_plan: bool = False,
-    version_compatible: bool = False,
-    weight_streaming: bool = False,
-) -> Order:
-    """Return what `dilrewrite.build` is asked for."""
-    return Order(
-        flavour=flavour,
-        minima=tuple(minima),
-        optima=tuple(optima),
-        maxima=tuple(maxima),
-        build=BuildOptions(
-            precision=precision,
-            workspace_mib=workspace_mib,
-            timing_cache=Path(timing_cache) if timing_cache is not None else None,
-            optimization_level=optimization_level,
-            compute_capabilities=tuple(compute_capabilities),
-            device=device,
-            plugins=tuple(Path(plugin) for plugin in plugins),
-            refit=refit,
-            strip_plan=strip_plan,
-            version_compatible=version_compatible,
-            weight_streaming=weight_streaming,
-        ),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """An order that was checked against a model before long work: the flavour that builds, and its sizes."""
+    """What to build, checked against the model before long work: the flavour that builds, and the sizes asked for."""
 
-    order: Order
+    model: Model
+    building: Building
     flavour: str
     asked: Asked
 
@@ -177,29 +104,29 @@ def on_device(device: int | None) -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def start(model: Model, order: Order, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Started:
+def start(model: Model, building: Building, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Started:
     """Check all that can be before any long work. `shapes` stand for the sizes of inputs of which none are given.
 
     Raises `MissingError` where the flavour is not installed, `UsageError` for a model that TensorRT cannot take.
     """
-    order.check()
-    flavour = bindings.choose(order.flavour)
+    building.check()
+    flavour = bindings.choose(building.flavour)
     where = _where(model)
-    refuse(_in_memory(model, model.proto) if _needs_weights(model, order.build.precision) else model.proto, where)
-    asked = profiles.parse(order.minima, order.optima, order.maxima)
+    refuse(_in_memory(model, model.proto) if _needs_weights(model, building.precision) else model.proto, where)
+    asked = profiles.parse(building.minima, building.optima, building.maxima)
     given = {*asked.min, *asked.opt, *asked.max}
     more = {name: shape for name, shape in (shapes or {}).items() if name not in given}
     asked = Asked(min=asked.min, opt={**asked.opt, **more}, max=asked.max)
     profiles.settle(model.proto, asked, where)
-    return Started(order=order, flavour=flavour, asked=asked)
+    return Started(model=model, building=building, flavour=flavour, asked=asked)
 
 
-def measured_sizes(started: Started, model: Model, settings: Settings) -> dict[str, tuple[int, ...]]:
+def measured_sizes(started: Started, settings: Settings) -> dict[str, tuple[int, ...]]:
     """Return what to time the model with: the sizes given, and of other inputs those that the engine is to be fast at.
 
     Raises `UsageError` for given sizes or data that the engine will not take.
     """
-    sizes = profiles.settle(model.proto, started.asked, _where(model))
+    sizes = profiles.settle(started.model.proto, started.asked, _where(started.model))
     given = {**{name: tuple(value.shape) for name, value in settings.inputs.items()}, **settings.shapes}
     for name, shape in given.items():
         profile = sizes.get(name)
@@ -232,114 +159,68 @@ def check_places(engine: Path, *, force: bool, others: Sequence[Path], timing_ca
 
 
 def make(
-    model: Model,
-    proto: ModelProto,
     started: Started,
+    proto: ModelProto,
     engine: Path,
     settings: Settings,
     *,
     chosen_on: str,
     source: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Engine:
-    """Build the engine of `proto`, which is `model` or what became of it, for the file `engine`.
+    """Build the engine of `proto`, which is the model or what became of it, for the file `engine`.
 
     `source`: the ONNX file that holds `proto`, when it is not the model's own. `chosen_on`: whose timings chose.
     Raises `UsageError`, `FailedError`, `MissingError`, and `DiffersError` when the conversion to a lower precision, or
     the engine on the GPU, does not compute what the model does.
     """
-    order = started.order
-    where = shown(source) if source is not None else _where(model)
-    found = _in_memory(model, proto) if _needs_weights(model, order.build.precision) else proto
-    prepared = prepare(found, order.build.precision, where)
-    sizes = profiles.settle(prepared.proto, started.asked, where)
-    profiles.check(prepared.proto, sizes, where)
-    faithful = None
-    if prepared.converted and prepared.precision in fidelity.UNIT_ROUNDOFF:
-        if progress is not None:
-            progress("compare with float32", 0, 1)
-        shapes = {**{name: size.opt for name, size in sizes.items()}, **settings.shapes}
-        faithful = fidelity.compare(
-            proto,
-            prepared,
-            model.folder,
-            settings.backend,
-            where,
-            shapes={name: shape for name, shape in shapes.items() if name not in settings.inputs},
-            inputs=settings.inputs,
-            seed=settings.seed,
-            threads=settings.threads,
-        )
-        if progress is not None:
-            progress("compare with float32", 1, 1)
+    model, building = started.model, started.building
+    ready = _ready(started, proto, source)
+    fidelity_report = _compare_conversion(ready, proto, settings, progress)
     library = bindings.load(started.flavour, tell=tell)
-    timings = _timings(order.build.timing_cache)
+    timings = _timings(building.timing_cache)
     built = build(
         library,
-        prepared.proto,
-        order.build,
-        profiles=sizes,
+        ready.prepared.proto,
+        building,
+        profiles=ready.sizes,
         folder=model.folder,
-        tf32=prepared.precision != "fp32",
+        tf32=ready.prepared.precision != "fp32",
         timing_cache=timings,
         progress=progress,
     )
-    nodes = list(all_nodes(prepared.proto))
-    names = [parsed_name(node) for node in nodes if node.op_type in ("Conv", "ConvTranspose")]
-    stays = [parsed_name(node) for node in nodes if prepared.changes and node.op_type in BF16_STAYS]
-    datatypes = sidecar.check_precision(prepared, built.layers, names, where, stays=stays)
-    checked, device, verdict = _check(proto, model, built, started, prepared, sizes, settings)
+    precision = _precision(ready, built, fidelity_report)
+    check = _check(ready, proto, built, settings)
+    verdict = check.verdict
     if verdict is not None and not verdict.passed:
         raise DiffersError(
-            f"{where}: the engine does not compute what the model does: {verdict.failures[0]}",
+            f"{ready.where}: the engine does not compute what the model does: {verdict.failures[0]}",
             hint="build with --precision fp32, and report it",
         )
-    file = source if source is not None else model.path
-    keeps, warnings = order.build.timing_cache, built.warnings
+    keeps, warnings = building.timing_cache, built.warnings
     if keeps is not None and built.timing_cache is not None and _foreign(timings, built.timing_cache):
         left = (
             f"--timing-cache {_name(keeps)}: holds no timings of this TensorRT and was left as it is; name another file"
         )
-        warnings = (left, *warnings)
-        keeps = None
-    report = EngineReport(
+        keeps, warnings = None, (left, *warnings)
+    report = _report(
+        ready,
+        built,
         file=_name(engine),
-        bytes=len(built.plan),
-        sha256=built.digest,
-        flavour=started.flavour,
         version=library.version,
         onnx=OnnxSource(
-            file=shown(file) if file is not None else "",
+            file=shown(ready.file) if ready.file is not None else "",
             sha256=model.file_digest if source is None else _digest(proto),
-            built_sha256=_digest(prepared.proto),
+            built_sha256=_digest(ready.prepared.proto),
         ),
-        precision=PrecisionReport(
-            asked=order.build.precision,
-            built=prepared.precision,
-            converted=prepared.converted,
-            changes=prepared.changes,
-            convolutions=datatypes,
-            fidelity=faithful,
-        ),
+        precision=precision,
         chosen_on=chosen_on,
-        checked=checked,
-        device=device,
-        inputs=built.inputs,
-        outputs=built.outputs,
-        profiles=sizes,
-        flags=built.flags,
-        build_seconds=round(built.seconds, 3),
-        memory=built.layers.memory,
-        layers_from=built.layers.source,
-        layer_types=built.layers.kinds(),
-        layers=built.layers.layers,
+        checked=check.words,
+        device=check.device,
         warnings=warnings,
-        trtexec=sidecar.trtexec(
-            started.flavour, _onnx_name(file, prepared), _name(engine), order.build, prepared, sizes
-        ),
     )
-    return Engine(built=built, prepared=prepared, report=report, timing_cache=keeps, check=verdict)
+    return Engine(built=built, prepared=ready.prepared, report=report, timing_cache=keeps, check=verdict)
 
 
 def stage(engine: Engine, place: Path, staging: Staging) -> None:
@@ -348,6 +229,93 @@ def stage(engine: Engine, place: Path, staging: Staging) -> None:
     staging.add_text(sidecar.place(place), sidecar.render(engine.report))
     if engine.timing_cache is not None and engine.built.timing_cache is not None:
         staging.add_chunks(engine.timing_cache, [engine.built.timing_cache], force=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A model as it is built, of the ONNX `file` that messages call `where`, and the sizes that it is built for."""
+
+    started: Started
+    prepared: Prepared
+    sizes: Mapping[str, Profile]
+    file: Path | None
+    where: str
+
+
+def _ready(started: Started, proto: ModelProto, source: Path | None) -> _Ready:
+    """Return a model in the precision that is asked for, for sizes that it takes."""
+    model, precision = started.model, started.building.precision
+    where = shown(source) if source is not None else _where(model)
+    prepared = prepare(_in_memory(model, proto) if _needs_weights(model, precision) else proto, precision, where)
+    sizes = profiles.settle(prepared.proto, started.asked, where)
+    profiles.check(prepared.proto, sizes, where)
+    file = source if source is not None else model.path
+    return _Ready(started=started, prepared=prepared, sizes=sizes, file=file, where=where)
+
+
+def _compare_conversion(
+    ready: _Ready, proto: ModelProto, settings: Settings, progress: Progress | None
+) -> fidelity.Fidelity | None:
+    """Compare a converted model with the float32 one; `None` where nothing was converted."""
+    if not ready.prepared.converted or ready.prepared.precision not in fidelity.UNIT_ROUNDOFF:
+        return None
+    if progress is not None:
+        progress("compare with float32", 0, 1)
+    shapes = {**{name: size.opt for name, size in ready.sizes.items()}, **settings.shapes}
+    answer = fidelity.compare(
+        proto,
+        ready.prepared,
+        ready.started.model.folder,
+        settings.backend,
+        ready.where,
+        shapes={name: shape for name, shape in shapes.items() if name not in settings.inputs},
+        inputs=settings.inputs,
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+    if progress is not None:
+        progress("compare with float32", 1, 1)
+    return answer
+
+
+def _precision(ready: _Ready, built: Built, conversion: fidelity.Fidelity | None) -> PrecisionReport:
+    """Return what an engine computes in; raises FailedError where that is not what was asked for."""
+    prepared = ready.prepared
+    nodes = list(all_nodes(prepared.proto))
+    names = [parsed_name(node) for node in nodes if node.op_type in ("Conv", "ConvTranspose")]
+    stays = [parsed_name(node) for node in nodes if prepared.changes and node.op_type in BF16_STAYS]
+    return PrecisionReport(
+        asked=ready.started.building.precision,
+        built=prepared.precision,
+        converted=prepared.converted,
+        changes=prepared.changes,
+        convolutions=sidecar.check_precision(prepared, built.layers, names, ready.where, stays=stays),
+        fidelity=conversion,
+    )
+
+
+def _report(ready: _Ready, built: Built, *, file: str, **more: Any) -> EngineReport:
+    """Return what is known of an engine; `more` are further fields."""
+    started, prepared = ready.started, ready.prepared
+    return EngineReport(
+        file=file,
+        bytes=len(built.plan),
+        sha256=built.digest,
+        flavour=started.flavour,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        profiles=ready.sizes,
+        flags=built.flags,
+        build_seconds=round(built.seconds, 3),
+        memory=built.layers.memory,
+        layers_from=built.layers.source,
+        layer_types=built.layers.kinds(),
+        layers=built.layers.layers,
+        trtexec=sidecar.trtexec(
+            started.flavour, _onnx_name(ready.file, prepared), file, started.building, prepared, ready.sizes
+        ),
+        **more,
+    )
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
@@ -418,41 +386,44 @@ class NoAnswer(Exception):  # noqa: N818 - it reads as what it says
     """ONNX Runtime does not run the model, so there is nothing to compare an engine with; the reason is one line."""
 
 
-def _check(
-    proto: ModelProto,
-    model: Model,
-    built: Built,
-    started: Started,
-    prepared: Prepared,
-    sizes: Mapping[str, Profile],
-    settings: Settings,
-) -> tuple[str, str | None, Verdict | None]:
-    """Compare the engine with ONNX Runtime where there is a GPU; say in words what was done, and on which device."""
-    flavour, options = started.flavour, started.order.build
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What comparing an engine with ONNX Runtime gave: in words, on which device, and the verdict where it ran."""
+
+    words: str
+    device: str | None = None
+    verdict: Verdict | None = None
+
+
+def _check(ready: _Ready, proto: ModelProto, built: Built, settings: Settings) -> _Checked:
+    """Compare the engine with ONNX Runtime where there is a GPU."""
+    flavour, building = ready.started.flavour, ready.started.building
     gpu = backends()[bindings.module_name(flavour)]
     why = gpu.missing()
     if why is not None:
-        return f"not run: {why}", None, None
+        return _Checked(words=f"not run: {why}")
     device = str(gpu.device())  # type: ignore[attr-defined]
-    if options.strip_plan:
-        return "not run: it has no weights (--strip-plan)", device, None
+    if building.strip_plan:
+        return _Checked(words="not run: it has no weights (--strip-plan)", device=device)
     try:
         verdict = outputs_agree(
-            Runnable(model=proto.SerializeToString(), folder=model.folder),
+            Runnable(model=proto.SerializeToString(), folder=ready.started.model.folder),
             Runnable(model=built.plan, engine=True),
             flavour,
-            prepared.precision,
-            {name: size.opt for name, size in sizes.items()},
+            ready.prepared.precision,
+            {name: size.opt for name, size in ready.sizes.items()},
             settings,
         )
     except NoAnswer as error:
-        return f"not run: {error}", device, None
+        return _Checked(words=f"not run: {error}", device=device)
     except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
-        elsewhere = ", ".join(options.compute_capabilities)
+        elsewhere = ", ".join(building.compute_capabilities)
         if isinstance(error, CannotLoad) and elsewhere not in ("", CURRENT):
-            return f"not run: it is for {elsewhere}, and {device} does not load it: {error}", device, None
+            words = f"not run: it is for {elsewhere}, and {device} does not load it: {error}"
+            return _Checked(words=words, device=device)
         raise FailedError(f"the engine was built and does not run: {error}") from error
-    return f"equal to ONNX Runtime within {verdict.tolerance} on {device}", device, verdict
+    words = f"equal to ONNX Runtime within {verdict.tolerance} on {device}"
+    return _Checked(words=words, device=device, verdict=verdict)
 
 
 def outputs_agree(

@@ -15,7 +15,7 @@ from typing import Any
 from onnx import ModelProto
 
 from dilrewrite.errors import FailedError, UsageError
-from dilrewrite.staging import is_file
+from dilrewrite.options import Building
 from dilrewrite.tensorrt.bindings import Library, probe, put
 from dilrewrite.tensorrt.layers import Layers, from_log
 from dilrewrite.tensorrt.profiles import Profile
@@ -27,39 +27,6 @@ CURRENT = "current"
 
 TIMING_CACHE = "timing.cache"
 """Where a command keeps the timings of its builds, in its scratch folder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """How an engine is built; see `dilrewrite.build` for each field.
-
-    `workspace_mib`: memory for kernels' scratch data, in MiB (None: the library's default).
-    `compute_capabilities`: GPUs to build for ("8.6", "12.0", "current"), of TensorRT for RTX only.
-    """
-
-    precision: str | None = None
-    workspace_mib: int | None = None
-    timing_cache: Path | None = None
-    optimization_level: int | None = None
-    compute_capabilities: tuple[str, ...] = ()
-    device: int | None = None
-    plugins: tuple[Path, ...] = ()
-    refit: bool = False
-    strip_plan: bool = False
-    version_compatible: bool = False
-    weight_streaming: bool = False
-
-    def check(self) -> None:
-        """Raise `UsageError` for values out of their range."""
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise UsageError(f"--workspace {self.workspace_mib}: at least 1 MiB is needed")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise UsageError(f"--optimization-level {self.optimization_level}: not one of 0 to 5")
-        if self.device is not None and self.device < 0:
-            raise UsageError(f"--device {self.device}: at least 0 is needed")
-        for plugin in self.plugins:
-            if not is_file(plugin):
-                raise UsageError(f"--plugins {plugin}: no such file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +60,7 @@ class Built:
 def build(
     library: Library,
     model: ModelProto | bytes,
-    options: BuildOptions,
+    options: Building,
     *,
     profiles: Mapping[str, Profile] | None = None,
     folder: Path | None = None,
@@ -167,7 +134,7 @@ def _tensor(tensor: Any) -> Tensor:
 # -- configuration ---------------------------------------------------------------------------------------------------
 
 
-def _configure(library: Library, config: IBuilderConfig, options: BuildOptions, *, tf32: bool) -> dict[str, Any]:
+def _configure(library: Library, config: IBuilderConfig, options: Building, *, tf32: bool) -> dict[str, Any]:
     """Set what was asked for; return all of it as plain data, TensorRT's own defaults included where they are known."""
     module = library.module
     flags = module.BuilderFlag

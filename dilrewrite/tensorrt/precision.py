@@ -15,10 +15,9 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from dilrewrite.errors import UsageError
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs
+from dilrewrite.options import PRECISIONS
 from dilrewrite.sites.find import SAVED, saved_by_runtime
 from dilrewrite.tensorrt.convert import BF16_STAYS, constants, fold_biases, inferred, to_bfloat16, to_float16
-
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8-qdq")
 
 MAX_RANK = 8
 """TensorRT's largest number of dimensions (`Dims::MAX_DIMS`)."""

@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from dilrewrite.errors import UsageError
 from dilrewrite.model.walk import DEFAULT_DOMAINS
+from dilrewrite.options import sizes
 
 Shape = tuple[int, ...]
 
@@ -51,30 +52,9 @@ class Asked:
     max: Mapping[str, Shape]
 
 
-MOST_DIGITS = 10
-"""No size has more: TensorRT counts the elements of a tensor up to 2**31."""
-
-
 def parse(minima: Sequence[str], optima: Sequence[str], maxima: Sequence[str]) -> Asked:
     """Return what the options `NAME:1x3x224x224` say; raises `UsageError` for anything else."""
-    found = [_shapes(kind, texts) for kind, texts in zip(KINDS, (minima, optima, maxima), strict=True)]
-    return Asked(min=found[0], opt=found[1], max=found[2])
-
-
-def _shapes(kind: str, texts: Sequence[str]) -> dict[str, Shape]:
-    found: dict[str, Shape] = {}
-    for text in texts:
-        name, _, sizes = text.rpartition(":")
-        parts = sizes.split("x")
-        whole = all(part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS for part in parts)
-        if not name or not whole or 0 in map(int, parts):
-            raise UsageError(
-                f"--{kind} {text}: not NAME:SIZExSIZE... of sizes from 1 up", hint=f"for example --{kind} x:1x3x224x224"
-            )
-        if name in found:
-            raise UsageError(f"--{kind} {text}: input {name!r} was given before", hint="give each input once")
-        found[name] = tuple(map(int, parts))
-    return found
+    return Asked(min=sizes("min", minima), opt=sizes("opt", optima), max=sizes("max", maxima))
 
 
 def declared(proto: ModelProto) -> dict[str, tuple[int | None, ...] | None]:

@@ -18,12 +18,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from dilrewrite._version import __version__
 from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.options import PRECISIONS, Building
 from dilrewrite.staging import is_file
 from dilrewrite.tensorrt.bindings import FLAVOURS
 from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import Layer, Layers, entry_of
-from dilrewrite.tensorrt.make import BuildOptions, Tensor
-from dilrewrite.tensorrt.precision import DATATYPES, PRECISIONS, Prepared
+from dilrewrite.tensorrt.make import Tensor
+from dilrewrite.tensorrt.precision import DATATYPES, Prepared
 from dilrewrite.tensorrt.profiles import Profile
 
 SCHEMA_VERSION = 1
@@ -91,7 +92,7 @@ def check_precision(
 
 
 def trtexec(
-    flavour: str, onnx: str, engine: str, options: BuildOptions, prepared: Prepared, profiles: Mapping[str, Profile]
+    flavour: str, onnx: str, engine: str, options: Building, prepared: Prepared, profiles: Mapping[str, Profile]
 ) -> str:
     """Return the command of TensorRT's own tool that builds about the same engine of the same ONNX file."""
     tool = "tensorrt_rtx" if flavour == "tensorrt-rtx" else "trtexec"

@@ -21,7 +21,7 @@ from dilrewrite.choice.tune import TIMED_LENGTHS, Tuning, open_cache
 from dilrewrite.commands import pipeline
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.model.load import load
-from dilrewrite.options import OptimizeOptions
+from dilrewrite.options import CommandOptions
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports import reasons
@@ -88,7 +88,7 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
     ) -> Tuning:
         path = model if isinstance(model, Path) else tiny.save(model, tmp_path / "m.onnx")
         sizes = tuple(f"{name}:{'x'.join(map(str, shape))}" for name, shape in (shapes or {}).items())
-        options = OptimizeOptions(budget_s=budget_s, shapes=sizes, **more)
+        options = CommandOptions.of(budget_s=budget_s, shapes=sizes, **more)
         loaded = load(path)
         return Tuning(
             model=loaded,
@@ -98,10 +98,10 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
                 backend=timed_backend("onnxruntime_cpu"),
                 cache=Cache.open(None),
                 budget_s=budget_s,
-                threads=options.threads,
+                threads=options.proving.threads,
             ),
-            settings=pipeline._settings(loaded, options),
-            decider=Decider(options),
+            settings=pipeline._settings(loaded, options.proving),
+            decider=Decider(options.scope, options.proving),
         )
 
     return made

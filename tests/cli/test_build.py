@@ -27,6 +27,7 @@ from onnx import ModelProto, TensorProto, helper
 import dilrewrite
 import dilrewrite.cli.build as command
 from dilrewrite.cli import main
+from dilrewrite.options import Building
 from dilrewrite.runtimes import _nvidia
 from dilrewrite.tensorrt import bindings, cuda, fidelity, layers, make, precision
 from tests import models_for_tests as tiny
@@ -183,7 +184,7 @@ def test_the_precision_is_what_a_build_logs(built: Command) -> None:
     """Read from the layers, and not from what was asked for: the same build done here logs the same."""
     library = bindings.load(RTX)
     proto = onnx.load(built.model)
-    make.build(library, proto, make.BuildOptions())
+    make.build(library, proto, Building())
     logged = layers.from_log(library.log.messages)
     found = built.side_car
     told = [(layer["kind"], layer["inputs"], layer["outputs"], layer["nodes"]) for layer in found["layers"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dilrewrite.cli.convbench import command
+from dilrewrite.cli.convbench import run
 from dilrewrite.pytorch import convbench
 from dilrewrite.pytorch.configurations import BUILT_IN
 from dilrewrite.timing.stopwatch import MIN_PAIRS
@@ -35,7 +35,7 @@ def test_list(capsys: Capsys) -> None:
 
 def test_the_default_of_repeats() -> None:
     """Written out in the command, which does not load NumPy for it."""
-    assert inspect.signature(command).parameters["repeats"].default == MIN_PAIRS
+    assert inspect.signature(run).parameters["repeats"].default == MIN_PAIRS
 
 
 @pytest.mark.usefixtures("_nothing_runs")

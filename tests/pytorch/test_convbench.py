@@ -18,9 +18,10 @@ import pytest
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.pytorch import _child, convbench, formats, probing
 from dilrewrite.pytorch.configurations import parse
-from dilrewrite.pytorch.convbench import PASSES, Result, Row, Setting
+from dilrewrite.pytorch.convbench import PASSES, Result, Row
 from dilrewrite.pytorch.methods import methods
 from dilrewrite.pytorch.probing import Probe, TorchBench, Work, timed
+from dilrewrite.pytorch.setting import Setting
 from dilrewrite.timing.stopwatch import Comparison, Timing
 from tests.models_for_tests import cli
 from tests.reports.examples import check_golden
@@ -511,7 +512,7 @@ def test_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_settings_out_of_range(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        convbench.check(replace(QUICK, **change))
+        replace(QUICK, **change).check()
     assert words in str(caught.value)
 
 

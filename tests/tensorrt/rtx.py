@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import pytest
 from onnx import ModelProto
 
+from dilrewrite.options import Building
 from dilrewrite.tensorrt import bindings
 from dilrewrite.tensorrt.bindings import Library
-from dilrewrite.tensorrt.make import BuildOptions, Built, build
+from dilrewrite.tensorrt.make import Built, build
 from dilrewrite.tensorrt.profiles import Profile
 
 FLAVOUR = "tensorrt-rtx"
@@ -26,4 +27,4 @@ def library() -> Library:
 
 def built(model: ModelProto, profiles: Mapping[str, Profile] | None = None, *, using: Library | None = None) -> Built:
     """An engine of a model, with all options at their defaults."""
-    return build(using or library(), model, BuildOptions(), profiles=profiles)
+    return build(using or library(), model, Building(), profiles=profiles)

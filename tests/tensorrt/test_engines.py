@@ -24,6 +24,7 @@ import dilrewrite
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import Model
+from dilrewrite.options import Building
 from dilrewrite.proof.verdict import Settings
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Io, Options, Runnable, TimedOut, backends
 from dilrewrite.staging import Staging
@@ -150,9 +151,8 @@ def made(
 ) -> Engine:
     """The engine of a model with the options of `dilrewrite.build`."""
     return make(
-        model,
+        start(model, Building.of(options)),
         proto if proto is not None else model.proto,
-        start(model, engines.order(**options)),
         Path("E.engine"),
         settings(**(more or {})),
         chosen_on="somebody",
@@ -562,7 +562,7 @@ def test_tensorrt_finds_weights_outside(
 
 def begun(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, **options: Any) -> tuple[Model, Started]:
     model = saved(folder, conv1d(length="time"))
-    return model, start(model, engines.order(**options), shapes)
+    return model, start(model, Building.of(options), shapes)
 
 
 @pytest.mark.usefixtures("bench")
@@ -580,13 +580,13 @@ def test_shapes_stand_for_sizes(tmp_path: Path) -> None:
 def test_what_a_model_is_timed_with(tmp_path: Path) -> None:
     """The sizes that the engine is to be fast at, or what is given, within what it takes."""
     sizes = {"minima": ["x:1x2x8"], "optima": ["x:1x2x16"], "maxima": ["x:1x2x32"]}
-    model, started = begun(tmp_path, **sizes)
-    assert measured_sizes(started, model, settings()) == {"x": (1, 2, 16)}
-    assert measured_sizes(started, model, settings(shapes={"x": (1, 2, 24)})) == {"x": (1, 2, 24)}
-    assert measured_sizes(started, model, settings(inputs={"x": values(1, 2, 24)})) == {}
+    _, started = begun(tmp_path, **sizes)
+    assert measured_sizes(started, settings()) == {"x": (1, 2, 16)}
+    assert measured_sizes(started, settings(shapes={"x": (1, 2, 24)})) == {"x": (1, 2, 24)}
+    assert measured_sizes(started, settings(inputs={"x": values(1, 2, 24)})) == {}
     for more in ({"shapes": {"x": (1, 2, 40)}}, {"inputs": {"x": values(1, 2, 4)}}, {"shapes": {"x": (1, 2)}}):
         with pytest.raises(UsageError, match=r"input 'x': .* is outside of the engine's profile, 1x2x8 to 1x2x32"):
-            measured_sizes(started, model, settings(**more))
+            measured_sizes(started, settings(**more))
 
 
 @pytest.mark.usefixtures("bench")
@@ -609,22 +609,24 @@ def test_a_flavour_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_an_order_that_is_wrong_whatever_the_model(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        engines.order(**options).check()
+        Building.of(options).check()
 
 
 def test_an_order_in_a_report() -> None:
     """What was said and nothing else; 0 was said."""
-    assert engines.order().plain() == {"flavour": "auto"}
-    found = engines.order(
-        flavour=RTX,
-        precision="fp16",
-        minima=["x:1"],
-        timing_cache="t",
-        compute_capabilities=["8.6"],
-        plugins=["p.so"],
-        optimization_level=0,
-        device=0,
-        refit=True,
+    assert Building().plain() == {"flavour": "auto"}
+    found = Building.of(
+        {
+            "flavour": RTX,
+            "precision": "fp16",
+            "minima": ["x:1"],
+            "timing_cache": "t",
+            "compute_capabilities": ["8.6"],
+            "plugins": ["p.so"],
+            "optimization_level": 0,
+            "device": 0,
+            "refit": True,
+        }
     ).plain()
     assert found == {
         "flavour": RTX,

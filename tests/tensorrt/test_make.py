@@ -28,12 +28,13 @@ import dilrewrite
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.model.walk import all_nodes
+from dilrewrite.options import Building
 from dilrewrite.runtimes import CannotLoad
 from dilrewrite.sites.find import Found, find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.tensorrt import cuda, make, profiles
 from dilrewrite.tensorrt.bindings import Library
-from dilrewrite.tensorrt.make import BuildOptions, Built
+from dilrewrite.tensorrt.make import Built
 from dilrewrite.tensorrt.precision import DATATYPES, Prepared, prepare
 from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.run import Engine
@@ -62,7 +63,7 @@ def no_driver() -> None:
 
 def built(library: Library, prepared: Prepared, sizes: Mapping[str, Profile] | None = None, **options: Any) -> Built:
     """An engine of a prepared model, with nothing to complain of."""
-    found = make.build(library, prepared.proto, BuildOptions(**options), profiles=sizes, folder=MODELS)
+    found = make.build(library, prepared.proto, Building(**options), profiles=sizes, folder=MODELS)
     assert len(found.plan) > 1000
     assert found.warnings == ()
     return found
@@ -353,7 +354,7 @@ def test_a_rebuild_has_the_same_bytes(library: Library) -> None:
 
 def test_progress_is_told(library: Library) -> None:
     told: list[tuple[str, int, int]] = []
-    make.build(library, conv1d(), BuildOptions(), progress=lambda *step: told.append(step))
+    make.build(library, conv1d(), Building(), progress=lambda *step: told.append(step))
     assert {step for step, _, _ in told} == {"build"}
     assert len({total for _, _, total in told}) == 1
     done = [number for _, number, _ in told]
@@ -389,36 +390,36 @@ def test_flags_tell_what_was_set(library: Library) -> None:
 
 
 def test_full_float32_is_asked_for(library: Library) -> None:
-    assert make.build(library, conv1d(), BuildOptions(), tf32=False).flags["TF32"] is False
+    assert make.build(library, conv1d(), Building(), tf32=False).flags["TF32"] is False
 
 
 @pytest.mark.parametrize("given", [b"", b"rubbish", None], ids=["none", "of something else", "of a build"])
 def test_timing_cache(library: Library, given: bytes | None) -> None:
     """TensorRT for RTX has no use for one, and nothing fails of it."""
-    options = BuildOptions(timing_cache=Path("timing.cache"))
+    options = Building(timing_cache=Path("timing.cache"))
     if given is None:
         given = make.build(library, conv1d(), options).timing_cache
         assert given
     found = make.build(library, conv1d(), options, timing_cache=given)
     assert found.timing_cache is None or isinstance(found.timing_cache, bytes)
-    assert make.build(library, conv1d(), BuildOptions()).timing_cache is None
+    assert make.build(library, conv1d(), Building()).timing_cache is None
 
 
 def test_a_build_outside_of_the_main_thread(library: Library) -> None:
     found: list[Built] = []
-    thread = threading.Thread(target=lambda: found.append(make.build(library, conv1d(), BuildOptions())))
+    thread = threading.Thread(target=lambda: found.append(make.build(library, conv1d(), Building())))
     thread.start()
     thread.join()
-    assert found[0].digest == make.build(library, conv1d(), BuildOptions()).digest
+    assert found[0].digest == make.build(library, conv1d(), Building()).digest
 
 
 def test_external_data(library: Library, tmp_path: Path) -> None:
     path = tiny.save_external(conv1d(), tmp_path / "m.onnx")
     proto = onnx.load(path, load_external_data=False)
-    found = make.build(library, proto, BuildOptions(), folder=tmp_path)
-    assert found.digest == make.build(library, conv1d(), BuildOptions()).digest
+    found = make.build(library, proto, Building(), folder=tmp_path)
+    assert found.digest == make.build(library, conv1d(), Building()).digest
     (tmp_path / "m.0.bin").unlink()
-    fails(UsageError, lambda: make.build(library, proto, BuildOptions(), folder=tmp_path), "m.0.bin")
+    fails(UsageError, lambda: make.build(library, proto, Building(), folder=tmp_path), "m.0.bin")
 
 
 # -- what fails ------------------------------------------------------------------------------------------------------
@@ -446,7 +447,7 @@ def refused(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def work(kind: type[DilrewriteError], model: ModelProto, *words: str, sizes: Any = None, **options: Any) -> str:
         handler = signal.getsignal(signal.SIGINT)
-        said = fails(kind, lambda: make.build(library, model, BuildOptions(**options), profiles=sizes), *words)
+        said = fails(kind, lambda: make.build(library, model, Building(**options), profiles=sizes), *words)
         assert list(tmp_path.iterdir()) == []
         assert signal.getsignal(signal.SIGINT) == handler
         built(library, plain())
@@ -518,7 +519,7 @@ def test_what_needs_a_gpu(
     assert capfd.readouterr() == ("", "")
     assert library.noise == [], "of the build that succeeded after it"
     with pytest.raises(FailedError):
-        make.build(library, conv1d(), BuildOptions(refit=True))
+        make.build(library, conv1d(), Building(refit=True))
     assert any(line.startswith("Internal Error: MyelinCheckException") for line in library.noise)
 
 
@@ -543,12 +544,12 @@ OUT_OF_RANGE: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("options", "words"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE.keys())
 def test_options_out_of_range(options: dict[str, Any], words: str) -> None:
-    fails(UsageError, BuildOptions(**options).check, words)
+    fails(UsageError, Building(**options).check, words)
 
 
 @pytest.mark.parametrize("level", range(6))
 def test_options_in_range(level: int) -> None:
-    BuildOptions(workspace_mib=1, optimization_level=level, device=0, plugins=(Path(__file__),)).check()
+    Building(workspace_mib=1, optimization_level=level, device=0, plugins=(Path(__file__),)).check()
 
 
 def test_a_builder_that_is_not_made(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,7 +564,7 @@ def test_a_builder_that_is_not_made(library: Library, monkeypatch: pytest.Monkey
 
     broken = Library(flavour="tensorrt", module=Module(), log=library.log)  # type: ignore[arg-type]
     monkeypatch.setattr(library.log, "errors", [])
-    fails(FailedError, lambda: make.build(broken, conv1d(), BuildOptions()), "makes no builder: CUDA init")
+    fails(FailedError, lambda: make.build(broken, conv1d(), Building()), "makes no builder: CUDA init")
 
 
 # -- running it without a GPU ----------------------------------------------------------------------------------------
@@ -604,7 +605,7 @@ def test_ctrl_c(library: Library, call: int | str) -> None:
     before = signal.signal(signal.SIGINT, handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            make.build(library, conv1d(), BuildOptions(), progress=press)
+            make.build(library, conv1d(), Building(), progress=press)
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -621,6 +622,6 @@ def test_an_error_of_the_callers_own(library: Library) -> None:
         raise BrokenPipeError("the terminal is gone")
 
     with pytest.raises(BrokenPipeError, match="the terminal is gone"):
-        make.build(library, conv1d(), BuildOptions(), progress=fail)
+        make.build(library, conv1d(), Building(), progress=fail)
     assert calls == 1
     assert built(library, plain()).plan

@@ -10,7 +10,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import UsageError
-from dilrewrite.tensorrt.precision import MAX_RANK, PRECISIONS, Prepared, held, prepare, refuse
+from dilrewrite.options import PRECISIONS
+from dilrewrite.tensorrt.precision import MAX_RANK, Prepared, held, prepare, refuse
 from tests.models_for_tests import DEMOS, MODELS, build, conv1d, conv2d, conv_node, function_with_attribute, values
 
 WHERE = "net.onnx"

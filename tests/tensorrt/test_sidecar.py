@@ -19,10 +19,11 @@ import pytest
 from onnx import ModelProto
 
 from dilrewrite.errors import FailedError, UsageError
+from dilrewrite.options import Building
 from dilrewrite.tensorrt import sidecar
 from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import BUILD_LOG, Layer, Layers, onnx_nodes
-from dilrewrite.tensorrt.make import BuildOptions, Tensor
+from dilrewrite.tensorrt.make import Tensor
 from dilrewrite.tensorrt.precision import DATATYPES, Prepared
 from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, OnnxSource, PrecisionReport, check_precision, trtexec
@@ -306,7 +307,7 @@ def command(
     onnx: str = "m.onnx",
     **options: Any,
 ) -> list[str]:
-    text = trtexec(flavour, onnx, "m.engine", BuildOptions(**options), prepared(precision), profiles or {})
+    text = trtexec(flavour, onnx, "m.engine", Building(**options), prepared(precision), profiles or {})
     return shlex.split(text)
 
 
@@ -365,7 +366,7 @@ def test_everything_at_once_in_order() -> None:
 
 
 def test_a_shell_takes_it() -> None:
-    assert "'--onnx=my model.onnx'" in trtexec("tensorrt", "my model.onnx", "e", BuildOptions(), prepared("tf32"), {})
+    assert "'--onnx=my model.onnx'" in trtexec("tensorrt", "my model.onnx", "e", Building(), prepared("tf32"), {})
     assert command(onnx="it's $HOME.onnx")[1] == "--onnx=it's $HOME.onnx"
 
 

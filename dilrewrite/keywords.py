@@ -1,0 +1,131 @@
+"""The keywords of the Python functions, as type checkers and `inspect.signature` see them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar, cast
+
+from dilrewrite.options import every_option
+
+StrPath = str | os.PathLike[str]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, how many parts of it are done, and how many there are."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Run(TypedDict, total=False):
+    inputs: StrPath | None
+    threads: int | None
+    report: StrPath | None
+
+
+class _Sized(_Run, total=False):
+    shapes: Sequence[str]
+    custom_op_library: Sequence[StrPath]
+
+
+class Inspect(_Sized, total=False):
+    """Of `dilrewrite.inspect`."""
+
+    max_dilation: int
+    profile: bool
+    backend: str
+
+
+class Verify(_Sized, total=False):
+    """Of `dilrewrite.verify`."""
+
+    rtol: float | None
+    atol: float | None
+    seed: int
+
+
+class Bench(_Sized, total=False):
+    """Of `dilrewrite.bench`."""
+
+    backend: str
+    budget_s: float
+    seed: int
+    export_times: StrPath | None
+    export_profile: StrPath | None
+    progress: Progress | None
+
+
+class Build(_Run, total=False):
+    """Of `dilrewrite.build`."""
+
+    flavour: Literal["auto", "tensorrt", "tensorrt-rtx"]
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8-qdq"] | None
+    minima: Sequence[str]
+    optima: Sequence[str]
+    maxima: Sequence[str]
+    workspace_mib: int | None
+    timing_cache: StrPath | None
+    optimization_level: int | None
+    compute_capabilities: Sequence[str]
+    device: int | None
+    plugins: Sequence[StrPath]
+    refit: bool
+    strip_plan: bool
+    version_compatible: bool
+    weight_streaming: bool
+    save_onnx: StrPath | None
+    export_layer_info: StrPath | None
+    force: bool
+    seed: int
+    progress: Progress | None
+    tell: Callable[[str], None] | None
+
+
+class Optimize(Verify, total=False):
+    """Of `dilrewrite.optimize`."""
+
+    strategy: str | None
+    eliminate: bool
+    max_dilation: int
+    only: str | None
+    skip: str | None
+    verify: Literal["full", "sites", "none"]
+    dry_run: bool
+    force: bool
+    external_data: Literal["auto", "copy", "reference"]
+    backend: str
+    budget_s: float | None
+    min_gain_percent: float
+    decisions: StrPath | None
+    save_decisions: StrPath | None
+    cache: StrPath | None
+    no_cache: bool
+    build_engine: bool | Mapping[str, Any]
+    engine: StrPath | None
+    progress: Progress | None
+
+
+def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]:
+    """Give a function of `**keywords` a signature that lists them, with the options' defaults or `defaults`."""
+    known = {name: option.default for name, option in every_option().items()} | defaults
+
+    def list_them(function: Function) -> Function:
+        bare = inspect.signature(function)
+        own = [one for one in bare.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        kinds = {name: getattr(kind, "__forward_arg__", kind) for name, kind in keywords.__annotations__.items()}
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=known.get(name), annotation=kind)
+            for name, kind in kinds.items()
+        ]
+        signature = bare.replace(parameters=[*own, *more])
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **given: Any) -> Any:
+            signature.bind(*arguments, **given)  # TypeError for a keyword that is not there
+            return function(*arguments, **{**defaults, **given})
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return cast("Function", call)
+
+    return list_them
