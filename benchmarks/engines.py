@@ -39,7 +39,8 @@ from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.proof.micro import retyped
 from dilrewrite.reports.report import environment
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu
-from dilrewrite.sites.find import Found, Site, find
+from dilrewrite.sites import Found, Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.tensorrt import bindings, profiles, sidecar
 from dilrewrite.tensorrt.bindings import Library

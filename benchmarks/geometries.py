@@ -25,7 +25,8 @@ from dilrewrite.choice import choose
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.proof.prove import Prover
 from dilrewrite.runtimes import timed_backend
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import Form, Meter

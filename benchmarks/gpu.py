@@ -62,7 +62,8 @@ from dilrewrite.runtimes import (
 )
 from dilrewrite.runtimes._nvidia import driver_version
 from dilrewrite.runtimes._worker import _Child
-from dilrewrite.sites.find import Found, find
+from dilrewrite.sites import Found
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.cache import Cache

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dilrewrite.forms.strategies import Refusal, Strategy, plan, with_max_dilation
-from dilrewrite.sites.find import Found, find
+from dilrewrite.sites import Found
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from tests import naive
 from tests.cases import Case, cases

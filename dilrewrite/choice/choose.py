@@ -13,7 +13,7 @@ from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import SKIP_PADDING, Refusal, Strategy, plan, spelled, with_max_dilation
-from dilrewrite.sites.find import Site
+from dilrewrite.sites import Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
 MULTIPLY_ADDS_PER_ELEMENT = 16

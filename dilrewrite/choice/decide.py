@@ -19,7 +19,8 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.prove import Proof, Prover
-from dilrewrite.sites.find import Found, Site, Skipped, too_new
+from dilrewrite.sites import Found, Site, Skipped
+from dilrewrite.sites.find import too_new
 from dilrewrite.timing.outcome import Outcome
 
 

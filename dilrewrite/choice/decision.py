@@ -10,7 +10,7 @@ from dilrewrite.choice.reason import Why
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.proof.prove import Proof
-from dilrewrite.sites.find import Site
+from dilrewrite.sites import Site
 from dilrewrite.timing.outcome import FormTiming
 from dilrewrite.timing.profiling import UNSEEN, SiteRun
 

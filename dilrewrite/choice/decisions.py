@@ -17,7 +17,7 @@ from typing import Any
 from dilrewrite._version import __version__
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.forms.strategies import parse
-from dilrewrite.sites.find import Site
+from dilrewrite.sites import Site
 from dilrewrite.staging import is_file
 
 FORMAT = 1

@@ -38,7 +38,8 @@ from dilrewrite.runtimes import (
     profiled,
     timed_backends,
 )
-from dilrewrite.sites.find import Found, Site, find, too_new
+from dilrewrite.sites import Found, Site
+from dilrewrite.sites.find import find, too_new
 from dilrewrite.staging import is_file
 from dilrewrite.tensorrt.layers import entry_of, parsed_name
 from dilrewrite.timing import neighbourhood

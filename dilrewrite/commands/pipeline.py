@@ -49,7 +49,8 @@ from dilrewrite.runtimes import (
     profiled,
     timed_backend,
 )
-from dilrewrite.sites.find import Found, Site, Skipped, find
+from dilrewrite.sites import Found, Site, Skipped
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import Rewritten, disturb, mark, rewrite
 from dilrewrite.staging import ELSEWHERE, Staging, check_destination, is_file, same_file
 from dilrewrite.tensorrt import bindings, engines, sidecar

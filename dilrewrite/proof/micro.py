@@ -20,7 +20,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.runtimes import Array
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 
 EXACT_LIMIT = 2**24
 """Whole numbers up to here are exact in float32, in whatever order they are added."""

@@ -25,7 +25,8 @@ from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.walk import ScopePath
 from dilrewrite.proof.micro import Micro, build, concrete, footprint, input_shape, sample_extents, smaller, whole_input
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, Session, backend
-from dilrewrite.sites.find import Dequantized, Operand, Site, find
+from dilrewrite.sites import Dequantized, Operand, Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 
 PART_ELEMENTS = 2**20
@@ -130,24 +131,31 @@ def anonymous(site: Site) -> Site:
     def quantization(given: Dequantized | None) -> Dequantized | None:
         return given and Dequantized(
             index=0,
+            output="",
             source=cast("Operand", operand(given.source)),
             scale=cast("Operand", operand(given.scale)),
             zero_point=operand(given.zero_point),
             axis=given.axis,
         )
 
-    return replace(
-        site,
-        scope=ScopePath(),
-        where="",
+    part = replace(
+        site.part,
         index=0,
-        name="",
-        output="",
         weight=cast("Operand", operand(site.weight)),
         bias=operand(site.bias),
         weight_quantization=quantization(site.weight_quantization),
         bias_quantization=quantization(site.bias_quantization),
         input_quantization=quantization(site.input_quantization),
+    )
+    return replace(
+        site,
+        scope=ScopePath(),
+        where="",
+        name="",
+        nodes=tuple(range(len(site.nodes))),
+        inputs=("",) * len(site.inputs),
+        outputs=("",) * len(site.outputs),
+        parts=(part,),
         follow=tuple(range(len(site.follow))),
         ir_version=min(site.ir_version, 10),  # newer ones change nothing here
     )
@@ -203,7 +211,7 @@ def _resized(site: Site, geometry: ConvGeometry) -> Site:
     if weight.shape is not None and geometry.in_channels is not None and outputs is not None:
         weight = replace(weight, shape=(outputs, geometry.in_channels // group, *geometry.kernel))
         bias = bias and replace(bias, shape=bias.shape and (outputs,))
-    return replace(site, geometry=geometry, weight=weight, bias=bias)
+    return replace(site, meaning=geometry, parts=(replace(site.part, geometry=geometry, weight=weight, bias=bias),))
 
 
 SIZES = {"Reshape": (1,), "Slice": (1, 2), "Concat": tuple(range(16))}
@@ -526,8 +534,8 @@ def _overflows(prover: Prover, site: Site, fragment: Fragment) -> bool:
     geometry = site.geometry
     if not fragment.adds:
         return False  # every output is that of one Conv
-    weight = replace(site.weight, kind="computed")
-    given = replace(site, follow=(), weight=weight, weight_quantization=None)
+    part = replace(site.part, weight=replace(site.weight, kind="computed"), weight_quantization=None)
+    given = replace(site, follow=(), parts=(part,))
     micro = build(given, np.random.default_rng(prover.seed), "float16", reals=True)
     keep = plan("keep", strategies()["keep"], geometry, site.opset)
     assert isinstance(keep, Fragment), "its pads could be made explicit, or there were no rounding"

@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto
 from dilrewrite.model.light import without_declarations, without_weights
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import subgraphs, written_out
-from dilrewrite.sites.find import CONVOLUTIONS
+from dilrewrite.sites.known import CONVOLUTIONS
 
 USUAL, LONG, LONGER = 240, 5040, 10080
 """What shapes are inferred with: divisible by what networks divide by. One size is long, then longer."""

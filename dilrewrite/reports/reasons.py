@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.proof.inputs import SPELL_PADS
-from dilrewrite.sites.find import Skipped
+from dilrewrite.sites import Skipped
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.stopwatch import Comparison
 

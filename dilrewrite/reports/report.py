@@ -27,7 +27,8 @@ from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.reports import reasons
-from dilrewrite.sites.find import CONVOLUTIONS, Normalisation, Skipped
+from dilrewrite.sites import Normalisation, Skipped
+from dilrewrite.sites.known import CONVOLUTIONS
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.outcome import FormTiming, Outcome

@@ -1,1 +1,213 @@
-"""What of a model may be rewritten."""
+"""What of a model may be rewritten: sites, and what is said of nodes that are left alone. `find` finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.model.walk import ScopePath
+from dilrewrite.sites.known import CONVOLUTIONS
+
+Place = tuple[ScopePath, int]
+"""A node: the node list that it stands in, and its index there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """A weight, bias, scale or zero point: how it comes to the node.
+
+    `kind`: `initializer` (a constant of a graph), `constant` (a Constant node), `computed` (anything else, an
+    initializer that a caller may override or training updates among it). `scope` is where it is defined; `index` its
+    node there, if any.
+    """
+
+    kind: Literal["initializer", "constant", "computed"]
+    name: str
+    shape: tuple[int, ...] | None
+    element: str | None
+    scope: ScopePath
+    index: int | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Say whether the values are known and stay."""
+        return self.kind != "computed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dequantized:
+    """A DequantizeLinear before an operator's input, weight or bias, which makes the tensor `output`.
+
+    `axis` is `None` for one scale per tensor. `zero_point` is `None` when the node has none.
+    """
+
+    index: int
+    output: str
+    source: Operand
+    scale: Operand
+    zero_point: Operand | None
+    axis: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """An operator of a site that computes with weights: its node's index, how it is read and written, its operands.
+
+    `operator` is the file of `sites/operators/`; `geometry` what the node computes by itself.
+    `weight_quantization`/`bias_quantization` are set when the operand stands behind a DequantizeLinear of constants
+    (`weight`/`bias` is then the quantised tensor), `input_quantization` when the input does.
+    """
+
+    index: int
+    operator: str
+    geometry: ConvGeometry
+    weight: Operand
+    bias: Operand | None
+    weight_quantization: Dequantized | None = None
+    bias_quantization: Dequantized | None = None
+    input_quantization: Dequantized | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Nodes that can be rewritten together: which, the tensors that enter and leave, and what is computed in between.
+
+    `nodes` are places in the node list at `scope`, in its order; all of them go, and so no tensor between them is read
+    elsewhere. `inputs` are the tensors that a fragment reads, `outputs` those that it makes; weights are operands of
+    the `parts`, which a fragment's Convs are numbered by. `meaning` is what strategies see. `follow` are the places of
+    what comes right after and may stand between a fragment's core and exit: at most one unary operator, and the
+    QuantizeLinear of a quantised site (`quantizes_output` when it is there). Sites may overlap.
+    """
+
+    scope: ScopePath
+    where: str
+    name: str
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    meaning: object
+    parts: tuple[Part, ...]
+    opset: int
+    ir_version: int
+    follow: tuple[int, ...] = ()
+    quantizes_output: bool = False
+
+    @property
+    def key(self) -> str:
+        """Return what names the site in files: scope and output tensor; of several nodes, the input too."""
+        begin = f"{self.inputs[0]}:" if len(self.nodes) > 1 else ""
+        return f"{self.where}/{begin}{self.output}"
+
+    @property
+    def output(self) -> str:
+        """Return the (first) tensor that leaves."""
+        return self.outputs[0]
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """Return what a site computes whose meaning is a Conv."""
+        assert isinstance(self.meaning, ConvGeometry), f"{self.key} is no Conv"
+        return self.meaning
+
+    @property
+    def part(self) -> Part:
+        """Return the (first) operator that computes with weights."""
+        return self.parts[0]
+
+    @property
+    def index(self) -> int:
+        """Return the place of the (first) operator that computes with weights."""
+        return self.part.index
+
+    @property
+    def weight(self) -> Operand:
+        """Return the (first) operator's weights."""
+        return self.part.weight
+
+    @property
+    def bias(self) -> Operand | None:
+        """Return the (first) operator's bias."""
+        return self.part.bias
+
+    @property
+    def weight_quantization(self) -> Dequantized | None:
+        """Return the DequantizeLinear before the (first) operator's weights."""
+        return self.part.weight_quantization
+
+    @property
+    def bias_quantization(self) -> Dequantized | None:
+        """Return the DequantizeLinear before the (first) operator's bias."""
+        return self.part.bias_quantization
+
+    @property
+    def input_quantization(self) -> Dequantized | None:
+        """Return the DequantizeLinear before the (first) operator's input."""
+        return self.part.input_quantization
+
+    @property
+    def place(self) -> Place:
+        """Return the node that stands for the site where one must, as in profiles."""
+        return self.scope, self.index
+
+    @property
+    def fixed_weights(self) -> bool:
+        """Say whether all weights are constants."""
+        return all(part.weight.is_constant for part in self.parts)
+
+    @property
+    def storage(self) -> str | None:
+        """Return the element type of the tensor that a fragment reads, when it is quantised."""
+        quantization = self.part.input_quantization
+        return quantization.source.element if quantization else None
+
+    def absorbed(self, fragment: Fragment) -> tuple[int, ...]:
+        """Return the places of the nodes that a fragment replaces: the site's, and what follows if it takes that in."""
+        taken = fragment.keeping(len(self.follow)) is not fragment
+        return (*self.nodes, *(self.follow if taken else ()))
+
+    def covers(self, fragment: Fragment) -> frozenset[Place]:
+        """Return all nodes that a fragment replaces: no other rewrite may touch them."""
+        return frozenset((self.scope, index) for index in self.absorbed(fragment))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """Attributes of a Conv that change without changing its function.
+
+    `dilations` of axes with kernel 1 become 1, SAME_* becomes explicit `pads` (begins, then ends).
+    """
+
+    scope: ScopePath
+    where: str
+    index: int
+    name: str
+    dilations: tuple[int, ...] | None = None
+    pads: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A dilated node that is not rewritten, and why."""
+
+    where: str
+    name: str
+    op: str
+    dilations: tuple[int, ...]
+    reason: str
+
+    @property
+    def convolution(self) -> bool:
+        """Say whether the node counts as a dilated convolution (a pooling does not)."""
+        return self.op in CONVOLUTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a model holds: sites to rewrite, attribute changes for kept Convs, and nodes that are left alone."""
+
+    sites: tuple[Site, ...] = ()
+    normalisations: tuple[Normalisation, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()

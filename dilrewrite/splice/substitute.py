@@ -42,7 +42,7 @@ from dilrewrite.model.walk import (
     rearrange,
     resolve,
 )
-from dilrewrite.sites.find import Dequantized, Normalisation, Operand, Site
+from dilrewrite.sites import Dequantized, Normalisation, Operand, Site
 
 STRATEGY_KEY = "dilrewrite.strategy"
 VERIFICATION_KEY = "dilrewrite.verification"

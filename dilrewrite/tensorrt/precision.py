@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from dilrewrite.errors import UsageError
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs
 from dilrewrite.options import PRECISIONS
-from dilrewrite.sites.find import SAVED, saved_by_runtime
+from dilrewrite.sites.known import SAVED, saved_by_runtime
 from dilrewrite.tensorrt.convert import BF16_STAYS, constants, fold_biases, inferred, to_bfloat16, to_float16
 
 MAX_RANK = 8

@@ -35,7 +35,8 @@ from dilrewrite.runtimes import (
     TimedOut,
     artifact,
 )
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.timing import profiling
 from dilrewrite.timing import stopwatch as timing

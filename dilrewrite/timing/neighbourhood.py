@@ -24,7 +24,9 @@ from dilrewrite.model.walk import DEFAULT_DOMAINS, Container, ScopePath, names_r
 from dilrewrite.proof.inputs import random_values
 from dilrewrite.proof.micro import build, retyped
 from dilrewrite.runtimes import Array, Io
-from dilrewrite.sites.find import UNARY, Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
+from dilrewrite.sites.known import UNARY
 from dilrewrite.splice.substitute import Reader
 from dilrewrite.timing.profiling import Profiled, Shape
 
@@ -81,7 +83,7 @@ def ask(
     indexes = indexes or Indexes(proto)
     shape = _input_shape(site, profiled)
     rng = np.random.default_rng(0)
-    alone = replace(site, geometry=_with_channels(site, profiled, shape), follow=(), quantizes_output=False)
+    alone = replace(site, meaning=_with_channels(site, profiled, shape), follow=(), quantizes_output=False)
     micro = build(alone, rng, "float32", reals=True)
     model = micro.model
     if site.geometry.in_channels is None:

@@ -27,7 +27,7 @@ from dilrewrite.runtimes import (
     TimedOut,
     profiled,
 )
-from dilrewrite.sites.find import Site
+from dilrewrite.sites import Site
 
 PARTS = 3
 """How many parts the timed runs are divided into: shares that each part tells alone are the spread of a share."""

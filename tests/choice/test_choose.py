@@ -10,7 +10,8 @@ import pytest
 from dilrewrite.choice import choose
 from dilrewrite.forms.strategies import parse, strategies
 from dilrewrite.reports import reasons
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.stopwatch import Comparison, Timing
 from tests import models_for_tests as tiny

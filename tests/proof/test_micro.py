@@ -22,7 +22,8 @@ from dilrewrite.proof.micro import (
     smaller,
     whole_numbers,
 )
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from tests.models_for_tests import conv1d, conv2d
 
 

@@ -26,7 +26,8 @@ from dilrewrite.proof.micro import build, sample_extents, smaller
 from dilrewrite.proof.prove import Prover, Rounding
 from dilrewrite.reports import reasons
 from dilrewrite.runtimes import CannotLoad, onnxruntime_cpu
-from dilrewrite.sites.find import Dequantized, Operand, Site, find
+from dilrewrite.sites import Dequantized, Operand, Part, Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from tests import models_for_tests as tiny
 from tests.models_for_tests import conv1d, conv2d
@@ -422,7 +423,7 @@ KINDS: dict[str, Any] = {
     "no zero point of weights": lambda: without_zero_point("dq_w"),
 }
 SITES = {name: only(made()) for name, made in KINDS.items()}
-PLACES_OF_NAMES = {"name", "where", "index", "output", "scope", "key"}
+PLACES_OF_NAMES = {"name", "where", "index", "output", "scope", "key", "nodes", "inputs", "outputs"}
 
 
 def fields(thing: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -430,6 +431,9 @@ def fields(thing: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     found = {}
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)
+        if field.name == "parts":
+            found |= fields(value[0], path)
+            continue
         found[(*path, field.name)] = value
         if isinstance(value, Operand | Dequantized):
             found |= fields(value, (*path, field.name))
@@ -438,6 +442,8 @@ def fields(thing: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
 
 def changed(thing: Any, path: tuple[str, ...], value: Any) -> Any:
     first, *rest = path
+    if isinstance(thing, Site) and first in {field.name for field in dataclasses.fields(Part)}:
+        return replace(thing, parts=(changed(thing.part, path, value),))
     return replace(thing, **{first: changed(getattr(thing, first), tuple(rest), value) if rest else value})
 
 
@@ -482,7 +488,7 @@ MATTERS = [
     ("follow",),
     ("quantizes_output",),
     ("opset",),
-    ("geometry",),
+    ("meaning",),
 ]
 
 
@@ -506,7 +512,8 @@ def test_names_and_places_are_no_part_of_the_key() -> None:
     first, second = find(model).sites
     assert prove.anonymous(first) != prove.anonymous(second), "a Relu follows one"
     assert prove.anonymous(replace(first, follow=())) == prove.anonymous(second)
-    constant = replace(first, weight=replace(first.weight, kind="constant", index=3))
+    part = replace(first.part, weight=replace(first.weight, kind="constant", index=3))
+    constant = replace(first, parts=(part,))
     assert prove.anonymous(constant) == prove.anonymous(first)
 
 

@@ -15,7 +15,7 @@ from dilrewrite.proof.compare import OutputCheck
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.proof.verdict import CaseCheck, Verdict
 from dilrewrite.reports.report import CandidateReport, Environment, ModelReport, Report, SiteReport
-from dilrewrite.sites.find import Normalisation, Skipped
+from dilrewrite.sites import Normalisation, Skipped
 from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import Layer
 from dilrewrite.tensorrt.make import Tensor

@@ -10,7 +10,9 @@ from onnx import TensorProto, helper, parser
 from dilrewrite.errors import UsageError
 from dilrewrite.model.light import without_weights
 from dilrewrite.model.walk import ScopePath, resolve
-from dilrewrite.sites.find import UNARY, Found, Normalisation, Operand, Site, find
+from dilrewrite.sites import Found, Normalisation, Operand, Site
+from dilrewrite.sites.find import find
+from dilrewrite.sites.known import UNARY
 from tests import models_for_tests as tiny
 
 CONV = "Conv <dilations=[2], pads=[2,2]>"

@@ -17,7 +17,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import parse, plan, strategies
 from dilrewrite.model.walk import resolve, subgraphs
-from dilrewrite.sites.find import Found, Site, find
+from dilrewrite.sites import Found, Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import STRATEGY_KEY, VERIFICATION_KEY, Names, Rewritten, mark, rewrite
 from tests.proto_diff import Change, diff
 

@@ -30,7 +30,8 @@ from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.options import Building
 from dilrewrite.runtimes import CannotLoad
-from dilrewrite.sites.find import Found, find
+from dilrewrite.sites import Found
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.tensorrt import cuda, make, profiles
 from dilrewrite.tensorrt.bindings import Library

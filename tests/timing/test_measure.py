@@ -34,7 +34,8 @@ from dilrewrite.runtimes import (
     timed_backend,
     warmed,
 )
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import STRATEGY_KEY
 from dilrewrite.timing import measure
 from dilrewrite.timing.cache import Cache

@@ -23,7 +23,8 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Options, Profile, Runnable, timed_backend
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.neighbourhood import CHANNELS, MOST_NODES, Question, ask

@@ -27,7 +27,8 @@ from dilrewrite.runtimes import (
     TimedOut,
     timed_backend,
 )
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from dilrewrite.timing.profiling import (
     FEWEST_RUNS,
     MOST_RUNS,

@@ -16,7 +16,8 @@ from dilrewrite.choice import choose
 from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.strategies import SKIP_PADDING, plan, strategies, with_max_dilation
 from dilrewrite.reports import reasons
-from dilrewrite.sites.find import Site, find
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
 from tests import models_for_tests as tiny
 from tests.cases import Case, cases

@@ -1,0 +1,97 @@
+"""A dilated convolution by itself: one node of an operator that `sites/operators/` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+from onnx import NodeProto
+
+from dilrewrite.errors import UsageError
+from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.sites import Normalisation, Part, Site, Skipped
+from dilrewrite.sites.operators import Refused, dilations_of, operator_of, operators
+from dilrewrite.sites.scopes import Scope
+
+MOST_WEIGHTS = 2**31
+"""More weights fit into no model; only computed ones can have a shape that says so."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DilatedConv:
+    """Every node whose dilation has an effect is a site; of others the attributes may become plainer."""
+
+    def at(self, scope: Scope, index: int) -> Iterator[Site | Normalisation | Skipped]:
+        """Yield the node as a site, or why it is none."""
+        node = scope.nodes[index]
+        name = operator_of(node)
+        if name is None:
+            return
+        operator, (dilations, of_function) = operators()[name], dilations_of(node)
+        label = node.name or (node.output[0] if node.output else node.op_type)
+        try:
+            if not of_function and all(dilation == 1 for dilation in dilations):
+                operator.check(scope, index)
+                return
+            part = operator.read(scope, index)
+            if part.geometry.dilated:
+                _check_weights(part.geometry)
+        except Refused as refused:
+            yield Skipped(where=scope.where, name=label, op=node.op_type, dilations=dilations, reason=str(refused))
+            return
+        except ValueError as error:
+            problem = f"{scope.where}: {node.op_type} {label!r} is invalid: {error}"
+            raise UsageError(problem, hint="export the model again or correct the node") from error
+        plain, pads = _plain_dilations(part.geometry), _static_pads(part.geometry)
+        if plain or pads:
+            yield Normalisation(
+                scope=scope.path, where=scope.where, index=index, name=label, dilations=plain, pads=pads
+            )
+        if part.geometry.dilated:
+            yield site_of(scope, part, node)
+
+
+FINDER = DilatedConv()
+
+
+def site_of(scope: Scope, part: Part, node: NodeProto) -> Site:
+    """Return the site of one node."""
+    follow = scope.follow(node.output[0], quantized=part.input_quantization is not None)
+    return Site(
+        scope=scope.path,
+        where=scope.where,
+        name=node.name or node.output[0],
+        nodes=(part.index,),
+        inputs=(node.input[0],),
+        outputs=(node.output[0],),
+        meaning=part.geometry,
+        parts=(part,),
+        opset=scope.opset,
+        ir_version=scope.ir_version,
+        follow=follow,
+        quantizes_output=bool(follow) and scope.nodes[follow[-1]].op_type == "QuantizeLinear",
+    )
+
+
+def _check_weights(geometry: ConvGeometry) -> None:
+    outputs, inputs = geometry.out_channels or geometry.group, geometry.in_channels or geometry.group
+    elements = outputs * (inputs // geometry.group) * product(geometry.kernel)
+    if elements > MOST_WEIGHTS:
+        raise Refused(f"its weights have {elements} elements; up to {MOST_WEIGHTS} are covered")
+
+
+def _plain_dilations(geometry: ConvGeometry) -> tuple[int, ...] | None:
+    """Return the dilations with 1 wherever the kernel is 1, `None` when they are so already."""
+    plain = tuple(1 if k == 1 else d for k, d in zip(geometry.kernel, geometry.dilations, strict=True))
+    return plain if plain != geometry.dilations else None
+
+
+def _static_pads(geometry: ConvGeometry) -> tuple[int, ...] | None:
+    """Return the explicit pads of a dilated SAME_* Conv, `None` when they depend on an unknown extent."""
+    explicit = geometry.explicit()
+    if not geometry.dilated or not geometry.auto_pad.startswith("SAME") or explicit.auto_pad != "NOTSET":
+        return None
+    begin, end = explicit.static_pads
+    return *begin, *end

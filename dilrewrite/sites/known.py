@@ -1,0 +1,70 @@
+"""Operators by name: what is a convolution, what runtimes fuse behind one, and why other dilated operators stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from onnx import ModelProto, NodeProto
+
+from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes
+
+UNARY = frozenset(
+    {
+        "Relu",
+        "LeakyRelu",
+        "Clip",
+        "Sigmoid",
+        "Tanh",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Gelu",
+        "Mish",
+        "Softplus",
+        "Softsign",
+        "HardSigmoid",
+        "HardSwish",
+        "Swish",
+        "ThresholdedRelu",
+    }
+)
+"""Elementwise operators with one tensor input (Clip's bounds are scalars), which runtimes fuse into a Conv."""
+
+SKIP_REASONS: dict[str, str] = {
+    "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
+    "QLinearConv": "QLinearConv rounds inside the operator; a model with QuantizeLinear/DequantizeLinear is rewritten",
+    "ConvInteger": "ConvInteger accumulates in int32; a model with QuantizeLinear/DequantizeLinear is rewritten",
+    "MaxPool": "a dilated MaxPool is no convolution",
+    "AveragePool": "a dilated AveragePool is no convolution",
+    "LpPool": "a dilated LpPool is no convolution",
+}
+"""Of operators that have no file in `sites/operators/`."""
+
+SAVED = "ONNX Runtime saved this file with its own operators"
+RUNTIME_DOMAINS = frozenset({"com.microsoft.nchwc", "com.ms.internal.nhwc"})
+RUNTIME_CONVOLUTIONS = frozenset({"FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv"})
+"""Operators that ONNX Runtime's optimiser puts in the place of exported ones: all of two domains, some of
+com.microsoft."""
+CONVOLUTIONS = frozenset(
+    {"Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "DeformConv", "FusedConv", "NhwcFusedConv"}
+)
+
+
+def saved_by_runtime(proto: ModelProto) -> str:
+    """Return the operators, counted, by which one sees that ONNX Runtime wrote the file; "" for any other file."""
+    own = Counter(f"{node.domain}:{node.op_type}" for node in all_nodes(proto) if _is_runtimes_own(node))
+    return ", ".join(f"{count} {name}" for name, count in sorted(own.items()))
+
+
+def _is_runtimes_own(node: NodeProto) -> bool:
+    own = node.domain == "com.microsoft" and node.op_type in RUNTIME_CONVOLUTIONS
+    return own or node.domain in RUNTIME_DOMAINS
+
+
+def skip_reason(node: NodeProto) -> str:
+    """Return why a dilated node that no finder knows is left alone."""
+    if _is_runtimes_own(node):
+        return f"{SAVED}, {node.op_type} among them; start from the exported model"
+    if node.domain in DEFAULT_DOMAINS:
+        return SKIP_REASONS.get(node.op_type, f"{node.op_type} is not rewritten")
+    return f"{node.op_type} of {node.domain} is not ONNX's and is not rewritten"

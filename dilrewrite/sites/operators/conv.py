@@ -1,0 +1,191 @@
+"""Conv: [N, C, *H] with weights [O, C // group, *k] and a bias [O] -> [N, O, *Ho]. ONNX, versions 1, 11 and 22."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto
+
+from dilrewrite.forms.fragment import AttributeValue, CoreConv
+from dilrewrite.forms.geometry import AUTO_PADS, MAX_RANK, ConvGeometry
+from dilrewrite.model.elements import FLOATS
+from dilrewrite.sites import Dequantized, Operand, Part
+from dilrewrite.sites.operators import Operands, Refused
+from dilrewrite.sites.scopes import ELEMENTS, Scope
+
+MOST_TAPS = 2**16
+"""A kernel axis with more taps is not rewritten: where each of them touches data could not be told in time."""
+
+ATTRIBUTE_TYPES = {
+    "auto_pad": AttributeProto.STRING,
+    "dilations": AttributeProto.INTS,
+    "group": AttributeProto.INT,
+    "kernel_shape": AttributeProto.INTS,
+    "pads": AttributeProto.INTS,
+    "strides": AttributeProto.INTS,
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """The operator of every exporter; a quantised one stands between DequantizeLinear and QuantizeLinear."""
+
+    op: str = "Conv"
+
+    def read(self, scope: Scope, index: int) -> Part:
+        """Return the node with its geometry and operands."""
+        node = scope.nodes[index]
+        for what, names in (("input", node.input[:1]), ("weights", node.input[1:2]), ("output", node.output[:1])):
+            if not names or not names[0]:
+                raise ValueError(f"it has no {what}")
+        values = _attributes(node)
+        weight, weight_quantization = _operand(scope, node.input[1])
+        source = scope.dequantized(node.input[0])
+        if source is not None and (source.axis is not None or source.source.element is None):
+            source = None
+        element = _element(scope, node, weight, weight_quantization)
+        geometry = _geometry(scope, node, values, weight, element, quantized=source is not None)
+        bias, bias_quantization = _operand(scope, node.input[2]) if geometry.bias else (None, None)
+        return Part(
+            index=index,
+            operator="conv",
+            geometry=geometry,
+            weight=weight,
+            bias=bias,
+            weight_quantization=weight_quantization,
+            bias_quantization=bias_quantization,
+            input_quantization=source,
+        )
+
+    def check(self, scope: Scope, index: int) -> None:
+        """Raise ValueError when a list has another length than the kernel asks for."""
+        node = scope.nodes[index]
+        values = {a.name: a.ints for a in node.attribute if a.type == AttributeProto.INTS and not a.ref_attr_name}
+        shape = _operand(scope, node.input[1])[0].shape if len(node.input) > 1 else ()
+        kernel = values.get("kernel_shape") if shape is None else shape[2:]
+        if kernel is None or len(node.input) < 2:
+            return
+        for name, count in (("dilations", len(kernel)), ("strides", len(kernel)), ("pads", 2 * len(kernel))):
+            _ints(values, name, count, 1)
+
+    def write(self, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
+        """Return the inputs and attributes of a fragment's Conv."""
+        source, weight, bias = operands.source(), operands.weight(), operands.bias()
+        return [source, weight, *([bias] if bias else [])], {
+            "dilations": core.dilations,
+            "group": core.group,
+            "kernel_shape": core.kernel,
+            "pads": core.pads,
+            "strides": core.strides,
+        }
+
+
+OPERATOR = Conv()
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    """Return a Conv's attributes; one of its function raises `Refused`, one of another type ValueError."""
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            raise Refused(f"its {attribute.name} is an attribute of the function ({attribute.ref_attr_name})")
+        right = ATTRIBUTE_TYPES.get(attribute.name, attribute.type)
+        if attribute.type != right:
+            raise ValueError(f"{attribute.name} is of type {_type(attribute.type)}, not {_type(right)}")
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _type(number: int) -> str:
+    return str(AttributeProto.AttributeType.Name(number))
+
+
+def _operand(scope: Scope, name: str) -> tuple[Operand, Dequantized | None]:
+    quantization = scope.constant_dequantized(name)
+    return (quantization.source if quantization else scope.operand(name)), quantization
+
+
+def _element(scope: Scope, node: NodeProto, weight: Operand, quantization: Dequantized | None) -> str:
+    """Return the element type that a Conv computes in."""
+    element = None if quantization else weight.element
+    if element is None:
+        number = scope.shape_of(node.input[0])[0]
+        element = ELEMENTS.get(number)
+        if number and element is None:
+            raise Refused(f"its element type is {TensorProto.DataType.Name(number).lower()}")
+    if element is None and quantization is not None:
+        element = quantization.scale.element
+    element = element or "float32"
+    if element not in FLOATS:
+        raise Refused(f"its element type is {element}")
+    return element
+
+
+def _ints(values: Mapping[str, Any], name: str, count: int, default: int) -> tuple[int, ...]:
+    ints = tuple(values.get(name) or (default,) * count)
+    if len(ints) != count:
+        raise ValueError(f"{name} has {len(ints)} values, not {count} (Attribute {name} has incorrect size)")
+    return ints
+
+
+def _kernel(scope: Scope, node: NodeProto, given: Sequence[int] | None, weight: Operand) -> tuple[int, ...]:
+    kernel = tuple(given) if given is not None else None
+    if weight.shape is not None:
+        if kernel is not None and kernel != weight.shape[2:]:
+            raise ValueError(f"kernel_shape {list(kernel)} does not fit the weights {list(weight.shape)}")
+        return weight.shape[2:]
+    if kernel is not None:
+        return kernel
+    known = scope.shape_of(node.input[1])[1]
+    if known is None or None in known[2:]:
+        raise Refused("its weights are computed and have no known shape, and it has no kernel_shape")
+    return tuple(size for size in known[2:] if size is not None)
+
+
+def _geometry(
+    scope: Scope, node: NodeProto, values: Mapping[str, Any], weight: Operand, element: str, *, quantized: bool
+) -> ConvGeometry:
+    _, x_shape = scope.shape_of(node.input[0])
+    kernel = _kernel(scope, node, values.get("kernel_shape"), weight)
+    rank = len(kernel)
+    if rank < 1 or rank > MAX_RANK:
+        raise Refused(f"it has {rank} spatial axes; 1 to {MAX_RANK} are covered")
+    if max(kernel) > MOST_TAPS:
+        raise Refused(f"its kernel has {max(kernel)} taps on an axis; up to {MOST_TAPS} are covered")
+    if x_shape is not None and len(x_shape) != rank + 2:
+        raise ValueError(f"its input has {len(x_shape)} axes, its kernel {list(kernel)} needs {rank + 2}")
+    auto_pad = values.get("auto_pad", b"NOTSET").decode(errors="backslashreplace") or "NOTSET"
+    if auto_pad not in AUTO_PADS:
+        raise ValueError(f"auto_pad is {auto_pad!r}, not one of {', '.join(AUTO_PADS)}")
+    pads = _ints(values, "pads", 2 * rank, 0) if auto_pad == "NOTSET" else (0,) * (2 * rank)
+    group = int(values.get("group", 1))
+    channels = x_shape[1] if x_shape is not None else None
+    if weight.shape is not None:
+        fitting = weight.shape[1] * group
+        if channels is not None and channels != fitting:
+            raise ValueError(
+                f"its input has {channels} channels, its weights {list(weight.shape)} with group {group} need {fitting}"
+            )
+        channels = fitting
+    geometry = ConvGeometry(
+        batch=x_shape[0] if x_shape is not None else None,
+        in_channels=channels,
+        out_channels=weight.shape[0] if weight.shape is not None else None,
+        group=group,
+        extents=x_shape[2:] if x_shape is not None else (None,) * rank,
+        kernel=kernel,
+        strides=_ints(values, "strides", rank, 1),
+        dilations=_ints(values, "dilations", rank, 1),
+        pads_begin=pads[:rank],
+        pads_end=pads[rank:],
+        auto_pad=auto_pad,
+        bias=len(node.input) > 2 and bool(node.input[2]),
+        element=element,
+        quantized=quantized,
+    )
+    problem = geometry.malformed() or geometry.explicit().invalid()
+    if problem:
+        raise ValueError(problem)
+    return geometry
