@@ -21,6 +21,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.pytorch import convbench, formats
+from dilrewrite.reports.formats import written
 from dilrewrite.reports.report import EXIT_CODES
 from dilrewrite.runtimes import backends
 from dilrewrite.tensorrt.bindings import installed
@@ -58,7 +59,7 @@ def test_the_main_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main([*arguments, "--budget", "0"]) == 0
     assert (tmp_path / "faster.onnx").is_file()
     reports = {path.name for path in (tmp_path / "faster.report").iterdir()}
-    assert reports == {"report.html", "report.json", "report.md"}
+    assert reports == set(written())
     assert len(dilrewrite.inspect("faster.onnx").sites) == 6
 
 

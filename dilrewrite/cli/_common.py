@@ -25,9 +25,9 @@ def show(report: Report, *, as_json: bool, quiet: bool) -> int:
         console.show(report, sys.stdout)
     elif report.exit_code:
         from dilrewrite.errors import printable
-        from dilrewrite.reports.words import outcome
+        from dilrewrite.reports.content.answer import answer
 
-        typer.echo(f"dilrewrite: {printable(outcome(report))}", err=True)
+        typer.echo(f"dilrewrite: {printable(answer(report))}", err=True)
     return report.exit_code
 
 

@@ -31,5 +31,5 @@ def run(model: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
     elif not quiet:
         from dilrewrite.reports.formats import console
 
-        console.show_engine(engine)
+        console.show(engine)
     return 0

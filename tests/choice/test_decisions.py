@@ -684,10 +684,12 @@ def test_nothing_is_saved_where_dilation_is_left(capsys: Capsys, tmp_path: Path)
 
 def test_whole_or_not_at_all(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report cannot be written, then the decisions cannot: neither they nor the model are left."""
-    from dilrewrite import reports
+    from dilrewrite.reports import formats
 
     class Failing:
         filename = "zzz.txt"
+        default = True
+        opening = ""
 
         def render(self, report: Any) -> str:  # noqa: ARG002
             raise FailedError("no ink")
@@ -695,8 +697,8 @@ def test_whole_or_not_at_all(capsys: Capsys, tmp_path: Path, monkeypatch: pytest
     path = save(two_convs(), tmp_path / "m.onnx")
     options = ["--strategy", "im2col", "--save-decisions", tmp_path / "d.json", "--budget", 0]
     with monkeypatch.context() as patch:
-        formats = {**reports.formats(), "zzz": Failing()}
-        patch.setattr(reports, "formats", lambda: formats)
+        plug_ins = {**formats.formats(), "zzz": Failing()}
+        patch.setattr(formats, "formats", lambda: plug_ins)
         outcome = cli(capsys, "optimize", path, *options)
         assert (outcome.code, outcome.err) == (1, "dilrewrite: no ink\n")
     assert list(listing(tmp_path)) == ["m.onnx"]

@@ -16,6 +16,7 @@ import pytest
 from onnx import ModelProto
 
 from dilrewrite.forms.strategies import strategies
+from dilrewrite.reports.formats import written
 from dilrewrite.splice.substitute import VERIFICATION_KEY
 from tests import models_for_tests as tiny
 from tests.models_for_tests import (
@@ -251,9 +252,7 @@ def test_default_places(capsys: Capsys, tmp_path: Path) -> None:
         "a.b.onnx",
         "a.b.dilrewrite.onnx",
         "a.b.dilrewrite.report",
-        "a.b.dilrewrite.report/report.html",
-        "a.b.dilrewrite.report/report.json",
-        "a.b.dilrewrite.report/report.md",
+        *(f"a.b.dilrewrite.report/{name}" for name in written()),
     }
     assert report["output"] == str(tmp_path / "a.b.dilrewrite.onnx")
     assert json.loads((tmp_path / "a.b.dilrewrite.report" / "report.json").read_text())["status"] == "rewritten"
@@ -311,17 +310,19 @@ def test_reports_and_model_appear_together_or_not_at_all(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last report cannot be written: the model and the other reports do not appear either."""
-    from dilrewrite import reports
     from dilrewrite.errors import FailedError
+    from dilrewrite.reports import formats
 
     class Failing:
         filename = "zzz.txt"
+        default = True
+        opening = ""
 
         def render(self, report: Any) -> str:  # noqa: ARG002
             raise FailedError("no ink")
 
-    formats = {**reports.formats(), "zzz": Failing()}
-    monkeypatch.setattr(reports, "formats", lambda: formats)
+    plug_ins = {**formats.formats(), "zzz": Failing()}
+    monkeypatch.setattr(formats, "formats", lambda: plug_ins)
     path = save(conv1d(), tmp_path / "m.onnx")
     outcome = cli(capsys, "optimize", path, *PHASES, "--json")
     assert (outcome.code, outcome.err) == (1, "dilrewrite: no ink\n")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dilrewrite.reports import words, write_reports
-from dilrewrite.reports.formats import console, formats
+from dilrewrite.reports import content, write_reports
+from dilrewrite.reports.formats import console, formats, written
 from dilrewrite.staging import Staging
 from tests.reports.examples import REPORTS
 
@@ -16,13 +16,13 @@ MEASURED = [name for name, report in REPORTS.items() if report.measurement is no
 
 
 @pytest.mark.parametrize("name", ["built", "measured-layers", "bench-engines"])
-def test_every_format_with_a_file_name_is_written(tmp_path, name):
+def test_every_usual_format_is_written(tmp_path, name):
     with Staging() as staging:
         write_reports(REPORTS[name], tmp_path / "reports", staging)
         staging.commit()
-    wanted = {form.filename: form.render(REPORTS[name]) for form in formats().values() if form.filename is not None}
-    assert {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "reports").iterdir()} == wanted
-    assert set(wanted) == {"report.html", "report.json", "report.md"}
+    contents = {place.name: place.read_text(encoding="utf-8") for place in (tmp_path / "reports").iterdir()}
+    assert contents == {file: form.render(REPORTS[name]) for file, form in written().items()}
+    assert {form.filename for form in formats().values() if form.default} == set(contents)
 
 
 @pytest.mark.parametrize("source", ["simulated", "", "Measured"])
@@ -43,7 +43,7 @@ def test_times_that_were_not_measured_are_in_no_report(tmp_path, name, source):
 def test_what_is_shown_says_that_times_were_not_measured(name):
     report = REPORTS[name]
     assert report.measurement is not None
-    assert "source" not in dict(words.measuring(report))
+    assert "source" not in dict(content.timing.measuring(report))
     report = replace(report, measurement=replace(report.measurement, source="simulated"))
-    assert dict(words.measuring(report))["source"] == "simulated: NOT MEASURED"
+    assert dict(content.timing.measuring(report))["source"] == "simulated: NOT MEASURED"
     assert "simulated: NOT MEASURED" in console.to_text(report)

@@ -19,7 +19,7 @@ from onnx import ModelProto, helper, numpy_helper
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.proof.verdict import Subject
-from dilrewrite.reports.words import said as in_words
+from dilrewrite.reports.content.forms import said as in_words
 from dilrewrite.runtimes import (
     Array,
     Artifact,

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol, cast
 
 from dilrewrite.discover import discover
+from dilrewrite.errors import UsageError
 from dilrewrite.reports.report import Report
 
 
 class Format(Protocol):
-    """A report format. `filename` is its file in a report folder, `None` for one that is only shown."""
+    """A report format.
+
+    `filename` is its file in a report folder, `None` for one that is only shown; `default`: it is written when no
+    format is asked for; `opening`: a regular expression that its files, and no others, begin with.
+    """
 
     filename: str | None
+    default: bool
+    opening: str
 
     def render(self, report: Report) -> str:
         """Return the whole report as text."""
@@ -24,3 +34,27 @@ class Format(Protocol):
 def formats() -> dict[str, Format]:
     """Return every format by name, in sorted order."""
     return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT"))
+
+
+def written(names: Iterable[str] = ()) -> dict[str, Format]:
+    """Return the formats with a file: those of these names, the usual ones when there is none, by file name.
+
+    Raises `UsageError` for an unknown name.
+    """
+    files = {name: form for name, form in formats().items() if form.filename is not None}
+    names = list(names) or [name for name, form in files.items() if form.default]
+    for name in names:
+        if name not in files:
+            raise UsageError(f"--report-format {name}: there is no such format", hint=f"one of {', '.join(files)}")
+    return {str(files[name].filename): files[name] for name in names}
+
+
+def is_report(file: Path) -> bool:
+    """Say whether a file is a report of before, in whatever format."""
+    try:
+        with file.open("rb") as content:
+            start = content.read(1000)
+    except OSError:
+        return False
+    openings = [form.opening.encode() for form in formats().values() if form.opening]
+    return any(re.match(opening, start, re.DOTALL) for opening in openings)

@@ -13,6 +13,8 @@ class Json:
     """Every field of `Report`, indented, with a newline at the end."""
 
     filename: str | None = "report.json"
+    default = True
+    opening = r'\{\s*"schema_version": \d+,\s*"command": '
 
     def render(self, report: Report) -> str:
         """Return the JSON text."""

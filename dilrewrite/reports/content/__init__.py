@@ -1,0 +1,101 @@
+"""Makes the document of a report, once for all formats: brief for a screen, or full."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from dilrewrite.reports.content import answer, engine, forms, models, sites, timing
+from dilrewrite.reports.document import (
+    Block,
+    Bullets,
+    Document,
+    Fold,
+    Inline,
+    Paragraph,
+    Section,
+    Span,
+    code,
+    muted,
+    table,
+)
+from dilrewrite.reports.report import Report
+from dilrewrite.tensorrt.sidecar import EngineReport
+
+
+def document(report: Report, *, brief: bool = False) -> Document:
+    """Return what a report says: everything, or in brief what a screen holds."""
+    parts = ((title, tuple(blocks)) for title, blocks in _sections(report, brief))
+    return Document(
+        command=report.command,
+        status=report.status,
+        path=report.before.path,
+        tone=answer.tone(report),
+        answer=answer.answer(report),
+        tiles=tuple(answer.tiles(report)),
+        sections=tuple(Section(title, blocks) for title, blocks in parts if blocks),
+        closing=f"Report schema {report.schema_version}, exit code {report.exit_code}.",
+    )
+
+
+def engine_document(engine_report: EngineReport) -> Document:
+    """Return what is known of an engine alone, in brief."""
+    says = f"{engine_report.file}: {engine.short(engine_report)}"
+    section = Section("Engine", tuple(engine.engine_blocks(engine_report, brief=True)))
+    return Document("inspect", "inspected", engine_report.file, "", says, (), (section,))
+
+
+def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[Block]]]:
+    verdict, measurement = report.verdict, report.measurement
+    if verdict is not None:
+        yield "Failures", _bullets(verdict.failures, "bad")
+        yield answer.FOUND_AFTER[0].upper() + answer.FOUND_AFTER[1:], _bullets(verdict.checker_after, "bad")
+    yield "Dilation that could not go", _bullets(report.remaining, "warn")
+    yield "What makes the timings doubtful", _bullets(answer.doubts(report), "warn")
+    yield "What next", _bullets(answer.next_steps(report))
+    if not brief:
+        yield "Whole model", timing.whole_blocks(report, measurement) if measurement is not None else ()
+        yield "Share of the model's time", sites.share_blocks(report)
+    dilated = ("Dilated Convs", sites.site_blocks(report, brief))
+    measured = any(map(sites.was_measured, report.sites))
+    by_form = "Forms, as measured" if measured else "Forms, cheapest by estimate first"
+    by_site = (by_form, forms.form_blocks(report, brief))
+    yield from (by_site, dilated) if measured and not brief else (dilated, by_site)
+    if brief:
+        yield "Forms without a time", _bullets(forms.untimed(report))
+    else:
+        yield "Proofs", sites.proof_blocks(report)
+    yield "Measuring", timing.measuring_blocks(report, brief)
+    layers = measurement.layers if measurement is not None else None
+    yield "Layers", engine.layer_blocks(layers, brief) if layers is not None else ()
+    yield "Engine", engine.engine_blocks(report.engine, brief) if report.engine is not None else ()
+    if brief and report.command != "inspect" and report.status != "rewritten":
+        yield "Forms that refused", _bullets(forms.refusals(report))
+    yield from _rest(report, brief)
+
+
+def _rest(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[Block]]]:
+    """Yield what is not about sites."""
+    verdict = report.verdict
+    yield "Left alone", _bullets(models.skipped(report.skipped, brief))
+    changes = models.normalised(report.normalised, brief)
+    yield "Attributes changed without changing the function", _bullets(changes)
+    yield "Model" if report.after is None else "Models", models.model_blocks(report, brief)
+    if verdict is not None:
+        yield "Comparison", models.comparison_blocks(verdict, answer.equality(report), brief)
+    yield "Notes", _bullets(models.notes(report))
+    times = models.times(report.seconds)
+    if brief:
+        yield "", [Paragraph(muted(models.environment(report))), Paragraph(muted(f"time: {times}"))]
+        return
+    if report.options:
+        value = ("~value", lambda item: code(json.dumps(item[1], default=str)))
+        yield "Options", [table("Options", report.options.items(), ("option", lambda item: code(item[0])), value)]
+    yield "Environment", [Paragraph(models.environment(report))]
+    yield "Time", [Paragraph(times)]
+
+
+def _bullets(lines: Sequence[Inline], tone: str = "") -> list[Block]:
+    """Return a list, folded when it is long; nothing for none."""
+    items = Bullets(tuple(Span(tone, line) for line in lines) if tone else tuple(lines))
+    return [Fold(f"{len(lines)} entries", (items,)) if len(lines) > sites.MANY_ROWS else items] if lines else []

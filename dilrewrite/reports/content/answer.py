@@ -1,0 +1,406 @@
+"""The answer in one line, what makes it doubtful, what to do next, and the figures that tell most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from dilrewrite import machine
+from dilrewrite.proof.verdict import Verdict
+from dilrewrite.reports import units
+from dilrewrite.reports.content import engine as engines
+from dilrewrite.reports.content.models import identical, is_engine
+from dilrewrite.reports.content.sites import was_measured, work
+from dilrewrite.reports.content.timing import on, own_noise
+from dilrewrite.reports.document import Tile
+from dilrewrite.reports.report import Report, SiteReport, inconclusive, unclear
+from dilrewrite.reports.units import clean, count, milliseconds, percent, seconds
+from dilrewrite.tensorrt.sidecar import EngineReport
+from dilrewrite.timing.measurement import Measurement
+from dilrewrite.timing.outcome import Outcome
+from dilrewrite.timing.stopwatch import VISIBLE, Comparison
+
+TONES = {
+    "rewritten": "good",
+    "kept": "good",
+    "nothing to rewrite": "good",
+    "equal": "good",
+    "built": "good",
+    "inconclusive": "warn",
+    "dilation left": "warn",
+    "not compared": "warn",
+    "differs": "bad",
+    "not valid": "bad",
+}
+"""The tone of a status; the others have none."""
+
+FOUND_AFTER = "the ONNX checker finds errors that the original does not have"
+"""What stands over `Verdict.checker_after`."""
+
+CHOSEN = ("rewritten", "kept", "inconclusive")
+"""Statuses of a model whose sites were looked at one by one."""
+
+
+def tone(report: Report) -> str:
+    """Return the tone of the answer; a slower model is nothing to be glad of."""
+    final = report.measurement.final if report.measurement is not None else None
+    return (
+        "warn" if report.status == "rewritten" and final is not None and final.slower else TONES.get(report.status, "")
+    )
+
+
+# -- why, and whether equal ------------------------------------------------------------------------------------------
+
+
+def why_kept(report: Report, sites: Iterable[SiteReport] | None = None) -> str:
+    """Return why `sites` (all, when `None`) were kept, in one sentence, the most common reason first."""
+    reasons = [site.reason for site in (report.sites if sites is None else sites) if site.action != "rewritten"]
+    names = {c.strategy for s in report.sites for c in s.candidates} | {
+        r.strategy for s in report.sites for r in s.refused
+    }
+    ordered = sorted(units.merged(reasons, names), key=lambda pair: -pair[1])
+    if len(ordered) == 1:
+        return ordered[0][0]
+    shown = [f"{reason} ({number} of {len(reasons)})" for reason, number in ordered[:3]]
+    return "; ".join([*shown, *(["other reasons below"] if len(ordered) > 3 else [])])
+
+
+def compared(verdict: Verdict) -> tuple[int, int]:
+    """Return how many outputs could be compared, and how many there are (per case)."""
+    checks = [check for case in verdict.cases for check in case.outputs]
+    return sum(check.comparable for check in checks), len(checks)
+
+
+def equality(report: Report) -> str:
+    """Return in a few words what is known about the models being equal."""
+    verdict = report.verdict
+    if verdict is None:
+        return "not verified"
+    if not verdict.passed:
+        return "results differ"
+    if verdict.level == "none":
+        return "UNVERIFIED"
+    if verdict.skipped is not None or not verdict.cases:
+        reason = (
+            f": {units.shorten(clean(verdict.skipped), 160)}" if verdict.skipped and verdict.level != "sites" else ""
+        )
+        rewritten = [site for site in report.sites if site.action == "rewritten"]
+        proved = bool(rewritten) and all(site.proof is not None and site.proof.passed for site in rewritten)
+        return f"{'every form proved, ' if proved else ''}whole model not run{reason}"
+    able, total = compared(verdict)
+    sets = count(len(verdict.cases), "input set")
+    if not total:
+        return f"runs on {sets}, no output to compare"
+    if not able:
+        return f"no output could be compared on {sets}: two runs of the original differ"
+    if able < total:
+        return f"equal on {sets} in {able} of {total} outputs (the others differ between two runs of the original)"
+    return f"equal on {sets}"
+
+
+def _destination(report: Report) -> str:
+    return report.output or ("dry run: nothing written" if report.options.get("dry_run") else "nothing written")
+
+
+def _output(report: Report, name: str = "") -> str:
+    """Return what the output (called `name`) is of a model without any rewritten Conv."""
+    if report.output is None:
+        return _destination(report)
+    name = name or report.output
+    if identical(report):
+        return f"{name} is a byte-identical copy"
+    same_nodes = report.after is not None and report.after.operators == report.before.operators
+    how = "differs in attributes only" if same_nodes else "differs only in how pads are given"
+    return f"{name} {how}; {equality(report)}"
+
+
+# -- the answer ------------------------------------------------------------------------------------------------------
+
+
+def answer(report: Report) -> str:
+    """Return the answer in one line."""
+    text, engine = _answer(report), report.engine
+    if engine is not None and report.command == "optimize":
+        how = f"{engines.library(engine)}, {engine.precision.built}, chosen on {engine.chosen_on}"
+        text = f"{text}; engine {engine.file} ({how})"
+    return clean(text)
+
+
+def _answer(report: Report) -> str:
+    """Return what came of the model."""
+    total = len(report.sites) + sum(node.convolution for node in report.skipped)
+    convs, before = count(total, "dilated Conv"), report.before.path
+    after = report.after.path if report.after is not None else "the other model"
+    match report.status:
+        case "rewritten":
+            verb = "rewrote" if report.output is not None else "would rewrite"
+            speed = f": {_gained(report.measurement)}" if report.measurement is not None else ""
+            done = f"{verb} {report.rewritten} of {convs}{speed}{_unclear(report)}"
+            return f"{done}; {equality(report)}; {_destination(report)}"
+        case "kept" | "inconclusive":
+            return _kept(report, total)
+        case "nothing to rewrite":
+            what = "no dilated Conv" if not total else f"none of {convs} can be rewritten"
+            return f"nothing to rewrite: {what}; {_output(report, 'the output')}"
+        case "differs" if report.command == "verify":
+            return f"RESULTS DIFFER: {after} does not compute what {before} does"
+        case "differs":
+            return "RESULTS DIFFER: no model written"
+        case "not valid":
+            return f"NOT VALID: {FOUND_AFTER}; {equality(report)}; no model written"
+        case "dilation left":
+            limit = report.options.get("max_dilation", 1)
+            above = f" above {limit}" if isinstance(limit, int) and limit > 1 else ""
+            return f"DILATION LEFT: {len(report.remaining)} of {convs} keep a dilation{above}; no model written"
+        case "equal":
+            alone = f"; {FOUND_AFTER}" if report.verdict is not None and report.verdict.checker_after else ""
+            return f"{equality(report)}: {before} and {after}{alone}"
+        case "not compared":
+            return f"NOT COMPARED: {before} and {after} have the same interface; {equality(report)}"
+        case "inspected":
+            return (
+                f"{convs} in {before}{_shares(report)}{_padding(report)}" if total else f"no dilated Conv in {before}"
+            )
+        case "measured":
+            return _benched(report)
+        case "built" if report.engine is not None:
+            how = f"{engines.short(report.engine)} in {seconds(report.engine.build_seconds)}"
+            return f"built {_destination(report)}: {how}; {units.shorten(clean(report.engine.checked), 160)}"
+        case _:
+            return report.status
+
+
+def _kept(report: Report, total: int) -> str:
+    """Return why nothing was rewritten."""
+    measurement, other = report.measurement, total - len(report.sites)
+    kept = f"all {total}" if total > 1 else "the only dilated Conv"
+    others = f" ({other} of them cannot be rewritten)" if other else ""
+    if measurement is None:
+        return f"kept {kept}{others}: {why_kept(report)}; {_output(report)}"
+    if measurement.estimated_s:
+        about = f"measuring their forms would take about {seconds(measurement.estimated_s)}{on(measurement)}"
+        return f"{count(total, 'dilated Conv')}{others}: {about}; {_destination(report)}"
+    if report.status == "inconclusive":
+        return f"INCONCLUSIVE, kept {kept}{others}: {_unseen(report, measurement)}; {_output(report)}"
+    return f"kept {kept}{others}: {_unbeaten(report, measurement)}; {_output(report)}"
+
+
+def _on_padding(sites: Sequence[SiteReport]) -> tuple[int, float, int]:
+    """Return the multiply-adds of sites of known size, the share of them on padding, and how many sites those are."""
+    known = [(adds, share) for adds, share in map(work, sites) if adds is not None and share is not None]
+    total = sum(adds for adds, _ in known)
+    return total, sum(adds * share for adds, share in known) / (total or 1), len(known)
+
+
+def _padding(report: Report) -> str:
+    total, share, number = _on_padding(report.sites)
+    where = "" if number == len(report.sites) else f" in the {number} of known size"
+    work = f"; {units.amount(total)} multiply-adds{where}, {percent(share)} of them on padding only"
+    return work if total else ""
+
+
+def _shares(report: Report) -> str:
+    """Return how much of the model's time goes to its dilated Convs, as far as profiled."""
+    known = [site.share for site in report.sites if site.share is not None]
+    some = "" if len(known) == len(report.sites) else f" for {len(known)} of them"
+    return f"; {percent(sum(known))} of its time{some}{on(report.measurement)}" if known else ""
+
+
+def _gained(measurement: Measurement) -> str:
+    """Return what rewriting gained or lost: timed, predicted, or how long it would take to know."""
+    if measurement.final is not None:
+        return units.versus(measurement.final, on(measurement))
+    if measurement.estimated_s:
+        return f"measuring would take about {seconds(measurement.estimated_s)}{on(measurement)}"
+    if measurement.predicted_ratio is not None:
+        return f"{units.expected(measurement.predicted_ratio)} expected{on(measurement)}, not timed as a whole"
+    return f"not timed as a whole{on(measurement)}"
+
+
+def _unbeaten(report: Report, measurement: Measurement) -> str:
+    """Return why every site was kept, by what measuring found."""
+    timed, untimed = ([site for site in report.sites if was_measured(site) is asked] for asked in (True, False))
+    if not timed:
+        return why_kept(report)
+    fresh = measurement.measured or not measurement.recalled
+    how = f"measured in {seconds(measurement.spent_s)}" if fresh else "measured earlier, recalled from the cache"
+    many = count(len(timed), "site") if not untimed else f"{len(timed)} of {len(report.sites)} sites"
+    if measurement.attempts:
+        versions = count(len(measurement.attempts), "rewritten version")
+        text = f"no rewritten model beats the original{on(measurement)} ({versions} timed, {many} {how})"
+    else:
+        what = "the dilated Conv" if len(report.sites) == 1 else "the dilated Convs"
+        nothing = "nothing measured" if untimed else "nothing"
+        text = f"{nothing} beats {what}{on(measurement)} ({many} {how})"
+    rest = f"; the {'others' if len(untimed) > 1 else 'other'}: {why_kept(report, untimed)}" if untimed else ""
+    return f"{text}{f'; {units.versus(measurement.final)}' if measurement.final is not None else ''}{rest}"
+
+
+def _unseen(report: Report, measurement: Measurement) -> str:
+    """Return why measuring says nothing."""
+    noise = max(measurement.form_noise or 0.0, measurement.noise.level if measurement.noise is not None else 0.0)
+    at = [f"a noise of {percent(noise)}"] if noise else []
+    if machine.crowded(measurement.load, report.environment.cores):
+        at.append(f"a load of {units.figure(measurement.load)} on {count(report.environment.cores, 'core')}")
+    number = sum(map(unclear, report.sites))
+    where = f" at {number} of {count(len(report.sites), 'site')}" if number else ""
+    missed = f"a gain of {100 * VISIBLE:g} % could have been missed{where}{on(measurement)}"
+    return f"{missed}, at {' and '.join(at)}" if at else missed
+
+
+def _unclear(report: Report) -> str:
+    """Return for how many kept sites measuring says nothing; empty where it did not decide, or says something."""
+    asked = any(report.options.get(name) for name in ("strategy", "eliminate", "decisions"))
+    if asked or not inconclusive(report.sites, report.measurement, report.environment.cores):
+        return ""
+    number = sum(map(unclear, report.sites))
+    return f"; inconclusive for {count(number, 'other')}" if number else "; inconclusive for what else may be gained"
+
+
+def _benched(report: Report) -> str:
+    """Return what `bench` found: two models against each other, or the time of one."""
+    measurement, before = report.measurement, report.before.path
+    after = report.after.path if report.after is not None else None
+    where = on(measurement)
+    if measurement is None or measurement.final is None:
+        return f"not timed: {before}{f' and {after}' if after is not None else ''}{where}"
+    final = measurement.final
+    if after is not None:
+        if final.low <= 1 <= final.high:
+            return f"no difference beyond noise between {before} and {after}{where}: {units.same(final)}"
+        speed, times = units.different(final)
+        return f"{after} is {speed} than {before}{where} ({times})"
+    own = own_noise(report)
+    spread = f"20 to 80 % of {count(final.first.runs, 'run')}: {units.spread(final.first)} ms"
+    noise = f"; noise {percent(own.level)}" if own is not None else ""
+    return f"{before} takes {milliseconds(final.first.median_s)} ms{where} ({spread}{noise})"
+
+
+# -- what follows ----------------------------------------------------------------------------------------------------
+
+
+def next_steps(report: Report) -> list[str]:
+    """Return what a user may do who wants more, most promising first."""
+    measurement, chosen = report.measurement, report.status in CHOSEN
+    if measurement is None:
+        unmeasured = chosen and report.options.get("budget_s") == 0
+        return ["nothing was measured: without --budget 0 every form is timed"] if unmeasured else []
+    if measurement.estimated_s is not None:
+        return []
+    sizes = []
+    if measurement.made_up:
+        shapes = ", ".join(f"{name}:{units.dims(shape)}" for name, shape in measurement.inputs.items())
+        sizes = [f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape"]
+    if not chosen:
+        return sizes
+    return [*_to_measure(report, measurement), *sizes, *_elsewhere(report, measurement)]
+
+
+def _to_measure(report: Report, measurement: Measurement) -> Iterator[str]:
+    if inconclusive(report.sites, measurement, report.environment.cores):
+        yield "measure again on a quieter machine, with a larger --budget, or with fewer --threads than cores"
+    number = sum(any(form.outcome is Outcome.NO_TIME for form in site.candidates) for site in report.sites)
+    if number:
+        needed = measurement.needed_s
+        about = f"--budget {math.ceil(needed)} would do, about" if needed else "give a larger --budget"
+        which = f"{number} of {count(len(report.sites), 'site')}"
+        yield f"{which} {'was' if number == 1 else 'were'} not measured to the end: {about}"
+
+
+def _elsewhere(report: Report, measurement: Measurement) -> Iterator[str]:
+    here = f"the choice holds for {measurement.backend} on this machine"
+    if measurement.others:
+        yield f"{here}; also ready here: {units.listed(measurement.others, 4)} (--backend NAME)"
+    elif report.status != "rewritten":
+        yield f"{here}: measure where the model will run; `dilrewrite backends` lists the runtimes"
+
+
+def doubts(report: Report) -> list[str]:
+    """Return what makes the timings doubtful."""
+    measurement, cores = report.measurement, report.environment.cores
+    if measurement is None:
+        return []
+    load = []
+    if machine.crowded(measurement.load, cores) and measurement.measured:
+        wanted = f"{units.figure(measurement.load)} processes wanted a core"
+        load = [f"before measuring began, {wanted}, and there are {count(cores, 'core')}"]
+    return [*load, *measurement.doubts]
+
+
+# -- the figures that tell most --------------------------------------------------------------------------------------
+
+
+def tiles(report: Report) -> Iterator[Tile]:
+    """Yield the figures that tell most."""
+    measurement, before, after = report.measurement, report.before, report.after
+    if report.engine is not None and report.command == "build":
+        yield from _built(report.engine)
+    if measurement is not None:
+        yield from _speed(report, measurement)
+    share = units.summed(site.share for site in report.sites)
+    if share is not None:
+        yield Tile("Share of time", percent(share), "goes to the dilated Convs")
+    if report.status in CHOSEN and (measurement is None or measurement.estimated_s is None):
+        forms = units.groups((s for s in report.sites if s.action == "rewritten"), lambda site: site.strategy)
+        below = ", ".join(f"{some[0].strategy} {len(some)}" for some in forms)
+        verb = "Convs rewritten" if report.output is not None else "Convs to rewrite"
+        yield Tile(verb, f"{report.rewritten} of {len(report.sites)}", below or "all kept")
+    kinds = [is_engine(model) for model in (before, after) if model is not None]
+    if all(kinds):
+        layers = [str(model.nodes) for model in (before, after) if model is not None]
+        yield Tile("Layers", " → ".join(layers), before.producer)
+    elif after is None:
+        yield Tile("Dilated Convs", str(before.dilated), f"{count(before.nodes, 'node')} in all")
+    elif not any(kinds):
+        yield Tile("Dilated Convs", f"{before.dilated} → {after.dilated}", f"nodes {before.nodes} → {after.nodes}")
+    total, padding, number = _on_padding(report.sites)
+    if report.command == "inspect" and total:
+        some = "at all sites" if number == len(report.sites) else f"at the {number} sites of known size"
+        yield Tile("Multiply-adds", units.amount(total), some)
+        yield Tile("On padding only", percent(padding), "of them")
+    if report.verdict is not None:
+        yield _results(report, report.verdict)
+    if after is not None and kinds[0] == kinds[1]:
+        change = units.change(before.bytes, after.bytes)
+        sizes = f"{units.size(before.bytes)} → {units.size(after.bytes)}"
+        yield Tile("File size", "unchanged" if change == "0" else change, sizes)
+    if report.engine is not None and report.command == "optimize":
+        yield from _built(report.engine)
+
+
+def _built(engine: EngineReport) -> Iterator[Tile]:
+    """Yield what was built, in what, and whether it was compared with the model."""
+    yield Tile("Engine", units.size(engine.bytes), f"{engines.library(engine)}, {count(len(engine.layers), 'layer')}")
+    yield Tile("Precision", engine.precision.built, engines.convolved(engine.precision) or "no convolution")
+    if engine.device is None:
+        yield Tile("Engine's results", "! not compared", units.shorten(clean(engine.checked), 160), "warn")
+
+
+def _speed(report: Report, measurement: Measurement) -> Iterator[Tile]:
+    """Yield the speed of the whole model, or what is expected of it."""
+    if measurement.final is not None:
+        yield _timed(report, measurement.final)
+    elif measurement.estimated_s is not None:
+        about = f"about {seconds(measurement.estimated_s)}"
+        yield Tile("Measuring would take", about, "dry run, nothing is timed yet")
+    elif measurement.predicted_ratio is not None:
+        yield Tile("Whole model, predicted", units.expected(measurement.predicted_ratio), "not timed as a whole")
+
+
+def _timed(report: Report, final: Comparison) -> Tile:
+    if report.after is None and report.command == "bench":
+        first = final.first
+        return Tile("One run", f"{milliseconds(first.median_s)} ms", f"20 to 80 %: {units.spread(first)} ms")
+    what, (ratio, interval) = units.difference(final), units.ratio_of(final)
+    name = "Whole model" if report.command != "bench" else "Second model against the first"
+    tone = "good" if what.endswith("faster") else "bad" if what.endswith("slower") else ""
+    return Tile(name, what, f"{ratio}x the time ({units.INTERVAL} {interval}x)", tone)
+
+
+def _results(report: Report, verdict: Verdict) -> Tile:
+    says, (able, total) = equality(report), compared(verdict)
+    if not verdict.passed:
+        return Tile("Results", "✗ differ", says, "bad")
+    if verdict.level != "none" and verdict.skipped is None and able:
+        return Tile("Results", "✓ equal" if able == total else "✓ equal in part", says, "good")
+    return Tile("Results", "! not compared", says, "warn")

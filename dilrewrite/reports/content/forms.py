@@ -1,0 +1,294 @@
+"""The forms of every site: their times or why they have none, their estimates, and why others refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from dilrewrite.reports import units
+from dilrewrite.reports.content.sites import (
+    NAME_LENGTH,
+    RAN_SHAPES,
+    SITE_NAMES,
+    Group,
+    assumed,
+    form,
+    geometry,
+    link,
+    names_of,
+    ran,
+    short_name,
+    was_measured,
+)
+from dilrewrite.reports.content.timing import TIME_LEGEND, time_bar
+from dilrewrite.reports.document import (
+    Block,
+    Bullets,
+    Chart,
+    Fold,
+    Inline,
+    Paragraph,
+    Span,
+    Table,
+    code,
+    codes,
+    commas,
+    muted,
+    reach,
+    strong,
+    table,
+)
+from dilrewrite.reports.reasons import OUTCOMES
+from dilrewrite.reports.report import CandidateReport, Report, SiteReport
+from dilrewrite.reports.units import NOTHING, count, difference, milliseconds, percent, ratio_of, spread
+from dilrewrite.timing.outcome import Outcome
+from dilrewrite.timing.stopwatch import Comparison, Timing
+
+OPEN_GROUPS = 5
+"""So many groups of equal sites are unfolded, those with most of the time first."""
+
+MANY_GROUPS = 20
+"""So many groups of equal sites are in sight; the others are folded together."""
+
+BRIEF_GROUPS = 3
+"""How many groups of sites show their timed forms in a brief report."""
+
+OUT_OF_SCALE = 4
+"""A form that takes this much longer than the others matter is cut, so that they can be told apart."""
+
+
+def said(candidate: CandidateReport) -> str:
+    """Return what measuring said of a form, in words; empty when nothing was to be measured."""
+    if candidate.outcome is None:
+        return ""
+    more = f"{candidate.timing.ratio:.2f}x" if candidate.timing is not None else candidate.cause
+    between = " by " if candidate.outcome is Outcome.LOST else ": "
+    return between.join(filter(None, (OUTCOMES[candidate.outcome], more)))
+
+
+def without_time(site: SiteReport) -> list[list[CandidateReport]]:
+    """Return the forms that measuring says something of but has no time for, in groups of equal outcome."""
+    return units.groups((form for form in site.candidates if form.timing is None and form.outcome), said)
+
+
+def native(site: SiteReport) -> Timing | None:
+    """Return the time of the Conv as it is, from the comparison with the most pairs."""
+    timings = [candidate.timing for candidate in site.candidates if candidate.timing is not None]
+    return max(timings, key=lambda comparison: comparison.pairs).first if timings else None
+
+
+# -- groups of sites -------------------------------------------------------------------------------------------------
+
+
+def form_blocks(report: Report, brief: bool) -> Iterator[Block]:
+    """Yield the forms of all sites, once for those that were measured as one or agree in everything.
+
+    Brief, of a report that is not of `inspect`: those with a time, of the groups that take most of it.
+    """
+
+    def same(item: tuple[int, SiteReport]) -> str:
+        site = item[1]
+        return repr((geometry(site.geometry), site.ran, site.candidates, site.refused))
+
+    def together(item: tuple[int, SiteReport]) -> tuple[int | None, str]:
+        question = item[1].question
+        return (question, "") if question is not None else (None, same(item))
+
+    def rank(some: Group) -> tuple[bool, float]:
+        share = _share(some) or 0.0
+        return not any(was_measured(site) for _, site in some), -share if math.isfinite(share) else 0.0
+
+    short = brief and report.command != "inspect"
+    groups = units.groups(
+        [item for item in enumerate(report.sites, 1) if item[1].candidates or item[1].refused], together
+    )
+    groups = sorted((some for some in groups if not short or not rank(some)[0]), key=rank)
+    if any(map(was_measured, report.sites)):
+        yield Paragraph(
+            "Times: milliseconds for a run of the Conv with its neighbours. Ratio: form / keep, below 1 is faster."
+        )
+    most = BRIEF_GROUPS if short else MANY_GROUPS
+    folds = []
+    for i, some in enumerate(groups[:most] if short else groups):
+        parts = units.groups(some, same)
+        content: list[Block] = []
+        for part in parts:
+            content += [Paragraph((_numbers(part), ":"))] if len(parts) > 1 else []
+            content += _group(part[0][1], report, brief)
+        title: Inline = (code(geometry(some[0][1].geometry)), muted(_ran(some[0][1], brief)))
+        folds.append(Fold(title, tuple(content), _about(some, report, brief), i < OPEN_GROUPS, group=True))
+    yield from folds[:most]
+    if len(groups) > most:
+        rest = groups[most:]
+        share = _share([item for some in rest for item in some])
+        time = f", {percent(share)} of the time" if share is not None else ""
+        title = f"and {count(len(rest), 'group')} more ({count(sum(map(len, rest)), 'site')}{time})"
+        yield Paragraph(title) if short else Fold(title, tuple(folds[most:]))
+
+
+def _ran(site: SiteReport, brief: bool) -> str:
+    text = ran(site, 2 if brief else RAN_SHAPES)
+    return f" {text}" if text else ""
+
+
+def _share(some: Group) -> float | None:
+    return units.summed(site.share for _, site in some)
+
+
+def _numbers(some: Group) -> Inline:
+    return ("Site " if len(some) == 1 else "Sites ", commas([link(number) for number, _ in some]))
+
+
+def _about(some: Group, report: Report, brief: bool) -> tuple[Inline, ...]:
+    """Return which sites a group is, and what came of it."""
+    sites = [site for _, site in some]
+    names: list[Inline] = names_of(sites) if brief else [short_name(site) for site in sites[:SITE_NAMES]]
+    names += [f"{len(sites) - SITE_NAMES} more"] if len(sites) > SITE_NAMES and not brief else []
+    share = _share(some)
+    says: list[Inline] = [(strong(percent(share)), " of the time")] if share is not None else []
+    if report.command != "inspect":
+        says += [_taken(part) for part in units.groups(sites, form)]
+    which: Inline = commas(names) if brief else (_numbers(some), ": ", commas(names))
+    return (which, *((commas(says),) if says else ()))
+
+
+def _taken(sites: Sequence[SiteReport]) -> Inline:
+    """Return what was done at sites, and what measuring says of it."""
+    site = sites[0]
+    many = f" ({count(len(sites), 'site')})" if len(sites) > 1 else ""
+    timed = {c.strategy: (c.timing, said(c)) for c in site.candidates if c.timing is not None}
+    if site.action == "rewritten":
+        result = f": {difference(timed[site.strategy][0])}" if site.strategy in timed else ""
+        return (strong(form(site)), result, many)
+    ratios = [(timing.ratio, name) for name, (timing, _) in timed.items() if name != "keep" and timing.ratio > 0]
+    best = ""
+    if ratios:
+        _, name = min(ratios)
+        timing, outcome = timed[name]
+        best = f"; best other form: {name}, {outcome or difference(timing)}"
+    return (strong("kept"), best, many)
+
+
+def _group(site: SiteReport, report: Report, brief: bool) -> list[Block]:
+    """Return what is known of the forms of one site."""
+    measured, untimed = was_measured(site), without_time(site)
+    blocks: list[Block] = []
+    if measured and not brief:
+        blocks.append(_chart(site, report))
+    if untimed and not brief:
+        lines = [(codes([c.strategy for c in some]), f": {said(some[0])}") for some in untimed]
+        blocks += [Paragraph("Forms without a time:" if measured else "Forms:"), Bullets(tuple(lines))]
+    short = brief and report.command != "inspect"
+    figures: list[Block] = [_estimates(site, brief)] if site.candidates and not short else []
+    figures += [_timings(site, brief)] if measured else []
+    if site.refused and not short:
+        figures.append(Bullets(tuple((code(one.strategy), f" refuses: {one.reason}") for one in site.refused)))
+    if brief or not (measured or untimed):
+        return [*blocks, *figures]
+    refused = f", {count(len(site.refused), 'refusal')}" if site.refused else ""
+    return [*blocks, Fold(f"All figures and estimates{refused}", tuple(figures))]
+
+
+# -- one site --------------------------------------------------------------------------------------------------------
+
+
+def _chart(site: SiteReport, report: Report) -> Chart:
+    """Return the Conv as it is and its timed forms as a chart."""
+    taken = site.strategy if site.action == "rewritten" else ""
+    timed = [(c, c.timing) for c in site.candidates if c.timing is not None]
+    keep, bars = native(site), []
+    if keep is not None and all(candidate.strategy != "keep" for candidate, _ in timed):
+        bars.append(time_bar("keep", "keep", keep, code("keep"), _badge("keep", taken, report)))
+    for candidate, timing in timed:
+        ratio, interval = ratio_of(timing)
+        name = candidate.strategy
+        kind = "keep" if name == "keep" else "taken" if name == taken else "other"
+        outcome = said(candidate) or difference(timing)
+        says = (strong(f"{ratio}x"), muted(f" [{interval}] "), outcome, _badge(name, taken, report))
+        label = code(units.shorten(units.clean(name), NAME_LENGTH))
+        bars.append(time_bar(kind, name, timing.second, label, says, timing.first.median_s))
+    most, matter = reach(bars), reach(bar for bar in bars if bar.kind != "other")
+    if 0 < matter < most / OUT_OF_SCALE:
+        most = OUT_OF_SCALE / 2 * matter
+    looks = (("keep", "the Conv as it is"), ("taken", "the form taken"), ("other", "another form"))
+    legend = tuple((kind, name) for kind, name in looks if kind in {bar.kind for bar in bars})
+    title = f"Time of the Conv with its neighbours, median, in milliseconds; ratio to keep [{units.INTERVAL}]"
+    mark = ("mark", "the Conv as it is, timed in turn with the form")
+    return Chart(title, tuple(bars), (*legend, *TIME_LEGEND, mark), most)
+
+
+def _badge(strategy: str, taken: str, report: Report) -> Inline:
+    """Return the sign of the form that was taken."""
+    mine = strategy == (taken or "keep") and report.command == "optimize" and not report.options.get("dry_run")
+    return Span("badge", "taken" if taken else "kept") if mine else ""
+
+
+def _estimates(site: SiteReport, brief: bool) -> Table:
+    about = " (assumed sizes)" if assumed(site) else ""
+    number = units.amount if brief else str
+    return table(
+        "Forms by estimate",
+        site.candidates,
+        ("form", lambda form: code(form.strategy)),
+        (f"#multiply-adds{about}", lambda form: number(form.multiply_adds)),
+        (f"#elements moved{about}", lambda form: number(form.elements_moved)),
+        ("#nodes", lambda form: str(form.nodes)),
+        ("#dilation left", lambda form: str(form.max_dilation) if form.max_dilation > 1 else "none"),
+    )
+
+
+Row = tuple[str, str, Timing, Comparison | None]
+"""A form, what is said of it, its times, and how they compare with the Conv as it is."""
+
+
+def _timings(site: SiteReport, brief: bool) -> Table:
+    """Return every figure of the timings, in milliseconds; in brief the Conv as it is in a row of its own."""
+    rows = [(c.strategy, said(c), c.timing.second, c.timing) for c in site.candidates if c.timing is not None]
+    lines: list[Row] = [*rows]
+    keep = native(site)
+    if brief and keep is not None and all(name != "keep" for name, *_ in rows):
+        kept = next((said(candidate) for candidate in site.candidates if candidate.strategy == "keep"), "")
+        lines.insert(0, ("keep", kept, keep, None))
+
+    def of(says: Callable[[Comparison], str]) -> Callable[[Row], str]:
+        return lambda row: says(row[3]) if row[3] is not None else ""
+
+    return table(
+        "Forms by timing",
+        lines,
+        ("form", lambda row: code(row[0])),
+        ("~outcome", lambda row: row[1] or ("" if brief else NOTHING)),
+        not brief and ("#keep ms", of(lambda timing: milliseconds(timing.first.median_s))),
+        not brief and ("#keep 20 to 80 %", of(lambda timing: spread(timing.first))),
+        ("#median ms" if brief else "#form ms", lambda row: milliseconds(row[2].median_s)),
+        ("#20 to 80 %" if brief else "#form 20 to 80 %", lambda row: spread(row[2])),
+        ("#ratio", of(lambda timing: ratio_of(timing)[0])),
+        (f"#{units.INTERVAL}", of(lambda timing: ratio_of(timing)[1])),
+        not brief and ("#pairs", of(lambda timing: str(timing.pairs))),
+        not brief and ("#noise", of(lambda timing: NOTHING if timing.noise is None else percent(timing.noise))),
+        not brief and ("mode", of(lambda timing: timing.mode)),
+    )
+
+
+# -- over all sites --------------------------------------------------------------------------------------------------
+
+
+def untimed(report: Report) -> list[Inline]:
+    """Return what measuring says of forms that it has no time for, each with the sites where it says so."""
+    places: dict[tuple[str, str], list[SiteReport]] = {}
+    for site in report.sites:
+        for some in without_time(site):
+            names = [form.strategy for form in some if form.strategy != "keep" or not was_measured(site)]
+            if names:
+                places.setdefault((", ".join(names), said(some[0])), []).append(site)
+    return [(commas(names_of(sites)), f": {names}: {why}") for (names, why), sites in places.items()]
+
+
+def refusals(report: Report) -> list[str]:
+    """Return why strategies refused, over all sites."""
+    refused = [refusal for site in report.sites for refusal in site.refused]
+    return [
+        f"{some[0].strategy} ({count(number, 'site')}): {reason}"
+        for some in units.groups(refused, lambda refusal: refusal.strategy)
+        for reason, number in units.merged([refusal.reason for refusal in some])
+    ]

@@ -1,0 +1,281 @@
+"""Both models and how they were compared; nodes left alone; notes; where and how long it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from dilrewrite.proof.compare import OutputCheck
+from dilrewrite.proof.verdict import CaseCheck, Verdict
+from dilrewrite.reports import units
+from dilrewrite.reports.content.sites import MANY_ROWS, SITE_NAMES, assumed
+from dilrewrite.reports.document import (
+    Block,
+    Bullets,
+    Fold,
+    Inline,
+    Paragraph,
+    Span,
+    Table,
+    code,
+    commas,
+    grid,
+    strong,
+    table,
+)
+from dilrewrite.reports.report import ModelReport, Report
+from dilrewrite.reports.units import NOTHING, count, dims, figure, pairs, seconds, size
+from dilrewrite.sites import Normalisation, Skipped
+
+BRIEF_OUTPUTS = 24
+"""How many outputs of one set of inputs are shown in a brief report, those that differ first."""
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def is_engine(model: ModelReport) -> bool:
+    """Say whether it is an engine, which is of no version of ONNX."""
+    return not model.ir_version
+
+
+def identical(report: Report) -> bool:
+    """Say whether the output is the input, byte for byte."""
+    return report.after is not None and report.after.sha256 == report.before.sha256
+
+
+def model_line(model: ModelReport) -> str:
+    """Return a model, or an engine, in one line."""
+    opsets = pairs(("opset" if domain == "ai.onnx" else domain, number) for domain, number in model.opsets.items())
+    parts = [count(model.nodes, "node"), opsets or "no opset", f"IR {model.ir_version}", size(model.bytes)]
+    if is_engine(model):
+        parts = [count(model.nodes, "layer"), size(model.bytes)]
+    return f"{model.path}: {', '.join([*parts, *([f'by {model.producer}'] if model.producer else [])])}"
+
+
+Row = tuple[str, str, str, str]
+"""What, before, after, change."""
+
+
+def figure_rows(before: ModelReport, after: ModelReport) -> list[Row]:
+    """Return the figures of two models, or two engines: of one of each there are none."""
+    if is_engine(before) != is_engine(after):
+        return []
+    peaks = (before.peak_bytes, after.peak_bytes)
+    nodes = (str(before.nodes), str(after.nodes), _signed(after.nodes - before.nodes))
+    file_size = ("file size", size(before.bytes), size(after.bytes), _change(before.bytes, after.bytes))
+    if is_engine(before):
+        return [("layers", *nodes), file_size]
+    dilated = (str(before.dilated), str(after.dilated), _signed(after.dilated - before.dilated))
+    peak = ("peak memory", size(peaks[0]), size(peaks[1]), _change(*peaks))
+    return [("nodes", *nodes), ("dilated Convs", *dilated), file_size, peak]
+
+
+def operator_rows(before: ModelReport, after: ModelReport) -> list[Row]:
+    """Return how many nodes there are by operator, of engines by type of layer."""
+    if is_engine(before) != is_engine(after):
+        return []
+    both = [
+        (operator, before.operators.get(operator, 0), after.operators.get(operator, 0))
+        for operator in sorted({*before.operators, *after.operators})
+    ]
+    return [(operator, str(old), str(new), _signed(new - old)) for operator, old, new in both]
+
+
+def _signed(number: int) -> str:
+    return f"{number:+d}" if number else "0"
+
+
+def _change(before: int | None, after: int | None) -> str:
+    change = NOTHING if before is None or after is None else units.change(before, after)
+    return "0" if change in ("+0.0 %", "-0.0 %") else change
+
+
+def model_blocks(report: Report, brief: bool) -> Iterator[Block]:
+    """Yield both models, and how their figures changed; in brief, only operators whose number did."""
+    before, after = report.before, report.after
+    copied = "; identical, byte for byte" if identical(report) else ""
+    lines: list[Inline] = [_model(before, brief)]
+    if after is not None:
+        lines.append((_model(after, brief), copied))
+    yield Bullets(tuple(lines))
+    if after is None or (brief and copied):
+        return
+    columns = ("", "#before", "#after", "#change")
+    figures, operators = figure_rows(before, after), operator_rows(before, after)
+    changed = [row for row in operators if row[3] != "0"]
+    if brief:
+        figures = [*figures, *changed]
+    if figures:
+        yield grid("Models", ("figure", *columns[1:]), figures)
+    if operators and not brief:
+        kind = "layer type" if is_engine(before) else "operator"
+        summary = f"{count(len(operators), kind)}, {len(changed)} in another number"
+        whole = grid("Operators", (kind, *columns[1:]), [(code(row[0]), *row[1:]) for row in operators])
+        yield Fold(summary, (whole,), shown=0 < len(changed) <= MANY_ROWS)
+
+
+def _model(model: ModelReport, brief: bool) -> Inline:
+    text = model_line(model)
+    return text if brief else (f"{text}; {model.bytes} bytes, SHA-256 ", code(model.sha256))
+
+
+# -- the comparison --------------------------------------------------------------------------------------------------
+
+
+def case_name(case: CaseCheck) -> str:
+    """Return a set of inputs in one line."""
+    return f"{case.name}: {pairs((name, dims(shape)) for name, shape in case.shapes.items()) or 'no input'}"
+
+
+def one_minus(cosine: float | None) -> str:
+    """Return a cosine's distance from 1, which its first digits do not show."""
+    return NOTHING if cosine is None else figure(1 - cosine)
+
+
+def nonfinite(pair: tuple[int, int]) -> str:
+    """Return a count before and after."""
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}->{pair[1]}"
+
+
+def result(check: OutputCheck) -> str:
+    """Return what was decided about one output."""
+    word = "not compared" if not check.comparable else "equal" if check.passed else "DIFFERS"
+    return f"{word}: {check.note}" if check.note else word
+
+
+def how_verified(verdict: Verdict) -> list[str]:
+    """Return how the comparison was made, a sentence each."""
+    if not verdict.cases:
+        return []
+    on = "on" if verdict.optimized else "off (their fusions move quantised values by a quantum)"
+    noise = f", or the model's own noise ({'; '.join(verdict.noise_sources)})" if verdict.noise_sources else ""
+    within = f"|difference| <= {verdict.tolerance}" if verdict.tolerance else "no tolerance"
+    return [f"ran on {verdict.backend}, graph optimisations {on}", f"allowed: {within}{noise}"]
+
+
+def comparison_blocks(verdict: Verdict, equality: str, brief: bool) -> Iterator[Block]:
+    """Yield what was compared and how; a table of outputs for every set of inputs."""
+    if not brief:
+        passed = strong("passed" if verdict.passed else "FAILED")
+        yield Paragraph(("Level ", code(verdict.level), ": ", passed, f": {equality}."))
+    how = Bullets(tuple(how_verified(verdict)))
+    if how.items and not brief:
+        yield how
+    for case in verdict.cases:
+        equal = sum(check.passed and check.comparable for check in case.outputs)
+        about = f"{equal} of {count(len(case.outputs), 'output')} equal"
+        shown = equal < len(case.outputs) or len(verdict.cases) * len(case.outputs) <= MANY_ROWS
+        ordered = sorted(case.outputs, key=lambda check: (check.passed, check.comparable)) if brief else case.outputs
+        rows = ordered[:BRIEF_OUTPUTS] if brief else ordered
+        content: list[Block] = [_outputs(case_name(case), rows)] if rows else []
+        if rest := ordered[len(rows) :]:
+            all_equal = all(check.passed and check.comparable for check in rest)
+            content.append(Paragraph(f"and {len(rest)} more{', all equal' if all_equal else ''}"))
+        yield Fold(case_name(case), tuple(content), (about,), shown, group=True)
+    if how.items and brief:
+        yield how
+
+
+def _outputs(title: str, checks: Sequence[OutputCheck]) -> Table:
+    def number(field: str) -> Callable[[OutputCheck], str]:
+        return lambda check: figure(getattr(check, field))
+
+    return table(
+        title,
+        checks,
+        ("output", lambda check: code(check.name)),
+        ("^type", lambda check: check.element),
+        ("^shape", lambda check: dims(check.shape)),
+        ("#max abs", number("max_abs")),
+        ("#^max rel", number("max_rel")),
+        ("#RMS", number("rms")),
+        ("#^1 - cosine", lambda check: one_minus(check.cosine)),
+        ("#ulp", number("ulp")),
+        ("#^argmax", lambda c: NOTHING if c.argmax_agreement is None else units.percent(c.argmax_agreement)),
+        ("#NaN", lambda check: nonfinite(check.nan)),
+        ("#^Inf", lambda check: nonfinite(check.inf)),
+        ("#own noise", number("noise")),
+        ("~result", lambda check: Span(_tone(check), result(check))),
+    )
+
+
+def _tone(check: OutputCheck) -> str:
+    return "warn" if not check.comparable else "good" if check.passed else "bad"
+
+
+# -- nodes that are no sites -----------------------------------------------------------------------------------------
+
+
+def skipped(nodes: Sequence[Skipped], brief: bool) -> list[Inline]:
+    """Return the dilated nodes that are never rewritten, in brief those alike together."""
+    groups = units.groups(nodes, lambda node: (node.op, node.dilations, node.reason)) if brief else [[n] for n in nodes]
+    return [
+        (
+            _names(some),
+            f" ({some[0].op}{f', dilations {dims(some[0].dilations)}' if some[0].dilations else ''}): {some[0].reason}",
+        )
+        for some in groups
+    ]
+
+
+def normalised(nodes: Sequence[Normalisation], brief: bool) -> list[Inline]:
+    """Return the Convs whose attributes change without changing the function, in brief those alike together."""
+    groups = units.groups(nodes, changes) if brief else [[node] for node in nodes]
+    return [(_names(some), f": {changes(some[0])}") for some in groups]
+
+
+def _names(nodes: Sequence[Skipped | Normalisation]) -> Inline:
+    names: list[Inline] = [code(f"{node.where}/{node.name}") for node in nodes[:SITE_NAMES]]
+    return commas([*names, *([f"and {len(nodes) - SITE_NAMES} more"] if len(nodes) > SITE_NAMES else [])])
+
+
+def changes(node: Normalisation) -> str:
+    """Return what changed in a Conv's attributes."""
+    parts = []
+    if node.dilations is not None:
+        parts.append(f"dilations become {list(node.dilations)} (an axis with kernel 1 has none)")
+    if node.pads is not None:
+        parts.append(f"auto_pad becomes pads {list(node.pads)}")
+    return "; ".join(parts) or "nothing"
+
+
+# -- notes, environment ----------------------------------------------------------------------------------------------
+
+
+def notes(report: Report) -> list[str]:
+    """Return what a reader should know besides the figures, most important first."""
+    lines, verdict = [], report.verdict
+    if verdict is not None:
+        if verdict.level == "none":
+            lines.append("UNVERIFIED: nothing was proved or run (--verify none)")
+        elif verdict.skipped is not None:
+            lines.append(f"whole models were not compared: {verdict.skipped}")
+        if verdict.deterministic is False:
+            names = dict.fromkeys(c.name for case in verdict.cases for c in case.outputs if not c.comparable)
+            which = f": {', '.join(names)}" if names else ""
+            lines.append(f"the original is not deterministic; outputs that differ between two runs of it{which}")
+        lines += verdict.notes
+    if any(map(assumed, report.sites)):
+        lines.append("some sizes are known at run time only: estimates there stand on typical sizes")
+    lines += report.notes
+    if verdict is not None:
+        lines += [f"as delivered, the original has this finding: {text}" for text in verdict.checker_before]
+    return list(dict.fromkeys(lines))
+
+
+def environment(report: Report) -> str:
+    """Return what ran where, in one line."""
+    here = report.environment
+    threads = "default threads" if here.threads is None else count(here.threads, "thread")
+    parts = [
+        f"dilrewrite {here.dilrewrite}, Python {here.python}",
+        pairs(here.packages.items()),
+        f"{here.processor or 'unknown processor'}, {count(here.cores, 'core')}, {threads}",
+        here.system,
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def times(spent: Mapping[str, float]) -> str:
+    """Return the seconds per step in one line."""
+    steps = pairs((step, seconds(value)) for step, value in spent.items())
+    return f"{steps}; together {seconds(sum(spent.values()))}" if spent else "not measured"

@@ -1,0 +1,341 @@
+"""The dilated Convs: where they are, what they are, what was done with them, and their proofs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.proof.prove import Proof
+from dilrewrite.reports import units
+from dilrewrite.reports.document import (
+    Bar,
+    Block,
+    Chart,
+    Fold,
+    Inline,
+    Paragraph,
+    Span,
+    Table,
+    code,
+    line,
+    muted,
+    reach,
+    strong,
+    table,
+)
+from dilrewrite.reports.report import Report, SiteReport
+from dilrewrite.reports.units import NOTHING, count, dims, figure, numberless, percent
+
+MANY_ROWS = 40
+"""A longer table or list is folded."""
+
+MANY_BARS = 15
+"""So many sites' shares are in sight, the largest; the others are folded."""
+
+NAME_LENGTH = 60
+"""A longer name loses its middle in charts and in the headings of groups, not in tables."""
+
+SITE_NAMES = 3
+"""How many sites of a group are named."""
+
+RAN_SHAPES = 8
+"""How many of the shapes that a Conv ran on are shown; in brief reports 2; report.json has all."""
+
+GEOMETRY_KEY = (
+    "kernel, d dilation, s stride, g group, channels in->out, input extents, p pads (begin:end where they differ); "
+    "n batch when it is not 1; ? is known at run time only"
+)
+"""How to read `geometry`."""
+
+# -- geometry --------------------------------------------------------------------------------------------------------
+
+
+def _short(values: Sequence[int | None]) -> str:
+    """Return one number when all axes agree, otherwise all of them."""
+    return dims(values[:1]) if len(set(values)) == 1 else dims(values)
+
+
+def geometry(conv: ConvGeometry) -> str:
+    """Return a Conv in short: `3x3 d12 s1 g1 256->256 28x28 p12`.
+
+    Kernel, dilation, stride, group, channels, input extents, pads (`begin:end` where they differ); what is not the
+    usual case follows: batch, element type, quantised. `?` is known at run time only.
+    """
+    begin, end = conv.pads_begin, conv.pads_end
+    pads = f"p{_short(begin)}{'' if begin == end else f':{_short(end)}'}"
+    parts = [
+        dims(conv.kernel),
+        f"d{_short(conv.dilations)}",
+        f"s{_short(conv.strides)}",
+        f"g{conv.group}",
+        f"{dims([conv.in_channels])}->{dims([conv.out_channels])}",
+        dims(conv.extents),
+        pads if conv.auto_pad == "NOTSET" else conv.auto_pad,
+        f"n{dims([conv.batch])}" if conv.batch != 1 else "",
+        conv.element if conv.element != "float32" else "",
+        "quantised" if conv.quantized else "",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def ran(site: SiteReport, most: int = 2) -> str:
+    """Return the input shapes of a Conv whose sizes are known at run time only: `ran on 1x88x320`; may be empty."""
+    unknown = None in (site.geometry.batch, site.geometry.in_channels, *site.geometry.extents)
+    return f"ran on {units.listed([dims(shape) for shape in site.ran], most)}" if site.ran and unknown else ""
+
+
+def shape(site: SiteReport, most: int = 2) -> str:
+    """Return a site's geometry, and the sizes it ran on where the model does not tell them."""
+    return ", ".join(filter(None, (geometry(site.geometry), ran(site, most))))
+
+
+def work(site: SiteReport) -> tuple[int | None, float | None]:
+    """Return a site's multiply-adds and the share of them on padding only, at the sizes it ran on if need be."""
+    if site.multiply_adds is not None or not site.ran:
+        return site.multiply_adds, site.padding_share
+    known = site.geometry
+    if len(site.ran[0]) == known.rank + 2:
+        batch, channels, *extents = site.ran[0]
+        known = replace(known, batch=batch, in_channels=channels, extents=tuple(extents)).explicit()
+    share = known.data_share()
+    return known.multiply_adds(), site.padding_share if share is None else 1 - share
+
+
+# -- one site --------------------------------------------------------------------------------------------------------
+
+
+def site_name(site: SiteReport) -> str:
+    """Return where a site is, and its node's name."""
+    return f"{site.where}/{site.name or site.output}"
+
+
+def short_name(site: SiteReport) -> Span:
+    """Return a site's name for where room is scarce."""
+    return code(units.shorten(units.clean(site_name(site)), NAME_LENGTH))
+
+
+def form(site: SiteReport) -> str:
+    """Return what was done at a site."""
+    if site.action != "rewritten":
+        return site.action
+    return f"{site.strategy}{f' (leaves d{site.max_dilation_left})' if site.max_dilation_left > 1 else ''}"
+
+
+def was_measured(site: SiteReport) -> bool:
+    """Say whether a form of the site was timed."""
+    return any(candidate.timing is not None for candidate in site.candidates)
+
+
+def assumed(site: SiteReport) -> bool:
+    """Say whether a site's estimates stand on assumed sizes."""
+    return site.multiply_adds is None and bool(site.candidates)
+
+
+def share(site: SiteReport) -> str:
+    """Return a site's share of the model's time, and the interval in which it is: `38.2 % (37.9 to 38.6 %)`."""
+    if site.share is None:
+        return NOTHING
+    low, high = map(percent, site.share_interval or (site.share, site.share))
+    between = f" ({low.removesuffix(' %')} to {high})" if low != high else ""
+    return f"{percent(site.share)}{between}"
+
+
+def rounding_ratio(proof: Proof) -> str:
+    """Return the rounding error of the new form against the native one's."""
+    rounding = proof.rounding
+    if rounding is None:
+        return NOTHING
+    if rounding.native_error == 0 or not math.isfinite(rounding.native_error):
+        return f"{figure(rounding.new_error)} (native {figure(rounding.native_error)})"
+    ratio = rounding.new_error / rounding.native_error
+    return f"{ratio:.1f}x native" if ratio < 1000 else f"{figure(ratio)}x native"
+
+
+def proof(site: SiteReport) -> str:
+    """Return a site's proof in short: `exact (1 shape), rounding 1.2x native`."""
+    proof = site.proof
+    if proof is None:
+        return "not proved" if site.action == "rewritten" else NOTHING
+    if proof.failure is not None:
+        return f"FAILED: {proof.failure}"
+    parts = [
+        f"exact ({count(len(proof.shapes), 'shape')})",
+        f"rounding {rounding_ratio(proof)}" if proof.rounding is not None else "",
+        "" if proof.native_ran else "native not run",
+        f"on {proof.backend}" if "reference" in proof.backend else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+# -- the sites -------------------------------------------------------------------------------------------------------
+
+Group = Sequence[tuple[int, SiteReport]]
+"""Sites that read the same, with their numbers."""
+
+
+def _groups(report: Report) -> list[list[tuple[int, SiteReport]]]:
+    """Return the sites in groups that read the same.
+
+    With a measurement, sites that differ only in the numbers of their reason or proof, and in shares, are one group.
+    """
+
+    def key(item: tuple[int, SiteReport]) -> tuple[object, ...]:
+        site = item[1]
+        if report.command == "inspect":
+            return (shape(site), work(site), _applicable(site), repr(site.refused))
+        texts = (site.reason, proof(site))
+        if report.measurement is None:
+            return (shape(site), work(site), form(site), *texts)
+        question = site.question if was_measured(site) else None
+        return (question, shape(site), work(site), form(site), *map(numberless, texts))
+
+    return units.groups(enumerate(report.sites, 1), key)
+
+
+def _one(texts: Iterable[str]) -> str:
+    """Return texts that differ in numbers only as one."""
+    ((text, _number),) = units.merged(list(texts))
+    return text
+
+
+def _proved(some: Group) -> Inline:
+    text = _one(proof(site) for _, site in some)
+    return Span("bad", text) if text.startswith("FAILED") else text
+
+
+def names_of(sites: Sequence[SiteReport]) -> list[Inline]:
+    """Return the names of the first sites, and how many more there are."""
+    names: list[Inline] = [code(site_name(site)) for site in sites[:SITE_NAMES]]
+    return [*names, *([f"and {len(sites) - SITE_NAMES} more"] if len(sites) > SITE_NAMES else [])]
+
+
+def site_blocks(report: Report, brief: bool) -> Iterator[Block]:
+    """Yield one row per site, in brief per group that reads the same; figures known for no site have no column."""
+    if not report.sites:
+        return
+    groups: list[list[tuple[int, SiteReport]]]
+    groups = _groups(report) if brief else [[item] for item in enumerate(report.sites, 1)]
+    sites, inspected = report.sites, report.command == "inspect"
+    known = [work(site) for site in sites]
+    shares = any(site.share is not None for site in sites)
+    gains = any(site.predicted_gain is not None for site in sites)
+
+    def total(some: Group) -> str:
+        return NOTHING if (sum_ := units.summed(site.share for _, site in some)) is None else percent(sum_)
+
+    site_table = table(
+        "Dilated Convs",
+        groups,
+        ("##", lambda some: str(len(some) if brief else some[0][0])),
+        ("site", lambda some: _names(some) if brief else code(site_name(some[0][1]))),
+        ("^geometry", lambda some: code(geometry(some[0][1].geometry))),
+        any(map(ran, sites)) and ("^ran on", lambda some: _ran(some[0][1], 2 if brief else RAN_SHAPES)),
+        shares and ("#share of time", lambda some: total(some) if brief else share(some[0][1])),
+        gains
+        and (
+            "#^gain" if brief else "#^predicted gain",
+            lambda some: units.gain(units.summed(site.predicted_gain for _, site in some)),
+        ),
+        any(adds is not None for adds, _ in known)
+        and ("#multiply-adds", lambda some: units.amount(work(some[0][1])[0])),
+        any(pad is not None for _, pad in known) and ("#^padding only", lambda some: percent(work(some[0][1])[1])),
+        (inspected and brief) and ("~forms that apply", lambda some: _applicable(some[0][1])),
+        not inspected and ("form", lambda some: Span("good" if some[0][1].action == "rewritten" else "", _form(some))),
+        not inspected and ("~^why", lambda some: _one(site.reason for _, site in some)),
+        not inspected and ("~^proof", _proved),
+        not brief and ("output", lambda some: code(some[0][1].output)),
+        anchor="" if brief else "site",
+    )
+    yield _folded(site_table, f"All {len(sites)} sites")
+    yield Paragraph(muted(f"Geometry: {GEOMETRY_KEY}."))
+
+
+def _names(some: Group) -> Inline:
+    first, *rest = names_of([site for _, site in some])
+    return (first, *map(line, rest))
+
+
+def _form(some: Group) -> str:
+    return form(some[0][1])
+
+
+def _applicable(site: SiteReport) -> str:
+    return ", ".join(candidate.strategy for candidate in site.candidates) or "none"
+
+
+def _ran(site: SiteReport, most: int) -> str:
+    return ran(site, most).removeprefix("ran on ") or NOTHING
+
+
+def _folded(whole: Table, title: str) -> Block:
+    return Fold(title, (whole,)) if len(whole.rows) > MANY_ROWS else whole
+
+
+def share_blocks(report: Report) -> Iterator[Block]:
+    """Yield how much of the time each dilated Conv takes, and what of that is expected to go."""
+    known = [(i, s, s.share) for i, s in enumerate(report.sites, 1) if s.share is not None]
+    if not known:
+        return
+    known.sort(key=lambda item: -item[2] if math.isfinite(item[2]) else 0.0)
+    total = percent(units.summed(share for _, _, share in known))
+    some = "" if len(known) == len(report.sites) else f"; {len(known)} of {len(report.sites)} are known"
+    yield Paragraph((strong(total), f" of the time of one run goes to the dilated Convs{some}."))
+    bars = tuple(_share_bar(number, site, share, report) for number, site, share in known)
+    seen = {kind for bar in bars for kind in (bar.kind, "gone" if bar.gone else "")}
+    looks = (("taken", "rewritten"), ("keep", "kept"), ("gone", "predicted to go"))
+    legend = tuple((kind, name) for kind, name in looks if kind in seen)
+    title, most = "Share of the time of one run, in percent", reach(bars)
+    yield Chart(title, bars[:MANY_BARS], legend, most)
+    if len(bars) > MANY_BARS:
+        rest = units.summed(share for _, _, share in known[MANY_BARS:])
+        summary = f"{count(len(bars) - MANY_BARS, 'site')} more, {percent(rest)} of the time"
+        yield Fold(summary, (Chart(title, bars[MANY_BARS:], legend, most),))
+
+
+def _share_bar(number: int, site: SiteReport, share: float, report: Report) -> Bar:
+    done = "" if report.command == "inspect" else form(site)
+    gain = site.predicted_gain
+    gained = "" if gain is None or abs(gain) < 0.0005 else f"predicted gain {units.gain(gain)}"
+    says = ", ".join(filter(None, (percent(share), done, gained)))
+    return Bar(
+        kind="taken" if site.action == "rewritten" else "keep",
+        name=f"site {number}, {site_name(site)}: {says}",
+        label=(link(number), " ", short_name(site)),
+        says=(strong(percent(share)), f" {done}", line(muted(gained)) if gained else ""),
+        value=100 * share,
+        gone=100 * min(max(gain, 0.0), share) if gain is not None and math.isfinite(gain) else 0.0,
+    )
+
+
+def link(number: int) -> Span:
+    """Return a link to a site's row."""
+    return Span("link", str(number), f"site-{number}")
+
+
+def proof_blocks(report: Report) -> Iterator[Block]:
+    """Yield every figure of every proof."""
+    proved = [(number, site.proof) for number, site in enumerate(report.sites, 1) if site.proof is not None]
+    if not proved:
+        return
+    hold = sum(proof.failure is None for _, proof in proved)
+    method = "Exact: bit for bit on whole numbers. Rounding: errors against float64, as shares of "
+    yield Paragraph((strong(f"{hold} of {len(proved)} hold."), " ", method, code("Conv(|x|, |w|) + |b|"), "."))
+
+    def rounding(field: str) -> Callable[[tuple[int, Proof]], str]:
+        return lambda item: figure(getattr(item[1].rounding, field, None))
+
+    figures = (("native error", "native_error"), ("new error", "new_error"), ("limit", "limit"), ("ceiling", "ceiling"))
+    proofs = table(
+        "Proofs",
+        proved,
+        ("##", lambda item: link(item[0])),
+        ("input shapes", lambda item: ", ".join(map(dims, item[1].shapes)) or NOTHING),
+        ("#elements", lambda item: str(item[1].elements)),
+        ("ran on", lambda item: item[1].backend),
+        ("native ran", lambda item: "yes" if item[1].native_ran else "no"),
+        *((f"#{head}", rounding(field)) for head, field in (*figures, ("new - native", "difference"))),
+        ("~result", lambda item: "holds" if item[1].failure is None else Span("bad", f"FAILED: {item[1].failure}")),
+    )
+    yield Fold("Figures of every proof", (proofs,), shown=hold < len(proved))

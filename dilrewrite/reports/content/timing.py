@@ -1,0 +1,303 @@
+"""How timings were taken, and what they say of the whole model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from dilrewrite.reports import units
+from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES
+from dilrewrite.reports.document import (
+    Bar,
+    Block,
+    Chart,
+    Facts,
+    Inline,
+    Paragraph,
+    Span,
+    code,
+    codes,
+    line,
+    muted,
+    reach,
+    strong,
+    table,
+)
+from dilrewrite.reports.report import Report
+from dilrewrite.reports.units import (
+    NOTHING,
+    count,
+    difference,
+    dims,
+    expected,
+    figure,
+    milliseconds,
+    pairs,
+    percent,
+    ratio_of,
+    seconds,
+    spread,
+    versus,
+)
+from dilrewrite.runtimes import MEASURED
+from dilrewrite.timing.measurement import Attempt, Measurement
+from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
+
+TIME_LEGEND = (("whisker", "20th to 80th percentile"),)
+
+MODES = {
+    "interleaved": "interleaved (both models loaded, runs in turn)",
+    "blocks": "in blocks (one model loaded at a time)",
+}
+"""What the modes of a comparison are."""
+
+READINGS = {
+    "sm_clock_mhz": ("", " MHz"),
+    "memory_clock_mhz": ("memory ", " MHz"),
+    "power_w": ("", " W"),
+    "temperature_c": ("", " °C"),
+}
+"""What stands before and after a reading of a device."""
+
+HELD_BACK = {
+    0x2: "application clocks",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+    0x100: "display clocks",
+}
+"""Why a GPU runs slower than it could, by NVML's bits; 0x1 is that it has nothing to do."""
+
+
+def on(measurement: Measurement | None) -> str:
+    """Return ` on BACKEND`."""
+    return "" if measurement is None else f" on {measurement.backend}"
+
+
+def own_noise(report: Report) -> Noise | None:
+    """Return how the original ran against itself; what `bench` found of a single model is just that."""
+    measurement = report.measurement
+    if measurement is None or measurement.noise is not None:
+        return measurement.noise if measurement is not None else None
+    final = measurement.final
+    if report.command != "bench" or report.after is not None or final is None:
+        return None
+    return Noise(ratio=final.ratio, low=final.low, high=final.high, pairs=final.pairs)
+
+
+# -- how -------------------------------------------------------------------------------------------------------------
+
+
+def measuring(report: Report) -> list[tuple[str, str]]:
+    """Return how timings were taken and what they say of the whole model, as (what, text) rows."""
+    measurement = report.measurement
+    if measurement is None:
+        return []
+    versions = pairs(measurement.versions.items())
+    shapes = pairs((name, dims(shape)) for name, shape in measurement.inputs.items())
+    timings = f"{measurement.measured} taken now, {measurement.recalled} recalled from the cache"
+    profiled, load = measurement.profiled_s, measurement.load
+    rows = [
+        ("runtime", ", ".join(filter(None, (measurement.backend, versions)))),
+        ("device", measurement.device),
+        ("settings", pairs(measurement.settings.items())),
+        ("inputs", shapes or ("none" if measurement.estimated_s is None else "")),
+        ("time", _budget(measurement, limited=report.command != "inspect")),
+        ("timings", timings if measurement.measured + measurement.recalled else ""),
+        (
+            "profile",
+            f"a run of the original under the profiler takes {milliseconds(profiled)} ms"
+            if profiled is not None
+            else "",
+        ),
+        ("noise", _noise(report)),
+        ("mode", _modes(report, measurement)),
+        (
+            "load",
+            f"{figure(load)} processes wanted a core in the minute before, on {count(report.environment.cores, 'core')}"
+            if load is not None
+            else "",
+        ),
+        *_whole(report, measurement),
+        ("first run", _first_run(measurement)),
+        ("GPU before/after", _states(measurement)),
+        ("source", "" if measurement.source == MEASURED else f"{measurement.source}: NOT MEASURED"),
+    ]
+    return [(what, text) for what, text in rows if text]
+
+
+def _noise(report: Report) -> str:
+    noise = own_noise(report)
+    if noise is None:
+        return ""
+    centre, low, high = units.factors(noise.ratio, noise.low, noise.high)
+    itself = "the model" if report.command == "bench" else "the original"
+    interval = f"{units.INTERVAL} {low} to {high}x, {count(noise.pairs, 'pair')}"
+    return f"{percent(noise.level)}: {itself} against itself takes {centre}x the time ({interval})"
+
+
+def _whole(report: Report, measurement: Measurement) -> Iterator[tuple[str, str]]:
+    """Yield what was predicted of the whole model, what it takes, and how much its runs vary."""
+    final, alone = measurement.final, report.command == "bench" and report.after is None
+    if measurement.predicted_ratio is not None:
+        yield "predicted", f"{expected(measurement.predicted_ratio)}, from the timings of the sites"
+    if final is None:
+        return
+    if not alone:
+        both = f"{spread(final.first)} ms -> {spread(final.second)} ms"
+        yield "whole model", f"{versus(final)}; {count(final.pairs, 'pair')}, 20 to 80 % of them {both}"
+    if final.first.p99_s > 0:
+        timings = [final.first, final.second][: 1 if alone else 2]
+        slowest = " -> ".join(f"{milliseconds(timing.p99_s)} ms" for timing in timings)
+        varies = " -> ".join(percent(timing.variation) for timing in timings)
+        yield "slowest runs", f"99th percentile {slowest}; coefficient of variation {varies}"
+
+
+def _first_run(measurement: Measurement) -> str:
+    """Return how long the first run of the whole models took; may be empty."""
+    times = [seconds(measurement.first_run_s[key]) for key in ("before", "after") if key in measurement.first_run_s]
+    return f"{' -> '.join(times)}, with loading and all that is done once" if times else ""
+
+
+def _states(measurement: Measurement) -> str:
+    """Return a device's readings before and after: `1980/1965 MHz, 231/240 W, 41/47 °C`; may be empty."""
+    both = (measurement.state_before, measurement.state_after)
+    parts = []
+    for name, (what, unit) in READINGS.items():
+        if any(name in state for state in both):
+            values = "/".join(f"{state[name]:.0f}" if name in state else NOTHING for state in both)
+            parts.append(f"{what}{values}{unit}")
+    reasons = [int(state.get("throttle_reasons", 0)) for state in both]
+    names = [name for bit, name in HELD_BACK.items() if any(bits & bit for bits in reasons)]
+    return ", ".join([*parts, *([f"held back by {' and '.join(names)}"] if names else [])])
+
+
+def _modes(report: Report, measurement: Measurement) -> str:
+    """Return in which order models ran, of the whole model and the sites apart where they differ; may be empty."""
+    whole = [measurement.final, *(attempt.timing for attempt in measurement.attempts)]
+    forms = [candidate.timing for site in report.sites for candidate in site.candidates]
+    of_whole, of_forms = (
+        " or ".join(dict.fromkeys(MODES[timing.mode] for timing in timings if timing is not None))
+        for timings in (whole, forms)
+    )
+    if of_whole and of_forms and of_whole != of_forms:
+        return f"the whole model {of_whole}; the forms {of_forms}"
+    return of_whole or of_forms
+
+
+def _budget(measurement: Measurement, *, limited: bool) -> str:
+    """Return how long measuring took, or would take, and why it took longer than it should."""
+    limit = f"budget of {seconds(measurement.budget_s)}" if limited and 0 < measurement.budget_s < math.inf else ""
+    within = f", with a {limit}" if limit else ""
+    if measurement.estimated_s is not None:
+        estimate = f"would take about {seconds(measurement.estimated_s)}{within}"
+        return estimate if measurement.estimated_s else "nothing to measure"
+    took, floor = f"took {seconds(measurement.spent_s)}", measurement.floor_s
+    least = f"what is always done, the profile and the least confirmation, took {seconds(floor)}" if floor else ""
+    if limit and measurement.spent_s > measurement.budget_s:
+        return f"{took}, more than the {limit}{f': {least}' if least else ''}"
+    return f"{took}{within}{f' ({least})' if least else ''}"
+
+
+def measuring_blocks(report: Report, brief: bool) -> Iterator[Block]:
+    """Yield how timings were taken, and the versions of the whole model that were timed."""
+    rows = measuring(report)
+    if report.measurement is None or not rows:
+        return
+    yield Facts("How timings were taken", tuple(rows))
+    attempts = list(enumerate(report.measurement.attempts, 1))
+    if not attempts:
+        return
+
+    def sites(attempt: Attempt) -> Inline:
+        if brief:
+            return units.listed(attempt.sites, SITE_NAMES)
+        few = len(attempt.sites) <= SITE_NAMES
+        whole = f"{len(attempt.sites)} of {len(report.sites)}"
+        return codes(attempt.sites) if few else Span("fold", codes(attempt.sites), whole)
+
+    title = "Versions of the model that were timed against the original"
+    yield Paragraph(f"{title}:")
+    yield table(
+        title,
+        attempts,
+        ("##", lambda item: str(item[0])),
+        ("#sites rewritten", lambda item: str(len(item[1].sites))),
+        ("~sites", lambda item: sites(item[1]) or NOTHING),
+        ("#original ms", lambda item: milliseconds(item[1].timing.first.median_s)),
+        ("#version ms", lambda item: milliseconds(item[1].timing.second.median_s)),
+        ("#ratio", lambda item: ratio_of(item[1].timing)[0]),
+        (f"#^{units.INTERVAL}", lambda item: ratio_of(item[1].timing)[1]),
+        not brief and ("#pairs", lambda item: str(item[1].timing.pairs)),
+        ("result", lambda item: difference(item[1].timing)),
+    )
+
+
+# -- the whole model -------------------------------------------------------------------------------------------------
+
+
+def time_bar(kind: str, name: str, timing: Timing, label: Inline, says: Inline = "", mark: float | None = None) -> Bar:
+    """Return the bar of a timing, in milliseconds."""
+    median = f"{milliseconds(timing.median_s)} ms"
+    return Bar(
+        kind=kind,
+        name=f"{name}: median {median}, 20 to 80 %: {spread(timing)} ms",
+        label=label,
+        says=(strong(median), muted(f" ({spread(timing)})"), line(says)),
+        value=1000 * timing.median_s,
+        low=1000 * timing.p20_s,
+        high=1000 * timing.p80_s,
+        mark=None if mark is None else 1000 * mark,
+    )
+
+
+def whole_blocks(report: Report, measurement: Measurement) -> Iterator[Block]:
+    """Yield the original against the model written, and what was expected of it."""
+    final, predicted = measurement.final, measurement.predicted_ratio
+    if final is None:
+        if predicted is not None:
+            says = f"{expected(predicted)}, from the timings of the sites; it was not timed as a whole."
+            yield Paragraph((strong("Predicted: "), says))
+        return
+    names, labels = _names(report)
+    bars = [
+        time_bar("keep", names[0], final.first, labels[0]),
+        time_bar("taken", names[1], final.second, labels[1]),
+    ]
+    if predicted is not None and math.isfinite(predicted):
+        time = 1000 * predicted * final.first.median_s
+        says = f"{milliseconds(time / 1000)} ms"
+        beside = (says, muted(f" {expected(predicted)}"))
+        bars.append(Bar(kind="predicted", name=f"predicted: {says}", label="predicted", says=beside, value=time))
+    if report.after is not None or report.command != "bench":
+        yield Paragraph(f"{versus(final)}, {count(final.pairs, 'pair')}.")
+    if predicted is not None and 0 < predicted < math.inf:
+        yield Paragraph(_against_prediction(predicted, final))
+    title = "Time of one run of the whole model, median, in milliseconds"
+    yield Chart(title, tuple(bars), TIME_LEGEND, reach(bars))
+
+
+def _names(report: Report) -> tuple[tuple[str, str], tuple[Inline, Inline]]:
+    """Return the names of the two models, and what stands beside their bars."""
+    if report.command != "bench":
+        names = ("before", "after")
+    else:
+        names = ("first model", "second model") if report.after is not None else ("the model", "the model again")
+    if report.after is None or report.command != "bench":
+        return names, (strong(names[0]), strong(names[1]))
+    first, second = (units.shorten(units.clean(model.path), NAME_LENGTH) for model in (report.before, report.after))
+    return names, ((strong(names[0]), " ", code(first)), (strong(names[1]), " ", code(second)))
+
+
+def _against_prediction(predicted: float, final: Comparison) -> str:
+    """Return how far the whole model is from what the timings of the sites let expect."""
+    measured, _ = ratio_of(final)
+    (ratio,) = units.factors(predicted)
+    how = "within the interval"
+    if not final.low <= predicted <= final.high:
+        off = final.ratio / predicted - 1
+        how = f"{100 * abs(off):.1f} % {'more' if off > 0 else 'less'} time than predicted"
+    return f"Predicted from the timings of the sites: {ratio}x the time; actual: {measured}x: {how}."

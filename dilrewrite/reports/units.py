@@ -1,0 +1,234 @@
+"""How numbers and names read in every report: ratios, sizes, times, shares, lists, and texts that differ in numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
+
+from dilrewrite.timing.stopwatch import CONFIDENCE, MIN_PAIRS, Comparison, Timing
+
+UNKNOWN = "?"
+"""Stands for a size that is known at run time only."""
+
+NOTHING = "-"
+"""Stands for a figure that there is none of."""
+
+INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"
+"""What the intervals of ratios are."""
+
+NUMBER = r"(?<![\w.])\d+(?:\.\d+)?(?=x?(?![\w.]*\w))"
+"""A number in a sentence, for `re`; digits in a name are none."""
+
+T = TypeVar("T")
+
+# -- names and lists -------------------------------------------------------------------------------------------------
+
+
+def clean(text: str) -> str:
+    """Return `text` on one line, with what does not print (control characters, direction marks) as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return `text` with its middle left out when it is longer than `length`."""
+    room = length - 3
+    return text if len(text) <= length else f"{text[: room - room // 2]}...{text[len(text) - room // 2 :]}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 site`, `2 sites`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def dims(shape: Iterable[int | None]) -> str:
+    """Return `1x3x224x224`, `scalar` without dimension."""
+    return "x".join(UNKNOWN if extent is None else str(extent) for extent in shape) or "scalar"
+
+
+def listed(items: Sequence[str], most: int) -> str:
+    """Return the first `most` items and how many more there are."""
+    more = len(items) - most
+    return ", ".join(items) if more <= 0 else f"{', '.join(items[:most])} and {more} more"
+
+
+def pairs(items: Iterable[tuple[str, object]], separator: str = ", ") -> str:
+    """Return `name value, name value`."""
+    return separator.join(f"{name} {value}" for name, value in items)
+
+
+def groups(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Return the items in groups of equal key, in the order of their first members."""
+    members: dict[Hashable, list[T]] = {}
+    for item in items:
+        members.setdefault(key(item), []).append(item)
+    return list(members.values())
+
+
+# -- sentences that differ in numbers --------------------------------------------------------------------------------
+
+
+def merged(texts: Sequence[str], names: Iterable[str] = ()) -> list[tuple[str, int]]:
+    """Return texts that differ in numbers and in `names` only as one sentence each, and how many they are.
+
+    Numbers become a range, names a choice: "tap_prune or im2col, is estimated at 1.2 to 3.4x".
+    """
+    words = "|".join(re.escape(name) for name in sorted(set(names), key=len, reverse=True))
+    pattern = re.compile(f"({NUMBER}" + (rf"|(?<!\w)(?:{words})(?!\w)" if words else "") + ")")
+
+    def kind(parts: list[str]) -> Hashable:
+        return (*parts[::2], *(part[0].isdigit() for part in parts[1::2]))
+
+    alike = groups(map(pattern.split, texts), kind)
+    return [("".join(map(_spread, zip(*some, strict=True))), len(some)) for some in alike]
+
+
+def _spread(values: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) == 1:
+        return distinct[0]
+    if all(value[0].isdigit() for value in distinct):
+        ordered = sorted(distinct, key=float)
+        return f"{ordered[0]} to {ordered[-1]}"
+    return f"{', '.join(distinct[:-1])} or {distinct[-1]}"
+
+
+def numberless(text: str) -> str:
+    """Return `text` with a placeholder for each number: equal for what `merged` makes one sentence of."""
+    return re.sub(NUMBER, "#", text)
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Return a number with `digits` significant digits; infinities and NaN by name."""
+    return NOTHING if value is None else f"{value:.{digits}g}" if value else "0"
+
+
+def amount(number: int | None) -> str:
+    """Return a large whole number with a decimal prefix: `21.7 M`; `?` when unknown."""
+    return UNKNOWN if number is None else _scaled(number, 1000, ("", "k", "M", "G", "T", "P"))
+
+
+def size(number: int | None) -> str:
+    """Return a number of bytes with a binary prefix."""
+    return NOTHING if number is None else _scaled(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(number: int, base: int, units: Sequence[str]) -> str:
+    value, power = float(number), 0
+    while abs(value) >= base - 0.5 and power < len(units) - 1:
+        value, power = value / base, power + 1
+    return f"{_three(value) if power else number} {units[power]}".rstrip()
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage that reads 0 % or 100 % only when it is."""
+    if share is None:
+        return UNKNOWN
+    if not math.isfinite(share) or share in (0, 1):
+        return f"{100 * share:.0f} %"
+    return "<0.1 %" if 0 < share < 0.0005 else ">99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
+
+
+def change(before: int, after: int) -> str:
+    """Return how much a size grew or shrank."""
+    if before == after:
+        return "0"
+    return f"{after - before:+d}" if not before else f"{100 * (after / before - 1):+.1f} %"
+
+
+def gain(share: float | None) -> str:
+    """Return a share of the model's time with its sign, below 0 for a loss."""
+    if share is None:
+        return NOTHING
+    return "about 0" if abs(share) < 0.0005 else f"{100 * share:+.1f} %"
+
+
+def summed(shares: Iterable[float | None]) -> float | None:
+    """Return the sum of what is known; `None` when nothing is."""
+    known = [share for share in shares if share is not None]
+    return sum(known) if known else None
+
+
+# -- times and ratios ------------------------------------------------------------------------------------------------
+
+
+def seconds(value: float) -> str:
+    """Return a duration in seconds."""
+    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+
+
+def milliseconds(value: float) -> str:
+    """Return seconds as a number of milliseconds, with 3 significant digits or whole."""
+    return _three(1000 * value)
+
+
+def _three(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def spread(timing: Timing) -> str:
+    """Return the 20th to the 80th percentile in milliseconds."""
+    return f"{milliseconds(timing.p20_s)} to {milliseconds(timing.p80_s)}"
+
+
+def factors(*ratios: float) -> list[str]:
+    """Return ratios with 3 significant digits; with 3 decimals where one of them would read as 1 otherwise."""
+    close = any(0.99 < ratio < 1.01 for ratio in ratios) or all(0.95 < ratio < 1.05 for ratio in ratios)
+    return [f"{ratio:.3f}" if close and ratio < 10 else _three(ratio) for ratio in ratios]
+
+
+def inverse(value: float) -> float:
+    """Return 1 / `value`, infinity for 0."""
+    return 1 / value if value else math.inf
+
+
+def ratio_of(comparison: Comparison) -> tuple[str, str]:
+    """Return the ratio second / first, and its interval; too few pairs for one are told."""
+    centre, low, high = factors(comparison.ratio, comparison.low, comparison.high)
+    return centre, f"{low} to {high}{f' ({comparison.pairs} pairs)' if comparison.pairs < MIN_PAIRS else ''}"
+
+
+def difference(comparison: Comparison) -> str:
+    """Return a comparison in one word or a few: `1.21x faster`, `no difference`."""
+    return "no difference" if comparison.low <= 1 <= comparison.high else different(comparison)[0]
+
+
+def different(comparison: Comparison) -> tuple[str, str]:
+    """Return `1.21x faster`, and the times with the interval of that factor, whose ends swap for a speed-up."""
+    ratios = (comparison.ratio, comparison.low, comparison.high)
+    if comparison.high < 1:
+        ratios = (inverse(comparison.ratio), inverse(comparison.high), inverse(comparison.low))
+    factor, low, high = factors(*ratios)
+    word = "faster" if comparison.high < 1 else "slower"
+    return f"{factor}x {word}", f"{_times(comparison)}, {INTERVAL} {low} to {high}x"
+
+
+def same(comparison: Comparison) -> str:
+    """Return `0.99x the time (14.2 ms -> 14.1 ms, 95 % interval 0.97 to 1.02x)`."""
+    centre, interval = ratio_of(comparison)
+    return f"{centre}x the time ({_times(comparison)}, {INTERVAL} {interval}x)"
+
+
+def versus(comparison: Comparison, on: str = "") -> str:
+    """Return the second model against the first: `1.21x faster (14.2 ms -> 11.7 ms, 95 % interval 1.18 to 1.24x)`.
+
+    `on` follows what was found.
+    """
+    if comparison.low <= 1 <= comparison.high:
+        return f"no difference beyond the interval{on}: {same(comparison)}"
+    speed, times = different(comparison)
+    return f"{speed}{on} ({times})"
+
+
+def _times(comparison: Comparison) -> str:
+    return f"{milliseconds(comparison.first.median_s)} ms -> {milliseconds(comparison.second.median_s)} ms"
+
+
+def expected(ratio: float) -> str:
+    """Return a predicted ratio in words: `1.18x faster`."""
+    (factor,) = factors(ratio if ratio > 1 else inverse(ratio))
+    return "no difference" if factor == "1.000" else f"{factor}x {'slower' if ratio > 1 else 'faster'}"
