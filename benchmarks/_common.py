@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto, TensorProto, numpy_helper
+
 from dilrewrite import machine
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.reports.report import environment
 from dilrewrite.runtimes import TimedBackend
 
@@ -50,3 +53,23 @@ def write(name: str, data: dict[str, Any], page: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text("\n".join(page).rstrip("\n") + "\n", encoding="utf-8")
+
+
+def retyped(model: ModelProto, element: str) -> ModelProto:
+    """A copy of a model of our own with float32 replaced by `element` in values, constants and declarations."""
+    twin = ModelProto()
+    twin.CopyFrom(model)
+    kind = FLOATS[element].number
+    for tensor in twin.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(FLOATS[element].dtype)
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind, dims=values.shape, raw_data=values.tobytes()))
+    for value in (*twin.graph.input, *twin.graph.output, *twin.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = kind
+    for node in twin.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
+                values = numpy_helper.to_array(attribute.t).astype(FLOATS[element].dtype)
+                attribute.t.CopyFrom(TensorProto(data_type=kind, dims=values.shape, raw_data=values.tobytes()))
+    return twin

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from _common import heading, table, write
+from _common import heading, retyped, table, write
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite import machine
@@ -36,7 +36,6 @@ from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.options import Building
 from dilrewrite.proof.inputs import parse_shapes
-from dilrewrite.proof.micro import retyped
 from dilrewrite.reports.report import environment
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu
 from dilrewrite.sites import Found, Site

@@ -23,6 +23,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.choice import choose
 from dilrewrite.forms.strategies import strategies
+from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Prover
 from dilrewrite.runtimes import timed_backend
 from dilrewrite.sites import Site
@@ -248,19 +249,19 @@ def _cell(form: dict[str, Any] | None) -> str:
 def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespace) -> dict[str, Any]:
     """Time every form of one geometry."""
     proto = model(conv)
-    (site,) = find(proto).sites
+    source, (site,) = Source(proto), find(proto).sites
     offered, _ = choose.candidates(site, strategies())
     wanted = choose.distinct([candidate for candidate in offered if candidate.strategy != "keep"])
     profiled = Profiled(seconds=0.0, sites={}, tensors={})
 
     def ask(bare: bool) -> neighbourhood.Question:
         return neighbourhood.ask(
-            proto, site, profiled, lambda tensor: numpy_helper.to_array(tensor), backend.layout_ranks, bare=bare
+            source, site, profiled, lambda tensor: numpy_helper.to_array(tensor), backend.layout_ranks, bare=bare
         )
 
     meter = Meter(backend=backend, cache=Cache.open(None), budget_s=1e6, threads=options.threads)
     meter.begin()
-    forms = [Form(strategy=c.strategy, fragment=c.fragment, prove=_proof(prover, site, c)) for c in wanted]
+    forms = [Form(strategy=c.strategy, fragment=c.fragment, prove=_proof(prover, source, site, c)) for c in wanted]
     try:
         answer = meter.answer(ask(False), lambda: ask(True), forms, options.seconds, must_go=False)
     finally:
@@ -288,8 +289,8 @@ def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespa
     }
 
 
-def _proof(prover: Prover, site: Site, candidate: choose.Candidate) -> Any:
-    return lambda: prover.prove(site, candidate.fragment).failure
+def _proof(prover: Prover, source: Source, site: Site, candidate: choose.Candidate) -> Any:
+    return lambda: prover.prove(source, site, candidate.fragment).failure
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from _common import table
+from _common import retyped, table
 from engines import variants
 from geometries import CONVS, Conv
 from geometries import model as geometry_model
@@ -43,8 +43,8 @@ from dilrewrite.choice.choose import BROKEN
 from dilrewrite.errors import DilrewriteError
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.model.load import load
+from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import Chooser, parse_shapes
-from dilrewrite.proof.micro import retyped
 from dilrewrite.reports.report import environment
 from dilrewrite.runtimes import (
     MEASURED,
@@ -458,7 +458,8 @@ def sweep(conv: Conv, precision: str, meter: Meter, until: float, seconds: float
     profiled = Profiled(seconds=0.0, sites={}, tensors={})
 
     def ask(bare: bool) -> neighbourhood.Question:
-        return neighbourhood.ask(proto, site, profiled, numpy_helper.to_array, meter.backend.layout_ranks, bare=bare)
+        source, ranks = Source(proto), meter.backend.layout_ranks
+        return neighbourhood.ask(source, site, profiled, numpy_helper.to_array, ranks, bare=bare)
 
     if meter.now() == 0:
         meter.begin()

@@ -28,6 +28,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.options import CommandOptions
+from dilrewrite.proof.carve import Source
 from dilrewrite.runtimes import artifact, timed_backend
 from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
@@ -49,7 +50,7 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     )
     model = load(path)
     found = find(model.proto)
-    decider = Decider(settings.scope, settings.proving)
+    decider = Decider(settings.scope, settings.proving, Source(model.proto))
     considered = [decider.consider(site) for site in found.sites]
     compared = pipeline._settings(model, settings.proving)
     tuning = pipeline._tuning(model, found, decider, compared, settings, pipeline.silent)

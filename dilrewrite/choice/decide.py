@@ -18,6 +18,7 @@ from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.options import Proving, Scope
+from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Proof, Prover
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import too_new
@@ -30,7 +31,7 @@ def matches(pattern: str | None, where: str, name: str, output: str = "") -> boo
 
 
 class Decider:
-    """Decides about the sites of one model. `decided`: by a decisions file. `around` surrounds every proof.
+    """Decides about the sites of one model, `source`. `decided`: by a decisions file. `around` surrounds every proof.
 
     Raises `UsageError` for a strategy that does not exist.
     """
@@ -39,11 +40,13 @@ class Decider:
         self,
         scope: Scope,
         proving: Proving,
+        source: Source,
         decided: Mapping[str, Decided] | None = None,
         around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.scope = scope
         self.proving = proving
+        self.source = source
         self.around = around
         self.decided = decided
         self.planner = choose.Planner(strategies(), scope.max_dilation)
@@ -62,7 +65,7 @@ class Decider:
     def prove(self, site: Site, fragment: Fragment) -> Proof | None:
         """Return the proof of a form, `None` when nothing is to be proved."""
         with self.around():
-            return self.prover.prove(site, fragment) if self.prover else None
+            return self.prover.prove(self.source, site, fragment) if self.prover else None
 
     # -- before measuring ----------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.cache import Cache, default_path
 from dilrewrite.timing.measure import CONFIRMATION, NEGLIGIBLE, Answer, Confirmed, Form, Meter, estimated_s
 from dilrewrite.timing.measurement import Attempt, LayerComparison, LayerTime, Measurement
-from dilrewrite.timing.neighbourhood import Indexes, Question
+from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.profiling import UNSEEN, Place, Profiled, SiteRun
 from dilrewrite.timing.stopwatch import Comparison
@@ -104,10 +104,6 @@ class Tuning:
             self.scratch.cleanup()
 
     # -- the original --------------------------------------------------------------------------------------------
-
-    @functools.cached_property
-    def _indexes(self) -> Indexes:
-        return Indexes(self.model.proto)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -275,13 +271,12 @@ class Tuning:
     def _question(self, site: Site, *, bare: bool) -> Question:
         assert self.profiled is not None
         return neighbourhood.ask(
-            self.model.proto,
+            self.decider.source,
             site,
             self.profiled,
             lambda tensor: read_tensor(self.model, tensor),
             self.meter.backend.layout_ranks,
             bare=bare,
-            indexes=self._indexes,
         )
 
     def _form(self, site: Site, candidate: choose.Candidate) -> Form:

@@ -31,6 +31,7 @@ from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.valid import check_calls
 from dilrewrite.options import Building, CommandOptions, Places, Proving
+from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
@@ -103,7 +104,7 @@ def inspect(path: Path, options: CommandOptions, *, progress: Progress = silent)
     tuning = None
     if profile:
         options.check()
-        decider = Decider(options.scope, options.proving)
+        decider = Decider(options.scope, options.proving, Source(model.proto))
         tuning = _tuning(model, found, decider, _settings(model, options.proving), options, progress)
         with clock("profile"):
             try:
@@ -192,7 +193,7 @@ def _optimize(path: Path, options: CommandOptions, beside: bool, progress: Progr
     if scope.decisions is not None:
         decided = decisions.read(scope.decisions)
         decisions.check(scope.decisions, decided, found.sites)
-    decider = Decider(scope, proving, decided, functools.partial(clock, "prove"))
+    decider = Decider(scope, proving, Source(model.proto), decided, functools.partial(clock, "prove"))
     with clock("plan"):
         considered = [decider.consider(site) for site in found.sites]
     tuning = None
@@ -929,7 +930,7 @@ def time_files(first: Path, second: Path | None, options: CommandOptions, *, pro
         baseline=_runnable(before, before.proto),
         meter=meter,
         settings=settings,
-        decider=Decider(options.scope, options.proving),
+        decider=Decider(options.scope, options.proving, Source(before.proto)),
     )
     runnable = _runnable(other, other.proto)
     subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)

@@ -1,36 +1,34 @@
-"""Proves a fragment against the Conv it replaces: bit for bit on whole numbers, and its rounding against float64.
+"""Proves a fragment against the site it replaces: bit for bit on whole numbers, and its rounding against float64.
 
-The proof runs on a micro-model: the site's Conv alone (between DequantizeLinear and QuantizeLinear when it is there),
-rewritten by `substitute.rewrite` as the user's model will be. No form is used unproved.
+The proof runs on a sub-model: the nodes of the site, cut out of the user's model, before and after
+`substitute.rewrite` put the fragment in their place. No form is used unproved.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dilrewrite.forms.builder import END
 from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Node
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
-from dilrewrite.model.convolve import Window, conv
 from dilrewrite.model.elements import FLOATS, dtype
-from dilrewrite.model.walk import ScopePath
-from dilrewrite.proof.micro import Micro, build, concrete, footprint, input_shape, sample_extents, smaller, whole_input
-from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, Session, backend
-from dilrewrite.sites import Dequantized, Operand, Site
+from dilrewrite.proof.carve import Source, carve
+from dilrewrite.proof.exact import exact
+from dilrewrite.proof.numbers import Numbers
+from dilrewrite.proof.sizes import concrete, footprint, input_shape, sample_extents, smaller
+from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, backend
+from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
-
-PART_ELEMENTS = 2**20
-"""How many weights are converted to the type of the ground truth at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +98,12 @@ class Prover:
         self._known: dict[tuple[object, ...], Proof] = {}
         self._kept: dict[tuple[object, ...], _Whole | _Reals] = {}
 
-    def prove(self, site: Site, fragment: Fragment) -> Proof:
-        """Return the proof of `fragment` for `site`; equal sites (but for their names) and fragments are asked once."""
-        key = (anonymous(site), fragment.digest())
+    def prove(self, source: Source, site: Site, fragment: Fragment) -> Proof:
+        """Return the proof of `fragment` for a site of `source`; equal questions, but for names, are asked once."""
+        key = (outline(source, site), fragment.digest())
         if key not in self._known:
-            sized = _sized(anonymous(site), fragment)
-            if isinstance(sized, str):
-                self._known[key] = _unproved(sized)
-            else:
-                self._known[key] = _prove(self, *sized)
+            sized = _sized(site, fragment)
+            self._known[key] = _unproved(sized) if isinstance(sized, str) else _prove(self, source, *sized)
         return self._known[key]
 
     def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
@@ -121,44 +116,61 @@ class Prover:
         return made
 
 
-def anonymous(site: Site) -> Site:
-    """Return the site without its names and places: what is left decides how its forms are proved."""
+def outline(source: Source, site: Site) -> tuple[object, ...]:
+    """Return what decides how the forms of a site are proved: all but its names, places and values."""
+    operands = {("conv", 1): site.weight, ("conv", 2): site.bias}
 
-    def operand(given: Operand | None) -> Operand | None:
-        kind: Literal["initializer", "computed"] = "initializer" if given and given.is_constant else "computed"
-        return given and replace(given, kind=kind, name="", scope=ScopePath(), index=None)
+    def outside(word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
+        constant, operand = source.constant(site.scope, node.input[place]), operands.get((word, place))
+        if constant is None or (operand is not None and not operand.is_constant):
+            return ValueInfoProto(name=f"{word}_{place}")
+        return TensorProto(data_type=constant.data_type, dims=constant.dims)
 
-    def quantization(given: Dequantized | None) -> Dequantized | None:
-        return given and Dequantized(
-            index=0,
-            output="",
-            source=cast("Operand", operand(given.source)),
-            scale=cast("Operand", operand(given.scale)),
-            zero_point=operand(given.zero_point),
-            axis=given.axis,
-        )
+    nodes = _nodes(source, site)
+    cut = carve(source.proto, site.scope, nodes, outside, ())
+    shapes = tuple(operand.shape for operand in operands.values() if operand is not None)
+    return cut.SerializeToString(deterministic=True), site.geometry, site.storage, shapes
 
-    part = replace(
-        site.part,
-        index=0,
-        weight=cast("Operand", operand(site.weight)),
-        bias=operand(site.bias),
-        weight_quantization=quantization(site.weight_quantization),
-        bias_quantization=quantization(site.bias_quantization),
-        input_quantization=quantization(site.input_quantization),
-    )
-    return replace(
-        site,
-        scope=ScopePath(),
-        where="",
-        name="",
-        nodes=tuple(range(len(site.nodes))),
-        inputs=("",) * len(site.inputs),
-        outputs=("",) * len(site.outputs),
-        parts=(part,),
-        follow=tuple(range(len(site.follow))),
-        ir_version=min(site.ir_version, 10),  # newer ones change nothing here
-    )
+
+def _nodes(source: Source, site: Site) -> dict[str, NodeProto]:
+    """Return the nodes to prove a site with: its own, and an exact activation, LeakyRelu by one half, for any other."""
+    nodes = source.parts(site)
+    for index in site.follow:
+        given = source.scope(site.scope).nodes[index]
+        if given.op_type == "QuantizeLinear":
+            nodes["quantized"] = NodeProto(op_type=given.op_type, input=given.input, output=given.output)
+        else:
+            nodes["active"] = helper.make_node("LeakyRelu", given.input[:1], given.output, alpha=0.5)
+    return nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A site's sub-model with numbers in it, and the site as it stands there."""
+
+    model: ModelProto
+    site: Site
+    numbers: Numbers
+
+    @classmethod
+    def of(cls, numbers: Numbers) -> Self:
+        """Cut the site out that the numbers are for."""
+        source, site = numbers.source, numbers.site
+        nodes = _nodes(source, site)
+        model = carve(source.proto, site.scope, nodes, numbers, [list(nodes)[-1]])
+        (own,) = find(model).sites
+        return cls(model=model, site=own, numbers=numbers)
+
+    def rewritten(self, fragment: Fragment) -> ModelProto:
+        """Return the sub-model with the fragment in place of the site."""
+        return rewrite(
+            self.model, [(self.site, fragment)], find(self.model).normalisations, numpy_helper.to_array
+        ).proto
+
+    def run(self, runtime: Backend, model: ModelProto, options: Options, inputs: Sequence[Array]) -> list[Array]:
+        """Return the output of the sub-model, or its rewritten form, for each input."""
+        with runtime.session(Runnable(model=model.SerializeToString()), options) as session:
+            return [next(iter(session.run({"x": x, **self.numbers.feeds}).values())) for x in inputs]
 
 
 # -- sizes ----------------------------------------------------------------------------------------------------------
@@ -178,7 +190,7 @@ def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment] | str:
     if geometry != site.geometry:
         found = _replanned(site, geometry, fragment)
         if found is not None:
-            site, fragment = _resized(site, geometry), found
+            site, fragment = replace(site, meaning=geometry), found
     elements = max(
         footprint(concrete(site.geometry, extents)) // max(product(site.geometry.kernel), 4)
         for extents in sample_extents(site.geometry)
@@ -203,15 +215,6 @@ def _replanned(site: Site, geometry: ConvGeometry, fragment: Fragment) -> Fragme
         return None
     alike = _structure(fragment, site.geometry.group) == _structure(other, geometry.group)
     return other if alike else None
-
-
-def _resized(site: Site, geometry: ConvGeometry) -> Site:
-    outputs, group = geometry.out_channels, geometry.group
-    weight, bias = site.weight, site.bias
-    if weight.shape is not None and geometry.in_channels is not None and outputs is not None:
-        weight = replace(weight, shape=(outputs, geometry.in_channels // group, *geometry.kernel))
-        bias = bias and replace(bias, shape=bias.shape and (outputs,))
-    return replace(site, meaning=geometry, parts=(replace(site.part, geometry=geometry, weight=weight, bias=bias),))
 
 
 SIZES = {"Reshape": (1,), "Slice": (1, 2), "Concat": tuple(range(16))}
@@ -255,39 +258,7 @@ def _structure(fragment: Fragment, group: int) -> tuple[object, ...]:
     )
 
 
-# -- truth -----------------------------------------------------------------------------------------------------------
-
-
-def truth(
-    geometry: ConvGeometry, x: Array, w: Array, b: Array | None, precise: type[np.floating[Any]] = np.float64
-) -> NDArray[np.floating[Any]]:
-    """Return the Conv in float64: exact for whole numbers below 2**53, the yardstick for rounding otherwise.
-
-    `precise` is the type to compute in; NumPy's long double is finer where the machine has it, and slow.
-    """
-    spelled = {
-        "auto_pad": geometry.auto_pad,
-        "dilations": geometry.dilations,
-        "group": geometry.group,
-        "pads": [pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)],
-        "strides": geometry.strides,
-    }
-    # SAME_* from the specification, not from the code that is being proved
-    window = Window.of(geometry.kernel, spelled).padded(geometry.auto_pad, x.shape[2:])
-    exact_x = np.asarray(x, precise)
-    # Weights in this type may be large: without groups, some output channels at a time.
-    outputs = len(w) if geometry.group > 1 else max(1, PART_ELEMENTS * len(w) // max(1, w.size))
-    parts = [
-        conv(
-            exact_x,
-            np.asarray(w[start : start + outputs], precise),
-            None if b is None else np.asarray(b[start : start + outputs], precise),
-            window,
-            precise,
-        )
-        for start in range(0, len(w), outputs)
-    ]
-    return np.asarray(np.concatenate(parts, axis=1), precise)
+# -- the proof -------------------------------------------------------------------------------------------------------
 
 
 def runs_natively(geometry: ConvGeometry) -> bool:
@@ -298,42 +269,31 @@ def runs_natively(geometry: ConvGeometry) -> bool:
     )
 
 
-# -- the proof -------------------------------------------------------------------------------------------------------
-
-
-def _prove(prover: Prover, site: Site, fragment: Fragment) -> Proof:
+def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Proof:
     geometry = site.geometry
-    exact = _exact(prover, site, fragment, prover.runtime, "float32")
-    if not exact.passed or site.input_quantization is not None:
-        return exact
+    whole = _exact(prover, source, site, fragment, "float32")
+    if not whole.passed or site.input_quantization is not None:
+        return whole
     if geometry.element == "float64":  # bfloat16 cannot hold the whole numbers; its rounding is measured below
-        on_reference = _exact(prover, site, fragment, prover.reference, geometry.element)
-        if not on_reference.passed:
-            return on_reference
-        exact = replace(exact, backend=f"{exact.backend}, {on_reference.backend}")
+        own = _exact(prover, source, site, fragment, geometry.element)
+        if not own.passed:
+            return own
+        whole = replace(whole, backend=f"{whole.backend}, {own.backend}")
     elif _rounds_on(prover, site, fragment) is prover.reference:
-        exact = replace(exact, backend=f"{exact.backend}, {prover.reference.name}")
+        whole = replace(whole, backend=f"{whole.backend}, {prover.reference.name}")
     try:
-        rounding = _rounding(prover, site, fragment)
-        if geometry.element == "float16" and not fragment.partial and _overflows(prover, site, fragment):
-            return replace(exact, failure="partial sums leave the range of float16, and the form does not say so")
+        rounding = _rounding(prover, source, site, fragment)
+        if geometry.element == "float16" and not fragment.partial and _overflows(prover, source, site, fragment):
+            return replace(whole, failure="partial sums leave the range of float16, and the form does not say so")
     except (CannotLoad, CannotRun) as error:
-        return replace(exact, failure=f"rounding: {error}", ran=False)
+        return replace(whole, failure=f"rounding: {error}", ran=False)
     failure = None
     if not rounding.passed:
         failure = (
             f"rounding: error {rounding.new_error:.3g} of Conv(|x|,|w|), native {rounding.native_error:.3g}, "
             f"limit {min(rounding.limit, rounding.ceiling or rounding.limit):.3g}"
         )
-    return replace(exact, rounding=rounding, failure=failure)
-
-
-def _session(runtime: Backend, model: ModelProto, options: Options) -> Session:
-    return runtime.session(Runnable(model=model.SerializeToString()), options)
-
-
-def _read(tensor: TensorProto) -> Array:
-    return numpy_helper.to_array(tensor)
+    return replace(whole, rounding=rounding, failure=failure)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,21 +309,17 @@ class _Whole:
         return sum(array.nbytes for array in (*self.inputs, *self.results, *(self.native or ())))
 
 
-def _whole(
-    prover: Prover, micro: Micro, geometry: ConvGeometry, rng: np.random.Generator, runtime: Backend, element: str
-) -> _Whole:
+def _whole(prover: Prover, trial: Trial, geometry: ConvGeometry, runtime: Backend) -> _Whole:
     inputs, results = [], []
     for extents in sample_extents(geometry):
-        sized = concrete(geometry, extents)
-        x = whole_input(micro, sized, rng, element)
+        x = trial.numbers.input(input_shape(concrete(geometry, extents)))
         inputs.append(x)
-        exact = _expected(micro, sized, x)
-        results.append(exact if micro.site.quantizes_output else exact.astype(dtype(element), copy=False))
+        y = exact(trial.model, {"x": x, **trial.numbers.feeds})
+        results.append(y if trial.site.quantizes_output else y.astype(dtype(trial.numbers.element), copy=False))
     native = None
     if runs_natively(geometry):
-        feeds = [{"x": x, **micro.feeds} for x in inputs]
-        native = _outputs(runtime, micro.model, _options(prover, micro.site), feeds)
-        native = [same if _differs(same, exact) else exact for same, exact in zip(native, results, strict=True)]
+        native = trial.run(runtime, trial.model, _options(prover, trial.site), inputs)
+        native = [same if _differs(same, y) else y for same, y in zip(native, results, strict=True)]
     return _Whole(inputs=inputs, results=results, native=native)
 
 
@@ -371,58 +327,29 @@ def _options(prover: Prover, site: Site) -> Options:
     return replace(prover.options, optimize=site.input_quantization is None)
 
 
-def _exact(prover: Prover, site: Site, fragment: Fragment, runtime: Backend, element: str) -> Proof:
-    """Run fragment and original on whole numbers; equal bit for bit to the exact result."""
-    rng = np.random.default_rng(prover.seed)
-    micro = build(site, rng, element)
+def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, element: str) -> Proof:
+    """Run fragment and original on whole numbers of `element`; equal bit for bit to the exact result."""
+    runtime = prover.runtime if element == "float32" else prover.reference
+    trial = Trial.of(Numbers(source=source, site=site, element=element, rng=np.random.default_rng(prover.seed)))
     geometry = site.geometry
     name = f"{runtime.name} ({element} twin)" if element != geometry.element else runtime.name
     natively = runs_natively(geometry)
     shapes = tuple(input_shape(concrete(geometry, extents)) for extents in sample_extents(geometry))
     done = functools.partial(Proof, shapes=shapes, backend=name, rounding=None)
     try:  # one session at a time: each holds the weights
-        data = prover.once(
-            (site, runtime.name, element),
-            lambda: _whole(prover, micro, geometry, rng, runtime, element),
-        )
-        new = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
-        outputs = _outputs(runtime, new, _options(prover, site), [{"x": x, **micro.feeds} for x in data.inputs])
+        key = outline(source, site), runtime.name, element
+        data = prover.once(key, lambda: _whole(prover, trial, geometry, runtime))
+        outputs = trial.run(runtime, trial.rewritten(fragment), _options(prover, site), data.inputs)
     except (CannotLoad, CannotRun) as error:
         return done(elements=0, native_ran=False, failure=str(error), ran=False)
     elements = sum(got.size for got in outputs)
-    for x, exact, got, same in zip(data.inputs, data.results, outputs, data.native or outputs, strict=True):
-        problem = _differs(got, exact)
+    for x, y, got, same in zip(data.inputs, data.results, outputs, data.native or outputs, strict=True):
+        problem = _differs(got, y)
         against = _differs(got, same)
         if problem or against:
             failure = f"input {list(x.shape)}: {problem or f'against the original: {against}'}"
             return done(elements=elements, native_ran=natively, failure=failure)
     return done(elements=elements, native_ran=natively)
-
-
-def _outputs(
-    runtime: Backend, model: ModelProto, options: Options, feeds: Sequence[Mapping[str, Array]]
-) -> list[Array]:
-    with _session(runtime, model, options) as session:
-        return [next(iter(session.run(each).values())) for each in feeds]
-
-
-def _expected(micro: Micro, geometry: ConvGeometry, x: Array) -> Array:
-    """Return what the micro-model must give, from exact arithmetic."""
-    site = micro.site
-    w: NDArray[np.floating[Any]] = micro.weight
-    if site.weight_quantization is not None:
-        broadcast = (-1, *(1,) * (w.ndim - 1))
-        w = (w - micro.w_zero.reshape(broadcast)) * micro.w_scale.reshape(broadcast)
-    values = (np.asarray(x, np.float64) - micro.x_zero) * micro.x_scale
-    y = truth(geometry, values, w, micro.bias)
-    if len(site.follow) > site.quantizes_output:
-        y = np.where(y < 0, y * 0.5, y)
-    if site.quantizes_output:
-        storage = dtype(site.storage or "")
-        info = np.iinfo(storage.name)
-        codes: Array = np.clip(np.rint(y / micro.y_scale) + micro.y_zero, info.min, info.max).astype(storage)
-        return codes
-    return y
 
 
 def _differs(got: Array, wanted: Array) -> str | None:
@@ -457,38 +384,22 @@ class _Reals:
         return float(np.max(np.abs(np.asarray(y, np.float64) - self.exact) / self.size, initial=0.0))
 
 
-def _run(prover: Prover, runtime: Backend, model: ModelProto, x: Array, micro: Micro) -> Array:
-    with _session(runtime, model, prover.options) as session:
-        return next(iter(session.run({"x": x, **micro.feeds}).values()))
-
-
-def _reals(prover: Prover, micro: Micro, site: Site, rng: np.random.Generator, runtime: Backend) -> _Reals:
-    element = site.geometry.element
-    extents = sample_extents(site.geometry)
-    geometry = concrete(site.geometry, extents[1 % len(extents)])
-    x = rng.standard_normal(input_shape(geometry)).astype(dtype(element))
-    if runs_natively(site.geometry):
-        native_model = micro.model
-    else:  # the same Conv with its pads made explicit
-        kept = plan("keep", strategies()["keep"], site.geometry, site.opset)
+def _reals(prover: Prover, trial: Trial, geometry: ConvGeometry, runtime: Backend) -> _Reals:
+    extents = sample_extents(geometry)
+    x = trial.numbers.input(input_shape(concrete(geometry, extents[1 % len(extents)])))
+    native = trial.model
+    if not runs_natively(geometry):  # the same Conv with its pads made explicit
+        kept = plan("keep", strategies()["keep"], geometry, trial.site.opset)
         if isinstance(kept, Refusal):
             raise CannotRun(f"the original has no runnable form: {kept.reason}")
-        native_model = rewrite(micro.model, [(micro.site, kept)], (), _read).proto
-    w = np.asarray(micro.weight, np.float64)
-    if site.weight_quantization is not None:
-        per_output = (-1, *(1,) * (w.ndim - 1)) if micro.w_scale.ndim else ()
-        w = (w - micro.w_zero.reshape(per_output)) * micro.w_scale.reshape(per_output)
+        native = trial.rewritten(kept)
+    feeds = {"x": x, **trial.numbers.feeds}
     # the yardstick must be finer than what it measures
-    precise: type[np.floating[Any]] = np.longdouble if element == "float64" else np.float64
-    bias = None if micro.bias is None else np.abs(micro.bias)
-    size = truth(geometry, np.abs(np.asarray(x, np.float64)), np.abs(w), bias)
+    precise: type[np.floating[Any]] = np.longdouble if geometry.element == "float64" else np.float64
+    size = exact(trial.model, feeds, magnitudes=True)
     size[size <= 0] = 1.0
-    return _Reals(
-        x=x,
-        exact=truth(geometry, x, w, micro.bias, precise),
-        size=size,
-        native=_run(prover, runtime, native_model, x, micro),
-    )
+    (own,) = trial.run(runtime, native, prover.options, [x])
+    return _Reals(x=x, exact=exact(trial.model, feeds, precise), size=size, native=own)
 
 
 def _rounds_on(prover: Prover, site: Site, fragment: Fragment) -> Backend:
@@ -500,18 +411,17 @@ def _rounds_on(prover: Prover, site: Site, fragment: Fragment) -> Backend:
     return prover.runtime if element == "float32" or (element == "float16" and not fragment.adds) else prover.reference
 
 
-def _rounding(prover: Prover, site: Site, fragment: Fragment) -> Rounding:
+def _rounding(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Rounding:
     """Compare the errors of the new and the native form against float64, on random reals."""
     element = site.geometry.element
     runtime = _rounds_on(prover, site, fragment)
-    rng = np.random.default_rng(prover.seed + 1)
     bare = replace(site, follow=())
-    micro = build(bare, rng, element, reals=True)
-    data = prover.once((bare, runtime.name), lambda: _reals(prover, micro, bare, rng, runtime))
-    new_model = rewrite(micro.model, [(micro.site, fragment)], find(micro.model).normalisations, _read).proto
-    new = _run(prover, runtime, new_model, data.x, micro)
+    rng = np.random.default_rng(prover.seed + 1)
+    trial = Trial.of(Numbers(source=source, site=bare, element=element, rng=rng, reals=True))
+    data = prover.once((outline(source, bare), runtime.name), lambda: _reals(prover, trial, site.geometry, runtime))
+    (new,) = trial.run(runtime, trial.rewritten(fragment), prover.options, [data.x])
     u = FLOATS[element].roundoff
-    terms = product(micro.weight.shape[1:]) + 1
+    terms = trial.numbers.terms + 1
     native_error = data.error(data.native)
     native = np.asarray(data.native, np.float64)
     peak = float(np.max(np.abs(native), initial=0.0))
@@ -525,7 +435,7 @@ def _rounding(prover: Prover, site: Site, fragment: Fragment) -> Rounding:
     )
 
 
-def _overflows(prover: Prover, site: Site, fragment: Fragment) -> bool:
+def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -> bool:
     """Say whether the form gives Inf or NaN where the original gives a number, on a runtime that rounds each operator.
 
     Two neighbouring taps see the same large input with opposite weights: each alone leaves the range of float16,
@@ -534,20 +444,20 @@ def _overflows(prover: Prover, site: Site, fragment: Fragment) -> bool:
     geometry = site.geometry
     if not fragment.adds:
         return False  # every output is that of one Conv
-    part = replace(site.part, weight=replace(site.weight, kind="computed"), weight_quantization=None)
-    given = replace(site, follow=(), parts=(part,))
-    micro = build(given, np.random.default_rng(prover.seed), "float16", reals=True)
+    bare = replace(site, follow=(), parts=(replace(site.part, weight_quantization=None),))
+    rng = np.random.default_rng(prover.seed)
+    trial = Trial.of(Numbers(source=source, site=bare, element="float16", rng=rng, reals=True, given=True))
     keep = plan("keep", strategies()["keep"], geometry, site.opset)
     assert isinstance(keep, Fragment), "its pads could be made explicit, or there were no rounding"
     x = np.full(input_shape(concrete(geometry, sample_extents(geometry)[0])), 2.0**8, np.float16)
 
     def run(form: Fragment, w: Array) -> Array:
-        model = rewrite(micro.model, [(micro.site, form)], (), _read).proto
-        return _run(prover, prover.reference, model, x, replace(micro, feeds={**micro.feeds, "w": w}))
+        trial.numbers.feeds["w"] = w
+        return trial.run(prover.reference, trial.rewritten(form), prover.options, [x])[0]
 
     with np.errstate(over="ignore", invalid="ignore"):
         for taps in _neighbours(geometry):
-            w = np.zeros(micro.weight.shape, np.float16)
+            w = np.zeros(trial.numbers.weights, np.float16)
             for tap, value in zip(taps, (2.0**9, -(2.0**9)), strict=True):
                 np.moveaxis(w, (0, 1), (-2, -1))[tap][:, 0] = value
             if np.any(np.isfinite(run(keep, w)) & ~np.isfinite(run(fragment, w))):

@@ -22,6 +22,7 @@ from dilrewrite.commands import pipeline
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.model.load import load
 from dilrewrite.options import CommandOptions
+from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports import reasons
@@ -101,7 +102,7 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
                 threads=options.proving.threads,
             ),
             settings=pipeline._settings(loaded, options.proving),
-            decider=Decider(options.scope, options.proving),
+            decider=Decider(options.scope, options.proving, Source(loaded.proto)),
         )
 
     return made

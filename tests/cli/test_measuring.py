@@ -539,8 +539,8 @@ def test_a_rough_form_gives_way_to_the_next(
     """The fastest would be im2col, which is not proved: it is not even timed, and the report names it."""
     real = prove.Prover.prove
 
-    def rough(self: Any, site: Any, fragment: Any) -> Any:
-        proof = real(self, site, fragment)
+    def rough(self: Any, source: Any, site: Any, fragment: Any) -> Any:
+        proof = real(self, source, site, fragment)
         return prove.replace(proof, failure="rounding: much") if fragment.strategy == "im2col" else proof
 
     monkeypatch.setattr(prove.Prover, "prove", rough)

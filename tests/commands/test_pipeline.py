@@ -406,8 +406,8 @@ def test_a_rough_form_gives_way_to_another(tmp_path: Path, monkeypatch: pytest.M
     """It is not wrong: with --eliminate the next one is taken, and the report names the first."""
     real = prove.Prover.prove
 
-    def rough(self: Any, site: Any, fragment: Any) -> Any:
-        proof = real(self, site, fragment)
+    def rough(self: Any, source: Any, site: Any, fragment: Any) -> Any:
+        proof = real(self, source, site, fragment)
         return replace(proof, failure="rounding: much") if fragment.strategy == "space_to_axis" else proof
 
     monkeypatch.setattr(prove.Prover, "prove", rough)

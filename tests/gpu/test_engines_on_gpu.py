@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite.forms.strategies import Refusal, plan, strategies
-from dilrewrite.proof.micro import retyped
 from dilrewrite.runtimes import MEASURED, Options, Runnable, TimedBackend, artifact, backends, timed_backends
 from dilrewrite.sites.find import find
 from dilrewrite.splice.substitute import rewrite
@@ -49,16 +48,17 @@ class Small:
     dilation: int
     channels: int = 4
 
-    def model(self) -> ModelProto:
+    def model(self, element: str = "float32") -> ModelProto:
         rng = np.random.default_rng(0)
         rank, size = len(self.extents), (1, self.channels, *self.extents)
-        weight = rng.integers(-1, 2, (self.channels, self.channels, *[3] * rank)).astype(np.float32)
+        weight = rng.integers(-1, 2, (self.channels, self.channels, *[3] * rank)).astype(element)
+        number = helper.np_dtype_to_tensor_dtype(np.dtype(element))
         attributes = {"dilations": [self.dilation] * rank, "pads": [self.dilation] * (2 * rank)}
         graph = helper.make_graph(
             [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", **attributes)],
             "small",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, size)],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, size)],
+            [helper.make_tensor_value_info("x", number, size)],
+            [helper.make_tensor_value_info("y", number, size)],
             [numpy_helper.from_array(weight, "w")],
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -107,7 +107,7 @@ def test_every_strategys_engine_computes_the_conv(flavour: str, element: str, sh
     proto, x = small.model(), small.x()
     with backends()["onnxruntime_cpu"].session(Runnable(model=proto.SerializeToString()), Options()) as session:
         wanted = session.run({"x": x})["y"].astype(np.float64)
-    made = rewritten(retyped(proto, element) if element != "float32" else proto, name)
+    made = rewritten(small.model(element), name)
     assert made is not None
     with backend_of(flavour).session(Runnable(model=made.SerializeToString()), Options(timeout_s=300)) as session:
         got = session.run({"x": x.astype(element)})["y"].astype(np.float64)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,16 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.choice import choose
-from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.strategies import plan, strategies
-from dilrewrite.proof.micro import build, sample_extents, smaller
+from dilrewrite.proof.carve import Source
+from dilrewrite.proof.numbers import Numbers
 from dilrewrite.proof.prove import Prover, Rounding
+from dilrewrite.proof.sizes import sample_extents, smaller
 from dilrewrite.reports import reasons
 from dilrewrite.runtimes import CannotLoad, onnxruntime_cpu
-from dilrewrite.sites import Dequantized, Operand, Part, Site
+from dilrewrite.sites import Dequantized, Operand, Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
 from tests import models_for_tests as tiny
 from tests.models_for_tests import conv1d, conv2d
 
@@ -38,6 +38,11 @@ prove = importlib.import_module("dilrewrite.proof.prove")
 def only(model: ModelProto) -> Site:
     (site,) = find(model).sites
     return site
+
+
+def taken(model: ModelProto) -> tuple[Source, Site]:
+    """A model to cut its one site from, and the site."""
+    return Source(model), only(model)
 
 
 def form(site: Site, name: str = "space_to_batch") -> Fragment:
@@ -102,11 +107,11 @@ RIGHT: dict[str, Any] = {
 @pytest.mark.parametrize("made", RIGHT.values(), ids=RIGHT.keys())
 def test_every_right_form_is_proved(made: Any, name: str) -> None:
     model = made()
-    site = only(model)
+    source, site = taken(model)
     fragment = forms(site).get(name)
     if fragment is None:
         pytest.skip("refuses")
-    proof = Prover().prove(site, fragment)
+    proof = Prover().prove(source, site, fragment)
     assert proof.failure is None
     assert proof.passed
     assert proof.elements > 0
@@ -114,7 +119,7 @@ def test_every_right_form_is_proved(made: Any, name: str) -> None:
 
 
 def test_a_proof_says_what_ran() -> None:
-    proof = Prover().prove(only(conv1d()), form(only(conv1d())))
+    proof = Prover().prove(Source(conv1d()), only(conv1d()), form(only(conv1d())))
     assert (proof.backend, proof.native_ran, proof.shapes) == ("onnxruntime_cpu", True, ((1, 2, 16),))
     assert proof.elements == 32
     assert proof.rounding is not None
@@ -123,7 +128,7 @@ def test_a_proof_says_what_ran() -> None:
 
 def test_what_onnx_runtime_does_not_run_natively() -> None:
     for model in (tiny.same_upper(), conv1d(pads=[-1, 2], dilations=[2])):
-        proof = Prover().prove(only(model), form(only(model)))
+        proof = Prover().prove(Source(model), only(model), form(only(model)))
         assert proof.passed
         assert not proof.native_ran
         assert proof.rounding is not None, "against the same Conv behind explicit pads"
@@ -139,16 +144,16 @@ def test_what_onnx_runtime_does_not_run_natively() -> None:
     ids=["float64", "bfloat16", "float16"],
 )
 def test_other_types_are_proved_on_a_twin(options: Any, backend: str) -> None:
-    site = only(conv2d(**options))
-    proof = Prover().prove(site, form(site))
+    source, site = taken(conv2d(**options))
+    proof = Prover().prove(source, site, form(site))
     assert proof.passed
     assert proof.backend == backend
     assert proof.rounding is not None
 
 
 def test_quantised_sites_have_no_rounding() -> None:
-    site = only(tiny.quantized())
-    proof = Prover().prove(site, form(site))
+    source, site = taken(tiny.quantized())
+    proof = Prover().prove(source, site, form(site))
     assert proof.passed
     assert proof.rounding is None
 
@@ -173,8 +178,8 @@ def test_a_wrong_form_is_told(changes: dict[str, Any]) -> None:
     bias = numpy_helper.from_array(np.ones(2, np.float32), "b")
     model.graph.initializer.append(bias)
     model.graph.node[0].input.append("b")
-    site = only(model)
-    proof = Prover().prove(site, broken(form(site, "keep"), **changes))
+    source, site = taken(model)
+    proof = Prover().prove(source, site, broken(form(site, "keep"), **changes))
     assert not proof.passed
     assert proof.rounding is None, "it is wrong, not rough"
     assert "input [1, 2, 15]: " in str(proof.failure)
@@ -183,13 +188,13 @@ def test_a_wrong_form_is_told(changes: dict[str, Any]) -> None:
 def test_a_form_right_only_at_the_declared_length_is_told() -> None:
     """A form made for length 16 stands at a site of unknown length."""
     unknown, known = only(conv1d(length=None)), only(conv1d(length=16))
-    proof = Prover().prove(unknown, form(known))
+    proof = Prover().prove(Source(conv1d(length=None)), unknown, form(known))
     assert not proof.passed
 
 
 def test_a_permuted_weight_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """All weights differ, so that no exchange of two of them goes unnoticed."""
-    site, made = only(conv2d()), prove.rewrite
+    (source, site), made = taken(conv2d()), prove.rewrite
 
     def swapped(*arguments: Any) -> Any:
         result = made(*arguments)
@@ -200,7 +205,7 @@ def test_a_permuted_weight_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setattr(prove, "rewrite", swapped)
-    proof = Prover().prove(site, form(site))
+    proof = Prover().prove(source, site, form(site))
     assert not proof.passed
     assert "values differ, the first at" in str(proof.failure)
 
@@ -212,8 +217,8 @@ def test_what_cannot_be_run_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch,
         raise CannotLoad("opset 99 is not supported")
 
     monkeypatch.setattr(onnxruntime_cpu, "InProcess", refuse)
-    site = only(conv1d())
-    proof = Prover().prove(site, form(site))
+    source, site = taken(conv1d())
+    proof = Prover().prove(source, site, form(site))
     assert not proof.passed
     assert "opset 99" in str(proof.failure)
     path = tiny.save(conv1d(), tmp_path / "m.onnx")
@@ -247,16 +252,16 @@ def test_limit_and_ceiling(changes: dict[str, Any], passed: bool) -> None:
 
 def test_the_native_form_rounds_like_itself() -> None:
     for model in (conv1d(), conv2d(), conv2d(**FLOAT16)):
-        site = only(model)
-        found = prove._rounding(Prover(), site, form(site, "keep"))
+        source, site = taken(model)
+        found = prove._rounding(Prover(), source, site, form(site, "keep"))
         assert found.new_error == found.native_error
         assert found.difference == 0
         assert found.passed
 
 
 def test_the_limit_is_four_times_the_native_error() -> None:
-    site = only(conv2d(channels=8))
-    found = prove._rounding(Prover(), site, form(site))
+    source, site = taken(conv2d(channels=8))
+    found = prove._rounding(Prover(), source, site, form(site))
     u = 2.0**-24
     terms = 8 * 9 + 1
     assert found.limit == pytest.approx(4 * found.native_error + 2 * u)
@@ -289,26 +294,26 @@ def roughly(model: ModelProto, what: str) -> ModelProto:
 @pytest.mark.parametrize("channels", [2, 16, 64])
 def test_a_rough_form_is_rejected(monkeypatch: pytest.MonkeyPatch, what: str, channels: int) -> None:
     """Exact on whole numbers it may be; on real ones it loses 16 bits. Weights count as much as the input."""
-    site, made = only(conv2d(channels=channels)), prove.rewrite
+    (source, site), made = taken(conv2d(channels=channels)), prove.rewrite
     fragment = form(site)
-    assert prove._rounding(Prover(), site, fragment).passed
+    assert prove._rounding(Prover(), source, site, fragment).passed
 
     def rough(*arguments: Any) -> Any:
         result = made(*arguments)
         return replace(result, proto=roughly(result.proto, what))
 
     monkeypatch.setattr(prove, "rewrite", rough)
-    found = prove._rounding(Prover(), site, fragment)
+    found = prove._rounding(Prover(), source, site, fragment)
     assert not found.passed
     assert found.new_error > 10 * found.native_error
 
 
 def test_a_rough_form_is_no_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof keeps the figures, so that the caller can tell rough from wrong."""
-    site = only(conv2d())
+    source, site = taken(conv2d())
     bad = rounding(new_error=5.0)
     monkeypatch.setattr(prove, "_rounding", lambda *_: bad)
-    proof = Prover().prove(site, form(site))
+    proof = Prover().prove(source, site, form(site))
     assert not proof.passed
     assert proof.rounding is bad
     assert str(proof.failure).startswith("rounding: error 5 ")
@@ -323,9 +328,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     real = prove._prove
 
-    def counted(prover: Prover, site: Site, fragment: Fragment) -> Any:
+    def counted(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Any:
         found.append(site.geometry.element)
-        return real(prover, site, fragment)
+        return real(prover, source, site, fragment)
 
     monkeypatch.setattr(prove, "_prove", counted)
     return found
@@ -334,13 +339,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_equal_questions_are_asked_once(asked: list[str]) -> None:
     model = tiny.two_convs(first=2, second=2)
     model.graph.node[1].op_type = "Identity"  # no activation to move: the same question twice
-    prover, sites = Prover(), find(model).sites
-    proofs = [prover.prove(site, form(site)) for site in sites]
+    prover, sites, source = Prover(), find(model).sites, Source(model)
+    proofs = [prover.prove(source, site, form(site)) for site in sites]
     assert asked == ["float32"]
     assert proofs[0] is proofs[1]
-    assert prover.prove(replace(sites[0], ir_version=10), form(sites[0])) is not proofs[0], "another IR version"
-    new, newer = (replace(sites[0], ir_version=version) for version in (10, 13))
-    assert prover.prove(newer, form(newer)) is prover.prove(new, form(new))
+    again = []
+    for version in (10, 13):
+        model.ir_version = version
+        again.append(prover.prove(Source(model), find(model).sites[0], form(sites[0])))
+    assert again[0] is not proofs[0], "another IR version"
+    assert again[1] is again[0]
     assert asked == ["float32", "float32"]
 
 
@@ -355,15 +363,15 @@ def test_other_questions_are_asked_again(asked: list[str]) -> None:
         overridable_weights(),
     ]
     for model in models:
-        site = only(model)
-        prover.prove(site, form(site))
-        prover.prove(site, form(site, "im2col"))
+        source, site = taken(model)
+        prover.prove(source, site, form(site))
+        prover.prove(source, site, form(site, "im2col"))
     assert len(asked) == 2 * len(models)
 
 
 def test_a_new_prover_forgets(asked: list[str]) -> None:
-    site = only(conv1d())
-    first, second = (Prover(seed=3).prove(site, form(site)) for _ in range(2))
+    source, site = taken(conv1d())
+    first, second = (Prover(seed=3).prove(source, site, form(site)) for _ in range(2))
     assert len(asked) == 2
     assert first == second, "the same seed gives the same proof"
 
@@ -422,8 +430,7 @@ KINDS: dict[str, Any] = {
     "no zero point": lambda: without_zero_point("dq_in"),
     "no zero point of weights": lambda: without_zero_point("dq_w"),
 }
-SITES = {name: only(made()) for name, made in KINDS.items()}
-PLACES_OF_NAMES = {"name", "where", "index", "output", "scope", "key", "nodes", "inputs", "outputs"}
+TAKEN = {name: taken(made()) for name, made in KINDS.items()}
 
 
 def fields(thing: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -440,41 +447,12 @@ def fields(thing: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     return found
 
 
-def changed(thing: Any, path: tuple[str, ...], value: Any) -> Any:
-    first, *rest = path
-    if isinstance(thing, Site) and first in {field.name for field in dataclasses.fields(Part)}:
-        return replace(thing, parts=(changed(thing.part, path, value),))
-    return replace(thing, **{first: changed(getattr(thing, first), tuple(rest), value) if rest else value})
-
-
-def micro_model(site: Site) -> list[bytes] | None:
-    """The micro-model, and the rewritten one, or `None` for what no model can hold."""
-    try:
-        micro = build(site, np.random.default_rng(0), "float32")
-        new = [rewrite(micro.model, [(micro.site, form(site, name))], (), numpy_helper.to_array) for name in ("keep",)]
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, UsageError):
-        return None
-    return [model.SerializeToString(deterministic=True) for model in (micro.model, *(each.proto for each in new))]
-
-
-def forgotten(key: Callable[[Site], object]) -> set[tuple[str, ...]]:
-    """The fields whose change makes another micro-model under the same key."""
-    pool: dict[tuple[str, ...], list[Any]] = {}
-    for site in SITES.values():
-        for path, value in fields(site).items():
-            if value not in pool.setdefault(path, []):
-                pool[path].append(value)
-    found = set()
-    for site in SITES.values():
-        mine = micro_model(site)
-        assert mine is not None
-        for path, value in fields(site).items():
-            for other in pool[path]:
-                if other != value and path not in found:
-                    twin = changed(site, path, other)
-                    if key(twin) == key(site) and (theirs := micro_model(twin)) is not None and theirs != mine:
-                        found.add(path)
-    return found
+def sub_models(source: Source, site: Site) -> list[bytes]:
+    """What is run for a site: the sub-model, and the rewritten one."""
+    rng = np.random.default_rng(0)
+    trial = prove.Trial.of(Numbers(source=source, site=site, element=site.geometry.element, rng=rng))
+    pair = trial.model, trial.rewritten(form(trial.site, "keep"))
+    return [model.SerializeToString(deterministic=True) for model in pair]
 
 
 MATTERS = [
@@ -492,29 +470,38 @@ MATTERS = [
 ]
 
 
-def test_all_that_changes_a_micro_model_changes_the_key() -> None:
-    assert forgotten(prove.anonymous) == set()
+def test_all_that_changes_a_sub_model_changes_the_key() -> None:
+    models: dict[object, list[bytes]] = {}
+    for source, site in TAKEN.values():
+        model = sub_models(source, site)
+        assert models.setdefault(prove.outline(source, site), model) == model
+    assert len(models) == len({tuple(model) for model in models.values()}) > 15
 
 
 @pytest.mark.parametrize("path", MATTERS, ids=".".join)
-def test_a_key_that_forgets_a_field_is_told(path: tuple[str, ...]) -> None:
-    """The test above can fail: each of these fields matters."""
-
-    def forgetful(site: Site) -> object:
-        return tuple((other, value) for other, value in fields(site).items() if other[: len(path)] != path
-                     and other != path[:1] and other[-1] not in PLACES_OF_NAMES)  # fmt: skip
-
-    assert any(other[: len(path)] == path for other in forgotten(forgetful))
+def test_sites_that_differ_in_what_matters_have_other_keys(path: tuple[str, ...]) -> None:
+    pairs = [
+        (one, other)
+        for one, other in itertools.combinations(TAKEN.values(), 2)
+        if path in fields(one[1]) and path in fields(other[1]) and fields(one[1])[path] != fields(other[1])[path]
+    ]
+    assert pairs
+    assert all(prove.outline(*one) != prove.outline(*other) for one, other in pairs)
+    assert all(sub_models(*one) != sub_models(*other) for one, other in pairs)
 
 
 def test_names_and_places_are_no_part_of_the_key() -> None:
     model = tiny.two_convs(first=2, second=2)
-    first, second = find(model).sites
-    assert prove.anonymous(first) != prove.anonymous(second), "a Relu follows one"
-    assert prove.anonymous(replace(first, follow=())) == prove.anonymous(second)
-    part = replace(first.part, weight=replace(first.weight, kind="constant", index=3))
-    constant = replace(first, parts=(part,))
-    assert prove.anonymous(constant) == prove.anonymous(first)
+    source, (first, second) = Source(model), find(model).sites
+    assert prove.outline(source, first) != prove.outline(source, second), "a Relu follows one"
+    assert prove.outline(source, replace(first, follow=())) == prove.outline(source, second)
+    model = conv1d()
+    (weight,) = model.graph.initializer
+    model.graph.node.insert(0, helper.make_node("Constant", [], [weight.name], value=weight))
+    model.graph.node[1].name = "another"
+    del model.graph.initializer[:]
+    assert only(model).weight.kind == "constant"
+    assert prove.outline(*taken(model)) == prove.outline(*taken(conv1d()))
 
 
 # -- once for all forms --------------------------------------------------------------------------------------------
@@ -522,48 +509,48 @@ def test_names_and_places_are_no_part_of_the_key() -> None:
 
 def test_the_truth_of_a_site_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
-    real = prove.truth
+    real = prove.exact
 
-    def counted(geometry: Any, x: Any, *arguments: Any) -> Any:
-        sizes.append(x.shape)
-        return real(geometry, x, *arguments)
+    def counted(model: ModelProto, feeds: Any, *arguments: Any, **more: Any) -> Any:
+        sizes.append(feeds["x"].shape)
+        return real(model, feeds, *arguments, **more)
 
-    monkeypatch.setattr(prove, "truth", counted)
-    site, prover = only(conv2d(size=None)), Prover()
+    monkeypatch.setattr(prove, "exact", counted)
+    (source, site), prover = taken(conv2d(size=None)), Prover()
     for fragment in forms(site).values():
-        assert prover.prove(site, fragment).passed
+        assert prover.prove(source, site, fragment).passed
     assert len(forms(site)) > 4
     assert len(sizes) == len(sample_extents(site.geometry)) + 2, "each size; the result and its sums for the rounding"
 
 
 def test_the_original_runs_once_for_all_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     models: list[bytes] = []
-    real = prove._session
+    real = prove.Trial.run
 
-    def counted(runtime: Any, model: ModelProto, options: Any) -> Any:
+    def counted(self: Any, runtime: Any, model: ModelProto, *arguments: Any) -> Any:
         models.append(model.SerializeToString(deterministic=True))
-        return real(runtime, model, options)
+        return real(self, runtime, model, *arguments)
 
-    monkeypatch.setattr(prove, "_session", counted)
-    site, prover = only(conv2d()), Prover()
+    monkeypatch.setattr(prove.Trial, "run", counted)
+    (source, site), prover = taken(conv2d()), Prover()
     for fragment in forms(site).values():
-        assert prover.prove(site, fragment).passed
+        assert prover.prove(source, site, fragment).passed
     assert len(models) == 2 * len(forms(site)) + 2
 
 
 def test_a_remembered_truth_gives_the_same_proof() -> None:
     for made in (conv2d, lambda: conv2d(size=None), tiny.quantized, lambda: conv2d(**FLOAT64), tiny.same_upper):
-        site, prover = only(made()), Prover()
+        (source, site), prover = taken(made()), Prover()
         for name, fragment in forms(site).items():
-            assert prover.prove(site, fragment) == Prover().prove(site, fragment), name
+            assert prover.prove(source, site, fragment) == Prover().prove(source, site, fragment), name
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prove, "KEPT_BYTES", 30_000)
     prover = Prover()
     for length in range(100, 130):
-        site = only(conv1d(length=length))
-        assert prover.prove(site, form(site)).passed
+        source, site = taken(conv1d(length=length))
+        assert prover.prove(source, site, form(site)).passed
         assert sum(kept.bytes for kept in prover._kept.values()) <= 30_000
     assert prover._kept
 
@@ -586,7 +573,7 @@ def conv3d(
 @pytest.fixture
 def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sites of some thousand numbers are large."""
-    monkeypatch.setattr("dilrewrite.proof.micro.LIMIT_ELEMENTS", 2**19)
+    monkeypatch.setattr("dilrewrite.proof.sizes.LIMIT_ELEMENTS", 2**19)
 
 
 LARGE: dict[str, Any] = {
@@ -608,7 +595,7 @@ LARGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("made", LARGE.values(), ids=LARGE.keys())
 def test_a_large_site_is_proved_at_a_smaller_size_of_the_same_kind(made: Any, low_limit: None) -> None:  # noqa: ARG001
-    site = only(made())
+    source, site = taken(made())
     prover = Prover()
     small = smaller(site.geometry)
     assert small.extents != site.geometry.extents
@@ -623,7 +610,7 @@ def test_a_large_site_is_proved_at_a_smaller_size_of_the_same_kind(made: Any, lo
         site.geometry.explicit().pads_begin, site.geometry.explicit().pads_end,
     )  # fmt: skip
     for name, fragment in forms(site).items():
-        proof = prover.prove(site, fragment)
+        proof = prover.prove(source, site, fragment)
         assert proof.passed, (name, proof.failure)
         assert proof.shapes == ((small.batch, small.in_channels, *small.extents),), name
 
@@ -638,7 +625,7 @@ def test_dead_taps_stay_dead_and_live_ones_live(low_limit: None) -> None:  # noq
         for a in site.geometry.axes  # type: ignore[union-attr]
     ]
     for name, fragment in forms(site).items():
-        sized = prove._sized(prove.anonymous(site), fragment)
+        sized = prove._sized(site, fragment)
         assert isinstance(sized, str) or sized[0].geometry == small, name
 
 
@@ -650,21 +637,21 @@ def test_a_small_site_is_proved_as_it_is() -> None:
 
 def test_channels_go_last(low_limit: None) -> None:  # noqa: ARG001
     """A kernel so wide that no extent can be shorter."""
-    site = only(conv3d(24, 24, 24, channels=32, dilation=10, pad=10))
+    source, site = taken(conv3d(24, 24, 24, channels=32, dilation=10, pad=10))
     small = smaller(site.geometry)
     assert small.extents == (24, 24, 24)
     assert (small.in_channels, small.out_channels, small.group) == (2, 2, 1)
     for name, fragment in forms(site).items():
-        proof = Prover().prove(site, fragment)
+        proof = Prover().prove(source, site, fragment)
         assert proof.passed, name
         assert proof.shapes == ((1, 2, 24, 24, 24),)
 
 
 def test_another_form_at_the_smaller_size_is_no_proof(low_limit: None) -> None:  # noqa: ARG001
     """A fragment that is not what its strategy makes is proved at its own size, and told wrong there."""
-    site = only(conv3d(33, 34, 35))
+    source, site = taken(conv3d(33, 34, 35))
     wrong = broken(form(site, "keep"), pads=(3, 2, 2, 1, 2, 2))
-    proof = Prover().prove(site, wrong)
+    proof = Prover().prove(source, site, wrong)
     assert proof.wrong
     assert proof.shapes == ((1, 4, 33, 34, 35),)
 
@@ -686,8 +673,8 @@ def test_forms_of_another_structure_are_told_apart(change: Any) -> None:
 
 def test_what_is_too_large_even_so_is_refused_and_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prove, "MOST_ELEMENTS", 1000)
-    site = only(conv3d(9, 9, 9))
-    proof = Prover().prove(site, form(site))
+    source, site = taken(conv3d(9, 9, 9))
+    proof = Prover().prove(source, site, form(site))
     assert not proof.passed
     assert not proof.wrong
     assert "its proof would hold" in str(proof.failure)
@@ -695,10 +682,10 @@ def test_what_is_too_large_even_so_is_refused_and_not_wrong(monkeypatch: pytest.
 
 MEMORY = """
 from dilrewrite.proof.prove import Prover
-from tests.proof.test_prove import conv3d, forms, only
-site, prover = only(conv3d(256, 256, 256, channels=16)), Prover()
+from tests.proof.test_prove import conv3d, forms, taken
+(source, site), prover = taken(conv3d(256, 256, 256, channels=16)), Prover()
 for name, fragment in forms(site).items():
-    proof = prover.prove(site, fragment)
+    proof = prover.prove(source, site, fragment)
     assert proof.passed, proof.failure
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -719,24 +706,24 @@ def test_the_proofs_of_a_large_volume_stay_below_2_gib() -> None:
 @pytest.mark.parametrize("made", [lambda: conv2d(**FLOAT16), lambda: conv1d(**FLOAT16)], ids=["2-D", "1-D"])
 def test_the_proof_sees_partial_sums_that_leave_the_range(made: Any) -> None:
     """Exactly the forms that add in float16 do so, and those say what they hold for."""
-    site = only(made())
+    source, site = taken(made())
     for name, fragment in forms(site).items():
-        overflows = prove._overflows(Prover(), prove.anonymous(site), fragment)
+        overflows = prove._overflows(Prover(), source, site, fragment)
         assert overflows == (name == "tap_sum"), name
         assert ("65,504" in reasons.conditions(choose.holds_for(site, fragment))) == overflows, name
 
 
 def test_a_form_that_does_not_say_so_is_not_proved() -> None:
-    site = only(conv1d(**FLOAT16))
-    proof = Prover().prove(site, replace(form(site, "tap_sum"), partial=False))
+    source, site = taken(conv1d(**FLOAT16))
+    proof = Prover().prove(source, site, replace(form(site, "tap_sum"), partial=False))
     assert not proof.passed
     assert "range of float16" in str(proof.failure)
 
 
 def test_float16_partial_sums_are_rounded_one_by_one() -> None:
     """On the reference evaluator: ONNX Runtime's CPU provider keeps them in float32, which hides their rounding."""
-    site = only(conv2d(**FLOAT16))
-    proof = Prover().prove(site, form(site, "tap_sum"))
+    source, site = taken(conv2d(**FLOAT16))
+    proof = Prover().prove(source, site, form(site, "tap_sum"))
     assert proof.passed
     assert "reference" in proof.backend
     assert proof.rounding is not None
@@ -765,10 +752,10 @@ def test_quantised_weights_and_an_input_in_float(scales: int, zero_point: bool) 
             *zeros,
         ],
     )
-    site = only(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    source, site = taken(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     assert site.weight_quantization is not None
     assert site.input_quantization is None
-    proof = Prover().prove(site, form(site))
+    proof = Prover().prove(source, site, form(site))
     assert proof.failure is None
     assert proof.rounding is not None
     assert proof.rounding.native_error < 1e-5

@@ -18,6 +18,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.proof.carve import Source
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports.content.forms import said as in_words
 from dilrewrite.runtimes import (
@@ -250,7 +251,7 @@ def followed(*, follower: str = "Relu", **attributes: Any) -> ModelProto:
 def asked(model: ModelProto | None = None, *, bare: bool = False) -> Question:
     model = model or followed()
     (site,) = find(model).sites
-    return ask(model, site, NOTHING_KNOWN, numpy_helper.to_array, (), bare=bare)
+    return ask(Source(model), site, NOTHING_KNOWN, numpy_helper.to_array, (), bare=bare)
 
 
 def plain() -> Question:

@@ -21,6 +21,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Options, Profile, Runnable, timed_backend
 from dilrewrite.sites import Site
@@ -89,7 +90,7 @@ def questions(
     """The questions of all sites, in order; the model is profiled unless `found` is given."""
     found = profiled(model, **sizes) if found is None else found
     before = model.SerializeToString()
-    asked = [ask(model, site, found, numpy_helper.to_array, ranks, bare=bare) for site in find(model).sites]
+    asked = [ask(Source(model), site, found, numpy_helper.to_array, ranks, bare=bare) for site in find(model).sites]
     assert model.SerializeToString() == before, "the user's model stays"
     return asked
 
@@ -585,7 +586,7 @@ def test_only_what_has_to_be_read_is_read() -> None:
         read.append(tensor.name)
         return numpy_helper.to_array(tensor)
 
-    asked = ask(model, find(model).sites[0], profiled(model), reader, ON_CPU)
+    asked = ask(Source(model), find(model).sites[0], profiled(model), reader, ON_CPU)
     assert asked.neighbours == ("BatchNormalization", "Clip")
     assert read == ["low"]
 
@@ -958,9 +959,10 @@ def test_a_question_is_the_same_everywhere() -> None:
 
 def test_a_later_ir_version_changes_nothing() -> None:
     model = CHAINED()
-    site, found = find(model).sites[0], profiled(model)
-    sites = [replace(site, ir_version=version) for version in (10, 11, 99)]
-    asked = [ask(model, one, found, numpy_helper.to_array, ON_CPU) for one in sites]
+    found, asked = profiled(model), []
+    for version in (10, 11, 99):
+        model.ir_version = version
+        asked.append(ask(Source(model), find(model).sites[0], found, numpy_helper.to_array, ON_CPU))
     assert {one.model.ir_version for one in asked} == {10}
     assert len({one.key for one in asked}) == 1
 
@@ -1056,13 +1058,13 @@ def test_channels_that_the_run_alone_knows(x: list[int | str], norm: bool) -> No
 def test_a_neighbourhood_that_changes_the_geometry_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The question without neighbours is asked instead; when that fails too, the reason is told."""
     model = TAKEN["residual"][0]()
-    real = neighbourhood._Draft.producer
+    real = neighbourhood._lead_in
 
-    def narrowed(self: Any, shape: tuple[int, ...]) -> None:
-        real(self, shape)
-        next(value for value in self.graph.input if value.name == "source").type.tensor_type.shape.dim[2].dim_value = 7
+    def narrowed(behind: Any, graph: onnx.GraphProto) -> None:
+        real(behind, graph)
+        next(value for value in graph.input if value.name == "source").type.tensor_type.shape.dim[2].dim_value = 7
 
-    monkeypatch.setattr(neighbourhood._Draft, "producer", narrowed)
+    monkeypatch.setattr(neighbourhood, "_lead_in", narrowed)
     asked = question(model)
     assert asked.neighbours == ()
     assert asked.key == question(model, bare=True).key

@@ -1,4 +1,4 @@
-"""Micro-models: the sizes and numbers that proofs are made with."""
+"""The sizes and numbers that proofs are made with."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ import pytest
 from onnx import ModelProto
 
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.proof.micro import (
-    EXACT_LIMIT,
-    LIMIT_ELEMENTS,
-    concrete,
-    exact_ranges,
-    footprint,
-    sample_extents,
-    smaller,
-    whole_numbers,
-)
+from dilrewrite.proof.numbers import EXACT_LIMIT, exact_ranges, whole_numbers
+from dilrewrite.proof.sizes import LIMIT_ELEMENTS, concrete, footprint, sample_extents, smaller
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from tests.models_for_tests import conv1d, conv2d

@@ -1,0 +1,158 @@
+"""Cuts nodes out of a model as a model of their own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from dilrewrite.model.elements import ELEMENTS, pack
+from dilrewrite.model.walk import DEFAULT_DOMAINS, Container, ScopePath, ends, names_read, resolve, subgraphs
+from dilrewrite.sites import Site
+
+NEWEST_IR = 10
+"""Later ones change nothing in a sub-model, and an older runtime refuses them."""
+
+Outside = Callable[[str, int, NodeProto], ValueInfoProto | TensorProto]
+"""What stands for the tensor that a node, named in the sub-model, reads at some place of its inputs: an input, or a
+constant, whose name is made."""
+
+
+class Scope:
+    """Who reads and who makes the tensors of one node list. `captured` are read in the graphs inside its nodes."""
+
+    def __init__(self, container: Container) -> None:
+        self.nodes = container.node
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        self.makers: dict[str, int] = {}
+        self.captured: set[str] = set()
+        for index, node in enumerate(container.node):
+            for name in node.input:
+                self.readers[name].append(index)
+            for name in node.output:
+                self.makers.setdefault(name, index)
+            for _, _, inner in subgraphs(node):
+                self.captured.update(names_read(inner))
+        self.inputs, self.outputs = ends(container)
+        initializers = container.initializer if isinstance(container, GraphProto) else ()
+        self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in initializers}
+
+
+class Source:
+    """A model that sub-models are cut from; each of its node lists is looked through when it is first needed."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        self.proto = proto
+        self._scopes: dict[ScopePath, Scope] = {}
+
+    def scope(self, path: ScopePath) -> Scope:
+        """Return the node list at `path`."""
+        if path not in self._scopes:
+            self._scopes[path] = Scope(resolve(self.proto, path))
+        return self._scopes[path]
+
+    def constant(self, path: ScopePath, name: str) -> TensorProto | None:
+        """Return the constant of that name that the node list at `path` sees."""
+        at: ScopePath | None = path
+        while at is not None:
+            here = self.scope(at)
+            if name in here.makers:
+                node = here.nodes[here.makers[name]]
+                values: list[TensorProto] = [a.t for a in node.attribute if a.name == "value" and not a.ref_attr_name]
+                return values[0] if node.op_type == "Constant" and values else None
+            if name in here.inputs and (at.steps or at.function is not None or self.proto.ir_version >= 4):
+                return None
+            if name in here.constants:
+                return here.constants[name]
+            at = ScopePath(at.function, at.steps[:-1]) if at.steps else None
+        return None
+
+    def parts(self, site: Site) -> dict[str, NodeProto]:
+        """Return the nodes of a site, makers before readers, by the names that they get in a sub-model."""
+        nodes = self.scope(site.scope).nodes
+        dequantized = {"x_f": site.input_quantization, "w_f": site.weight_quantization, "b_f": site.bias_quantization}
+        found = {name: nodes[given.index] for name, given in dequantized.items() if given is not None}
+        return {**found, "conv": nodes[site.index]}
+
+
+def carve(
+    proto: ModelProto, path: ScopePath, nodes: Mapping[str, NodeProto], outside: Outside, outputs: Iterable[str]
+) -> ModelProto:
+    """Return a model of nodes of the node list at `path`: as they are, without comments and metadata.
+
+    `nodes`: by their names in the sub-model, makers before readers; the first output of each gets that name. `outside`:
+    asked for every tensor that none of them makes. `outputs`: names in the sub-model. Equal nodes give the same bytes.
+    Raises ValueError for a node that holds graphs.
+    """
+    functions = () if path.function is None else (proto.functions[path.function].opset_import,)
+    versions = {
+        _domain(entry.domain): entry.version for imports in (proto.opset_import, *functions) for entry in imports
+    }
+    sub = ModelProto(ir_version=min(proto.ir_version, NEWEST_IR))
+    for domain in sorted({_domain(node.domain) for node in nodes.values()}):
+        sub.opset_import.add(domain=domain, version=versions[domain])
+    graph = sub.graph
+    graph.name = "carved"
+    names = {"": ""}
+    for word, node in nodes.items():
+        if any(subgraphs(node)):
+            raise ValueError(f"{node.op_type} {node.name!r} holds graphs")
+        copy = NodeProto(op_type=node.op_type, domain=_domain(node.domain), name=word)
+        copy.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+        for attribute in copy.attribute:
+            attribute.ClearField("doc_string")
+        for place, name in enumerate(node.input):
+            copy.input.append(
+                names[name] if name in names else _taken(sub, outside(word, place, node), f"{word}_{place}")
+            )
+        for place, name in enumerate(node.output):
+            names[name] = name and (f"{word}_out{place}" if place else word)
+            copy.output.append(names[name])
+        graph.node.append(copy)
+    types = element_types(graph)
+    for name in outputs:
+        graph.output.append(helper.make_tensor_value_info(name, types[name], None))
+    return sub
+
+
+def _domain(name: str) -> str:
+    return "" if name in DEFAULT_DOMAINS else name
+
+
+def _taken(sub: ModelProto, given: ValueInfoProto | TensorProto, word: str) -> str:
+    """Put an input (once) or a constant into a model; return its name."""
+    graph = sub.graph
+    if isinstance(given, TensorProto):
+        given.name = word
+        graph.initializer.append(given)
+        if sub.ir_version < 4:
+            graph.input.append(helper.make_tensor_value_info(word, given.data_type, given.dims))
+    elif all(value.name != given.name for value in graph.input):
+        graph.input.append(given)
+    return given.name
+
+
+def element_types(graph: GraphProto) -> dict[str, int]:
+    """Return the element types of a sub-model's tensors: its operators compute in the type of what they read first."""
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        kind = types[node.input[0]]
+        if node.op_type == "DequantizeLinear":
+            kind = types[node.input[1]]
+        elif node.op_type == "QuantizeLinear":
+            named = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+            kind = types.get(node.input[2]) if len(node.input) > 2 else None
+            kind = kind or named or TensorProto.UINT8
+        types.update(dict.fromkeys(node.output, kind))
+    return types
+
+
+def tensor(values: NDArray[np.generic]) -> TensorProto:
+    """Return a constant without a name."""
+    element = next(element for element in ELEMENTS if element.dtype == values.dtype)
+    raw = pack(np.ascontiguousarray(values), element).tobytes()
+    return TensorProto(data_type=element.number, dims=values.shape, raw_data=raw)

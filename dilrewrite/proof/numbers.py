@@ -1,0 +1,158 @@
+"""Neutral numbers for a site's sub-model: of the model's types, and so small that every sum of them is exact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+
+from dilrewrite.forms.geometry import product
+from dilrewrite.model.elements import NAMED, NUMBERED, dtype
+from dilrewrite.proof.carve import Source, tensor
+from dilrewrite.runtimes import Array
+from dilrewrite.sites import Site
+
+EXACT_LIMIT = 2**24
+"""Whole numbers up to here are exact in float32, in whatever order they are added."""
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int32]:
+    """Return random whole numbers of [low, high], all different where there are enough of them."""
+    size = product(shape)
+    if 0 < size <= high - low + 1:
+        return rng.permutation(np.arange(low, high + 1, dtype=np.int32))[:size].reshape(shape)
+    return rng.integers(low, high + 1, size=shape, dtype=np.int32)
+
+
+def exact_ranges(
+    terms: int, *, weights: int, highest_weight: int = 2**20, highest_input: int = 2**20
+) -> tuple[int, int]:
+    """Return (largest |x|, largest |w|) so that `terms` products and a bias stay below 2**24.
+
+    `weights` is the number of weights: their range is just wide enough to make them differ, the inputs get the rest.
+    """
+    budget = (EXACT_LIMIT - 2**12) // max(terms, 1)
+    w = max(1, min(weights, highest_weight, math.isqrt(budget)))
+    return max(1, min(budget // w, highest_input)), w
+
+
+@dataclass(kw_only=True)
+class Numbers:
+    """What the constants and inputs of one site's sub-model hold; called by `carve` for each.
+
+    Whole numbers, or `reals` that `element`, the type to compute in, holds; scales are powers of two. Input shapes are
+    declared as unknown as the site knows them. `given`: weights are an input whatever they are in the model. `feeds`:
+    the values of weights and bias that are inputs, once the sub-model is cut.
+    """
+
+    source: Source
+    site: Site
+    element: str
+    rng: np.random.Generator
+    reals: bool = False
+    given: bool = False
+    feeds: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        geometry, site = self.site.geometry, self.site
+        self.outputs = geometry.out_channels or 2 * geometry.group
+        ins = geometry.in_channels or 2 * geometry.group
+        self.weights = (self.outputs, ins // geometry.group, *geometry.kernel)
+        self.terms = product(self.weights[1:])
+        self.zero = 0
+        highest = 127 if site.weight_quantization else {"float16": 15, "bfloat16": 7}.get(geometry.element, 2**20)
+        self.highest_input, self.highest_weight = exact_ranges(
+            self.terms,
+            weights=product(self.weights),
+            highest_weight=highest,
+            highest_input={"float16": 2**11, "bfloat16": 2**8}.get(self.element, 2**20),
+        )
+
+    def __call__(self, word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
+        """Return what stands for a tensor that a node reads from outside."""
+        if place == 0 and word in ("x_f", "conv"):
+            geometry = self.site.geometry
+            return self._input("x", self.input_element, (geometry.batch, geometry.in_channels, *geometry.extents))
+        if word == "conv":
+            return self._operand("w" if place == 1 else "b")
+        if place == 0:
+            return tensor(self._codes(word))
+        known = self.source.constant(self.site.scope, node.input[place])
+        shape = () if known is None else tuple(known.dims)
+        shape = (self.outputs,) if product(shape) > 1 else shape
+        if place == 2:
+            return tensor(self._zero_point(word, known, shape))
+        if node.op_type == "QuantizeLinear":
+            scale = np.full(shape, 2.0 ** round(math.log2(max(self.terms, 2)) / 2 + 4))
+        elif shape and word != "x_f":
+            scale = 2.0 ** -self.rng.integers(0, 3, size=shape).astype(np.float64)
+        else:
+            scale = np.full(shape, 0.25 if word == "x_f" else 0.5)
+        return tensor(scale.astype(dtype(self.element)))
+
+    @property
+    def input_element(self) -> str:
+        """Return the type of the tensor that enters."""
+        return self.site.storage or self.element
+
+    def _input(self, name: str, element: str, shape: tuple[int | None, ...]) -> ValueInfoProto:
+        dims = [size if size is not None else f"{name}{axis}" for axis, size in enumerate(shape)]
+        return helper.make_tensor_value_info(name, NAMED[element].number, dims)
+
+    def _operand(self, name: str) -> ValueInfoProto | TensorProto:
+        """Return the weights or bias of a Conv, that are not quantised."""
+        operand, shape = (self.site.weight, self.weights) if name == "w" else (self.site.bias, (self.outputs,))
+        assert operand is not None, "the Conv has no such input"
+        if self.reals:
+            share = 1 / math.sqrt(self.terms) if name == "w" else 1.0
+            values = self.rng.standard_normal(shape, dtype=np.float32) * np.float32(share)
+        else:
+            high = self.highest_weight if name == "w" else 1000
+            values = whole_numbers(self.rng, shape, -high, high).astype(np.float32)
+        values = values.astype(dtype(self.element), copy=False)
+        if operand.is_constant and not (self.given and name == "w"):
+            return tensor(values)
+        self.feeds[name] = values
+        return self._input(name, self.element, (None,) * len(shape) if operand.shape is None else shape)
+
+    def _codes(self, word: str) -> Array:
+        """Return weights or bias as integers; without a zero point, unsigned ones are no less than 0."""
+        if word == "b_f":
+            return whole_numbers(self.rng, (self.outputs,), -1000, 1000)
+        quantization = self.site.weight_quantization
+        assert quantization is not None, "the weights are quantised"
+        kind = dtype(quantization.source.element or "")
+        codes = np.clip(whole_numbers(self.rng, self.weights, -self.highest_weight, self.highest_weight), -120, 120)
+        if kind.kind == "u":
+            codes = codes + 128 if quantization.zero_point is not None else np.abs(codes)
+        return codes.astype(kind)
+
+    def _zero_point(self, word: str, known: TensorProto | None, shape: tuple[int, ...]) -> Array:
+        own = NUMBERED[known.data_type].name if known is not None else ""
+        kind = dtype(own if own in ("int8", "uint8", "int16", "uint16", "int32") else self.site.storage or "int8")
+        if kind.itemsize > 2:
+            return np.zeros(shape, kind)
+        zero = (128 if kind.kind == "u" else 0) + self.rng.integers(1, 4, size=shape)
+        if word == "x_f":
+            self.zero = int(zero.reshape(()))
+        return np.asarray(zero).astype(kind)
+
+    def input(self, shape: tuple[int, ...]) -> Array:
+        """Return whole numbers for the input, in a range in which every partial sum is exact; or reals."""
+        kind = dtype(self.input_element)
+        if self.site.input_quantization is not None:
+            # scales are powers of two, at most 4 apart: in units of the smallest, products and sums stay exact
+            reach = max(1, min(127, EXACT_LIMIT // 8 // max(1, self.terms * (self.highest_weight + 3))))
+            info = np.iinfo(kind)
+            low, high = max(int(info.min), self.zero - reach), min(int(info.max), self.zero + reach)
+            return whole_numbers(self.rng, shape, low, high).astype(kind)
+        if self.reals:
+            return self.rng.standard_normal(shape).astype(kind)
+        high = self.highest_input if self.site.weight_quantization is None else max(1, self.highest_input // 8)
+        return whole_numbers(self.rng, shape, -high, high).astype(kind)
