@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dilrewrite.reports import content, write_reports
+from dilrewrite.errors import UsageError
+from dilrewrite.reports import check_report_folder, content, write_reports
 from dilrewrite.reports.formats import console, formats, written
 from dilrewrite.staging import Staging
 from tests.reports.examples import REPORTS
@@ -47,3 +48,34 @@ def test_what_is_shown_says_that_times_were_not_measured(name):
     report = replace(report, measurement=replace(report.measurement, source="simulated"))
     assert dict(content.timing.measuring(report))["source"] == "simulated: NOT MEASURED"
     assert "simulated: NOT MEASURED" in console.to_text(report)
+
+
+FILES = {name: form for name, form in formats().items() if form.filename is not None}
+
+
+@pytest.mark.parametrize("asked", [[name] for name in FILES] + [list(FILES), list(FILES)[-2:] * 2])
+def test_the_formats_asked_for_are_written(tmp_path, asked):
+    with Staging() as staging:
+        write_reports(REPORTS["measured"], tmp_path / "reports", staging, asked)
+        staging.commit()
+    assert {place.name for place in (tmp_path / "reports").iterdir()} == {FILES[name].filename for name in asked}
+
+
+@pytest.mark.parametrize("unknown", ["pdf", "", "console"])
+def test_an_unknown_format_is_refused_with_the_names(tmp_path, unknown):
+    for refused in (written, lambda names: check_report_folder(tmp_path / "reports", others=[], names=names)):
+        with pytest.raises(UsageError, match="there is no such format") as error:
+            refused(["json", unknown])
+        assert all(name in str(error.value.hint) for name in FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_report_of_before_is_known_and_replaced_and_another_file_is_not(tmp_path, name):
+    place = tmp_path / str(FILES[name].filename)
+    for report in (REPORTS["measured"], REPORTS["odd-names"], REPORTS["built"]):
+        place.write_text(FILES[name].render(report), encoding="utf-8")
+        check_report_folder(tmp_path, others=[], names=[name])
+    place.write_text("# a page of mine about dilrewrite\n")
+    with pytest.raises(UsageError, match="is no report of dilrewrite"):
+        check_report_folder(tmp_path, others=[], names=[name])
+    check_report_folder(tmp_path, others=[], names=[other for other in FILES if other != name])

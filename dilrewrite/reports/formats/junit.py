@@ -1,0 +1,75 @@
+"""What was checked as JUnit XML, for continuous integration: a test case per output, per check and per proved site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+from xml.etree import ElementTree
+
+from dilrewrite.reports.content.answer import FOUND_AFTER, answer
+from dilrewrite.reports.content.models import case_name, result
+from dilrewrite.reports.content.sites import proof
+from dilrewrite.reports.report import Report
+from dilrewrite.reports.units import clean
+
+Case = tuple[str, str, str, str]
+"""Class, name, `failure`, `skipped` or nothing, and what is said of it."""
+
+
+@final
+class JUnit:
+    """One suite; what could not be compared is skipped, what differs has failed."""
+
+    filename: str | None = "report.junit.xml"
+    default = False
+    opening = r'<\?xml [^>]*>\s*<testsuites name="dilrewrite '
+
+    def render(self, report: Report) -> str:
+        """Return the XML text."""
+        cases = [*_sites(report), *_checks(report), *_outputs(report)]
+        name = f"dilrewrite {report.command}"
+        failures, skipped = (str(sum(case[2] == kind for case in cases)) for kind in ("failure", "skipped"))
+        counts = {"tests": str(len(cases)), "failures": failures, "skipped": skipped}
+        root = ElementTree.Element("testsuites", name=name)
+        time = f"{sum(report.seconds.values()):.3f}"
+        suite = ElementTree.SubElement(root, "testsuite", {"name": name, "time": time, **counts})
+        for owner, title, outcome, text in cases:
+            case = ElementTree.SubElement(suite, "testcase", classname=clean(owner), name=clean(title))
+            if outcome:
+                ElementTree.SubElement(case, outcome, message=clean(text))
+        ElementTree.SubElement(suite, "system-out").text = answer(report)
+        ElementTree.indent(root)
+        return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+
+
+REPORT = JUnit()
+
+
+def _sites(report: Report) -> Iterator[Case]:
+    """Yield the proofs of the forms; a form that was taken unproved is skipped."""
+    for site in report.sites:
+        if site.proof is not None:
+            yield "proof", site.key, "" if site.proof.passed else "failure", proof(site)
+        elif site.action == "rewritten":
+            yield "proof", site.key, "skipped", proof(site)
+
+
+def _checks(report: Report) -> Iterator[Case]:
+    """Yield whether nothing differs, whether the checker finds nothing, and whether a dilation was left."""
+    verdict = report.verdict
+    if verdict is not None:
+        skipped = verdict.skipped or ("nothing was compared" if verdict.level == "none" else "")
+        outcome = "failure" if not verdict.passed else "skipped" if skipped else ""
+        yield "models", "compute the same", outcome, "; ".join(verdict.failures) or skipped
+        alone = f"{FOUND_AFTER}: {'; '.join(verdict.checker_after)}" if verdict.checker_after else ""
+        bad = "failure" if report.status == "not valid" else "skipped" if alone else ""
+        yield "models", "ONNX checker", bad, alone
+    for node in report.remaining:
+        yield "dilation", node, "failure", "keeps a dilation above the limit"
+
+
+def _outputs(report: Report) -> Iterator[Case]:
+    for case in report.verdict.cases if report.verdict is not None else ():
+        for check in case.outputs:
+            outcome = "skipped" if not check.comparable else "" if check.passed else "failure"
+            yield case_name(case), check.name, outcome, result(check)

@@ -1,0 +1,47 @@
+"""The sites as CSV: read back row by row, with every ratio."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from dilrewrite.reports import content, units
+from dilrewrite.reports.formats import formats
+from tests.reports.examples import ODD, REPORTS
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(formats()["csv"].render(REPORTS[name]))))
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_one_row_per_site(name):
+    sites = REPORTS[name].sites
+    for site, row in zip(sites, rows(name), strict=True):
+        assert None not in row
+        assert row["key"] == units.clean(site.key)
+        assert row["geometry"] == units.clean(content.sites.geometry(site.geometry))
+        assert (row["chosen"], row["reason"]) == (units.clean(site.strategy), units.clean(site.reason))
+        assert row["share"] == ("" if site.share is None else f"{site.share:.6g}")
+        for candidate in site.candidates:
+            assert units.clean(candidate.strategy) in row["forms"]
+
+
+def test_forms_have_a_ratio_or_a_reason():
+    row = rows("measured")[0]
+    assert row["forms"].split("; ") == [
+        "tap_zones 0.658 (0.650 to 0.666)",
+        "keep",
+        "space_to_batch 1.31 (1.30 to 1.31)",
+        "im2col failed: the process was killed by SIGSEGV",
+        "tap_sum not measured: budget",
+        "slice_to_batch not measured: budget",
+    ]
+    assert float(row["share"]) == 0.101
+
+
+def test_odd_names_stay_in_their_cell():
+    assert rows("odd-names")[0]["reason"] == units.clean(ODD)
+    assert len(formats()["csv"].render(REPORTS["odd-names"]).splitlines()) == 1 + len(REPORTS["odd-names"].sites)
