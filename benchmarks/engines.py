@@ -40,7 +40,7 @@ from dilrewrite.reports.report import environment
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.tensorrt import bindings, profiles, sidecar
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import parsed_name

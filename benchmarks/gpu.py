@@ -64,7 +64,7 @@ from dilrewrite.runtimes._nvidia import driver_version
 from dilrewrite.runtimes._worker import _Child
 from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import CONFIRMATION, Form, Meter

@@ -31,7 +31,7 @@ from dilrewrite.options import CommandOptions
 from dilrewrite.proof.carve import Source
 from dilrewrite.runtimes import artifact, timed_backend
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.timing.stopwatch import Comparison
 from models import OWN
 

@@ -23,7 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from dilrewrite.forms.strategies import Refusal, Strategy, plan, with_max_dilation
 from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from tests import naive
 from tests.cases import Case, Ints
 

@@ -19,7 +19,7 @@ from dilrewrite.forms import builder, fragment, geometry
 from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
 from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.strategies import _phases
-from dilrewrite.splice import substitute
+from dilrewrite.splice import region
 
 Context = contextlib.AbstractContextManager[None]
 
@@ -198,7 +198,7 @@ def right_only_at_divisible_lengths() -> Iterator[None]:
 @mutant("space_to_batch", "slice_to_batch", "space_to_axis", "space_to_group", "im2col")
 def zero_instead_of_the_zero_point() -> Iterator[None]:
     """A quantised input is padded with 0, which is not the number 0."""
-    with mock.patch.object(substitute._Region, "fill_value", return_value=""):
+    with mock.patch.object(region.Region, "_fill_value", return_value=""):
         yield
 
 

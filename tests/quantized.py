@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dilrewrite.forms.strategies import Refusal, Strategy, plan, with_max_dilation
 from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from tests import naive
 from tests.cases import Case, cases
 from tests.contract import (

@@ -32,6 +32,7 @@ from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.valid import check_calls
 from dilrewrite.options import Building, CommandOptions, Places, Proving
 from dilrewrite.proof.carve import Source
+from dilrewrite.proof.disturb import disturb
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
@@ -52,7 +53,7 @@ from dilrewrite.runtimes import (
 )
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import Rewritten, disturb, mark, rewrite
+from dilrewrite.splice.rewrite import Rewritten, mark, rewrite
 from dilrewrite.staging import ELSEWHERE, Staging, check_destination, is_file, same_file
 from dilrewrite.tensorrt import bindings, engines, sidecar
 from dilrewrite.tensorrt.make import TIMING_CACHE

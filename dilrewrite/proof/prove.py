@@ -1,7 +1,7 @@
 """Proves a fragment against the site it replaces: bit for bit on whole numbers, and its rounding against float64.
 
 The proof runs on a sub-model: the nodes of the site, cut out of the user's model, before and after
-`substitute.rewrite` put the fragment in their place. No form is used unproved.
+`splice.rewrite` put the fragment in their place. No form is used unproved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dilrewrite.proof.sizes import concrete, footprint, input_shape, sample_exte
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, backend
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,11 +74,11 @@ class Part:
 class Site:
     """Nodes that can be rewritten together: which, the tensors that enter and leave, and what is computed in between.
 
-    `nodes` are places in the node list at `scope`, in its order; all of them go, and so no tensor between them is read
-    elsewhere. `inputs` are the tensors that a fragment reads, `outputs` those that it makes; weights are operands of
-    the `parts`, which a fragment's Convs are numbered by. `meaning` is what strategies see. `follow` are the places of
-    what comes right after and may stand between a fragment's core and exit: at most one unary operator, and the
-    QuantizeLinear of a quantised site (`quantizes_output` when it is there). Sites may overlap.
+    `nodes` are places in the node list at `scope`, in its order (the last makes the output); all of them go, so no
+    tensor between them is read elsewhere. `inputs` are the tensors that a fragment reads, `outputs` those that it
+    makes; weights are operands of the `parts`, which a fragment's Convs are numbered by. `meaning` is what strategies
+    see. `follow` are the places of what comes right after and may stand between a fragment's core and exit: at most one
+    unary operator, and the QuantizeLinear of a quantised site (`quantizes_output` when it is there). Sites may overlap.
     """
 
     scope: ScopePath

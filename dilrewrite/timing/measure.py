@@ -37,7 +37,7 @@ from dilrewrite.runtimes import (
 )
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.timing import profiling
 from dilrewrite.timing import stopwatch as timing
 from dilrewrite.timing.cache import Cache

@@ -28,7 +28,7 @@ from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.sites.known import UNARY
-from dilrewrite.splice.substitute import Reader
+from dilrewrite.splice.editor import Reader
 from dilrewrite.timing.profiling import Profiled, Shape
 
 THROUGH = UNARY | {"Add", "BatchNormalization", "Div", "Identity", "Mul", "PRelu", "Sub"}

@@ -50,8 +50,8 @@ from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
-from tests.splice.test_substitute import KINDS, Q
-from tests.splice.test_substitute import model as spelled
+from tests.splice.test_rewrite import KINDS, Q
+from tests.splice.test_rewrite import model as spelled
 from tests.timing.test_profiling import conv, loop, text
 
 Made = Callable[[], ModelProto]

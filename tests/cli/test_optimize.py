@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.reports.formats import written
-from dilrewrite.splice.substitute import VERIFICATION_KEY
+from dilrewrite.splice.rewrite import VERIFICATION_KEY
 from tests import models_for_tests as tiny
 from tests.models_for_tests import (
     DEMOS,

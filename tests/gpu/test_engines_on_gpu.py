@@ -15,7 +15,7 @@ from onnx import ModelProto, helper, numpy_helper
 from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.runtimes import MEASURED, Options, Runnable, TimedBackend, artifact, backends, timed_backends
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.tensorrt import sidecar
 from dilrewrite.timing.stopwatch import Stopwatch
 from tests.models_for_tests import Outcome, cli, save

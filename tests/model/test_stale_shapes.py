@@ -20,7 +20,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.walk import all_nodes, subgraphs
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 
 Array = np.ndarray
 MODELS = Path(__file__).resolve().parents[2] / "models"

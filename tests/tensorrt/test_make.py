@@ -32,7 +32,7 @@ from dilrewrite.options import Building
 from dilrewrite.runtimes import CannotLoad
 from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.tensorrt import cuda, make, profiles
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.make import Built

@@ -37,7 +37,7 @@ from dilrewrite.runtimes import (
 )
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import STRATEGY_KEY
+from dilrewrite.splice.writer import STRATEGY_KEY
 from dilrewrite.timing import measure
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import (

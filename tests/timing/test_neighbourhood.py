@@ -26,7 +26,7 @@ from dilrewrite.proof.prove import runs_natively
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Options, Profile, Runnable, timed_backend
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.neighbourhood import CHANNELS, MOST_NODES, Question, ask
 from dilrewrite.timing.profiling import Profiled, SiteRun, digest, traced
@@ -34,8 +34,8 @@ from tests import contract, quantized
 from tests import models_for_tests as tiny
 from tests.cases import Case, cases
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, every_node, values
-from tests.splice.test_substitute import KINDS
-from tests.splice.test_substitute import feeds as feeds_of_kind
+from tests.splice.test_rewrite import KINDS
+from tests.splice.test_rewrite import feeds as feeds_of_kind
 
 Weights = Mapping[str, NDArray[Any]]
 

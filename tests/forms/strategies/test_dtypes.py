@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from dilrewrite.forms.strategies import Refusal, plan, strategies, with_max_dilation
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from tests.cases import Case, cases
 from tests.contract import build, check_structure, equal, image, may_refuse, run, session, truth
 

@@ -18,7 +18,7 @@ from dilrewrite.forms.strategies import SKIP_PADDING, plan, strategies, with_max
 from dilrewrite.reports import reasons
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import rewrite
+from dilrewrite.splice.rewrite import rewrite
 from tests import models_for_tests as tiny
 from tests.cases import Case, cases
 from tests.contract import image, original, session, truth, weights

@@ -1,4 +1,4 @@
-"""substitute: rewritten models compute the same, and everything that is not rewritten stays byte for byte."""
+"""rewrite: rewritten models compute the same, and everything that is not rewritten stays byte for byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from dilrewrite.forms.strategies import parse, plan, strategies
 from dilrewrite.model.walk import resolve, subgraphs
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.substitute import STRATEGY_KEY, VERIFICATION_KEY, Names, Rewritten, mark, rewrite
+from dilrewrite.splice.names import Names
+from dilrewrite.splice.rewrite import VERIFICATION_KEY, Rewritten, mark, rewrite
+from dilrewrite.splice.writer import STRATEGY_KEY
 from tests.proto_diff import Change, diff
 
 FORMS = (

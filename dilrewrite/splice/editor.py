@@ -1,0 +1,72 @@
+"""One rewrite of one model: the edited copy, its names, and what several fragments share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, TensorProto
+
+from dilrewrite.model.walk import Container, ScopePath, resolve
+from dilrewrite.sites import Operand
+from dilrewrite.splice.names import Names
+
+Reader = Callable[[TensorProto], NDArray[np.generic]]
+
+
+@dataclass
+class Editor:
+    """One call of `rewrite`. Containers of the edited model are looked up before the first change, by original path.
+
+    `added` are the initializers made, `suspects` tensors that may have lost their last user, `shared` the constants
+    that more than one site reads.
+    """
+
+    source: ModelProto
+    edited: ModelProto
+    read: Reader
+    names: Names = field(init=False)
+    added: list[str] = field(default_factory=list)
+    suspects: list[tuple[ScopePath, str]] = field(default_factory=list)
+    shared: dict[tuple[object, ...], str] = field(default_factory=dict)
+    containers: dict[ScopePath, Container] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.source)
+
+    def open(self, paths: Iterable[ScopePath]) -> None:
+        """Look up the containers at `paths` and around them."""
+        for path in paths:
+            for depth in range(len(path.steps) + 1):
+                outer = ScopePath(path.function, path.steps[:depth])
+                if outer not in self.containers:
+                    self.containers[outer] = resolve(self.edited, outer)
+
+    def constants_as_nodes(self, path: ScopePath) -> bool:
+        """Say whether constants of this scope must be Constant nodes: in functions, and before IR 4."""
+        return path.function is not None or self.edited.ir_version < 4
+
+    def tensor(self, operand: Operand) -> TensorProto:
+        """Return the original tensor behind a constant operand."""
+        container = resolve(self.source, operand.scope)
+        if operand.kind == "constant":
+            assert operand.index is not None
+            found: TensorProto = next(a.t for a in container.node[operand.index].attribute if a.name == "value")
+            return found
+        assert isinstance(container, GraphProto)
+        found = next(tensor for tensor in container.initializer if tensor.name == operand.name)
+        assert isinstance(found, TensorProto)
+        return found
+
+    def home(self, path: ScopePath, name: str) -> ScopePath:
+        """Return the node list, of those around `path`, in which a tensor is made."""
+        for depth in range(len(path.steps), 0, -1):
+            outer = ScopePath(path.function, path.steps[:depth])
+            container = self.containers[outer]
+            if any(name in node.output for node in container.node):
+                return outer
+            if isinstance(container, GraphProto) and any(tensor.name == name for tensor in container.initializer):
+                return outer
+        return ScopePath(path.function)
