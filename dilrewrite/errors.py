@@ -15,10 +15,15 @@ def shown(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def one_line(said: object) -> str:
+    """Return an error, or what a library says, in one line."""
+    return " ".join(str(said).split())
+
+
 def printable(text: str) -> str:
     """Return the text in one line, with what does not print as escapes: a name in a file must not steer a terminal."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in one_line(text))
+    return "".join(shown)
 
 
 class DilrewriteError(Exception):

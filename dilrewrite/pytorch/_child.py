@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dilrewrite.errors import one_line
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.convbench import PASSES
 from dilrewrite.pytorch.methods import prepare
@@ -54,7 +55,7 @@ def main() -> None:
         except (torch.cuda.OutOfMemoryError, MemoryError):
             say({one: {"failure": "out of memory"}})
         except Exception as error:  # the other passes still have their turn
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = one_line(error) or type(error).__name__
             say({one: {"failure": "out of memory" if "can't allocate memory" in text else text[:200]}})
 
 

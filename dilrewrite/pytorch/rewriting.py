@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.errors import MissingError, UsageError, one_line
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.pytorch.methods import Form, geometry_of, method, methods, prepare
 from dilrewrite.pytorch.probing import PASSES, Probe, preserved, step_timings
@@ -584,4 +584,4 @@ def _not_confirmed(choice: LayerChoice, why: str) -> LayerChoice:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error)[:200]

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from dilrewrite.errors import one_line
+
 _NO_DEVICE = 100
 
 
@@ -26,7 +28,7 @@ def gpu() -> tuple[str, tuple[int, int]]:
     try:
         library = driver()
     except OSError as error:
-        raise NoGpuError(f"there is no NVIDIA driver: {line(error)}") from error
+        raise NoGpuError(f"there is no NVIDIA driver: {one_line(error)}") from error
     count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)
     status = (
@@ -46,11 +48,6 @@ def gpu() -> tuple[str, tuple[int, int]]:
         library.cuGetErrorName(status, ctypes.byref(word))
         raise NoGpuError(f"the NVIDIA driver does not work: {(word.value or b'error %d' % status).decode()}")
     return name.value.decode(errors="replace"), (version.value // 1000, version.value % 1000 // 10)
-
-
-def line(error: BaseException) -> str:
-    """Return an error's text in one line."""
-    return " ".join(str(error).split())
 
 
 def driver_version() -> str:

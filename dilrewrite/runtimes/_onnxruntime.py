@@ -17,6 +17,7 @@ from typing import Any, Self, cast, final
 
 import numpy as np
 
+from dilrewrite.errors import one_line
 from dilrewrite.model.elements import ELEMENTS, Element, pack, unpack
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable
 
@@ -67,7 +68,7 @@ def _installed(distribution: str) -> bool:
 
 def reason(error: BaseException) -> str:
     """Return an error of ONNX Runtime in one line, without places in its C++ sources."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)
     while place := re.search(r"(?:\S*/)?\w+\.(?:cc|h|hpp|cpp|cu)(?::\d+)? ", text):
         text = text[: place.start()] + _after_signature(text[place.end() :])

@@ -32,6 +32,7 @@ from typing import IO, Any, Self, final
 
 import numpy as np
 
+from dilrewrite.errors import one_line
 from dilrewrite.runtimes import (
     Array,
     Artifact,
@@ -370,7 +371,7 @@ def _loaded(pickled: bytes) -> Any:
     try:
         backend.versions()
     except (ImportError, OSError) as error:
-        raise CannotLoad(f"{backend.name} cannot be imported: {' '.join(str(error).split())}") from error
+        raise CannotLoad(f"{backend.name} cannot be imported: {one_line(error)}") from error
     return backend
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, final
 
+from dilrewrite.errors import one_line
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -26,7 +27,7 @@ from dilrewrite.runtimes import (
     TimedBackend,
     TimedOut,
 )
-from dilrewrite.runtimes._nvidia import NoGpuError, driver, gpu, line, state
+from dilrewrite.runtimes._nvidia import NoGpuError, driver, gpu, state
 from dilrewrite.runtimes._onnxruntime import (
     CPU,
     BoundRunner,
@@ -269,7 +270,7 @@ def explained(words: str, *providers: str) -> Iterator[None]:
             try:
                 ctypes.CDLL(str(library))
             except OSError as why:
-                raise CannotLoad(f"{str(error).rstrip('.')}: {line(why)}") from error
+                raise CannotLoad(f"{str(error).rstrip('.')}: {one_line(why)}") from error
         raise
 
 

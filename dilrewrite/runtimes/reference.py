@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
+from dilrewrite.errors import one_line
 from dilrewrite.model.elements import dtype, element_name
 from dilrewrite.model.evaluate import Evaluator
 from dilrewrite.model.walk import put_in_order
@@ -95,7 +96,7 @@ def _fits(given: Sequence[int], declared: Sequence[int | str | None]) -> bool:
 
 def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error  # the evaluator wraps what an operator raised
-    text = " ".join(str(cause).split())
+    text = one_line(cause)
     return f"{type(cause).__name__}: {text}"[:500]
 
 

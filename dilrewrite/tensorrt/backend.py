@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from dilrewrite.errors import DilrewriteError
+from dilrewrite.errors import DilrewriteError, one_line
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.load import load
 from dilrewrite.options import Building
@@ -153,7 +153,7 @@ class TensorRt(TimedBackend):
         try:
             return bindings.load(self.flavour)
         except (ImportError, OSError, AttributeError) as error:
-            raise CannotLoad(f"{self.flavour} cannot be imported: {' '.join(str(error).split())}") from error
+            raise CannotLoad(f"{self.flavour} cannot be imported: {one_line(error)}") from error
 
     def load(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Engine:
         """Return an engine on the GPU, of an ONNX model for the shapes of `feeds`, or one that was built before."""

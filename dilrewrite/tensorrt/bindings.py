@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast, final
 
-from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.errors import MissingError, UsageError, one_line
 from dilrewrite.tensorrt.protocols import INetworkDefinition, Module, OnnxParser
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
@@ -88,7 +88,7 @@ def missing(flavour: str) -> str | None:
     try:
         _import(flavour)
     except (ImportError, OSError, AttributeError, FileNotFoundError) as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         return f"{flavour} is installed and cannot be imported ({why}): {INSTALL[flavour]}"
     return None
 

@@ -18,7 +18,7 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from dilrewrite.errors import FailedError, MissingError
+from dilrewrite.errors import FailedError, MissingError, one_line
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs, graphs_in, permute, sorted_places, subgraphs
 
 BF16_OPSET = 22
@@ -283,7 +283,7 @@ def _raise_opset(proto: ModelProto) -> ModelProto:
     ) as error:
         raise FailedError(
             f"bfloat16 needs opset {BF16_OPSET}, and ONNX's version converter fails on the model: "
-            f"{' '.join(str(error).split())[:200]}",
+            f"{one_line(error)[:200]}",
             hint=f"export the model with opset {BF16_OPSET} or later",
         ) from error
     raised.ir_version = max(raised.ir_version, 10)  # the one that came with opset 22

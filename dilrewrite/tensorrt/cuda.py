@@ -14,6 +14,7 @@ from typing import Any, Protocol, final
 
 import numpy as np
 
+from dilrewrite.errors import one_line
 from dilrewrite.runtimes import MEASURED, Array, CannotRun
 from dilrewrite.runtimes._nvidia import NoGpuError, driver_version, gpu
 
@@ -251,7 +252,7 @@ class TorchCuda:
             with self._torch.cuda.graph(graph, stream=stream.stream):
                 work()
         except RuntimeError as error:
-            raise CannotRun(f"no CUDA graph: {' '.join(str(error).split())[:200]}") from error
+            raise CannotRun(f"no CUDA graph: {one_line(error)[:200]}") from error
         return _TorchGraph(self._torch, graph)
 
     @contextlib.contextmanager
@@ -259,4 +260,4 @@ class TorchCuda:
         try:
             yield
         except self._torch.cuda.OutOfMemoryError as error:
-            raise CannotRun(f"the GPU is out of memory: {' '.join(str(error).split())[:160]}") from error
+            raise CannotRun(f"the GPU is out of memory: {one_line(error)[:160]}") from error

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def make(
     """
     model, building = started.model, started.building
     ready = _ready(started, proto, source)
-    fidelity_report = _compare_conversion(ready, proto, settings, progress)
+    conversion = _compare_conversion(ready, proto, settings, progress)
     library = bindings.load(started.flavour, tell=tell)
     timings = _timings(building.timing_cache)
     built = build(
@@ -190,20 +190,9 @@ def make(
         timing_cache=timings,
         progress=progress,
     )
-    precision = _precision(ready, built, fidelity_report)
+    precision = _precision(ready, built, conversion)
     check = _check(ready, proto, built, settings)
-    verdict = check.verdict
-    if verdict is not None and not verdict.passed:
-        raise DiffersError(
-            f"{ready.where}: the engine does not compute what the model does: {verdict.failures[0]}",
-            hint="build with --precision fp32, and report it",
-        )
-    keeps, warnings = building.timing_cache, built.warnings
-    if keeps is not None and built.timing_cache is not None and _foreign(timings, built.timing_cache):
-        left = (
-            f"--timing-cache {_name(keeps)}: holds no timings of this TensorRT and was left as it is; name another file"
-        )
-        keeps, warnings = None, (left, *warnings)
+    keeps, warnings = _kept_timings(building.timing_cache, timings, built)
     report = _report(
         ready,
         built,
@@ -220,7 +209,15 @@ def make(
         device=check.device,
         warnings=warnings,
     )
-    return Engine(built=built, prepared=ready.prepared, report=report, timing_cache=keeps, check=verdict)
+    return Engine(built=built, prepared=ready.prepared, report=report, timing_cache=keeps, check=check.verdict)
+
+
+def _kept_timings(place: Path | None, before: bytes, built: Built) -> tuple[Path | None, tuple[str, ...]]:
+    """Return where the timings of a build go, and its warnings; nowhere where the file holds another TensorRT's."""
+    if place is None or built.timing_cache is None or not _foreign(before, built.timing_cache):
+        return place, built.warnings
+    left = f"--timing-cache {_name(place)}: holds no timings of this TensorRT and was left as it is; name another file"
+    return None, (left, *built.warnings)
 
 
 def stage(engine: Engine, place: Path, staging: Staging) -> None:
@@ -262,16 +259,9 @@ def _compare_conversion(
     if progress is not None:
         progress("compare with float32", 0, 1)
     shapes = {**{name: size.opt for name, size in ready.sizes.items()}, **settings.shapes}
+    given = {name: shape for name, shape in shapes.items() if name not in settings.inputs}
     answer = fidelity.compare(
-        proto,
-        ready.prepared,
-        ready.started.model.folder,
-        settings.backend,
-        ready.where,
-        shapes={name: shape for name, shape in shapes.items() if name not in settings.inputs},
-        inputs=settings.inputs,
-        seed=settings.seed,
-        threads=settings.threads,
+        proto, ready.prepared, ready.started.model.folder, replace(settings, shapes=given), ready.where
     )
     if progress is not None:
         progress("compare with float32", 1, 1)
@@ -396,7 +386,7 @@ class _Checked:
 
 
 def _check(ready: _Ready, proto: ModelProto, built: Built, settings: Settings) -> _Checked:
-    """Compare the engine with ONNX Runtime where there is a GPU."""
+    """Compare the engine with ONNX Runtime where there is a GPU. Raises DiffersError when they differ."""
     flavour, building = ready.started.flavour, ready.started.building
     gpu = backends()[bindings.module_name(flavour)]
     why = gpu.missing()
@@ -422,6 +412,11 @@ def _check(ready: _Ready, proto: ModelProto, built: Built, settings: Settings) -
             words = f"not run: it is for {elsewhere}, and {device} does not load it: {error}"
             return _Checked(words=words, device=device)
         raise FailedError(f"the engine was built and does not run: {error}") from error
+    if not verdict.passed:
+        raise DiffersError(
+            f"{ready.where}: the engine does not compute what the model does: {verdict.failures[0]}",
+            hint="build with --precision fp32, and report it",
+        )
     words = f"equal to ONNX Runtime within {verdict.tolerance} on {device}"
     return _Checked(words=words, device=device, verdict=verdict)
 

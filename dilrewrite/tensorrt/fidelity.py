@@ -19,7 +19,8 @@ from onnx import ModelProto
 from dilrewrite.errors import DiffersError
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.inputs import Chooser
-from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
+from dilrewrite.proof.verdict import Settings
+from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
 from dilrewrite.tensorrt.convert import inferred, twin
 from dilrewrite.tensorrt.precision import Prepared
 
@@ -63,65 +64,52 @@ def _results(attributes: object) -> int:
     return max([1, *inside])
 
 
-def compare(
-    original: ModelProto,
-    prepared: Prepared,
-    folder: Path,
-    backend: Backend,
-    where: str,
-    *,
-    shapes: Mapping[str, tuple[int, ...]],
-    inputs: Mapping[str, Array],
-    seed: int = 0,
-    threads: int | None = None,
-) -> Fidelity:
-    """Run a model and its conversion on the same data. `shapes`, `inputs`: what to run on where it is not made up.
+def compare(original: ModelProto, prepared: Prepared, folder: Path, settings: Settings, where: str) -> Fidelity:
+    """Run a model and its conversion on the same data, as `settings` say; both are in `folder`.
 
-    Raises DiffersError when they differ by more than the bound, or one overflows where the other does not. Where the
-    original or the conversion does not run, the result says so.
+    Raises DiffersError, which begins with `where`, when they differ by more than the bound, or one overflows where the
+    other does not. Where the original or the conversion does not run, the result says so.
     """
     assert prepared.precision in UNIT_ROUNDOFF
     allowed = bound(prepared.proto, prepared.precision)
     runs = twin(prepared.proto)  # on the CPU float16 is computed in float32, and overflows nowhere
     # Without optimisations: a runtime may drop a pair of Casts that rounds.
-    options = Options(threads=threads, optimize=False)
+    options = Options(threads=settings.threads, optimize=False)
+    session_of = settings.backend.session
     try:
-        with backend.session(Runnable(model=original.SerializeToString(), folder=folder), options) as session:
-            chooser = Chooser(session.inputs, given=shapes, user=inputs, seed=seed)
+        with session_of(Runnable(model=original.SerializeToString(), folder=folder), options) as session:
+            chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed)
             case, _ = chooser.first(session.run)
-            wanted = session.run(case.feeds)
-        with backend.session(Runnable(model=runs.SerializeToString(), folder=folder), options) as session:
-            got = session.run(case.feeds)
+            before = session.run(case.feeds)
+        with session_of(Runnable(model=runs.SerializeToString(), folder=folder), options) as session:
+            after = session.run(case.feeds)
     except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
         return Fidelity(difference=None, bound=allowed, shapes={}, reason=f"not compared: {error}")
+    label = f"{where}: converted to {prepared.precision}"
+    hint = "build with --precision bf16, which has float32's range" if prepared.precision == "fp16" else ""
     worst = 0.0
-    for name, first in wanted.items():
-        second = got[name]
-        if not isinstance(first, np.ndarray) or first.dtype.kind not in "f" or first.size == 0:
-            continue
-        a, b = first.astype(np.float64), np.asarray(second).astype(np.float64)
-        if a.shape != b.shape:
-            raise DiffersError(
-                f"{where}: converted to {prepared.precision}, output {name!r} is {list(b.shape)} instead of "
-                f"{list(a.shape)}",
-                hint="its sizes are computed in floating point: build in another precision",
-            )
-        overflown = int(np.sum(np.isfinite(a) & ~np.isfinite(b)))
-        if overflown:
-            raise DiffersError(
-                f"{where}: converted to {prepared.precision}, {overflown} of {b.size} values of output {name!r} "
-                "are not finite any more",
-                hint="build with --precision bf16, which has float32's range" if prepared.precision == "fp16" else "",
-            )
-        size = math.sqrt(float(np.mean(np.square(a, where=np.isfinite(a), out=np.zeros_like(a)))))
-        change = np.subtract(b, a, where=np.isfinite(a), out=np.zeros_like(a))
-        worst = max(worst, math.sqrt(float(np.mean(change**2))) / size if size > 0 else 0.0)
+    for name, first in before.items():
+        if isinstance(first, np.ndarray) and first.dtype.kind in "f" and first.size:
+            worst = max(worst, _difference(f"output {name!r}", first, np.asarray(after[name]), label, hint))
     if worst > allowed:
         raise DiffersError(
-            f"{where}: converted to {prepared.precision} it differs by {worst:.2g} of the output's size, and "
-            f"{allowed:.2g} is allowed",
+            f"{label} it differs by {worst:.2g} of the output's size, and {allowed:.2g} is allowed",
             hint="the net amplifies rounding: build in another precision, or give its own kind of data with --inputs",
         )
-    return Fidelity(
-        difference=worst, bound=allowed, shapes={name: tuple(value.shape) for name, value in case.feeds.items()}
-    )
+    return Fidelity(difference=worst, bound=allowed, shapes=case.shapes)
+
+
+def _difference(output: str, first: Array, second: Array, label: str, hint: str) -> float:
+    """Return the root mean square of the difference, relative to that of the output; `hint`: against overflow."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    if a.shape != b.shape:
+        raise DiffersError(
+            f"{label}, {output} is {list(b.shape)} instead of {list(a.shape)}",
+            hint="its sizes are computed in floating point: build in another precision",
+        )
+    overflown = int(np.sum(np.isfinite(a) & ~np.isfinite(b)))
+    if overflown:
+        raise DiffersError(f"{label}, {overflown} of {b.size} values of {output} are not finite any more", hint=hint)
+    size = math.sqrt(float(np.mean(np.square(a, where=np.isfinite(a), out=np.zeros_like(a)))))
+    change = np.subtract(b, a, where=np.isfinite(a), out=np.zeros_like(a))
+    return math.sqrt(float(np.mean(change**2))) / size if size > 0 else 0.0

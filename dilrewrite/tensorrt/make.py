@@ -14,7 +14,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from dilrewrite.errors import FailedError, UsageError
+from dilrewrite.errors import FailedError, UsageError, one_line
 from dilrewrite.options import Building
 from dilrewrite.tensorrt.bindings import Library, probe, put
 from dilrewrite.tensorrt.layers import Layers, from_log
@@ -77,18 +77,38 @@ def build(
     start = time.perf_counter()
     library.log.clear()
     library.noise.clear()
+    builder, network = _parsed(library, model, options, folder)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = library.module.ProfilingVerbosity.DETAILED
+    used = _configure(library, config, options, tf32=tf32)
+    if profiles:
+        _add_profiles(library, builder, config, profiles)
+    cache = _use_timing_cache(library, config, timing_cache) if timing_cache or options.timing_cache else False
+    plan = _run(library, builder, network, config, progress)
+    return Built(
+        plan=bytes(plan),
+        layers=from_log(library.log.messages),
+        inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)),
+        outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs)),
+        flags=used,
+        seconds=time.perf_counter() - start,
+        warnings=tuple(dict.fromkeys(map(one_line, library.log.warnings))),
+        timing_cache=_timings(config) if cache else None,
+    )
+
+
+def _parsed(
+    library: Library, model: ModelProto | bytes, options: Building, folder: Path | None
+) -> tuple[Builder, INetworkDefinition]:
+    """Return a builder, and the network that the model becomes in it."""
     module = library.module
     try:
-        builder = module.Builder(library.log.handle)
+        builder: Builder = module.Builder(library.log.handle)
     except TypeError as error:  # the bindings' word for a constructor that failed
         raise FailedError(f"{library.flavour} makes no builder: {library.reasons()}") from error
-    flags = 0
-    strongly = probe(
-        probe(module, "Module.NetworkDefinitionCreationFlag"), "NetworkDefinitionCreationFlag.STRONGLY_TYPED"
-    )
-    if strongly:
-        flags |= 1 << int(strongly)
-    network = builder.create_network(flags)
+    flags = probe(module, "Module.NetworkDefinitionCreationFlag")
+    strongly = probe(flags, "NetworkDefinitionCreationFlag.STRONGLY_TYPED")
+    network = builder.create_network(1 << int(strongly) if strongly else 0)
     if options.plugins:
         _load_plugins(library, builder, network, options.plugins)
     serialized = model if isinstance(model, bytes) else model.SerializeToString()
@@ -99,28 +119,7 @@ def build(
             f"{library.flavour} {library.version} does not take the model: {library.reasons(parser)}",
             hint="see docs/backends.md for what it refuses",
         )
-    config = builder.create_builder_config()
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    used = _configure(library, config, options, tf32=tf32)
-    if profiles:
-        _add_profiles(library, builder, config, profiles)
-    cache = _use_timing_cache(library, config, timing_cache) if timing_cache or options.timing_cache else False
-    plan = _run(library, builder, network, config, progress)
-    data = bytes(plan)
-    layers = from_log(library.log.messages)
-    kept = None
-    if cache:
-        kept = _timings(config)
-    return Built(
-        plan=data,
-        layers=layers,
-        inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)),
-        outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs)),
-        flags=used,
-        seconds=time.perf_counter() - start,
-        warnings=tuple(dict.fromkeys(" ".join(text.split()) for text in library.log.warnings)),
-        timing_cache=kept,
-    )
+    return builder, network
 
 
 def _tensor(tensor: Any) -> Tensor:

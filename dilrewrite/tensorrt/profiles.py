@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import ModelProto
 
-from dilrewrite.errors import UsageError
+from dilrewrite.errors import UsageError, one_line
 from dilrewrite.model.walk import DEFAULT_DOMAINS
 from dilrewrite.options import sizes
 
@@ -155,7 +155,7 @@ def unfit(proto: ModelProto, shapes: Mapping[str, Shape]) -> str | None:
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         return text.partition("Inference error(s): ")[2] or text
     known = {
         value.name: [

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
+from dilrewrite import record
 from dilrewrite._version import __version__
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.options import PRECISIONS, Building
@@ -230,7 +230,7 @@ def read(engine: Path) -> EngineReport:
     if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(f"{shown(file)} is no side-car of an engine that this version knows", hint=hint)
     try:
-        found: EngineReport = _made(EngineReport, plain, "the file")
+        found: EngineReport = record.read(EngineReport, plain, "the file")
     except TypeError as error:
         raise UsageError(f"{shown(file)} is no side-car of an engine: {error}", hint=hint) from error
     for word, value, known in (("flavour", found.flavour, FLAVOURS), ("precision", found.precision.built, PRECISIONS)):
@@ -245,25 +245,3 @@ def read(engine: Path) -> EngineReport:
     if not same:
         raise UsageError(f"{shown(file)} is of another engine than {shown(engine)}", hint=hint)
     return found
-
-
-def _made(kind: Any, value: Any, where: str) -> Any:
-    """Return plain data as a value of the type; raises TypeError, naming the place, when they are something else."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is UnionType:
-        return None if value is None else _made(inner[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_made(inner[0], one, f"{where}[{index}]") for index, one in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        return {key: _made(inner[1], one, f"{where}.{key}") for key, one in value.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        lacking = [name for name in hints if name not in value]
-        if lacking:
-            raise TypeError(f"{where} has no {lacking[0]!r}")
-        return kind(**{name: _made(hint, value[name], name) for name, hint in hints.items()})  # type: ignore[operator]
-    if type(value) is kind or (kind is float and type(value) is int):
-        return value
-    raise TypeError(f"{where} is {json.dumps(value)[:100]}")

@@ -14,6 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import DiffersError, UsageError
+from dilrewrite.proof.verdict import Settings
 from dilrewrite.runtimes import backend
 from dilrewrite.tensorrt.fidelity import SLACK, UNIT_ROUNDOFF, Fidelity, bound, compare
 from dilrewrite.tensorrt.precision import Prepared, prepare
@@ -38,17 +39,10 @@ def compared(
     inputs: Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> Fidelity:
-    return compare(
-        model,
-        prepared,
-        Path(),
-        backend("onnxruntime_cpu"),
-        "net.onnx",
-        shapes=shapes or {},
-        inputs=inputs or {},
-        seed=seed,
-        threads=1,
+    settings = Settings(
+        backend=backend("onnxruntime_cpu"), shapes=shapes or {}, inputs=inputs or {}, seed=seed, threads=1
     )
+    return compare(model, prepared, Path(), settings, "net.onnx")
 
 
 def convert(model: ModelProto, precision: str) -> Prepared:
