@@ -64,6 +64,55 @@ def test_a_constant_that_is_false(package: Make) -> None:
     assert discover(package(none="THING = None"), "THING") == {"none": None}
 
 
+def installed(folder: Path, name: str, group: str, entries: dict[str, str]) -> None:
+    """Put a distribution into a folder of sys.path, with nothing but its entry points."""
+    info = folder / f"{name.replace('-', '_')}-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    lines = "\n".join(f"{entry} = {value}" for entry, value in entries.items())
+    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}\n")
+
+
+def test_entry_points_come_after_the_folder(package: Make, tmp_path: Path) -> None:
+    made = package(zebra="THING = 1")
+    (tmp_path / "their_code.py").write_text("ONE, TWO = 2, 3")
+    installed(tmp_path, "their-things", "dilrewrite.things", {"cat": "their_code:TWO", "ant": "their_code:ONE"})
+    found = discover(made, "THING", "dilrewrite.things")
+    assert list(found.items()) == [("zebra", 1), ("ant", 2), ("cat", 3)]
+    assert discover(made, "THING", "dilrewrite.others") == discover(made, "THING") == {"zebra": 1}
+
+
+def test_a_broken_entry_point_is_a_line_and_not_the_end(
+    package: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = package(zebra="THING = 1")
+    (tmp_path / "bad_code.py").write_text("1 / 0")
+    installed(tmp_path, "their-broken", "dilrewrite.broken", {"ant": "bad_code:ONE", "bee": "no_such_code:ONE"})
+    for _ in range(2):
+        assert discover(made, "THING", "dilrewrite.broken") == {"zebra": 1}
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": it cannot")[0] for line in lines] == [
+        "dilrewrite: bad_code:ONE, a plug-in of their-broken 1.2, is left out",
+        "dilrewrite: no_such_code:ONE, a plug-in of their-broken 1.2, is left out",
+    ]
+    assert "ZeroDivisionError: division by zero" in lines[0]
+    assert "ModuleNotFoundError: No module named 'no_such_code'" in lines[1]
+
+
+def test_a_name_that_is_taken_names_both(package: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = package(zebra="THING = 1")
+    (tmp_path / "more_code.py").write_text("ONE, TWO = 2, 3")
+    for name in ("first", "second"):
+        entries = {"zebra": "more_code:ONE", "cat": "more_code:TWO"} if name == "first" else {"cat": "more_code:ZZZ"}
+        installed(tmp_path, name, "dilrewrite.taken", entries)
+    assert discover(made, "THING", "dilrewrite.taken") == {"zebra": 1, "cat": 3}
+    lines = capsys.readouterr().err.splitlines()
+    assert "more_code:ZZZ, a plug-in of second 1.2," in lines[0]
+    assert lines[0].endswith("dilrewrite.taken has 'cat' of first 1.2 already")
+    assert "more_code:ONE, a plug-in of first 1.2," in lines[1]
+    assert lines[1].endswith("dilrewrite.taken has 'zebra' of dilrewrite itself already")
+
+
 @pytest.mark.parametrize(
     ("module", "function", "some"),
     [

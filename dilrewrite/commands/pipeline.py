@@ -34,7 +34,6 @@ from dilrewrite.options import Building, CommandOptions, Places, Proving
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.disturb import disturb
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
-from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
 from dilrewrite.reports import check_report_folder, reasons, report, write_reports
 from dilrewrite.reports.report import Report
@@ -45,11 +44,13 @@ from dilrewrite.runtimes import (
     Crashed,
     Profile,
     Runnable,
+    TimedBackend,
     TimedOut,
     backend,
     backends,
     profiled,
     timed_backend,
+    timed_backends,
 )
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import find
@@ -340,7 +341,7 @@ def _tuning(
         scratch=scratch,
         model=model,
         found=found,
-        baseline=_runnable(model, model.proto),
+        baseline=_runnable(model, model.proto, measured_on),
         meter=meter,
         settings=settings,
         decider=decider,
@@ -549,12 +550,13 @@ AWKWARD = (
 )
 
 
-def _runnable(model: Model, proto: ModelProto) -> ModelProto:
-    """Return `proto` with the Convs that ONNX Runtime does not run made explicit; itself when there is none."""
+def _runnable(model: Model, proto: ModelProto, *backends: TimedBackend) -> ModelProto:
+    """Return `proto` with the Convs explicit that ONNX Runtime or a backend refuses; itself when there is none."""
+    runtimes = (timed_backends()["onnxruntime_cpu"], *backends)
     found = find(proto)
     awkward: list[tuple[Site, Fragment]] = []
     for site in found.sites:
-        if not runs_natively(site.geometry):
+        if any(runtime.refuses(site.geometry) for runtime in runtimes):
             fragment = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
             if isinstance(fragment, Fragment):
                 awkward.append((site, fragment))

@@ -14,13 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 from numpy.typing import NDArray
 
-from dilrewrite import machine
+from dilrewrite import machine, settings
 from dilrewrite.discover import discover
 from dilrewrite.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from dilrewrite.forms.geometry import ConvGeometry
 
 Array = NDArray[Any]
 
@@ -147,12 +152,14 @@ class Backend(Protocol):
 class NodeRun:
     """One run of one node: its name, operator, seconds, and shapes (None: no tensor, or not told).
 
-    `provider`: the part of the runtime that ran it, where it has several. `run`: the run of the model, from 0.
+    `stands_for`: the node, or the tensor that it makes, where `name` is the runtime's own. `provider`: the part of the
+    runtime that ran it, where it has several. `run`: the run of the model, from 0.
     """
 
     name: str
     op: str
     seconds: float
+    stands_for: str = ""
     inputs: tuple[tuple[int, ...] | None, ...] = ()
     outputs: tuple[tuple[int, ...] | None, ...] = ()
     provider: str = ""
@@ -185,6 +192,10 @@ class Runner(Protocol):
 
         Raises CannotRun.
         """
+        ...
+
+    def outputs(self) -> dict[str, Array]:
+        """Run once and return all outputs that are tensors. Raises CannotRun."""
         ...
 
     def close(self) -> None:
@@ -285,6 +296,10 @@ class Bench(Protocol):
         """Load a model apart, run it once to warm up and then `runs` times (0: the profile is of that one run)."""
         ...
 
+    def outputs(self, key: str) -> dict[str, Array]:
+        """Load a model apart, run it once and return its outputs."""
+        ...
+
     def warnings(self) -> tuple[str, ...]:
         """Return what the runtime said that makes timings doubtful, each once."""
         ...
@@ -295,7 +310,9 @@ class Bench(Protocol):
 
 
 class TimedBackend:
-    """A runtime that forms are timed on: the base of a frozen dataclass, with what most runtimes have in common.
+    """A runtime that forms are timed on: the base of a frozen dataclass whose fields are its settings.
+
+    What most runtimes have in common is here. A setting is part of the report and of what the cache knows timings by.
 
     `rank`: its place in the order in which `auto` asks; the highest that is ready is taken, none below 0. `doubts`: the
     regular expression of log lines that make timings doubtful. `layout_ranks`: the numbers of spatial axes of the Convs
@@ -341,6 +358,14 @@ class TimedBackend:
         """Return the settings that timings depend on, as they are set, by the runtime's own names."""
         return {"threads": "default" if options.threads is None else str(options.threads)}
 
+    def refuses(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002 - a runtime may refuse some
+        """Return why it does not run a Conv as it is, to be made explicit before; None when it does."""
+        return None
+
+    def prepare(self, model: Runnable, shapes: Mapping[str, tuple[int, ...]]) -> Artifact:  # noqa: ARG002
+        """Return what a bench runs in place of a model on inputs of these shapes. Raises CannotLoad."""
+        return artifact(model)
+
     def session(self, runnable: Runnable, options: Options) -> Session:
         """Load a model, in a child process when `options.isolated`. Raises CannotLoad, Crashed and TimedOut."""
         if not options.isolated:
@@ -371,13 +396,34 @@ class TimedBackend:
         raise NotImplementedError
 
 
+def prepared(backend: TimedBackend, runnable: Runnable, feeds: Mapping[str, Array]) -> Artifact:
+    """Return what a bench of the backend runs in place of a model on these inputs. Raises CannotLoad."""
+    return backend.prepare(runnable, {name: tuple(getattr(value, "shape", ())) for name, value in feeds.items()})
+
+
+def contained(runnable: Runnable) -> ModelProto:
+    """Return a model with its external data in memory. Raises CannotLoad."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        if isinstance(runnable.model, Path):
+            return onnx.load_model(runnable.model)
+        proto = onnx.load_model_from_string(runnable.model)
+        if runnable.folder is not None:
+            onnx.load_external_data_for_model(proto, str(runnable.folder))
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise CannotLoad(" ".join(str(error).split())) from error
+    return proto
+
+
 def profiled(
     backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
 ) -> Profile:
     """Return the profile of a model on a bench of its own. Raises what a `Bench` does."""
     bench = backend.bench(options)
     try:
-        bench.add("model", artifact(runnable), feeds)
+        bench.add("model", prepared(backend, runnable, feeds), feeds)
         return bench.profile("model", runs)
     finally:
         bench.close()
@@ -405,7 +451,7 @@ class TimedOut(Exception):  # noqa: N818
 
 def backends() -> dict[str, Backend]:
     """Return every backend by its name, ready or not."""
-    return cast("dict[str, Backend]", discover(sys.modules[__name__], "BACKEND"))
+    return cast("dict[str, Backend]", discover(sys.modules[__name__], "BACKEND", "dilrewrite.runtimes"))
 
 
 def backend(name: str) -> Backend:
@@ -432,12 +478,13 @@ def timed_backends() -> dict[str, TimedBackend]:
     return dict(sorted(timed.items(), key=lambda item: -item[1].rank))
 
 
-def timed_backend(name: str) -> TimedBackend:
-    """Return a ready backend to time on; `auto` is the best that is ready.
+def timed_backend(text: str) -> TimedBackend:
+    """Return a ready backend to time on, `NAME[:key=value,...]`; `auto` is the best that is ready.
 
     Raises UsageError for one that is unknown or times nothing, MissingError when it, or for `auto` none, is ready.
     """
     known = timed_backends()
+    name = text.partition(":")[0]
     if name == "auto":
         asked = [found for found in known.values() if found.rank >= 0]
         ready = next((found for found in asked if found.missing() is None), None)
@@ -446,6 +493,10 @@ def timed_backend(name: str) -> TimedBackend:
         name = asked[-1].name
     if name in backends() and name not in known:
         raise UsageError(f"backend {name} times nothing", hint=f"choose one of auto, {', '.join(known)}")
-    found = backend(name)
-    assert isinstance(found, TimedBackend)
-    return found
+    backend(name)
+    return settings.parse(text, known, "--backend", f"--backend {text}: no backend")[1]
+
+
+def spelled(backend: TimedBackend) -> str:
+    """Return what `timed_backend` makes this one of: its name, and the settings that are not the default ones."""
+    return settings.spelled(backend.name, backend, timed_backends().get(backend.name, backend))

@@ -13,13 +13,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast, final
+from typing import TYPE_CHECKING, Any, Self, cast, final
 
 import numpy as np
 
 from dilrewrite.errors import one_line
 from dilrewrite.model.elements import ELEMENTS, Element, pack, unpack
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable
+
+if TYPE_CHECKING:
+    from dilrewrite.forms.geometry import ConvGeometry
 
 _SPECIAL = {element.name: element for element in ELEMENTS if element.dtype.isbuiltin != 1}
 """What ONNX Runtime holds and its NumPy interface does not take or give: the types of ml_dtypes."""
@@ -351,6 +354,20 @@ class BoundRunner:
         except self._failures as error:
             raise CannotRun(reason(error)) from error
 
+    def outputs(self) -> dict[str, Array]:
+        """Run once and return all outputs that are tensors."""
+        try:
+            if self._feeds is not None:
+                names = [output.name for output in self._session.get_outputs()]
+                values = dict(zip(names, self._session.run(names, self._feeds), strict=True))
+                return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+            self.run()
+            if "cpu" in self._outputs.values():
+                return {n: _array(n, v) for n, v in zip(self._outputs, self._binding.get_outputs(), strict=True)}
+            return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
+        except self._failures as error:
+            raise CannotRun(reason(error)) from error
+
     def end_profiling(self) -> Path:
         """Write the profile; return its file."""
         return Path(self._session.end_profiling())
@@ -396,7 +413,8 @@ def profiled(runner: BoundRunner, runs: int) -> Profile:
     starts = [int(event["ts"]) for event in whole]
     nodes = [
         NodeRun(
-            name=str(event["name"]).removesuffix("_kernel_time"),
+            name=(name := str(event["name"]).removesuffix("_kernel_time")),
+            stands_for=plain_name(name),
             op=str(event["args"].get("op_name", "")),
             seconds=int(event["dur"]) / 1e6,
             inputs=_shapes(event["args"].get("input_type_shape")),
@@ -410,6 +428,20 @@ def profiled(runner: BoundRunner, runs: int) -> Profile:
         and int(event["ts"]) >= min(starts, default=0)
     ]
     return Profile(seconds=tuple(int(event["dur"]) / 1e6 for event in whole), nodes=tuple(nodes))
+
+
+def plain_name(name: str) -> str:
+    """Return a node's name without what ONNX Runtime puts around an output's name when it names a node after it."""
+    return re.sub(r"^(InsertedPrecisionFreeCast_)*|(_bn|_nchwc|_token_\d+)*$", "", name)
+
+
+def refuses(geometry: ConvGeometry) -> str | None:
+    """Return why ONNX Runtime does not run a Conv as it is."""
+    if geometry.auto_pad.startswith("SAME"):
+        return "ONNX Runtime does not run SAME_* pads with dilation"
+    if min(pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)) < 0:
+        return "ONNX Runtime does not run negative pads"
+    return None
 
 
 def _shapes(entries: Any) -> tuple[tuple[int, ...] | None, ...]:

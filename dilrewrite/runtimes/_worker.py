@@ -308,6 +308,11 @@ class IsolatedBench:
         profile: Profile = self._child.ask("profile", key, runs)
         return profile
 
+    def outputs(self, key: str) -> dict[str, Array]:
+        """Return the outputs of one run."""
+        outputs: dict[str, Array] = self._child.ask("outputs", key)
+        return outputs
+
     def warnings(self) -> tuple[str, ...]:
         """Return the log lines that make timings doubtful."""
         if not self._doubts:
@@ -445,6 +450,14 @@ class _Server:
     def on_profile(self, key: str, runs: int) -> object:
         assert self.backend is not None
         return self.backend.profile(*self.models[key], runs)
+
+    def on_outputs(self, key: str) -> dict[str, Array]:
+        assert self.backend is not None
+        runner = self.backend.runner(*self.models[key])
+        try:
+            return {name: np.array(value) for name, value in runner.outputs().items()}
+        finally:
+            runner.close()
 
     def _free(self, *keys: str) -> None:
         for key in keys:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from dilrewrite.runtimes import Array, Options, Profile, Runnable, Runner, Session, TimedBackend
-from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, conflict, missing, profile, session_settings
+from dilrewrite.runtimes._onnxruntime import (
+    BoundRunner,
+    InProcess,
+    conflict,
+    missing,
+    profile,
+    refuses,
+    session_settings,
+)
+
+if TYPE_CHECKING:
+    from dilrewrite.forms.geometry import ConvGeometry
 
 INSTALL = "pip install 'dilrewrite[cpu]'"
 
@@ -44,6 +55,10 @@ class OnnxRuntimeCpu(TimedBackend):
         """Return the session's configuration entries, and its threads."""
         threads = "default" if options.threads is None else str(options.threads)
         return {"intra_op_num_threads": threads, **session_settings(options)}
+
+    def refuses(self, geometry: ConvGeometry) -> str | None:
+        """Return why ONNX Runtime does not run a Conv as it is."""
+        return refuses(geometry)
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model and bind its inputs."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from dilrewrite.errors import one_line
 from dilrewrite.runtimes import (
@@ -37,8 +37,12 @@ from dilrewrite.runtimes._onnxruntime import (
     distributions,
     missing,
     profile,
+    refuses,
     session_settings,
 )
+
+if TYPE_CHECKING:
+    from dilrewrite.forms.geometry import ConvGeometry
 
 INSTALL = "pip install 'dilrewrite[gpu]'"
 INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -139,6 +143,10 @@ class OnnxRuntimeCuda(TimedBackend):
         threads = "default" if options.threads is None else str(options.threads)
         heeded = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         return {**PROVIDER_OPTIONS, "intra_op_num_threads": threads, **session_settings(options), **heeded}
+
+    def refuses(self, geometry: ConvGeometry) -> str | None:
+        """Return why ONNX Runtime does not run a Conv as it is."""
+        return refuses(geometry)
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model and bind its inputs and outputs on the GPU."""

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
@@ -37,7 +37,7 @@ from dilrewrite.runtimes import (
     TimedBackend,
     TimedOut,
 )
-from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, Provider, profile, profiled
+from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, Provider, profile, profiled, refuses
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND as CUDA
 from dilrewrite.runtimes.onnxruntime_cuda import (
     PROVIDERS,
@@ -49,6 +49,9 @@ from dilrewrite.runtimes.onnxruntime_cuda import (
 )
 from dilrewrite.tensorrt import bindings
 from dilrewrite.tensorrt.precision import held
+
+if TYPE_CHECKING:
+    from dilrewrite.forms.geometry import ConvGeometry
 
 PROVIDER = "TensorrtExecutionProvider"
 
@@ -145,6 +148,10 @@ class OnnxRuntimeTensorRt(TimedBackend):
             **CUDA.settings(options),
         }
 
+    def refuses(self, geometry: ConvGeometry) -> str | None:
+        """Return why ONNX Runtime does not run a Conv as it is."""
+        return refuses(geometry)
+
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model, bind its inputs and outputs on the GPU, and run it once with the profiler to see where it runs.
 
@@ -163,11 +170,9 @@ class OnnxRuntimeTensorRt(TimedBackend):
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run a model with the profiler, as the CUDA backend does: an engine is one node.
 
-        Without optimisations asked for, CUDA's provider alone runs every node and tells its shapes. The engines are
-        built apart from those that are timed: the driver waits for each kernel, which changes what is chosen.
+        The engines are built apart from those that are timed: the driver waits for each kernel, which changes what is
+        chosen.
         """
-        if not options.optimize:
-            return CUDA.profile(runnable, options, feeds, runs)
         apart = replace(options, scratch=None if options.scratch is None else options.scratch / "profiled")
         waits = wait_for_kernels()
         with _explained():

@@ -125,16 +125,7 @@ class TensorRt(TimedBackend):
         return runner
 
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
-        """Run an engine with TensorRT's profiler, layer by layer.
-
-        Without optimisations asked for, ONNX Runtime on the CPU tells the shapes: TensorRT has no such mode. A layer
-        has the names of the ONNX nodes in it.
-        """
-        if not options.optimize:
-            from dilrewrite.runtimes import backends
-
-            cpu = backends()["onnxruntime_cpu"]
-            return cpu.profile(runnable, options, feeds, runs)  # type: ignore[attr-defined,no-any-return]
+        """Run an engine with TensorRT's profiler, layer by layer. A layer has the names of the ONNX nodes in it."""
         engine = self.load(runnable, options, feeds)
         with _one_line(CannotRun):
             timed = TimedRun(engine, feeds)

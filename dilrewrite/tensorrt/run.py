@@ -291,6 +291,10 @@ class TimedRun:
         self._end.synchronize()
         return self._end.seconds_since(self._start)
 
+    def outputs(self) -> dict[str, Array]:
+        """Return all outputs of one run."""
+        return self.engine.run(self._feeds)
+
     def close(self) -> None:
         """Free the buffers and graphs."""
         self._graphs = []

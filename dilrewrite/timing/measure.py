@@ -21,7 +21,6 @@ from onnx import TensorProto, numpy_helper
 
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, plan, strategies
-from dilrewrite.proof.prove import runs_natively
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
     Array,
@@ -33,7 +32,8 @@ from dilrewrite.runtimes import (
     Runnable,
     TimedBackend,
     TimedOut,
-    artifact,
+    prepared,
+    spelled,
 )
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
@@ -233,7 +233,7 @@ class Meter:
         if not self._circumstances:
             self._circumstances = {
                 "cache_version": CACHE_VERSION,
-                "backend": self.backend.name,
+                "backend": spelled(self.backend),
                 "versions": self.backend.versions(),
                 "device": self.backend.device(),
                 "settings": self.backend.settings(self.options),
@@ -392,7 +392,7 @@ class Meter:
 
     def _calibrated(self, question: Question, slice_s: float) -> _Native:
         """Time the Conv as it is against itself; once more where that is too noisy to see anything by."""
-        model = _baseline(question)
+        model = _baseline(question, self.backend)
         noise, mode = self._against_itself(question, model, slice_s)
         if noise.level > VISIBLE and self.now() + 2 * slice_s < self.forms_until_s:
             again = self._against_itself(question, model, slice_s)
@@ -422,7 +422,8 @@ class Meter:
             if key not in models:
                 worker.drop(key)
         for key, (model, feeds) in models.items():
-            worker.add(key, artifact(model if isinstance(model, Runnable) else Runnable(model=model)), feeds)
+            runnable = model if isinstance(model, Runnable) else Runnable(model=model)
+            worker.add(key, prepared(self.backend, runnable, feeds), feeds)
 
     # -- whole models --------------------------------------------------------------------------------------------
 
@@ -541,9 +542,9 @@ def _own(tensor: TensorProto) -> NDArray[np.generic]:
     return numpy_helper.to_array(tensor)
 
 
-def _baseline(question: Question) -> bytes:
+def _baseline(question: Question, backend: TimedBackend) -> bytes:
     """Return the question's model, with explicit pads where a runtime does not take the Conv as it is."""
-    if runs_natively(question.site.geometry):
+    if backend.refuses(question.site.geometry) is None:
         return cast("bytes", question.model.SerializeToString())
     site = question.site
     keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)

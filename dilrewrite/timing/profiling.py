@@ -1,7 +1,7 @@
 """Where the model's time goes: one profiled run gives every dilated Conv its share of it, and the shapes it ran with.
 
-Two runs under the runtime's profiler: one with graph optimisations off, in which every node runs as it stands and
-tells its shapes (in Loop bodies too), and some with them on, which tell the time.
+Two profiles: one run of ONNX Runtime on the CPU with graph optimisations off, in which every node runs as it stands and
+tells its shapes (in Loop bodies too), and some runs of the runtime to time on, which tell the time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dilrewrite.runtimes import (
     TimedBackend,
     TimedOut,
     profiled,
+    timed_backends,
 )
 from dilrewrite.sites import Site
 
@@ -39,9 +40,6 @@ EVENTS = 30_000
 """How many runs of nodes are timed in all, about."""
 
 _TOKEN = re.compile(r"dilrewrite_(\d+)_")
-
-_MADE = re.compile(r"^(InsertedPrecisionFreeCast_)*|(_bn|_nchwc|_token_\d+)*$")
-"""What a runtime puts around an output's name when it names a node after it."""
 
 Place = tuple[ScopePath, int]
 """A node: its scope, and its place in the scope's list."""
@@ -112,7 +110,8 @@ def profile(
     copy, places = traced(subject.proto)
     runnable = Runnable(model=copy.SerializeToString(), folder=subject.folder)
     try:
-        plain = profiled(backend, runnable, replace(options, optimize=False), feeds, 0)
+        cpu = timed_backends()["onnxruntime_cpu"]
+        plain = profiled(cpu, runnable, replace(options, optimize=False), feeds, 0)
     except (CannotLoad, CannotRun, Crashed, TimedOut):
         plain = Profile(seconds=(), nodes=())
     timed = profiled(backend, runnable, options, feeds, runs(run_s, len(places)))
@@ -185,7 +184,7 @@ class _Times:
         for run in timed.nodes:
             place = _place(run.name, places, wanted)
             if place is None:
-                place = by_output.get(_MADE.sub("", run.name))
+                place = by_output.get(run.stands_for or run.name)
             if run.run not in outside or (place and any(subgraphs(containers[place[0]].node[place[1]]))):
                 continue
             nodes[place or run.name][run.run] += run.seconds

@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from dilrewrite import settings
 from dilrewrite.discover import discover
-from dilrewrite.errors import UsageError
 from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsupported, axis_pads
 from dilrewrite.forms.fragment import Fragment, TakeTaps
 from dilrewrite.forms.geometry import ConvGeometry
@@ -49,14 +49,11 @@ class Refusal:
 SKIP_PADDING = frozenset({"tap_prune", "tap_sum", "tap_zones"})
 """Forms whose point is to leave out products with padding, which are 0 only for finite weights."""
 
-MOST_DIGITS = 18
-"""A longer number is no setting: the fields of an ONNX file hold no larger ones."""
-
 
 @functools.cache
 def strategies() -> dict[str, Strategy]:
     """Return every strategy with its default settings, by name, in sorted order."""
-    return cast("dict[str, Strategy]", discover(sys.modules[__name__], "STRATEGY"))
+    return cast("dict[str, Strategy]", discover(sys.modules[__name__], "STRATEGY", "dilrewrite.strategies"))
 
 
 def parse(text: str) -> tuple[str, Strategy]:
@@ -64,38 +61,12 @@ def parse(text: str) -> tuple[str, Strategy]:
 
     Raises `UsageError` for an unknown name, an unknown setting, or a value of the wrong type.
     """
-    name, _, settings = text.partition(":")
-    if name not in strategies():
-        raise UsageError(f"--strategy {text}: no strategy {name!r}", hint=f"choose one of {', '.join(strategies())}")
-    default = strategies()[name]
-    known = {field.name: getattr(default, field.name) for field in dataclasses.fields(cast("Any", default))}
-    values: dict[str, object] = {}
-    for part in filter(None, settings.split(",")):
-        key, _, value = part.partition("=")
-        if key not in known:
-            offered = ", ".join(f"{key}={value}" for key, value in known.items()) or "none"
-            raise UsageError(f"--strategy {text}: {name} has no setting {key!r}", hint=f"its settings: {offered}")
-        if isinstance(known[key], int):
-            if not value.isascii() or not value.isdigit() or len(value) > MOST_DIGITS or int(value) < 1:
-                raise UsageError(f"--strategy {text}: {key}={value!r} is no whole number above 0")
-            values[key] = int(value)
-        else:
-            values[key] = value
-    try:
-        return name, cast("Strategy", dataclasses.replace(cast("Any", default), **values))
-    except ValueError as error:
-        raise UsageError(f"--strategy {text}: {error}") from error
+    return settings.parse(text, strategies(), "--strategy", f"--strategy {text}: no strategy")
 
 
 def spelled(name: str, strategy: Strategy) -> str:
     """Return what `parse` makes this strategy of: its name, and the settings that are not the default ones."""
-    default = strategies()[name]
-    settings = {
-        field.name: getattr(strategy, field.name)
-        for field in dataclasses.fields(cast("Any", strategy))
-        if getattr(strategy, field.name) != getattr(default, field.name)
-    }
-    return name + (":" + ",".join(f"{key}={value}" for key, value in settings.items()) if settings else "")
+    return settings.spelled(name, strategy, strategies()[name])
 
 
 def with_max_dilation(strategy: Strategy, max_dilation: int) -> Strategy:

@@ -1,0 +1,148 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+
+from dilrewrite.runtimes import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    NodeRun,
+    Options,
+    Profile,
+    Runnable,
+    Runner,
+    TimedBackend,
+    contained,
+)
+
+PRECISIONS = ("f32", "bf16", "f16")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OpenVinoCpu(TimedBackend):
+    """OpenVINO's CPU plug-in. `precision`: what it may compute float32 in; its own default is bf16 where that is fast.
+
+    It runs every Conv in layouts of its own.
+    """
+
+    name: ClassVar = "openvino_cpu"
+    layout_ranks: ClassVar = frozenset({1, 2, 3})
+
+    precision: str = "f32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}")
+
+    def missing(self) -> str | None:
+        """Return None when OpenVINO is installed."""
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed: pip install 'dilrewrite[openvino]'"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of OpenVINO."""
+        import openvino
+
+        return {"openvino": str(openvino.__version__).partition("-")[0]}
+
+    def settings(self, options: Options) -> dict[str, str]:
+        """Return the plug-in's settings."""
+        return {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY", **_threads(options)}
+
+    def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
+        """Compile a model for the sizes of its inputs, and set them."""
+        return _Request(self, runnable, options, feeds)
+
+    def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+        """Run a model with the plug-in's counters: what a node that is fused takes is its neighbour's."""
+        request = _Request(self, runnable, options, feeds, {"PERF_COUNT": True})
+        if runs:
+            request.run()
+        seconds: list[float] = []
+        nodes: list[NodeRun] = []
+        for run in range(max(runs, 1)):
+            seconds.append(request.run())
+            for node in request.counters():
+                name, took = str(node.node_name), node.real_time.total_seconds()
+                nodes.append(NodeRun(name=name, op=str(node.node_type), seconds=took, run=run))
+        return Profile(seconds=tuple(seconds), nodes=tuple(nodes))
+
+
+def _threads(options: Options) -> dict[str, str]:
+    return {} if options.threads is None else {"INFERENCE_NUM_THREADS": str(options.threads)}
+
+
+class _Request:
+    """A compiled model with its inputs."""
+
+    first_s: float | None = None
+
+    def __init__(
+        self,
+        backend: OpenVinoCpu,
+        runnable: Runnable,
+        options: Options,
+        feeds: Mapping[str, Array],
+        more: Mapping[str, object] | None = None,
+    ) -> None:
+        try:
+            import openvino
+        except (ImportError, OSError) as error:
+            raise CannotLoad(f"openvino cannot be imported: {error}") from error
+        proto = contained(runnable)
+        self._names = [output.name for output in proto.graph.output]
+        try:
+            core = openvino.Core()
+            for library in options.custom_op_library:
+                core.add_extension(str(library))
+            model = core.read_model(proto.SerializeToString(), b"")
+            model.reshape({name: list(np.shape(value)) for name, value in feeds.items()})
+            compiled = core.compile_model(model, "CPU", {**backend.settings(options), **(more or {})})
+            self._request: Any = compiled.create_infer_request()
+        except Exception as error:  # it raises whatever its parts do
+            raise CannotLoad(_line(error)) from error
+        try:
+            for name, value in feeds.items():
+                self._request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(value)))
+        except Exception as error:
+            raise CannotRun(_line(error)) from error
+
+    def run(self) -> float:
+        """Run once; return the seconds, as OpenVINO counts them."""
+        try:
+            self._request.infer()
+        except Exception as error:
+            raise CannotRun(_line(error)) from error
+        return float(self._request.latency) / 1e3
+
+    def outputs(self) -> dict[str, Array]:
+        """Run once and return all outputs."""
+        self.run()
+        results = [self._request.get_output_tensor(place).data for place in range(len(self._names))]
+        return dict(zip(self._names, map(np.array, results), strict=True))
+
+    def counters(self) -> list[Any]:
+        """Return what each node that ran took in the last run."""
+        return [node for node in self._request.get_profiling_info() if node.real_time.total_seconds() > 0]
+
+    def close(self) -> None:
+        """Free the model."""
+        self._request = None
+
+
+def _line(error: BaseException) -> str:
+    """Return the last of an error's lines that says something: before it are places in OpenVINO's sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+BACKEND: TimedBackend = OpenVinoCpu()

@@ -1,0 +1,57 @@
+"""Plug-ins with settings: frozen dataclasses whose fields are what `NAME:key=value,...` sets, read and spelled here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from dilrewrite.errors import UsageError
+
+T = TypeVar("T")
+
+MOST_DIGITS = 18
+"""A longer number is no setting: the fields of an ONNX file hold no larger ones."""
+
+
+def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tuple[str, T]:
+    """Return the name and the plug-in that `NAME[:key=value,...]` says, with the settings given.
+
+    `option` is named in errors, `unknown` says that there is no plug-in of a name. Raises `UsageError` for an unknown
+    name, an unknown setting, or a value of the wrong type.
+    """
+    name, _, settings = text.partition(":")
+    if name not in plugins:
+        raise UsageError(f"{unknown} {name!r}", hint=f"choose one of {', '.join(plugins)}")
+    default = plugins[name]
+    offered = {field.name: getattr(default, field.name) for field in _fields(default)}
+    values: dict[str, object] = {}
+    for part in filter(None, settings.split(",")):
+        key, _, value = part.partition("=")
+        if key not in offered:
+            listed = ", ".join(f"{key}={value}" for key, value in offered.items()) or "none"
+            raise UsageError(f"{option} {text}: {name} has no setting {key!r}", hint=f"its settings: {listed}")
+        if isinstance(offered[key], int):
+            if not value.isascii() or not value.isdigit() or len(value) > MOST_DIGITS or int(value) < 1:
+                raise UsageError(f"{option} {text}: {key}={value!r} is no whole number above 0")
+            values[key] = int(value)
+        else:
+            values[key] = value
+    try:
+        return name, cast("T", dataclasses.replace(cast("Any", default), **values)) if values else default
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: {error}") from error
+
+
+def spelled(name: str, plugin: object, default: object) -> str:
+    """Return what `parse` makes a plug-in of: its name, and the settings that are not the default ones."""
+    settings = ",".join(
+        f"{field.name}={getattr(plugin, field.name)}"
+        for field in _fields(plugin)
+        if getattr(plugin, field.name) != getattr(default, field.name)
+    )
+    return f"{name}:{settings}" if settings else name
+
+
+def _fields(plugin: object) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cast("Any", plugin)) if dataclasses.is_dataclass(plugin) else ()

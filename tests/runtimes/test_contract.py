@@ -1,0 +1,226 @@
+"""What every runtime that forms are timed on keeps to; one that is not installed is skipped, with what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, helper
+
+from dilrewrite.errors import UsageError
+from dilrewrite.proof.verdict import Subject
+from dilrewrite.runtimes import (
+    Artifact,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Options,
+    Runnable,
+    TimedBackend,
+    backends,
+    prepared,
+    spelled,
+    timed_backend,
+    timed_backends,
+)
+from dilrewrite.sites.find import find
+from dilrewrite.timing import profiling
+from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
+from tests.test_discover import installed
+
+OPTIONS = Options(threads=1, timeout_s=120)
+TOLERANCE = 1e-4
+
+EVERY = pytest.mark.parametrize("name", timed_backends())
+
+
+def ready(name: str) -> TimedBackend:
+    found = timed_backends()[name]
+    missing = found.missing()
+    if missing is not None:
+        pytest.skip(missing)
+    return found
+
+
+def three_nodes(length: int | None = 40) -> ModelProto:
+    """A dilated Conv between two nodes that take time too."""
+    return build(
+        [
+            conv_node("x", "a", "w0", name="first", pads=[1, 1]),
+            conv_node("a", "b", "w1", name="site", dilations=[4], pads=[4, 4]),
+            helper.make_node("Sigmoid", ["b"], ["y"], name="last"),
+        ],
+        {"x": [1, 16, length]},
+        {"y": [1, 16, length]},
+        {"w0": values(16, 16, 3), "w1": values(16, 16, 3)},
+    )
+
+
+MODELS: dict[str, tuple[ModelProto, dict[str, Any]]] = {
+    "1-D": (conv1d(), {"x": values(1, 2, 16)}),
+    "2-D": (conv2d(), {"x": values(1, 2, 12, 12)}),
+    "three nodes": (three_nodes(), {"x": values(1, 16, 40)}),
+    "a size that is not known": (three_nodes(None), {"x": values(1, 16, 52)}),
+}
+
+
+def wanted(model: ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
+    with backends()["reference"].session(Runnable(model=model.SerializeToString()), Options()) as session:
+        return session.run(feeds)
+
+
+@EVERY
+@pytest.mark.parametrize("model", MODELS)
+def test_it_computes_what_the_reference_does(name: str, model: str) -> None:
+    runtime, (proto, feeds) = ready(name), MODELS[model]
+    with contextlib.closing(runtime.bench(OPTIONS)) as bench:
+        bench.add("m", prepared(runtime, Runnable(model=proto.SerializeToString()), feeds), feeds)
+        outputs = bench.outputs("m")
+        opened = bench.open(["m"], runs=2)
+        assert opened[0].run_s > 0
+        assert all(seconds > 0 for seconds in bench.run(["m"] * 3))
+    expected = wanted(proto, feeds)
+    assert outputs.keys() == expected.keys()
+    for key, value in expected.items():
+        assert outputs[key].shape == value.shape
+        assert np.max(np.abs(outputs[key] - value)) <= TOLERANCE * np.max(np.abs(value))
+
+
+@EVERY
+def test_it_finds_the_shares_of_the_nodes(name: str) -> None:
+    runtime, proto = ready(name), three_nodes(4000)
+    (site,) = find(proto).sites
+    found = profiling.profile(runtime, Subject(proto, Path()), [site], OPTIONS, {"x": values(1, 16, 4000)})
+    run = found.sites[site.scope, site.index]
+    assert run.share is not None, "it names no node, so that every site may matter"
+    assert 0 < run.share < 1
+    assert run.shapes == ((1, 16, 4000),)
+    assert found.seconds > 0
+
+
+@EVERY
+def test_what_it_does_not_take_is_a_reason(name: str) -> None:
+    runtime = ready(name)
+    unknown = build(
+        [helper.make_node("Unheard", ["x"], ["y"], domain="nowhere")], {"x": [1, 2]}, {"y": None}, domains=["nowhere"]
+    )
+    feeds = {"x": np.ones((1, 2), np.float32)}
+    with contextlib.closing(runtime.bench(OPTIONS)) as bench:
+        for data in (b"no model", unknown.SerializeToString()):
+
+            def load(data: bytes = data) -> None:
+                bench.add("m", prepared(runtime, Runnable(model=data), feeds), feeds)
+                bench.open(["m"], runs=1)
+
+            with pytest.raises((CannotLoad, CannotRun), match=r"^[^\n]+$"):
+                load()
+
+
+@EVERY
+def test_a_crash_is_a_reason(name: str) -> None:
+    import signal
+
+    bench = ready(name).bench(OPTIONS)
+    with contextlib.closing(bench):
+        os.kill(bench._child.process.pid, signal.SIGSEGV)  # type: ignore[attr-defined]
+        with pytest.raises(Crashed, match="SIGSEGV"):
+            bench.run([])
+
+
+@EVERY
+def test_settings_are_read_as_they_are_spelled(name: str) -> None:
+    runtime = timed_backends()[name]
+    assert spelled(runtime) == name
+    assert pickle.loads(pickle.dumps(runtime)) == runtime
+    with contextlib.suppress(TypeError, ValueError):  # a setting that takes only some words
+        for field in dataclasses.fields(runtime):  # type: ignore[arg-type]
+            other = dataclasses.replace(runtime, **{field.name: "f16"})  # type: ignore[type-var]
+            assert spelled(other) == f"{name}:{field.name}=f16"
+            assert pickle.loads(pickle.dumps(other)) == other
+    ready(name)
+    with pytest.raises(UsageError, match=f"{name} has no setting 'colour'"):
+        timed_backend(f"{name}:colour=red")
+    assert timed_backend(name) == runtime
+
+
+@EVERY
+def test_the_words_of_a_report(name: str) -> None:
+    runtime = ready(name)
+    assert runtime.versions()
+    assert runtime.device()
+    assert all(isinstance(value, str) for value in runtime.settings(OPTIONS).values())
+    assert math.isfinite(runtime.rank)
+
+
+@EVERY
+def test_a_model_is_sent_by_its_content(name: str, tmp_path: Path) -> None:
+    """In a process that was started in an empty folder, after everything here is gone but what was sent."""
+    runtime, feeds = ready(name), MODELS["three nodes"][1]
+    here = tmp_path / "here"
+    here.mkdir()
+    onnx.save_model(three_nodes(), here / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    artifact = prepared(runtime, Runnable(model=here / "m.onnx"), feeds)
+    data, files = artifact.content()
+    for file in here.iterdir():
+        file.unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for place, content in files.items():
+        (elsewhere / place).write_bytes(content)
+    sent = Artifact(held=Runnable(model=data, folder=elsewhere if files else None), digest=artifact.digest)
+    with contextlib.closing(runtime.bench(OPTIONS)) as bench:
+        folder = Path(f"/proc/{bench._child.process.pid}/cwd")  # type: ignore[attr-defined]
+        assert not {file.name for file in folder.iterdir()} & {"m.onnx", "w.bin"}
+        bench.add("m", sent, feeds)
+        assert bench.outputs("m").keys() == {"y"}
+
+
+def test_a_setting_of_a_wrong_value() -> None:
+    ready("openvino_cpu")
+    with pytest.raises(UsageError, match="precision=f8 is not one of f32, bf16, f16"):
+        timed_backend("openvino_cpu:precision=f8")
+
+
+def test_a_runtime_of_another_distribution_is_one_file(tmp_path: Path) -> None:
+    """The example of docs/backends.md, installed beside dilrewrite, times a model in its worker process."""
+    example = (Path(__file__).parents[2] / "docs" / "backends.md").read_text()
+    source = example.split("```python\n# dilrewrite/runtimes/numpy_reference.py\n")[1].split("```")[0]
+    (tmp_path / "numpy_reference.py").write_text(source)
+    installed(tmp_path, "their-runtime", "dilrewrite.runtimes", {"numpy_reference": "numpy_reference:BACKEND"})
+    code = """
+        import contextlib
+        from pathlib import Path
+        from dilrewrite.proof.verdict import Subject
+        from dilrewrite.runtimes import Runnable, prepared, spelled, timed_backend
+        from dilrewrite.sites.find import find
+        from dilrewrite.timing import profiling
+        from tests.runtimes.test_contract import MODELS, OPTIONS
+        runtime = timed_backend("numpy_reference:repeats=2")
+        proto, feeds = MODELS["three nodes"]
+        with contextlib.closing(runtime.bench(OPTIONS)) as bench:
+            bench.add("m", prepared(runtime, Runnable(model=proto.SerializeToString()), feeds), feeds)
+            bench.open(["m"], runs=1)
+            print(spelled(runtime), len(bench.run(["m", "m"])), list(bench.outputs("m")))
+        found = profiling.profile(runtime, Subject(proto, Path()), find(proto).sites, OPTIONS, feeds)
+        print([0 < run.share < 1 for run in found.sites.values()])
+    """
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "numpy_reference:repeats=2 2 ['y']\n[True]\n", done.stderr
