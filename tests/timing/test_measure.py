@@ -17,6 +17,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.verdict import Subject
@@ -31,10 +32,12 @@ from dilrewrite.runtimes import (
     Options,
     Pace,
     Runnable,
+    TimedBackend,
     TimedOut,
     timed_backend,
     warmed,
 )
+from dilrewrite.runtimes._onnxruntime import refuses
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.writer import STRATEGY_KEY
@@ -171,19 +174,14 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Backend:
-    """What a meter asks a backend."""
+class Backend(TimedBackend):
+    """What a meter asks a backend; it takes the Convs that ONNX Runtime takes."""
 
-    name: str = "fake"
+    name: str = "fake"  # type: ignore[misc]
     version: str = "1.0"
     place: str = "a machine"
     setting: str = "usual"
-    doubts: str = ""
-    layout_ranks: frozenset[int] = frozenset({2})
-    source: str = "measured"
-    pace: Pace = field(default_factory=Pace)
-    tells_layers: bool = False
-    trial: str | None = None
+    pace: Pace = field(default_factory=Pace)  # type: ignore[misc]
 
     def versions(self) -> dict[str, str]:
         return {"fake": self.version}
@@ -194,8 +192,8 @@ class Backend:
     def settings(self, options: Options) -> dict[str, str]:
         return {"threads": str(options.threads), "setting": self.setting}
 
-    def state(self) -> dict[str, float]:
-        return {}
+    def refuses(self, geometry: ConvGeometry) -> str | None:
+        return refuses(geometry)
 
 
 @pytest.fixture
@@ -581,7 +579,7 @@ def test_no_question_without_neighbours(machine: Machine) -> None:
 
 
 def test_a_conv_without_a_runnable_form(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Question) -> bytes:
+    def refuse(*_: object) -> bytes:
         raise CannotRun("it has no runnable form: no Pad")
 
     monkeypatch.setattr(measure, "_baseline", refuse)

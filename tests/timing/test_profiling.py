@@ -27,6 +27,7 @@ from dilrewrite.runtimes import (
     TimedOut,
     timed_backend,
 )
+from dilrewrite.runtimes._onnxruntime import plain_name
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.timing.profiling import (
@@ -463,7 +464,15 @@ HERE = ScopePath()
 def node(
     name: str, seconds: float = 0.0, inputs: Sequence[Any] = (), outputs: Sequence[Any] = (), run: int = 0
 ) -> NodeRun:
-    return NodeRun(name=name, op="Conv", seconds=seconds, inputs=tuple(inputs), outputs=tuple(outputs), run=run)
+    return NodeRun(
+        name=name,
+        op="Conv",
+        seconds=seconds,
+        stands_for=plain_name(name),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        run=run,
+    )
 
 
 def made(*nodes: NodeRun, seconds: Sequence[float] = (1.0,)) -> Profile:
