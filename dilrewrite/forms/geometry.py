@@ -109,20 +109,35 @@ class ConvGeometry:
     """
 
     batch: int | None
+    """Batch size."""
     in_channels: int | None
+    """Input channels of all groups."""
     out_channels: int | None
+    """Output channels of all groups."""
     group: int
+    """Groups."""
     extents: tuple[int | None, ...]
+    """Input extent per axis."""
     kernel: tuple[int, ...]
+    """Taps per axis."""
     strides: tuple[int, ...]
+    """Stride per axis."""
     dilations: tuple[int, ...]
+    """Dilation per axis."""
     pads_begin: tuple[int | None, ...]
+    """Padding before each axis, negative for a crop; `None` where SAME_* depends on an unknown extent."""
     pads_end: tuple[int | None, ...]
+    """Padding after each axis, likewise."""
     auto_pad: str = "NOTSET"
+    """`NOTSET`, `VALID`, `SAME_UPPER` or `SAME_LOWER`."""
     bias: bool = False
+    """Whether there is a bias."""
     element: str = "float32"
+    """Element type that the Conv computes in, e.g. `float32`."""
     quantized: bool = False
+    """Whether it stands between DequantizeLinear and QuantizeLinear."""
     cut: tuple[tuple[int, int], ...] = ()
+    """Taps cut off at the front and the back of each axis; empty for a site of the model."""
 
     @property
     def rank(self) -> int:

@@ -28,7 +28,9 @@ class ScopePath:
     """Where a node list is: a function (its index) or the main graph, and the way down from there."""
 
     function: int | None = None
+    """Index of the model's function; `None` for the main graph."""
     steps: tuple[Step, ...] = ()
+    """The way down from there: node index, attribute, place in the attribute's list of graphs (0 for a single one)."""
 
 
 # -- graphs and nodes ------------------------------------------------------------------------------------------------

@@ -17,28 +17,38 @@ from dilrewrite.runtimes import Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputCheck:
-    """One output on one case. Differences are `after - before` over the elements that are finite in both.
-
-    `max_rel` is relative to |before| where that is not 0; `rms` and `cosine` are over all elements; `ulp` counts in
-    units in the last place of `before` (floats of 16 to 64 bits); `argmax_agreement` is the share of positions whose
-    largest channel (axis 1) is the same. `noise` is the largest difference of the original from itself (see `Verdict`).
-    """
+    """One output on one case. Differences are `after - before`, over the elements that are finite in both."""
 
     name: str
+    """Output."""
     element: str
+    """Element type."""
     shape: tuple[int, ...]
+    """Shape."""
     max_abs: float
+    """Largest absolute difference; `"inf"` when outputs cannot be subtracted and differ."""
     max_rel: float
+    """Largest difference relative to the original's value, where that is not 0."""
     rms: float
+    """Root mean square of the differences."""
     cosine: float | None = None
+    """Cosine between both outputs; `None` when one is all zeros or no number."""
     ulp: float | None = None
+    """Largest difference in units in the last place of the original; `None` for other than floats of 16 to 64 bits."""
     argmax_agreement: float | None = None
+    """Share of positions whose largest channel (axis 1) is the same, 0 to 1; `None` without such an axis."""
     nan: tuple[int, int] = (0, 0)
+    """NaN before and after."""
     inf: tuple[int, int] = (0, 0)
+    """Infinities before and after."""
     noise: float | None = None
+    """Largest difference of the original from itself (`noise_sources`); `None` when not measured."""
     comparable: bool = True
+    """False when two runs of the original differ here, which makes a comparison void."""
     passed: bool
+    """Whether the difference is allowed; true when not comparable."""
     note: str = ""
+    """What is wrong, or why it was not compared; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)

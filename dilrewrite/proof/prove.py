@@ -33,18 +33,23 @@ from dilrewrite.splice.rewrite import rewrite
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """Errors against float64, as shares of Conv(|x|, |w|) + |b| (the largest over all outputs).
+    """Errors against float64 as shares of `Conv(|x|, |w|) + |b|`, the largest over all outputs.
 
-    `limit` is 4 times the native error plus one unit in the last place; `ceiling` is 2nu/(1-nu) for n terms and unit
-    roundoff u (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), `None` where nu >= 1.
-    `difference` is max |new - native| / max |native|.
+    The ceiling is that of Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
     """
 
     native_error: float
+    """Error of the dilated Conv."""
     new_error: float
+    """Error of the new form."""
     limit: float
+    """4 times the native error plus one unit in the last place: `new_error` must not be above."""
     ceiling: float | None
+    """The bound 2nu/(1-nu) for n terms and unit roundoff u, which `new_error` must not be above either; `None` where nu
+    is 1 or more.
+    """
     difference: float
+    """Largest difference from the dilated Conv, as a share of its largest output."""
 
     @property
     def passed(self) -> bool:
@@ -54,21 +59,22 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was run and found; `failure` is `None` when everything held.
-
-    `shapes` are the input shapes of the exact runs, `elements` the outputs compared bit for bit, `backend` the runtimes
-    that ran the fragment. `native_ran` says whether the original Conv could be run for comparison (ONNX Runtime
-    refuses SAME_* with dilation and negative pads; a float64 integer convolution is the ground truth always). `ran` is
-    false when the runtime refused the fragment, which says nothing about it.
-    """
+    """What was run and found on the sub-model of a site. It holds when `failure` is `None`."""
 
     shapes: tuple[tuple[int, ...], ...]
+    """Input shapes of the exact runs."""
     elements: int
+    """Output elements compared bit for bit."""
     backend: str
+    """Runtimes that ran the form."""
     native_ran: bool
+    """Whether the original Conv ran for comparison; an integer convolution in float64 is the ground truth always."""
     rounding: Rounding | None
+    """Rounding errors; `None` when not measured."""
     failure: str | None = None
+    """What did not hold."""
     ran: bool = True
+    """False when the runtime refused the form, which says nothing about it."""
 
     @property
     def passed(self) -> bool:

@@ -39,35 +39,45 @@ class CaseCheck:
     """All outputs on one set of inputs."""
 
     name: str
+    """What kind of inputs."""
     shapes: Mapping[str, tuple[int, ...]]
+    """Shape by input."""
     outputs: tuple[OutputCheck, ...]
+    """One per output of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether two models compute the same function, and what was looked at.
-
-    `level`: `full` (whole models run), `sites` (per-site proofs only), `none`. `skipped` says why whole models were not
-    run. `deterministic`: a second run of the original gave the same outputs (`None`: there was none). `optimized`:
-    graph optimisations were on (off for quantised models, whose fusions move values by a quantum). `noise_sources`
-    names what the noise was measured from. `checker_before` are what the ONNX checker finds in the original,
-    `checker_after` what it finds in the rewritten model alone: no difference of results.
-    """
+    """Whether two models compute the same function, and what was looked at."""
 
     level: str
+    """`full` (whole models run), `sites` (only the proofs of each site), `none`."""
     passed: bool
+    """Whether nothing was found to differ."""
     backend: str = ""
+    """Runtime that ran the models; empty when none did."""
     cases: tuple[CaseCheck, ...] = ()
+    """One per set of inputs."""
     failures: tuple[str, ...] = ()
+    """What differs."""
     skipped: str | None = None
+    """Why whole models were not run; `None` when they were."""
     deterministic: bool | None = None
+    """Whether a second run of the original gave the same outputs; `None` when not tried."""
     optimized: bool = True
+    """Whether the runtime's graph optimisations were on (off for quantised models)."""
     tolerance: str = ""
+    """The formula of the allowed difference; empty when nothing was compared."""
     noise_sources: tuple[str, ...] = ()
+    """What the original's own noise was measured from."""
     checker_before: tuple[str, ...] = ()
+    """What the ONNX checker and strict shape inference say against the original as delivered."""
     checker_after: tuple[str, ...] = ()
+    """What they say against the rewritten (or second) model alone; no difference of results."""
     peak_bytes: tuple[int | None, int | None] = (None, None)
+    """Peak memory of both runs, in bytes; `None` when not measured."""
     notes: tuple[str, ...] = ()
+    """How the comparison had to be made."""
 
 
 @dataclass(frozen=True, slots=True)

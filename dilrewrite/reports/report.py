@@ -55,118 +55,171 @@ EXIT_CODES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateReport:
-    """A form that applies: estimated multiply-adds and elements moved, nodes, and the dilation it leaves.
-
-    `outcome`: what measuring said of it, `None` when nothing was to be measured; `cause`: why it has no time, in the
-    words of the runtime or the proof. `timing`: the form (second) against the Conv as it is (first), both with the
-    site's neighbours.
-    """
+    """A form that applies. Where `multiply_adds` of the site is `None`, the estimates stand on typical sizes."""
 
     strategy: str
+    """Name of the form."""
     multiply_adds: int
+    """Estimated multiply-adds of one run."""
     elements_moved: int
+    """Estimated elements written by its layout operators in one run."""
     nodes: int
+    """Nodes it consists of."""
     max_dilation: int
+    """Largest dilation left in it; 1 for none."""
     outcome: Outcome | None = None
+    """What measuring said of it, see below; `None` when nothing was to be measured."""
     cause: str = ""
+    """Why it has no time, in the words of the runtime or the proof; may be empty."""
     timing: Comparison | None = None
+    """This form (`second`) against the Conv as it is (`first`), both with the site's neighbours; `None` when it was not
+    timed.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteReport:
-    """One dilated Conv. `action`: `rewritten` or `kept`; `padding_share`: of the multiply-adds, on padding only.
-
-    `share`: of the model's time, as profiled, and the interval in which it is. `ran`: the input shapes that the model
-    gave it in one run, most frequent first; more than one in a Loop whose sizes change. `question`: sites with the same
-    number were measured as one. `predicted_gain`: of the model's time, by what measuring says of the form taken, below
-    0 for a loss.
-    """
+    """One dilated Conv."""
 
     where: str
+    """The graph it is in: `main`, a subgraph's path, or a function."""
     name: str
+    """The node's name, or its output's when it has none."""
     output: str
+    """Name of its output tensor."""
     key: str
+    """`where/output`, which is unique in a model."""
     opset: int
+    """Opset that applies to it."""
     geometry: ConvGeometry
+    """Everything that decides how it can be rewritten."""
     multiply_adds: int | None
+    """Multiply-adds of one run, padding included; `None` when a size is unknown."""
     padding_share: float | None
+    """Share of them that touches only padding, 0 to 1; `None` when an extent is unknown."""
     action: str
+    """`rewritten` or `kept`."""
     strategy: str
+    """The form that was taken; `keep` when none was."""
     reason: str
+    """Why that one."""
     max_dilation_left: int
+    """Largest dilation of what stands there now; 1 for none."""
     proof: Proof | None = None
+    """Proof of the form taken, or of the form that turned out wrong; `None` when nothing was to be proved, or with
+    `--verify none`.
+    """
     candidates: tuple[CandidateReport, ...] = ()
+    """The forms that apply, cheapest by estimate first."""
     refused: tuple[Refusal, ...] = ()
+    """The forms that do not apply or were not proved."""
     share: float | None = None
+    """Share of the model's time that it takes, 0 to 1, by the quickest of some runs of every node under the profiler;
+    `None` when not measured.
+    """
     share_interval: tuple[float, float] | None = None
+    """The least and the most that `share` may be, by parts of those runs; `None` when not measured."""
     ran: tuple[tuple[int, ...], ...] = ()
+    """The input shapes that the model gave it in one run, most frequent first; more than one in a Loop whose sizes
+    change; empty when not measured.
+    """
     question: int | None = None
+    """Sites with the same number were measured as one; `None` when there was nothing to measure."""
     predicted_gain: float | None = None
+    """Share of the model's time that the form taken saves, by the site's timings; below 0 for a loss; `None` when not
+    measured.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """A model: `bytes` counts its data files too; `dilated` the convolutions with a dilation above 1 that acts.
-
-    Of an engine (its path tells), `nodes` and `operators` count layers by their type, and there are no opsets.
-
-    `sha256` is of the .onnx file; of a rewritten model, as it is before references to data files are adapted.
-    """
+    """A model, or an engine: that one's `ir_version` is 0."""
 
     path: str
+    """File of the model."""
     bytes: int
+    """Size in bytes, with its data files."""
     sha256: str
+    """Of the file, in hexadecimal; of a rewritten model as it is before its references to data files are adapted. Equal
+    in `before` and `after` when the output is a copy.
+    """
     ir_version: int
+    """ONNX IR version; 0 of an engine."""
     opsets: Mapping[str, int]
+    """Opset version by domain; the default domain is `ai.onnx`; empty for an engine."""
     producer: str
+    """The tool that made it, and its version: of an engine, the flavour of TensorRT; may be empty."""
     nodes: int
+    """Nodes, in subgraphs and functions too; of an engine, layers."""
     operators: Mapping[str, int]
+    """Number of nodes by operator, with its domain unless that is the default one; of an engine, layers by type."""
     dilated: int
+    """Convolutions with a dilation above 1 on a kernel axis longer than 1; 0 of an engine, which does not tell."""
     peak_bytes: int | None = None
+    """Most memory that the runtime held while it ran the model, in bytes; `None` when not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Where it ran: versions of what the result depends on, processor, cores and threads."""
+    """Where it ran."""
 
     dilrewrite: str
+    """Version."""
     python: str
+    """Version."""
     system: str
+    """Operating system, its release and the machine type."""
     processor: str
+    """Processor model; may be empty."""
     cores: int
+    """Logical cores."""
     threads: int | None
+    """Threads asked for; `None` leaves it to the runtime."""
     packages: Mapping[str, str]
+    """Versions of the installed packages that the result depends on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The result of one command.
-
-    `status`: `rewritten`, `kept` (dilated Convs found, none rewritten), `inconclusive` (none rewritten, and a gain of
-    `timing.VISIBLE` could have been missed), `nothing to rewrite`, `differs`, `not valid` (the ONNX checker finds
-    something in the rewritten model alone), `dilation left`, `equal` or `not compared` (of `verify`), `inspected`,
-    `measured` (of `bench`), `built` (of `build`). `remaining` names the nodes that keep a dilation above the limit
-    asked for. `output` is the file written, `None` when there is none. `engine`: what is known of the engine written,
-    as in its side-car.
-    """
+    """The result of one command."""
 
     schema_version: int = SCHEMA_VERSION
+    """Version of this object."""
     command: str
+    """`inspect`, `optimize`, `build`, `verify` or `bench`."""
     status: str
+    """The result; see the status values below."""
     before: ModelReport
+    """The original; of `verify` and `bench`, the first model or engine."""
     after: ModelReport | None = None
+    """The model written, or that a dry run would write; of `verify` and `bench`, the second model or engine; `None`
+    when there is none.
+    """
     output: str | None = None
+    """Path of the model written, or of `build` the engine; `None` when none was."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The command's options as used, by name; values are JSON values."""
     sites: tuple[SiteReport, ...] = ()
+    """Every dilated Conv that could be rewritten, in the order of the model; empty for `build`, `verify` and `bench`.
+    """
     skipped: tuple[Skipped, ...] = ()
+    """Dilated nodes that are never rewritten; of `verify`, those of the second model."""
     normalised: tuple[Normalisation, ...] = ()
+    """Convs whose attributes change without changing the function."""
     remaining: tuple[str, ...] = ()
+    """Nodes that keep a dilation above the limit although `--eliminate` asked for none, each with its reason."""
     verdict: Verdict | None = None
+    """The proof that both models compute the same; `None` when nothing was compared."""
     measurement: Measurement | None = None
+    """How timings were taken, and what they say of the whole model; `None` when nothing was to be measured."""
     engine: EngineReport | None = None
+    """What is known of the engine written, or of the first engine timed or compared; `None` when there is none."""
     environment: Environment
+    """Where it ran."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Wall time per step, in seconds."""
     notes: tuple[str, ...] = ()
+    """Anything else a reader should know."""
 
     @property
     def exit_code(self) -> int:

@@ -33,16 +33,18 @@ _LOW = (10, 16)  # FLOAT16, BFLOAT16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """The difference between a converted model and the float32 one.
-
-    `difference` is the largest over the outputs of the root mean square of the difference, relative to that of the
-    output; `bound` what it is held to; `shapes` the inputs that both ran on. `reason`: why it could not be compared.
-    """
+    """The converted model against the float32 one, both on ONNX Runtime."""
 
     difference: float | None
+    """Root mean square of the difference divided by that of the output, the largest over the outputs; `None` when they
+    could not be compared.
+    """
     bound: float
+    """What it must not be above: twice √n units of rounding, for n results on the longest way through the model."""
     shapes: Mapping[str, tuple[int, ...]]
+    """Shape by input of that run."""
     reason: str = ""
+    """Why they could not be compared; empty otherwise."""
 
 
 def bound(proto: ModelProto, precision: str) -> float:

@@ -31,17 +31,20 @@ _MEMORY = re.compile(r"(Max Scratch Memory|Total Activation Memory|Total Weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A layer: its name, its type in the library's words, what it reads and writes, and the ONNX nodes it stands for.
-
-    `inputs` and `outputs` are the tensors' element types in the library's words (`Float`, `Half`, `BFloat16`, `Int8`).
-    """
+    """A layer of an engine."""
 
     name: str
+    """Its name."""
     kind: str
+    """Its type."""
     inputs: tuple[str, ...]
+    """Element types that it reads, e.g. `Half`."""
     outputs: tuple[str, ...]
+    """Element types that it writes."""
     nodes: tuple[str, ...]
+    """Names of the ONNX nodes that it stands for; may be empty."""
     tactic: str = ""
+    """Name of the kernel that computes it; may be empty."""
 
     def convolves(self, convolutions: Collection[str]) -> bool:
         """Say whether it computes a convolution; `convolutions` are the names of the ONNX nodes that are some."""

@@ -31,11 +31,14 @@ TIMING_CACHE = "timing.cache"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """An input or output of an engine: its name, element type in TensorRT's words, and sizes (-1: open)."""
+    """An input or output of an engine."""
 
     name: str
+    """Its name."""
     datatype: str
+    """Element type in TensorRT's words, e.g. `FLOAT`."""
     shape: tuple[int, ...]
+    """Its sizes; -1 for one that is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,11 +30,14 @@ REACH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """The sizes of one input: smallest, the ones to be fast at, largest."""
+    """The sizes of one input that an engine takes: `min` to `max` on each axis."""
 
     min: Shape
+    """Smallest sizes."""
     opt: Shape
+    """The sizes it was built to be fast at."""
     max: Shape
+    """Largest sizes."""
 
     def holds(self, shape: Shape) -> bool:
         """Say whether a size lies between the smallest and the largest."""

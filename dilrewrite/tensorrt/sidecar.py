@@ -129,65 +129,91 @@ def trtexec(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxSource:
-    """The model that an engine was built from: its file, SHA-256 of it, and of the model as TensorRT got it.
+    """The model that an engine was built from.
 
-    The two digests differ when it was rewritten, or converted to another precision, on the way.
+    The two digests differ where the model was converted, or its weights put in place, on the way.
     """
 
     file: str
+    """Path of the ONNX file; empty when the model was only in memory."""
     sha256: str
+    """Of that file, in hexadecimal."""
     built_sha256: str
+    """Of the model as TensorRT got it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionReport:
-    """`asked`: the option (`None`: the model's own types), `built`: what the model was built in.
-
-    `converted`: it was converted for that; `changes`: what else was changed. `convolutions`: how many convolutions
-    read data of each type, from the engine's layer list. `fidelity`: how far the conversion is from float32.
-    """
+    """What an engine computes in."""
 
     asked: str | None
+    """The precision asked for: `fp32`, `tf32`, `fp16`, `bf16` or `int8-qdq`; `None` for the model's own types."""
     built: str
+    """The precision it was built in."""
     converted: bool
+    """Whether the model was converted for it."""
     changes: tuple[str, ...]
+    """What else was changed for it."""
     convolutions: Mapping[str, int]
+    """Number of convolutions by the element type that they read, from the layers; `unknown` where no layer tells it;
+    empty where there are none.
+    """
     fidelity: Fidelity | None
+    """How far the converted model is from the float32 one; `None` when it was not converted to `fp16` or `bf16`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReport:
-    """All that is known of an engine; the side-car is its JSON.
-
-    `chosen_on`: the runtime whose timings chose the forms in it. `checked`: whether its outputs were compared with ONNX
-    Runtime's, or why not. `device`: the GPU it was checked on, `None` when there was none. `build_seconds`: reading the
-    model and building. `layers_from`: where the layers were read. `trtexec`: the command that builds about the same;
-    of a converted model it names the file that `--save-onnx` writes.
-    """
+    """All that is known of an engine. The side-car `ENGINE.json` and `inspect ENGINE --json` are this object."""
 
     schema_version: int = SCHEMA_VERSION
+    """Version of this object, 1; the rules above hold for it."""
     dilrewrite: str = __version__
+    """Version that built it."""
     file: str
+    """Name of the engine's file, without its folder."""
     bytes: int
+    """Its size in bytes."""
     sha256: str
+    """Of the engine's file, in hexadecimal."""
     flavour: str
+    """`tensorrt` or `tensorrt-rtx`."""
     version: str
+    """Version of that library."""
     onnx: OnnxSource
+    """The model it was built from."""
     precision: PrecisionReport
+    """What it computes in."""
     chosen_on: str
+    """The runtime whose timings chose the forms in it, for people; it says so where that was not TensorRT."""
     checked: str
+    """Whether its outputs were compared with ONNX Runtime's and how, or why not, for people."""
     device: str | None
+    """The GPU that it was built and ran on; `None` where it could not run."""
     inputs: tuple[Tensor, ...]
+    """Its inputs."""
     outputs: tuple[Tensor, ...]
+    """Its outputs."""
     profiles: Mapping[str, Profile]
+    """The sizes it was built for, by input whose sizes the model leaves open."""
     flags: Mapping[str, Any]
+    """The builder's settings: switches are booleans, by TensorRT's names; limits are numbers or lists, by the options'
+    names.
+    """
     build_seconds: float
+    """Seconds that TensorRT took to read the model and to build."""
     memory: Mapping[str, int]
+    """Bytes that the builder says the engine needs, by what for; empty where it does not say."""
     layers_from: str
+    """Where the layers were read: `build log` or `engine inspector`."""
     layer_types: Mapping[str, int]
+    """Number of layers by type."""
     layers: tuple[Layer, ...]
+    """Its layers, in their order."""
     warnings: tuple[str, ...]
+    """What the builder warned of."""
     trtexec: str
+    """The command of TensorRT's own tool that builds about the same engine of the same ONNX file."""
 
 
 def render(report: EngineReport) -> str:

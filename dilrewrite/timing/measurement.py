@@ -11,33 +11,43 @@ from dilrewrite.timing.stopwatch import MARGIN, Comparison, Noise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A version of the whole model that was timed against the original: which sites were rewritten, and the result."""
+    """A version of the whole model that was timed against the original."""
 
     sites: tuple[str, ...]
+    """The sites rewritten in it."""
     timing: Comparison
+    """The original (`first`) against this version (`second`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTime:
-    """A layer of an engine: its name and type in the runtime's words, the ONNX nodes in it, seconds of one run.
-
-    `role`: `convolution`, `layout` for what the rewrite put around it (pads, slices, reshapes), or `other`.
-    """
+    """A layer of an engine with its time."""
 
     name: str
+    """The layer's name."""
     kind: str
+    """Its type."""
     nodes: tuple[str, ...]
+    """Names of the ONNX nodes that it stands for; may be empty."""
     seconds: float
+    """Seconds of it in one profiled run."""
     role: str
+    """`convolution`, `layout` (of nodes that the rewrite put there: pads, slices, reshapes) or `other`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerComparison:
-    """The layers of two engines with their times, the median over `runs` profiled runs; no timings, but shares."""
+    """The layers of two engines with their times, from a profiled pass apart from the timings.
+
+    The profiler slows every layer down: take these seconds for shares of a run, never for timings.
+    """
 
     runs: int
+    """How many runs were profiled; seconds are the median over them."""
     first: tuple[LayerTime, ...]
+    """Layers of the original's engine, in their order."""
     second: tuple[LayerTime, ...]
+    """Layers of the rewritten model's engine, in their order."""
 
     def seconds(self, second: bool, role: str) -> float:
         """Return the seconds of one engine's layers of a role."""
@@ -46,49 +56,69 @@ class LayerComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """How timings were taken, and what they say of the whole model.
-
-    `inputs`: the shapes it ran on. `budget_s`: the seconds asked for; `spent_s`: the seconds that measuring took;
-    `floor_s`: how much of them is always done (data, the profile, the least confirmation). `estimated_s`: of a dry run,
-    about how long measuring would take. `measured` and `recalled` count timings made now and taken from the cache.
-    `profiled_s`: one run of the original under the profiler. `noise`: the original against itself. `attempts`: versions
-    of the model that were timed; `final`: the original (first) against the model written (second), `None` when that was
-    not timed. `predicted_ratio`: what the sites' timings let expect for `final.ratio`. `load`: how many processes
-    wanted a core before measuring began, on average over a minute. `form_noise`: the largest noise of a Conv against
-    itself. `min_gain`: the share of the time that the whole model had to save. `needed_s`: about the budget that would
-    have measured every site, `None` where all were. `made_up`: the tool chose the sizes. `others`: further backends
-    that are ready here. `doubts`: what the runtime said that makes timings doubtful. `source`: "measured"; nothing else
-    is ever written. `first_run_s`: seconds that loading an engine and its first run took, `before` and `after`: with
-    TensorRT for RTX, the compiling. `state_before`, `state_after`: the device's clocks (MHz), power (W) and temperature
-    (°C), where it tells them. `layers`: times by layer of both models from a separate profiled pass, where the runtime
-    tells them.
-    """
+    """How timings were taken, and what they say of the whole model."""
 
     backend: str
+    """Runtime that was timed."""
     device: str
+    """What it ran on."""
     versions: Mapping[str, str]
+    """Versions of the runtime and of what it runs on."""
     settings: Mapping[str, str]
+    """Settings that timings depend on."""
     inputs: Mapping[str, tuple[int, ...]]
+    """Shape by input of the whole model."""
     budget_s: float
+    """Seconds that measuring was to take."""
     spent_s: float = 0.0
+    """Seconds that it took; above `budget_s` where `floor_s` needs it."""
     floor_s: float = 0.0
+    """How many of `spent_s` are always done, whatever the budget: finding data, the profile, and the least confirmation
+    where the budget was over; 0 when there was none.
+    """
     estimated_s: float | None = None
+    """Of a dry run, about how many seconds measuring would take; `None` otherwise."""
     measured: int = 0
+    """Timings taken now."""
     recalled: int = 0
+    """Timings taken from the cache."""
     profiled_s: float | None = None
+    """Median seconds of a run of the original under the profiler; `None` when it was not profiled."""
     noise: Noise | None = None
+    """The original against itself; `None` when not measured."""
     attempts: tuple[Attempt, ...] = ()
+    """Rewritten versions of the whole model that were timed, in the order tried."""
     final: Comparison | None = None
+    """The original (`first`) against the model written (`second`); of `bench`, the first model against the second, or
+    against itself where there is one only; `None` when that was not timed.
+    """
     predicted_ratio: float | None = None
+    """What the timings of the sites let expect for `final.ratio`; `None` when they let expect nothing."""
     load: float | None = None
+    """How many processes wanted a core in the minute before, on average; `None` where the system does not tell."""
     form_noise: float | None = None
+    """The largest noise of a Conv against itself, as a share; `None` when not measured."""
     min_gain: float = MARGIN
+    """Share of its time that the whole model had to save to be rewritten."""
     needed_s: float | None = None
+    """About the budget, in seconds, that would have timed every form; `None` where all were."""
     made_up: bool = False
+    """Whether the tool chose sizes that the model leaves open."""
     others: tuple[str, ...] = ()
+    """Further backends that are ready to time on."""
     doubts: tuple[str, ...] = ()
+    """What the runtime said that makes timings doubtful."""
     source: str = MEASURED
+    """`measured`: times of any other origin are never written."""
     first_run_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that loading a whole model and its first run took, by `before` and `after`: with an engine, also what its
+    runtime compiles once; empty when not timed.
+    """
     state_before: Mapping[str, float] = field(default_factory=dict)
+    """Readings of the device before measuring: `sm_clock_mhz`, `memory_clock_mhz`, `power_w`, `temperature_c` (°C) and
+    `throttle_reasons` (NVML's bits); those that it does not tell are left out.
+    """
     state_after: Mapping[str, float] = field(default_factory=dict)
+    """The same after measuring."""
     layers: LayerComparison | None = None
+    """Times by layer of the original and of the model written; `None` where the runtime tells none."""

@@ -58,27 +58,34 @@ Mode = Literal["interleaved", "blocks"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of one run: the median, the 20th, 80th and 99th percentile over `runs` samples.
-
-    `variation` is their coefficient of variation: standard deviation by mean.
-    """
+    """Seconds of one run of a model."""
 
     median_s: float
+    """Median of the seconds of one run."""
     p20_s: float
+    """20th percentile."""
     p80_s: float
+    """80th percentile."""
     runs: int
+    """How many samples there are; a sample of a short run is the mean of several runs."""
     p99_s: float = 0.0
+    """99th percentile; 0 where it is not known."""
     variation: float = 0.0
+    """Coefficient of variation of the samples: standard deviation divided by mean; 0 where it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """How the original ran against itself: the ratio with its 95 % interval, over `pairs` pairs."""
+    """A model against itself, in two sessions of the runtime."""
 
     ratio: float
+    """Time of the one divided by that of the other."""
     low: float
+    """Lower end of its 95 % interval."""
     high: float
+    """Upper end of it."""
     pairs: int
+    """How many pairs ran."""
 
     @property
     def level(self) -> float:
@@ -93,21 +100,29 @@ class Noise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two models timed in pairs. `ratio` is second / first; [`low`, `high`] its interval, noise included.
+    """Two models that ran in turn. The second is faster where `ratio` is below 1, beyond doubt where `high` is too.
 
-    `mode`: `interleaved` (both sessions loaded, runs in turn) or `blocks` (one session at a time). `noise` is the level
-    measured on the first model, `None` when there was no time for it. With fewer than `MIN_PAIRS` pairs (a form that
-    was given up early) the interval is from the smallest to the largest ratio.
+    With fewer than `MIN_PAIRS` pairs (a form given up early) the interval is from the smallest to the largest ratio.
     """
 
     first: Timing
+    """Times of the first model."""
     second: Timing
+    """Times of the second model."""
     ratio: float
+    """Time of the second divided by that of the first: the Hodges-Lehmann estimate over the pairs."""
     low: float
+    """Lower end of the 95 % interval of `ratio`, widened by how far the first model is from itself."""
     high: float
+    """Upper end of it."""
     pairs: int
+    """How many pairs ran."""
     noise: float | None
+    """How far from 1 the ratio of equal models may be, as a share, measured on the first model; `None` when not
+    measured.
+    """
     mode: Mode
+    """`interleaved` (both models loaded, runs in turn) or `blocks` (one model loaded at a time)."""
 
     @property
     def faster(self) -> bool:

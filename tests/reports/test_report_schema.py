@@ -1,9 +1,11 @@
-"""docs/report-schema.md and the dataclasses say the same."""
+"""docs/report-schema.md is what scripts/report_schema.py makes of the dataclasses, and says the same as they do."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from dilrewrite.reports.report import EXIT_CODES, SCHEMA_VERSION, Report
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report-schema.md").read_text(encoding="utf-8")
+SCRIPT = Path(__file__).parents[2] / "scripts" / "report_schema.py"
 SECTIONS = {
     title: dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| \S.* \|$", text, re.MULTILINE))
     for title, text in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
@@ -40,6 +43,12 @@ def fields() -> Iterator[tuple[str, str]]:
     for name, kind in FOUND.items():
         for field in dataclasses.fields(kind):
             yield name, field.name
+
+
+def test_the_page_is_made_from_the_types():
+    """Run `python scripts/report_schema.py > docs/report-schema.md` when it differs."""
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, check=True)
+    assert done.stdout.decode() == PAGE
 
 
 def test_the_walk_reaches_every_level():

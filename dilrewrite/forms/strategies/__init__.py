@@ -43,7 +43,9 @@ class Refusal:
     """A strategy's no, in a sentence."""
 
     strategy: str
+    """Name of the form."""
     reason: str
+    """Why it does not apply, or which proof failed."""
 
 
 SKIP_PADDING = frozenset({"tap_prune", "tap_sum", "tap_zones"})
