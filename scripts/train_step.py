@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dilrewrite.pytorch.chosen import NATIVE
 from dilrewrite.pytorch.probing import PASSES, Probe, Work, step_timings
-from dilrewrite.pytorch.rewriting import NATIVE, Rewriting, rewrite_module
+from dilrewrite.pytorch.rewriting import Rewriting, rewrite_module
 from dilrewrite.timing.stopwatch import Comparison
 
 SEED = 0

@@ -12,15 +12,13 @@ from dataclasses import dataclass, replace
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import INEXACT as INEXACT
 from dilrewrite.forms.strategies import SKIP_PADDING, Refusal, Strategy, plan, spelled, with_max_dilation
 from dilrewrite.sites import Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
 MULTIPLY_ADDS_PER_ELEMENT = 16
 """How many multiply-adds are taken to cost as much as writing one element: an assumption, not a measurement."""
-
-INEXACT = frozenset({"zero_fill"})
-"""Forms that are exact for finite inputs only."""
 
 ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 """Extents that stand for unknown ones in an estimate, by rank (or four times the kernel's span, if more)."""

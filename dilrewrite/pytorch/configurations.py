@@ -135,14 +135,8 @@ def _read(text: str, name: str) -> Configuration:
             raise MalformedError(f"{text!r}: {letter} is one number", text, found[letter][1])
     batch, groups = (_list(found[letter][0])[0] if letter in found else 1 for letter in "bg")
     strides, dilations = spatial.get("s", [1] * rank), spatial.get("d", [2] * rank)
-    if "p" in spatial:
-        pads = [(pad, pad) for pad in spatial["p"]]
-    elif found.get("p", ("same", 0))[0] == "valid":
-        pads = [(0, 0)] * rank
-    else:
-        totals = [d * (k - 1) for d, k in zip(dilations, spatial["k"], strict=True)]
-        pads = [(total // 2, total - total // 2) for total in totals]
-    made = Configuration(
+    word = found.get("p", ("same", 0))[0]
+    read = Configuration(
         text=text,
         name=name,
         batch=batch,
@@ -152,17 +146,27 @@ def _read(text: str, name: str) -> Configuration:
         kernel=tuple(reversed(spatial["k"])),
         strides=tuple(reversed(strides)),
         dilations=tuple(reversed(dilations)),
-        padding=tuple(reversed(pads)),
+        padding=tuple(reversed(_pads(word, spatial, dilations))),
         groups=groups,
     )
-    geometry = made.geometry()
+    geometry = read.geometry()
     reason = geometry.malformed()
     if reason:
         raise MalformedError(f"{text!r}: {reason}", text, found["g"][1])
     reason = geometry.invalid()
     if reason:
         raise UsageError(f"{text!r}: {reason}", hint="a larger input, a smaller kernel or dilation, or more pads")
-    return made
+    return read
+
+
+def _pads(word: list[int] | str, spatial: dict[str, list[int]], dilations: list[int]) -> list[tuple[int, int]]:
+    """Return the (begin, end) pads of each axis: numbers, none for "valid", those that keep the extents for "same"."""
+    if "p" in spatial:
+        return [(pad, pad) for pad in spatial["p"]]
+    if word == "valid":
+        return [(0, 0)] * len(dilations)
+    totals = [d * (k - 1) for d, k in zip(dilations, spatial["k"], strict=True)]
+    return [(total // 2, total - total // 2) for total in totals]
 
 
 def _numbers(text: str, sizes: str, place: int, *, zero: bool) -> list[int]:

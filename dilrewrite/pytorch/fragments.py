@@ -55,7 +55,10 @@ class Program:
 
 
 def program(fragment: Fragment) -> Program:
-    """Return the program of a fragment in which every size is a constant."""
+    """Return the program of a fragment in which every size is a constant.
+
+    Raises `NotImplementedError` naming the operator or the weight edit that is not known here.
+    """
     constants = fragment.constants
     steps: list[tuple[str, tuple[str, ...], Step]] = []
     for node in fragment.steps:
@@ -69,6 +72,8 @@ def program(fragment: Fragment) -> Program:
         elif node.op == "Add":
             _accumulate(node, steps)
         else:
+            if node.op not in _OPERATORS:
+                raise NotImplementedError(f"{node.op} has no form in torch here")
             steps.append((node.outputs[0], read, _OPERATORS[node.op](node, constants)))
     last = {name: place for place, (_, read, _) in enumerate(steps) for name in read if name != fragment.result}
     done = [tuple(name for name, place in last.items() if place == number) for number in range(len(steps))]
@@ -200,6 +205,8 @@ _OPERATORS: Mapping[str, Callable[[Node, Mapping[str, Sequence[int]]], Step]] = 
 
 def _conv(core: CoreConv) -> Step:
     source, edits = core.source, core.weight
+    for edit in edits:
+        _known(edit)
     rank = len(core.kernel)
     begin, end = core.pads[:rank], core.pads[rank:]
     even = begin == end
@@ -236,9 +243,18 @@ def _fill(repeats: Sequence[int]) -> Step:
     return step
 
 
+Edit = TakeTaps | RepeatOutputs | AddKernelAxis | TapsToInputs | SpreadTaps
+
+
+def _known(edit: WeightEdit) -> Edit:
+    if not isinstance(edit, Edit):
+        raise NotImplementedError(f"a weight edit {type(edit).__name__} is not known here")
+    return edit
+
+
 def edited(edit: WeightEdit, weight: Tensor) -> Tensor:
     """Return the edited weight; what `edit.apply` does, differentiable."""
-    match edit:
+    match _known(edit):
         case TakeTaps(axis, start, stop):
             return weight.narrow(axis + 2, start, stop - start)
         case RepeatOutputs(times):
@@ -252,5 +268,3 @@ def edited(edit: WeightEdit, weight: Tensor) -> Tensor:
             index = (slice(None), slice(None), *(slice(None, None, d) for d in dilations))
             spread[index] = weight
             return spread
-        case _:
-            raise NotImplementedError(f"a weight edit {type(edit).__name__} is not known here")

@@ -8,13 +8,11 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
+from dilrewrite.pytorch.chosen import NATIVE, Call, Chosen, bucket
 from dilrewrite.runtimes import Opened, warmed
 from dilrewrite.timing.stopwatch import HOPELESS, MIN_PAIRS, Comparison, Noise, Stopwatch
-
-if TYPE_CHECKING:
-    from dilrewrite.pytorch.rewriting import Call
 
 PASSES = ("forward", "backward")
 """What a training step consists of."""
@@ -87,8 +85,6 @@ def work_of(
 
 def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Work:
     import torch
-
-    from dilrewrite.pytorch.rewriting import NATIVE, Chosen, bucket
 
     generator = torch.Generator(device=call.device).manual_seed(0)
     x = torch.randn(call.shape, dtype=torch.float32, device=call.device, generator=generator)

@@ -15,193 +15,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dilrewrite.errors import MissingError, UsageError, one_line
-from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.pytorch.methods import Form, geometry_of, method, methods, prepare
+from dilrewrite.errors import UsageError, one_line
+from dilrewrite.forms.strategies import INEXACT
+from dilrewrite.pytorch.chosen import (
+    ATTRIBUTE,
+    NATIVE,
+    Call,
+    Chosen,
+    bucket,
+    choices_of,
+    each,
+    known_to_compiler,
+    torch_module,
+)
+from dilrewrite.pytorch.methods import method, methods
 from dilrewrite.pytorch.probing import PASSES, Probe, preserved, step_timings
 from dilrewrite.timing.stopwatch import Comparison
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 DEFAULT_BUDGET_S = 60.0
 
-NATIVE = "keep"
-
-_ATTRIBUTE = "_conv_forward"
-
 _ORDER = ("space_to_axis", "space_to_batch", "space_to_group", "tap_sum", "im2col", "slice_to_batch", "weight_gradient")
 """What is probed first: the forms that move least; a method that is not named here comes after them."""
-
-Bucket = tuple[int, ...]
-
-
-def bucket(shape: Sequence[int]) -> Bucket:
-    """Return what inputs are held for alike: batch and every extent rounded up to a power of two."""
-    sizes = (shape[0], *shape[2:])
-    return tuple(1 << math.ceil(math.log2(size)) if size > 1 else 1 for size in sizes)
-
-
-def each(setting: Any, rank: int) -> Any:
-    """Return a Conv's stride, padding or dilation with a number for each axis: PyTorch takes one for all, and lists."""
-    if isinstance(setting, str):
-        return setting
-    numbers = tuple(setting) if isinstance(setting, list | tuple) else (setting,)
-    return numbers * rank if len(numbers) == 1 else numbers
-
-
-@dataclass
-class Chosen:
-    """Computes a Conv's convolution: by the method chosen for the input's sizes, by PyTorch's own for all others.
-
-    Holds the settings that the methods were chosen for, no parameters, so that copies and pickles of the Conv are
-    independent of it. `padding`: "same", "valid", or a number for each axis; `real`: the weights were of a floating
-    type, whichever, and not complex or integers. `layer` is the Conv: what is set on it now decides on every call.
-    """
-
-    layer: Any = field(repr=False, compare=False)
-    stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    weight_shape: tuple[int, ...]
-    real: bool
-    choices: dict[Bucket, str]
-
-    @staticmethod
-    def of(layer: Any, choices: Mapping[Bucket, str]) -> Chosen:
-        """Return what computes the convolution of a Conv."""
-        weight_shape = tuple(layer.weight.shape)
-        rank = len(weight_shape) - 2
-        return Chosen(
-            layer=layer,
-            stride=each(layer.stride, rank),
-            padding=each(layer.padding, rank),
-            dilation=each(layer.dilation, rank),
-            groups=layer.groups,
-            weight_shape=weight_shape,
-            real=layer.weight.is_floating_point(),
-            choices=dict(choices),
-        )
-
-    def __post_init__(self) -> None:
-        _known_to_compiler()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what was pickled or copied."""
-        self.__dict__.update(state)
-        _known_to_compiler()
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the output for an input with or without a batch."""
-        import torch
-
-        rank = len(self.stride)
-        batched = x.dim() == rank + 2
-        name = NATIVE
-        # An exported graph serves all sizes: there the native form stays.
-        jit: Any = torch.jit
-        exported = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or jit.is_tracing()
-        if not exported and x.dim() in (rank + 1, rank + 2) and self.fits(weight):
-            name = self.choice((*x.shape,) if batched else (1, *x.shape))
-        if name == NATIVE:
-            y: Tensor = type(self.layer)._conv_forward(self.layer, x, weight, bias)
-            return y
-        if torch.is_autocast_enabled(x.device.type):
-            kind = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = _cast(x, kind), _cast(weight, kind), bias if bias is None else _cast(bias, kind)
-        if not batched:
-            x = x.unsqueeze(0)
-        y = _formed(x, weight, bias, name, self.stride, self.padding, self.dilation, self.groups)
-        return y if batched else y.squeeze(0)
-
-    def fits(self, weight: Tensor) -> bool:
-        """Say whether the Conv, with this weight, is still set as when the methods were chosen."""
-        layer, rank = self.layer, len(self.stride)
-        return (
-            layer.padding_mode == "zeros"
-            and each(layer.stride, rank) == self.stride
-            and each(layer.padding, rank) == self.padding
-            and each(layer.dilation, rank) == self.dilation
-            and layer.groups == self.groups
-            and weight.shape == self.weight_shape
-            and weight.is_floating_point() == self.real
-        )
-
-    def choice(self, shape: Sequence[int]) -> str:
-        """Return the method for an input of this shape."""
-        sizes = (shape[0], *shape[2:])
-        # Compared, not looked up: a compiled graph is then good for all sizes of a bucket, or for all outside.
-        for ends, name in self.choices.items():
-            if all(end // 2 < size <= end for size, end in zip(sizes, ends, strict=True)):
-                return name
-        return NATIVE
-
-
-def _cast(x: Tensor, kind: Any) -> Tensor:
-    """Return a tensor as autocast gives it to PyTorch's own convolution: float64 stays."""
-    import torch
-
-    return x.to(kind) if x.is_floating_point() and x.dtype != torch.float64 else x
-
-
-def _native(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: str | tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    from torch.nn import functional
-
-    run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(stride) - 1]
-    y: Tensor = run(x, weight, bias, stride, padding, dilation, groups)
-    return y
-
-
-def _formed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    name: str,
-    stride: tuple[int, ...],
-    padding: str | tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """Return the output by a method; by PyTorch's own where it does not apply to the very sizes."""
-    geometry = geometry_of(
-        tuple(map(int, x.shape)),
-        tuple(weight.shape),
-        stride=stride,
-        padding=spelled_out(padding, tuple(weight.shape[2:]), dilation),
-        dilation=dilation,
-        groups=groups,
-        bias=bias is not None,
-    )
-    # Where channels or types do not fit together, the error is to be PyTorch's.
-    fits = x.shape[1] == weight.shape[1] * groups and x.dtype == weight.dtype
-    fits = fits and (bias is None or bias.dtype == weight.dtype)
-    form = _form(name, geometry) if fits else None
-    return _native(x, weight, bias, stride, padding, dilation, groups) if form is None else form(x, weight, bias)
-
-
-@functools.lru_cache(maxsize=4096)
-def _form(name: str, geometry: ConvGeometry) -> Form | None:
-    """Return what computes a convolution of this geometry by a method, or None where it does not apply."""
-    try:
-        return prepare(name, geometry)
-    except UsageError:
-        return None
-
-
-@functools.cache
-def _known_to_compiler() -> None:
-    """Let torch.compile take `_formed` as a whole: planning is not to be compiled, what it comes to is."""
-    _torch().compiler.allow_in_graph(_formed)
-
 
 # -- the report ------------------------------------------------------------------------------------------------------
 
@@ -263,74 +100,31 @@ def rewrite_module(
     another example adds to them. Returns what was chosen and why. `restore_module` undoes it.
     Raises `UsageError` for unknown passes or methods, `MissingError` without torch.
     """
-    _torch()
-    wrong = [name for name in passes if name not in PASSES]
-    if wrong or not passes:
-        raise UsageError(f"passes {', '.join(wrong) or 'are empty'}: not some of {', '.join(PASSES)}")
-    for name in only or ():
-        method(name)
-    if not 0 <= budget < math.inf:
-        raise UsageError(f"budget {budget}: a finite number of seconds of at least 0 is needed")
+    torch_module()
+    _check(passes, only, budget)
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    found: list[LayerChoice] = []
-    dilated = [(name, layer) for name, layer in module.named_modules() if _is_dilated(layer)]
-    order = {name: place for place, (name, _) in enumerate(dilated)}
-    candidates = []
-    for name, layer in dilated:
-        why = _left_alone(layer)
-        if why is not None:
-            found.append(LayerChoice(name=name, method=NATIVE, reason=why))
-        else:
-            candidates.append((name, layer))
-    if budget == 0:
-        found += [LayerChoice(name=name, method=NATIVE, reason="not probed: budget 0") for name, _ in candidates]
-    if budget == 0 or not candidates:
-        found.sort(key=lambda choice: order[choice.name])
-        return Rewriting(layers=tuple(found), passes=tuple(passes), probe_s=0.0)
-    _known_to_compiler()  # loads much when it is first called, and is no probing
+    dilated = {name: layer for name, layer in module.named_modules() if _is_dilated(layer)}
+    idle = "" if budget else "not probed: budget 0"
+    alone = {name: _left_alone(layer) or idle for name, layer in dilated.items()}
+    candidates = [(name, layer) for name, layer in dilated.items() if not alone[name]]
+    kept = [LayerChoice(name=name, method=NATIVE, reason=why) for name, why in alone.items() if why]
+    if not candidates:
+        return Rewriting(layers=tuple(kept), passes=tuple(passes), probe_s=0.0)
+    known_to_compiler()  # loads much when it is first called, and is no probing
     start = time.perf_counter()
-    compare = timings or step_timings
-    offered = [name for name in _ORDER if name in methods() and (only is None or name in only)]
-    offered += [name for name in methods() if name not in (*_ORDER, NATIVE) and (only is None or name in only)]
-    before = {id(layer): _choices(layer) for _, layer in candidates}
-    whole: Comparison | None = None
+    probing = _Probing(tuple(passes), _offered(only), timings or step_timings)
+    before = {id(layer): choices_of(layer) for _, layer in candidates}
     try:
         with preserved(module):
-            seen = _shapes(module, arguments, [layer for _, layer in candidates])
-            chosen = _probe_all(candidates, seen, offered, tuple(passes), start + budget * 2 / 3, compare)
-            # What was chosen for these sizes before is chosen anew.
-            plain = {key: _without(old, seen.get(key)) for key, old in before.items()}
-            fast = {
-                id(layer): _with(layer, plain[id(layer)], seen.get(id(layer)), choice)
-                for (_, layer), choice in zip(candidates, chosen, strict=True)
-            }
-            layers = [layer for _, layer in candidates]
-            if any(choice.method != NATIVE for choice in chosen):
-                why = "not timed"
-                try:
-                    whole = compare(
-                        Probe.of_module(module, arguments, prepare=lambda: _set_all(layers, plain)),
-                        Probe.of_module(module, arguments, prepare=lambda: _set_all(layers, fast)),
-                        tuple(passes),
-                        max(start + budget - time.perf_counter(), 0.5),
-                        whole=True,
-                    )
-                    why = f"the whole module takes {whole.ratio:.2f} with it, not faster beyond noise"
-                except RuntimeError as error:  # out of memory, or no gradient to ask for
-                    why = f"the whole module could not be timed: {_line(error)}"
-                if whole is None or not whole.faster:
-                    fast = plain
-                    chosen = [_not_confirmed(choice, why) for choice in chosen]
-            _set_all(layers, fast)
+            chosen, whole = _rewrite(module, arguments, candidates, probing, start + budget)
     except BaseException:
         _set_all([layer for _, layer in candidates], before)
         raise
-    found += chosen
-    found.sort(key=lambda choice: order[choice.name])
     probe_s = time.perf_counter() - start
     gained = whole.first.median_s - whole.second.median_s if whole is not None and whole.faster else 0.0
+    by_name = {choice.name: choice for choice in (*kept, *chosen)}
     return Rewriting(
-        layers=tuple(found),
+        layers=tuple(by_name[name] for name in dilated),
         passes=tuple(passes),
         probe_s=probe_s,
         whole=whole,
@@ -338,12 +132,38 @@ def rewrite_module(
     )
 
 
+def _rewrite(
+    module: Any, arguments: tuple[Any, ...], candidates: Sequence[tuple[str, Any]], probing: _Probing, end: float
+) -> tuple[list[LayerChoice], Comparison | None]:
+    """Probe the Convs and the whole module until the clock shows about `end`, and set what wins."""
+    layers = [layer for _, layer in candidates]
+    before = [choices_of(layer) for layer in layers]
+    start = time.perf_counter()
+    calls = _calls(module, arguments, layers)
+    chosen = _probe_all(candidates, calls, probing, start + (end - start) * 2 / 3)
+    # What was chosen for these sizes before is chosen anew.
+    plain, fast = {}, {}
+    for layer, old, choice in zip(layers, before, chosen, strict=True):
+        call = calls.get(id(layer))
+        plain[id(layer)] = _without(old, call)
+        fast[id(layer)] = _with(layer, plain[id(layer)], call, choice)
+    whole: Comparison | None = None
+    if any(choice.method != NATIVE for choice in chosen):
+        states = [functools.partial(_set_all, layers, state) for state in (plain, fast)]
+        first, second = (Probe.of_module(module, arguments, prepare=state) for state in states)
+        whole, why = probing.whole(first, second, max(end - time.perf_counter(), 0.5))
+        if why:
+            fast, chosen = plain, [_not_confirmed(choice, why) for choice in chosen]
+    _set_all(layers, fast)
+    return chosen, whole
+
+
 def restore_module(module: nn.Module) -> int:
     """Let PyTorch compute every Conv of a module again; return how many were rewritten."""
     count = 0
     for layer in module.modules():
-        if isinstance(layer.__dict__.get(_ATTRIBUTE), Chosen):
-            del layer.__dict__[_ATTRIBUTE]
+        if isinstance(layer.__dict__.get(ATTRIBUTE), Chosen):
+            del layer.__dict__[ATTRIBUTE]
             count += 1
     return count
 
@@ -351,16 +171,26 @@ def restore_module(module: nn.Module) -> int:
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingError(f"torch is not installed: {error}", hint="pip install 'dilrewrite[torch]'") from error
-    return torch
+def _check(passes: Sequence[str], only: Sequence[str] | None, budget: float) -> None:
+    """Raise `UsageError` for unknown passes or methods, and for a budget that is none."""
+    wrong = [name for name in passes if name not in PASSES]
+    if wrong or not passes:
+        raise UsageError(f"passes {', '.join(wrong) or 'are empty'}: not some of {', '.join(PASSES)}")
+    for name in only or ():
+        method(name)
+    if not 0 <= budget < math.inf:
+        raise UsageError(f"budget {budget}: a finite number of seconds of at least 0 is needed")
+
+
+def _offered(only: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the methods to probe, in order; without `only` all but those that are exact for finite inputs alone."""
+    rest = [name for name in methods() if name not in (*_ORDER, NATIVE)]
+    names = [name for name in (*_ORDER, *rest) if name in methods()]
+    return tuple(name for name in names if (name in only if only is not None else name not in INEXACT))
 
 
 def _is_dilated(layer: Any) -> bool:
-    nn = _torch().nn
+    nn = torch_module().nn
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return False
     kernel = tuple(layer.kernel_size) if _is_lazy(layer) else layer.weight.shape[2:]
@@ -368,12 +198,12 @@ def _is_dilated(layer: Any) -> bool:
 
 
 def _is_lazy(layer: Any) -> bool:
-    return isinstance(layer, _torch().nn.modules.lazy.LazyModuleMixin)
+    return isinstance(layer, torch_module().nn.modules.lazy.LazyModuleMixin)
 
 
 def _left_alone(layer: Any) -> str | None:
     """Return why a Conv is not to be rewritten, or None."""
-    torch = _torch()
+    torch = torch_module()
     nn = torch.nn
     kind = type(layer)
     if _is_lazy(layer):
@@ -384,54 +214,15 @@ def _left_alone(layer: Any) -> str | None:
         return f"it is a {kind.__name__}, which may compute something else"
     if layer.padding_mode != "zeros":
         return f"padding_mode is {layer.padding_mode!r}, not 'zeros'"
-    own = layer.__dict__.get(_ATTRIBUTE)
+    own = layer.__dict__.get(ATTRIBUTE)
     if own is not None and not isinstance(own, Chosen):
         return "something else computes its convolution already"
     return None
 
 
-def spelled_out(
-    padding: str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    """Return the (begin, end) pads of a Conv; padding='same' puts the odd one at the end, as PyTorch does."""
-    if padding == "valid":
-        return ((0, 0),) * len(kernel)
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((int(pad), int(pad)) for pad in padding)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How a Conv was called: the input's shape and element type, whether it wants a gradient, device and autocast."""
-
-    shape: tuple[int, ...]
-    element: str
-    needs_grad: bool
-    device: str
-    autocast: str | None
-    channels_last: bool
-
-    def geometry(self, layer: Any) -> ConvGeometry:
-        """Return the geometry of the Conv on this input."""
-        shape = tuple(layer.weight.shape)
-        settings = (layer.stride, layer.padding, layer.dilation)
-        stride, padding, dilation = (each(setting, len(shape) - 2) for setting in settings)
-        return geometry_of(
-            self.shape,
-            shape,
-            stride=stride,
-            padding=spelled_out(padding, shape[2:], dilation),
-            dilation=dilation,
-            groups=layer.groups,
-            bias=layer.bias is not None,
-        )
-
-
-def _shapes(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> dict[int, Call]:
+def _calls(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> dict[int, Call]:
     """Run the module once and return how each Conv was called; the first call counts."""
-    torch = _torch()
+    torch = torch_module()
     found: dict[int, Call] = {}
 
     def seen(layer: Any, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -461,61 +252,60 @@ def _shapes(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> d
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Probing:
+    """What is to be fast, the methods to probe, and what times them in pairs against the native form."""
+
+    passes: tuple[str, ...]
+    offered: tuple[str, ...]
+    compare: Callable[..., Comparison]
+
+    def whole(self, first: Probe, second: Probe, seconds: float) -> tuple[Comparison | None, str]:
+        """Time a module as a whole; also returns why it is not faster, empty when it is."""
+        try:
+            whole = self.compare(first, second, self.passes, seconds, whole=True)
+        except RuntimeError as error:  # out of memory, or no gradient to ask for
+            return None, f"the whole module could not be timed: {_line(error)}"
+        slow = f"the whole module takes {whole.ratio:.2f} with it, not faster beyond noise"
+        return whole, "" if whole.faster else slow
+
+
 def _probe_all(
-    candidates: Sequence[tuple[str, Any]],
-    seen: Mapping[int, Call],
-    offered: Sequence[str],
-    passes: tuple[str, ...],
-    until: float,
-    compare: Callable[..., Comparison],
+    candidates: Sequence[tuple[str, Any]], calls: Mapping[int, Call], probing: _Probing, until: float
 ) -> list[LayerChoice]:
     """Probe every Conv until the clock shows `until`; what is alike is probed once."""
-    known: dict[object, LayerChoice] = {}
+    alike: dict[object, LayerChoice] = {}
     chosen = []
     for number, (name, layer) in enumerate(candidates):
-        call = seen.get(id(layer))
+        call = calls.get(id(layer))
         if call is None:
             chosen.append(LayerChoice(name=name, method=NATIVE, reason="it did not run on the example"))
             continue
         key = (call.geometry(layer), call, layer.weight.requires_grad)
-        if key not in known:
+        if key not in alike:
             left = max(until - time.perf_counter(), 0.0) / (len(candidates) - number)
-            known[key] = _probe(name, layer, call, offered, passes, left, compare)
-        chosen.append(replace(known[key], name=name))
+            alike[key] = _probe(name, layer, call, probing, left)
+        chosen.append(replace(alike[key], name=name))
     return chosen
 
 
-def _probe(
-    name: str,
-    layer: Any,
-    call: Call,
-    offered: Sequence[str],
-    passes: tuple[str, ...],
-    seconds: float,
-    compare: Callable[..., Comparison],
-) -> LayerChoice:
+def _probe(name: str, layer: Any, call: Call, probing: _Probing, seconds: float) -> LayerChoice:
     """Time every form against the native one; the fastest that wins is taken."""
     geometry = call.geometry(layer)
-    refused = {}
+    reasons = {candidate: method(candidate).refusal(geometry) for candidate in probing.offered}
+    refused = {candidate: why for candidate, why in reasons.items() if why is not None}
+    takers = [candidate for candidate, why in reasons.items() if why is None]
     forms: dict[str, Comparison] = {}
-    wanted = []
-    for candidate in offered:
-        why = method(candidate).refusal(geometry)
-        if why is not None:
-            refused[candidate] = why
-        else:
-            wanted.append(candidate)
     failed: dict[str, str] = {}
     until = time.perf_counter() + seconds
-    for place, candidate in enumerate(wanted):
-        left = (until - time.perf_counter()) / (len(wanted) - place)
+    for place, candidate in enumerate(takers):
+        left = (until - time.perf_counter()) / (len(takers) - place)
         if left <= 0.02:
             failed[candidate] = "not probed: budget"
             continue
+        first, second = (Probe.of_conv(layer, call, one) for one in (NATIVE, candidate))
         try:
-            forms[candidate] = compare(
-                Probe.of_conv(layer, call, NATIVE), Probe.of_conv(layer, call, candidate), passes, left
-            )
+            forms[candidate] = probing.compare(first, second, probing.passes, left)
         except RuntimeError as error:  # out of memory, or an operator that the device does not have
             failed[candidate] = f"failed: {_line(error)}"
     winners = [candidate for candidate, timing in forms.items() if timing.faster]
@@ -540,19 +330,6 @@ def _probe(
     )
 
 
-def _choices(layer: Any) -> Chosen | None:
-    """Return what was chosen for a Conv as it is set now, if anything."""
-    found = layer.__dict__.get(_ATTRIBUTE)
-    return found if isinstance(found, Chosen) and found.layer is layer and found.fits(layer.weight) else None
-
-
-def choose(layer: Any, shape: Sequence[int], name: str) -> None:
-    """Let inputs of about this shape be computed by a method, beside what was chosen for others."""
-    old = _choices(layer)
-    choices = old.choices if old is not None else {}
-    layer.__dict__[_ATTRIBUTE] = Chosen.of(layer, {**choices, bucket(shape): name})
-
-
 def _without(old: Chosen | None, call: Call | None) -> Chosen | None:
     """Return what was chosen before, without what was for inputs like this call's; None when nothing is left."""
     if old is None or call is None:
@@ -572,9 +349,9 @@ def _set_all(layers: Sequence[Any], wanted: Mapping[int, Chosen | None]) -> None
     for layer in layers:
         chosen = wanted[id(layer)]
         if chosen is None:
-            layer.__dict__.pop(_ATTRIBUTE, None)
+            layer.__dict__.pop(ATTRIBUTE, None)
         else:
-            layer.__dict__[_ATTRIBUTE] = chosen
+            layer.__dict__[ATTRIBUTE] = chosen
 
 
 def _not_confirmed(choice: LayerChoice, why: str) -> LayerChoice:

@@ -88,7 +88,7 @@ def test_the_profile_accounts_for_the_wall_time(measured: Result) -> None:
 def test_operators_account_for_nine_tenths_of_the_wall_time() -> None:
     """Of a size where Python does not count: what no operator explains is told apart, and is little."""
     configuration = parse("i128x32x32,k128x3x3,b4,d4x4")
-    for name in methods():
+    for name in [name for name, one in methods().items() if one.refusal(configuration.geometry()) is None]:
         for one in PASSES:
             work = _child.work(configuration, name, one, QUICK)
             explained = 0.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dilrewrite.pytorch.rewriting import choose
+from dilrewrite.pytorch.chosen import choose
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the script trains in it")
 

@@ -51,6 +51,9 @@ class Refusal:
 SKIP_PADDING = frozenset({"tap_prune", "tap_sum", "tap_zones"})
 """Forms whose point is to leave out products with padding, which are 0 only for finite weights."""
 
+INEXACT = frozenset({"zero_fill"})
+"""Forms that are exact for finite inputs only."""
+
 
 @functools.cache
 def strategies() -> dict[str, Strategy]:

@@ -1,7 +1,7 @@
-"""The ways to compute a dilated convolution in PyTorch, one file each. PyTorch's own autograd differentiates them.
+"""The ways to compute a dilated convolution in PyTorch. PyTorch's own autograd differentiates them.
 
-A method is a module of this folder that defines `METHOD`. It sees a geometry whose sizes are all known, says in a
-sentence why it does not apply, or returns a function of input, weight and bias.
+A method is a strategy, run in torch, or a module of this folder that defines `METHOD`. It sees a geometry whose sizes
+are all known, says in a sentence why it does not apply, or returns a function of input, weight and bias.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast, final
 
 from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError
+from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.pytorch.fragments import OPSET, program
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +29,6 @@ Form = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
 class Method(Protocol):
     """A way to compute a convolution."""
 
-    @property
-    def name(self) -> str:
-        """Return the name of its file."""
-        ...
-
-    @property
-    def original(self) -> str:
-        """Return its name in the 2016 benchmark, "Situationally faster dilated convolutions"; empty when it is new."""
-        ...
-
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Return why it does not apply, with the numbers, or None."""
         ...
@@ -44,11 +38,44 @@ class Method(Protocol):
         ...
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class FromStrategy:
+    """The strategy of this name, its fragment run in torch."""
+
+    name: str
+
+    def refusal(self, geometry: ConvGeometry) -> str | None:
+        """Return the strategy's refusal, what torch lacks for it, or that nothing depends on input and weight."""
+        if geometry.dead:
+            return (
+                f"no tap of kernel {geometry.kernel} touches data of extents {geometry.extents}: it is the bias alone"
+            )
+        fragment = self._plan(geometry)
+        if isinstance(fragment, Refusal):
+            return fragment.reason
+        try:
+            program(fragment)
+        except NotImplementedError as lack:
+            return str(lack)
+        return None
+
+    def form(self, geometry: ConvGeometry) -> Form:
+        """Return the fragment's program."""
+        fragment = self._plan(geometry)
+        assert isinstance(fragment, Fragment), "refused before"
+        return program(fragment).run
+
+    def _plan(self, geometry: ConvGeometry) -> Fragment | Refusal:
+        return plan(self.name, strategies()[self.name], geometry, OPSET)
+
+
 @functools.cache
 def methods() -> dict[str, Method]:
-    """Return every method by its name, the native form first."""
-    found = cast("dict[str, Method]", discover(sys.modules[__name__], "METHOD"))
-    return {"keep": found.pop("keep"), **found}
+    """Return every method by its name, the native form first: the files of this folder, and the strategies."""
+    files = cast("dict[str, Method]", discover(sys.modules[__name__], "METHOD"))
+    named: dict[str, Method] = {**{name: FromStrategy(name) for name in strategies()}, **files}
+    return {"keep": named.pop("keep"), **dict(sorted(named.items()))}
 
 
 def method(name: str) -> Method:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 class Keep:
     """`torch.nn.functional.conv1d`, `conv2d` or `conv3d`. Pads that differ at the two ends are written before."""
 
-    name: str = "keep"
-    original: str = ""
-
     def refusal(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002
         """Refuse nothing."""
         return None

@@ -23,9 +23,6 @@ class WeightGradient:
     gradient has exactly Ho entries and no more. Groups: the channels of a group become the batch, its place a group.
     """
 
-    name: str = "weight_gradient"
-    original: str = "Normal DCD"
-
     def refusal(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002
         """Refuse nothing."""
         return None
