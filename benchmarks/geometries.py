@@ -25,10 +25,11 @@ from dilrewrite.choice import choose
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Prover
-from dilrewrite.runtimes import timed_backend
+from dilrewrite.runtimes import Options, timed_backend
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.timing import neighbourhood
+from dilrewrite.timing.budget import Budget
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import Form, Meter
 from dilrewrite.timing.profiling import Profiled
@@ -259,8 +260,8 @@ def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespa
             source, site, profiled, lambda tensor: numpy_helper.to_array(tensor), backend.layout_ranks, bare=bare
         )
 
-    meter = Meter(backend=backend, cache=Cache.open(None), budget_s=1e6, threads=options.threads)
-    meter.begin()
+    meter = Meter.on(backend, Cache.open(None), Budget(1e6), Options(threads=options.threads))
+    meter.budget.begin()
     forms = [Form(strategy=c.strategy, fragment=c.fragment, prove=_proof(prover, source, site, c)) for c in wanted]
     try:
         answer = meter.answer(ask(False), lambda: ask(True), forms, options.seconds, must_go=False)

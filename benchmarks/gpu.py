@@ -66,8 +66,9 @@ from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.timing import neighbourhood
+from dilrewrite.timing.budget import CONFIRMATION, Budget
 from dilrewrite.timing.cache import Cache
-from dilrewrite.timing.measure import CONFIRMATION, Form, Meter
+from dilrewrite.timing.measure import Form, Meter
 from dilrewrite.timing.profiling import Profiled
 from dilrewrite.timing.stopwatch import Comparison
 from models import OWN
@@ -94,6 +95,9 @@ GRACE = 0.25
 
 MOST_WORK = 16
 """A form whose multiply-adds are more than this many times the Conv's is not built for a geometry."""
+
+MOST_BUDGET_S = 600.0
+"""A budget that nothing here exceeds; a run may take twice as long before it counts as hanging."""
 
 CHOICE = 0.4
 """The share of a model's time that `optimize` has."""
@@ -400,9 +404,8 @@ def geometries(
     for precision in PRECISIONS:
         try:
             with precision_set(backend, precision) as asked:
-                meters[precision] = Meter(
-                    backend=backend, cache=Cache.open(None), budget_s=0.0, precision=asked, scratch=scratch
-                )
+                sessions = Options(precision=asked, scratch=scratch)
+                meters[precision] = Meter.on(backend, Cache.open(None), Budget(MOST_BUDGET_S), sessions)
         except LookupError as error:
             refused[precision] = str(error)
             continue
@@ -461,11 +464,12 @@ def sweep(conv: Conv, precision: str, meter: Meter, until: float, seconds: float
         source, ranks = Source(proto), meter.backend.layout_ranks
         return neighbourhood.ask(source, site, profiled, numpy_helper.to_array, ranks, bare=bare)
 
-    if meter.now() == 0:
-        meter.begin()
+    budget = meter.budget
+    if budget.now() == 0:
+        budget.begin()
     # The meter keeps a part of its budget for the whole model, of which there is none here.
-    meter.winner = True
-    meter.budget_s = (meter.now() + max(until - time.monotonic(), 0.0)) / (1 - CONFIRMATION)
+    budget.winner = True
+    budget.seconds = (budget.now() + max(until - time.monotonic(), 0.0)) / (1 - CONFIRMATION)
     answer = meter.answer(ask(False), lambda: ask(True), forms, seconds, must_go=False)
     for name, form in answer.forms.items():
         if form.timing is None:
@@ -533,22 +537,23 @@ def whole_model(
         if one.name != "original":
             row = {"form": one.name, "sites": len(found.sites), "rewritten": one.rewritten}
             tasks.append((row, Runnable(model=one.proto.SerializeToString())))
-    meter = Meter(backend=backend, cache=Cache.open(None), budget_s=0.0, scratch=scratch)
-    meter.begin()
+    meter = Meter.on(backend, Cache.open(None), Budget(MOST_BUDGET_S), Options(scratch=scratch))
+    budget = meter.budget
+    budget.begin()
     try:
         for number, (row, runnable) in enumerate(tasks):
             if left() <= 0:
                 rows.append({**row, "not_run": BUDGET})
                 continue
-            meter.budget_s = meter.now() + left()
+            budget.seconds = budget.now() + left()
             share, digests = 1 / (len(tasks) - number), ("original", str(row["form"]))
             try:
-                compared = meter.whole(Runnable(model=path), runnable, digests, feeds, run_s=meter.run_s, share=share)
+                compared = meter.whole(Runnable(model=path), runnable, digests, feeds, run_s=budget.run_s, share=share)
             except FAILURES as error:
                 meter.close()
                 rows.append({**row, "not_run": str(error), "failed": True})
                 continue
-            rows.append({**row, **samples(compared), "first_s": dict(meter.first_s)})
+            rows.append({**row, **samples(compared), "first_s": dict(meter.last.first_s)})
     finally:
         _close(meter, path.stem, doubts)
 

@@ -67,12 +67,11 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         winners = {d.site.key: d for d in settled if d.fragment is not None}
         stay: set[str] = set()
         if winners:
-            names = {key: d.strategy for key, d in winners.items()}
-            stay = tuning.confirm(
-                [d.site for d in winners.values()],
-                names,
+            kept = tuning.confirm(
+                list(winners.values()),
                 lambda keys: made({k: d.fragment for k, d in winners.items() if k in keys and d.fragment}),
             )
+            stay = {key for key in winners if key not in kept}
         chosen = {key: d.fragment for key, d in winners.items() if key in stay and d.fragment is not None}
         names_chosen = {key: winners[key].strategy for key in chosen}
         oracle, names_oracle, tried = _oracle(considered, tuning, made, options)
@@ -92,11 +91,15 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(tuning: Any, before: ModelProto, after: ModelProto, slice_s: float) -> Comparison:
     """Time one version of a model against another, with A/A first."""
-    worker = tuning.meter._worker()
-    watch = tuning.meter._watch(float("inf"))
-    runnables = {"before": tuning.after(before)[0], "twin": tuning.after(before)[0], "after": tuning.after(after)[0]}
+    worker = tuning.meter.worker()
+    watch = tuning.meter.watch(float("inf"))
+    runnables = {
+        "before": tuning.original.version(before)[0],
+        "twin": tuning.original.version(before)[0],
+        "after": tuning.original.version(after)[0],
+    }
     for key, runnable in runnables.items():
-        worker.add(key, artifact(runnable), tuning.feeds)
+        worker.add(key, artifact(runnable), tuning.original.feeds)
     noise, mode = watch.noise("before", "twin", slice_s)
     found: Comparison = watch.compare("before", "after", slice_s, noise=noise, mode=mode, rounds=3)
     return found
@@ -109,14 +112,16 @@ def _oracle(
     best: dict[str, Fragment] = {}
     names: dict[str, str] = {}
     tried = []
-    groups: dict[str, list[Considered]] = {}
+    groups: dict[int, list[Considered]] = {}
     for one in considered:
-        if one.site.key in tuning.asked:
-            groups.setdefault(tuning.asked[one.site.key], []).append(one)
-    for key, group in groups.items():
+        question = tuning.of(one).question
+        if question is not None:
+            groups.setdefault(question, []).append(one)
+    for group in groups.values():
+        timings = tuning.of(group[0]).timings
         results = []
         for candidate in group[0].wanted:
-            timed = tuning.answers[key].forms.get(candidate.strategy)
+            timed = timings.get(candidate.strategy)
             if timed is None or timed.timing is None or timed.timing.ratio > HOPELESS:
                 continue
             forced = {

@@ -20,8 +20,9 @@ from onnx import ModelProto, TensorProto
 from dilrewrite.choice import choose, decisions
 from dilrewrite.choice.decide import Decider, matches, remaining
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
+from dilrewrite.choice.original import Original
 from dilrewrite.choice.reason import Reason, Why, not_measured
-from dilrewrite.choice.tune import Tuning, open_cache
+from dilrewrite.choice.tune import Tuning
 from dilrewrite.errors import FailedError, MissingError, UsageError, shown
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
@@ -42,6 +43,7 @@ from dilrewrite.runtimes import (
     CannotLoad,
     CannotRun,
     Crashed,
+    Options,
     Profile,
     Runnable,
     TimedBackend,
@@ -59,6 +61,8 @@ from dilrewrite.staging import ELSEWHERE, Staging, check_destination, is_file, s
 from dilrewrite.tensorrt import bindings, engines, sidecar
 from dilrewrite.tensorrt.make import TIMING_CACHE
 from dilrewrite.tensorrt.sidecar import EngineReport
+from dilrewrite.timing.budget import Budget
+from dilrewrite.timing.cache import open_cache
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.measurement import Measurement
 
@@ -323,29 +327,22 @@ def _tuning(
     """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
     measured_on = timed_backend(options.measuring.backend)
     scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-") if measured_on.trial is not None else None
-    meter = Meter(
-        backend=measured_on,
-        cache=open_cache(options.measuring.cache, none=options.measuring.no_cache),
-        budget_s=options.measuring.seconds,
-        min_gain=options.measuring.min_gain_percent / 100,
+    sessions = Options(
         threads=options.proving.threads,
         custom_op_library=options.proving.custom_op_library,
         precision=options.building.precision if options.building is not None and scratch is not None else None,
         scratch=Path(scratch.name) if scratch is not None else None,
-        progress=progress,
     )
+    cache = open_cache(options.measuring.cache, none=options.measuring.no_cache)
+    meter = Meter.on(measured_on, cache, Budget(options.measuring.seconds, progress=progress), sessions)
     kept = options.building.timing_cache if options.building is not None else None
     if scratch is not None and kept is not None and is_file(kept):
         shutil.copyfile(kept, Path(scratch.name) / TIMING_CACHE)
-    return Tuning(
-        scratch=scratch,
-        model=model,
-        found=found,
-        baseline=_runnable(model, model.proto, measured_on),
-        meter=meter,
-        settings=settings,
-        decider=decider,
+    original = Original(
+        model=model, found=found, baseline=_runnable(model, model.proto, measured_on), settings=settings
     )
+    min_gain = options.measuring.min_gain_percent / 100
+    return Tuning(scratch=scratch, original=original, meter=meter, decider=decider, min_gain=min_gain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,12 +401,9 @@ def _decide(
     final: Rewritten | None = None
     if tuning is not None and measurement is None and winners and not wrong:
         if scope.strategy is None and not scope.eliminate:
-            names = {decision.site.key: decision.strategy for decision in winners}
             with clock("measure"):
-                stay = tuning.confirm(
-                    [decision.site for decision in winners], names, lambda keys: make(settled, keys).proto
-                )
-            settled = settle({key: _not_confirmed(tuning, key, names[key]) for key in names if key not in stay})
+                stay = tuning.confirm(winners, lambda keys: make(settled, keys).proto)
+            settled = settle(stay)
         elif not (scope.eliminate and remaining(settled, found, scope)):
             final = make(settled)
             with clock("measure"):
@@ -423,7 +417,7 @@ def _decide(
         ]
         known = [gain for gain in gains.values() if gain is not None]
         predicted = 1 - sum(known) if known and len(known) == len(gains) else None
-        if tuning.profiled is not None or tuning.failure is not None:
+        if tuning.original.profiled is not None or tuning.failure is not None:
             if tuning.final is not None and any(decision.fragment is not None for decision in settled):
                 final = final or make(settled)
                 tuning.compare_layers(final.proto)
@@ -441,7 +435,7 @@ def _notes_of(tuning: Tuning | None) -> list[str]:
     """Return what a reader should know of measuring besides its figures."""
     if tuning is None:
         return []
-    return [*tuning.meter.cache.warnings, *filter(None, [_failure(tuning)])]
+    return [*tuning.meter.ledger.cache.warnings, *filter(None, [_failure(tuning)])]
 
 
 def _failure(tuning: Tuning) -> str:
@@ -457,18 +451,6 @@ def _start(tuning: Tuning, proving: Proving) -> bool:
             raise
         tuning.failure = Why(reason=Reason.NO_DATA, said=str(error))
         return False
-
-
-def _not_confirmed(tuning: Tuning, key: str, strategy: str) -> Why:
-    """Return why a site stays as it is although a form won there."""
-    confirmed = tuning.confirmed
-    return Why(
-        reason=Reason.NOT_CONFIRMED,
-        strategy=strategy,
-        timing=tuning.answers[tuning.asked[key]].forms[strategy].timing,
-        whole=confirmed.attempts[0].timing if confirmed is not None and confirmed.attempts else None,
-        said=confirmed.failure if confirmed is not None else None,
-    )
 
 
 def _decisions(result: Report, settled: Sequence[Decision]) -> str:
@@ -728,7 +710,7 @@ class Exports:
         with Staging(force=True) as staging:
             for number, runnable in enumerate(runnables):
                 if self.places.export_times is not None:
-                    runs = [{"computeMs": seconds * 1e3} for seconds in meter.samples[number]]
+                    runs = [{"computeMs": seconds * 1e3} for seconds in meter.last.samples[number]]
                     staging.add_text(_other(self.places.export_times, number), json.dumps(runs, indent=1) + "\n")
                 if self.places.export_profile is not None:
                     found = profiled(meter.backend, runnable, meter.options, feeds, PROFILE_RUNS)
@@ -919,29 +901,22 @@ def time_files(first: Path, second: Path | None, options: CommandOptions, *, pro
     found = find(before.proto)
     found_after = find(after.proto) if after is not None else found
     other = after or before
-    meter = Meter(
-        backend=timed_backend(options.measuring.backend),
-        cache=open_cache(None, none=True),
-        budget_s=options.measuring.seconds,
-        threads=options.proving.threads,
-        custom_op_library=options.proving.custom_op_library,
-        progress=progress,
+    meter = Meter.on(
+        timed_backend(options.measuring.backend),
+        open_cache(None, none=True),
+        Budget(options.measuring.seconds, progress=progress),
+        Options(threads=options.proving.threads, custom_op_library=options.proving.custom_op_library),
     )
-    tuning = Tuning(
-        model=before,
-        found=found,
-        baseline=_runnable(before, before.proto),
-        meter=meter,
-        settings=settings,
-        decider=Decider(options.scope, options.proving, Source(before.proto)),
-    )
+    original = Original(model=before, found=found, baseline=_runnable(before, before.proto), settings=settings)
+    decider = Decider(options.scope, options.proving, Source(before.proto))
+    tuning = Tuning(original=original, meter=meter, decider=decider)
     runnable = _runnable(other, other.proto)
     subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)
     with clock("measure"):
         try:
             tuning.time_against(subject)
             others = [] if after is None else [subject.runnable()]
-            exports.write(meter, [tuning.before(), *others], tuning.feeds)
+            exports.write(meter, [original.runnable(), *others], original.feeds)
         finally:
             tuning.close()
     result = Report(
@@ -993,13 +968,11 @@ def _time_engines(first: Path, second: Path | None, options: CommandOptions, pro
     clock = _Clock()
     timed = timed_backend(name)
     scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-")
-    meter = Meter(
-        backend=timed,
-        cache=open_cache(None, none=True),
-        budget_s=options.measuring.seconds,
-        threads=options.proving.threads,
-        scratch=Path(scratch.name),
-        progress=progress,
+    meter = Meter.on(
+        timed,
+        open_cache(None, none=True),
+        Budget(options.measuring.seconds, progress=progress),
+        Options(threads=options.proving.threads, scratch=Path(scratch.name)),
     )
     shapes = {name: profile.opt for name, profile in known[0].profiles.items()} | dict(
         parse_shapes(options.proving.shapes)
@@ -1009,36 +982,19 @@ def _time_engines(first: Path, second: Path | None, options: CommandOptions, pro
     before = timed.state()
     with clock("measure"):
         try:
-            meter.begin()
+            meter.budget.begin()
             with timed.session(runnables[0], meter.options) as session:
                 given = {name: shape for name, shape in shapes.items() if name not in data}
                 chooser = Chooser(session.inputs, given=given, user=data, seed=options.proving.seed)
                 case, _ = chooser.first(session.run)
-            final = meter.whole(runnables[0], runnables[1], ("", ""), case.feeds, run_s=meter.run_s)
+            final = meter.whole(runnables[0], runnables[1], ("", ""), case.feeds, run_s=meter.budget.run_s)
             exports.write(meter, runnables[: len(paths)], case.feeds)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             raise FailedError(f"{shown(first)}: {error}", hint=_foreign(known[0])) from error
         finally:
             meter.close()
             scratch.cleanup()
-    measurement = Measurement(
-        backend=timed.name,
-        device=timed.device(),
-        versions=timed.versions(),
-        settings=timed.settings(meter.options),
-        inputs={name: tuple(value.shape) for name, value in case.feeds.items()},
-        budget_s=meter.budget_s,
-        spent_s=round(meter.now(), 3),
-        floor_s=round(meter.floor_s, 3),
-        measured=meter.measured,
-        noise=meter.noise,
-        final=final,
-        doubts=tuple(meter.doubts),
-        source=timed.source,
-        first_run_s=meter.first_s,
-        state_before=before,
-        state_after=timed.state(),
-    )
+    measurement = meter.measurement(case.feeds, final=final, state_before=before)
     result = Report(
         command="bench",
         status="measured",

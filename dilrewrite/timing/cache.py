@@ -7,6 +7,7 @@ folders may lie on network file systems. Whatever is wrong with the file is a wa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
 
-from dilrewrite.errors import shown
+from dilrewrite.errors import UsageError, shown
+from dilrewrite.staging import is_file
 
 try:
     import sqlite3
@@ -180,6 +182,22 @@ class Cache:
         with self._lock:
             if text not in self._warnings:
                 self._warnings.append(text)
+
+
+def open_cache(path: Path | None, *, none: bool) -> Cache:
+    """Return the cache of timings at `path`, or at the usual place; in memory when there shall be none.
+
+    Raises `UsageError` for a file that was never one.
+    """
+    if none:
+        return Cache.open(None)
+    if path is not None and is_file(path) and path.suffix != ".sqlite":
+        head = b""
+        with contextlib.suppress(OSError), path.open("rb") as file:  # the cache itself says what it cannot read
+            head = file.read(16)
+        if head and head != b"SQLite format 3\0":
+            raise UsageError(f"--cache {shown(path)}: is no cache of timings", hint="name another file")
+    return Cache.open(path if path is not None else default_path())
 
 
 # -- keys and values ---------------------------------------------------------------------------------------------------

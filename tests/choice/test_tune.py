@@ -14,10 +14,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.choice.choose import INEXACT
+from dilrewrite.choice.confirm import Confirmation, Confirmed, Trial
 from dilrewrite.choice.decide import Decider
-from dilrewrite.choice.decision import Considered, SiteMeasurement
+from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
+from dilrewrite.choice.original import TIMED_LENGTHS, Original
 from dilrewrite.choice.reason import Reason, Why
-from dilrewrite.choice.tune import TIMED_LENGTHS, Tuning, open_cache
+from dilrewrite.choice.tune import NEGLIGIBLE, Tuning
 from dilrewrite.commands import pipeline
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.model.load import load
@@ -41,9 +43,10 @@ from dilrewrite.runtimes import (
 )
 from dilrewrite.sites.find import find
 from dilrewrite.timing import measure
-from dilrewrite.timing.cache import Cache
-from dilrewrite.timing.measure import NEGLIGIBLE, Answer, Attempt, Confirmed, Form, Meter
-from dilrewrite.timing.measurement import Attempt as Tried
+from dilrewrite.timing.budget import Budget
+from dilrewrite.timing.cache import Cache, open_cache
+from dilrewrite.timing.measure import Answer, Form, Meter
+from dilrewrite.timing.measurement import Attempt
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
@@ -73,7 +76,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return backend.profile(runnable, options, feeds, runs)
 
     monkeypatch.setattr("dilrewrite.timing.profiling.profiled", here)
-    monkeypatch.setattr("dilrewrite.choice.tune.profiled", here)
+    monkeypatch.setattr("dilrewrite.choice.original.profiled", here)
 
 
 @pytest.fixture
@@ -91,19 +94,20 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
         sizes = tuple(f"{name}:{'x'.join(map(str, shape))}" for name, shape in (shapes or {}).items())
         options = CommandOptions.of(budget_s=budget_s, shapes=sizes, **more)
         loaded = load(path)
-        return Tuning(
+        original = Original(
             model=loaded,
             found=find(loaded.proto),
             baseline=pipeline._runnable(loaded, loaded.proto),
-            meter=Meter(
-                backend=timed_backend("onnxruntime_cpu"),
-                cache=Cache.open(None),
-                budget_s=budget_s,
-                threads=options.proving.threads,
-            ),
             settings=pipeline._settings(loaded, options.proving),
-            decider=Decider(options.scope, options.proving, Source(loaded.proto)),
         )
+        meter = Meter.on(
+            timed_backend("onnxruntime_cpu"),
+            Cache.open(None),
+            Budget(budget_s),
+            Options(threads=options.proving.threads),
+        )
+        decider = Decider(options.scope, options.proving, Source(loaded.proto))
+        return Tuning(original=original, meter=meter, decider=decider)
 
     return made
 
@@ -119,14 +123,14 @@ def failure(one: Tuning) -> str:
 
 
 def considered(one: Tuning) -> list[Considered]:
-    return [one.decider.consider(site) for site in one.found.sites]
+    return [one.decider.consider(site) for site in one.original.found.sites]
 
 
 # -- what it runs on -----------------------------------------------------------------------------------------------
 
 
 def shapes_of(one: Tuning) -> dict[str, tuple[int, ...]]:
-    return {name: value.shape for name, value in one.feeds.items()}
+    return {name: value.shape for name, value in one.original.feeds.items()}
 
 
 def unknown_3d() -> ModelProto:
@@ -142,13 +146,13 @@ def test_known_sizes(tuning: Callable[..., Tuning]) -> None:
     one = tuning(tiny.two_convs())
     assert one.start()
     assert shapes_of(one) == X20
-    assert not one.made_up
+    assert not one.original.made_up
     assert one.failure is None
-    assert one.profiled is not None
-    assert one.profiled.seconds > 0
-    assert one.meter.run_s == one.profiled.seconds == one.run_s
+    assert one.original.profiled is not None
+    assert one.original.profiled.seconds > 0
+    assert one.meter.budget.run_s == one.original.profiled.seconds == one.run_s
     assert pipeline._notes_of(one) == []
-    assert [one.run_of(site).shapes for site in one.found.sites] == [((1, 2, 20),)] * 2
+    assert [one.run_of(site).shapes for site in one.original.found.sites] == [((1, 2, 20),)] * 2
 
 
 @pytest.mark.parametrize(
@@ -173,11 +177,11 @@ def waveform() -> ModelProto:
 
 def test_time_may_be_the_first_axis(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
     """Shape inference tells it; no profile is asked."""
-    monkeypatch.setattr("dilrewrite.choice.tune.FEW", 0)
+    monkeypatch.setattr("dilrewrite.choice.original.FEW", 0)
     one = tuning(waveform())
     assert one.start()
     assert shapes_of(one) == {"x": (TIMED_LENGTHS[1][0],)}
-    assert one.made_up
+    assert one.original.made_up
 
 
 def in_a_loop() -> ModelProto:
@@ -203,7 +207,7 @@ def test_a_profile_tells_what_inference_cannot(tuning: Callable[..., Tuning]) ->
     one = tuning(in_a_loop())
     assert one.start()
     assert shapes_of(one) == {"x": (TIMED_LENGTHS[1][0],)}
-    assert one.made_up
+    assert one.original.made_up
 
 
 def test_a_batch_of_unknown_role_stays_one(tuning: Callable[..., Tuning]) -> None:
@@ -215,14 +219,14 @@ def test_a_batch_of_unknown_role_stays_one(tuning: Callable[..., Tuning]) -> Non
     one = tuning(model)
     assert one.start()
     assert shapes_of(one)["beside"] == (1, 3)
-    assert not one.made_up
+    assert not one.original.made_up
 
 
 def test_one_sample_is_timed(tuning: Callable[..., Tuning]) -> None:
     one = tuning(conv1d(batch="n"))
     assert one.start()
     assert shapes_of(one) == {"x": (1, 2, 16)}
-    assert not one.made_up
+    assert not one.original.made_up
 
 
 def test_a_model_that_needs_more_samples(tuning: Callable[..., Tuning]) -> None:
@@ -239,7 +243,7 @@ def test_a_model_that_needs_more_samples(tuning: Callable[..., Tuning]) -> None:
     one = tuning(model)
     assert one.start()
     assert shapes_of(one) == {"x": (4, 2, 16)}
-    assert one.made_up
+    assert one.original.made_up
 
 
 def only_some_length(length: int) -> ModelProto:
@@ -270,8 +274,8 @@ def test_given_shapes(tuning: Callable[..., Tuning]) -> None:
     one = tuning(conv1d(length=None, batch=None), shapes={"x": (3, 2, 33)})
     assert one.start()
     assert shapes_of(one) == {"x": (3, 2, 33)}
-    assert not one.made_up
-    assert one.run_of(one.found.sites[0]).shapes == ((3, 2, 33),)
+    assert not one.original.made_up
+    assert one.run_of(one.original.found.sites[0]).shapes == ((3, 2, 33),)
 
 
 def test_given_data(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
@@ -279,14 +283,14 @@ def test_given_data(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=given)
     one = tuning(conv1d(length=None), inputs=tmp_path / "data.npz")
     assert one.start()
-    assert np.array_equal(one.feeds["x"], given)
-    assert not one.made_up
+    assert np.array_equal(one.original.feeds["x"], given)
+    assert not one.original.made_up
 
 
 def test_equal_seeds_give_equal_data(tuning: Callable[..., Tuning]) -> None:
     made = [tuning(conv1d(), seed=seed) for seed in (0, 0, 1)]
     assert all(one.start() for one in made)
-    data = [one.feeds["x"].tobytes() for one in made]
+    data = [one.original.feeds["x"].tobytes() for one in made]
     assert data[0] == data[1] != data[2]
 
 
@@ -301,7 +305,7 @@ def test_no_data_can_be_made_up(tuning: Callable[..., Tuning]) -> None:
 def test_it_shows_that_it_is_at_work(tuning: Callable[..., Tuning]) -> None:
     seen: list[tuple[str, int, int]] = []
     one = tuning(conv1d(), budget_s=12.0)
-    one.meter.progress = lambda *step: seen.append(step)
+    one.meter.budget.progress = lambda *step: seen.append(step)
     one.start()
     assert seen[0] == ("measure", 0, 1)
     assert all(step == "measure" and 0 <= done <= total for step, done, total in seen)
@@ -317,10 +321,10 @@ def test_a_model_that_the_runtime_does_not_know(tuning: Callable[..., Tuning]) -
     sites = considered(one)
     one.measure(sites)
     assert [instead(one, entry) for entry in sites] == [f"not measured: {failure(one)}"] * len(sites)
-    assert one.run_of(one.found.sites[0]) == SiteRun(share=None, shapes=(), times=0)
+    assert one.run_of(one.original.found.sites[0]) == SiteRun(share=None, shapes=(), times=0)
     assert one.run_s == 0
-    assert one.gain(one.found.sites[0], "im2col") is None
-    one.compare(one.model.proto, ())
+    assert one.gain(one.original.found.sites[0], "im2col") is None
+    one.compare(one.original.model.proto, ())
     assert one.final is None
 
 
@@ -339,26 +343,26 @@ def test_a_model_that_fails(
     one = tuning(conv1d())
     assert not one.start()
     assert failure(one) == "the model does not run on onnxruntime_cpu: it broke"
-    assert one.profiled is None
+    assert one.original.profiled is None
 
 
 # -- the name of the original --------------------------------------------------------------------------------------
 
 
 def test_a_model_is_named_by_its_content(tuning: Callable[..., Tuning]) -> None:
-    names = [tuning(made).digest for made in (conv1d(), conv1d(), conv1d(dilations=[3], pads=[3, 3]))]
+    names = [tuning(made).original.digest for made in (conv1d(), conv1d(), conv1d(dilations=[3], pads=[3, 3]))]
     assert names[0] == names[1] != names[2]
 
 
 def test_data_files_are_part_of_the_name(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     path = tiny.save_external(conv1d(), tmp_path / "m.onnx")
-    first = tuning(path).digest
-    assert tuning(path).digest == first
-    assert first != tuning(conv1d()).digest
+    first = tuning(path).original.digest
+    assert tuning(path).original.digest == first
+    assert first != tuning(conv1d()).original.digest
     path = tiny.save_external(conv1d(), tmp_path / "m.onnx")
     data = next(tmp_path.glob("*.bin"))
     os.utime(data, ns=(1, 1))
-    assert tuning(path).digest != first
+    assert tuning(path).original.digest != first
 
 
 def test_a_profile_is_recalled(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
@@ -366,11 +370,11 @@ def test_a_profile_is_recalled(tuning: Callable[..., Tuning], tmp_path: Path) ->
     found = []
     for _ in range(2):
         one = tuning(tiny.two_convs())
-        one.meter.cache = cache
+        one.meter.ledger.cache = cache
         assert one.start()
         found.append(one)
-    assert found[0].profiled == found[1].profiled
-    assert [one.meter.recalled for one in found] == [0, 1]
+    assert found[0].original.profiled == found[1].original.profiled
+    assert [one.meter.ledger.recalled for one in found] == [0, 1]
 
 
 # -- Convs that the runtime takes with explicit pads only ----------------------------------------------------------
@@ -479,12 +483,12 @@ def test_sites_of_a_model_that_runs_with_explicit_pads(
     given: dict[str, Array] = {"go": np.array(True), "trips": np.array(case.trips)}
     np.savez(tmp_path / "data.npz", **{v.name: given[v.name] for v in model.graph.input if v.name in given})
     one = tuning(model, shapes=case.shapes, inputs=tmp_path / "data.npz")
-    assert one.baseline is not one.model.proto
+    assert one.original.baseline is not one.original.model.proto
     assert one.start(), failure(one)
-    found = [one.run_of(site) for site in one.found.sites]
+    found = [one.run_of(site) for site in one.original.found.sites]
     assert [(ran.shapes, ran.times) for ran in found] == case.ran
     assert all(ran.share is not None for ran in found)
-    for site, ran in zip(one.found.sites, found, strict=True):
+    for site, ran in zip(one.original.found.sites, found, strict=True):
         if ran.shapes:
             question = one._question(site, bare=False)
             assert question.site.geometry == site.geometry
@@ -547,14 +551,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
 
 def ran(one: Tuning, *shares: float | None, seconds: float = 1.0, times: int = 1) -> Tuning:
     """Pretend that the model was profiled: the share of each site, in order; 0 for one that did not run."""
-    one.meter.begin()
+    one.meter.budget.begin()
     runs = {
         (site.scope, site.index): SiteRun(
             share=share, shapes=() if share == 0 else ((1, 2, 20),), times=0 if share == 0 else times
         )
-        for site, share in zip(one.found.sites, shares, strict=True)
+        for site, share in zip(one.original.found.sites, shares, strict=True)
     }
-    one.profiled = Profiled(seconds=seconds, sites=runs, tensors={})
+    one.original.profiled = Profiled(seconds=seconds, sites=runs, tensors={})
     return one
 
 
@@ -582,10 +586,8 @@ def test_equal_sites_are_one_question(tuning: Callable[..., Tuning], asked: list
     assert asked[0].question.site.geometry == sites[1].site.geometry, "the one that takes more time comes first"
     numbers = [one.of(entry).question for entry in sites]
     assert numbers == [2, 1, 2, 2]
-    assert len(set(one.asked.values())) == len(one.answers) == 2
-    assert [dict(one.of(entry).timings) for entry in sites][::2] == [
-        one.answers[one.asked[sites[0].site.key]].forms
-    ] * 2
+    assert len(set(numbers)) == len(one.answers) == 2
+    assert [dict(one.of(entry).timings) for entry in sites][::2] == [list(one.answers.values())[1].forms] * 2
     assert all(instead(one, entry) == "" for entry in sites)
 
 
@@ -610,7 +612,7 @@ def test_what_a_question_comes_with(
     one = ran(tuning(chain(2, 4)), 0.5, 0.25)
     sites = considered(one)
     slices: list[int] = []
-    monkeypatch.setattr(Meter, "slice_s", lambda _, count: slices.append(count) or 0.25)
+    monkeypatch.setattr(Budget, "slice_s", lambda _, count: slices.append(count) or 0.25)
     one.measure(sites)
     assert [question.slice_s for question in asked] == [0.25, 0.25]
     assert slices == sorted(slices, reverse=True), "less is left for each as there are more"
@@ -651,9 +653,17 @@ def test_a_form_that_is_wrong(
     one = ran(tuning(chain(2)), 0.5)
     (entry,) = considered(one)
     monkeypatch.setattr(Decider, "prove", lambda *_: proof)
+    collect = Meter.answer
+
+    def proving(
+        meter: Meter, question: Question, plain: Any, forms: Sequence[Form], *more: Any, **other: Any
+    ) -> Answer:
+        assert forms[0].prove() == proof.failure
+        return collect(meter, question, plain, forms, *more, **other)
+
+    monkeypatch.setattr(Meter, "answer", proving)
     one.measure([entry])
     form = asked[0].forms[0]
-    assert form.prove() == proof.failure
     said = one.of(entry).wrong
     assert said == ((form.strategy, proof) if wrong else None)
     if wrong:
@@ -689,10 +699,10 @@ def test_a_branch_that_is_not_taken(tuning: Callable[..., Tuning], asked: list[A
 def test_sizes_that_nobody_knows(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     """The run without optimisations, which tells the shapes, may fail."""
     one = tuning(conv1d(length=None))
-    (site,) = one.found.sites
-    one.meter.begin()
+    (site,) = one.original.found.sites
+    one.meter.budget.begin()
     unseen = SiteRun(share=0.5, shapes=(), times=0)
-    one.profiled = Profiled(seconds=1.0, sites={(site.scope, site.index): unseen}, tensors={})
+    one.original.profiled = Profiled(seconds=1.0, sites={(site.scope, site.index): unseen}, tensors={})
     (entry,) = considered(one)
     one.measure([entry])
     assert instead(one, entry) == "not measured: its sizes are not known"
@@ -752,7 +762,7 @@ def test_sites_that_cannot_matter(
     one = ran(tuning(chain(2, 3, 4, 5)), *shares)
     sites = considered(one)
     one.measure(sites)
-    timed = [entry.site.geometry for entry in sites if entry.site.key in one.asked]
+    timed = [entry.site.geometry for entry in sites if one.of(entry).question is not None]
     assert timed == [sites[number].site.geometry for number in left]
     assert len(asked) == len(left)
     for number, entry in enumerate(sites):
@@ -769,9 +779,9 @@ def test_a_site_may_matter_as_long_as_its_share_may_be_larger(
 ) -> None:
     """The profile told a small share, and could not rule out a larger one."""
     one = ran(tuning(chain(2)), 0.004)
-    assert one.profiled is not None
-    sites = {place: replace(run, interval=(0.001, most)) for place, run in one.profiled.sites.items()}
-    one.profiled = replace(one.profiled, sites=sites)
+    assert one.original.profiled is not None
+    sites = {place: replace(run, interval=(0.001, most)) for place, run in one.original.profiled.sites.items()}
+    one.original.profiled = replace(one.original.profiled, sites=sites)
     (entry,) = considered(one)
     one.measure([entry])
     assert len(asked) == asks
@@ -785,8 +795,8 @@ def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: lis
     answer = Meter.answer
 
     def slow(meter: Meter, *given: Any, **more: Any) -> Answer:
-        meter.forms_s, meter.forms_timed = 5.0, len(first.wanted)
-        meter.budget_s = 0.0
+        meter.budget.forms_s, meter.budget.forms_timed = 5.0, len(first.wanted)
+        meter.budget.seconds = 0.0
         return answer(meter, *given, **more)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -825,10 +835,10 @@ def test_small_shares_in_words(share: float, said: str) -> None:
 def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
     """It ran, in less time than the profiler's clock tells."""
     one = ran(tuning(chain(2)), 0.5)
-    assert one.profiled is not None
-    (site,) = one.found.sites
-    one.profiled = replace(
-        one.profiled, sites={(site.scope, site.index): SiteRun(share=0.0, shapes=((1, 2, 20),), times=1)}
+    assert one.original.profiled is not None
+    (site,) = one.original.found.sites
+    one.original.profiled = replace(
+        one.original.profiled, sites={(site.scope, site.index): SiteRun(share=0.0, shapes=((1, 2, 20),), times=1)}
     )
     (entry,) = considered(one)
     one.measure([entry])
@@ -871,8 +881,10 @@ def test_before_anything_is_measured(tuning: Callable[..., Tuning]) -> None:
 
 def answered(one: Tuning, *groups: Mapping[str, FormTiming], of: Sequence[int]) -> None:
     """Pretend that the sites were measured: site i by answer `of[i]`."""
-    one.answers = {f"q{number}": Answer(forms=forms) for number, forms in enumerate(groups)}
-    one.asked = {site.key: f"q{of[number]}" for number, site in enumerate(one.found.sites)}
+    one.sites = {
+        site.key: SiteMeasurement(timings=groups[number], question=number + 1)
+        for site, number in zip(one.original.found.sites, of, strict=False)
+    }
 
 
 def test_what_a_form_saves(tuning: Callable[..., Tuning]) -> None:
@@ -883,38 +895,38 @@ def test_what_a_form_saves(tuning: Callable[..., Tuning]) -> None:
         {"im2col": won(0.75, 0.04)},
         of=[0, 1],
     )
-    first, second = one.found.sites
+    first, second = one.original.found.sites
     assert one.gain(first, "im2col") == pytest.approx(0.02 * 0.5 / 0.1)
     assert one.gain(first, "tap_sum") == pytest.approx(-0.02 * 0.25 / 0.1)
     assert one.gain(first, "lift") is None
     assert one.gain(first, "space_to_batch") is None
     assert one.gain(second, "im2col") == pytest.approx(0.04 * 0.25 / 0.1)
-    one.asked.clear()
+    one.sites.clear()
     assert one.gain(first, "im2col") is None
 
 
 def test_a_form_saves_in_every_trip(tuning: Callable[..., Tuning]) -> None:
     one = ran(tuning(chain(2)), 0.5, seconds=0.1, times=3)
     answered(one, {"im2col": won(0.5, 0.02)}, of=[0])
-    assert one.gain(one.found.sites[0], "im2col") == pytest.approx(0.3)
+    assert one.gain(one.original.found.sites[0], "im2col") == pytest.approx(0.3)
 
 
 def test_a_run_takes_what_it_was_timed_with(tuning: Callable[..., Tuning]) -> None:
     """The profiler slows a model down."""
     one = ran(tuning(chain(2)), 0.5, seconds=0.1)
     assert one.run_s == 0.1
-    one.attempts = [Tried(sites=(), timing=compared(1.0, seconds=0.08))]
+    one.attempts = (Attempt(sites=(), timing=compared(1.0, seconds=0.08)),)
     assert one.run_s == 0.08
     one.final = compared(1.0, seconds=0.05)
     assert one.run_s == 0.05
     answered(one, {"im2col": won(0.5, 0.02)}, of=[0])
-    assert one.gain(one.found.sites[0], "im2col") == pytest.approx(0.2)
+    assert one.gain(one.original.found.sites[0], "im2col") == pytest.approx(0.2)
 
 
 def test_no_gain_without_a_time(tuning: Callable[..., Tuning]) -> None:
     one = ran(tuning(chain(2)), 0.5, seconds=0.0)
     answered(one, {"im2col": won(0.5, 0.02)}, of=[0])
-    assert one.gain(one.found.sites[0], "im2col") is None
+    assert one.gain(one.original.found.sites[0], "im2col") is None
 
 
 # -- the whole model -----------------------------------------------------------------------------------------------
@@ -932,43 +944,52 @@ class Confirming:
 
 @pytest.fixture
 def confirming(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Confirming]]:
-    """Lets the meter confirm some groups, after it has tried all and each alone."""
+    """Lets some groups be confirmed, after all together and each alone were tried."""
 
     def accept(*accepted: int) -> list[Confirming]:
         seen: list[Confirming] = []
 
-        def confirm(
-            _: Meter,
-            before: Runnable,
-            digest: str,
-            groups: Sequence[int],
-            make: Callable[[Sequence[int]], tuple[Runnable, str]],
-            feeds: Mapping[str, Array],
-            run_s: float,
+        def search(
+            self: Confirmation, groups: Sequence[int], make: Callable[[Sequence[int]], tuple[Runnable, str]]
         ) -> Confirmed:
-            assert before.model
-            assert feeds
+            assert self.before.model
+            assert self.feeds
             tried = [tuple(groups), *((group,) for group in groups)]
             made = []
             for some in tried:
                 runnable, name = make(some)
                 assert isinstance(runnable.model, bytes)
                 made.append((ModelProto.FromString(runnable.model), name))
-            seen.append(Confirming(tuple(groups), digest, run_s, made))
-            final = compared(0.8) if accepted else None
-            attempts = tuple(Attempt(groups=some, timing=compared(1 - 0.1 * len(some))) for some in tried)
-            return Confirmed(groups=accepted, attempts=attempts, final=final)
+            seen.append(Confirming(tuple(groups), self.digest, self.run_s, made))
+            trials = tuple(Trial(groups=some, timing=compared(1 - 0.1 * len(some))) for some in tried)
+            return Confirmed(groups=accepted, trials=trials, final=compared(0.8) if accepted else None)
 
-        monkeypatch.setattr(Meter, "confirm", confirm)
+        monkeypatch.setattr(Confirmation, "search", search)
         return seen
 
     return accept
 
 
+def winner(one: Tuning, entry: Considered) -> Decision:
+    """The site gets im2col by its timings."""
+    (candidate,) = [candidate for candidate in entry.wanted if candidate.strategy == "im2col"]
+    return Decision(considered=entry, measured=one.of(entry), why=Why(reason=Reason.TIMED), candidate=candidate)
+
+
+def confirmed(one: Tuning, *sites: int) -> set[str]:
+    """The keys of the winning sites, all or these, that stay when the whole model was asked."""
+    entries = considered(one)
+    winners = [winner(one, entries[number]) for number in sites or range(len(entries))]
+    kept = one.confirm(winners, named)
+    assert all(why.reason is Reason.NOT_CONFIRMED and why.strategy == "im2col" for why in kept.values())
+    assert all(why.timing is not None and why.whole == one.attempts[0].timing for why in kept.values())
+    return {decision.site.key for decision in winners} - kept.keys()
+
+
 def three(tuning: Callable[..., Tuning]) -> Tuning:
     """Sites 0 and 2 are one question, and gain less together than site 1."""
     one = ran(tuning(chain(2, 4, 2)), 0.2, 0.5, 0.2)
-    one.feeds = {"x": values(1, 2, 20)}
+    one.original.feeds = {"x": values(1, 2, 20)}
     answered(one, {"im2col": won(0.5, 0.1)}, {"im2col": won(0.5, 0.5)}, of=[0, 1, 0])
     return one
 
@@ -982,12 +1003,11 @@ def named(keys: set[str]) -> ModelProto:
 def test_questions_are_confirmed_by_gain(tuning: Callable[..., Tuning], confirming: Callable[..., Any]) -> None:
     seen = confirming(0)
     one = three(tuning)
-    first, second, third = (site.key for site in one.found.sites)
-    strategies = dict.fromkeys((first, second, third), "im2col")
-    assert one.confirm(one.found.sites, strategies, named) == {second}
+    first, second, third = (site.key for site in one.original.found.sites)
+    assert confirmed(one) == {second}
     (came,) = seen
     assert came.groups == (0, 1)
-    assert came.digest == one.digest
+    assert came.digest == one.original.digest
     assert came.run_s == 1.0
     assert [model.doc_string for model, _ in came.made] == [
         ",".join(sorted([first, second, third])),
@@ -1004,16 +1024,14 @@ def test_all_or_none_confirmed(tuning: Callable[..., Tuning], confirming: Callab
     for accepted, wanted in (((0, 1), {0, 1, 2}), ((), set()), ((1,), {0, 2})):
         confirming(*accepted)
         one = three(tuning)
-        keys = [site.key for site in one.found.sites]
-        stay = one.confirm(one.found.sites, dict.fromkeys(keys, "im2col"), named)
-        assert stay == {keys[number] for number in wanted}
+        keys = [site.key for site in one.original.found.sites]
+        assert confirmed(one) == {keys[number] for number in wanted}
 
 
 def test_only_the_winners_are_confirmed(tuning: Callable[..., Tuning], confirming: Callable[..., Any]) -> None:
     seen = confirming(0)
     one = three(tuning)
-    (_, second, _) = one.found.sites
-    assert one.confirm([second], {second.key: "im2col"}, named) == {second.key}
+    assert confirmed(one, 1) == {one.original.found.sites[1].key}
     assert seen[0].groups == (0,)
 
 
@@ -1029,7 +1047,7 @@ def whole(result: Comparison | Exception) -> Callable[..., Comparison]:
 def test_a_version_that_stands_in_any_case(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "whole", whole(compared(1.3)))
     one = ran(tuning(chain(2)), 0.5)
-    one.compare(one.model.proto, ["main/c0"])
+    one.compare(one.original.model.proto, ["main/c0"])
     assert one.final == compared(1.3)
     assert [attempt.sites for attempt in one.attempts] == [("main/c0",)]
     assert pipeline._notes_of(one) == []
@@ -1041,7 +1059,7 @@ def test_a_version_that_cannot_be_timed(
 ) -> None:
     monkeypatch.setattr(Meter, "whole", whole(kind("it broke")))
     one = ran(tuning(chain(2)), 0.5)
-    one.compare(one.model.proto, ["main/c0"])
+    one.compare(one.original.model.proto, ["main/c0"])
     assert one.final is None
     assert pipeline._notes_of(one) == ["the whole models were not timed: it broke"]
 
@@ -1067,14 +1085,14 @@ def test_the_original_for_the_worker(tuning: Callable[..., Tuning], tmp_path: Pa
     """A file is left to the runtime, which may map it; what was changed goes as bytes, with the folder of its data."""
     path = tiny.save_external(conv1d(), tmp_path / "m.onnx")
     one = tuning(path)
-    assert one.before() == Runnable(model=path)
-    after, name = one.after(one.model.proto)
+    assert one.original.runnable() == Runnable(model=path)
+    after, name = one.original.version(one.original.model.proto)
     assert isinstance(after.model, bytes)
     assert after.folder == tmp_path
     assert len(name) == 64
     explicit = tuning(tiny.same_upper())
-    assert isinstance(explicit.before().model, bytes)
-    nodes = ModelProto.FromString(explicit.before().model).graph.node
+    assert isinstance(explicit.original.runnable().model, bytes)
+    nodes = ModelProto.FromString(explicit.original.runnable().model).graph.node
     assert not any(attribute.name == "auto_pad" for node in nodes for attribute in node.attribute)
 
 
@@ -1111,9 +1129,9 @@ def test_what_the_report_says(tuning: Callable[..., Tuning], monkeypatch: pytest
     one = tuning(conv1d(length=None), budget_s=12.5, shapes={"x": (1, 2, 40)}, threads=1)
     assert one.start()
     one.meter.noise = Noise(ratio=1.0, low=0.99, high=1.01, pairs=8)
-    one.meter.floor_s = 0.12345
+    one.meter.budget.floor_s = 0.12345
     one.meter.doubts = {"copies": None}
-    one.compare(one.model.proto, ["main/y"])
+    one.compare(one.original.model.proto, ["main/y"])
     said = one.measurement(predicted_ratio=0.75)
     assert said.backend == "onnxruntime_cpu"
     assert said.device == one.meter.backend.device()
@@ -1124,7 +1142,7 @@ def test_what_the_report_says(tuning: Callable[..., Tuning], monkeypatch: pytest
     assert (said.budget_s, said.floor_s) == (12.5, 0.123)
     assert 0 < said.spent_s < 12.5
     assert (said.measured, said.recalled) == (1, 0)
-    assert said.profiled_s == one.profiled.seconds if one.profiled is not None else None
+    assert said.profiled_s == one.original.profiled.seconds if one.original.profiled is not None else None
     assert said.noise == one.meter.noise
     assert said.final == compared(0.7)
     assert [attempt.timing for attempt in said.attempts] == [said.final]
@@ -1137,7 +1155,7 @@ def test_what_the_report_says(tuning: Callable[..., Tuning], monkeypatch: pytest
 def test_notes_in_order(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").mkdir()
     one = tuning(conv1d(length=None))
-    one.meter.cache = Cache.open(tmp_path / "cache.sqlite")
+    one.meter.ledger.cache = Cache.open(tmp_path / "cache.sqlite")
     assert one.start()
     one.failure = Why(reason=Reason.WHOLE_FAILED, said="no")
     cache, told = pipeline._notes_of(one)
@@ -1147,7 +1165,7 @@ def test_notes_in_order(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
 
 def test_sequences_have_no_shape(tuning: Callable[..., Tuning]) -> None:
     one = tuning(conv1d())
-    one.feeds = {"x": values(1, 2, 16), "s": [values(1)]}  # type: ignore[dict-item]
+    one.original.feeds = {"x": values(1, 2, 16), "s": [values(1)]}  # type: ignore[dict-item]
     assert one.measurement().inputs == {"x": (1, 2, 16), "s": ()}
 
 
@@ -1236,7 +1254,7 @@ def test_a_model_from_the_start_to_the_report(tuning: Callable[..., Tuning]) -> 
             assert any(timing.timing is not None for timing in said.timings.values())
             for timing in said.timings.values():
                 assert (timing.timing is None) == (timing.outcome in (Outcome.NO_TIME, Outcome.UNPROVED))
-        one.compare(one.model.proto, ())
+        one.compare(one.original.model.proto, ())
         assert one.final is not None
         assert one.final.pairs >= measure.MIN_PAIRS
     finally:

@@ -117,8 +117,8 @@ def test_the_default_budget(monkeypatch: pytest.MonkeyPatch, capsys: Capsys, tmp
     real = Tuning.time_against
 
     def spy(self: Tuning, other: Any) -> None:
-        budgets.append(self.meter.budget_s)
-        self.meter.budget_s = 0
+        budgets.append(self.meter.budget.seconds)
+        self.meter.budget.seconds = 0
         real(self, other)
 
     monkeypatch.setattr(Tuning, "time_against", spy)

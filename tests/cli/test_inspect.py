@@ -94,7 +94,7 @@ def _profiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from dilrewrite.timing.measure import Meter
 
     tiny.in_process(monkeypatch)
-    for name in ("answer", "whole", "_worker"):
+    for name in ("answer", "whole", "worker"):
         monkeypatch.setattr(Meter, name, lambda *_, **__: pytest.fail("a form was timed"))
 
 

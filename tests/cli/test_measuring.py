@@ -28,7 +28,7 @@ from dilrewrite.proof import prove
 from dilrewrite.runtimes import CannotRun, backends
 from dilrewrite.runtimes._worker import IsolatedBench
 from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
-from dilrewrite.timing import measure
+from dilrewrite.timing import budget, ledger, measure
 from dilrewrite.timing.measure import Answer, Meter
 from dilrewrite.timing.outcome import FormTiming, outcome
 from dilrewrite.timing.outcome import Outcome as Became
@@ -63,8 +63,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     """Time each form for a moment only, and keep timings for this test alone."""
     tiny.in_process(monkeypatch)
     for name, seconds in (("FEWEST_S", 0.02), ("MOST_S", 0.1), ("OVERHEAD_S", 0.05)):
-        monkeypatch.setattr(measure, name, seconds)
-    monkeypatch.setattr(measure, "lasting", lambda _: True)  # nor is any timing quiet there
+        monkeypatch.setattr(budget, name, seconds)
+    monkeypatch.setattr(ledger, "lasting", lambda _: True)  # nor is any timing quiet there
     monkeypatch.setattr(tune, "NEGLIGIBLE", -1.0)  # on a busy machine no Conv's share of these models is certain
     monkeypatch.setenv("DILREWRITE_CACHE", str(tmp_path_factory.mktemp("timings") / "timings.sqlite"))
 
@@ -80,7 +80,7 @@ def fails(*_: Any, **__: Any) -> Any:
 @pytest.fixture
 def _sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured, nor run as a whole."""
-    for name in ("profile", "answer", "whole", "_worker"):
+    for name in ("profile", "answer", "whole", "worker"):
         monkeypatch.setattr(Meter, name, fails)
     monkeypatch.setattr(OnnxRuntimeCpu, "session", fails)
 

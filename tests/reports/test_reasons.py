@@ -11,7 +11,7 @@ import dilrewrite
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.reports import reasons
-from dilrewrite.timing import measure
+from dilrewrite.timing import budget, ledger
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.stopwatch import Comparison
 from tests import models_for_tests as tiny
@@ -87,8 +87,8 @@ def test_other_words_miss_nothing_in_the_cache(tmp_path: Path, monkeypatch: pyte
     """Nor do they change what is decided; only what is read."""
     tiny.in_process(monkeypatch)
     for name, seconds in (("FEWEST_S", 0.02), ("MOST_S", 0.1), ("OVERHEAD_S", 0.05)):
-        monkeypatch.setattr(measure, name, seconds)
-    monkeypatch.setattr(measure, "lasting", lambda _: True)  # on a busy machine no timing is quiet
+        monkeypatch.setattr(budget, name, seconds)
+    monkeypatch.setattr(ledger, "lasting", lambda _: True)  # on a busy machine no timing is quiet
     path = tiny.save(tiny.conv1d(length=64), tmp_path / "m.onnx")
     first = optimized(path, tmp_path, "one.onnx")
     for table in ("OUTCOMES", "PLAIN", "CONDITIONS"):

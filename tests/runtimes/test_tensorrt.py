@@ -34,6 +34,7 @@ from dilrewrite.runtimes._worker import _Server
 from dilrewrite.tensorrt import backend as module
 from dilrewrite.tensorrt import bindings
 from dilrewrite.tensorrt.backend import TensorRtRtx
+from dilrewrite.timing.budget import Budget
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.stopwatch import MAX_PAIRS, Stopwatch
@@ -270,10 +271,10 @@ def test_times_that_vary_by_more_than_a_limit_are_doubted(
     scripts = {"before": FakeEngine(seconds=seconds), "after": FakeEngine(seconds=seconds)}
     bench = InProcess(served(gpu, scripts))
     plans = {key: gpu[1].fake_plan(script) for key, script in scripts.items()}
-    monkeypatch.setattr(Meter, "_worker", lambda _self: bench)
+    monkeypatch.setattr(Meter, "worker", lambda _self: bench)
     monkeypatch.setattr(TensorRtRtx, "device", lambda _self: "Fake GPU")
-    meter = Meter(backend=STAND_IN, cache=Cache.open(None), budget_s=10, clock=Clock(0.05))
-    meter.begin()
+    meter = Meter.on(STAND_IN, Cache.open(None), Budget(10, clock=Clock(0.05)))
+    meter.budget.begin()
     before, after = (Runnable(model=plans[key], engine=True) for key in ("before", "after"))
     found = meter.whole(before, after, ("1", "2"), FEEDS, run_s=0.02)
     assert found.first.variation == pytest.approx(variation, rel=0.1)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
+from dilrewrite.choice.confirm import Confirmation, Confirmed, Trial
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import plan, strategies
@@ -41,22 +42,11 @@ from dilrewrite.runtimes._onnxruntime import refuses
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.writer import STRATEGY_KEY
-from dilrewrite.timing import measure
+from dilrewrite.timing import ledger, measure
+from dilrewrite.timing.budget import CONFIRMATION, FEWEST_S, MOST_S, OVERHEAD_S, Budget, estimated_s
 from dilrewrite.timing.cache import Cache
-from dilrewrite.timing.measure import (
-    CONFIRMATION,
-    FEWEST_S,
-    MOST_S,
-    OVERHEAD_S,
-    WHOLE_ROUNDS,
-    Answer,
-    Attempt,
-    Confirmed,
-    Form,
-    Meter,
-    estimated_s,
-    feeds_digest,
-)
+from dilrewrite.timing.ledger import feeds_digest
+from dilrewrite.timing.measure import WHOLE_ROUNDS, Answer, Form, Meter
 from dilrewrite.timing.neighbourhood import Question, ask
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.profiling import Profiled, SiteRun
@@ -206,22 +196,18 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
             self._bench = made.worker()
         return self._bench
 
-    monkeypatch.setattr(Meter, "_worker", worker)
+    monkeypatch.setattr(Meter, "worker", worker)
     return made
 
 
 def meter(
     machine: Machine, cache: Cache | None = None, *, budget_s: float = 60.0, backend: Any = None, **more: Any
 ) -> Meter:
-    """A meter whose clock runs."""
-    made = Meter(
-        backend=backend or Backend(),
-        cache=cache if cache is not None else Cache.open(None),
-        budget_s=budget_s,
-        clock=machine.clock,
-        **more,
-    )
-    made.begin()
+    """A meter whose clock runs; `more` goes to its sessions, or else to its budget."""
+    sessions = {name: more.pop(name) for name in ("threads", "custom_op_library") if name in more}
+    budget = Budget(budget_s, clock=machine.clock, **more)
+    made = Meter.on(backend or Backend(), cache if cache is not None else Cache.open(None), budget, Options(**sessions))
+    budget.begin()
     return made
 
 
@@ -297,7 +283,7 @@ def ratio(found: Answer, name: str) -> float:
 
 
 def test_the_clock(machine: Machine) -> None:
-    one = Meter(backend=Backend(), cache=Cache.open(None), budget_s=9.0, clock=machine.clock)  # type: ignore[arg-type]
+    one = Budget(9.0, clock=machine.clock)
     assert one.now() == 0, "it has not begun"
     one.begin()
     machine.now += 3
@@ -318,17 +304,17 @@ def test_the_clock(machine: Machine) -> None:
 def test_how_long_forms_are_timed(machine: Machine, winner: bool, run_s: float, until: float) -> None:
     """Two thirds, once there is something to confirm; before that, all but the least that a confirmation takes."""
     one = meter(machine, winner=winner, run_s=run_s)
-    assert one.forms_until_s == pytest.approx(until)
-    assert one.forms_until_s >= one.budget_s * (1 - CONFIRMATION) - 1e-9
+    assert one.budget.forms_until_s == pytest.approx(until)
+    assert one.budget.forms_until_s >= one.budget.seconds * (1 - CONFIRMATION) - 1e-9
 
 
 @pytest.mark.parametrize(("comparisons", "slice_s"), [(1, MOST_S), (60, 59 / 60 - OVERHEAD_S), (1000, FEWEST_S)])
 def test_a_slice_is_a_share_of_what_is_left(machine: Machine, comparisons: int, slice_s: float) -> None:
     one = meter(machine)
-    assert one.slice_s(comparisons) == pytest.approx(slice_s)
+    assert one.budget.slice_s(comparisons) == pytest.approx(slice_s)
     machine.now += 200
-    assert one.slice_s(comparisons) == FEWEST_S
-    assert one.slice_s(0) == FEWEST_S
+    assert one.budget.slice_s(comparisons) == FEWEST_S
+    assert one.budget.slice_s(0) == FEWEST_S
 
 
 def test_nothing_begins_when_the_time_for_forms_is_over(machine: Machine) -> None:
@@ -346,7 +332,7 @@ def test_nothing_begins_when_the_time_for_forms_is_over(machine: Machine) -> Non
     begins = [when - machine.opening_s - 100 for when, key, _ in machine.loaded if key == "form"]
     assert max(begins) < 9.0
     assert words(answer(one, question=plain())) == dict.fromkeys(FORMS, BUDGET)
-    assert (one.measured, one.recalled) == (len(timed), 0), "what was not measured is not kept"
+    assert (one.ledger.measured, one.ledger.recalled) == (len(timed), 0), "what was not measured is not kept"
 
 
 @pytest.mark.parametrize("budget_s", [0.0, OVERHEAD_S / 2])
@@ -365,14 +351,14 @@ def test_a_third_stays_once_there_is_a_winner(machine: Machine) -> None:
     machine.opening_s = 0.4
     one = meter(machine, budget_s=12.0)
     said = words(answer(one))
-    assert one.winner
+    assert one.budget.winner
     assert said["space_to_batch"] == "won: 0.50x"
-    assert one.forms_until_s == pytest.approx(8.0)
-    assert one.now() < 8.0
+    assert one.budget.forms_until_s == pytest.approx(8.0)
+    assert one.budget.now() < 8.0
     without = meter(machine, budget_s=12.0)
     machine.base = {}
     assert BUDGET not in words(answer(without)).values(), "the same, with nothing to confirm"
-    assert not without.winner
+    assert not without.budget.winner
 
 
 def test_proofs_run_on_the_clock(machine: Machine) -> None:
@@ -386,7 +372,7 @@ def test_proofs_run_on_the_clock(machine: Machine) -> None:
     one = meter(machine)
     found = words(answer(one, given=forms(prove=prove)))
     assert found == {name: "won: 0.50x" if name == "space_to_batch" else BUDGET for name in FORMS}
-    assert 1000 < one.now() < 1010
+    assert 1000 < one.budget.now() < 1010
 
 
 def test_progress_stays_within_the_budget(machine: Machine) -> None:
@@ -394,7 +380,7 @@ def test_progress_stays_within_the_budget(machine: Machine) -> None:
     machine.base = dict.fromkeys(("keep", *FORMS), 0.5)
     one = meter(machine, budget_s=7.5, progress=lambda *step: seen.append(step))
     answer(one)
-    assert one.now() > 8, "what has begun gets its pairs"
+    assert one.budget.now() > 8, "what has begun gets its pairs"
     assert seen
     assert {(step, total) for step, _, total in seen} == {("measure", 8)}
     done = [count for _, count, _ in seen]
@@ -423,7 +409,7 @@ def test_every_form_is_timed_against_the_conv_as_it_is(machine: Machine) -> None
         assert timing.timing.first.median_s == pytest.approx(MS)
         assert timing.timing.noise == pytest.approx(0, abs=1e-9), "the Conv against itself"
         assert timing.timing.pairs >= MIN_PAIRS or timing.timing.pairs == SCREEN_PAIRS
-    assert (one.measured, one.recalled) == (4, 0)
+    assert (one.ledger.measured, one.ledger.recalled) == (4, 0)
     assert len(machine.workers) == 1
     assert machine.workers[0].live == set()
 
@@ -465,9 +451,9 @@ def test_only_a_form_that_won_is_proved(machine: Machine) -> None:
     assert words(found)["tap_sum"] == "not proved: differs"
     assert found.forms["tap_sum"].timing is None
     assert words(found)["slice_to_batch"] == "no faster beyond noise: 1.00x", "what is not proved is no measure"
-    assert one.measured == 3
+    assert one.ledger.measured == 3
     answer(one)
-    assert one.measured == 4, "it is tried again when it is asked again"
+    assert one.ledger.measured == 4, "it is tried again when it is asked again"
 
 
 def test_noise_in_which_nothing_can_be_seen(machine: Machine) -> None:
@@ -535,7 +521,7 @@ def test_a_form_that_fails(machine: Machine, kind: type[Exception], step: str) -
     assert all(found.forms[name].timing is not None for name in FORMS if name != "im2col")
     deadly = kind in (Crashed, TimedOut)
     assert [worker.closed for worker in machine.workers] == ([True, False] if deadly else [False])
-    assert one.measured == 3 + (kind is not TimedOut), "a form that took too long once may do better another day"
+    assert one.ledger.measured == 3 + (kind is not TimedOut), "a form that took too long once may do better another day"
     machine.fails = lambda *_: None
     again = words(answer(one))
     assert again["im2col"] == ("no faster beyond noise: 1.00x" if kind is TimedOut else "failed: it broke")
@@ -565,7 +551,7 @@ def test_a_conv_that_does_not_run_at_all(machine: Machine, kind: type[Exception]
     found = answer(one, plain=plain)
     assert found.failure == "no such kernel"
     assert words(found) == dict.fromkeys(FORMS, f"not measured: {found.failure}")
-    assert (one.measured, one.recalled) == (0, 0)
+    assert (one.ledger.measured, one.ledger.recalled) == (0, 0)
     assert answer(one, question=plain()).failure == found.failure, "nothing to fall back to, and nothing asked"
 
 
@@ -619,9 +605,9 @@ def test_what_was_timed_is_not_timed_again(machine: Machine, cache: Cache) -> No
     later = meter(machine, cache, budget_s=0.0)
     second = answer(later)
     assert second == first
-    assert (later.measured, later.recalled) == (0, len(FORMS))
+    assert (later.ledger.measured, later.ledger.recalled) == (0, len(FORMS))
     assert len(machine.workers) == count
-    assert later.winner, "a third of the budget stays for the whole model"
+    assert later.budget.winner, "a third of the budget stays for the whole model"
 
 
 def test_what_a_noisy_machine_told_is_timed_again(machine: Machine, cache: Cache) -> None:
@@ -630,14 +616,14 @@ def test_what_a_noisy_machine_told_is_timed_again(machine: Machine, cache: Cache
     machine.factor = lambda key, _: 1.3 if key == "twin" else 1.0
     noisy = meter(machine, cache)
     assert answer(noisy).forms["space_to_batch"].outcome is Outcome.WON
-    assert noisy.measured == len(FORMS)
+    assert noisy.ledger.measured == len(FORMS)
     machine.factor = lambda key, _: 1.03 if key == "twin" else 1.0
     quiet = meter(machine, cache)
     answer(quiet)
-    assert (quiet.measured, quiet.recalled) == (len(FORMS), 0)
+    assert (quiet.ledger.measured, quiet.ledger.recalled) == (len(FORMS), 0)
     later = meter(machine, cache)
     answer(later)
-    assert (later.measured, later.recalled) == (0, len(FORMS))
+    assert (later.ledger.measured, later.ledger.recalled) == (0, len(FORMS))
     assert later.form_noise == pytest.approx(quiet.form_noise)
 
 
@@ -647,7 +633,7 @@ def test_only_what_is_new_is_timed(machine: Machine, cache: Cache) -> None:
     later = meter(machine, cache)
     answer(later)
     assert machine.forms == ["space_to_batch", "slice_to_batch"]
-    assert (later.measured, later.recalled) == (2, 2)
+    assert (later.ledger.measured, later.ledger.recalled) == (2, 2)
 
 
 def test_equal_questions_of_other_models_are_known(machine: Machine, cache: Cache) -> None:
@@ -658,7 +644,7 @@ def test_equal_questions_of_other_models_are_known(machine: Machine, cache: Cach
     answer(meter(machine, cache))
     later = meter(machine, cache)
     answer(later, question=asked(model))
-    assert (later.measured, later.recalled) == (0, len(FORMS))
+    assert (later.ledger.measured, later.ledger.recalled) == (0, len(FORMS))
 
 
 @pytest.mark.parametrize(
@@ -676,7 +662,7 @@ def test_other_circumstances(machine: Machine, cache: Cache, changes: dict[str, 
     answer(meter(machine, cache))
     other = meter(machine, cache, **changes)
     answer(other)
-    assert (other.measured, other.recalled) == (len(FORMS), 0)
+    assert (other.ledger.measured, other.ledger.recalled) == (len(FORMS), 0)
 
 
 def test_another_custom_operator_library(machine: Machine, cache: Cache, tmp_path: Path) -> None:
@@ -685,11 +671,11 @@ def test_another_custom_operator_library(machine: Machine, cache: Cache, tmp_pat
     answer(meter(machine, cache, custom_op_library=(library,)))
     same = meter(machine, cache, custom_op_library=(library,))
     answer(same)
-    assert same.recalled == len(FORMS)
+    assert same.ledger.recalled == len(FORMS)
     library.write_bytes(b"two")
     other = meter(machine, cache, custom_op_library=(library,))
     answer(other)
-    assert other.recalled == 0
+    assert other.ledger.recalled == 0
 
 
 def test_other_questions(machine: Machine, cache: Cache) -> None:
@@ -697,15 +683,15 @@ def test_other_questions(machine: Machine, cache: Cache) -> None:
     for question in (asked(followed(follower="Tanh")), plain()):
         other = meter(machine, cache)
         answer(other, question=question)
-        assert (other.measured, other.recalled) == (len(FORMS), 0)
+        assert (other.ledger.measured, other.ledger.recalled) == (len(FORMS), 0)
 
 
 def test_a_new_version_of_timings_begins_anew(machine: Machine, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(meter(machine, cache))
-    monkeypatch.setattr(measure, "CACHE_VERSION", measure.CACHE_VERSION + 1)
+    monkeypatch.setattr(ledger, "CACHE_VERSION", ledger.CACHE_VERSION + 1)
     later = meter(machine, cache)
     answer(later)
-    assert later.recalled == 0
+    assert later.ledger.recalled == 0
 
 
 NONSENSE: dict[str, Any] = {
@@ -749,7 +735,7 @@ def test_nonsense_in_the_cache_is_measured_again(machine: Machine, cache: Cache,
     overwrite(cache, value)
     later = meter(machine, cache)
     assert answer(later) == first
-    assert (later.measured, later.recalled) == (len(FORMS), 0)
+    assert (later.ledger.measured, later.ledger.recalled) == (len(FORMS), 0)
 
 
 TIMING = Timing(median_s=0.1, p20_s=1 / 3, p80_s=1e-9, runs=7)
@@ -761,7 +747,7 @@ COMPARED = Comparison(
 @pytest.mark.parametrize("compared", [COMPARED, replace(COMPARED, noise=None, mode="interleaved"), None])
 def test_a_timing_comes_back_as_it_was(compared: Comparison | None) -> None:
     timing = FormTiming(outcome=Outcome.CRASHED, timing=compared, cause="it broke")
-    assert measure._form_timing(json.loads(json.dumps(measure._form_data(timing)))) == timing
+    assert ledger.read_form(json.loads(json.dumps(ledger.form_data(timing)))) == timing
 
 
 @pytest.mark.parametrize(
@@ -774,13 +760,13 @@ def test_a_timing_comes_back_as_it_was(compared: Comparison | None) -> None:
     ],
 )
 def test_which_timings_last(changes: dict[str, Any], kept: bool) -> None:
-    assert measure.lasting(replace(COMPARED, **changes)) is kept
+    assert ledger.lasting(replace(COMPARED, **changes)) is kept
 
 
 @pytest.mark.parametrize("noise", [Noise(ratio=1.01, low=0.99, high=1.02, pairs=8), None])
 def test_noise_comes_back_as_it_was(noise: Noise | None) -> None:
     plain = None if noise is None else dataclasses.asdict(noise)
-    assert measure._noise(json.loads(json.dumps(plain))) == noise
+    assert ledger.read_noise(json.loads(json.dumps(plain))) == noise
 
 
 # -- profiles ------------------------------------------------------------------------------------------------------
@@ -821,7 +807,7 @@ LIKELY_S = 0.0625
 def profile(one: Meter, digest: str = "model", feeds: Mapping[str, Array] | None = None) -> Profiled:
     model = tiny.two_convs()
     given = feeds if feeds is not None else {"x": values(1, 2, 20)}
-    one.run_s = LIKELY_S
+    one.budget.run_s = LIKELY_S
     return one.profile(Subject(model, Path()), digest, find(model).sites, given)
 
 
@@ -832,10 +818,12 @@ def test_a_profile_is_made_once(machine: Machine, cache: Cache, profiles: list[s
     other = meter(machine, cache)
     assert profile(other) == wanted
     assert profiles == ["fake"]
-    assert (one.measured, one.recalled, other.measured, other.recalled) == (1, 0, 0, 1)
-    assert one.run_s == other.run_s == 0.125
-    assert (one.floor_s, other.floor_s) == (2, 0), "it runs whatever the budget"
-    assert (one.until_s - one.budget_s, other.until_s - other.budget_s) == (2, 0), "the budget is for what comes after"
+    assert (one.ledger.measured, one.ledger.recalled, other.ledger.measured, other.ledger.recalled) == (1, 0, 0, 1)
+    assert one.budget.run_s == other.budget.run_s == 0.125
+    assert (one.budget.floor_s, other.budget.floor_s) == (2, 0), "it runs whatever the budget"
+    assert (one.budget.until_s - one.budget.seconds, other.budget.until_s - other.budget.seconds) == (2, 0), (
+        "the budget is for what comes after"
+    )
 
 
 @pytest.mark.parametrize("what", ["model", "data", "threads"])
@@ -877,8 +865,8 @@ def test_tensors_of_scopes_without_a_site_are_not_kept() -> None:
     sites, found = profile_of(tiny.two_convs())
     elsewhere = replace(sites[0].scope, function=3)
     more = replace(found, tensors={**found.tensors, (elsewhere, "a"): (5,)})
-    plain = json.loads(json.dumps(measure._profiled_data(more, sites)))
-    assert measure._profiled(plain, sites) == found
+    plain = json.loads(json.dumps(ledger.profile_data(more, sites)))
+    assert ledger.read_profile(plain, sites) == found
 
 
 # -- whole models --------------------------------------------------------------------------------------------------
@@ -909,9 +897,9 @@ def test_a_whole_model(models: Machine) -> None:
     assert one.noise.ratio == pytest.approx(1)
     assert found.noise == pytest.approx(one.noise.level)
     assert {key for _, key, _ in models.loaded} == {"before", "twin", "after"}
-    assert one.measured == 1
-    assert one.now() <= 60
-    assert one.floor_s == 0
+    assert one.ledger.measured == 1
+    assert one.budget.now() <= 60
+    assert one.budget.floor_s == 0
 
 
 def test_the_original_is_timed_against_itself_once(models: Machine) -> None:
@@ -940,8 +928,8 @@ def test_what_is_done_whatever_the_budget(models: Machine) -> None:
     models.base = {"before": 1.0, "after": 1.0}
     one = meter(models, budget_s=1.0)
     whole(one, run_s=1.0)
-    assert one.now() > 1.0
-    assert 0 < one.floor_s <= one.now()
+    assert one.budget.now() > 1.0
+    assert 0 < one.budget.floor_s <= one.budget.now()
 
 
 def test_a_whole_model_takes_no_more_than_is_left(models: Machine) -> None:
@@ -949,10 +937,10 @@ def test_a_whole_model_takes_no_more_than_is_left(models: Machine) -> None:
     one = meter(models, budget_s=10.0)
     models.now += 4
     whole(one, run_s=0.01)
-    assert one.now() <= 10.5
+    assert one.budget.now() <= 10.5
     shared = meter(models, budget_s=10.0)
     whole(shared, "again", run_s=0.01, share=0.5)
-    assert shared.now() <= 6
+    assert shared.budget.now() <= 6
 
 
 def test_whole_models_are_known_again(models: Machine, cache: Cache) -> None:
@@ -962,12 +950,12 @@ def test_whole_models_are_known_again(models: Machine, cache: Cache) -> None:
     later = meter(models, cache)
     assert whole(later) == found
     assert later.noise == first.noise
-    assert (later.measured, later.recalled) == (0, 1)
+    assert (later.ledger.measured, later.ledger.recalled) == (0, 1)
     assert len(models.workers) == count
     whole(later, "other")
     later.whole(Runnable(model=b"before"), Runnable(model=b"after"), ("c", "after"), FEEDS, run_s=MS)
     later.whole(Runnable(model=b"before"), Runnable(model=b"after"), ("b", "after"), {"x": values(2, 2)}, run_s=MS)
-    assert (later.measured, later.recalled) == (3, 1)
+    assert (later.ledger.measured, later.ledger.recalled) == (3, 1)
 
 
 @pytest.mark.parametrize("value", [{}, {"timing": None, "noise": None}, {"timing": 1, "noise": 2}])
@@ -976,7 +964,7 @@ def test_nonsense_for_a_whole_model(models: Machine, cache: Cache, value: Any) -
     overwrite(cache, value)
     later = meter(models, cache)
     assert whole(later) == found
-    assert later.recalled == 0
+    assert later.ledger.recalled == 0
 
 
 @pytest.mark.parametrize("kind", [CannotLoad, CannotRun, Crashed, TimedOut])
@@ -985,7 +973,7 @@ def test_a_whole_model_that_fails(models: Machine, kind: type[Exception]) -> Non
     one = meter(models)
     with pytest.raises(kind, match="no"):
         whole(one)
-    assert one.measured == 0
+    assert one.ledger.measured == 0
 
 
 # -- confirming ----------------------------------------------------------------------------------------------------
@@ -1013,7 +1001,8 @@ def confirm(
 
     machine.base["before"] = run_s
     before = Runnable(model=b"before")
-    return one.confirm(before, "b", range(len(effects)), make, FEEDS, run_s), made
+    confirmation = Confirmation(meter=one, before=before, digest="b", feeds=FEEDS, run_s=run_s)
+    return confirmation.search(range(len(effects)), make), made
 
 
 def test_all_at_once(models: Machine) -> None:
@@ -1021,8 +1010,8 @@ def test_all_at_once(models: Machine) -> None:
     assert made == [(0, 1, 2)]
     assert found.groups == (0, 1, 2)
     assert found.failure is None
-    assert found.attempts == (Attempt(groups=(0, 1, 2), timing=found.attempts[0].timing),)
-    assert found.final == found.attempts[0].timing
+    assert found.trials == (Trial(groups=(0, 1, 2), timing=found.trials[0].timing),)
+    assert found.final == found.trials[0].timing
     assert found.final is not None
     assert found.final.ratio == pytest.approx(0.75)
 
@@ -1039,8 +1028,8 @@ def test_a_half_that_wins(models: Machine) -> None:
     found, made = confirm(meter(models), models, [0.2, 0.1, -0.5, 0.1])
     assert made[:3] == [(0, 1, 2, 3), (0, 1), (2, 3)]
     assert found.groups == (0, 1)
-    assert [attempt.groups for attempt in found.attempts] == made
-    assert found.final == found.attempts[1].timing
+    assert [attempt.groups for attempt in found.trials] == made
+    assert found.final == found.trials[1].timing
 
 
 def test_a_quarter_that_wins(models: Machine) -> None:
@@ -1063,7 +1052,7 @@ def test_nothing_wins(models: Machine) -> None:
     assert made == [(0, 1, 2), (0, 1), (2,), (0,), (1,)]
     assert found.groups == ()
     assert found.final is None
-    assert len(found.attempts) == len(made)
+    assert len(found.trials) == len(made)
     assert found.failure is None
 
 
@@ -1077,14 +1066,14 @@ def test_the_search_ends_with_the_budget(models: Machine) -> None:
     found, made = confirm(over, models, [0.3, 0.3], run_s=0.1)
     assert made == [(0, 1)], "one attempt in any case"
     assert found.groups == (0, 1)
-    assert found.attempts[0].timing.pairs >= MIN_PAIRS
+    assert found.trials[0].timing.pairs >= MIN_PAIRS
 
 
 def test_making_versions_is_on_the_clock(models: Machine) -> None:
     one = meter(models, budget_s=30.0)
     _, made = confirm(one, models, [0.0, 0.0], making_s=500.0)
     assert len(made) == 1, "what has begun gets its pairs, and no other version is made"
-    assert one.now() < 510
+    assert one.budget.now() < 510
 
 
 @pytest.mark.parametrize("kind", [CannotLoad, CannotRun, Crashed, TimedOut])
@@ -1095,7 +1084,7 @@ def test_a_version_that_fails(models: Machine, kind: type[Exception]) -> None:
     found, made = confirm(one, models, [0.2, 0.2, 0.2, 0.2])
     assert made == [(0, 1, 2, 3), (0, 1), (2, 3), (0,), (1,)]
     assert found.groups == (2, 3)
-    assert [attempt.groups for attempt in found.attempts] == [(2, 3), (0,)]
+    assert [attempt.groups for attempt in found.trials] == [(2, 3), (0,)]
     assert all(worker.closed for worker in models.workers[:-1])
 
 
@@ -1103,7 +1092,7 @@ def test_every_version_fails(models: Machine) -> None:
     models.fails = lambda what, key, _: CannotLoad("too large") if (what, key) == ("open", "after") else None
     found, made = confirm(meter(models), models, [0.2, 0.2])
     assert len(made) == 3
-    assert found == Confirmed(groups=(), attempts=(), final=None, failure="too large")
+    assert found == Confirmed(groups=(), trials=(), final=None, failure="too large")
 
 
 @pytest.mark.parametrize(
@@ -1198,15 +1187,15 @@ def test_digests_of_text() -> None:
 
 @pytest.mark.measures
 def test_on_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "lasting", lambda _: True)  # on a busy machine no timing is quiet
+    monkeypatch.setattr(ledger, "lasting", lambda _: True)  # on a busy machine no timing is quiet
     backend = timed_backend("onnxruntime_cpu")
 
     def made() -> Meter:
-        return Meter(backend=backend, cache=Cache.open(tmp_path / "timings.sqlite"), budget_s=20.0, threads=1)
+        return Meter.on(backend, Cache.open(tmp_path / "timings.sqlite"), Budget(20.0), Options(threads=1))
 
     first, later = made(), made()
     try:
-        first.begin()
+        first.budget.begin()
         found = answer(first, "space_to_batch", "im2col", slice_s=0.1)
         assert found.failure is None
         for timing in found.forms.values():
@@ -1219,10 +1208,10 @@ def test_on_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         compared = first.whole(model, model, ("a", "b"), {"x": values(1, 2, 16)}, run_s=1e-4, share=0.05)
         assert compared.pairs >= MIN_PAIRS
         assert first.noise is not None
-        json.dumps(first.circumstances)
-        later.begin()
+        json.dumps(first.ledger.circumstances)
+        later.budget.begin()
         assert answer(later, "space_to_batch", "im2col", slice_s=0.1) == found
-        assert (later.measured, later.recalled) == (0, 2)
+        assert (later.ledger.measured, later.ledger.recalled) == (0, 2)
         assert later._bench is None
     finally:
         first.close()

@@ -1,0 +1,173 @@
+"""The model that is measured: what it runs on, and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from onnx import ModelProto
+
+from dilrewrite.model.tensors import Model
+from dilrewrite.model.walk import resolve, scopes
+from dilrewrite.proof.inputs import Case, Chooser
+from dilrewrite.proof.roles import Convolutions
+from dilrewrite.proof.verdict import Settings, Subject
+from dilrewrite.runtimes import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Runnable,
+    Session,
+    TimedOut,
+    backends,
+    profiled,
+    timed_backends,
+)
+from dilrewrite.sites import Found, Site
+from dilrewrite.sites.find import find
+from dilrewrite.timing.measure import Meter
+from dilrewrite.timing.profiling import UNSEEN, Place, Profiled, SiteRun
+
+TIMED_LENGTHS = {
+    1: (1000, 4000, 16000, 512, 256, 128, 100, 64, 32, 16, 8, 4, 2, 1),
+    2: (256, 512, 224, 128, 64, 320, 32, 16, 100, 8, 4, 2, 1),
+    3: (32, 64, 48, 24, 16, 96, 8, 4, 2, 1, 128),
+}
+"""What unknown extents are timed with where nobody says better, by their number in an input: the first that runs."""
+
+FEW = 4
+"""Of so many sizes that shape inference does not know the role of, a profile is asked."""
+
+CONVOLVES = ("Conv", "ConvTranspose")
+
+
+@dataclass
+class Original:
+    """A model with its sites; `baseline` is it with the Convs explicit that do not run as they are.
+
+    `feeds`: what it runs on; `made_up`: the tool chose their sizes.
+    """
+
+    model: Model
+    found: Found
+    baseline: ModelProto
+    settings: Settings
+    feeds: Mapping[str, Array] = field(default_factory=dict)
+    made_up: bool = False
+    profiled: Profiled | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Return what names the original in the cache: its content, and where and how large its data files are."""
+        text = hashlib.sha256(self.baseline.SerializeToString())
+        for location in self.model.external_files:
+            status = (self.model.folder / location).stat()
+            text.update(f"{location} {status.st_size} {status.st_mtime_ns}".encode())
+        return text.hexdigest()
+
+    def subject(self) -> Subject:
+        """Return the original in a form that runs."""
+        path = self.model.path if self.baseline is self.model.proto else None
+        return Subject(self.baseline, self.model.folder, path)
+
+    def runnable(self) -> Runnable:
+        """Return the original for the worker."""
+        return self.subject().runnable()
+
+    def version(self, proto: ModelProto) -> tuple[Runnable, str]:
+        """Return a version of it for the worker, and its digest."""
+        serialized = proto.SerializeToString()
+        return Runnable(model=serialized, folder=self.model.folder), hashlib.sha256(serialized).hexdigest()
+
+    # -- what it runs on -----------------------------------------------------------------------------------------
+
+    def choose_inputs(self, meter: Meter) -> None:
+        """Find data that it runs on. Raises `UsageError` when none can be made up, and what a session raises."""
+        budget = meter.budget
+        start = budget.clock()
+        trial = backends()[meter.backend.trial] if meter.backend.trial is not None else meter.backend
+        with trial.session(self.runnable(), meter.options) as session:
+            budget.load_s = budget.clock() - start
+            chooser = Chooser(
+                session.inputs,
+                given=self.settings.shapes,
+                user=self.settings.inputs,
+                seed=self.settings.seed,
+                lengths=TIMED_LENGTHS,
+                roles=Convolutions(self.baseline).roles(),
+            )
+            case, sizes = chooser.first(session.run)
+            longer = self._longer(meter, chooser, case, sizes, session)
+            if longer:
+                chooser.roles.update(longer)
+                case, sizes = chooser.first(session.run)
+            start = budget.clock()
+            session.run(case.feeds)
+            budget.run_s = budget.clock() - start
+        self.feeds, self.made_up = case.feeds, bool(sizes)
+
+    def _longer(
+        self, meter: Meter, chooser: Chooser, case: Case, sizes: Mapping[str, int], session: Session
+    ) -> dict[str, bool]:
+        """Return the sizes taken for batches that are extents: they change a convolution's, as a profile tells."""
+        longer = {}
+        for symbol in [batch for batch in chooser.batches if batch not in chooser.roles][:FEW]:
+            other = chooser.attempt("long", chooser.longer([symbol], sizes), session.run)
+            if other is not None:
+                with contextlib.suppress(CannotLoad, CannotRun, Crashed, TimedOut):
+                    if self._convolved(meter, case) != self._convolved(meter, other):
+                        longer[symbol] = True
+        return longer
+
+    def _convolved(self, meter: Meter, case: Case) -> set[tuple[int, ...]]:
+        """Return the spatial extents that convolutions run on."""
+        options = replace(meter.options, optimize=False)
+        profile = profiled(timed_backends()["onnxruntime_cpu"], self.runnable(), options, case.feeds, 1)
+        return {run.inputs[0][2:] for run in profile.nodes if run.op in CONVOLVES and run.inputs and run.inputs[0]}
+
+    # -- where its time goes -------------------------------------------------------------------------------------
+
+    def profile(self, meter: Meter) -> None:
+        """Profile it on its data. Raises what `profiling.profile` raises."""
+        sites = self.found.sites if self.baseline is self.model.proto else find(self.baseline).sites
+        self.profiled = self._translated(meter.profile(self.subject(), self.digest, sites, self.feeds), sites)
+
+    def _translated(self, profiled: Profiled, sites: Sequence[Site]) -> Profiled:
+        """Return a profile of the model that runs as one of the original.
+
+        Explicit pads are further nodes, but no further graphs or functions: scopes are in the same order in both.
+        """
+        if self.baseline is self.model.proto:
+            return profiled
+        paths = zip(scopes(self.baseline), scopes(self.model.proto), strict=True)
+        original = {there: here for (there, _), (here, _) in paths}
+        tensors = {(original[scope], name): shape for (scope, name), shape in profiled.tensors.items()}
+        there = {(original[site.scope], site.output): site for site in sites}
+        runs: dict[Place, SiteRun] = {}
+        for site in self.found.sites:
+            twin = there.get((site.scope, site.output))
+            run = profiled.sites.get((twin.scope, twin.index)) if twin is not None else None
+            if run is None or twin is None:
+                run = SiteRun(share=None, shapes=(), times=1)
+            elif run.shapes and _input(self.baseline, twin) != _input(self.model.proto, site):
+                shape = tensors.get((site.scope, _source(self.model.proto, site)))  # before its pads
+                run = replace(run, shapes=() if shape is None else (shape,))
+            runs[site.scope, site.index] = run
+        return Profiled(seconds=profiled.seconds, sites=runs, tensors=tensors)
+
+    def run_of(self, site: Site) -> SiteRun:
+        """Return how a site ran."""
+        return self.profiled.sites.get((site.scope, site.index), UNSEEN) if self.profiled is not None else UNSEEN
+
+
+def _input(proto: ModelProto, site: Site) -> str:
+    return str(resolve(proto, site.scope).node[site.index].input[0])
+
+
+def _source(proto: ModelProto, site: Site) -> str:
+    """Return the tensor that a fragment reads."""
+    return site.input_quantization.source.name if site.input_quantization is not None else _input(proto, site)
