@@ -14,7 +14,7 @@ from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import INEXACT as INEXACT
 from dilrewrite.forms.strategies import SKIP_PADDING, Refusal, Strategy, plan, spelled, with_max_dilation
-from dilrewrite.sites import Site
+from dilrewrite.sites import Place, Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
 MULTIPLY_ADDS_PER_ELEMENT = 16
@@ -28,8 +28,9 @@ ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 class Candidate:
     """A form that applies to a site, and its estimated cost in multiply-adds.
 
-    `spelling` names the strategy with its settings, as `--strategy` takes it. `holds_for`: what its exactness hangs on;
-    a form for which there is something is taken to eliminate dilation and when asked for, never otherwise.
+    `spelling` names the strategy with its settings, as `--strategy` takes it. `covers`: the nodes that go; of
+    candidates that share one only one can be taken. `holds_for`: what its exactness hangs on; a form for which there
+    is something is taken to eliminate dilation and when asked for, never otherwise.
     """
 
     strategy: str
@@ -37,6 +38,7 @@ class Candidate:
     fragment: Fragment
     multiply_adds: int
     elements_moved: int
+    covers: frozenset[Place] = frozenset()
     holds_for: tuple[Condition, ...] = ()
 
     @property
@@ -61,7 +63,7 @@ def holds_for(site: Site, fragment: Fragment) -> tuple[Condition, ...]:
     if fragment.strategy in INEXACT:
         conditions.append(Condition.FINITE_INPUTS)
     pads = site.geometry.explicit().data_share() != 1
-    if fragment.strategy in SKIP_PADDING and pads and not site.weight.is_constant:
+    if fragment.strategy in SKIP_PADDING and pads and not site.fixed_weights:
         conditions.append(Condition.FINITE_WEIGHTS)
     if site.geometry.element == "float16" and fragment.adds:
         conditions.append(Condition.FLOAT16_SUMS)
@@ -92,8 +94,8 @@ def candidates(
     refused: list[Refusal] = []
     for name, strategy in offered.items():
         chosen = with_max_dilation(strategy, max_dilation) if max_dilation > 1 else strategy
-        fixed = site.weight.is_constant
-        fragment = plan(name, chosen, site.geometry, site.opset, storage=site.storage, fixed_weights=fixed)
+        fixed = site.fixed_weights
+        fragment = plan(name, chosen, site.meaning, site.opset, storage=site.storage, fixed_weights=fixed)
         if isinstance(fragment, Refusal):
             refused.append(fragment)
             continue
@@ -113,6 +115,7 @@ def candidates(
                 fragment=fragment,
                 multiply_adds=sized.multiply_adds,
                 elements_moved=sized.elements_moved,
+                covers=site.covers(fragment),
                 holds_for=holds_for(site, fragment),
             )
         )
@@ -129,11 +132,11 @@ class Planner:
 
     def candidates(self, site: Site) -> tuple[list[Candidate], list[Refusal]]:
         """Return what `candidates` returns for the site."""
-        key = (site.geometry, site.opset, site.storage, site.weight.is_constant)
+        key = (site.meaning, site.opset, site.storage, site.fixed_weights)
         if key not in self._known:
             self._known[key] = candidates(site, self.offered, self.max_dilation)
         found, refused = self._known[key]
-        return list(found), list(refused)
+        return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
 
 
 def worth_timing(found: Sequence[Candidate]) -> list[Candidate]:

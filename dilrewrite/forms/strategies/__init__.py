@@ -19,7 +19,11 @@ from dilrewrite.forms.geometry import ConvGeometry
 
 
 class Strategy(Protocol):
-    """One exact form. A frozen dataclass; its fields are its settings (`--strategy NAME:field=value`)."""
+    """One exact form. A frozen dataclass; its fields are its settings (`--strategy NAME:field=value`).
+
+    It takes sites that mean a Conv. For other ones it has a class attribute `takes` with the types of their meanings,
+    and a method `fragment(meaning, opset)` that returns what `plan` does.
+    """
 
     @property
     def prunes(self) -> bool:
@@ -84,19 +88,25 @@ def with_max_dilation(strategy: Strategy, max_dilation: int) -> Strategy:
 def plan(
     name: str,
     strategy: Strategy,
-    geometry: ConvGeometry,
+    meaning: object,
     opset: int,
     *,
     storage: str | None = None,
     fixed_weights: bool = True,
 ) -> Fragment | Refusal:
-    """Return the fragment of `strategy` for `geometry` at `opset`, or why there is none.
+    """Return the fragment of `strategy` for what a site means, at `opset`, or why there is none.
 
     `storage` is the element type of the tensor that the fragment reads when it is not the geometry's (a quantised
     site). Dead taps are pruned, negative and SAME_* pads made explicit before the strategy sees the geometry. Weights
     that are not fixed may be NaN or Inf when the model runs, and such a weight gives NaN on padding too: then dead taps
     stay, but for the forms of `SKIP_PADDING`.
     """
+    taken: tuple[type, ...] = getattr(strategy, "takes", (ConvGeometry,))
+    if not isinstance(meaning, taken):
+        return Refusal(name, f"it takes {' or '.join(each.__name__ for each in taken)}, not {type(meaning).__name__}")
+    if not isinstance(meaning, ConvGeometry):
+        return cast("Fragment | Refusal", cast("Any", strategy).fragment(meaning, opset))
+    geometry = meaning
     reason = geometry.malformed() or geometry.explicit().invalid()
     if reason:
         return Refusal(name, f"not a valid Conv: {reason}")
