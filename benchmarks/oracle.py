@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _common import circumstances, heading, table, write
 from onnx import ModelProto
 
+from dilrewrite.choice import whole
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered
-from dilrewrite.commands import pipeline
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.options import CommandOptions
+from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
 from dilrewrite.runtimes import artifact, timed_backend
 from dilrewrite.sites.find import find
@@ -52,8 +53,7 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     found = find(model.proto)
     decider = Decider(settings.scope, settings.proving, Source(model.proto))
     considered = [decider.consider(site) for site in found.sites]
-    compared = pipeline._settings(model, settings.proving)
-    tuning = pipeline._tuning(model, found, decider, compared, settings, pipeline.silent)
+    tuning = whole.tuning(model, found, decider, trial.settings(model, settings.proving), settings.measuring)
 
     def made(choice: Mapping[str, Fragment]) -> ModelProto:
         edits = [(entry.site, choice[entry.site.key]) for entry in considered if entry.site.key in choice]

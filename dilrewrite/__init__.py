@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from dilrewrite import keywords
 from dilrewrite._version import __version__
 from dilrewrite.errors import DiffersError, DilrewriteError, FailedError, MissingError, UsageError
-from dilrewrite.keywords import StrPath, listed
+from dilrewrite.keywords import StrPath, listed, silent
 from dilrewrite.options import BENCH_BUDGET_S, Building, CommandOptions
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def inspect(model: StrPath, **options: Unpack[keywords.Inspect]) -> Report:
     of `optimize`. Needs no runtime without it.
     Raises `UsageError` when the file is no usable ONNX model or holds an invalid dilated Conv.
     """
-    from dilrewrite.commands import pipeline
+    from dilrewrite.commands.inspect import inspect as command
 
-    return pipeline.inspect(Path(model), CommandOptions.of(**options, no_cache=True))
+    return command(Path(model), CommandOptions.of(**options, no_cache=True))
 
 
 def inspect_engine(engine: StrPath) -> EngineReport:
@@ -98,15 +98,15 @@ def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[ke
     remove, no model is written: `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or
     `FailedError` for everything that ends the work without a result; nothing is left behind then.
     """
-    from dilrewrite.commands import pipeline
+    from dilrewrite.commands.optimize import optimize as command
 
     given: dict[str, Any] = {"output": output, **options}
-    progress, engine = given.pop("progress", None), given.pop("build_engine")
+    progress, engine = given.pop("progress", None) or silent, given.pop("build_engine")
     beside = given.get("report") == "beside"
     wanted = CommandOptions.of(**{**given, "report": None} if beside else given)
     if engine is not False:
         wanted = replace(wanted, building=Building.of({} if engine is True else engine))
-    return pipeline.optimize(Path(model), wanted, beside=beside, progress=progress or pipeline.silent)
+    return command(Path(model), wanted, beside=beside, progress=progress)
 
 
 @listed(keywords.Build)
@@ -130,13 +130,13 @@ def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywo
     cannot take, `MissingError` without TensorRT, `FailedError` when the build fails, `DiffersError` when the conversion
     or the engine does not compute what the model does; no file is left then.
     """
-    from dilrewrite.commands import pipeline
+    from dilrewrite.commands.build import build as command
 
     given: dict[str, Any] = {"output": output, **options}
-    progress, tell = given.pop("progress", None), given.pop("tell", None)
+    progress, tell = given.pop("progress", None) or silent, given.pop("tell", None)
     wanted = CommandOptions.of(**given, no_cache=True)
     wanted = replace(wanted, building=wanted.building or Building())
-    return pipeline.build_file(Path(model), wanted, progress=progress or pipeline.silent, tell=tell)
+    return command(Path(model), wanted, progress=progress, tell=tell)
 
 
 @listed(keywords.Verify)
@@ -145,9 +145,9 @@ def verify(before: StrPath, after: StrPath, **options: Unpack[keywords.Verify]) 
 
     The arguments are those of `optimize`. Returns a report with status `equal` or `differs`.
     """
-    from dilrewrite.commands import pipeline
+    from dilrewrite.commands.verify import verify as command
 
-    return pipeline.verify_files(Path(before), Path(after), CommandOptions.of(**options))
+    return command(Path(before), Path(after), CommandOptions.of(**options))
 
 
 @listed(keywords.Bench, budget_s=BENCH_BUDGET_S)
@@ -160,12 +160,12 @@ def bench(model: StrPath, other: StrPath | None = None, **options: Unpack[keywor
     `export_times`, `export_profile`: files for every run's time and for the time by layer, as trtexec writes them;
     those of `other` go to `<stem>.other<suffix>` beside them.
     """
-    from dilrewrite.commands import pipeline
+    from dilrewrite.commands.bench import bench as command
 
     given: dict[str, Any] = dict(options)
-    progress = given.pop("progress", None) or pipeline.silent
+    progress = given.pop("progress", None) or silent
     second = Path(other) if other is not None else None
-    return pipeline.time_files(Path(model), second, CommandOptions.of(**given), progress=progress)
+    return command(Path(model), second, CommandOptions.of(**given), progress=progress)
 
 
 __all__ = [

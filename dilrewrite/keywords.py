@@ -15,6 +15,11 @@ StrPath = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
 """Called with the step, how many parts of it are done, and how many there are."""
 
+
+def silent(step: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from dilrewrite.runtimes import (
     TimedOut,
     backends,
 )
-from dilrewrite.staging import Staging, check_destination, is_file, same_file
+from dilrewrite.staging import Staging, is_file
 from dilrewrite.tensorrt import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.tensorrt.convert import BF16_STAYS
 from dilrewrite.tensorrt.layers import parsed_name
@@ -137,25 +137,6 @@ def measured_sizes(started: Started, settings: Settings) -> dict[str, tuple[int,
                 hint="give --min, --opt and --max that hold it",
             )
     return {**{name: size.opt for name, size in sizes.items() if name not in given}, **settings.shapes}
-
-
-def same_place(a: Path, b: Path) -> bool:
-    """Say whether two paths lead to one file, which need not exist yet."""
-    return same_file(a, b) or (a.name == b.name and same_file(a.parent, b.parent))
-
-
-def check_places(engine: Path, *, force: bool, others: Sequence[Path], timing_cache: Path | None) -> None:
-    """Raise `UsageError` for places that an engine and its side-car may not be written to."""
-    for place in (engine, sidecar.place(engine)):
-        if any(same_place(place, other) for other in others):
-            raise UsageError(f"{shown(place)}: is a place for something else", hint="name another file")
-        check_destination(place, force=force, source=None)
-    if timing_cache is not None:
-        if any(same_place(timing_cache, other) for other in (engine, sidecar.place(engine), *others)):
-            raise UsageError(
-                f"--timing-cache {shown(timing_cache)}: is a place for something else", hint="name another file"
-            )
-        check_destination(timing_cache, force=True, source=None)
 
 
 def make(
@@ -419,6 +400,19 @@ def _check(ready: _Ready, proto: ModelProto, built: Built, settings: Settings) -
         )
     words = f"equal to ONNX Runtime within {verdict.tolerance} on {device}"
     return _Checked(words=words, device=device, verdict=verdict)
+
+
+def check_runs(path: Path, engine: EngineReport) -> None:
+    """Raise `MissingError` where an engine cannot run here."""
+    why = backends()[bindings.module_name(engine.flavour)].missing()
+    if why is not None:
+        raise MissingError(f"{shown(path)} cannot run here: {why}")
+
+
+def built_for(engine: EngineReport) -> str:
+    """Return where an engine was built, for the case that it is another place."""
+    place = f" on {engine.device}" if engine.device is not None else ""
+    return f"it was built by {engine.flavour} {engine.version}{place}; build it again for this GPU"
 
 
 def outputs_agree(

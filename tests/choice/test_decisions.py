@@ -14,8 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
-from dilrewrite.choice import decisions
-from dilrewrite.commands import pipeline
+from dilrewrite.choice import decisions, whole
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.reports.report import Report
 from dilrewrite.sites.find import find
@@ -43,7 +42,7 @@ def _sealed(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("it measures")
 
     for name in ("Meter", "Tuning", "timed_backend", "open_cache"):
-        monkeypatch.setattr(pipeline, name, measures)
+        monkeypatch.setattr(whole, name, measures)
 
 
 # -- models --------------------------------------------------------------------------------------------------------
@@ -649,7 +648,7 @@ def test_a_replay_is_compared_as_a_whole(capsys: Capsys, tmp_path: Path, monkeyp
     """Every site is proved, and the model is not what was decided on: only the whole tells."""
     _, _, kept = decide(two_convs(), tmp_path, strategy="im2col")
     before = listing(tmp_path)
-    real = pipeline.rewrite
+    real = whole.rewrite
 
     def slip(*arguments: Any) -> Any:
         result = copy.deepcopy(real(*arguments))
@@ -659,7 +658,7 @@ def test_a_replay_is_compared_as_a_whole(capsys: Capsys, tmp_path: Path, monkeyp
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
         return result
 
-    monkeypatch.setattr(pipeline, "rewrite", slip)
+    monkeypatch.setattr(whole, "rewrite", slip)
     arguments = ["--decisions", kept, "--save-decisions", tmp_path / "again.json", "--no-report", *NEW, "--json"]
     outcome = cli(capsys, "optimize", tmp_path / "m.onnx", "-o", tmp_path / "two.onnx", *arguments)
     assert (outcome.code, outcome.report["status"]) == (3, "differs")

@@ -20,10 +20,11 @@ from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.original import TIMED_LENGTHS, Original
 from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.choice.tune import NEGLIGIBLE, Tuning
-from dilrewrite.commands import pipeline
+from dilrewrite.commands import run
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.model.load import load
 from dilrewrite.options import CommandOptions
+from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
@@ -97,8 +98,8 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
         original = Original(
             model=loaded,
             found=find(loaded.proto),
-            baseline=pipeline._runnable(loaded, loaded.proto),
-            settings=pipeline._settings(loaded, options.proving),
+            baseline=trial.runnable(loaded, loaded.proto),
+            settings=trial.settings(loaded, options.proving),
         )
         meter = Meter.on(
             timed_backend("onnxruntime_cpu"),
@@ -119,7 +120,7 @@ def instead(one: Tuning, entry: Considered) -> str:
 
 
 def failure(one: Tuning) -> str:
-    return pipeline._failure(one)
+    return run.failure(one)
 
 
 def considered(one: Tuning) -> list[Considered]:
@@ -151,7 +152,7 @@ def test_known_sizes(tuning: Callable[..., Tuning]) -> None:
     assert one.original.profiled is not None
     assert one.original.profiled.seconds > 0
     assert one.meter.budget.run_s == one.original.profiled.seconds == one.run_s
-    assert pipeline._notes_of(one) == []
+    assert run.notes_of(one) == []
     assert [one.run_of(site).shapes for site in one.original.found.sites] == [((1, 2, 20),)] * 2
 
 
@@ -317,7 +318,7 @@ def test_a_model_that_the_runtime_does_not_know(tuning: Callable[..., Tuning]) -
     assert one.failure is not None
     assert failure(one).startswith("the model does not run on onnxruntime_cpu: ")
     assert "Mystery" in failure(one)
-    assert pipeline._notes_of(one) == [failure(one)]
+    assert run.notes_of(one) == [failure(one)]
     sites = considered(one)
     one.measure(sites)
     assert [instead(one, entry) for entry in sites] == [f"not measured: {failure(one)}"] * len(sites)
@@ -1050,7 +1051,7 @@ def test_a_version_that_stands_in_any_case(tuning: Callable[..., Tuning], monkey
     one.compare(one.original.model.proto, ["main/c0"])
     assert one.final == compared(1.3)
     assert [attempt.sites for attempt in one.attempts] == [("main/c0",)]
-    assert pipeline._notes_of(one) == []
+    assert run.notes_of(one) == []
 
 
 @pytest.mark.parametrize("kind", [CannotLoad, CannotRun, Crashed, TimedOut])
@@ -1061,7 +1062,7 @@ def test_a_version_that_cannot_be_timed(
     one = ran(tuning(chain(2)), 0.5)
     one.compare(one.original.model.proto, ["main/c0"])
     assert one.final is None
-    assert pipeline._notes_of(one) == ["the whole models were not timed: it broke"]
+    assert run.notes_of(one) == ["the whole models were not timed: it broke"]
 
 
 def test_against_another_model(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1158,7 +1159,7 @@ def test_notes_in_order(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     one.meter.ledger.cache = Cache.open(tmp_path / "cache.sqlite")
     assert one.start()
     one.failure = Why(reason=Reason.WHOLE_FAILED, said="no")
-    cache, told = pipeline._notes_of(one)
+    cache, told = run.notes_of(one)
     assert "cache.sqlite" in cache
     assert told == "the whole models were not timed: no"
 

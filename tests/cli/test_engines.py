@@ -18,9 +18,10 @@ import pytest
 
 import dilrewrite
 from dilrewrite.cli import main
-from dilrewrite.commands import pipeline
+from dilrewrite.commands import bench as commands_bench
+from dilrewrite.commands import optimize as commands_optimize
 from dilrewrite.errors import DiffersError, FailedError
-from dilrewrite.tensorrt import bindings, cuda
+from dilrewrite.tensorrt import bindings, cuda, exports
 from tests import models_for_tests as tiny
 from tests.models_for_tests import Outcome, cli, conv1d, conv2d, listing, save, save_external
 from tests.tensorrt.rtx import FLAVOUR as RTX
@@ -327,7 +328,8 @@ def test_a_backend_without_a_gpu_is_told_before_any_work(
     def read(*_: Any) -> Any:
         pytest.fail("the model was read")
 
-    monkeypatch.setattr(pipeline, "load", read)
+    for module in (commands_bench, commands_optimize):
+        monkeypatch.setattr(module, "load", read)
     path = tmp_path / "m.onnx"
     path.write_text("not even a model")
     fails(capsys, tmp_path, 4, [f"backend {backend}: "], command, path, "--backend", backend)
@@ -560,7 +562,7 @@ def test_what_is_known_before_any_work(
     options: Callable[[Path], Sequence[object]],
     words: Sequence[object],
 ) -> None:
-    monkeypatch.setattr(pipeline, "find", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(commands_optimize, "find", lambda *_: pytest.fail("work was begun"))
     path = save_external(conv1d(length="time"), tmp_path / "m.onnx")
     (tmp_path / "kept").write_text("mine")
     (tmp_path / "sub").mkdir()
@@ -612,7 +614,7 @@ def test_all_of_them_are_named(capsys: Capsys, tmp_path: Path) -> None:
 
 @pytest.fixture
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "PROFILE_RUNS", 3)
+    monkeypatch.setattr(exports, "PROFILE_RUNS", 3)
 
 
 def check_times(path: Path) -> None:

@@ -175,15 +175,15 @@ def test_an_interrupt_is_one_line(
 def test_an_interrupt_when_all_is_written_says_so(
     capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from dilrewrite.commands import pipeline
+    from dilrewrite.staging import Staging
 
-    real = pipeline.Staging.commit
+    real = Staging.commit
 
     def committed(self: Any) -> None:
         real(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.Staging, "commit", committed)
+    monkeypatch.setattr(Staging, "commit", committed)
     outcome = cli(
         capsys, "optimize", model, "-o", tmp_path / "o.onnx", "--strategy", "im2col", "--budget", 0, "--no-report"
     )

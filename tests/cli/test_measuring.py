@@ -21,9 +21,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
-from dilrewrite.choice import tune
+from dilrewrite.choice import tune, whole
 from dilrewrite.choice.tune import Tuning
-from dilrewrite.commands import pipeline
 from dilrewrite.proof import prove
 from dilrewrite.runtimes import CannotRun, backends
 from dilrewrite.runtimes._worker import IsolatedBench
@@ -569,7 +568,7 @@ def test_decisions_of_a_measurement_are_replayed_without_one(
     for name in ("backend", "device", "versions", "settings", "inputs"):
         assert made_on[name] == found[name]
     for name in ("Meter", "Tuning", "timed_backend"):
-        monkeypatch.setattr(pipeline, name, fails)
+        monkeypatch.setattr(whole, name, fails)
     again = optimize(capsys, path, "--decisions", kept, "--force").report
     assert (tmp_path / "o.onnx").read_bytes() == one
     assert again["measurement"] is None
@@ -580,7 +579,7 @@ def test_what_differs_after_measuring(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretend: Callable[..., None]
 ) -> None:
     """A fast model that computes something else: no model, no decisions, a report."""
-    real = pipeline.rewrite
+    real = whole.rewrite
 
     def slip(*arguments: Any) -> Any:
         result = real(*arguments)
@@ -588,7 +587,7 @@ def test_what_differs_after_measuring(
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
         return result
 
-    monkeypatch.setattr(pipeline, "rewrite", slip)
+    monkeypatch.setattr(whole, "rewrite", slip)
     pretend({"im2col": 0.5}, lambda _: 0.6)
     path = save(conv1d(), tmp_path / "m.onnx")
     before = listing(tmp_path)
@@ -602,7 +601,7 @@ def test_what_differs_after_measuring(
 
 @pytest.mark.usefixtures("_sealed")
 def test_no_budget_measures_nothing(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "Tuning", fails)
+    monkeypatch.setattr(whole, "Tuning", fails)
     path = save(two_convs(), tmp_path / "m.onnx")
     outcome = optimize(capsys, path, "--budget", 0)
     assert (outcome.code, outcome.report["status"], outcome.report["measurement"]) == (0, "kept", None)
@@ -612,7 +611,7 @@ def test_no_budget_measures_nothing(capsys: Capsys, tmp_path: Path, monkeypatch:
 
 
 def test_no_budget_eliminates_by_estimate(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "Tuning", fails)
+    monkeypatch.setattr(whole, "Tuning", fails)
     path = save(two_convs(), tmp_path / "m.onnx")
     report = optimize(capsys, path, "--budget", 0, "--eliminate").report
     assert report["rewritten"] == 2

@@ -16,6 +16,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
+from dilrewrite.choice import whole
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.reports.report import ModelReport, Report, SiteReport
 from dilrewrite.runtimes import CannotLoad
@@ -423,8 +424,7 @@ def test_only_the_whole_model_can_tell(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every site is called proved, and one weight is not what it was: the comparison of the whole finds it."""
-    pipeline = importlib.import_module("dilrewrite.commands.pipeline")
-    real = pipeline.rewrite
+    real = whole.rewrite
 
     def slip(*arguments: Any) -> Any:
         result = real(*arguments)
@@ -437,7 +437,7 @@ def test_only_the_whole_model_can_tell(
         return prove.Proof(shapes=(), elements=0, backend="", native_ran=True, rounding=None)
 
     monkeypatch.setattr(prove.Prover, "prove", passed)
-    monkeypatch.setattr(pipeline, "rewrite", slip)
+    monkeypatch.setattr(whole, "rewrite", slip)
     path = save(two_convs(), tmp_path / "m.onnx")
     outcome = cli(capsys, "optimize", path, "--strategy", "space_to_batch", "--json")
     assert (outcome.code, outcome.report["status"]) == (3, "differs")
@@ -489,8 +489,7 @@ def test_what_the_checker_finds_in_the_result_alone_is_not_written(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The result runs and computes the same; it says something wrong of a tensor."""
-    pipeline = importlib.import_module("dilrewrite.commands.pipeline")
-    real = pipeline.rewrite
+    real = whole.rewrite
 
     def slip(*arguments: Any) -> Any:
         result = real(*arguments)
@@ -500,7 +499,7 @@ def test_what_the_checker_finds_in_the_result_alone_is_not_written(
         graph.value_info.append(helper.make_tensor_value_info(inner, TensorProto.FLOAT, [1, 1, 999]))
         return result
 
-    monkeypatch.setattr(pipeline, "rewrite", slip)
+    monkeypatch.setattr(whole, "rewrite", slip)
     path = save(conv1d(), tmp_path / "m.onnx")
     outcome = cli(capsys, "optimize", path, "--strategy", "slice_to_batch", "--json")
     assert (outcome.code, outcome.report["status"]) == (3, "not valid")

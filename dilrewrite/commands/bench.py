@@ -1,0 +1,184 @@
+"""Times two models, or two engines, against each other, or one against itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dilrewrite.choice.decide import Decider
+from dilrewrite.choice.original import Original
+from dilrewrite.choice.tune import Tuning
+from dilrewrite.commands.places import Claims
+from dilrewrite.commands.run import Run, dilated, notes_of
+from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.keywords import Progress, silent
+from dilrewrite.model.load import load
+from dilrewrite.model.valid import check_calls
+from dilrewrite.options import CommandOptions
+from dilrewrite.proof import trial
+from dilrewrite.proof.carve import Source
+from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
+from dilrewrite.proof.verdict import Subject
+from dilrewrite.reports import report
+from dilrewrite.reports.report import Report
+from dilrewrite.runtimes import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    Crashed,
+    Options,
+    Runnable,
+    TimedOut,
+    profiled,
+    timed_backend,
+)
+from dilrewrite.sites.find import find
+from dilrewrite.tensorrt import bindings, engines, exports, sidecar
+from dilrewrite.tensorrt.sidecar import EngineReport
+from dilrewrite.timing.budget import Budget
+from dilrewrite.timing.cache import open_cache
+from dilrewrite.timing.measure import Meter
+
+
+def bench(first: Path, second: Path | None, options: CommandOptions, *, progress: Progress = silent) -> Report:
+    """Time two models against each other, or one against itself; see `dilrewrite.bench`."""
+    options.check()
+    if options.measuring.backend != "auto":
+        timed_backend(options.measuring.backend)  # an error when it is not ready
+    run, paths = Run("bench", options, progress), [first] if second is None else [first, second]
+    return run.written((_engines if any(map(sidecar.is_engine, paths)) else _models)(run, paths))
+
+
+def _models(run: Run, paths: Sequence[Path]) -> Report:
+    options = run.options
+    _check_exports(options, paths)
+    with run.clock("load"):
+        models = [load(path) for path in paths]
+    for path, model in zip(paths, models, strict=True):
+        check_calls(model.proto, shown(path))
+    Claims(list(paths)).reports(options.places.report)
+    before, other = models[0], models[-1]
+    if len(models) > 1:
+        trial.check_same_inputs(before.proto, other.proto, shown(paths[-1]))
+    settings = trial.settings(before, options.proving)
+    found = [find(model.proto) for model in models]
+    sessions = Options(threads=options.proving.threads, custom_op_library=options.proving.custom_op_library)
+    meter = _meter(run, options.measuring.backend, sessions)
+    baseline = trial.runnable(before, before.proto)
+    original = Original(model=before, found=found[0], baseline=baseline, settings=settings)
+    decider = Decider(options.scope, options.proving, Source(before.proto))
+    tuning = Tuning(original=original, meter=meter, decider=decider)
+    runnable = trial.runnable(other, other.proto)
+    subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)
+    with run.clock("measure"):
+        try:
+            tuning.time_against(subject)
+            _export(options, meter, [original.runnable(), subject.runnable()][: len(paths)], original.feeds)
+        finally:
+            tuning.close()
+    described = [
+        report.describe_model(model, model.proto, dilated=dilated(sites))
+        for model, sites in zip(models, found, strict=True)
+    ]
+    return run.report(
+        "measured",
+        before=described[0],
+        after=described[1] if len(described) > 1 else None,
+        skipped=found[-1].skipped,
+        measurement=tuning.measurement(),
+        notes=(*notes_of(tuning), *dict.fromkeys(remark for sites in found for remark in sites.remarks)),
+    )
+
+
+def _engines(run: Run, paths: Sequence[Path]) -> Report:
+    """Time two engines of one flavour against each other, or one against itself."""
+    options, first, known = run.options, paths[0], _read(paths)
+    engine, name = known[0], bindings.module_name(known[0].flavour)
+    if options.measuring.backend not in ("auto", name):
+        raise UsageError(
+            f"--backend {options.measuring.backend}: the engine is of {engine.flavour}", hint="leave it out"
+        )
+    engines.check_runs(first, engine)
+    Claims(list(paths)).reports(options.places.report)
+    _check_exports(options, paths)
+    with tempfile.TemporaryDirectory(prefix="dilrewrite-") as scratch:
+        meter = _meter(run, name, Options(threads=options.proving.threads, scratch=Path(scratch)))
+        runnables = [Runnable(model=path.absolute(), engine=True) for path in (first, paths[-1])]
+        state = meter.backend.state()
+        with run.clock("measure"):
+            try:
+                meter.budget.begin()
+                feeds = _feeds(options, engine, runnables[0], meter)
+                final = meter.whole(runnables[0], runnables[1], ("", ""), feeds, run_s=meter.budget.run_s)
+                _export(options, meter, runnables[: len(paths)], feeds)
+            except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+                raise FailedError(f"{shown(first)}: {error}", hint=engines.built_for(engine)) from error
+            finally:
+                meter.close()
+    return run.report(
+        "measured",
+        before=report.describe_engine(engine, shown(first)),
+        after=report.describe_engine(known[1], shown(paths[1])) if len(paths) > 1 else None,
+        measurement=meter.measurement(feeds, final=final, state_before=state),
+        engine=engine,
+    )
+
+
+def _meter(run: Run, backend: str, sessions: Options) -> Meter:
+    budget = Budget(run.options.measuring.seconds, progress=run.progress)
+    return Meter.on(timed_backend(backend), open_cache(None, none=True), budget, sessions)
+
+
+def _read(paths: Sequence[Path]) -> list[EngineReport]:
+    """Return what is known of engines that can be timed against each other; raises `UsageError` for others."""
+    for path in paths:
+        if not sidecar.is_engine(path):
+            raise UsageError(
+                f"{shown(path)} is a model, and the other an engine: they are not timed against each other",
+                hint="build the model's engine with `dilrewrite build`, and time the two engines",
+            )
+    known = [sidecar.read(path) for path in paths]
+    flavours = {engine.flavour for engine in known}
+    if len(flavours) > 1:
+        raise UsageError(f"the engines are of {' and '.join(sorted(flavours))}: they do not run in one library")
+    inputs = [{tensor.name: tensor.datatype for tensor in engine.inputs} for engine in known]
+    if inputs[0] != inputs[-1]:
+        told = [", ".join(f"{name} ({kind})" for name, kind in some.items()) for some in (inputs[-1], inputs[0])]
+        raise UsageError(
+            f"{shown(paths[-1])}: its inputs are {told[0]}, not {told[1]}",
+            hint="only engines that take the same inputs can be timed against each other",
+        )
+    return known
+
+
+def _feeds(options: CommandOptions, engine: EngineReport, runnable: Runnable, meter: Meter) -> Mapping[str, Array]:
+    """Return what engines are timed on: the user's data, and made-up values of the sizes that they are fast at."""
+    data = load_inputs(options.proving.inputs) if options.proving.inputs else {}
+    sizes = {name: profile.opt for name, profile in engine.profiles.items()}
+    given = {**sizes, **parse_shapes(options.proving.shapes)}
+    with meter.backend.session(runnable, meter.options) as session:
+        chooser = Chooser(
+            session.inputs,
+            given={name: shape for name, shape in given.items() if name not in data},
+            user=data,
+            seed=options.proving.seed,
+        )
+        case, _ = chooser.first(session.run)
+    return case.feeds
+
+
+def _check_exports(options: CommandOptions, paths: Sequence[Path]) -> None:
+    """Raise `UsageError` for places that nothing can be written to; an export of before is replaced."""
+    claims = Claims(list(paths), force=True)
+    for option, place in exports.places(options.places, len(paths)):
+        claims.claim(place, option)
+
+
+def _export(options: CommandOptions, meter: Meter, runnables: Sequence[Runnable], feeds: Mapping[str, Array]) -> None:
+    exports.write(
+        options.places,
+        meter.last.samples,
+        lambda number: profiled(meter.backend, runnables[number], meter.options, feeds, exports.PROFILE_RUNS),
+        len(runnables),
+    )

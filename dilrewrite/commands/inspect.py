@@ -1,0 +1,76 @@
+"""Lists the dilated Convs of a model, the forms that apply, why others refuse, and each Conv's share of the time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dilrewrite.choice import choose, whole
+from dilrewrite.choice.decide import Decider
+from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
+from dilrewrite.choice.reason import Reason, Why
+from dilrewrite.choice.tune import Tuning
+from dilrewrite.commands.places import Claims
+from dilrewrite.commands.run import Run, dilated, failure, notes_of
+from dilrewrite.errors import FailedError, shown
+from dilrewrite.forms.strategies import strategies
+from dilrewrite.model.load import load
+from dilrewrite.model.tensors import Model
+from dilrewrite.options import CommandOptions, Proving
+from dilrewrite.proof import trial
+from dilrewrite.proof.carve import Source
+from dilrewrite.reports import report
+from dilrewrite.reports.report import Report
+from dilrewrite.sites import Found
+from dilrewrite.sites.find import find
+
+
+def inspect(path: Path, options: CommandOptions) -> Report:
+    """Return every dilated Conv of the model at `path`; see `dilrewrite.inspect`."""
+    profile, limit = options.measuring.profile, options.scope.max_dilation
+    run = Run("inspect", options if profile else replace(options, proving=Proving()))
+    with run.clock("load"):
+        model = load(path, weights=profile)
+    Claims([path]).reports(options.places.report)
+    with run.clock("find"):
+        found = find(model.proto)
+    with run.clock("plan"):
+        planner = choose.Planner(strategies(), limit)
+        considered = [
+            Considered(site=site, offered=tuple(offered), refused=tuple(refused), wanted=())
+            for site in found.sites
+            for offered, refused in [planner.candidates(site)]
+        ]
+    tuning = _profiled(run, model, found) if profile else None
+    why = Why(reason=Reason.INSPECTED)
+    sites = []
+    for entry in considered:
+        measured = SiteMeasurement(run=tuning.run_of(entry.site)) if tuning is not None else SiteMeasurement()
+        sites.append(report.describe_site(Decision(considered=entry, measured=measured, why=why)))
+    result = run.report(
+        "inspected",
+        before=report.describe_model(model, model.proto, dilated=dilated(found)),
+        options={"max_dilation": limit, **(options.plain() if profile else {})},
+        sites=tuple(sites),
+        skipped=found.skipped,
+        normalised=found.normalisations,
+        measurement=tuning.measurement() if tuning is not None else None,
+        notes=(*notes_of(tuning), *found.remarks),
+    )
+    return run.written(result)
+
+
+def _profiled(run: Run, model: Model, found: Found) -> Tuning:
+    """Run the model, and return where its time goes."""
+    options = run.options
+    options.check()
+    decider = Decider(options.scope, options.proving, Source(model.proto))
+    settings = trial.settings(model, options.proving)
+    tuning = whole.tuning(model, found, decider, settings, options.measuring, progress=run.progress)
+    with run.clock("profile"):
+        try:
+            if not tuning.start():
+                raise FailedError(f"{shown(model.path or Path())}: {failure(tuning)}")
+        finally:
+            tuning.close()
+    return tuning

@@ -1,0 +1,341 @@
+"""The whole way: load, find, plan, measure, choose, prove, substitute, confirm, verify, report, save."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dilrewrite.choice import decisions, whole
+from dilrewrite.choice.decide import Decider, matches, remaining
+from dilrewrite.choice.decision import Decision
+from dilrewrite.choice.reason import Reason
+from dilrewrite.choice.whole import Choosing, Chosen
+from dilrewrite.commands.places import Claims, data_files
+from dilrewrite.commands.run import Run, dilated, notes_of
+from dilrewrite.errors import shown
+from dilrewrite.keywords import Progress, silent
+from dilrewrite.model.load import load
+from dilrewrite.model.save import stage_model
+from dilrewrite.model.tensors import Model
+from dilrewrite.model.valid import check_calls
+from dilrewrite.options import CommandOptions, Scope
+from dilrewrite.proof import trial
+from dilrewrite.proof.carve import Source
+from dilrewrite.proof.inputs import parse_shapes
+from dilrewrite.proof.verdict import Settings, Verdict
+from dilrewrite.reports import reasons, report, write_reports
+from dilrewrite.reports.report import Report, SiteReport
+from dilrewrite.runtimes import backends, timed_backend
+from dilrewrite.sites import Found, Skipped
+from dilrewrite.sites.find import find
+from dilrewrite.splice.rewrite import Rewritten, mark
+from dilrewrite.staging import Staging
+from dilrewrite.tensorrt import bindings, engines
+
+
+def optimize(path: Path, options: CommandOptions, *, beside: bool = False, progress: Progress = silent) -> Report:
+    """Rewrite the model at `path`, prove it, and write it to the output (`None`: `<stem>.dilrewrite.onnx` beside it).
+
+    `beside`: without a folder for reports, they go to `<output stem>.report` beside the output, except when dilation is
+    left that should go: then nothing at all is written. Returns the report; when results differ or dilation is left, no
+    model is written and `report.exit_code` says so.
+    """
+    options.check()
+    with engines.on_device(options.building.device if options.building is not None else None):
+        job = _job(Run("optimize", _with_backend(options), progress), path, beside=beside)
+        done = _done(job, _choosing(job))
+        result = _report(job, done)
+        return result if options.places.dry_run else _written(job, done, result)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A model, and where what it becomes goes. `asked`: the folder for reports was named by the user."""
+
+    run: Run
+    model: Model
+    found: Found
+    settings: Settings
+    target: Path
+    engine: Path
+    started: engines.Started | None
+    reports: Path | None
+    asked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What was chosen, whether that changes the model, the dilation that is left and should not be, and the verdict."""
+
+    chosen: Chosen
+    notes: Sequence[str]
+    changed: bool
+    left: Sequence[Decision | Skipped]
+    verdict: Verdict | None
+
+
+def _job(run: Run, path: Path, *, beside: bool) -> _Job:
+    """Load the model, and check everything that can be before long work."""
+    options, places = run.options, run.options.places
+    with run.clock("load"):
+        model = load(path)
+    check_calls(model.proto, shown(path))
+    target = places.output or path.with_name(f"{path.stem}.dilrewrite.onnx")
+    engine = places.engine or target.with_suffix(".engine")
+    started = None
+    if options.building is not None:
+        started = engines.start(model, options.building, parse_shapes(options.proving.shapes))
+    asked, reports = places.report is not None, places.report
+    if beside and not asked:
+        reports = target.with_name(f"{target.stem}.report")
+    if not places.dry_run:
+        claims = Claims([path, *data_files(model)], force=places.force)
+        claims.model(target, path, model)
+        claims.claim(places.save_decisions, "--save-decisions", kind="a model")
+        if options.measuring.cache is not None:
+            claims.keep(options.measuring.cache, "--cache")
+        if options.building is not None:
+            claims.engine(engine, options.building.timing_cache)
+        claims.reports(reports)
+    settings = trial.settings(model, options.proving)
+    if started is not None:
+        engines.measured_sizes(started, settings)  # an error before long work
+    with run.clock("find"):
+        found = find(model.proto)
+    return _Job(
+        run=run,
+        model=model,
+        found=found,
+        settings=settings,
+        target=target,
+        engine=engine,
+        started=started,
+        reports=reports,
+        asked=asked,
+    )
+
+
+def _choosing(job: _Job) -> Choosing:
+    """Return what chooses the forms."""
+    run, options, model, found = job.run, job.run.options, job.model, job.found
+    decided = None
+    if options.scope.decisions is not None:
+        decided = decisions.read(options.scope.decisions)
+        decisions.check(options.scope.decisions, decided, found.sites)
+    proofs = functools.partial(run.clock, "prove")
+    decider = Decider(options.scope, options.proving, Source(model.proto), decided, proofs)
+    with run.clock("plan"):
+        considered = [decider.consider(site) for site in found.sites]
+    tuning = None
+    if found.sites and decided is None and options.measuring.seconds > 0:
+        settings = job.settings
+        if job.started is not None:
+            settings = replace(settings, shapes=engines.measured_sizes(job.started, settings))
+        tuning = whole.tuning(model, found, decider, settings, options.measuring, options.building, run.progress)
+    return Choosing(
+        model=model,
+        found=found,
+        considered=considered,
+        decider=decider,
+        tuning=tuning,
+        clock=run.clock,
+        progress=run.progress,
+    )
+
+
+def _done(job: _Job, choosing: Choosing) -> _Done:
+    """Choose, and prove what was chosen."""
+    scope, proving = job.run.options.scope, job.run.options.proving
+    measures = choosing.tuning
+    try:
+        chosen = choosing.plan() if job.run.options.places.dry_run else choosing.choose()
+    finally:
+        if measures is not None:
+            measures.close()
+    settled = chosen.settled
+    changed = bool(any(d.fragment or d.explicit for d in settled) or job.found.normalisations)
+    if proving.verify == "none" and changed:
+        mark(chosen.rewritten.proto, "unverified")
+    left = remaining(settled, job.found, scope) if scope.eliminate else ()
+    wrong = tuple(reasons.wrong(decision) for decision in settled if decision.wrong)
+    if wrong:
+        verdict: Verdict | None = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
+    else:
+        verdict = _verdict(job, chosen, changed) if not left else None  # nothing will be written then
+    return _Done(chosen=chosen, notes=notes_of(choosing.tuning), changed=changed, left=left, verdict=verdict)
+
+
+def _verdict(job: _Job, chosen: Chosen, changed: bool) -> Verdict | None:
+    level = job.run.options.proving.verify
+    if level == "none":
+        return Verdict(level="none", passed=True, skipped="--verify none: the result is unverified")
+    if not changed:
+        return None
+    if level != "full":
+        return Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
+    errors = [
+        (decision.site, decision.proof.rounding.difference)
+        for decision in chosen.settled
+        if decision.fragment is not None and decision.proof is not None and decision.proof.rounding is not None
+    ]
+    job.run.progress("verify", 0, 1)
+    with job.run.clock("verify"):
+        verdict = trial.compare_rewritten(job.model, job.found, chosen.rewritten.proto, errors, job.settings)
+    job.run.progress("verify", 1, 1)
+    return verdict
+
+
+def _status(job: _Job, done: _Done, sites: Sequence[SiteReport]) -> str:
+    verdict, options = done.verdict, job.run.options
+    if verdict is not None and not verdict.passed:
+        return "differs"
+    if verdict is not None and verdict.checker_after:
+        return "not valid"
+    if done.left:
+        return "dilation left"
+    if any(decision.fragment is not None for decision in done.chosen.settled):
+        return "rewritten"
+    if not job.found.sites:
+        return "nothing to rewrite"
+    cores = report.environment(options.proving.threads).cores
+    blind = not options.places.dry_run and report.inconclusive(sites, done.chosen.measurement, cores)
+    return "inconclusive" if blind else "kept"
+
+
+def _report(job: _Job, done: _Done) -> Report:
+    model, found, options, verdict = job.model, job.found, job.run.options, done.verdict
+    settled, measurement = done.chosen.settled, done.chosen.measurement
+    on = measurement.backend if measurement is not None else ""
+    sites = tuple(report.describe_site(decision, on) for decision in settled)
+    status = _status(job, done, sites)
+    written = status not in ("differs", "not valid", "dilation left")
+    told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}
+    left = sum(decision.max_dilation > 1 for decision in settled)
+    after = None
+    peaks = verdict.peak_bytes if verdict is not None else (None, None)
+    if written:
+        after = report.describe_model(
+            model,
+            done.chosen.rewritten.proto if done.changed else model.proto,
+            path=shown(job.target),
+            dilated=report.dilated_convolutions(left, found.skipped),
+            peak_bytes=peaks[1],
+        )
+    building = {"build_engine": options.building.plain()} if options.building is not None else {}
+    return job.run.report(
+        status,
+        before=report.describe_model(model, model.proto, dilated=dilated(found), peak_bytes=peaks[0]),
+        after=after,
+        output=shown(job.target) if written and not options.places.dry_run else None,
+        options={**options.plain(), **building},
+        sites=sites,
+        skipped=found.skipped,
+        normalised=found.normalisations,
+        remaining=tuple(reasons.left(node, on) for node in done.left),
+        verdict=verdict,
+        measurement=measurement,
+        notes=(*done.notes, *_unmatched(found, options.scope), *(r for r in found.remarks if r not in told)),
+    )
+
+
+def _unmatched(found: Found, scope: Scope) -> list[str]:
+    """Return what the user may have meant otherwise."""
+    named = [(site.where, site.name, site.output) for site in found.sites]
+    named += [(node.where, node.name, "") for node in found.skipped]
+    return [
+        f"{option} {pattern} matches no dilated node"
+        for option, pattern in (("--only", scope.only), ("--skip", scope.skip))
+        if pattern is not None and not any(matches(pattern, *names) for names in named)
+    ]
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
+def _written(job: _Job, done: _Done, result: Report) -> Report:
+    """Write what came of the model; return the report with what there is to say of that."""
+    places, rewritten, engine = job.run.options.places, done.chosen.rewritten, None
+    if job.started is not None and result.output is not None:
+        with job.run.clock("build"):
+            engine = engines.make(
+                job.started,
+                rewritten.proto if done.changed else job.model.proto,
+                job.engine,
+                job.settings,
+                chosen_on=_chosen_on(result, job.started),
+                source=job.target if done.changed else None,
+                progress=job.run.progress,
+            )
+        result = replace(result, engine=engine.report)
+    with Staging(force=places.force) as staging:
+        if engine is not None:
+            engines.stage(engine, job.engine, staging)
+        if result.output is not None:
+            spill = _spill(job.model, rewritten)
+            remarks = stage_model(
+                job.model, rewritten.proto, job.target, staging, external_data=places.external_data, spill=spill
+            )
+            result = replace(result, notes=(*result.notes, *remarks))
+            if places.save_decisions is not None:
+                staging.add_text(places.save_decisions, _decisions(result, done.chosen.settled))
+        if job.reports is not None and (job.asked or result.status != "dilation left"):
+            write_reports(result, job.reports, staging)
+        staging.commit()
+    return result
+
+
+def _chosen_on(result: Report, started: engines.Started) -> str:
+    """Return what chose the forms in an engine: the timings of a backend, or what the user said."""
+    measurement = result.measurement
+    told = next((name for name in ("strategy", "decisions") if result.options.get(name)), None)
+    if told is not None:
+        return f"--{told} {result.options[told]}, not measured on TensorRT"
+    if measurement is None:
+        return "nothing, not measured on TensorRT"
+    if measurement.backend == bindings.module_name(started.flavour):
+        return f"{measurement.backend} on {measurement.device}"
+    return f"{measurement.backend}, not measured on TensorRT"
+
+
+def _decisions(result: Report, settled: Sequence[Decision]) -> str:
+    """Return the text of the decisions file."""
+    measurement = result.measurement
+    made_on: dict[str, object] = {}
+    if measurement is not None:
+        made_on = {
+            "backend": measurement.backend,
+            "device": measurement.device,
+            "versions": dict(measurement.versions),
+            "settings": dict(measurement.settings),
+            "inputs": {name: list(shape) for name, shape in measurement.inputs.items()},
+        }
+    return decisions.render(
+        result.before.sha256,
+        [(d.site, d.spelling, site.reason) for d, site in zip(settled, result.sites, strict=True)],
+        made_on,
+    )
+
+
+def _spill(model: Model, rewritten: Rewritten) -> list[str]:
+    """Return new weights that go to a data file: all of 1 KiB and more, when the model keeps its weights outside."""
+    if not model.external_files:
+        return []
+    added = set(rewritten.added_tensors)
+    return [t.name for t in rewritten.proto.graph.initializer if t.name in added and len(t.raw_data) >= 1024]
+
+
+def _with_backend(options: CommandOptions) -> CommandOptions:
+    """Return the options with the backend that engines are built for, where it is ready and none was asked for.
+
+    Raises `UsageError` or `MissingError`, before any work, when the one that was asked for is not ready.
+    """
+    if options.measuring.backend != "auto":
+        timed_backend(options.measuring.backend)
+        return options
+    if options.building is None or options.scope.decisions is not None:
+        return options
+    name = bindings.module_name(bindings.choose(options.building.flavour))
+    ready = backends()[name].missing() is None
+    return replace(options, measuring=replace(options.measuring, backend=name)) if ready else options

@@ -1,0 +1,62 @@
+"""Checks the places that a command writes to, before long work: each can be written, and is no other's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dilrewrite.errors import UsageError, shown
+from dilrewrite.model.tensors import Model
+from dilrewrite.reports import check_report_folder
+from dilrewrite.staging import ELSEWHERE, check_destination, same_file
+from dilrewrite.tensorrt import sidecar
+
+
+@dataclass
+class Claims:
+    """Places that are taken; `force`: files there may be replaced."""
+
+    taken: list[Path]
+    force: bool = False
+
+    def claim(self, place: Path | None, option: str = "", *, kind: str = "something else") -> None:
+        """Take a place for a new file, named by `option`; raises `UsageError` for one that is taken, or unusable."""
+        if place is not None:
+            self.keep(place, option, kind=kind)
+            check_destination(place, force=self.force, source=None)
+
+    def keep(self, place: Path, option: str = "", *, kind: str = "something else") -> None:
+        """Take a place for a file that may be there already."""
+        if any(_same_place(place, other) for other in self.taken):
+            raise UsageError(f"{option} {shown(place)}: is a place for {kind}".lstrip(), hint="name another file")
+        self.taken.append(place)
+
+    def model(self, target: Path, path: Path, model: Model) -> None:
+        """Take a place for what the model at `path` becomes."""
+        if any(same_file(target, file) for file in data_files(model)):
+            raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
+        check_destination(target, force=self.force, source=path)
+        self.taken.append(target)
+
+    def engine(self, engine: Path, timing_cache: Path | None) -> None:
+        """Take the places of an engine, its side-car, and TensorRT's cache of timings, which is written again."""
+        self.claim(engine)
+        self.claim(sidecar.place(engine))
+        if timing_cache is not None:
+            self.keep(timing_cache, "--timing-cache")
+            check_destination(timing_cache, force=True, source=None)
+
+    def reports(self, folder: Path | None) -> None:
+        """Check the folder for reports, where there is one."""
+        if folder is not None:
+            check_report_folder(folder, others=self.taken, force=self.force)
+
+
+def data_files(model: Model) -> list[Path]:
+    """Return the files that hold a model's external data."""
+    return [model.folder / location for location in model.external_files]
+
+
+def _same_place(a: Path, b: Path) -> bool:
+    """Say whether two paths lead to one file, which need not exist yet."""
+    return same_file(a, b) or (a.name == b.name and same_file(a.parent, b.parent))

@@ -1,0 +1,82 @@
+"""What every command does: it counts seconds by step, describes what it did, and writes the reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from dilrewrite.choice.tune import Tuning
+from dilrewrite.keywords import Progress, silent
+from dilrewrite.options import CommandOptions
+from dilrewrite.reports import reasons, report, write_reports
+from dilrewrite.reports.report import Report
+from dilrewrite.sites import Found
+from dilrewrite.staging import Staging
+
+
+@dataclass
+class Clock:
+    """Seconds by step; what a step inside another takes is not the other's."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _inner: list[float] = field(default_factory=lambda: [0.0])
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        """Count what is done within as a step."""
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            own = spent - self._inner.pop()
+            self._inner[-1] += spent
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + own, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A command at work."""
+
+    command: str
+    options: CommandOptions
+    progress: Progress = silent
+    clock: Clock = field(default_factory=Clock)
+
+    def report(self, status: str, **more: Any) -> Report:
+        """Return the report; `more` are further fields of it."""
+        return Report(
+            command=self.command,
+            status=status,
+            environment=report.environment(self.options.proving.threads),
+            seconds=self.clock.seconds,
+            **{"options": self.options.plain(), **more},
+        )
+
+    def written(self, result: Report) -> Report:
+        """Write a report where it is asked for, and return it."""
+        folder = self.options.places.report
+        if folder is not None:
+            with Staging() as staging:
+                write_reports(result, folder, staging)
+                staging.commit()
+        return result
+
+
+def dilated(found: Found) -> int:
+    """Return how many dilated convolutions a model has."""
+    return report.dilated_convolutions(len(found.sites), found.skipped)
+
+
+def failure(tuning: Tuning) -> str:
+    """Return why a model was not measured, in words; empty when it was."""
+    return reasons.why(tuning.failure, tuning.meter.backend.name) if tuning.failure is not None else ""
+
+
+def notes_of(tuning: Tuning | None) -> list[str]:
+    """Return what a reader should know of measuring besides its figures."""
+    return [*tuning.meter.ledger.cache.warnings, *filter(None, [failure(tuning)])] if tuning is not None else []

@@ -1,0 +1,77 @@
+"""Compares two models as wholes, or an engine with the model that it was built from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dilrewrite.commands.places import Claims
+from dilrewrite.commands.run import Run, dilated
+from dilrewrite.errors import FailedError, shown
+from dilrewrite.model.load import load
+from dilrewrite.model.valid import check_calls
+from dilrewrite.options import CommandOptions
+from dilrewrite.proof import trial
+from dilrewrite.reports import report
+from dilrewrite.reports.report import Report
+from dilrewrite.runtimes import CannotLoad, CannotRun, Crashed, Runnable, TimedOut
+from dilrewrite.sites.find import find
+from dilrewrite.tensorrt import engines, sidecar
+
+
+def verify(before: Path, after: Path, options: CommandOptions) -> Report:
+    """Compare two models as wholes; see `dilrewrite.verify`."""
+    options.check()
+    run = Run("verify", options)
+    if sidecar.is_engine(after):
+        return run.written(_engine(before, after, run))
+    with run.clock("load"):
+        first, second = load(before), load(after)
+    check_calls(first.proto, shown(before))
+    check_calls(second.proto, shown(after))
+    Claims([before, after]).reports(options.places.report)
+    found, found_after = find(first.proto), find(second.proto)
+    settings = trial.settings(first, options.proving)
+    with run.clock("verify"):
+        verdict = trial.compare_models(first, second, found, settings)
+    peaks = verdict.peak_bytes
+    result = run.report(
+        "differs" if not verdict.passed else "not compared" if verdict.skipped else "equal",
+        before=report.describe_model(first, first.proto, dilated=dilated(found), peak_bytes=peaks[0]),
+        after=report.describe_model(second, second.proto, dilated=dilated(found_after), peak_bytes=peaks[1]),
+        skipped=found_after.skipped,
+        verdict=verdict,
+        notes=tuple(dict.fromkeys((*found.remarks, *found_after.remarks))),
+    )
+    return run.written(result)
+
+
+def _engine(before: Path, after: Path, run: Run) -> Report:
+    """Compare an engine's outputs with those of a model on ONNX Runtime. Needs the GPU that it was built for."""
+    engine = sidecar.read(after)
+    engines.check_runs(after, engine)
+    with run.clock("load"):
+        model = load(before)
+    Claims([before, after]).reports(run.options.places.report)
+    settings = trial.settings(model, run.options.proving)
+    found = find(model.proto)
+    with run.clock("verify"):
+        try:
+            verdict = engines.outputs_agree(
+                Runnable(model=before),
+                Runnable(model=after, engine=True),
+                engine.flavour,
+                engine.precision.built,
+                {name: profile.opt for name, profile in engine.profiles.items()},
+                settings,
+            )
+        except engines.NoAnswer as error:
+            raise FailedError(f"{shown(before)}: {error}") from error
+        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            raise FailedError(f"{shown(after)}: {error}", hint=engines.built_for(engine)) from error
+    return run.report(
+        "equal" if verdict.passed else "differs",
+        before=report.describe_model(model, model.proto, dilated=dilated(found)),
+        after=report.describe_engine(engine, shown(after)),
+        verdict=verdict,
+        engine=engine,
+    )
