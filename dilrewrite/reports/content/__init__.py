@@ -5,47 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
+from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import answer, engine, forms, models, sites, timing
-from dilrewrite.reports.document import (
-    Block,
-    Bullets,
-    Document,
-    Fold,
-    Inline,
-    Paragraph,
-    Section,
-    Span,
-    code,
-    muted,
-    table,
-)
 from dilrewrite.reports.report import Report
 from dilrewrite.tensorrt.sidecar import EngineReport
 
 
-def document(report: Report, *, brief: bool = False) -> Document:
+def document(report: Report, *, brief: bool = False) -> doc.Document:
     """Return what a report says: everything, or in brief what a screen holds."""
     parts = ((title, tuple(blocks)) for title, blocks in _sections(report, brief))
-    return Document(
+    return doc.Document(
         command=report.command,
         status=report.status,
         path=report.before.path,
         tone=answer.tone(report),
         answer=answer.answer(report),
         tiles=tuple(answer.tiles(report)),
-        sections=tuple(Section(title, blocks) for title, blocks in parts if blocks),
+        sections=tuple(doc.Section(title, blocks) for title, blocks in parts if blocks),
         closing=f"Report schema {report.schema_version}, exit code {report.exit_code}.",
     )
 
 
-def engine_document(engine_report: EngineReport) -> Document:
+def engine_document(engine_report: EngineReport) -> doc.Document:
     """Return what is known of an engine alone, in brief."""
     says = f"{engine_report.file}: {engine.short(engine_report)}"
-    section = Section("Engine", tuple(engine.engine_blocks(engine_report, brief=True)))
-    return Document("inspect", "inspected", engine_report.file, "", says, (), (section,))
+    section = doc.Section("Engine", tuple(engine.engine_blocks(engine_report, brief=True)))
+    return doc.Document("inspect", "inspected", engine_report.file, "", says, (), (section,))
 
 
-def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[Block]]]:
+def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.Block]]]:
     verdict, measurement = report.verdict, report.measurement
     if verdict is not None:
         yield "Failures", _bullets(verdict.failures, "bad")
@@ -74,7 +62,7 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[Block
     yield from _rest(report, brief)
 
 
-def _rest(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[Block]]]:
+def _rest(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.Block]]]:
     """Yield what is not about sites."""
     verdict = report.verdict
     yield "Left alone", _bullets(models.skipped(report.skipped, brief))
@@ -86,16 +74,16 @@ def _rest(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[Block]]]:
     yield "Notes", _bullets(models.notes(report))
     times = models.times(report.seconds)
     if brief:
-        yield "", [Paragraph(muted(models.environment(report))), Paragraph(muted(f"time: {times}"))]
+        yield "", [doc.Paragraph(doc.muted(models.environment(report))), doc.Paragraph(doc.muted(f"time: {times}"))]
         return
     if report.options:
-        value = ("~value", lambda item: code(json.dumps(item[1], default=str)))
-        yield "Options", [table("Options", report.options.items(), ("option", lambda item: code(item[0])), value)]
-    yield "Environment", [Paragraph(models.environment(report))]
-    yield "Time", [Paragraph(times)]
+        rows = [(doc.code(name), doc.code(json.dumps(value, default=str))) for name, value in report.options.items()]
+        yield "Options", [doc.grid("Options", ("option", "~value"), rows)]
+    yield "Environment", [doc.Paragraph(models.environment(report))]
+    yield "Time", [doc.Paragraph(times)]
 
 
-def _bullets(lines: Sequence[Inline], tone: str = "") -> list[Block]:
+def _bullets(lines: Sequence[doc.Inline], tone: str = "") -> list[doc.Block]:
     """Return a list, folded when it is long; nothing for none."""
-    items = Bullets(tuple(Span(tone, line) for line in lines) if tone else tuple(lines))
-    return [Fold(f"{len(lines)} entries", (items,)) if len(lines) > sites.MANY_ROWS else items] if lines else []
+    items = doc.Bullets(tuple(doc.Span(tone, line) for line in lines) if tone else tuple(lines))
+    return [doc.Fold(f"{len(lines)} entries", (items,)) if len(lines) > sites.MANY_ROWS else items] if lines else []

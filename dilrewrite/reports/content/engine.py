@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from dilrewrite.reports.document import Block, Facts, Fold, Paragraph, code, codes, grid, muted, table
+from dilrewrite.reports import document as doc
 from dilrewrite.reports.units import NOTHING, count, dims, figure, listed, milliseconds, pairs, percent, seconds, size
 from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, PrecisionReport
@@ -129,24 +129,24 @@ def _limit(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def engine_blocks(engine: EngineReport, brief: bool) -> Iterator[Block]:
+def engine_blocks(engine: EngineReport, brief: bool) -> Iterator[doc.Block]:
     """Yield what is known of an engine, and its layers in their order; in brief, how many there are of each type."""
     facts = rows(engine, WARNINGS if brief else None)
-    yield Facts("The engine", tuple((what, code(text) if what in VERBATIM else text) for what, text in facts))
+    yield doc.Facts("The engine", tuple((what, doc.code(text) if what in VERBATIM else text) for what, text in facts))
     if engine.layers and not brief:
         title = "Layers of the engine"
-        layers = table(
+        layers = doc.table(
             title,
             enumerate(engine.layers, 1),
             ("##", lambda item: str(item[0])),
-            ("layer", lambda item: code(item[1].name)),
+            ("layer", lambda item: doc.code(item[1].name)),
             ("type", lambda item: item[1].kind),
             ("reads", lambda item: ", ".join(item[1].inputs) or NOTHING),
             ("writes", lambda item: ", ".join(item[1].outputs) or NOTHING),
-            ("~ONNX nodes", lambda item: codes(item[1].nodes) or NOTHING),
-            ("tactic", lambda item: code(item[1].tactic) if item[1].tactic else NOTHING),
+            ("~ONNX nodes", lambda item: doc.codes(item[1].nodes) or NOTHING),
+            ("tactic", lambda item: doc.code(item[1].tactic) if item[1].tactic else NOTHING),
         )
-        yield Fold(title, (layers,), (f"all {len(engine.layers)} in their order",))
+        yield doc.Fold(title, (layers,), (f"all {len(engine.layers)} in their order",))
 
 
 # -- times by layer --------------------------------------------------------------------------------------------------
@@ -184,26 +184,26 @@ def _share(part: float, whole: float) -> str:
     return percent(part / whole) if whole > 0 else NOTHING
 
 
-def layer_blocks(layers: LayerComparison, brief: bool) -> Iterator[Block]:
+def layer_blocks(layers: LayerComparison, brief: bool) -> Iterator[doc.Block]:
     """Yield what the layers of both engines take, by role, and the slowest of each."""
-    yield Paragraph(muted(how(layers)))
+    yield doc.Paragraph(doc.muted(how(layers)))
     names = ("layers", "#original ms", "#share", "#rewritten ms", "#share", "#difference ms")
-    yield grid("Layers by role", names, sums(layers))
+    yield doc.grid("Layers by role", names, sums(layers))
     for name, some in (("original", layers.first), ("rewritten", layers.second)):
         if some:
             title = f"Slowest layers of the {name} model, of {len(some)} in all"
             shown = slowest(some, BRIEF_SLOWEST if brief else SLOWEST)
-            layer_table = table(
+            layer_table = doc.table(
                 title,
                 shown,
-                ("layer", lambda row: code(row[0].name)),
+                ("layer", lambda row: doc.code(row[0].name)),
                 ("^type", lambda row: row[0].kind),
                 ("role", lambda row: row[0].role),
                 (
                     "~ONNX nodes",
-                    lambda row: (listed(row[0].nodes, LAYER_NODES) if brief else codes(row[0].nodes)) or NOTHING,
+                    lambda row: (listed(row[0].nodes, LAYER_NODES) if brief else doc.codes(row[0].nodes)) or NOTHING,
                 ),
                 ("#ms", lambda row: row[1]),
                 ("#share", lambda row: row[2]),
             )
-            yield Fold(title, (layer_table,), shown=True)
+            yield doc.Fold(title, (layer_table,), shown=True)

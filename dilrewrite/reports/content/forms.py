@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import (
     NAME_LENGTH,
@@ -21,23 +22,6 @@ from dilrewrite.reports.content.sites import (
     was_measured,
 )
 from dilrewrite.reports.content.timing import TIME_LEGEND, time_bar
-from dilrewrite.reports.document import (
-    Block,
-    Bullets,
-    Chart,
-    Fold,
-    Inline,
-    Paragraph,
-    Span,
-    Table,
-    code,
-    codes,
-    commas,
-    muted,
-    reach,
-    strong,
-    table,
-)
 from dilrewrite.reports.reasons import OUTCOMES
 from dilrewrite.reports.report import CandidateReport, Report, SiteReport
 from dilrewrite.reports.units import NOTHING, count, difference, milliseconds, percent, ratio_of, spread
@@ -80,7 +64,7 @@ def native(site: SiteReport) -> Timing | None:
 # -- groups of sites -------------------------------------------------------------------------------------------------
 
 
-def form_blocks(report: Report, brief: bool) -> Iterator[Block]:
+def form_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield the forms of all sites, once for those that were measured as one or agree in everything.
 
     Brief, of a report that is not of `inspect`: those with a time, of the groups that take most of it.
@@ -104,26 +88,26 @@ def form_blocks(report: Report, brief: bool) -> Iterator[Block]:
     )
     groups = sorted((some for some in groups if not short or not rank(some)[0]), key=rank)
     if any(map(was_measured, report.sites)):
-        yield Paragraph(
+        yield doc.Paragraph(
             "Times: milliseconds for a run of the Conv with its neighbours. Ratio: form / keep, below 1 is faster."
         )
     most = BRIEF_GROUPS if short else MANY_GROUPS
     folds = []
     for i, some in enumerate(groups[:most] if short else groups):
         parts = units.groups(some, same)
-        content: list[Block] = []
+        content: list[doc.Block] = []
         for part in parts:
-            content += [Paragraph((_numbers(part), ":"))] if len(parts) > 1 else []
+            content += [doc.Paragraph((_numbers(part), ":"))] if len(parts) > 1 else []
             content += _group(part[0][1], report, brief)
-        title: Inline = (code(geometry(some[0][1].geometry)), muted(_ran(some[0][1], brief)))
-        folds.append(Fold(title, tuple(content), _about(some, report, brief), i < OPEN_GROUPS, group=True))
+        title: doc.Inline = (doc.code(geometry(some[0][1].geometry)), doc.muted(_ran(some[0][1], brief)))
+        folds.append(doc.Fold(title, tuple(content), _about(some, report, brief), i < OPEN_GROUPS, group=True))
     yield from folds[:most]
     if len(groups) > most:
         rest = groups[most:]
         share = _share([item for some in rest for item in some])
         time = f", {percent(share)} of the time" if share is not None else ""
         title = f"and {count(len(rest), 'group')} more ({count(sum(map(len, rest)), 'site')}{time})"
-        yield Paragraph(title) if short else Fold(title, tuple(folds[most:]))
+        yield doc.Paragraph(title) if short else doc.Fold(title, tuple(folds[most:]))
 
 
 def _ran(site: SiteReport, brief: bool) -> str:
@@ -135,101 +119,101 @@ def _share(some: Group) -> float | None:
     return units.summed(site.share for _, site in some)
 
 
-def _numbers(some: Group) -> Inline:
-    return ("Site " if len(some) == 1 else "Sites ", commas([link(number) for number, _ in some]))
+def _numbers(some: Group) -> doc.Inline:
+    return ("Site " if len(some) == 1 else "Sites ", doc.commas([link(number) for number, _ in some]))
 
 
-def _about(some: Group, report: Report, brief: bool) -> tuple[Inline, ...]:
+def _about(some: Group, report: Report, brief: bool) -> tuple[doc.Inline, ...]:
     """Return which sites a group is, and what came of it."""
     sites = [site for _, site in some]
-    names: list[Inline] = names_of(sites) if brief else [short_name(site) for site in sites[:SITE_NAMES]]
+    names: list[doc.Inline] = names_of(sites) if brief else [short_name(site) for site in sites[:SITE_NAMES]]
     names += [f"{len(sites) - SITE_NAMES} more"] if len(sites) > SITE_NAMES and not brief else []
     share = _share(some)
-    says: list[Inline] = [(strong(percent(share)), " of the time")] if share is not None else []
+    says: list[doc.Inline] = [(doc.strong(percent(share)), " of the time")] if share is not None else []
     if report.command != "inspect":
         says += [_taken(part) for part in units.groups(sites, form)]
-    which: Inline = commas(names) if brief else (_numbers(some), ": ", commas(names))
-    return (which, *((commas(says),) if says else ()))
+    which: doc.Inline = doc.commas(names) if brief else (_numbers(some), ": ", doc.commas(names))
+    return (which, *((doc.commas(says),) if says else ()))
 
 
-def _taken(sites: Sequence[SiteReport]) -> Inline:
+def _taken(sites: Sequence[SiteReport]) -> doc.Inline:
     """Return what was done at sites, and what measuring says of it."""
     site = sites[0]
     many = f" ({count(len(sites), 'site')})" if len(sites) > 1 else ""
     timed = {c.strategy: (c.timing, said(c)) for c in site.candidates if c.timing is not None}
     if site.action == "rewritten":
         result = f": {difference(timed[site.strategy][0])}" if site.strategy in timed else ""
-        return (strong(form(site)), result, many)
+        return (doc.strong(form(site)), result, many)
     ratios = [(timing.ratio, name) for name, (timing, _) in timed.items() if name != "keep" and timing.ratio > 0]
     best = ""
     if ratios:
         _, name = min(ratios)
         timing, outcome = timed[name]
         best = f"; best other form: {name}, {outcome or difference(timing)}"
-    return (strong("kept"), best, many)
+    return (doc.strong("kept"), best, many)
 
 
-def _group(site: SiteReport, report: Report, brief: bool) -> list[Block]:
+def _group(site: SiteReport, report: Report, brief: bool) -> list[doc.Block]:
     """Return what is known of the forms of one site."""
     measured, untimed = was_measured(site), without_time(site)
-    blocks: list[Block] = []
+    blocks: list[doc.Block] = []
     if measured and not brief:
         blocks.append(_chart(site, report))
     if untimed and not brief:
-        lines = [(codes([c.strategy for c in some]), f": {said(some[0])}") for some in untimed]
-        blocks += [Paragraph("Forms without a time:" if measured else "Forms:"), Bullets(tuple(lines))]
+        lines = [(doc.codes([c.strategy for c in some]), f": {said(some[0])}") for some in untimed]
+        blocks += [doc.Paragraph("Forms without a time:" if measured else "Forms:"), doc.Bullets(tuple(lines))]
     short = brief and report.command != "inspect"
-    figures: list[Block] = [_estimates(site, brief)] if site.candidates and not short else []
+    figures: list[doc.Block] = [_estimates(site, brief)] if site.candidates and not short else []
     figures += [_timings(site, brief)] if measured else []
     if site.refused and not short:
-        figures.append(Bullets(tuple((code(one.strategy), f" refuses: {one.reason}") for one in site.refused)))
+        figures.append(doc.Bullets(tuple((doc.code(one.strategy), f" refuses: {one.reason}") for one in site.refused)))
     if brief or not (measured or untimed):
         return [*blocks, *figures]
     refused = f", {count(len(site.refused), 'refusal')}" if site.refused else ""
-    return [*blocks, Fold(f"All figures and estimates{refused}", tuple(figures))]
+    return [*blocks, doc.Fold(f"All figures and estimates{refused}", tuple(figures))]
 
 
 # -- one site --------------------------------------------------------------------------------------------------------
 
 
-def _chart(site: SiteReport, report: Report) -> Chart:
+def _chart(site: SiteReport, report: Report) -> doc.Chart:
     """Return the Conv as it is and its timed forms as a chart."""
     taken = site.strategy if site.action == "rewritten" else ""
     timed = [(c, c.timing) for c in site.candidates if c.timing is not None]
     keep, bars = native(site), []
     if keep is not None and all(candidate.strategy != "keep" for candidate, _ in timed):
-        bars.append(time_bar("keep", "keep", keep, code("keep"), _badge("keep", taken, report)))
+        bars.append(time_bar("keep", "keep", keep, doc.code("keep"), _badge("keep", taken, report)))
     for candidate, timing in timed:
         ratio, interval = ratio_of(timing)
         name = candidate.strategy
         kind = "keep" if name == "keep" else "taken" if name == taken else "other"
         outcome = said(candidate) or difference(timing)
-        says = (strong(f"{ratio}x"), muted(f" [{interval}] "), outcome, _badge(name, taken, report))
-        label = code(units.shorten(units.clean(name), NAME_LENGTH))
+        says = (doc.strong(f"{ratio}x"), doc.muted(f" [{interval}] "), outcome, _badge(name, taken, report))
+        label = doc.code(units.shorten(units.clean(name), NAME_LENGTH))
         bars.append(time_bar(kind, name, timing.second, label, says, timing.first.median_s))
-    most, matter = reach(bars), reach(bar for bar in bars if bar.kind != "other")
+    most, matter = doc.reach(bars), doc.reach(bar for bar in bars if bar.kind != "other")
     if 0 < matter < most / OUT_OF_SCALE:
         most = OUT_OF_SCALE / 2 * matter
     looks = (("keep", "the Conv as it is"), ("taken", "the form taken"), ("other", "another form"))
     legend = tuple((kind, name) for kind, name in looks if kind in {bar.kind for bar in bars})
     title = f"Time of the Conv with its neighbours, median, in milliseconds; ratio to keep [{units.INTERVAL}]"
     mark = ("mark", "the Conv as it is, timed in turn with the form")
-    return Chart(title, tuple(bars), (*legend, *TIME_LEGEND, mark), most)
+    return doc.Chart(title, tuple(bars), (*legend, *TIME_LEGEND, mark), most)
 
 
-def _badge(strategy: str, taken: str, report: Report) -> Inline:
+def _badge(strategy: str, taken: str, report: Report) -> doc.Inline:
     """Return the sign of the form that was taken."""
     mine = strategy == (taken or "keep") and report.command == "optimize" and not report.options.get("dry_run")
-    return Span("badge", "taken" if taken else "kept") if mine else ""
+    return doc.Span("badge", "taken" if taken else "kept") if mine else ""
 
 
-def _estimates(site: SiteReport, brief: bool) -> Table:
+def _estimates(site: SiteReport, brief: bool) -> doc.Table:
     about = " (assumed sizes)" if assumed(site) else ""
     number = units.amount if brief else str
-    return table(
+    return doc.table(
         "Forms by estimate",
         site.candidates,
-        ("form", lambda form: code(form.strategy)),
+        ("form", lambda form: doc.code(form.strategy)),
         (f"#multiply-adds{about}", lambda form: number(form.multiply_adds)),
         (f"#elements moved{about}", lambda form: number(form.elements_moved)),
         ("#nodes", lambda form: str(form.nodes)),
@@ -241,7 +225,7 @@ Row = tuple[str, str, Timing, Comparison | None]
 """A form, what is said of it, its times, and how they compare with the Conv as it is."""
 
 
-def _timings(site: SiteReport, brief: bool) -> Table:
+def _timings(site: SiteReport, brief: bool) -> doc.Table:
     """Return every figure of the timings, in milliseconds; in brief the Conv as it is in a row of its own."""
     rows = [(c.strategy, said(c), c.timing.second, c.timing) for c in site.candidates if c.timing is not None]
     lines: list[Row] = [*rows]
@@ -253,10 +237,10 @@ def _timings(site: SiteReport, brief: bool) -> Table:
     def of(says: Callable[[Comparison], str]) -> Callable[[Row], str]:
         return lambda row: says(row[3]) if row[3] is not None else ""
 
-    return table(
+    return doc.table(
         "Forms by timing",
         lines,
-        ("form", lambda row: code(row[0])),
+        ("form", lambda row: doc.code(row[0])),
         ("~outcome", lambda row: row[1] or ("" if brief else NOTHING)),
         not brief and ("#keep ms", of(lambda timing: milliseconds(timing.first.median_s))),
         not brief and ("#keep 20 to 80 %", of(lambda timing: spread(timing.first))),
@@ -273,7 +257,7 @@ def _timings(site: SiteReport, brief: bool) -> Table:
 # -- over all sites --------------------------------------------------------------------------------------------------
 
 
-def untimed(report: Report) -> list[Inline]:
+def untimed(report: Report) -> list[doc.Inline]:
     """Return what measuring says of forms that it has no time for, each with the sites where it says so."""
     places: dict[tuple[str, str], list[SiteReport]] = {}
     for site in report.sites:
@@ -281,7 +265,7 @@ def untimed(report: Report) -> list[Inline]:
             names = [form.strategy for form in some if form.strategy != "keep" or not was_measured(site)]
             if names:
                 places.setdefault((", ".join(names), said(some[0])), []).append(site)
-    return [(commas(names_of(sites)), f": {names}: {why}") for (names, why), sites in places.items()]
+    return [(doc.commas(names_of(sites)), f": {names}: {why}") for (names, why), sites in places.items()]
 
 
 def refusals(report: Report) -> list[str]:

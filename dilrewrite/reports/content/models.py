@@ -6,22 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dilrewrite.proof.compare import OutputCheck
 from dilrewrite.proof.verdict import CaseCheck, Verdict
+from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import MANY_ROWS, SITE_NAMES, assumed
-from dilrewrite.reports.document import (
-    Block,
-    Bullets,
-    Fold,
-    Inline,
-    Paragraph,
-    Span,
-    Table,
-    code,
-    commas,
-    grid,
-    strong,
-    table,
-)
 from dilrewrite.reports.report import ModelReport, Report
 from dilrewrite.reports.units import NOTHING, count, dims, figure, pairs, seconds, size
 from dilrewrite.sites import Normalisation, Skipped
@@ -89,14 +76,14 @@ def _change(before: int | None, after: int | None) -> str:
     return "0" if change in ("+0.0 %", "-0.0 %") else change
 
 
-def model_blocks(report: Report, brief: bool) -> Iterator[Block]:
+def model_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield both models, and how their figures changed; in brief, only operators whose number did."""
     before, after = report.before, report.after
     copied = "; identical, byte for byte" if identical(report) else ""
-    lines: list[Inline] = [_model(before, brief)]
+    lines: list[doc.Inline] = [_model(before, brief)]
     if after is not None:
         lines.append((_model(after, brief), copied))
-    yield Bullets(tuple(lines))
+    yield doc.Bullets(tuple(lines))
     if after is None or (brief and copied):
         return
     columns = ("", "#before", "#after", "#change")
@@ -105,17 +92,17 @@ def model_blocks(report: Report, brief: bool) -> Iterator[Block]:
     if brief:
         figures = [*figures, *changed]
     if figures:
-        yield grid("Models", ("figure", *columns[1:]), figures)
+        yield doc.grid("Models", ("figure", *columns[1:]), figures)
     if operators and not brief:
         kind = "layer type" if is_engine(before) else "operator"
         summary = f"{count(len(operators), kind)}, {len(changed)} in another number"
-        whole = grid("Operators", (kind, *columns[1:]), [(code(row[0]), *row[1:]) for row in operators])
-        yield Fold(summary, (whole,), shown=0 < len(changed) <= MANY_ROWS)
+        whole = doc.grid("Operators", (kind, *columns[1:]), [(doc.code(row[0]), *row[1:]) for row in operators])
+        yield doc.Fold(summary, (whole,), shown=0 < len(changed) <= MANY_ROWS)
 
 
-def _model(model: ModelReport, brief: bool) -> Inline:
+def _model(model: ModelReport, brief: bool) -> doc.Inline:
     text = model_line(model)
-    return text if brief else (f"{text}; {model.bytes} bytes, SHA-256 ", code(model.sha256))
+    return text if brief else (f"{text}; {model.bytes} bytes, SHA-256 ", doc.code(model.sha256))
 
 
 # -- the comparison --------------------------------------------------------------------------------------------------
@@ -152,12 +139,12 @@ def how_verified(verdict: Verdict) -> list[str]:
     return [f"ran on {verdict.backend}, graph optimisations {on}", f"allowed: {within}{noise}"]
 
 
-def comparison_blocks(verdict: Verdict, equality: str, brief: bool) -> Iterator[Block]:
+def comparison_blocks(verdict: Verdict, equality: str, brief: bool) -> Iterator[doc.Block]:
     """Yield what was compared and how; a table of outputs for every set of inputs."""
     if not brief:
-        passed = strong("passed" if verdict.passed else "FAILED")
-        yield Paragraph(("Level ", code(verdict.level), ": ", passed, f": {equality}."))
-    how = Bullets(tuple(how_verified(verdict)))
+        passed = doc.strong("passed" if verdict.passed else "FAILED")
+        yield doc.Paragraph(("Level ", doc.code(verdict.level), ": ", passed, f": {equality}."))
+    how = doc.Bullets(tuple(how_verified(verdict)))
     if how.items and not brief:
         yield how
     for case in verdict.cases:
@@ -166,23 +153,23 @@ def comparison_blocks(verdict: Verdict, equality: str, brief: bool) -> Iterator[
         shown = equal < len(case.outputs) or len(verdict.cases) * len(case.outputs) <= MANY_ROWS
         ordered = sorted(case.outputs, key=lambda check: (check.passed, check.comparable)) if brief else case.outputs
         rows = ordered[:BRIEF_OUTPUTS] if brief else ordered
-        content: list[Block] = [_outputs(case_name(case), rows)] if rows else []
+        content: list[doc.Block] = [_outputs(case_name(case), rows)] if rows else []
         if rest := ordered[len(rows) :]:
             all_equal = all(check.passed and check.comparable for check in rest)
-            content.append(Paragraph(f"and {len(rest)} more{', all equal' if all_equal else ''}"))
-        yield Fold(case_name(case), tuple(content), (about,), shown, group=True)
+            content.append(doc.Paragraph(f"and {len(rest)} more{', all equal' if all_equal else ''}"))
+        yield doc.Fold(case_name(case), tuple(content), (about,), shown, group=True)
     if how.items and brief:
         yield how
 
 
-def _outputs(title: str, checks: Sequence[OutputCheck]) -> Table:
+def _outputs(title: str, checks: Sequence[OutputCheck]) -> doc.Table:
     def number(field: str) -> Callable[[OutputCheck], str]:
         return lambda check: figure(getattr(check, field))
 
-    return table(
+    return doc.table(
         title,
         checks,
-        ("output", lambda check: code(check.name)),
+        ("output", lambda check: doc.code(check.name)),
         ("^type", lambda check: check.element),
         ("^shape", lambda check: dims(check.shape)),
         ("#max abs", number("max_abs")),
@@ -194,7 +181,7 @@ def _outputs(title: str, checks: Sequence[OutputCheck]) -> Table:
         ("#NaN", lambda check: nonfinite(check.nan)),
         ("#^Inf", lambda check: nonfinite(check.inf)),
         ("#own noise", number("noise")),
-        ("~result", lambda check: Span(_tone(check), result(check))),
+        ("~result", lambda check: doc.Span(_tone(check), result(check))),
     )
 
 
@@ -205,7 +192,7 @@ def _tone(check: OutputCheck) -> str:
 # -- nodes that are no sites -----------------------------------------------------------------------------------------
 
 
-def skipped(nodes: Sequence[Skipped], brief: bool) -> list[Inline]:
+def skipped(nodes: Sequence[Skipped], brief: bool) -> list[doc.Inline]:
     """Return the dilated nodes that are never rewritten, in brief those alike together."""
     groups = units.groups(nodes, lambda node: (node.op, node.dilations, node.reason)) if brief else [[n] for n in nodes]
     return [
@@ -217,15 +204,15 @@ def skipped(nodes: Sequence[Skipped], brief: bool) -> list[Inline]:
     ]
 
 
-def normalised(nodes: Sequence[Normalisation], brief: bool) -> list[Inline]:
+def normalised(nodes: Sequence[Normalisation], brief: bool) -> list[doc.Inline]:
     """Return the Convs whose attributes change without changing the function, in brief those alike together."""
     groups = units.groups(nodes, changes) if brief else [[node] for node in nodes]
     return [(_names(some), f": {changes(some[0])}") for some in groups]
 
 
-def _names(nodes: Sequence[Skipped | Normalisation]) -> Inline:
-    names: list[Inline] = [code(f"{node.where}/{node.name}") for node in nodes[:SITE_NAMES]]
-    return commas([*names, *([f"and {len(nodes) - SITE_NAMES} more"] if len(nodes) > SITE_NAMES else [])])
+def _names(nodes: Sequence[Skipped | Normalisation]) -> doc.Inline:
+    names: list[doc.Inline] = [doc.code(f"{node.where}/{node.name}") for node in nodes[:SITE_NAMES]]
+    return doc.commas([*names, *([f"and {len(nodes) - SITE_NAMES} more"] if len(nodes) > SITE_NAMES else [])])
 
 
 def changes(node: Normalisation) -> str:

@@ -8,23 +8,8 @@ from dataclasses import replace
 
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.proof.prove import Proof
+from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
-from dilrewrite.reports.document import (
-    Bar,
-    Block,
-    Chart,
-    Fold,
-    Inline,
-    Paragraph,
-    Span,
-    Table,
-    code,
-    line,
-    muted,
-    reach,
-    strong,
-    table,
-)
 from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.reports.units import NOTHING, count, dims, figure, numberless, percent
 
@@ -111,9 +96,9 @@ def site_name(site: SiteReport) -> str:
     return f"{site.where}/{site.name or site.output}"
 
 
-def short_name(site: SiteReport) -> Span:
+def short_name(site: SiteReport) -> doc.Span:
     """Return a site's name for where room is scarce."""
-    return code(units.shorten(units.clean(site_name(site)), NAME_LENGTH))
+    return doc.code(units.shorten(units.clean(site_name(site)), NAME_LENGTH))
 
 
 def form(site: SiteReport) -> str:
@@ -200,18 +185,18 @@ def _one(texts: Iterable[str]) -> str:
     return text
 
 
-def _proved(some: Group) -> Inline:
+def _proved(some: Group) -> doc.Inline:
     text = _one(proof(site) for _, site in some)
-    return Span("bad", text) if text.startswith("FAILED") else text
+    return doc.Span("bad", text) if text.startswith("FAILED") else text
 
 
-def names_of(sites: Sequence[SiteReport]) -> list[Inline]:
+def names_of(sites: Sequence[SiteReport]) -> list[doc.Inline]:
     """Return the names of the first sites, and how many more there are."""
-    names: list[Inline] = [code(site_name(site)) for site in sites[:SITE_NAMES]]
+    names: list[doc.Inline] = [doc.code(site_name(site)) for site in sites[:SITE_NAMES]]
     return [*names, *([f"and {len(sites) - SITE_NAMES} more"] if len(sites) > SITE_NAMES else [])]
 
 
-def site_blocks(report: Report, brief: bool) -> Iterator[Block]:
+def site_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield one row per site, in brief per group that reads the same; figures known for no site have no column."""
     if not report.sites:
         return
@@ -225,12 +210,12 @@ def site_blocks(report: Report, brief: bool) -> Iterator[Block]:
     def total(some: Group) -> str:
         return NOTHING if (sum_ := units.summed(site.share for _, site in some)) is None else percent(sum_)
 
-    site_table = table(
+    site_table = doc.table(
         "Dilated Convs",
         groups,
         ("##", lambda some: str(len(some) if brief else some[0][0])),
-        ("site", lambda some: _names(some) if brief else code(site_name(some[0][1]))),
-        ("^geometry", lambda some: code(geometry(some[0][1].geometry))),
+        ("site", lambda some: _names(some) if brief else doc.code(site_name(some[0][1]))),
+        ("^geometry", lambda some: doc.code(geometry(some[0][1].geometry))),
         any(map(ran, sites)) and ("^ran on", lambda some: _ran(some[0][1], 2 if brief else RAN_SHAPES)),
         shares and ("#share of time", lambda some: total(some) if brief else share(some[0][1])),
         gains
@@ -242,23 +227,23 @@ def site_blocks(report: Report, brief: bool) -> Iterator[Block]:
         and ("#multiply-adds", lambda some: units.amount(work(some[0][1])[0])),
         any(pad is not None for _, pad in known) and ("#^padding only", lambda some: percent(work(some[0][1])[1])),
         (inspected and brief) and ("~forms that apply", lambda some: _applicable(some[0][1])),
-        not inspected and ("form", lambda some: Span("good" if some[0][1].action == "rewritten" else "", _form(some))),
+        not inspected and ("form", lambda some: _form(some[0][1])),
         not inspected and ("~^why", lambda some: _one(site.reason for _, site in some)),
         not inspected and ("~^proof", _proved),
-        not brief and ("output", lambda some: code(some[0][1].output)),
+        not brief and ("output", lambda some: doc.code(some[0][1].output)),
         anchor="" if brief else "site",
     )
     yield _folded(site_table, f"All {len(sites)} sites")
-    yield Paragraph(muted(f"Geometry: {GEOMETRY_KEY}."))
+    yield doc.Paragraph(doc.muted(f"Geometry: {GEOMETRY_KEY}."))
 
 
-def _names(some: Group) -> Inline:
+def _names(some: Group) -> doc.Inline:
     first, *rest = names_of([site for _, site in some])
-    return (first, *map(line, rest))
+    return (first, *map(doc.line, rest))
 
 
-def _form(some: Group) -> str:
-    return form(some[0][1])
+def _form(site: SiteReport) -> doc.Inline:
+    return doc.Span("good", form(site)) if site.action == "rewritten" else form(site)
 
 
 def _applicable(site: SiteReport) -> str:
@@ -269,11 +254,11 @@ def _ran(site: SiteReport, most: int) -> str:
     return ran(site, most).removeprefix("ran on ") or NOTHING
 
 
-def _folded(whole: Table, title: str) -> Block:
-    return Fold(title, (whole,)) if len(whole.rows) > MANY_ROWS else whole
+def _folded(whole: doc.Table, title: str) -> doc.Block:
+    return doc.Fold(title, (whole,)) if len(whole.rows) > MANY_ROWS else whole
 
 
-def share_blocks(report: Report) -> Iterator[Block]:
+def share_blocks(report: Report) -> Iterator[doc.Block]:
     """Yield how much of the time each dilated Conv takes, and what of that is expected to go."""
     known = [(i, s, s.share) for i, s in enumerate(report.sites, 1) if s.share is not None]
     if not known:
@@ -281,53 +266,54 @@ def share_blocks(report: Report) -> Iterator[Block]:
     known.sort(key=lambda item: -item[2] if math.isfinite(item[2]) else 0.0)
     total = percent(units.summed(share for _, _, share in known))
     some = "" if len(known) == len(report.sites) else f"; {len(known)} of {len(report.sites)} are known"
-    yield Paragraph((strong(total), f" of the time of one run goes to the dilated Convs{some}."))
+    yield doc.Paragraph((doc.strong(total), f" of the time of one run goes to the dilated Convs{some}."))
     bars = tuple(_share_bar(number, site, share, report) for number, site, share in known)
     seen = {kind for bar in bars for kind in (bar.kind, "gone" if bar.gone else "")}
     looks = (("taken", "rewritten"), ("keep", "kept"), ("gone", "predicted to go"))
     legend = tuple((kind, name) for kind, name in looks if kind in seen)
-    title, most = "Share of the time of one run, in percent", reach(bars)
-    yield Chart(title, bars[:MANY_BARS], legend, most)
+    title, most = "Share of the time of one run, in percent", doc.reach(bars)
+    yield doc.Chart(title, bars[:MANY_BARS], legend, most)
     if len(bars) > MANY_BARS:
         rest = units.summed(share for _, _, share in known[MANY_BARS:])
         summary = f"{count(len(bars) - MANY_BARS, 'site')} more, {percent(rest)} of the time"
-        yield Fold(summary, (Chart(title, bars[MANY_BARS:], legend, most),))
+        yield doc.Fold(summary, (doc.Chart(title, bars[MANY_BARS:], legend, most),))
 
 
-def _share_bar(number: int, site: SiteReport, share: float, report: Report) -> Bar:
+def _share_bar(number: int, site: SiteReport, share: float, report: Report) -> doc.Bar:
     done = "" if report.command == "inspect" else form(site)
     gain = site.predicted_gain
     gained = "" if gain is None or abs(gain) < 0.0005 else f"predicted gain {units.gain(gain)}"
     says = ", ".join(filter(None, (percent(share), done, gained)))
-    return Bar(
+    return doc.Bar(
         kind="taken" if site.action == "rewritten" else "keep",
         name=f"site {number}, {site_name(site)}: {says}",
         label=(link(number), " ", short_name(site)),
-        says=(strong(percent(share)), f" {done}", line(muted(gained)) if gained else ""),
+        says=(doc.strong(percent(share)), f" {done}", doc.line(doc.muted(gained)) if gained else ""),
         value=100 * share,
         gone=100 * min(max(gain, 0.0), share) if gain is not None and math.isfinite(gain) else 0.0,
     )
 
 
-def link(number: int) -> Span:
+def link(number: int) -> doc.Span:
     """Return a link to a site's row."""
-    return Span("link", str(number), f"site-{number}")
+    return doc.Span("link", str(number), f"site-{number}")
 
 
-def proof_blocks(report: Report) -> Iterator[Block]:
+def proof_blocks(report: Report) -> Iterator[doc.Block]:
     """Yield every figure of every proof."""
     proved = [(number, site.proof) for number, site in enumerate(report.sites, 1) if site.proof is not None]
     if not proved:
         return
     hold = sum(proof.failure is None for _, proof in proved)
-    method = "Exact: bit for bit on whole numbers. Rounding: errors against float64, as shares of "
-    yield Paragraph((strong(f"{hold} of {len(proved)} hold."), " ", method, code("Conv(|x|, |w|) + |b|"), "."))
+    method = " Exact: bit for bit on whole numbers. Rounding: errors against float64, as shares of "
+    holding = doc.strong(f"{hold} of {len(proved)} hold.")
+    yield doc.Paragraph((holding, method, doc.code("Conv(|x|, |w|) + |b|"), "."))
 
     def rounding(field: str) -> Callable[[tuple[int, Proof]], str]:
         return lambda item: figure(getattr(item[1].rounding, field, None))
 
     figures = (("native error", "native_error"), ("new error", "new_error"), ("limit", "limit"), ("ceiling", "ceiling"))
-    proofs = table(
+    proofs = doc.table(
         "Proofs",
         proved,
         ("##", lambda item: link(item[0])),
@@ -336,6 +322,6 @@ def proof_blocks(report: Report) -> Iterator[Block]:
         ("ran on", lambda item: item[1].backend),
         ("native ran", lambda item: "yes" if item[1].native_ran else "no"),
         *((f"#{head}", rounding(field)) for head, field in (*figures, ("new - native", "difference"))),
-        ("~result", lambda item: "holds" if item[1].failure is None else Span("bad", f"FAILED: {item[1].failure}")),
+        ("~result", lambda item: "holds" if item[1].failure is None else doc.Span("bad", f"FAILED: {item[1].failure}")),
     )
-    yield Fold("Figures of every proof", (proofs,), shown=hold < len(proved))
+    yield doc.Fold("Figures of every proof", (proofs,), shown=hold < len(proved))

@@ -5,40 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES
-from dilrewrite.reports.document import (
-    Bar,
-    Block,
-    Chart,
-    Facts,
-    Inline,
-    Paragraph,
-    Span,
-    code,
-    codes,
-    line,
-    muted,
-    reach,
-    strong,
-    table,
-)
 from dilrewrite.reports.report import Report
-from dilrewrite.reports.units import (
-    NOTHING,
-    count,
-    difference,
-    dims,
-    expected,
-    figure,
-    milliseconds,
-    pairs,
-    percent,
-    ratio_of,
-    seconds,
-    spread,
-    versus,
-)
 from dilrewrite.runtimes import MEASURED
 from dilrewrite.timing.measurement import Attempt, Measurement
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
@@ -96,31 +66,23 @@ def measuring(report: Report) -> list[tuple[str, str]]:
     measurement = report.measurement
     if measurement is None:
         return []
-    versions = pairs(measurement.versions.items())
-    shapes = pairs((name, dims(shape)) for name, shape in measurement.inputs.items())
+    versions = units.pairs(measurement.versions.items())
+    shapes = units.pairs((name, units.dims(shape)) for name, shape in measurement.inputs.items())
     timings = f"{measurement.measured} taken now, {measurement.recalled} recalled from the cache"
-    profiled, load = measurement.profiled_s, measurement.load
+    profiled, load, cores = measurement.profiled_s, measurement.load, units.count(report.environment.cores, "core")
+    slowed = "a run of the original under the profiler takes"
+    wanted = f"processes wanted a core in the minute before, on {cores}"
     rows = [
         ("runtime", ", ".join(filter(None, (measurement.backend, versions)))),
         ("device", measurement.device),
-        ("settings", pairs(measurement.settings.items())),
+        ("settings", units.pairs(measurement.settings.items())),
         ("inputs", shapes or ("none" if measurement.estimated_s is None else "")),
         ("time", _budget(measurement, limited=report.command != "inspect")),
         ("timings", timings if measurement.measured + measurement.recalled else ""),
-        (
-            "profile",
-            f"a run of the original under the profiler takes {milliseconds(profiled)} ms"
-            if profiled is not None
-            else "",
-        ),
+        ("profile", f"{slowed} {units.milliseconds(profiled)} ms" if profiled is not None else ""),
         ("noise", _noise(report)),
         ("mode", _modes(report, measurement)),
-        (
-            "load",
-            f"{figure(load)} processes wanted a core in the minute before, on {count(report.environment.cores, 'core')}"
-            if load is not None
-            else "",
-        ),
+        ("load", f"{units.figure(load)} {wanted}" if load is not None else ""),
         *_whole(report, measurement),
         ("first run", _first_run(measurement)),
         ("GPU before/after", _states(measurement)),
@@ -135,30 +97,31 @@ def _noise(report: Report) -> str:
         return ""
     centre, low, high = units.factors(noise.ratio, noise.low, noise.high)
     itself = "the model" if report.command == "bench" else "the original"
-    interval = f"{units.INTERVAL} {low} to {high}x, {count(noise.pairs, 'pair')}"
-    return f"{percent(noise.level)}: {itself} against itself takes {centre}x the time ({interval})"
+    interval = f"{units.INTERVAL} {low} to {high}x, {units.count(noise.pairs, 'pair')}"
+    return f"{units.percent(noise.level)}: {itself} against itself takes {centre}x the time ({interval})"
 
 
 def _whole(report: Report, measurement: Measurement) -> Iterator[tuple[str, str]]:
     """Yield what was predicted of the whole model, what it takes, and how much its runs vary."""
     final, alone = measurement.final, report.command == "bench" and report.after is None
     if measurement.predicted_ratio is not None:
-        yield "predicted", f"{expected(measurement.predicted_ratio)}, from the timings of the sites"
+        yield "predicted", f"{units.expected(measurement.predicted_ratio)}, from the timings of the sites"
     if final is None:
         return
     if not alone:
-        both = f"{spread(final.first)} ms -> {spread(final.second)} ms"
-        yield "whole model", f"{versus(final)}; {count(final.pairs, 'pair')}, 20 to 80 % of them {both}"
+        both = f"{units.spread(final.first)} ms -> {units.spread(final.second)} ms"
+        yield "whole model", f"{units.versus(final)}; {units.count(final.pairs, 'pair')}, 20 to 80 % of them {both}"
     if final.first.p99_s > 0:
         timings = [final.first, final.second][: 1 if alone else 2]
-        slowest = " -> ".join(f"{milliseconds(timing.p99_s)} ms" for timing in timings)
-        varies = " -> ".join(percent(timing.variation) for timing in timings)
+        slowest = " -> ".join(f"{units.milliseconds(timing.p99_s)} ms" for timing in timings)
+        varies = " -> ".join(units.percent(timing.variation) for timing in timings)
         yield "slowest runs", f"99th percentile {slowest}; coefficient of variation {varies}"
 
 
 def _first_run(measurement: Measurement) -> str:
     """Return how long the first run of the whole models took; may be empty."""
-    times = [seconds(measurement.first_run_s[key]) for key in ("before", "after") if key in measurement.first_run_s]
+    firsts = measurement.first_run_s
+    times = [units.seconds(firsts[key]) for key in ("before", "after") if key in firsts]
     return f"{' -> '.join(times)}, with loading and all that is done once" if times else ""
 
 
@@ -168,7 +131,7 @@ def _states(measurement: Measurement) -> str:
     parts = []
     for name, (what, unit) in READINGS.items():
         if any(name in state for state in both):
-            values = "/".join(f"{state[name]:.0f}" if name in state else NOTHING for state in both)
+            values = "/".join(f"{state[name]:.0f}" if name in state else units.NOTHING for state in both)
             parts.append(f"{what}{values}{unit}")
     reasons = [int(state.get("throttle_reasons", 0)) for state in both]
     names = [name for bit, name in HELD_BACK.items() if any(bits & bit for bits in reasons)]
@@ -190,63 +153,66 @@ def _modes(report: Report, measurement: Measurement) -> str:
 
 def _budget(measurement: Measurement, *, limited: bool) -> str:
     """Return how long measuring took, or would take, and why it took longer than it should."""
-    limit = f"budget of {seconds(measurement.budget_s)}" if limited and 0 < measurement.budget_s < math.inf else ""
+    budget = measurement.budget_s
+    limit = f"budget of {units.seconds(budget)}" if limited and 0 < budget < math.inf else ""
     within = f", with a {limit}" if limit else ""
     if measurement.estimated_s is not None:
-        estimate = f"would take about {seconds(measurement.estimated_s)}{within}"
+        estimate = f"would take about {units.seconds(measurement.estimated_s)}{within}"
         return estimate if measurement.estimated_s else "nothing to measure"
-    took, floor = f"took {seconds(measurement.spent_s)}", measurement.floor_s
-    least = f"what is always done, the profile and the least confirmation, took {seconds(floor)}" if floor else ""
-    if limit and measurement.spent_s > measurement.budget_s:
+    took, floor = f"took {units.seconds(measurement.spent_s)}", measurement.floor_s
+    least = f"what is always done, the profile and the least confirmation, took {units.seconds(floor)}" if floor else ""
+    if limit and measurement.spent_s > budget:
         return f"{took}, more than the {limit}{f': {least}' if least else ''}"
     return f"{took}{within}{f' ({least})' if least else ''}"
 
 
-def measuring_blocks(report: Report, brief: bool) -> Iterator[Block]:
+def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield how timings were taken, and the versions of the whole model that were timed."""
     rows = measuring(report)
     if report.measurement is None or not rows:
         return
-    yield Facts("How timings were taken", tuple(rows))
+    yield doc.Facts("How timings were taken", tuple(rows))
     attempts = list(enumerate(report.measurement.attempts, 1))
     if not attempts:
         return
 
-    def sites(attempt: Attempt) -> Inline:
+    def sites(attempt: Attempt) -> doc.Inline:
         if brief:
             return units.listed(attempt.sites, SITE_NAMES)
         few = len(attempt.sites) <= SITE_NAMES
         whole = f"{len(attempt.sites)} of {len(report.sites)}"
-        return codes(attempt.sites) if few else Span("fold", codes(attempt.sites), whole)
+        return doc.codes(attempt.sites) if few else doc.Span("fold", doc.codes(attempt.sites), whole)
 
     title = "Versions of the model that were timed against the original"
-    yield Paragraph(f"{title}:")
-    yield table(
+    yield doc.Paragraph(f"{title}:")
+    yield doc.table(
         title,
         attempts,
         ("##", lambda item: str(item[0])),
         ("#sites rewritten", lambda item: str(len(item[1].sites))),
-        ("~sites", lambda item: sites(item[1]) or NOTHING),
-        ("#original ms", lambda item: milliseconds(item[1].timing.first.median_s)),
-        ("#version ms", lambda item: milliseconds(item[1].timing.second.median_s)),
-        ("#ratio", lambda item: ratio_of(item[1].timing)[0]),
-        (f"#^{units.INTERVAL}", lambda item: ratio_of(item[1].timing)[1]),
+        ("~sites", lambda item: sites(item[1]) or units.NOTHING),
+        ("#original ms", lambda item: units.milliseconds(item[1].timing.first.median_s)),
+        ("#version ms", lambda item: units.milliseconds(item[1].timing.second.median_s)),
+        ("#ratio", lambda item: units.ratio_of(item[1].timing)[0]),
+        (f"#^{units.INTERVAL}", lambda item: units.ratio_of(item[1].timing)[1]),
         not brief and ("#pairs", lambda item: str(item[1].timing.pairs)),
-        ("result", lambda item: difference(item[1].timing)),
+        ("result", lambda item: units.difference(item[1].timing)),
     )
 
 
 # -- the whole model -------------------------------------------------------------------------------------------------
 
 
-def time_bar(kind: str, name: str, timing: Timing, label: Inline, says: Inline = "", mark: float | None = None) -> Bar:
+def time_bar(
+    kind: str, name: str, timing: Timing, label: doc.Inline, says: doc.Inline = "", mark: float | None = None
+) -> doc.Bar:
     """Return the bar of a timing, in milliseconds."""
-    median = f"{milliseconds(timing.median_s)} ms"
-    return Bar(
+    median = f"{units.milliseconds(timing.median_s)} ms"
+    return doc.Bar(
         kind=kind,
-        name=f"{name}: median {median}, 20 to 80 %: {spread(timing)} ms",
+        name=f"{name}: median {median}, 20 to 80 %: {units.spread(timing)} ms",
         label=label,
-        says=(strong(median), muted(f" ({spread(timing)})"), line(says)),
+        says=(doc.strong(median), doc.muted(f" ({units.spread(timing)})"), doc.line(says)),
         value=1000 * timing.median_s,
         low=1000 * timing.p20_s,
         high=1000 * timing.p80_s,
@@ -254,13 +220,13 @@ def time_bar(kind: str, name: str, timing: Timing, label: Inline, says: Inline =
     )
 
 
-def whole_blocks(report: Report, measurement: Measurement) -> Iterator[Block]:
+def whole_blocks(report: Report, measurement: Measurement) -> Iterator[doc.Block]:
     """Yield the original against the model written, and what was expected of it."""
     final, predicted = measurement.final, measurement.predicted_ratio
     if final is None:
         if predicted is not None:
-            says = f"{expected(predicted)}, from the timings of the sites; it was not timed as a whole."
-            yield Paragraph((strong("Predicted: "), says))
+            says = f"{units.expected(predicted)}, from the timings of the sites; it was not timed as a whole."
+            yield doc.Paragraph((doc.strong("Predicted: "), says))
         return
     names, labels = _names(report)
     bars = [
@@ -269,32 +235,32 @@ def whole_blocks(report: Report, measurement: Measurement) -> Iterator[Block]:
     ]
     if predicted is not None and math.isfinite(predicted):
         time = 1000 * predicted * final.first.median_s
-        says = f"{milliseconds(time / 1000)} ms"
-        beside = (says, muted(f" {expected(predicted)}"))
-        bars.append(Bar(kind="predicted", name=f"predicted: {says}", label="predicted", says=beside, value=time))
+        says = f"{units.milliseconds(time / 1000)} ms"
+        beside = (says, doc.muted(f" {units.expected(predicted)}"))
+        bars.append(doc.Bar(kind="predicted", name=f"predicted: {says}", label="predicted", says=beside, value=time))
     if report.after is not None or report.command != "bench":
-        yield Paragraph(f"{versus(final)}, {count(final.pairs, 'pair')}.")
+        yield doc.Paragraph(f"{units.versus(final)}, {units.count(final.pairs, 'pair')}.")
     if predicted is not None and 0 < predicted < math.inf:
-        yield Paragraph(_against_prediction(predicted, final))
+        yield doc.Paragraph(_against_prediction(predicted, final))
     title = "Time of one run of the whole model, median, in milliseconds"
-    yield Chart(title, tuple(bars), TIME_LEGEND, reach(bars))
+    yield doc.Chart(title, tuple(bars), TIME_LEGEND, doc.reach(bars))
 
 
-def _names(report: Report) -> tuple[tuple[str, str], tuple[Inline, Inline]]:
+def _names(report: Report) -> tuple[tuple[str, str], tuple[doc.Inline, doc.Inline]]:
     """Return the names of the two models, and what stands beside their bars."""
     if report.command != "bench":
         names = ("before", "after")
     else:
         names = ("first model", "second model") if report.after is not None else ("the model", "the model again")
     if report.after is None or report.command != "bench":
-        return names, (strong(names[0]), strong(names[1]))
+        return names, (doc.strong(names[0]), doc.strong(names[1]))
     first, second = (units.shorten(units.clean(model.path), NAME_LENGTH) for model in (report.before, report.after))
-    return names, ((strong(names[0]), " ", code(first)), (strong(names[1]), " ", code(second)))
+    return names, ((doc.strong(names[0]), " ", doc.code(first)), (doc.strong(names[1]), " ", doc.code(second)))
 
 
 def _against_prediction(predicted: float, final: Comparison) -> str:
     """Return how far the whole model is from what the timings of the sites let expect."""
-    measured, _ = ratio_of(final)
+    measured, _ = units.ratio_of(final)
     (ratio,) = units.factors(predicted)
     how = "within the interval"
     if not final.low <= predicted <= final.high:

@@ -16,19 +16,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document, engine_document
-from dilrewrite.reports.document import (
-    Block,
-    Bullets,
-    Chart,
-    Document,
-    Facts,
-    Fold,
-    Inline,
-    Paragraph,
-    Table,
-    plain,
-)
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import NOTHING, clean, shorten
 from dilrewrite.tensorrt.sidecar import EngineReport
@@ -112,7 +101,7 @@ def _printed(report: Report | EngineReport, console: Console) -> str:
     return "".join(line.rstrip() + "\n" for line in captured.get().split("\n")[:-1])
 
 
-def _page(page: Document, width: int) -> Iterator[RenderableType]:
+def _page(page: doc.Document, width: int) -> Iterator[RenderableType]:
     for section in page.sections:
         yield Text()
         if section.title:
@@ -121,35 +110,35 @@ def _page(page: Document, width: int) -> Iterator[RenderableType]:
             yield from _block(block, width)
 
 
-def text(inline: Inline, style: str = "") -> Text:
+def text(inline: doc.Inline, style: str = "") -> Text:
     """Return text in a line, or in several where a mark starts one."""
     if isinstance(inline, str):
         return Text(clean(inline), style=style)
     if isinstance(inline, tuple):
         return Text.assemble(*(text(part) for part in inline), style=style)
     if inline.mark == "code":
-        return Text(shorten(clean(plain(inline.content)), NAME_LENGTH), style=style)
+        return Text(shorten(clean(doc.plain(inline.content)), NAME_LENGTH), style=style)
     whole = text(inline.content, STYLES.get(inline.mark, style))
     return Text.assemble("\n", whole) if inline.mark == "line" and whole else whole
 
 
-def _block(block: Block, width: int) -> Iterator[RenderableType]:
+def _block(block: doc.Block, width: int) -> Iterator[RenderableType]:
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             yield text(block.text)
-        case Bullets():
+        case doc.Bullets():
             for item in block.items:
                 yield _grid([(Text("-"), text(item))], 1)
-        case Facts():
+        case doc.Facts():
             yield _grid([(text(what, "dim"), text(says)) for what, says in block.rows], 2)
-        case Table():
+        case doc.Table():
             yield _table(block, width)
-        case Fold():
+        case doc.Fold():
             about = [text(line) for line in block.about]
             yield Text(": ").join([text(block.title), Text("; ").join(about)] if about else [text(block.title)])
             for part in block.content:
                 yield from _block(part, width)
-        case Chart():
+        case doc.Chart():
             return
 
 
@@ -165,7 +154,7 @@ def _grid(rows: Sequence[tuple[Text, Text]], gap: int) -> Grid:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table(table: Table, width: int) -> Grid:
+def _table(table: doc.Table, width: int) -> Grid:
     """Return a table in which some columns stand below the one before."""
     stacks: list[list[int]] = []
     for i, column in enumerate(table.columns):
@@ -199,7 +188,7 @@ def _table(table: Table, width: int) -> Grid:
     return grid
 
 
-def _stack(cells: Sequence[Inline], number: bool) -> Text:
+def _stack(cells: Sequence[doc.Inline], number: bool) -> Text:
     """Return cells below each other; of texts, those that say something."""
     first, *rest = (text(cell) for cell in cells)
     if not number:

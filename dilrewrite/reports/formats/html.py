@@ -10,21 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
+from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document
-from dilrewrite.reports.document import (
-    Bar,
-    Block,
-    Bullets,
-    Chart,
-    Document,
-    Facts,
-    Fold,
-    Inline,
-    Paragraph,
-    Span,
-    Table,
-    plain,
-)
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import clean
 
@@ -86,23 +73,22 @@ def escape(value: str) -> Html:
     return Html(html.escape(clean(value)))
 
 
-def text(value: Inline) -> Html:
+def text(value: doc.Inline) -> Html:
     """Return `value` as it is when it is markup, otherwise as text whose arrows no line breaks."""
     if isinstance(value, Html):
         return value
     if isinstance(value, str):
         return Html(escape(value).replace("-&gt;", ARROW))
-    return _span(value) if isinstance(value, Span) else Html("".join(map(text, value)))
+    return _span(value) if isinstance(value, doc.Span) else Html("".join(map(text, value)))
 
 
-def _span(span: Span) -> Html:
+def _span(span: doc.Span) -> Html:
     match span.mark:
         case "":
             return text(span.content)
         case "code":  # a line may break inside it
-            return element(
-                "code", Html(re.sub(r"([/_])(?=.)", r"\1<wbr>", escape(plain(span.content))).replace("-&gt;", ARROW))
-            )
+            name = re.sub(r"([/_])(?=.)", r"\1<wbr>", escape(doc.plain(span.content)))
+            return element("code", Html(name.replace("-&gt;", ARROW)))
         case "strong":
             return element("b", span.content)
         case "link":
@@ -110,10 +96,10 @@ def _span(span: Span) -> Html:
         case "fold":
             return element("details", element("summary", span.target), span.content)
         case _:
-            return element("span", span.content, class_=span.mark) if plain(span.content) else Html("")
+            return element("span", span.content, class_=span.mark) if doc.plain(span.content) else Html("")
 
 
-def element(tag: str, *content: Inline, **attributes: str | None) -> Html:
+def element(tag: str, *content: doc.Inline, **attributes: str | None) -> Html:
     """Return an element. An attribute's name may end in `_`; one that is `None` is left out."""
     opening = tag
     for name, value in attributes.items():
@@ -126,7 +112,7 @@ def element(tag: str, *content: Inline, **attributes: str | None) -> Html:
 # -- the page --------------------------------------------------------------------------------------------------------
 
 
-def _page(page: Document) -> Iterator[Html]:
+def _page(page: doc.Document) -> Iterator[Html]:
     sign = element("span", SIGNS.get(page.tone, "●"), aria_hidden="true")
     status = element("span", sign, f" {page.status}", class_=f"status {page.tone or 'plain'}")
     tiles = [
@@ -141,7 +127,7 @@ def _page(page: Document) -> Iterator[Html]:
     ]
     yield element(
         "header",
-        element("p", status, " ", element("b", f"dilrewrite {page.command}"), " ", Span("code", page.path)),
+        element("p", status, " ", element("b", f"dilrewrite {page.command}"), " ", doc.Span("code", page.path)),
         element("h1", page.answer),
         element("div", *tiles, class_="tiles"),
     )
@@ -156,24 +142,24 @@ def _page(page: Document) -> Iterator[Html]:
     yield element("footer", element("p", page.closing))
 
 
-def _block(block: Block) -> Html:
+def _block(block: doc.Block) -> Html:
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             return element("p", block.text)
-        case Bullets():
+        case doc.Bullets():
             return element("ul", *(element("li", item) for item in block.items))
-        case Facts():
+        case doc.Facts():
             lines = [element("tr", element("th", what, scope="row"), element("td", says)) for what, says in block.rows]
             return _scroll(block.title, element("table", element("tbody", *lines), class_="facts"))
-        case Table():
+        case doc.Table():
             return _table(block)
-        case Fold():
+        case doc.Fold():
             about = [element("span", line, class_="about") for line in block.about]
             title = element("h3", block.title) if block.group else block.title
             summary = element("summary", title, *about)
             shown, group = "" if block.shown else None, "group" if block.group else None
             return element("details", summary, *map(_block, block.content), open=shown, class_=group)
-        case Chart():
+        case doc.Chart():
             return _chart(block)
 
 
@@ -181,7 +167,7 @@ def _scroll(title: str, table: Html) -> Html:
     return element("div", table, class_="scroll", role="region", aria_label=title, tabindex="0")
 
 
-def _table(table: Table) -> Html:
+def _table(table: doc.Table) -> Html:
     """Return a table in a box that scrolls. The first cell of a row is its heading."""
     kinds = [column.kind or None for column in table.columns]
     top = [element("th", column.name, scope="col", class_=column.kind or None) for column in table.columns]
@@ -211,11 +197,11 @@ def _coordinate(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _cut(bar: Bar, end: float) -> bool:
+def _cut(bar: doc.Bar, end: float) -> bool:
     return bar.drawn and bar.value > end * (1 + 1e-9)
 
 
-def _plot(bar: Bar, end: float) -> Html:
+def _plot(bar: doc.Bar, end: float) -> Html:
     """Return the drawing of one bar, for an axis that ends there."""
 
     def x(value: float) -> str:
@@ -244,10 +230,10 @@ def _svg(kind: str, height: int, parts: Iterable[Html], width: int = WIDTH, **at
     return element("svg", *parts, class_=kind, viewBox=f"0 0 {width} {height}", **attributes)
 
 
-def _chart(chart: Chart) -> Html:
+def _chart(chart: doc.Chart) -> Html:
     """Return bars on one axis, between labels and numbers; a list where there is no length to draw."""
     if not 0 < chart.most < math.inf:
-        return _block(Bullets(tuple((bar.label, ": ", bar.says) for bar in chart.bars)))
+        return _block(doc.Bullets(tuple((bar.label, ": ", bar.says) for bar in chart.bars)))
     scale = ticks(chart.most)
     last = len(scale) - 1
     grid = element("path", d="".join(f"M{_coordinate(WIDTH * i / last)} 0V{HEIGHT}" for i in range(last + 1)))

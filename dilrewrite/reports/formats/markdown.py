@@ -6,20 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import final
 
+from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document
-from dilrewrite.reports.document import (
-    Block,
-    Bullets,
-    Chart,
-    Document,
-    Facts,
-    Fold,
-    Inline,
-    Paragraph,
-    Span,
-    Table,
-    plain,
-)
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import clean
 
@@ -50,10 +38,10 @@ def code(text: str) -> str:
     return f"<code>{''.join(c if c.isalnum() or c in ' /.' else f'&#{ord(c)};' for c in text)}</code>"
 
 
-def cell(text: Inline) -> str:
+def cell(text: doc.Inline) -> str:
     """Return `text` so that no character of it is taken as markup inside a line or a table."""
-    if isinstance(text, Span):
-        return code(plain(text.content)) if text.mark == "code" else cell(text.content)
+    if isinstance(text, doc.Span):
+        return code(doc.plain(text.content)) if text.mark == "code" else cell(text.content)
     if isinstance(text, tuple):
         return "".join(map(cell, text))
     text = re.sub(r"[\\*\[\]~]", r"\\\g<0>", clean(text))
@@ -61,20 +49,20 @@ def cell(text: Inline) -> str:
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
 
 
-def prose(text: Inline) -> str:
+def prose(text: doc.Inline) -> str:
     """Return `text` as `cell` does, and so that it opens no heading or list at the start of a line."""
     opening = r"^(\s*(?:\d+(?=[.)](?:\s|$)))?)([#+=.)-])"
     return re.sub(opening, lambda match: f"{match[1]}&#{ord(match[2])};", cell(text))
 
 
-def _heading(level: int, text: Inline) -> list[str]:
+def _heading(level: int, text: doc.Inline) -> list[str]:
     return [f"{'#' * min(level, 6)} {re.sub(r'#(?=[# ]*$)', '&#35;', cell(text)).strip()}", ""]
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
 
 
-def _page(page: Document) -> Iterator[str]:
+def _page(page: doc.Document) -> Iterator[str]:
     yield from _heading(1, f"dilrewrite {page.command}: {page.status}")
     yield from (f"**{cell(page.answer).strip()}**", "")
     for section in page.sections:
@@ -84,28 +72,28 @@ def _page(page: Document) -> Iterator[str]:
     yield page.closing
 
 
-def _block(block: Block, level: int) -> Iterator[str]:
+def _block(block: doc.Block, level: int) -> Iterator[str]:
     """Yield the lines of a block; the headings in it are of this level."""
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             yield from (prose(block.text), "")
-        case Bullets():
+        case doc.Bullets():
             yield from (*(f"- {prose(item)}" for item in block.items), "")
-        case Facts():
+        case doc.Facts():
             yield from (*(f"- {cell(what)}: {cell(says)}" for what, says in block.rows), "")
-        case Table():
+        case doc.Table():
             yield from _table(block)
-        case Fold():
+        case doc.Fold():
             yield from _heading(level, block.title)
             for line in block.about:
                 yield from (prose(line), "")
             for part in block.content:
                 yield from _block(part, level + 1)
-        case Chart():
+        case doc.Chart():
             return
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: doc.Table) -> Iterator[str]:
     yield f"| {' | '.join(cell(column.name) for column in table.columns)} |"
     yield f"|{'|'.join('---:' if column.kind == 'number' else '---' for column in table.columns)}|"
     yield from (f"| {' | '.join(map(cell, row))} |" for row in table.rows)
