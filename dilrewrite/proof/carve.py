@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from dilrewrite.model.elements import ELEMENTS, pack
-from dilrewrite.model.walk import DEFAULT_DOMAINS, Container, ScopePath, ends, names_read, resolve, subgraphs
+from dilrewrite.model.walk import (
+    DEFAULT_DOMAINS,
+    Container,
+    ScopePath,
+    ends,
+    names_read,
+    resolve,
+    sorted_places,
+    subgraphs,
+)
 from dilrewrite.sites import Site
 
 NEWEST_IR = 10
@@ -71,11 +80,21 @@ class Source:
         return None
 
     def parts(self, site: Site) -> dict[str, NodeProto]:
-        """Return the nodes of a site, makers before readers, by the names that they get in a sub-model."""
+        """Return the nodes of a site, makers before readers, by the names that they get in a sub-model.
+
+        Those of its first operator are "conv" and, if it reads quantised tensors, "x_f", "w_f" and "b_f"; of the next
+        one "conv.1" and so on.
+        """
         nodes = self.scope(site.scope).nodes
-        dequantized = {"x_f": site.input_quantization, "w_f": site.weight_quantization, "b_f": site.bias_quantization}
-        found = {name: nodes[given.index] for name, given in dequantized.items() if given is not None}
-        return {**found, "conv": nodes[site.index]}
+        words: dict[int, str] = {}
+        for number, part in enumerate(site.parts):
+            end = f".{number}" if number else ""
+            before = {"x_f": part.input_quantization, "w_f": part.weight_quantization, "b_f": part.bias_quantization}
+            words |= {given.index: word + end for word, given in before.items() if given is not None}
+            words[part.index] = f"conv{end}"
+        words = {**words, **{index: f"node_{place}" for place, index in enumerate(site.nodes) if index not in words}}
+        named = [(word, nodes[index]) for index, word in words.items()]
+        return dict(named[place] for place in sorted_places([node for _, node in named]))
 
 
 def carve(

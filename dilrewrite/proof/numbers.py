@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from dilrewrite.forms.geometry import product
-from dilrewrite.model.elements import NAMED, NUMBERED, dtype
+from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED, dtype
 from dilrewrite.proof.carve import Source, tensor
 from dilrewrite.runtimes import Array
 from dilrewrite.sites import Site
@@ -42,13 +42,24 @@ def exact_ranges(
     return max(1, min(budget // w, highest_input)), w
 
 
+def entering(site: Site) -> ConvGeometry:
+    """Return the geometry whose input enters a site: its meaning, where that is a Conv, or its first operator's."""
+    return site.meaning if isinstance(site.meaning, ConvGeometry) else site.part.geometry
+
+
+def resized(site: Site, geometry: ConvGeometry) -> Site:
+    """Return a site of one Conv with other sizes."""
+    return replace(site, meaning=geometry, parts=(replace(site.part, geometry=geometry),))
+
+
 @dataclass(kw_only=True)
 class Numbers:
     """What the constants and inputs of one site's sub-model hold; called by `carve` for each.
 
     Whole numbers, or `reals` that `element`, the type to compute in, holds; scales are powers of two. Input shapes are
     declared as unknown as the site knows them. `given`: weights are an input whatever they are in the model. `feeds`:
-    the values of weights and bias that are inputs, once the sub-model is cut.
+    the values of weights and bias that are inputs, once the sub-model is cut. `number`: of the site's operator that
+    `weights` (their shape) and `terms` are of; `additions`: of products and biases in all of them.
     """
 
     source: Source
@@ -58,32 +69,38 @@ class Numbers:
     reals: bool = False
     given: bool = False
     feeds: dict[str, Array] = field(default_factory=dict)
+    number: int = 0
 
     def __post_init__(self) -> None:
-        geometry, site = self.site.geometry, self.site
-        self.outputs = geometry.out_channels or 2 * geometry.group
-        ins = geometry.in_channels or 2 * geometry.group
-        self.weights = (self.outputs, ins // geometry.group, *geometry.kernel)
-        self.terms = product(self.weights[1:])
+        shapes = [_weights(part.geometry) for part in self.site.parts]
+        self.part, self.weights = self.site.parts[self.number], shapes[self.number]
+        self.outputs, self.terms = self.weights[0], product(self.weights[1:])
+        self.additions = sum(product(shape[1:]) + 1 for shape in shapes)
         self.zero = 0
-        highest = 127 if site.weight_quantization else {"float16": 15, "bfloat16": 7}.get(geometry.element, 2**20)
-        self.highest_input, self.highest_weight = exact_ranges(
-            self.terms,
+        small = {"float16": 15, "bfloat16": 7}.get(self.part.geometry.element, 2**20)
+        self.highest_input, highest = exact_ranges(
+            math.prod(product(shape[1:]) for shape in shapes),
             weights=product(self.weights),
-            highest_weight=highest,
+            highest_weight=127 if self.part.weight_quantization else small,
             highest_input={"float16": 2**11, "bfloat16": 2**8}.get(self.element, 2**20),
         )
+        self.highest_weight = max(1, int(highest ** (1 / len(shapes))))
 
     def __call__(self, word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
-        """Return what stands for a tensor that a node reads from outside."""
-        if place == 0 and word in ("x_f", "conv"):
-            geometry = self.site.geometry
+        """Return what stands for a tensor that a node reads from outside; LookupError where that cannot be told."""
+        word, _, number = word.partition(".")
+        if int(number or 0) != self.number:
+            return replace(self, number=int(number))(word, place, node)
+        if place == 0 and (word == "x_f" or node.input[0] == self.site.inputs[0]):
+            geometry = entering(self.site)
             return self._input("x", self.input_element, (geometry.batch, geometry.in_channels, *geometry.extents))
         if word == "conv":
             return self._operand("w" if place == 1 else "b")
+        known = self.source.constant(self.site.scope, node.input[place])
+        if word not in ("x_f", "w_f", "b_f", "quantized"):
+            return self._other(node.input[place], known)
         if place == 0:
             return tensor(self._codes(word))
-        known = self.source.constant(self.site.scope, node.input[place])
         shape = () if known is None else tuple(known.dims)
         shape = (self.outputs,) if product(shape) > 1 else shape
         if place == 2:
@@ -107,25 +124,36 @@ class Numbers:
 
     def _operand(self, name: str) -> ValueInfoProto | TensorProto:
         """Return the weights or bias of a Conv, that are not quantised."""
-        operand, shape = (self.site.weight, self.weights) if name == "w" else (self.site.bias, (self.outputs,))
+        operand, shape = (self.part.weight, self.weights) if name == "w" else (self.part.bias, (self.outputs,))
         assert operand is not None, "the Conv has no such input"
         if self.reals:
             share = 1 / math.sqrt(self.terms) if name == "w" else 1.0
             values = self.rng.standard_normal(shape, dtype=np.float32) * np.float32(share)
         else:
-            high = self.highest_weight if name == "w" else 1000
+            high = self.highest_weight if name == "w" else 1000 if len(self.site.parts) == 1 else 3
             values = whole_numbers(self.rng, shape, -high, high).astype(np.float32)
         values = values.astype(dtype(self.element), copy=False)
         if operand.is_constant and not (self.given and name == "w"):
             return tensor(values)
+        name += f".{self.number}" if self.number else ""
         self.feeds[name] = values
         return self._input(name, self.element, (None,) * len(shape) if operand.shape is None else shape)
+
+    def _other(self, name: str, known: TensorProto | None) -> TensorProto:
+        """Return small whole numbers for a constant of another node; what is no float is a setting, and stays."""
+        if known is None or known.data_location == TensorProto.EXTERNAL:
+            raise LookupError(f"nothing is known of {name!r}, which enters it too")
+        if NUMBERED[known.data_type].name not in FLOATS:
+            setting = TensorProto()
+            setting.CopyFrom(known)
+            return setting
+        return tensor(self.rng.integers(1, 3, tuple(known.dims)).astype(dtype(self.element)))
 
     def _codes(self, word: str) -> Array:
         """Return weights or bias as integers; without a zero point, unsigned ones are no less than 0."""
         if word == "b_f":
             return whole_numbers(self.rng, (self.outputs,), -1000, 1000)
-        quantization = self.site.weight_quantization
+        quantization = self.part.weight_quantization
         assert quantization is not None, "the weights are quantised"
         kind = dtype(quantization.source.element or "")
         codes = np.clip(whole_numbers(self.rng, self.weights, -self.highest_weight, self.highest_weight), -120, 120)
@@ -154,5 +182,11 @@ class Numbers:
             return whole_numbers(self.rng, shape, low, high).astype(kind)
         if self.reals:
             return self.rng.standard_normal(shape).astype(kind)
-        high = self.highest_input if self.site.weight_quantization is None else max(1, self.highest_input // 8)
+        high = self.highest_input if self.part.weight_quantization is None else max(1, self.highest_input // 8)
         return whole_numbers(self.rng, shape, -high, high).astype(kind)
+
+
+def _weights(geometry: ConvGeometry) -> tuple[int, ...]:
+    """Return the shape of a Conv's weights, with few channels where they are not known."""
+    outs, ins = (channels or 2 * geometry.group for channels in (geometry.out_channels, geometry.in_channels))
+    return outs, ins // geometry.group, *geometry.kernel

@@ -23,7 +23,7 @@ from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.proof.carve import Source, carve
 from dilrewrite.proof.exact import exact
-from dilrewrite.proof.numbers import Numbers
+from dilrewrite.proof.numbers import EXACT_LIMIT, Numbers, entering, resized
 from dilrewrite.proof.sizes import concrete, footprint, input_shape, sample_extents, smaller
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, backend, timed_backends
 from dilrewrite.sites import Site
@@ -108,8 +108,10 @@ class Prover:
         """Return the proof of `fragment` for a site of `source`; equal questions, but for names, are asked once."""
         key = (outline(source, site), fragment.digest())
         if key not in self._known:
-            sized = _sized(site, fragment)
-            self._known[key] = _unproved(sized) if isinstance(sized, str) else _prove(self, source, *sized)
+            try:
+                self._known[key] = _prove(self, source, *_sized(site, fragment))
+            except LookupError as error:
+                self._known[key] = _unproved(str(error))
         return self._known[key]
 
     def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
@@ -124,18 +126,19 @@ class Prover:
 
 def outline(source: Source, site: Site) -> tuple[object, ...]:
     """Return what decides how the forms of a site are proved: all but its names, places and values."""
-    operands = {("conv", 1): site.weight, ("conv", 2): site.bias}
+    operands = [operand for part in site.parts for operand in (part.weight, part.bias) if operand is not None]
+    computed = {operand.name for operand in operands if not operand.is_constant}
 
     def outside(word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
-        constant, operand = source.constant(site.scope, node.input[place]), operands.get((word, place))
-        if constant is None or (operand is not None and not operand.is_constant):
+        constant = source.constant(site.scope, node.input[place])
+        if constant is None or node.input[place] in computed:
             return ValueInfoProto(name=f"{word}_{place}")
         return TensorProto(data_type=constant.data_type, dims=constant.dims)
 
     nodes = _nodes(source, site)
     cut = carve(source.proto, site.scope, nodes, outside, ())
-    shapes = tuple(operand.shape for operand in operands.values() if operand is not None)
-    return cut.SerializeToString(deterministic=True), site.geometry, site.storage, shapes
+    shapes = tuple(operand.shape for operand in operands)
+    return cut.SerializeToString(deterministic=True), site.meaning, site.storage, shapes
 
 
 def _nodes(source: Source, site: Site) -> dict[str, NodeProto]:
@@ -164,8 +167,10 @@ class Trial:
         source, site = numbers.source, numbers.site
         nodes = _nodes(source, site)
         model = carve(source.proto, site.scope, nodes, numbers, [list(nodes)[-1]])
-        (own,) = find(model).sites
-        return cls(model=model, site=own, numbers=numbers)
+        alike = [own for own in find(model).sites if len(own.nodes) == len(site.nodes)]
+        if not alike:
+            raise LookupError("its nodes by themselves are no site")
+        return cls(model=model, site=alike[0], numbers=numbers)
 
     def rewritten(self, fragment: Fragment) -> ModelProto:
         """Return the sub-model with the fragment in place of the site."""
@@ -190,20 +195,20 @@ def _unproved(failure: str) -> Proof:
     return Proof(shapes=(), elements=0, backend="none", native_ran=False, rounding=None, failure=failure, ran=False)
 
 
-def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment] | str:
-    """Return what to prove: site and form as they are, or both smaller, or why that cannot be."""
-    geometry = smaller(site.geometry)
-    if geometry != site.geometry:
-        found = _replanned(site, geometry, fragment)
-        if found is not None:
-            site, fragment = replace(site, meaning=geometry), found
+def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment]:
+    """Return what to prove: site and form as they are, or both smaller; LookupError says why that cannot be."""
+    geometry = entering(site)
+    small = smaller(geometry)
+    if small != geometry and len(site.nodes) == 1 and (other := _replanned(site, small, fragment)) is not None:
+        geometry, site, fragment = small, resized(site, small), other
     elements = max(
-        footprint(concrete(site.geometry, extents)) // max(product(site.geometry.kernel), 4)
-        for extents in sample_extents(site.geometry)
+        footprint(concrete(geometry, extents)) // max(product(geometry.kernel), 4)
+        for extents in sample_extents(geometry)
     )
     held = max(16 * elements, 6 * elements + (fragment.elements_moved or 0))  # the truth in float64, or the form
     if held > MOST_ELEMENTS:
-        return f"its proof would hold {held / 2**20:,.0f} Mi numbers at once, above {MOST_ELEMENTS // 2**20} Mi"
+        most = MOST_ELEMENTS // 2**20
+        raise LookupError(f"its proof would hold {held / 2**20:,.0f} Mi numbers at once, above {most} Mi")
     return site, fragment
 
 
@@ -272,8 +277,12 @@ def runs_natively(geometry: ConvGeometry) -> bool:
     return timed_backends()["onnxruntime_cpu"].refuses(geometry) is None
 
 
+def _native(site: Site) -> bool:
+    return all(runs_natively(part.geometry) for part in site.parts)
+
+
 def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Proof:
-    geometry = site.geometry
+    geometry = entering(site)
     whole = _exact(prover, source, site, fragment, "float32")
     if not whole.passed or site.input_quantization is not None:
         return whole
@@ -317,10 +326,13 @@ def _whole(prover: Prover, trial: Trial, geometry: ConvGeometry, runtime: Backen
     for extents in sample_extents(geometry):
         x = trial.numbers.input(input_shape(concrete(geometry, extents)))
         inputs.append(x)
-        y = exact(trial.model, {"x": x, **trial.numbers.feeds})
+        feeds = {"x": x, **trial.numbers.feeds}
+        y = exact(trial.model, feeds)
         results.append(y if trial.site.quantizes_output else y.astype(dtype(trial.numbers.element), copy=False))
+        if len(trial.site.parts) > 1 and exact(trial.model, feeds, magnitudes=True).max(initial=0) > EXACT_LIMIT:
+            raise CannotRun("its sums leave the whole numbers that float32 holds")
     native = None
-    if runs_natively(geometry):
+    if _native(trial.site):
         native = trial.run(runtime, trial.model, _options(prover, trial.site), inputs)
         native = [same if _differs(same, y) else y for same, y in zip(native, results, strict=True)]
     return _Whole(inputs=inputs, results=results, native=native)
@@ -334,9 +346,9 @@ def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, eleme
     """Run fragment and original on whole numbers of `element`; equal bit for bit to the exact result."""
     runtime = prover.runtime if element == "float32" else prover.reference
     trial = Trial.of(Numbers(source=source, site=site, element=element, rng=np.random.default_rng(prover.seed)))
-    geometry = site.geometry
+    geometry = entering(site)
     name = f"{runtime.name} ({element} twin)" if element != geometry.element else runtime.name
-    natively = runs_natively(geometry)
+    natively = _native(site)
     shapes = tuple(input_shape(concrete(geometry, extents)) for extents in sample_extents(geometry))
     done = functools.partial(Proof, shapes=shapes, backend=name, rounding=None)
     try:  # one session at a time: each holds the weights
@@ -391,7 +403,7 @@ def _reals(prover: Prover, trial: Trial, geometry: ConvGeometry, runtime: Backen
     extents = sample_extents(geometry)
     x = trial.numbers.input(input_shape(concrete(geometry, extents[1 % len(extents)])))
     native = trial.model
-    if not runs_natively(geometry):  # the same Conv with its pads made explicit
+    if not _native(trial.site):  # the same Conv with its pads made explicit
         kept = plan("keep", strategies()["keep"], geometry, trial.site.opset)
         if isinstance(kept, Refusal):
             raise CannotRun(f"the original has no runnable form: {kept.reason}")
@@ -410,21 +422,21 @@ def _rounds_on(prover: Prover, site: Site, fragment: Fragment) -> Backend:
 
     ONNX Runtime's CPU provider keeps what lies between operators of float16 in float32.
     """
-    element = site.geometry.element
+    element = entering(site).element
     return prover.runtime if element == "float32" or (element == "float16" and not fragment.adds) else prover.reference
 
 
 def _rounding(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Rounding:
     """Compare the errors of the new and the native form against float64, on random reals."""
-    element = site.geometry.element
+    element = entering(site).element
     runtime = _rounds_on(prover, site, fragment)
     bare = replace(site, follow=())
     rng = np.random.default_rng(prover.seed + 1)
     trial = Trial.of(Numbers(source=source, site=bare, element=element, rng=rng, reals=True))
-    data = prover.once((outline(source, bare), runtime.name), lambda: _reals(prover, trial, site.geometry, runtime))
+    data = prover.once((outline(source, bare), runtime.name), lambda: _reals(prover, trial, entering(site), runtime))
     (new,) = trial.run(runtime, trial.rewritten(fragment), prover.options, [data.x])
     u = FLOATS[element].roundoff
-    terms = trial.numbers.terms + 1
+    terms = trial.numbers.additions
     native_error = data.error(data.native)
     native = np.asarray(data.native, np.float64)
     peak = float(np.max(np.abs(native), initial=0.0))
@@ -444,26 +456,20 @@ def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -
     Two neighbouring taps see the same large input with opposite weights: each alone leaves the range of float16,
     together they are 0.
     """
-    geometry = site.geometry
     if not fragment.adds:
         return False  # every output is that of one Conv
-    bare = replace(site, follow=(), parts=(replace(site.part, weight_quantization=None),))
+    bare = replace(site, follow=(), parts=(replace(site.part, weight_quantization=None), *site.parts[1:]))
     rng = np.random.default_rng(prover.seed)
     trial = Trial.of(Numbers(source=source, site=bare, element="float16", rng=rng, reals=True, given=True))
-    keep = plan("keep", strategies()["keep"], geometry, site.opset)
-    assert isinstance(keep, Fragment), "its pads could be made explicit, or there were no rounding"
+    geometry, models = entering(site), (trial.model, trial.rewritten(fragment))
     x = np.full(input_shape(concrete(geometry, sample_extents(geometry)[0])), 2.0**8, np.float16)
-
-    def run(form: Fragment, w: Array) -> Array:
-        trial.numbers.feeds["w"] = w
-        return trial.run(prover.reference, trial.rewritten(form), prover.options, [x])[0]
-
     with np.errstate(over="ignore", invalid="ignore"):
-        for taps in _neighbours(geometry):
-            w = np.zeros(trial.numbers.weights, np.float16)
+        for taps in _neighbours(site.part.geometry):
+            w = trial.numbers.feeds["w"] = np.zeros(trial.numbers.weights, np.float16)
             for tap, value in zip(taps, (2.0**9, -(2.0**9)), strict=True):
                 np.moveaxis(w, (0, 1), (-2, -1))[tap][:, 0] = value
-            if np.any(np.isfinite(run(keep, w)) & ~np.isfinite(run(fragment, w))):
+            before, after = (trial.run(prover.reference, model, prover.options, [x])[0] for model in models)
+            if np.any(np.isfinite(before) & ~np.isfinite(after)):
                 return True
     return False
 

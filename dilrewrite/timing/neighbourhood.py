@@ -23,7 +23,7 @@ from dilrewrite.model.elements import FLOATS, NUMBERED
 from dilrewrite.model.walk import DEFAULT_DOMAINS
 from dilrewrite.proof.carve import Source, carve, tensor
 from dilrewrite.proof.inputs import random_values
-from dilrewrite.proof.numbers import Numbers
+from dilrewrite.proof.numbers import Numbers, resized
 from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
@@ -207,7 +207,7 @@ class _Behind:
 def _cut(behind: _Behind, read: Reader) -> tuple[ModelProto, dict[str, Array]]:
     """Return the site and what is taken along as a model, and the values of weights and bias that are inputs."""
     site, source, geometry = behind.site, behind.source, behind.site.geometry
-    alone = replace(site, meaning=_with_channels(site, behind.profiled, behind.shapes["x"]))
+    alone = resized(site, _with_channels(site, behind.profiled, behind.shapes["x"]))
     numbers = Numbers(source=source, site=alone, element=geometry.element, rng=np.random.default_rng(0), reals=True)
 
     def outside(word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
