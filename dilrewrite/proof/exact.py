@@ -37,9 +37,15 @@ def exact(
     }
     operators = [type(name, (op,), {"accumulate": precise}) for name, op in own.items()]
     evaluator = Evaluator(model, new_ops=[*operators, *(op for op in OPERATORS if op.__name__ not in own)])
-    wide = {name: v.astype(precise) if v.dtype.name in FLOATS else v for name, v in feeds.items()}
-    (result,) = evaluator.run(None, wide)
+    held = {name for node in model.graph.node if node.op_type in own for name in node.input}  # weights stay narrow
+    constants = evaluator.rt_inits_
+    constants |= {name: _wide(values, precise) for name, values in constants.items() if name not in held}
+    (result,) = evaluator.run(None, {name: _wide(values, precise) for name, values in feeds.items()})
     return cast("Array", result)
+
+
+def _wide(values: Array, precise: type[np.floating[Any]]) -> Array:
+    return values.astype(precise) if values.dtype.name in FLOATS else values
 
 
 class _Magnitudes(Conv):

@@ -88,29 +88,29 @@ class Numbers:
 
     def __call__(self, word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
         """Return what stands for a tensor that a node reads from outside; LookupError where that cannot be told."""
-        word, _, number = word.partition(".")
+        kind, _, number = word.partition(".")
         if int(number or 0) != self.number:
-            return replace(self, number=int(number))(word, place, node)
-        if place == 0 and (word == "x_f" or node.input[0] == self.site.inputs[0]):
+            return replace(self, number=int(number or 0))(word, place, node)
+        if place == 0 and (kind == "x_f" or node.input[0] == self.site.inputs[0]):
             geometry = entering(self.site)
             return self._input("x", self.input_element, (geometry.batch, geometry.in_channels, *geometry.extents))
-        if word == "conv":
+        if kind == "conv":
             return self._operand("w" if place == 1 else "b")
         known = self.source.constant(self.site.scope, node.input[place])
-        if word not in ("x_f", "w_f", "b_f", "quantized"):
+        if kind not in ("x_f", "w_f", "b_f", "quantized"):
             return self._other(node.input[place], known)
         if place == 0:
-            return tensor(self._codes(word))
+            return tensor(self._codes(kind))
         shape = () if known is None else tuple(known.dims)
         shape = (self.outputs,) if product(shape) > 1 else shape
         if place == 2:
-            return tensor(self._zero_point(word, known, shape))
+            return tensor(self._zero_point(kind, known, shape))
         if node.op_type == "QuantizeLinear":
             scale = np.full(shape, 2.0 ** round(math.log2(max(self.terms, 2)) / 2 + 4))
-        elif shape and word != "x_f":
+        elif shape and kind != "x_f":
             scale = 2.0 ** -self.rng.integers(0, 3, size=shape).astype(np.float64)
         else:
-            scale = np.full(shape, 0.25 if word == "x_f" else 0.5)
+            scale = np.full(shape, 0.25 if kind == "x_f" else 0.5)
         return tensor(scale.astype(dtype(self.element)))
 
     @property

@@ -23,7 +23,7 @@ from dilrewrite.model.elements import FLOATS, NUMBERED
 from dilrewrite.model.walk import DEFAULT_DOMAINS
 from dilrewrite.proof.carve import Source, carve, tensor
 from dilrewrite.proof.inputs import random_values
-from dilrewrite.proof.numbers import Numbers, resized
+from dilrewrite.proof.numbers import Numbers, entering, resized
 from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
@@ -84,7 +84,7 @@ def ask(
     if not bare:
         behind.look()
     model, feeds = _cut(behind, read)
-    if site.geometry.rank in layout_ranks and not bare:
+    if behind.geometry.rank in layout_ranks and not bare:
         _lead_in(behind, model.graph)
         _lead_out(behind, model.graph)
     for value in model.graph.input:
@@ -92,8 +92,8 @@ def ask(
             element, shape = NUMBERED[value.type.tensor_type.elem_type].name, behind.shapes[value.name]
             io = Io(name=value.name, element=element, shape=shape)
             feeds[value.name] = random_values(io, shape, np.random.default_rng(len(feeds)))
-    sites = find(model).sites
-    if len(sites) != 1 or sites[0].geometry != site.geometry:
+    sites = [own for own in find(model).sites if len(own.nodes) == len(site.nodes)]
+    if [own.meaning for own in sites] != [site.meaning]:
         if not bare:
             return ask(source, site, profiled, read, layout_ranks, bare=True)
         raise LookupError("its neighbourhood does not give it the same geometry")
@@ -109,7 +109,7 @@ def _input_shape(site: Site, profiled: Profiled) -> Shape:
     run = profiled.sites.get((site.scope, site.index))
     if run is not None and run.shapes:
         return run.shapes[0]
-    geometry = site.geometry
+    geometry = entering(site)
     declared = (geometry.batch, geometry.in_channels, *geometry.extents)
     if any(size is None for size in declared):
         raise LookupError("its sizes are not known")
@@ -119,10 +119,10 @@ def _input_shape(site: Site, profiled: Profiled) -> Shape:
 def _with_channels(site: Site, profiled: Profiled, shape: Shape) -> ConvGeometry:
     """Return the geometry with channels as in the profiled run, where they are known at run time only."""
     weight = profiled.tensors.get((site.scope, site.weight.name))
-    outputs = site.geometry.out_channels
+    outputs = site.part.geometry.out_channels
     if outputs is None and weight is not None:
         outputs = weight[0]
-    return replace(site.geometry, in_channels=shape[1], out_channels=outputs)
+    return replace(site.part.geometry, in_channels=shape[1], out_channels=outputs)
 
 
 # -- behind the site ---------------------------------------------------------------------------------------------------
@@ -146,9 +146,11 @@ class _Behind:
     others: int = 0
 
     def __post_init__(self) -> None:
-        self.nodes = self.source.parts(self.site)
-        self.names[self.nodes["conv"].output[0]] = "conv"
-        self.ends[self.nodes["conv"].output[0]] = False
+        self.nodes, self.geometry = self.source.parts(self.site), entering(self.site)
+        self.names[self.site.output] = next(
+            word for word, node in self.nodes.items() if self.site.output in node.output
+        )
+        self.ends[self.site.output] = False
 
     def look(self) -> None:
         """Take along what a runtime may fuse into the site, or run in its layout."""
@@ -206,8 +208,9 @@ class _Behind:
 
 def _cut(behind: _Behind, read: Reader) -> tuple[ModelProto, dict[str, Array]]:
     """Return the site and what is taken along as a model, and the values of weights and bias that are inputs."""
-    site, source, geometry = behind.site, behind.source, behind.site.geometry
-    alone = resized(site, _with_channels(site, behind.profiled, behind.shapes["x"]))
+    site, source, geometry = behind.site, behind.source, behind.geometry
+    single = len(site.nodes) == 1
+    alone = resized(site, _with_channels(site, behind.profiled, behind.shapes["x"])) if single else site
     numbers = Numbers(source=source, site=alone, element=geometry.element, rng=np.random.default_rng(0), reals=True)
 
     def outside(word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
@@ -259,7 +262,7 @@ def _lead_in(behind: _Behind, graph: GraphProto) -> None:
     for value in graph.input:
         name, shape = value.name, behind.shapes.get(value.name)
         others = shape is not None and shape[1:2] >= (CHANNELS,) and behind.site.input_quantization is None
-        if shape is None or len(shape) != behind.site.geometry.rank + 2 or not (name == "x" or others):
+        if shape is None or len(shape) != behind.geometry.rank + 2 or not (name == "x" or others):
             continue
         value.name = "source" if name == "x" else f"{name}_source"
         behind.shapes[value.name] = (shape[0], min(CHANNELS, shape[1]), *shape[2:])
@@ -273,10 +276,10 @@ def _lead_in(behind: _Behind, graph: GraphProto) -> None:
 
 def _lead_out(behind: _Behind, graph: GraphProto) -> None:
     """Put a 1x1 Conv behind every output where the layout goes on."""
-    rank = behind.site.geometry.rank
+    rank = behind.geometry.rank
     for value, (name, onward) in zip(graph.output, behind.ends.items(), strict=True):
         shape, kind = behind.shape(name), NUMBERED[value.type.tensor_type.elem_type]
-        channels = behind.site.geometry.out_channels
+        channels = behind.site.parts[-1].geometry.out_channels
         if shape is not None:  # a sum with another tensor may have more of them than the Conv makes
             channels = shape[1] if len(shape) == rank + 2 else None
         if not onward or channels is None or (kind.name in FLOATS and behind.site.input_quantization is not None):

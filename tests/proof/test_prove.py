@@ -8,6 +8,7 @@ import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.choice import choose
-from dilrewrite.forms.fragment import CoreConv, Fragment
+from dilrewrite.forms.fragment import CoreConv, Fragment, X
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.numbers import Numbers
@@ -29,6 +30,9 @@ from dilrewrite.reports import reasons
 from dilrewrite.runtimes import CannotLoad, onnxruntime_cpu
 from dilrewrite.sites import Dequantized, Operand, Site
 from dilrewrite.sites.find import find
+from dilrewrite.sites.finders.dilated_conv import site_of
+from dilrewrite.sites.operators import operators
+from dilrewrite.sites.scopes import Scope
 from tests import models_for_tests as tiny
 from tests.models_for_tests import conv1d, conv2d
 
@@ -759,3 +763,97 @@ def test_quantised_weights_and_an_input_in_float(scales: int, zero_point: bool) 
     assert proof.failure is None
     assert proof.rounding is not None
     assert proof.rounding.native_error < 1e-5
+
+
+# -- sites of several nodes ----------------------------------------------------------------------------------------
+
+
+class Pairs:
+    """Finds what stands before a dilated Conv together with it, and pairs of them: `Chain` is no Conv."""
+
+    def at(self, scope: Scope, index: int) -> Iterator[Site]:
+        node = scope.nodes[index]
+        before = next((place for place, other in enumerate(scope.nodes) if node.input[0] in other.output), None)
+        if node.op_type != "Conv" or before is None:
+            return
+        first, part = scope.nodes[before], operators()["conv"].read(scope, index)
+        single = replace(site_of(scope, part, node), nodes=(before, index), inputs=(first.input[0],))
+        if first.op_type == "Conv":
+            yield replace(single, meaning="chain", parts=(operators()["conv"].read(scope, before), part))
+        else:
+            yield single
+
+
+def beside(*before: NodeProto, source: str, **weights: Any) -> ModelProto:
+    nodes = [*before, tiny.conv_node(source, "y", dilations=[3], pads=[3, 3])]
+    held = {"w": tiny.values(2, 2, 3, seed=1), **weights}
+    return tiny.build(nodes, {"x": [1, 2, 16]}, {"y": None}, held)
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dilrewrite.sites.find.finders", lambda: {"pairs": Pairs()})
+
+
+@pytest.mark.parametrize("name", strategies())
+@pytest.mark.parametrize(
+    ("made", "passed"),
+    [
+        (lambda: beside(helper.make_node("Identity", ["x"], ["i"]), source="i"), True),
+        (lambda: beside(helper.make_node("Relu", ["x"], ["r"]), source="r"), False),
+        (lambda: beside(helper.make_node("Mul", ["x", "k"], ["r"]), source="r", k=np.float32([2])), False),
+    ],
+    ids=["Identity", "Relu", "Mul"],
+)
+def test_a_site_of_two_nodes(pairs: None, made: Any, passed: bool, name: str) -> None:  # noqa: ARG001
+    """The form of its Conv is that of both where the other node changes nothing, and is told wrong elsewhere."""
+    source, site = taken(made())
+    fragment = forms(site).get(name)
+    if fragment is None:
+        pytest.skip("refuses")
+    proof = Prover().prove(source, site, fragment)
+    assert (proof.passed, proof.wrong) == (passed, not passed), proof.failure
+    assert proof.shapes == ((1, 2, 16),)
+
+
+def chain(seed: int = 1) -> ModelProto:
+    first = tiny.conv_node("x", "c", "v", dilations=[2], pads=[2, 2])
+    return beside(first, source="c", v=tiny.values(2, 2, 3, seed=seed))
+
+
+def test_a_chain_of_two_convs(pairs: None) -> None:  # noqa: ARG001
+    """Both stay Convs of their own: that is proved, and where they stand the wrong way round it is not."""
+    source, site = taken(chain())
+    assert len(site.parts) == 2
+    proofs = []
+    for dilations in ((2, 3), (3, 2)):
+        cores = tuple(
+            CoreConv(
+                source=(X, "c")[number],
+                output="cd"[number],
+                kernel=(3,),
+                strides=(1,),
+                dilations=(d,),
+                pads=(d, d),
+                group=1,
+                weight=(),
+                bias_times=0,
+                of=number,
+            )
+            for number, d in enumerate(dilations)
+        )
+        fragment = Fragment(strategy="chain", opset=site.opset, steps=cores, result="d", constants={})
+        proofs.append(Prover().prove(source, site, fragment))
+    assert proofs[0].failure is None
+    assert proofs[0].rounding is not None
+    assert proofs[1].wrong
+
+
+def test_what_enters_beside_the_input_is_not_proved(pairs: None) -> None:  # noqa: ARG001
+    model = beside(helper.make_node("Add", ["x", "z"], ["a"]), source="a")
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 2, 16]))
+    source, site = taken(model)
+    proof = Prover().prove(source, site, form(site, "keep"))
+    assert not proof.passed
+    assert not proof.wrong
+    assert "'z'" in str(proof.failure)

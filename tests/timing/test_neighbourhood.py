@@ -34,6 +34,7 @@ from tests import contract, quantized
 from tests import models_for_tests as tiny
 from tests.cases import Case, cases
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, every_node, values
+from tests.proof.test_prove import Pairs
 from tests.splice.test_rewrite import KINDS
 from tests.splice.test_rewrite import feeds as feeds_of_kind
 
@@ -1022,6 +1023,22 @@ def test_sizes_that_nobody_knows(axis: int) -> None:
     for found in (UNSEEN, idle):
         with pytest.raises(LookupError, match="its sizes are not known"):
             question(model, found)
+
+
+def test_a_site_of_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in the question, with what follows the second."""
+    monkeypatch.setattr("dilrewrite.sites.find.finders", lambda: {"pairs": Pairs()})
+    model = after(make("Relu", ["c"], ["y"]), before=[make("Identity", ["x"], ["i"])], source="i")
+    asked = question(model)
+    assert (len(asked.site.nodes), asked.neighbours) == (2, ("Relu",))
+    assert [node.op_type for node in asked.model.graph.node] == ["Conv", "Identity", "Conv", "Relu"]
+    assert list(asked.feeds) == ["source"]
+    (before,) = run(asked.model, asked.feeds)
+    for name in ("im2col", "space_to_batch"):
+        fragment = form(asked.site, name)
+        assert fragment is not None
+        (result,) = run(with_form(asked, fragment), asked.feeds)
+        close(before, result)
 
 
 def test_the_most_frequent_size_is_asked_for() -> None:
