@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
@@ -18,6 +18,8 @@ Container = GraphProto | FunctionProto
 
 Step = tuple[int, str, int]
 """A way down: node index, attribute name, index in `graphs` (0 for `g`)."""
+
+M = TypeVar("M", ModelProto, GraphProto, NodeProto)
 
 Key = tuple[str, str, str]
 """What a call and its function have in common: domain, name and overload."""
@@ -31,6 +33,13 @@ class ScopePath:
     """Index of the model's function; `None` for the main graph."""
     steps: tuple[Step, ...] = ()
     """The way down from there: node index, attribute, place in the attribute's list of graphs (0 for a single one)."""
+
+
+def copied(message: M) -> M:
+    """Return a copy of a model or of a part of it."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 # -- graphs and nodes ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from dilrewrite.model.elements import FLOATS
-from dilrewrite.model.walk import rearrange, resolve
+from dilrewrite.model.walk import copied, rearrange, resolve
 from dilrewrite.sites import Site
 from dilrewrite.splice.names import Names
 
@@ -20,8 +20,7 @@ def disturb(proto: ModelProto, errors: Sequence[tuple[Site, float]], seed: int) 
     The noise is uniform, of the given share of the output's largest magnitude. It shows how far the model itself
     carries rounding of that size.
     """
-    edited = ModelProto()
-    edited.CopyFrom(proto)
+    edited = copied(proto)
     names = Names(proto)
     containers = {site.scope: resolve(edited, site.scope) for site, _ in errors}
     for number, (site, error) in enumerate(errors):

@@ -18,7 +18,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 from dilrewrite.model.doubts import limit_calls
 from dilrewrite.model.light import without_declarations, without_weights
 from dilrewrite.model.shapes import infer_shapes
-from dilrewrite.model.walk import graphs_in, subgraphs
+from dilrewrite.model.walk import copied, graphs_in, subgraphs
 
 UNSORTED = "Nodes in a graph must be topologically sorted"
 
@@ -45,8 +45,7 @@ def findings(proto: ModelProto) -> list[Finding]:
     if any(UNSORTED in finding.text for finding in found):
         from dilrewrite.model.walk import put_in_order
 
-        ordered = ModelProto()
-        ordered.CopyFrom(proto)
+        ordered = copied(proto)
         put_in_order(ordered)
         found = [Finding(UNSORTED, UNSORTED), *_checker(ordered), *_inference(ordered)]
     return found
@@ -72,8 +71,7 @@ def _checker(proto: ModelProto) -> list[Finding]:
     error = _error(onnx.checker.check_model, model)
     if error is None:
         return []
-    mended = ModelProto()
-    mended.CopyFrom(model)
+    mended = copied(model)
     if model.ir_version > onnx.IR_VERSION:
         mended.ir_version = onnx.IR_VERSION
         return [Finding(error, error), *_checker(mended)]
@@ -116,8 +114,7 @@ def _mend_values(graph: GraphProto, context: Any) -> Iterator[Finding]:
 
 def _bare(node: NodeProto) -> NodeProto:
     """Return a node with empty graphs in it: they are looked at by themselves."""
-    bare = NodeProto()
-    bare.CopyFrom(node)
+    bare = copied(node)
     for _, _, graph in subgraphs(bare):
         graph.CopyFrom(GraphProto(name="graph"))
     return bare
@@ -128,8 +125,7 @@ def _with_weights_as_inputs(proto: ModelProto) -> ModelProto:
     external = [tensor for tensor in proto.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     if not external:
         return proto
-    light = ModelProto()
-    light.CopyFrom(proto)
+    light = copied(proto)
     names = {tensor.name for tensor in external}
     inputs = {value.name for value in light.graph.input}
     for index in reversed(range(len(light.graph.initializer))):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx.inliner
 from onnx import GraphProto, ModelProto
 
-from dilrewrite.model.light import without_declarations, without_weights
+from dilrewrite.model.light import Shape, value_shape, without_declarations, without_weights
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import subgraphs, written_out
 from dilrewrite.sites.known import CONVOLUTIONS
@@ -28,7 +28,7 @@ MANY_NODES = 2**14
 class _Convolution:
     """A convolution as shape inference sees it: its input's shape, with `None` for what is not known."""
 
-    shape: tuple[int | None, ...] | None
+    shape: Shape | None
     dilations: tuple[int, ...]
 
 
@@ -86,14 +86,10 @@ class Convolutions:
         return [*_convolutions(inferred.graph, {}), *hidden]
 
 
-def _convolutions(graph: GraphProto, outer: Mapping[str, tuple[int | None, ...]]) -> Iterator[_Convolution]:
+def _convolutions(graph: GraphProto, outer: Mapping[str, Shape | None]) -> Iterator[_Convolution]:
     """Yield the convolutions of a graph and those inside it; names are looked up from the inside out."""
-    shapes = dict(outer)
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        shapes.pop(value.name, None)
-        if value.type.tensor_type.HasField("shape"):
-            dims = value.type.tensor_type.shape.dim
-            shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    declared = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {**outer, **{value.name: value_shape(value)[1] for value in declared}}
     for node in graph.node:
         if node.op_type in CONVOLUTIONS and node.input:
             dilations = next((a.ints for a in node.attribute if a.name == "dilations" and node.op_type == "Conv"), ())

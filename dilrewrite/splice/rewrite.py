@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.shapes import declares, forget_unbelieved, infer_shapes
-from dilrewrite.model.walk import ScopePath, rearrange, resolve
+from dilrewrite.model.walk import ScopePath, copied, rearrange, resolve
 from dilrewrite.sites import Normalisation, Place, Site
 from dilrewrite.splice.clean import clean
 from dilrewrite.splice.editor import Editor, Reader
@@ -63,8 +63,7 @@ def rewrite(
     (external ones too); it is called only for weights that a fragment edits. Declared sizes inside the model that
     cannot be believed go. Everything else stays byte for byte. Raises `UsageError` when two sites share a node.
     """
-    edited = ModelProto()
-    edited.CopyFrom(proto)
+    edited = copied(proto)
     replaced = _replaced(proto, edits)
     for change in normalisations:
         if (change.scope, change.index) not in replaced:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
 from dilrewrite.forms.fragment import AttributeValue, Node
-from dilrewrite.model.walk import ScopePath
+from dilrewrite.model.walk import ScopePath, copied
 from dilrewrite.sites import Operand, Site
 from dilrewrite.splice.editor import Editor
 
@@ -118,8 +118,7 @@ class Writer:
 
     def like(self, original: NodeProto, inputs: Sequence[str], output: str) -> str:
         """Append a copy of a node with other inputs and another output; return that."""
-        copy = NodeProto()
-        copy.CopyFrom(original)
+        copy = copied(original)
         copy.name = self.name(original.op_type)
         copy.input[:] = inputs
         copy.output[:] = [output]

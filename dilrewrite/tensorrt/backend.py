@@ -24,6 +24,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from dilrewrite.errors import DilrewriteError, one_line
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.load import load
+from dilrewrite.model.walk import copied
 from dilrewrite.options import Building
 from dilrewrite.runtimes import (
     Array,
@@ -247,8 +248,7 @@ def _with_values(proto: ModelProto, folder: Path | None, precision: str | None) 
     quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
     if folder is None or not external or not (quantized or precision in ("fp16", "bf16")):
         return proto
-    made = ModelProto()
-    made.CopyFrom(proto)
+    made = copied(proto)
     onnx.external_data_helper.load_external_data_for_model(made, str(folder))
     return made
 

@@ -19,7 +19,17 @@ import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import FailedError, MissingError, one_line
-from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs, graphs_in, permute, sorted_places, subgraphs
+from dilrewrite.model.light import graph_shapes
+from dilrewrite.model.walk import (
+    DEFAULT_DOMAINS,
+    all_nodes,
+    copied,
+    graphs,
+    graphs_in,
+    permute,
+    sorted_places,
+    subgraphs,
+)
 
 BF16_OPSET = 22
 """The first opset whose Conv and ConvTranspose take bfloat16."""
@@ -30,20 +40,11 @@ BF16_OPSET = 22
 
 def inferred(proto: ModelProto) -> dict[str, tuple[int, int]]:
     """Return element type and rank (-1: unknown) of tensors by name, of all graphs, as far as shape inference tells."""
-    plain = ModelProto()
-    plain.CopyFrom(proto)
     # Where inference fails, what the file itself declares is all there is to know.
     with contextlib.suppress(onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        plain = onnx.shape_inference.infer_shapes(plain)
-    found: dict[str, tuple[int, int]] = {}
-    for graph in graphs(plain.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            tensor = value.type.tensor_type
-            rank = len(tensor.shape.dim) if tensor.HasField("shape") else -1
-            found[value.name] = (tensor.elem_type, rank)
-        for initializer in graph.initializer:
-            found[initializer.name] = (initializer.data_type, len(initializer.dims))
-    return found
+        proto = onnx.shape_inference.infer_shapes(proto)
+    shapes = [item for graph in graphs(proto.graph) for item in graph_shapes(graph).items()]
+    return {name: (element, -1 if shape is None else len(shape)) for name, (element, shape) in shapes}
 
 
 def constants(proto: ModelProto) -> dict[str, TensorProto]:
@@ -61,8 +62,7 @@ def _plain(proto: ModelProto) -> ModelProto:
     The branches of an If may share names. The numbers of Constant nodes become tensors, which the converter knows, and
     initializers are told by themselves alone: the converter would declare those that stay in float32 as float16.
     """
-    made = ModelProto()
-    made.CopyFrom(proto)
+    made = copied(proto)
     if made.functions:
         made = onnx.inliner.inline_local_functions(made)
     _name_nodes(made)
@@ -214,9 +214,7 @@ def _mend_casts(proto: ModelProto) -> None:
         while source in casts:  # from one operator that stays in float32 to the next
             source = casts[source].input[0]
         if source in homes:
-            moved = NodeProto()
-            moved.CopyFrom(node)
-            homes[source].node.append(moved)
+            homes[source].node.append(copied(node))
             main.node.remove(node)
 
 
@@ -228,8 +226,7 @@ def to_bfloat16(original: ModelProto, half: ModelProto) -> ModelProto:
 
     Weights are rounded once, from the float32 of `original`. The opset is raised to one whose Conv takes bfloat16.
     """
-    made = ModelProto()
-    made.CopyFrom(half)
+    made = copied(half)
     source = _plain(original)
     named = {tensor.name: tensor for graph in graphs(source.graph) for tensor in graph.initializer}
     twins = {node.name: node for node in all_nodes(source)}
@@ -320,8 +317,7 @@ def twin(proto: ModelProto) -> ModelProto:
     that it computes in float32, with optimisations or without. Sums inside an operator are float32 here, as they are on
     a GPU.
     """
-    made = ModelProto()
-    made.CopyFrom(proto)
+    made = copied(proto)
     kinds = {name: kind for name, (kind, _) in inferred(proto).items()}
     taken = set(kinds) | {name for node in all_nodes(proto) for name in (*node.input, *node.output)}
     for graph in graphs(made.graph):
@@ -346,11 +342,7 @@ def twin(proto: ModelProto) -> ModelProto:
                 node.output[place] = exact
                 nodes.append(helper.make_node("Cast", [exact], [low], name=low, to=low_type))
                 nodes.append(helper.make_node("Cast", [low], [name], name=f"{low}_up", to=TensorProto.FLOAT))
-        copies = []
-        for node in nodes:
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            copies.append(copy)
+        copies = list(map(copied, nodes))
         del graph.node[:]
         graph.node.extend(copies)
     return made

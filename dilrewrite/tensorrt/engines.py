@@ -19,7 +19,7 @@ from onnx import ModelProto
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError, shown
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.tensors import Model
-from dilrewrite.model.walk import all_nodes
+from dilrewrite.model.walk import all_nodes, copied
 from dilrewrite.options import Building
 from dilrewrite.proof.compare import OutputCheck, Tolerance, compare
 from dilrewrite.proof.inputs import Case, Chooser
@@ -344,8 +344,7 @@ def _in_memory(model: Model, proto: ModelProto) -> ModelProto:
             "2 GiB are the most that fit into a message",
             hint="convert it with another tool, and build from that",
         )
-    made = ModelProto()
-    made.CopyFrom(proto)
+    made = copied(proto)
     onnx.external_data_helper.load_external_data_for_model(made, str(model.folder))
     return made
 

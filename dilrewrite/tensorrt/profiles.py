@@ -6,7 +6,6 @@ divide): so every size is tried here first, with ONNX's shape inference on the c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ import onnx
 from onnx import ModelProto
 
 from dilrewrite.errors import UsageError, one_line
-from dilrewrite.model.walk import DEFAULT_DOMAINS
+from dilrewrite.model.light import value_shape, without_weights
+from dilrewrite.model.walk import DEFAULT_DOMAINS, copied
 from dilrewrite.options import sizes
 
 Shape = tuple[int, ...]
@@ -63,17 +63,7 @@ def parse(minima: Sequence[str], optima: Sequence[str], maxima: Sequence[str]) -
 def declared(proto: ModelProto) -> dict[str, tuple[int | None, ...] | None]:
     """Return the declared sizes of the inputs that have no value of their own; None: unknown."""
     own = {tensor.name for tensor in proto.graph.initializer}
-    found: dict[str, tuple[int | None, ...] | None] = {}
-    for value in proto.graph.input:
-        if value.name in own:
-            continue
-        tensor = value.type.tensor_type
-        found[value.name] = (
-            tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
-            if tensor.HasField("shape")
-            else None
-        )
-    return found
+    return {value.name: value_shape(value)[1] for value in proto.graph.input if value.name not in own}
 
 
 def settle(proto: ModelProto, asked: Asked, where: str) -> dict[str, Profile]:
@@ -133,7 +123,7 @@ def check(proto: ModelProto, profiles: Mapping[str, Profile], where: str) -> Non
     """
     if not profiles:
         return
-    light = _light(proto)
+    light = without_weights(proto)
     if unfit(light, {}) is not None:
         return  # inference does not get through this model whatever the sizes are, so it says nothing of them
     for kind in KINDS:
@@ -145,8 +135,7 @@ def check(proto: ModelProto, profiles: Mapping[str, Profile], where: str) -> Non
 
 def unfit(proto: ModelProto, shapes: Mapping[str, Shape]) -> str | None:
     """Return None when the graph takes inputs of these shapes, as far as inference tells, else what does not fit."""
-    fixed = ModelProto()
-    fixed.CopyFrom(proto)
+    fixed = copied(proto)
     for value in fixed.graph.input:
         if value.name in shapes:
             del value.type.tensor_type.shape.dim[:]
@@ -181,19 +170,6 @@ def unfit(proto: ModelProto, shapes: Mapping[str, Shape]) -> str | None:
             if node.op_type in _WINDOWS and 0 in known.get(name, [])[2:]:
                 return f"{node.op_type} {node.name!r} makes an empty output"
     return None
-
-
-def _light(proto: ModelProto) -> ModelProto:
-    """Return the model without the values of its large weights, which say nothing of sizes."""
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    for tensor in copy.graph.initializer:
-        if math.prod(tensor.dims) > 1024:
-            kept = (tensor.name, tensor.data_type, list(tensor.dims))
-            tensor.Clear()
-            tensor.name, tensor.data_type = kept[0], kept[1]
-            tensor.dims.extend(kept[2])
-    return copy
 
 
 def _blame(proto: ModelProto, shapes: Mapping[str, Shape], kind: str, wrong: str) -> str:

@@ -165,10 +165,11 @@ class Engine:
                 f"input {io.name!r} is {list(shape)}, and the engine's profile is {list(low)} to {list(high)}"
             )
 
-    def bind(self, name: str, buffer: Buffer) -> None:
-        """Give a tensor its memory."""
-        if not self.context.set_tensor_address(name, buffer.address):
-            raise CannotRun(f"{self.library.flavour} does not take the memory of {name!r}")
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, tuple[Buffer, Array]]) -> None:
+        """Give every tensor its memory."""
+        for name, buffer in (*inputs.items(), *((name, buffer) for name, (buffer, _) in outputs.items())):
+            if not self.context.set_tensor_address(name, buffer.address):
+                raise CannotRun(f"{self.library.flavour} does not take the memory of {name!r}")
 
     def upload(self, feeds: Mapping[str, Array]) -> dict[str, Buffer]:
         """Copy the inputs to the GPU, in the types that the engine reads."""
@@ -206,10 +207,7 @@ class Engine:
         shapes = self.accept(feeds)
         stream = self.cuda.stream()
         inputs, outputs = self.upload(feeds), self.allocate(shapes)
-        for name, buffer in inputs.items():
-            self.bind(name, buffer)
-        for name, (buffer, _) in outputs.items():
-            self.bind(name, buffer)
+        self.bind(inputs, outputs)
         self.enqueue(stream.handle)
         stream.synchronize()
         for buffer, here in outputs.values():
@@ -267,10 +265,7 @@ class TimedRun:
     def _bind(self, turn: int) -> None:
         """Set sizes and all memory: other runs of the engine, since the last one here, had their own."""
         self.engine.accept(self._feeds)
-        for name, buffer in self._sets[turn].items():
-            self.engine.bind(name, buffer)
-        for name, (buffer, _) in self._outputs.items():
-            self.engine.bind(name, buffer)
+        self.engine.bind(self._sets[turn], self._outputs)
 
     def _captured(self, turn: int) -> Graph:
         self._bind(turn)
@@ -323,10 +318,7 @@ def layer_times(engine: Engine, feeds: Mapping[str, Array], runs: int) -> list[t
     shapes = engine.accept(feeds)
     stream = engine.cuda.stream()
     inputs, outputs = engine.upload(feeds), engine.allocate(shapes)
-    for name, buffer in inputs.items():
-        engine.bind(name, buffer)
-    for name, (buffer, _) in outputs.items():
-        engine.bind(name, buffer)
+    engine.bind(inputs, outputs)
     engine.enqueue(stream.handle)
     stream.synchronize()
     engine.context.enqueue_emits_profile = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
-from dilrewrite.model.walk import Container, ScopePath, scopes, subgraphs
+from dilrewrite.model.walk import Container, ScopePath, copied, scopes, subgraphs
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
     Array,
@@ -75,8 +75,7 @@ class Profiled:
 
 def traced(proto: ModelProto) -> tuple[ModelProto, list[Place]]:
     """Return a copy in which every node has a name of its own, and the node that each number in a name stands for."""
-    copy = ModelProto()
-    copy.CopyFrom(proto)
+    copy = copied(proto)
     places: list[Place] = []
     for path, container in scopes(copy):
         for index, node in enumerate(container.node):

@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from dilrewrite.errors import FailedError, MissingError
 from dilrewrite.model.walk import all_nodes, graphs, subgraphs
+from dilrewrite.proof.verdict import Settings
 from dilrewrite.runtimes import Options, Runnable, backend
 from dilrewrite.tensorrt.convert import BF16_OPSET, constants, fold_biases, inferred, to_float16, twin
 from dilrewrite.tensorrt.fidelity import Fidelity, compare
@@ -85,9 +86,8 @@ def converted(model: ModelProto, precision: str, inputs: Mapping[str, Array] | N
     prepared = prepare(model, precision, "net.onnx")
     assert model.SerializeToString() == before
     check_sound(model, prepared.proto)
-    found = compare(
-        model, prepared, Path(), backend("onnxruntime_cpu"), "net.onnx", shapes={}, inputs=inputs or {}, threads=1
-    )
+    settings = Settings(backend=backend("onnxruntime_cpu"), shapes={}, inputs=inputs or {}, threads=1)
+    found = compare(model, prepared, Path(), settings, "net.onnx")
     assert found.reason == ""
     assert found.difference is not None
     assert found.difference <= found.bound
