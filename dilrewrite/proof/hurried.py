@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from dilrewrite.runtimes import Array, Backend, Options, Runnable, Session, TimedOut, backends
 
@@ -65,20 +65,21 @@ class Hurried:
         return HurriedSession(self.clock(load), self.clock)
 
 
-class HurriedSession:
+class HurriedSession(Session):
     """A session on a clock."""
 
     def __init__(self, session: Session, clock: _Clock) -> None:
         self.inputs, self.outputs = session.inputs, session.outputs
         self.session, self.clock = session, clock
-        self.peak_bytes, self.close = session.peak_bytes, session.close
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the named outputs (None: all)."""
         return self.clock(lambda: self.session.run(feeds, outputs))
 
-    def __enter__(self) -> Self:
-        return self
+    def peak_bytes(self) -> int | None:
+        """Return what the session tells."""
+        return self.session.peak_bytes()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def close(self) -> None:
+        """End the session."""
+        self.session.close()

@@ -11,16 +11,16 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 from numpy.typing import NDArray
 
 from dilrewrite import machine, settings
 from dilrewrite.discover import discover
-from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.errors import MissingError, UsageError, one_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -110,17 +110,17 @@ class Session(Protocol):
 
         None when the session is not isolated, or the system does not tell.
         """
-        ...
+        return None
 
     def close(self) -> None:
         """End the session and its process; a second call does nothing."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Backend(Protocol):
@@ -413,7 +413,7 @@ def contained(runnable: Runnable) -> ModelProto:
         if runnable.folder is not None:
             onnx.load_external_data_for_model(proto, str(runnable.folder))
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise CannotLoad(" ".join(str(error).split())) from error
+        raise CannotLoad(one_line(error)) from error
     return proto
 
 
@@ -421,12 +421,9 @@ def profiled(
     backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
 ) -> Profile:
     """Return the profile of a model on a bench of its own. Raises what a `Bench` does."""
-    bench = backend.bench(options)
-    try:
+    with closing(backend.bench(options)) as bench:
         bench.add("model", prepared(backend, runnable, feeds), feeds)
         return bench.profile("model", runs)
-    finally:
-        bench.close()
 
 
 MEASURED = "measured"

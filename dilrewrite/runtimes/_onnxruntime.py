@@ -12,14 +12,13 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import numpy as np
 
 from dilrewrite.errors import one_line
 from dilrewrite.model.elements import ELEMENTS, Element, pack, unpack
-from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable
+from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable, Session
 
 if TYPE_CHECKING:
     from dilrewrite.forms.geometry import ConvGeometry
@@ -162,7 +161,7 @@ def _load(
 
 
 @final
-class InProcess:
+class InProcess(Session):
     """A session in this process, on exactly the given execution providers."""
 
     def __init__(self, runnable: Runnable, options: Options, providers: Sequence[Provider] = CPU) -> None:
@@ -190,21 +189,9 @@ class InProcess:
         except self._failures as error:
             raise CannotRun(reason(error)) from error
 
-    def peak_bytes(self) -> int | None:
-        """Return None: this process has other things in memory."""
-        return None
-
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _io(value: Any, scalars: frozenset[str]) -> Io:

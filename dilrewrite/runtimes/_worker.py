@@ -27,8 +27,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self, final
+from typing import IO, Any, final
 
 import numpy as np
 
@@ -216,7 +215,7 @@ def _plain(feeds: Mapping[str, Array]) -> dict[str, Any]:
 
 
 @final
-class IsolatedSession:
+class IsolatedSession(Session):
     """The parent's end: a session of a backend in a child process."""
 
     inputs: tuple[Io, ...]
@@ -251,14 +250,6 @@ class IsolatedSession:
     def close(self) -> None:
         """End the child."""
         self._child.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @final

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 import numpy as np
 import onnx
@@ -22,7 +21,7 @@ from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Optio
 
 
 @final
-class ReferenceSession:
+class ReferenceSession(Session):
     """A model in the reference evaluator."""
 
     def __init__(self, runnable: Runnable) -> None:
@@ -70,21 +69,9 @@ class ReferenceSession:
                 sizes = ["?" if size is None else size for size in declared.shape]
                 raise CannotRun(f"input {name} is {list(given)} instead of {sizes}")
 
-    def peak_bytes(self) -> int | None:
-        """Return None: this process has other things in memory."""
-        return None
-
     def close(self) -> None:
         """Free the model."""
         self._evaluator = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _fits(given: Sequence[int], declared: Sequence[int | str | None]) -> bool:

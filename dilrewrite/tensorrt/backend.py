@@ -14,8 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Self, final
+from typing import ClassVar, final
 
 import numpy as np
 import onnx
@@ -277,7 +276,7 @@ def _node_runs(layers: Layers, times: Mapping[str, float]) -> Iterator[NodeRun]:
 
 
 @final
-class EngineSession:
+class EngineSession(Session):
     """An engine that returns its outputs. Of an ONNX model, an engine is built anew for other shapes."""
 
     def __init__(self, backend: TensorRt, runnable: Runnable, options: Options) -> None:
@@ -303,18 +302,6 @@ class EngineSession:
         found = self._engine.run(feeds)
         return found if outputs is None else {name: found[name] for name in outputs}
 
-    def peak_bytes(self) -> int | None:
-        """Return None: an engine's memory is on the GPU."""
-        return None
-
     def close(self) -> None:
         """Free the engine."""
         self._engine = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
