@@ -157,7 +157,7 @@ def distinct(found: Sequence[Candidate]) -> list[Candidate]:
     return list(kept.values())
 
 
-BROKEN = (Outcome.FAILED, Outcome.CRASHED, Outcome.TIMED_OUT)
+BROKEN = (Outcome.FAILED, Outcome.WRONG, Outcome.CRASHED, Outcome.TIMED_OUT)
 """Outcomes of forms that did not run."""
 
 

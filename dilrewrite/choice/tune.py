@@ -25,6 +25,7 @@ from dilrewrite.runtimes import CannotLoad, CannotRun, Crashed, Runnable, TimedO
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood
+from dilrewrite.timing.agreement import Differs, allowed
 from dilrewrite.timing.budget import CONFIRMATION, estimated_s
 from dilrewrite.timing.measure import Answer, Form, Meter
 from dilrewrite.timing.measurement import Attempt, LayerComparison, Measurement
@@ -53,6 +54,8 @@ class Tuning:
     load: float | None = field(default_factory=machine.load)
     state_before: Mapping[str, float] = field(default_factory=dict)
     failure: Why | None = None
+    differs: str | None = None
+    """What the model computes otherwise on the timed runtime that has to be rewritten as it is."""
     sites: dict[str, SiteMeasurement] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     untimed: int = 0
@@ -78,6 +81,9 @@ class Tuning:
         meter.budget.begin()
         try:
             self.original.choose_inputs(meter)
+            settings = self.original.settings
+            rounds_to = meter.backend.rounds_to(meter.options)
+            meter.tolerance = allowed(self.original.baseline, rounds_to, settings.rtol, settings.atol)
             meter.budget.tick()
             self.original.profile(meter)
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
@@ -281,6 +287,8 @@ class Tuning:
         try:
             self.final = self._confirmation().timed(self.original.version(proto), CONFIRMATION)
             self.attempts = (Attempt(sites=tuple(sites), timing=self.final),)
+        except Differs as error:
+            self.differs = f"the rewritten model computes something else on {self.meter.backend.name}: {error}"
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             self.failure = Why(reason=Reason.WHOLE_FAILED, said=str(error))
 

@@ -27,6 +27,7 @@ OUTCOMES = {
     Outcome.OUTRUN: "given up early, another is faster",
     Outcome.UNPROVED: "not proved",
     Outcome.FAILED: "failed",
+    Outcome.WRONG: "wrong",
     Outcome.CRASHED: "failed",
     Outcome.TIMED_OUT: "failed",
     Outcome.NO_TIME: "not measured: budget",

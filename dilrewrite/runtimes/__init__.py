@@ -358,6 +358,10 @@ class TimedBackend:
         """Return the settings that timings depend on, as they are set, by the runtime's own names."""
         return {"threads": "default" if options.threads is None else str(options.threads)}
 
+    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a runtime may be told
+        """Return the element type in which it may compute float32: outputs are held to its tolerance."""
+        return "float32"
+
     def refuses(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002 - a runtime may refuse some
         """Return why it does not run a Conv as it is, to be made explicit before; None when it does."""
         return None

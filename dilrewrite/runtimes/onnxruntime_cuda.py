@@ -144,6 +144,10 @@ class OnnxRuntimeCuda(TimedBackend):
         heeded = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         return {**PROVIDER_OPTIONS, "intra_op_num_threads": threads, **session_settings(options), **heeded}
 
+    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - by TF32
+        """Return float16, which has TF32's fraction of 10 bits."""
+        return "float16"
+
     def refuses(self, geometry: ConvGeometry) -> str | None:
         """Return why ONNX Runtime does not run a Conv as it is."""
         return refuses(geometry)

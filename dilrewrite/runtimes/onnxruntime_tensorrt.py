@@ -48,7 +48,7 @@ from dilrewrite.runtimes.onnxruntime_cuda import (
     wait_for_kernels,
 )
 from dilrewrite.tensorrt import bindings
-from dilrewrite.tensorrt.precision import held
+from dilrewrite.tensorrt.precision import ROUNDS_TO, held
 
 if TYPE_CHECKING:
     from dilrewrite.forms.geometry import ConvGeometry
@@ -151,6 +151,10 @@ class OnnxRuntimeTensorRt(TimedBackend):
     def refuses(self, geometry: ConvGeometry) -> str | None:
         """Return why ONNX Runtime does not run a Conv as it is."""
         return refuses(geometry)
+
+    def rounds_to(self, options: Options) -> str:
+        """Return the element type whose tolerance the precision has."""
+        return ROUNDS_TO[options.precision or "tf32"]
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model, bind its inputs and outputs on the GPU, and run it once with the profiler to see where it runs.

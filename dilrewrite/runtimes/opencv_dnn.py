@@ -85,6 +85,8 @@ class OpenCvDnn(TimedBackend):
         for value in proto.graph.input:
             for size, extent in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
                 size.dim_value = extent
+        for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+            value.type.tensor_type.shape.SetInParent()  # OpenCV takes no value without a shape, and infers its own
         return artifact(Runnable(model=proto.SerializeToString()))
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:

@@ -22,7 +22,7 @@ from dilrewrite.runtimes import (
     contained,
 )
 
-PRECISIONS = ("f32", "bf16", "f16")
+PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 @final
@@ -57,6 +57,10 @@ class OpenVinoCpu(TimedBackend):
     def settings(self, options: Options) -> dict[str, str]:
         """Return the plug-in's settings."""
         return {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY", **_threads(options)}
+
+    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
+        """Return the element type of the precision."""
+        return PRECISIONS[self.precision]
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Compile a model for the sizes of its inputs, and set them."""

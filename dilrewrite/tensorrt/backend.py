@@ -44,7 +44,7 @@ from dilrewrite.tensorrt import bindings, cuda
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import Layers
 from dilrewrite.tensorrt.make import TIMING_CACHE, build
-from dilrewrite.tensorrt.precision import prepare
+from dilrewrite.tensorrt.precision import ROUNDS_TO, prepare
 from dilrewrite.tensorrt.profiles import Profile as Sizes
 from dilrewrite.tensorrt.profiles import declared
 from dilrewrite.tensorrt.run import Engine, RunOptions, TimedRun, layer_times, median_layer_times
@@ -113,6 +113,10 @@ class TensorRt(TimedBackend):
             **eager,
             **heeded,
         }
+
+    def rounds_to(self, options: Options) -> str:
+        """Return the element type whose tolerance the precision has."""
+        return ROUNDS_TO[options.precision or "tf32"]
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Build an engine for the shapes of `feeds`, load it and bind its inputs on the GPU."""

@@ -39,18 +39,9 @@ from dilrewrite.tensorrt import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.tensorrt.convert import BF16_STAYS
 from dilrewrite.tensorrt.layers import parsed_name
 from dilrewrite.tensorrt.make import CURRENT, Built, Progress, build
-from dilrewrite.tensorrt.precision import Prepared, prepare, refuse
+from dilrewrite.tensorrt.precision import ROUNDS_TO, Prepared, prepare, refuse
 from dilrewrite.tensorrt.profiles import Asked, Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, OnnxSource, PrecisionReport
-
-ENGINE_TOLERANCES = {
-    "fp32": FLOATS["float32"].tolerance,
-    "tf32": FLOATS["float16"].tolerance,  # a fraction of 10 bits, as float16 has
-    "fp16": FLOATS["float16"].tolerance,
-    "bf16": FLOATS["bfloat16"].tolerance,
-    "int8-qdq": FLOATS["bfloat16"].tolerance,
-}
-"""What an engine's outputs are held to against ONNX Runtime's, by precision: as for models."""
 
 NOT_MEASURED = "not measured"
 
@@ -426,7 +417,7 @@ def outputs_agree(
 
     Raises NoAnswer when the model does not run, CannotLoad, CannotRun, Crashed or TimedOut when the engine does not.
     """
-    rtol, share = ENGINE_TOLERANCES[precision]
+    rtol, share = FLOATS[ROUNDS_TO[precision]].tolerance
     tolerance = Tolerance(rtol, share, 0.0)
     if settings.rtol is not None or settings.atol is not None:
         tolerance = Tolerance(settings.rtol or 0.0, 0.0, settings.atol or 0.0)

@@ -31,6 +31,9 @@ DATATYPES = {
 }
 """What convolution layers read in an engine of each precision, in TensorRT's words."""
 
+ROUNDS_TO = {"fp32": "float32", "tf32": "float16", "fp16": "float16", "bf16": "bfloat16", "int8-qdq": "bfloat16"}
+"""The element type whose tolerance an engine's outputs are held to: TF32 has a fraction of 10 bits, as float16 has."""
+
 _QDQ = (
     "quantise it to QDQ first: onnxruntime.quantization.quantize_static with quant_format=QDQ, activation_type and "
     "weight_type QInt8, and extra_options ActivationSymmetric and WeightSymmetric"

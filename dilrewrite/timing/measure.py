@@ -18,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.proof.compare import Tolerance
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
     Array,
@@ -34,8 +35,8 @@ from dilrewrite.runtimes import (
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
+from dilrewrite.timing import agreement, profiling
 from dilrewrite.timing import budget as budgets
-from dilrewrite.timing import profiling
 from dilrewrite.timing import stopwatch as timing
 from dilrewrite.timing.budget import Budget
 from dilrewrite.timing.cache import Cache
@@ -84,7 +85,11 @@ class Answer:
 PLACED = (Outcome.WON, Outcome.LOST, Outcome.TIE, Outcome.INCONCLUSIVE)
 """Outcomes of forms that another one has to beat."""
 
-FAILURES: Mapping[type[Exception], Outcome] = {Crashed: Outcome.CRASHED, TimedOut: Outcome.TIMED_OUT}
+FAILURES: Mapping[type[Exception], Outcome] = {
+    Crashed: Outcome.CRASHED,
+    TimedOut: Outcome.TIMED_OUT,
+    agreement.Differs: Outcome.WRONG,
+}
 
 PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT, Outcome.NO_TIME)
 """Outcomes that are not kept: perhaps they are another day's no more."""
@@ -123,6 +128,8 @@ class Meter:
     """The original against itself, as wholes."""
     form_noise: float = 0.0
     """The largest noise of a Conv against itself."""
+    tolerance: Tolerance | None = None
+    """What outputs on the backend are held to against the original's; `None`: they are not compared."""
     last: Laps = field(default_factory=Laps)
     doubts: dict[str, None] = field(default_factory=dict)
     """What makes timings doubtful, in the order in which it was seen."""
@@ -249,6 +256,8 @@ class Meter:
                 rounds=FORM_ROUNDS,
                 hopeless=timing.HOPELESS * bar,
             )
+            if comparison.faster:
+                self._agree("keep", "form")
         except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
             if isinstance(error, Crashed | TimedOut):
                 self.close()
@@ -290,6 +299,11 @@ class Meter:
             words = f"times vary by more than {100 * limit:g} % (their coefficient of variation)"
             self.doubts[f"{words}: the device's clocks change; lock them, or rely on the ratios' intervals only"] = None
 
+    def _agree(self, original: str, other: str) -> None:
+        """Raise Differs when a version of a model computes something else here than the original does."""
+        if self.tolerance is not None:
+            agreement.check(self.worker(), original, other, self.tolerance)
+
     def _stand(self, worker: Bench, models: Mapping[str, tuple[bytes | Runnable, Mapping[str, Array]]]) -> None:
         """Bring models to the worker, and nothing else."""
         for key in ("keep", "twin", "form", "before", "after"):
@@ -314,7 +328,7 @@ class Meter:
         """Time a model (`after`) against another as wholes, within `share` of the time that is left.
 
         `run_s`: what a run takes, about. At least two sessions and `MIN_PAIRS` pairs run, whatever the budget.
-        Raises CannotLoad, CannotRun, Crashed or TimedOut.
+        Raises CannotLoad, CannotRun (Differs where its outputs do), Crashed or TimedOut.
         """
         inputs = feeds_digest(feeds)
         key = {"kind": "model", "before": digests[0], "after": digests[1], "inputs": inputs}
@@ -331,6 +345,7 @@ class Meter:
         left = max(ends_s - budget.now(), 0.0)
         rounds = _rounds(opening_s, left)
         self._stand(worker, {"before": (before, feeds), "after": (after, feeds)})
+        self._agree("before", "after")
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
         first_s: dict[str, float] = {key: s for key, s in watch.first_s.items() if key in ("before", "after")}
         self.last = Laps(samples=watch.samples, first_s=first_s)

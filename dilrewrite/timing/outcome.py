@@ -23,6 +23,8 @@ class Outcome(enum.StrEnum):
     UNPROVED = "unproved"
     FAILED = "failed"
     """The runtime refused it."""
+    WRONG = "wrong"
+    """Its outputs on the timed runtime are not the original's."""
     CRASHED = "crashed"
     TIMED_OUT = "timed out"
     NO_TIME = "no time"

@@ -530,6 +530,43 @@ def test_a_rewritten_model_that_does_not_load_differs(tmp_path: Path, monkeypatc
     assert not written.exists()
 
 
+# -- another runtime ----------------------------------------------------------------------------------------------
+
+
+def wrong_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that computes rewritten models otherwise, quickly, and says nothing."""
+    from dilrewrite.runtimes import _worker
+
+    outputs = _worker.IsolatedBench.outputs
+
+    def other(self: Any, key: str) -> dict[str, Any]:
+        found = outputs(self, key)
+        return found if key in ("keep", "before") else {name: 2 * value for name, value in found.items()}
+
+    monkeypatch.setattr(_worker.IsolatedBench, "outputs", other)
+
+
+@pytest.mark.measures
+def test_what_a_runtime_computes_otherwise_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_here(monkeypatch)
+    report, written = optimized(conv1d(), tmp_path, strategy=None, budget_s=4)
+    assert report.exit_code == 0
+    assert report.status in ("kept", "inconclusive")
+    assert written.read_bytes() == (tmp_path / "m.onnx").read_bytes()
+
+
+@pytest.mark.measures
+def test_what_a_runtime_computes_otherwise_and_was_asked_for_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong_here(monkeypatch)
+    report, written = optimized(conv1d(), tmp_path, budget_s=2)
+    assert report.exit_code == 3
+    assert report.verdict is not None
+    assert report.verdict.failures[0].startswith("the rewritten model computes something else on onnxruntime_cpu: ")
+    assert not written.exists()
+
+
 # -- mutants -------------------------------------------------------------------------------------------------------
 
 SHOWN_BY: tuple[Callable[[], ModelProto], ...] = (

@@ -67,10 +67,17 @@ def three_nodes(length: int | None = 40) -> ModelProto:
     )
 
 
+def nowhere() -> ModelProto:
+    proto = three_nodes()
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    return proto
+
+
 MODELS: dict[str, tuple[ModelProto, dict[str, Any]]] = {
     "1-D": (conv1d(), {"x": values(1, 2, 16)}),
     "2-D": (conv2d(), {"x": values(1, 2, 12, 12)}),
     "three nodes": (three_nodes(), {"x": values(1, 16, 40)}),
+    "outputs without a shape": (nowhere(), {"x": values(1, 16, 40)}),
     "a size that is not known": (three_nodes(None), {"x": values(1, 16, 52)}),
 }
 

@@ -22,6 +22,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import Model
 from dilrewrite.options import Building
@@ -29,10 +30,10 @@ from dilrewrite.proof.verdict import Settings
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Io, Options, Runnable, TimedOut, backends
 from dilrewrite.staging import Staging
 from dilrewrite.tensorrt import bindings, cuda, engines, sidecar
-from dilrewrite.tensorrt.engines import ENGINE_TOLERANCES, Engine, Started, make, measured_sizes, on_device, start
+from dilrewrite.tensorrt.engines import Engine, Started, make, measured_sizes, on_device, start
 from dilrewrite.tensorrt.layers import BUILD_LOG, Layer, Layers
 from dilrewrite.tensorrt.make import Built, Tensor
-from dilrewrite.tensorrt.precision import DATATYPES, prepare
+from dilrewrite.tensorrt.precision import DATATYPES, ROUNDS_TO, prepare
 from tests import models_for_tests as tiny
 from tests.models_for_tests import conv1d, conv2d, conv_node, listing, save, save_external, values
 from tests.tensorrt.rtx import FLAVOUR as RTX
@@ -308,7 +309,7 @@ def test_outputs_that_differ(bench: Bench, tmp_path: Path, change: Change, words
 def test_tolerances_go_by_precision(bench: Bench, tmp_path: Path, precision: str) -> None:
     """What one precision allows another does not."""
     model = saved(tmp_path)
-    rtol, share = ENGINE_TOLERANCES[precision]
+    rtol, share = FLOATS[ROUNDS_TO[precision]].tolerance
     bench.gpu(model=model.proto, change=off(share * 0.9))
     assert made(model, precision=precision).check is not None
     bench.gpu(model=model.proto, change=off((rtol + share) * 1.1))

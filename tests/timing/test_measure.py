@@ -21,6 +21,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.proof.carve import Source
+from dilrewrite.proof.compare import Tolerance
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports.content.forms import said as in_words
 from dilrewrite.runtimes import (
@@ -83,6 +84,7 @@ class Machine:
     name: Callable[[bytes], str] = strategy_of
     fails: Callable[[str, str, bytes], Failure] = lambda *_: None
     factor: Callable[[str, int], float] = lambda *_: 1.0
+    computes: Callable[[str], float] = lambda _: 1.0
     said: tuple[str, ...] = ()
     workers: list[Bench] = field(default_factory=list)
     loaded: list[tuple[float, str, str]] = field(default_factory=list)
@@ -156,6 +158,10 @@ class Bench:
         self.machine.now += sum(found)
         return found
 
+    def outputs(self, key: str) -> dict[str, Array]:
+        self._check("outputs", key)
+        return {"y": np.full(4, self.machine.computes(self.machine.name(self.models[key])), np.float32)}
+
     def warnings(self) -> tuple[str, ...]:
         return self.machine.said
 
@@ -227,6 +233,21 @@ def followed(*, follower: str = "Relu", **attributes: Any) -> ModelProto:
         {"x": [1, 2, 16]},
         {"y": None},
         {"w": values(2, 2, 3)},
+        opset=21,
+        ir=10,
+    )
+
+
+def followed_by(channels: int) -> ModelProto:
+    """The same with so many channels."""
+    return build(
+        [
+            conv_node("x", "c", name="site", dilations=[2], pads=[2, 2]),
+            helper.make_node("Relu", ["c"], ["y"], name="next"),
+        ],
+        {"x": [1, channels, 16]},
+        {"y": None},
+        {"w": values(channels, channels, 3)},
         opset=21,
         ir=10,
     )
@@ -527,6 +548,23 @@ def test_a_form_that_fails(machine: Machine, kind: type[Exception], step: str) -
     assert again["im2col"] == ("no faster beyond noise: 1.00x" if kind is TimedOut else "failed: it broke")
     kinds = {Crashed: Outcome.CRASHED, TimedOut: Outcome.TIMED_OUT}
     assert found.forms["im2col"].outcome is kinds.get(kind, Outcome.FAILED)
+
+
+STRICT = Tolerance(1e-4, 1e-4, 0.0)
+
+
+def test_a_form_that_computes_something_else_here_is_out(machine: Machine) -> None:
+    """Whatever proofs on another runtime say; and the others go on."""
+    machine.base = {"im2col": 0.2 * MS, "tap_sum": 0.5 * MS}
+    machine.computes = lambda name: 1.5 if name == "im2col" else 1 + 1e-6
+    one = meter(machine)
+    one.tolerance = STRICT
+    found = answer(one)
+    assert found.forms["im2col"].outcome is Outcome.WRONG
+    assert words(found)["im2col"].startswith("wrong: output 'y': ")
+    assert found.forms["tap_sum"].outcome is Outcome.WON
+    assert len(machine.workers) == 1
+    assert answer(one).forms["im2col"].outcome is Outcome.WRONG, "known from now on"
 
 
 def with_neighbours(model: bytes) -> bool:
@@ -1032,6 +1070,16 @@ def test_a_half_that_wins(models: Machine) -> None:
     assert found.final == found.trials[1].timing
 
 
+def test_versions_that_compute_something_else_are_left_and_the_rest_is_searched(models: Machine) -> None:
+    models.computes = lambda name: 1.5 if "2" in name else 1.0
+    one = meter(models)
+    one.tolerance = STRICT
+    found, made = confirm(one, models, [0.2, 0.1, 0.5, 0.1])
+    assert made[:3] == [(0, 1, 2, 3), (0, 1), (2, 3)]
+    assert found.groups == (0, 1)
+    assert str(found.failure).startswith("output 'y': ")
+
+
 def test_a_quarter_that_wins(models: Machine) -> None:
     found, made = confirm(meter(models), models, [-0.3, -0.3, -0.3, 0.2, -0.3])
     assert made == [(0, 1, 2, 3, 4), (0, 1, 2), (3, 4), (0, 1), (2,), (3,), (4,), (0,), (1,)]
@@ -1216,3 +1264,66 @@ def test_on_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         first.close()
         later.close()
+
+
+# -- a bench that is far away ---------------------------------------------------------------------------------------
+
+
+class Far:
+    """A bench to which each message takes 40 ms."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.messages = 0
+
+    def __getattr__(self, name: str) -> Any:
+        ask = getattr(self.bench, name)
+
+        def message(*arguments: Any, **more: Any) -> Any:
+            self.messages += 1
+            self.bench.machine.now += 40 * MS
+            return ask(*arguments, **more)
+
+        return message
+
+    def drop(self, key: str) -> None:
+        """Send nothing for what is not there."""
+        if key in self.bench.models:
+            self.__getattr__("drop")(key)
+
+
+def answered(machine: Machine, budget_s: float, run_s: float) -> int:
+    """How many forms of one question after another are timed within a budget."""
+    machine.base = dict.fromkeys(("keep", *FORMS), run_s)
+    one = meter(machine, budget_s=budget_s)
+    timed = 0
+    for channels in range(2, 100):
+        model = followed_by(channels)
+        forms_left = 4 * (40 - channels)
+        found = answer(one, question=asked(model), given=forms(model=model), slice_s=one.budget.slice_s(forms_left))
+        timed += sum(form.timing is not None for form in found.forms.values())
+        if one.budget.now() > one.budget.forms_until_s:
+            break
+    return timed
+
+
+@pytest.mark.parametrize("run_s", [1 * MS, 10 * MS, 50 * MS])
+def test_a_bench_that_is_far_away_answers_half_as_many_questions_at_least(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, run_s: float
+) -> None:
+    """Pairs of runs are timed where the model runs: a message is a block of them."""
+    near = answered(machine, 60.0, run_s)
+    far: list[Far] = []
+
+    def worker(self: Meter) -> Any:
+        if self._bench is None:
+            far.append(Far(machine.worker()))
+            self._bench = far[-1]  # type: ignore[assignment]
+        return self._bench
+
+    monkeypatch.setattr(Meter, "worker", worker)
+    machine.now = 100.0
+    count = answered(machine, 60.0, run_s)
+    assert near > 20
+    assert count >= near / 2
+    assert sum(bench.messages for bench in far) <= 14 * (count + 1)
