@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from onnx import ModelProto
 
 from dilrewrite.model.tensors import Model
-from dilrewrite.model.walk import resolve, scopes
+from dilrewrite.model.walk import scopes
 from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.roles import Convolutions
 from dilrewrite.proof.verdict import Settings, Subject
@@ -30,7 +30,7 @@ from dilrewrite.runtimes import (
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
 from dilrewrite.timing.measure import Meter
-from dilrewrite.timing.profiling import UNSEEN, Place, Profiled, SiteRun
+from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
 
 TIMED_LENGTHS = {
     1: (1000, 4000, 16000, 512, 256, 128, 100, 64, 32, 16, 8, 4, 2, 1),
@@ -146,28 +146,21 @@ class Original:
         paths = zip(scopes(self.baseline), scopes(self.model.proto), strict=True)
         original = {there: here for (there, _), (here, _) in paths}
         tensors = {(original[scope], name): shape for (scope, name), shape in profiled.tensors.items()}
-        there = {(original[site.scope], site.output): site for site in sites}
-        runs: dict[Place, SiteRun] = {}
+        there = {(original[site.scope], site.output, len(site.nodes)): site for site in sites}
+        runs: dict[str, SiteRun] = {}
         for site in self.found.sites:
-            twin = there.get((site.scope, site.output))
-            run = profiled.sites.get((twin.scope, twin.index)) if twin is not None else None
+            twin = there.get((site.scope, site.output, len(site.nodes)))
+            run = profiled.sites.get(twin.key) if twin is not None else None
             if run is None or twin is None:
                 run = SiteRun(share=None, shapes=(), times=1)
-            elif run.shapes and _input(self.baseline, twin) != _input(self.model.proto, site):
-                shape = tensors.get((site.scope, _source(self.model.proto, site)))  # before its pads
+            elif run.shapes and twin.inputs != site.inputs:
+                quantization = site.input_quantization
+                source = quantization.source.name if quantization else site.inputs[0]
+                shape = tensors.get((site.scope, source))  # before its pads
                 run = replace(run, shapes=() if shape is None else (shape,))
-            runs[site.scope, site.index] = run
+            runs[site.key] = run
         return Profiled(seconds=profiled.seconds, sites=runs, tensors=tensors)
 
     def run_of(self, site: Site) -> SiteRun:
         """Return how a site ran."""
-        return self.profiled.sites.get((site.scope, site.index), UNSEEN) if self.profiled is not None else UNSEEN
-
-
-def _input(proto: ModelProto, site: Site) -> str:
-    return str(resolve(proto, site.scope).node[site.index].input[0])
-
-
-def _source(proto: ModelProto, site: Site) -> str:
-    """Return the tensor that a fragment reads."""
-    return site.input_quantization.source.name if site.input_quantization is not None else _input(proto, site)
+        return self.profiled.sites.get(site.key, UNSEEN) if self.profiled is not None else UNSEEN

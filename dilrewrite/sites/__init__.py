@@ -147,11 +147,6 @@ class Site:
         return self.part.input_quantization
 
     @property
-    def place(self) -> Place:
-        """Return the node that stands for the site where one must, as in profiles."""
-        return self.scope, self.index
-
-    @property
     def fixed_weights(self) -> bool:
         """Say whether all weights are constants."""
         return all(part.weight.is_constant for part in self.parts)

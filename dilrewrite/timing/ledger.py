@@ -16,7 +16,7 @@ from dilrewrite.runtimes import Array, Options, TimedBackend, spelled
 from dilrewrite.sites import Site
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.outcome import FormTiming, Outcome
-from dilrewrite.timing.profiling import Place, Profiled, SiteRun
+from dilrewrite.timing.profiling import Profiled, SiteRun
 from dilrewrite.timing.stopwatch import VISIBLE, Comparison, Noise, Timing
 
 CACHE_VERSION = 4
@@ -131,7 +131,7 @@ def read_form(value: Mapping[str, Any]) -> FormTiming:
 
 def profile_data(profiled: Profiled, sites: Sequence[Site]) -> dict[str, Any]:
     """Return a profile as plain data: of the sites, and of the tensors in their scopes."""
-    runs = [profiled.sites[site.scope, site.index] for site in sites]
+    runs = [profiled.sites[site.key] for site in sites]
     numbered = {scope: number for number, scope in enumerate(dict.fromkeys(site.scope for site in sites))}
     return {
         "seconds": profiled.seconds,
@@ -145,8 +145,8 @@ def profile_data(profiled: Profiled, sites: Sequence[Site]) -> dict[str, Any]:
 def read_profile(value: Mapping[str, Any], sites: Sequence[Site]) -> Profiled:
     """Return a profile of the same sites from plain data; errors as of `Ledger.recall`."""
     scopes = list(dict.fromkeys(site.scope for site in sites))
-    runs: dict[Place, SiteRun] = {
-        (site.scope, site.index): SiteRun(
+    runs = {
+        site.key: SiteRun(
             share=None if run["share"] is None else float(run["share"]),
             shapes=tuple(tuple(map(int, shape)) for shape in run["shapes"]),
             times=int(run["times"]),

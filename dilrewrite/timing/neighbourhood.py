@@ -106,7 +106,7 @@ def ask(
 
 def _input_shape(site: Site, profiled: Profiled) -> Shape:
     """Return the shape of the tensor that a fragment reads, as the site ran with it."""
-    run = profiled.sites.get((site.scope, site.index))
+    run = profiled.sites.get(site.key)
     if run is not None and run.shapes:
         return run.shapes[0]
     geometry = entering(site)

@@ -28,7 +28,8 @@ from dilrewrite.runtimes import (
     profiled,
     timed_backends,
 )
-from dilrewrite.sites import Site
+from dilrewrite.sites import Place, Site
+from dilrewrite.sites.operators import operator_of
 
 PARTS = 3
 """How many parts the timed runs are divided into: shares that each part tells alone are the spread of a share."""
@@ -40,9 +41,6 @@ EVENTS = 30_000
 """How many runs of nodes are timed in all, about."""
 
 _TOKEN = re.compile(r"dilrewrite_(\d+)_")
-
-Place = tuple[ScopePath, int]
-"""A node: its scope, and its place in the scope's list."""
 
 Shape = tuple[int, ...]
 
@@ -66,10 +64,10 @@ UNSEEN = SiteRun(share=None, shapes=(), times=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiled:
-    """A profiled model: seconds of one run, how every site ran, and the shapes of tensors by scope and name."""
+    """A profiled model: seconds of one run, how every site ran by its key, and shapes of tensors by scope and name."""
 
     seconds: float
-    sites: Mapping[Place, SiteRun]
+    sites: Mapping[str, SiteRun]
     tensors: Mapping[tuple[ScopePath, str], Shape]
 
 
@@ -141,12 +139,11 @@ def digest(
     times = _Times.of(containers, places, sites, timed)
     found = {}
     for site in sites:
-        here = (site.scope, site.index)
-        counts = ran[here]
-        share, interval = times.share(here)
+        counts = ran[site.scope, site.nodes[0]]
+        share, interval = times.share([(site.scope, index) for index in site.nodes])
         if plain.nodes and not counts:
             share, interval = 0.0, (0.0, 0.0)
-        found[here] = SiteRun(
+        found[site.key] = SiteRun(
             share=share,
             interval=interval,
             shapes=tuple(shape for shape, _ in counts.most_common()),
@@ -197,10 +194,13 @@ class _Times:
             nodes=nodes, parts=parts, whole=whole(range(len(outside))), longest=max(map(whole, parts), default=0)
         )
 
-    def share(self, place: Place) -> tuple[float | None, tuple[float, float] | None]:
-        """Return a node's share of the model's time, and its interval; `None` where the profile does not tell."""
-        quickest = [_least(self.nodes.get(place, {}), part) for part in self.parts]
-        known = [seconds for seconds in quickest if seconds is not None]
+    def share(self, places: Sequence[Place]) -> tuple[float | None, tuple[float, float] | None]:
+        """Return the share of the model's time of some nodes, and its interval; `None` where no profile tells of one.
+
+        A node of several that is not told of is part of another.
+        """
+        quickest = [[_least(self.nodes.get(place, {}), part) for place in places] for part in self.parts]
+        known = [sum(filter(None, seconds)) for seconds in quickest if seconds != [None] * len(places)]
         if not known or self.whole <= 0:
             return None, None
         least, most = min(known), max(known)
@@ -236,7 +236,7 @@ def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -
         for _ in range(5):
             found[name] = None if name in found or made[name] > 1 else (site.scope, site.index)
             following = [container.node[index] for index in readers.get((site.scope, name), ())]
-            if len(following) != 1 or following[0].op_type == "Conv" or len(following[0].output) != 1:
+            if len(following) != 1 or operator_of(following[0]) or len(following[0].output) != 1:
                 break
             name = following[0].output[0]
     return {name: place for name, place in found.items() if place is not None}

@@ -554,9 +554,7 @@ def ran(one: Tuning, *shares: float | None, seconds: float = 1.0, times: int = 1
     """Pretend that the model was profiled: the share of each site, in order; 0 for one that did not run."""
     one.meter.budget.begin()
     runs = {
-        (site.scope, site.index): SiteRun(
-            share=share, shapes=() if share == 0 else ((1, 2, 20),), times=0 if share == 0 else times
-        )
+        site.key: SiteRun(share=share, shapes=() if share == 0 else ((1, 2, 20),), times=0 if share == 0 else times)
         for site, share in zip(one.original.found.sites, shares, strict=True)
     }
     one.original.profiled = Profiled(seconds=seconds, sites=runs, tensors={})
@@ -703,7 +701,7 @@ def test_sizes_that_nobody_knows(tuning: Callable[..., Tuning], asked: list[Aske
     (site,) = one.original.found.sites
     one.meter.budget.begin()
     unseen = SiteRun(share=0.5, shapes=(), times=0)
-    one.original.profiled = Profiled(seconds=1.0, sites={(site.scope, site.index): unseen}, tensors={})
+    one.original.profiled = Profiled(seconds=1.0, sites={site.key: unseen}, tensors={})
     (entry,) = considered(one)
     one.measure([entry])
     assert instead(one, entry) == "not measured: its sizes are not known"
@@ -839,7 +837,7 @@ def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Aske
     assert one.original.profiled is not None
     (site,) = one.original.found.sites
     one.original.profiled = replace(
-        one.original.profiled, sites={(site.scope, site.index): SiteRun(share=0.0, shapes=((1, 2, 20),), times=1)}
+        one.original.profiled, sites={site.key: SiteRun(share=0.0, shapes=((1, 2, 20),), times=1)}
     )
     (entry,) = considered(one)
     one.measure([entry])

@@ -109,7 +109,7 @@ def test_it_finds_the_shares_of_the_nodes(name: str) -> None:
     runtime, proto = ready(name), three_nodes(4000)
     (site,) = find(proto).sites
     found = profiling.profile(runtime, Subject(proto, Path()), [site], OPTIONS, {"x": values(1, 16, 4000)})
-    run = found.sites[site.scope, site.index]
+    run = found.sites[site.key]
     assert run.share is not None, "it names no node, so that every site may matter"
     assert 0 < run.share < 1
     assert run.shapes == ((1, 16, 4000),)

@@ -818,7 +818,7 @@ def profile_of(model: ModelProto) -> tuple[Sequence[Site], Profiled]:
     ]
     return sites, Profiled(
         seconds=0.125,
-        sites={(site.scope, site.index): ran for site, ran in zip(sites, runs, strict=True)},
+        sites={site.key: ran for site, ran in zip(sites, runs, strict=True)},
         tensors={(sites[0].scope, "a"): (1, 2, 20), (sites[0].scope, "s"): ()},
     )
 

@@ -77,7 +77,7 @@ def profiled(model: ModelProto, feeds: Mapping[str, Array] | None = None, **size
 
 def ran_with(site: Site, *shape: int) -> Profiled:
     """A profile by hand: the site ran with this input."""
-    return replace(UNSEEN, sites={(site.scope, site.index): SiteRun(share=None, shapes=(shape,), times=1)})
+    return replace(UNSEEN, sites={site.key: SiteRun(share=None, shapes=(shape,), times=1)})
 
 
 def questions(
@@ -196,11 +196,11 @@ def test_wherever_the_site_stands(kind: str) -> None:
     """In branches, bodies and functions; with operands of every kind, named in any way."""
     model = KINDS[kind]()
     found = profiled(model, feeds_of_kind(model, True))
-    idle = {(site.scope, site.index) for site in find(model).sites} - found.sites.keys()
+    idle = {site.key for site in find(model).sites} - found.sites.keys()
     for ranks, bare in ((ON_CPU, False), (EVERY, False), (ON_CPU, True)):
         for asked, site in zip(questions(model, found, ranks, bare=bare), find(model).sites, strict=True):
             check(asked, site)
-            place = site.scope, site.index
+            place = site.key
             if place not in idle and found.sites[place].shapes:
                 read = asked.feeds["source" if "source" in asked.feeds else "x"].shape
                 wanted = found.sites[place].shapes[0]
@@ -1019,7 +1019,7 @@ def test_sizes_that_nobody_knows(axis: int) -> None:
     model = after(make("Relu", ["c"], ["y"]))
     unknown(axis)(model)
     site = find(model).sites[0]
-    idle = replace(UNSEEN, sites={(site.scope, site.index): SiteRun(share=0.0, shapes=(), times=0)})
+    idle = replace(UNSEEN, sites={site.key: SiteRun(share=0.0, shapes=(), times=0)})
     for found in (UNSEEN, idle):
         with pytest.raises(LookupError, match="its sizes are not known"):
             question(model, found)
@@ -1045,7 +1045,7 @@ def test_the_most_frequent_size_is_asked_for() -> None:
     model = conv1d(length=None)
     site = find(model).sites[0]
     ran = SiteRun(share=None, shapes=((1, 2, 30), (1, 2, 40)), times=3)
-    asked = question(model, replace(UNSEEN, sites={(site.scope, site.index): ran}))
+    asked = question(model, replace(UNSEEN, sites={site.key: ran}))
     assert asked.feeds["x"].shape == (1, 2, 30)
 
 

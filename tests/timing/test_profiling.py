@@ -189,7 +189,7 @@ def run(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, SiteRun]:
     found = profile(timed_backend("onnxruntime_cpu"), Subject(model, Path()), sites, OPTIONS, feeds)
     assert found.seconds > 0
     assert len(found.sites) == len(sites)
-    return {site.key: found.sites[site.scope, site.index] for site in sites}
+    return {site.key: found.sites[site.key] for site in sites}
 
 
 def ones(*shape: int, dtype: Any = np.float32) -> Array:
@@ -549,7 +549,7 @@ def test_a_node_that_holds_graphs_has_no_time_of_its_own() -> None:
     """A runtime's time of a Loop is that of the nodes in its body, which are there as well."""
     model = loop(f"r = {conv(2)} (v, w)")
     found, sites = digested(model, made(), made(node("dilrewrite_0_", 0.9), node("dilrewrite_1_", 0.5)))
-    assert found.sites[sites[0].scope, sites[0].index].share == 0.5
+    assert found.sites[sites[0].key].share == 0.5
 
 
 @pytest.mark.parametrize(
@@ -703,7 +703,7 @@ def test_the_most_frequent_shape_comes_first() -> None:
 def test_a_conv_that_is_named_after_an_output(name: str) -> None:
     """Its own, or that of what is fused into it."""
     found, sites = digested(residual(), NOTHING, made(node(name, 0.5)))
-    assert found.sites[sites[0].scope, sites[0].index].share == 0.5
+    assert found.sites[sites[0].key].share == 0.5
 
 
 def test_names_go_on_to_the_next_conv_or_fork() -> None:
