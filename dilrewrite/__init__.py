@@ -88,8 +88,9 @@ def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[ke
     `shapes`: `NAME:1x3x224x224` for inputs with unknown sizes; `inputs`: an .npz with data by input name.
     `verify`: `full` proves every site and compares the whole models, `sites` only the former, `none` (with `strategy`
     only) neither. `rtol`, `atol`: |difference| <= atol + rtol * |value| instead of the tolerance by element type.
-    `report`: a folder for the report files; "beside" is `<output stem>.report` beside the output, which stays
-    away when dilation is left. `dry_run`: measure and write nothing, tell what would be measured.
+    `report`: a folder for the report files, "beside": `<output stem>.report` beside the output, which stays away when
+    dilation is left. `report_format`: names of the formats to write, by default json, markdown and html.
+    `dry_run`: measure and write nothing, tell what would be measured.
     `external_data`: see docs/way.md. `build_engine`: also build the TensorRT engine of the result, into the file
     `engine` (`<output stem>.engine` by default); a mapping holds arguments of `build`. Where that TensorRT can run
     here, it is what `auto` times on.

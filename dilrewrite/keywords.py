@@ -27,6 +27,7 @@ class _Run(TypedDict, total=False):
     inputs: StrPath | None
     threads: int | None
     report: StrPath | None
+    report_format: Sequence[str]
 
 
 class _Sized(_Run, total=False):

@@ -207,6 +207,10 @@ class Places(Stage):
     report: Annotated[
         Path | None, Option("--report", "Folder for report.json, .md and .html.", "DIR", reported=False)
     ] = None
+    report_format: Annotated[
+        tuple[str, ...],
+        Option("--report-format", "A format to write instead: csv, junit, ... Repeatable.", "NAME", reported=False),
+    ] = ()
     external_data: Annotated[
         str,
         Option(

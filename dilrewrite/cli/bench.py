@@ -14,8 +14,8 @@ OTHER = replace(MODEL, help="A model to time against it.", metavar="[OTHER]", ki
 
 
 @command(
-    "model other backend budget_s shapes inputs report seed threads custom_op_library export_times export_profile "
-    "as_json quiet",
+    "model other backend budget_s shapes inputs report report_format seed threads custom_op_library export_times "
+    "export_profile as_json quiet",
     {"model": MODEL, "other": OTHER},
     budget_s={"help": "How long it may take.", "default": BENCH_BUDGET_S},
 )

@@ -14,7 +14,8 @@ from dilrewrite.options import Option
 
 
 @command(
-    f"model output {ENGINE} inputs save_onnx export_layer_info report verbose force seed threads as_json quiet",
+    f"model output {ENGINE} inputs save_onnx export_layer_info report report_format verbose force seed threads "
+    "as_json quiet",
     {"model": MODEL, "verbose": Option("--verbose", "Show TensorRT's log on standard error.")},
     output={"help": "[default: MODEL.engine]", "metavar": "ENGINE"},
     force={"help": "Replace an existing engine."},

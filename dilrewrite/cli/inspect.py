@@ -13,7 +13,8 @@ from dilrewrite.errors import UsageError
 
 
 @command(
-    "model max_dilation profile backend shapes inputs threads custom_op_library report as_json quiet", {"model": MODEL}
+    "model max_dilation profile backend shapes inputs threads custom_op_library report report_format as_json quiet",
+    {"model": MODEL},
 )
 def run(model: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
     """List every dilated Conv, the forms that apply and why others refuse; of an engine, what its side-car says."""
@@ -22,9 +23,11 @@ def run(model: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
 
     if not sidecar.is_engine(model):
         return show(dilrewrite.inspect(model, **options), as_json=as_json, quiet=quiet)
-    for option in ("profile", "report"):
+    for option in ("profile", "report", "report_format"):
         if options[option]:
-            raise UsageError(f"--{option}: of an engine only the side-car is shown", hint="leave it out")
+            raise UsageError(
+                f"--{option.replace('_', '-')}: of an engine only the side-car is shown", hint="leave it out"
+            )
     engine = dilrewrite.inspect_engine(model)
     if as_json:
         typer.echo(sidecar.render(engine), nl=False)

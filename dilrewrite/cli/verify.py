@@ -15,7 +15,9 @@ MODELS = {
 }
 
 
-@command("before after shapes inputs report rtol atol seed threads custom_op_library as_json quiet", MODELS)
+@command(
+    "before after shapes inputs report report_format rtol atol seed threads custom_op_library as_json quiet", MODELS
+)
 def run(before: Path, after: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
     """Compare two models: interface, checker findings, outputs on several inputs. Exit code 3 when they differ."""
     import dilrewrite

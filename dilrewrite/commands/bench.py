@@ -57,7 +57,7 @@ def _models(run: Run, paths: Sequence[Path]) -> Report:
         models = [load(path) for path in paths]
     for path, model in zip(paths, models, strict=True):
         check_calls(model.proto, shown(path))
-    Claims(list(paths)).reports(options.places.report)
+    Claims(list(paths)).reports(options.places.report, options.places.report_format)
     before, other = models[0], models[-1]
     if len(models) > 1:
         trial.check_same_inputs(before.proto, other.proto, shown(paths[-1]))
@@ -100,7 +100,7 @@ def _engines(run: Run, paths: Sequence[Path]) -> Report:
             f"--backend {options.measuring.backend}: the engine is of {engine.flavour}", hint="leave it out"
         )
     engines.check_runs(first, engine)
-    Claims(list(paths)).reports(options.places.report)
+    Claims(list(paths)).reports(options.places.report, options.places.report_format)
     _check_exports(options, paths)
     with tempfile.TemporaryDirectory(prefix="dilrewrite-") as scratch:
         meter = _meter(run, name, Options(threads=options.proving.threads, scratch=Path(scratch)))

@@ -45,7 +45,7 @@ def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None]
     claims.engine(target, building.timing_cache)
     claims.claim(options.places.save_onnx, "--save-onnx")
     claims.claim(options.places.export_layer_info, "--export-layer-info")
-    claims.reports(options.places.report)
+    claims.reports(options.places.report, options.places.report_format)
     settings = trial.settings(model, options.proving)
     with run.clock("find"):
         found = find(model.proto)
@@ -83,6 +83,6 @@ def _written(model: Model, engine: engines.Engine, target: Path, result: Report,
         if places.export_layer_info is not None:
             staging.add_text(places.export_layer_info, sidecar.layer_information(engine.report))
         if places.report is not None:
-            write_reports(result, places.report, staging)
+            write_reports(result, places.report, staging, places.report_format)
         staging.commit()
     return result

@@ -31,7 +31,7 @@ def inspect(path: Path, options: CommandOptions) -> Report:
     run = Run("inspect", options if profile else replace(options, proving=Proving()))
     with run.clock("load"):
         model = load(path, weights=profile)
-    Claims([path]).reports(options.places.report)
+    Claims([path]).reports(options.places.report, options.places.report_format)
     with run.clock("find"):
         found = find(model.proto)
     with run.clock("plan"):

@@ -98,7 +98,7 @@ def _job(run: Run, path: Path, *, beside: bool) -> _Job:
             claims.keep(options.measuring.cache, "--cache")
         if options.building is not None:
             claims.engine(engine, options.building.timing_cache)
-        claims.reports(reports)
+        claims.reports(reports, places.report_format)
     settings = trial.settings(model, options.proving)
     if started is not None:
         engines.measured_sizes(started, settings)  # an error before long work
@@ -283,7 +283,7 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             if places.save_decisions is not None:
                 staging.add_text(places.save_decisions, _decisions(result, done.chosen.settled))
         if job.reports is not None and (job.asked or result.status != "dilation left"):
-            write_reports(result, job.reports, staging)
+            write_reports(result, job.reports, staging, places.report_format)
         staging.commit()
     return result
 

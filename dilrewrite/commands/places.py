@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,12 @@ class Claims:
             self.keep(timing_cache, "--timing-cache")
             check_destination(timing_cache, force=True, source=None)
 
-    def reports(self, folder: Path | None) -> None:
-        """Check the folder for reports, where there is one."""
+    def reports(self, folder: Path | None, formats: Sequence[str]) -> None:
+        """Check the folder for reports, where there is one, and their formats."""
         if folder is not None:
-            check_report_folder(folder, others=self.taken, force=self.force)
+            check_report_folder(folder, others=self.taken, force=self.force, formats=formats)
+        elif formats:
+            raise UsageError("--report-format says what to write, and nothing says where", hint="name --report DIR")
 
 
 def data_files(model: Model) -> list[Path]:

@@ -59,10 +59,10 @@ class Run:
 
     def written(self, result: Report) -> Report:
         """Write a report where it is asked for, and return it."""
-        folder = self.options.places.report
-        if folder is not None:
+        places = self.options.places
+        if places.report is not None:
             with Staging() as staging:
-                write_reports(result, folder, staging)
+                write_reports(result, places.report, staging, places.report_format)
                 staging.commit()
         return result
 

@@ -28,7 +28,7 @@ def verify(before: Path, after: Path, options: CommandOptions) -> Report:
         first, second = load(before), load(after)
     check_calls(first.proto, shown(before))
     check_calls(second.proto, shown(after))
-    Claims([before, after]).reports(options.places.report)
+    Claims([before, after]).reports(options.places.report, options.places.report_format)
     found, found_after = find(first.proto), find(second.proto)
     settings = trial.settings(first, options.proving)
     with run.clock("verify"):
@@ -51,7 +51,7 @@ def _engine(before: Path, after: Path, run: Run) -> Report:
     engines.check_runs(after, engine)
     with run.clock("load"):
         model = load(before)
-    Claims([before, after]).reports(run.options.places.report)
+    Claims([before, after]).reports(run.options.places.report, run.options.places.report_format)
     settings = trial.settings(model, run.options.proving)
     found = find(model.proto)
     with run.clock("verify"):

@@ -14,14 +14,14 @@ from dilrewrite.staging import Staging, reason, same_file
 
 
 def check_report_folder(
-    folder: Path, *, others: Sequence[Path], force: bool = False, names: Sequence[str] = ()
+    folder: Path, *, others: Sequence[Path], force: bool = False, formats: Sequence[str] = ()
 ) -> None:
     """Raise `UsageError` unless the folder can be made or exists, and its reports would replace none of `others`.
 
-    They replace reports of before; other files of these names only by `force`. `names`: the formats asked for.
+    They replace reports of before; other files of these names only by `force`. `formats`: those asked for.
     """
     another = "name another folder"
-    files = written(names)
+    files = written(formats)
     try:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
@@ -44,7 +44,7 @@ def check_report_folder(
                 raise UsageError(f"--report {shown(folder)}: {name} would replace {shown(other)}", hint=another)
 
 
-def write_reports(report: Report, folder: Path, staging: Staging, names: Sequence[str] = ()) -> None:
+def write_reports(report: Report, folder: Path, staging: Staging, formats: Sequence[str] = ()) -> None:
     """Stage the formats of these names, the usual ones when there is none, into `folder`, which is made when need be.
 
     A report of before is replaced, another file only if the staging replaces files.
@@ -53,7 +53,7 @@ def write_reports(report: Report, folder: Path, staging: Staging, names: Sequenc
     measurement = report.measurement
     if measurement is not None and measurement.source != MEASURED:
         raise ValueError(f"times that are {measurement.source}, not measured, are in no report")
-    files = written(names)
+    files = written(formats)
     staging.make_folder(folder)
     for name, form in files.items():
         staging.add_text(folder / name, form.render(report), force=is_report(folder / name))

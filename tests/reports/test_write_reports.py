@@ -63,7 +63,7 @@ def test_the_formats_asked_for_are_written(tmp_path, asked):
 
 @pytest.mark.parametrize("unknown", ["pdf", "", "console"])
 def test_an_unknown_format_is_refused_with_the_names(tmp_path, unknown):
-    for refused in (written, lambda names: check_report_folder(tmp_path / "reports", others=[], names=names)):
+    for refused in (written, lambda names: check_report_folder(tmp_path / "reports", others=[], formats=names)):
         with pytest.raises(UsageError, match="there is no such format") as error:
             refused(["json", unknown])
         assert all(name in str(error.value.hint) for name in FILES)
@@ -74,8 +74,8 @@ def test_a_report_of_before_is_known_and_replaced_and_another_file_is_not(tmp_pa
     place = tmp_path / str(FILES[name].filename)
     for report in (REPORTS["measured"], REPORTS["odd-names"], REPORTS["built"]):
         place.write_text(FILES[name].render(report), encoding="utf-8")
-        check_report_folder(tmp_path, others=[], names=[name])
+        check_report_folder(tmp_path, others=[], formats=[name])
     place.write_text("# a page of mine about dilrewrite\n")
     with pytest.raises(UsageError, match="is no report of dilrewrite"):
-        check_report_folder(tmp_path, others=[], names=[name])
-    check_report_folder(tmp_path, others=[], names=[other for other in FILES if other != name])
+        check_report_folder(tmp_path, others=[], formats=[name])
+    check_report_folder(tmp_path, others=[], formats=[other for other in FILES if other != name])

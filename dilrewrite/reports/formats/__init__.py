@@ -33,7 +33,7 @@ class Format(Protocol):
 @functools.cache
 def formats() -> dict[str, Format]:
     """Return every format by name, in sorted order."""
-    return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT"))
+    return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT", "dilrewrite.reports"))
 
 
 def written(names: Iterable[str] = ()) -> dict[str, Format]:
