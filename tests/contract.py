@@ -10,7 +10,8 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,6 @@ Array = NDArray[Any]
 
 EXACT = 2**24  # whole numbers up to here are exact in float32
 BANNED = {"If", "ScatterND", "Neg", "Sum"}
-ELIMINATING = {
-    "space_to_batch", "slice_to_batch", "space_to_axis", "space_to_group", "im2col", "tap_sum", "zero_fill",
-}  # fmt: skip
-PHASE_FORMS = {"space_to_batch", "slice_to_batch", "space_to_axis", "space_to_group"}
 RUN_ERRORS = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
@@ -216,57 +213,87 @@ def may_refuse(name: str, strategy: Any, case: Case) -> str | None:
 
     The table first, then what an opset below 10 cannot compute.
     """
+    if name not in PROMISES:
+        return "not in the table"
     kernel = case.kernel if name == "keep" else pruned_kernel(case)
-    reason = _table(name, strategy, case)
-    if reason or kernel is None or case.opset >= 10:
+    if kernel is None:
+        return None  # the bias, in every form
+    reason = PROMISES[name].refuses(strategy, case, kernel)
+    if reason or case.opset >= 10:
         return reason
     if any(case.auto_pad.startswith("SAME") and case.strides[axis] > 1 for axis in case.unknown):
         return "opset: pads computed in the graph"
-    if name in PHASE_FORMS and any(
+    if PROMISES[name].phases and any(
         kernel[axis] > 1 and case.dilations[axis] > case.max_dilation for axis in case.unknown
     ):
         return "opset: sizes computed in the graph"
     return None
 
 
-def _table(name: str, strategy: Any, case: Case) -> str | None:
-    """Section 3's table; an axis that is not split (d' = 1, or one tap left) never overlaps.
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What section 3's table says of a strategy.
 
-    A strategy that the table does not know may refuse what it likes.
+    `refuses`: why it may refuse a case with a kernel as pruned; `eliminates`: it leaves no dilation above the allowed
+    one; `phases`: it computes sizes in the graph where an extent is unknown.
     """
-    known = {"keep", "lift", "tap_prune", "tap_zones"} | ELIMINATING
-    if name not in known:
-        return "not in the table"
-    kernel = case.kernel if name == "keep" else pruned_kernel(case)
-    if kernel is None:
-        return None  # the bias, in every form
-    if name in ("tap_sum", "tap_zones"):
-        if case.unknown:
-            return "unknown extents"
-        taps = math.prod(kernel)
-        zones = math.prod(zone_count(case, axis) for axis in range(case.rank))
-        nodes = 4 * taps + 1 if name == "tap_sum" else 3 * zones
-        return f"{nodes} nodes" if nodes > strategy.limit_nodes else None
-    if name == "tap_prune":
-        if kernel != case.kernel:
-            return None
-        # The design would have the bias expanded here; keeping the Conv is what fails where the original does.
-        dead = not all(case.live(axis) for axis in range(case.rank))
-        return "all taps dead, but the output's extent is unknown" if dead else "no dead tap at an end"
-    if name == "im2col":
-        return "group" if case.group > 1 else None
-    if name == "lift":
-        return "rank" if case.rank > 1 else None
-    if name in ("keep", "zero_fill"):
-        return None
-    phases = [split(case, axis, kernel[axis]) for axis in range(case.rank)]
-    if name != "slice_to_batch":
-        for axis, d in enumerate(case.dilations):
-            if phases[axis] > 1 and case.strides[axis] // math.gcd(case.strides[axis], d) > 1:
-                return "s' > 1"
-        if name == "space_to_axis" and case.rank > 2:
-            return "rank 3"
+
+    refuses: Callable[[Any, Case, Ints], str | None]
+    eliminates: bool = True
+    phases: bool = False
+
+
+def never(_strategy: Any, _case: Case, _kernel: Ints) -> str | None:
     return None
+
+
+def unknown_or_large(strategy: Any, case: Case, nodes: Callable[[], int]) -> str | None:
+    if case.unknown:
+        return "unknown extents"
+    return f"{nodes()} nodes" if nodes() > strategy.limit_nodes else None
+
+
+def no_dead_end(_strategy: Any, case: Case, kernel: Ints) -> str | None:
+    if kernel != case.kernel:
+        return None
+    # The design would have the bias expanded here; keeping the Conv is what fails where the original does.
+    dead = not all(case.live(axis) for axis in range(case.rank))
+    return "all taps dead, but the output's extent is unknown" if dead else "no dead tap at an end"
+
+
+def overlapping(_strategy: Any, case: Case, kernel: Ints) -> str | None:
+    """An axis that is not split (d' = 1, or one tap left) never overlaps."""
+    for axis, (s, d) in enumerate(zip(case.strides, case.dilations, strict=True)):
+        if split(case, axis, kernel[axis]) > 1 and s // math.gcd(s, d) > 1:
+            return "s' > 1"
+    return None
+
+
+PROMISES = {
+    "im2col": Promise(lambda _, case, __: "group" if case.group > 1 else None),
+    "keep": Promise(never, eliminates=False),
+    "lift": Promise(lambda _, case, __: "rank" if case.rank > 1 else None, eliminates=False),
+    "slice_to_batch": Promise(never, phases=True),
+    "space_to_axis": Promise(
+        lambda *given: overlapping(*given) or ("rank 3" if given[1].rank > 2 else None), phases=True
+    ),
+    "space_to_batch": Promise(overlapping, phases=True),
+    "space_to_group": Promise(overlapping, phases=True),
+    "tap_prune": Promise(no_dead_end, eliminates=False),
+    "tap_sum": Promise(
+        lambda strategy, case, kernel: unknown_or_large(strategy, case, lambda: 4 * math.prod(kernel) + 1)
+    ),
+    "tap_zones": Promise(
+        lambda strategy, case, _: unknown_or_large(
+            strategy, case, lambda: 3 * math.prod(zone_count(case, axis) for axis in range(case.rank))
+        ),
+        eliminates=False,
+    ),
+    "zero_fill": Promise(never),
+}
+"""A strategy that is not here may refuse what it likes; one that is gone leaves its line without effect."""
+
+ELIMINATING = {name for name, promise in PROMISES.items() if promise.eliminates}
 
 
 def check_refusal(name: str, strategy: Any, case: Case, reason: str) -> None:

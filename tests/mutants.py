@@ -18,7 +18,7 @@ import numpy as np
 from dilrewrite.forms import builder, fragment, geometry
 from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
 from dilrewrite.forms.layout import Layout
-from dilrewrite.forms.strategies import _phases
+from dilrewrite.forms.strategies import _phases, strategies
 from dilrewrite.splice import region
 
 Context = contextlib.AbstractContextManager[None]
@@ -33,12 +33,13 @@ TARGETS: dict[str, tuple[str, ...]] = {}
 
 
 def mutant(*targets: str) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Context]]:
-    """Register a mutant that makes `targets` wrong."""
+    """Register a mutant that makes `targets` wrong, as far as they are there."""
 
     def register(function: Callable[[], Iterator[None]]) -> Callable[[], Context]:
         made = contextlib.contextmanager(function)
-        MUTANTS[function.__name__] = made
-        TARGETS[function.__name__] = targets
+        there = tuple(name for name in targets if name in strategies())
+        if there:
+            MUTANTS[function.__name__], TARGETS[function.__name__] = made, there
         return made
 
     return register

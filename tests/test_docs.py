@@ -19,7 +19,7 @@ from dilrewrite.cli import convbench as cli_convbench
 from dilrewrite.cli import main
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.forms.strategies import Refusal, plan
 from dilrewrite.pytorch import convbench, formats
 from dilrewrite.reports.formats import written
 from dilrewrite.reports.report import EXIT_CODES
@@ -105,7 +105,6 @@ def test_the_layers_of_the_forms_are_those_of_the_results() -> None:
     assert shown is not None
     assert shown[1] in results
     assert "FAILED" not in shown[1]
-    assert {name for name in strategies() if name not in ("keep", "tap_prune")} <= set(re.findall(r"`(\w+)`", shown[1]))
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +168,23 @@ def test_every_backend_says_whether_it_met_hardware() -> None:
         assert re.search(r"never|\d{4}-\d\d-\d\d|needs none", rows[name]), name
 
 
-def test_the_readme_names_every_strategy() -> None:
-    assert set(re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE)) == set(strategies())
+OWN = sorted(path.stem for path in (ROOT / "dilrewrite" / "forms" / "strategies").glob("[!_]*.py"))
+"""The strategies that come with the package."""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_strategy_has_its_own_rows(name: str) -> None:
+    """In the README and, where what makes them is installed, in the tables of layers and of PyTorch's methods."""
+    assert re.search(rf"^\| `{name}` \| ", README, flags=re.MULTILINE)
+    tables = {"backends": installed("tensorrt-rtx"), "training": importlib.util.find_spec("torch") is not None}
+    for page, makes in tables.items():
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        unmade = page == "backends" and name in ("keep", "tap_prune")  # what all is compared with, and no case in it
+        assert unmade or not makes or f"\n| `{name}` | 1" in text, page
+
+
+def test_no_row_of_a_strategy_is_left_over() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE)) <= set(OWN)
 
 
 def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:

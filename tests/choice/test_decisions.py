@@ -630,7 +630,7 @@ SHOWN_BY: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("mutant", SHOWN_BY)
+@pytest.mark.parametrize("mutant", [mutant for mutant in SHOWN_BY if mutant in MUTANTS])
 def test_a_replay_is_proved(capsys: Capsys, tmp_path: Path, mutant: str) -> None:
     """The form was right when it was decided, and is wrong now."""
     strategy = TARGETS[mutant][0]
