@@ -27,7 +27,7 @@ def value_shape(value: ValueInfoProto) -> Typed:
 
 def graph_shapes(graph: GraphProto) -> dict[str, Typed]:
     """Return what a graph says of its tensors."""
-    shapes = {value.name: value_shape(value) for value in (*graph.value_info, *graph.output)}
+    shapes = {value.name: value_shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     for tensor in graph.initializer:
         shapes[tensor.name] = tensor.data_type, tuple(tensor.dims)
     for sparse in graph.sparse_initializer:
