@@ -5,8 +5,8 @@ Those of onnx that are wrong or too coarse for a proof are replaced by the ones 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx
@@ -74,13 +74,7 @@ class BatchNormalization(OpRun):
     op_domain = ""
 
     def _run(
-        self,
-        x: Array,
-        scale: Array,
-        bias: Array,
-        mean: Array,
-        variance: Array,
-        **attributes: Any,
+        self, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, **attributes: Any
     ) -> tuple[Array]:
         if attributes.get("training_mode") or attributes.get("spatial") == 0 or len(self.onnx_node.output) > 1:
             raise NotImplementedError("BatchNormalization for training, or with spatial 0")
@@ -94,6 +88,7 @@ class _AlongAxis(OpRun):
     """Softmax and its like: before opset 13 over all axes from `axis` (1 unless given) on; onnx's knows one axis."""
 
     op_domain = ""
+    along: ClassVar[Callable[[Any, int], Any]]
 
     def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
         if not x.size:
@@ -101,40 +96,28 @@ class _AlongAxis(OpRun):
         values = x.astype(np.float32) if x.dtype in HALVES else x
         given = any(attribute.name == "axis" for attribute in self.onnx_node.attribute)
         if self.run_params["opsets"][""] >= 13:
-            y = self._along(values, axis if given and axis is not None else -1)
+            y = type(self).along(values, axis if given and axis is not None else -1)
         else:
             first = (axis if given and axis is not None else 1) % max(1, x.ndim)
             rows = int(np.prod(x.shape[:first], dtype=np.int64))
-            y = self._along(values.reshape(rows, -1), 1).reshape(x.shape)
+            y = type(self).along(values.reshape(rows, -1), 1).reshape(x.shape)
         return (y.astype(x.dtype, copy=False),)
 
-    def _along(self, x: Array, axis: int) -> Array:
-        raise NotImplementedError
+
+def _softmax(x: Any, axis: int) -> Any:
+    powers = np.exp(x - x.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
 
 
-class Softmax(_AlongAxis):
-    """exp(x) / sum(exp(x))."""
-
-    def _along(self, x: Any, axis: int) -> Array:
-        powers = np.exp(x - x.max(axis=axis, keepdims=True))
-        return cast("Array", powers / powers.sum(axis=axis, keepdims=True))
+def _log_softmax(x: Any, axis: int) -> Any:
+    below = x - x.max(axis=axis, keepdims=True)
+    return below - np.log(np.exp(below).sum(axis=axis, keepdims=True))
 
 
-class LogSoftmax(_AlongAxis):
-    """The logarithm of Softmax."""
-
-    def _along(self, x: Any, axis: int) -> Array:
-        below = x - x.max(axis=axis, keepdims=True)
-        return cast("Array", below - np.log(np.exp(below).sum(axis=axis, keepdims=True)))
-
-
-class Hardmax(_AlongAxis):
-    """One at the first largest value, else zero."""
-
-    def _along(self, x: Any, axis: int) -> Array:
-        y = np.zeros_like(x)
-        np.put_along_axis(y, np.expand_dims(x.argmax(axis=axis), axis), 1, axis)
-        return cast("Array", y)
+def _hardmax(x: Any, axis: int) -> Any:
+    y = np.zeros_like(x)
+    np.put_along_axis(y, np.expand_dims(x.argmax(axis=axis), axis), 1, axis)
+    return y
 
 
 class Loop(OpRun):
@@ -185,18 +168,40 @@ def _stacked(values: Sequence[Array], kind: onnx.TypeProto | None) -> Array:
     return np.empty((0, *extents), onnx.helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type))
 
 
-class QuantizeLinear(OpRun):
-    """QuantizeLinear that saturates whatever comes; onnx's wraps around beyond 32 bits."""
+class _Wrapped(OpRun):
+    """An operator of onnx, `inner`, of the model's opset or a later one."""
 
     op_domain = ""
+    oldest = 1
 
     def __init__(self, node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
         super().__init__(node, run_params)
-        self._inner: Any = load_op("", node.op_type, run_params["opsets"][""])(node, run_params)
+        opset = max(self.oldest, run_params["opsets"][""])
+        self.inner: Any = load_op("", node.op_type, opset, evaluator_cls=Evaluator)(node, run_params)
 
-    def _run(
-        self, x: Array, scale: Array, zero: Array | None = None, axis: int = 1, block_size: int = 0, **others: Any
-    ) -> tuple[Any, ...]:
+    def run(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
+        """Run onnx's implementation."""
+        return cast("tuple[Any, ...]", self.inner.run(*inputs, **options))
+
+    def _run(self, *_: Any, **__: Any) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+
+class DequantizeLinear(_Wrapped):
+    """DequantizeLinear of every opset; onnx has none before 19."""
+
+    oldest = 19
+
+
+class QuantizeLinear(_Wrapped):
+    """QuantizeLinear that saturates whatever comes; onnx's wraps around beyond 32 bits."""
+
+    def run(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
+        """Run onnx's implementation on what it can hold."""
+        x, scale, *zero = inputs
+        linked = options.get("linked_attributes") or {}
+        attributes = {a.name: linked.get(a.ref_attr_name, a.i) for a in self.onnx_node.attribute}
+        axis, block_size = attributes.get("axis", 1), attributes.get("block_size", 0)
         if x.dtype in HALVES:
             x, scale = x.astype(np.float32), scale.astype(np.float32)
         if x.dtype.kind == "f":
@@ -207,57 +212,28 @@ class QuantizeLinear(OpRun):
             elif scale.size > 1:
                 limit = limit.reshape([-1 if at == axis % x.ndim else 1 for at in range(x.ndim)])
             x = np.clip(x, -limit, limit)
-        attributes = {"axis": axis, "block_size": block_size, **others}
-        known = {name: value for name, value in attributes.items() if name in self._inner.attributes_names_}
-        return cast("tuple[Any, ...]", self._inner._run(x, scale, *([] if zero is None else [zero]), **known))
+        return super().run(x, scale, *zero, **options)
 
 
-class DequantizeLinear(OpRun):
-    """DequantizeLinear of every opset; onnx has none before 19."""
-
-    op_domain = ""
-
-    def __init__(self, node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
-        super().__init__(node, run_params)
-        self._inner: Any = load_op("", node.op_type, max(19, run_params["opsets"][""]))(node, run_params)
-
-    def run(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
-        """Run the implementation of opset 19 or later."""
-        return cast("tuple[Any, ...]", self._inner.run(*inputs, **options))
-
-    def _run(self, *_: object, **__: object) -> tuple[Any, ...]:
-        raise NotImplementedError
-
-
-class _InFloat32(OpRun):
+class _InFloat32(_Wrapped):
     """An operator of onnx that sums: float16 and bfloat16 in float32, rounded once. NumPy's mean of 4096 ones is 1/16.
 
     One subclass per operator, made below: the evaluator finds an operator by its class' name.
     """
 
-    op_domain = ""
-
-    def __init__(self, node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
-        super().__init__(node, run_params)
-        implementation = load_op("", node.op_type, run_params["opsets"][""], evaluator_cls=Evaluator)
-        self._inner: Any = implementation(node, run_params)
-
     def run(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
         """Run onnx's implementation on float32 inputs when the first one is float16 or bfloat16."""
         half = inputs[0].dtype if isinstance(inputs[0], np.ndarray) and inputs[0].dtype in HALVES else None
         if half is None:
-            return cast("tuple[Any, ...]", self._inner.run(*inputs, **options))
+            return super().run(*inputs, **options)
         wide = (v.astype(np.float32) if isinstance(v, np.ndarray) and v.dtype in HALVES else v for v in inputs)
-        results = self._inner.run(*wide, **options)
+        results = super().run(*wide, **options)
         # the mean and deviation that LayerNormalization also gives stay as they are
         rounded = 1 if self.onnx_node.op_type == "LayerNormalization" else len(results)
         return tuple(
             v.astype(half) if place < rounded and isinstance(v, np.ndarray) and v.dtype == np.float32 else v
             for place, v in enumerate(results)
         )
-
-    def _run(self, *_: object, **__: object) -> tuple[Any, ...]:
-        raise NotImplementedError
 
 
 # fmt: off
@@ -269,18 +245,18 @@ _SUMMING = (
 )
 # fmt: on
 
+_ALONG = {"Softmax": _softmax, "LogSoftmax": _log_softmax, "Hardmax": _hardmax}
+
 OPERATORS: tuple[type[OpRun], ...] = (
     Conv,
     ConvTranspose,
     Pad,
     BatchNormalization,
-    Softmax,
-    LogSoftmax,
-    Hardmax,
     Loop,
     QuantizeLinear,
     DequantizeLinear,
     *(type(name, (_InFloat32,), {}) for name in _SUMMING),
+    *(type(name, (_AlongAxis,), {"along": staticmethod(along)}) for name, along in _ALONG.items()),
 )
 """The operators that stand in for onnx's."""
 

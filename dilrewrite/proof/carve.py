@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -10,17 +9,9 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from dilrewrite.model.elements import ELEMENTS, pack
-from dilrewrite.model.walk import (
-    DEFAULT_DOMAINS,
-    Container,
-    ScopePath,
-    ends,
-    names_read,
-    resolve,
-    sorted_places,
-    subgraphs,
-)
+from dilrewrite.model.walk import DEFAULT_DOMAINS, ScopePath, resolve, sorted_places, subgraphs
 from dilrewrite.sites import Site
+from dilrewrite.sites.scopes import Scope
 
 NEWEST_IR = 10
 """Later ones change nothing in a sub-model, and an older runtime refuses them."""
@@ -28,26 +19,6 @@ NEWEST_IR = 10
 Outside = Callable[[str, int, NodeProto], ValueInfoProto | TensorProto]
 """What stands for the tensor that a node, named in the sub-model, reads at some place of its inputs: an input, or a
 constant, whose name is made."""
-
-
-class Scope:
-    """Who reads and who makes the tensors of one node list. `captured` are read in the graphs inside its nodes."""
-
-    def __init__(self, container: Container) -> None:
-        self.nodes = container.node
-        self.readers: dict[str, list[int]] = defaultdict(list)
-        self.makers: dict[str, int] = {}
-        self.captured: set[str] = set()
-        for index, node in enumerate(container.node):
-            for name in node.input:
-                self.readers[name].append(index)
-            for name in node.output:
-                self.makers.setdefault(name, index)
-            for _, _, inner in subgraphs(node):
-                self.captured.update(names_read(inner))
-        self.inputs, self.outputs = ends(container)
-        initializers = container.initializer if isinstance(container, GraphProto) else ()
-        self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in initializers}
 
 
 class Source:
@@ -60,24 +31,18 @@ class Source:
     def scope(self, path: ScopePath) -> Scope:
         """Return the node list at `path`."""
         if path not in self._scopes:
-            self._scopes[path] = Scope(resolve(self.proto, path))
+            around = self.scope(ScopePath(path.function, path.steps[:-1])) if path.steps else None
+            here = resolve(self.proto, path)
+            self._scopes[path] = Scope(path, "", here, around, opset=0, ir_version=self.proto.ir_version, shapes={})
         return self._scopes[path]
 
     def constant(self, path: ScopePath, name: str) -> TensorProto | None:
         """Return the constant of that name that the node list at `path` sees."""
-        at: ScopePath | None = path
-        while at is not None:
-            here = self.scope(at)
-            if name in here.makers:
-                node = here.nodes[here.makers[name]]
-                values: list[TensorProto] = [a.t for a in node.attribute if a.name == "value" and not a.ref_attr_name]
-                return values[0] if node.op_type == "Constant" and values else None
-            if name in here.inputs and (at.steps or at.function is not None or self.proto.ir_version >= 4):
-                return None
-            if name in here.constants:
-                return here.constants[name]
-            at = ScopePath(at.function, at.steps[:-1]) if at.steps else None
-        return None
+        operand = self.scope(path).operand(name)
+        home = self.scope(operand.scope)
+        if operand.kind == "initializer":
+            return home.initializers[name]
+        return home.constant(operand.index) if operand.kind == "constant" and operand.index is not None else None
 
     def parts(self, site: Site) -> dict[str, NodeProto]:
         """Return the nodes of a site, makers before readers, by the names that they get in a sub-model.
@@ -106,10 +71,8 @@ def carve(
     asked for every tensor that none of them makes. `outputs`: names in the sub-model. Equal nodes give the same bytes.
     Raises ValueError for a node that holds graphs.
     """
-    functions = () if path.function is None else (proto.functions[path.function].opset_import,)
-    versions = {
-        _domain(entry.domain): entry.version for imports in (proto.opset_import, *functions) for entry in imports
-    }
+    own = () if path.function is None else proto.functions[path.function].opset_import
+    versions = {_domain(entry.domain): entry.version for entry in (*proto.opset_import, *own)}
     sub = ModelProto(ir_version=min(proto.ir_version, NEWEST_IR))
     for domain in sorted({_domain(node.domain) for node in nodes.values()}):
         sub.opset_import.add(domain=domain, version=versions[domain])
@@ -131,7 +94,7 @@ def carve(
             names[name] = name and (f"{word}_out{place}" if place else word)
             copy.output.append(names[name])
         graph.node.append(copy)
-    types = element_types(graph)
+    types = _element_types(graph)
     for name in outputs:
         graph.output.append(helper.make_tensor_value_info(name, types[name], None))
     return sub
@@ -154,7 +117,7 @@ def _taken(sub: ModelProto, given: ValueInfoProto | TensorProto, word: str) -> s
     return given.name
 
 
-def element_types(graph: GraphProto) -> dict[str, int]:
+def _element_types(graph: GraphProto) -> dict[str, int]:
     """Return the element types of a sub-model's tensors: its operators compute in the type of what they read first."""
     types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}

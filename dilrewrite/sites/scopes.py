@@ -103,7 +103,7 @@ class Scope:
                 scope=home.path,
             )
         index = home.producers.get(name)
-        value = home._constant(index) if index is not None else None
+        value = home.constant(index) if index is not None else None
         if value is not None:
             return Operand(
                 kind="constant",
@@ -119,7 +119,7 @@ class Scope:
             kind="computed", name=name, shape=shape, element=ELEMENTS.get(element), scope=home.path, index=index
         )
 
-    def _constant(self, index: int) -> TensorProto | None:
+    def constant(self, index: int) -> TensorProto | None:
         """Return the tensor of a Constant node."""
         node = self.nodes[index]
         if node.op_type != "Constant" or node.domain not in DEFAULT_DOMAINS:

@@ -160,7 +160,7 @@ class _Behind:
         pending = list(self.names)
         while pending:
             name = pending.pop(0)
-            readers = here.readers.get(name, [])
+            readers = here.consumers.get(name, [])
             for index in dict.fromkeys(readers):
                 node = here.nodes[index]
                 if index in done:
@@ -176,7 +176,7 @@ class _Behind:
                     known = node.domain in DEFAULT_DOMAINS
                     onward = known and node.op_type in SAME_LAYOUT | {"DequantizeLinear"}
                     self.ends[name] = self.ends.get(name, False) or onward
-            if not readers or name in here.captured or name in here.outputs:
+            if not readers or here.captured[name] or name in here.outputs:
                 self.ends.setdefault(name, False)
 
     def _others(self, node: NodeProto) -> list[str]:
