@@ -64,7 +64,7 @@ class Operator(Protocol):
 @functools.cache
 def operators() -> dict[str, Operator]:
     """Return every operator by the name of its file."""
-    return cast("dict[str, Operator]", discover(sys.modules[__name__], "OPERATOR"))
+    return cast("dict[str, Operator]", discover(sys.modules[__name__], "OPERATOR", "dilrewrite.operators"))
 
 
 def operator_of(node: NodeProto) -> str | None:
