@@ -51,9 +51,7 @@ def __getattr__(name: str) -> object:
 def inspect(model: StrPath, **options: Unpack[keywords.Inspect]) -> Report:
     """Describe every dilated Conv of an ONNX model, the forms that apply to it, and why others refuse.
 
-    `max_dilation`: plan for a device that runs dilations up to it. `report`: a folder for the report files.
-    `profile`: also run the model on `backend`, and tell each Conv's share of its time; the other arguments are those
-    of `optimize`. Needs no runtime without it.
+    `max_dilation`: plan for a device that runs dilations up to it. Needs no runtime without `profile`.
     Raises `UsageError` when the file is no usable ONNX model or holds an invalid dilated Conv.
     """
     from dilrewrite.commands.inspect import inspect as command
@@ -75,24 +73,12 @@ def inspect_engine(engine: StrPath) -> EngineReport:
 def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Optimize]) -> Report:
     """Rewrite the dilated Convs of an ONNX model where that is faster, prove the result equal, and write it.
 
-    `output`: the file to write, `<stem>.dilrewrite.onnx` beside the model by default; `force` replaces an existing one.
-    `strategy`: `NAME[:key=value,...]`, the form to use wherever it applies; by default every form is timed, and the
-    fastest taken where it beats the Conv, there and in the whole model. `eliminate`: leave no dilation above
-    `max_dilation`, with the fastest forms.
-    `backend`: the runtime to time on; `auto` is the best that is ready. `budget_s`: seconds that measuring may take
-    (60 by default, proofs included, a third of them for the whole model; 0 measures nothing and keeps every Conv).
-    `min_gain_percent`: what the whole model must save of its time to be rewritten. `decisions`: a file that
-    `save_decisions` wrote, to be followed without measuring. `cache`: the file that keeps timings, by default in
-    the user's cache folder; `no_cache`: none.
-    `only`, `skip`: regular expressions searched in a node's name, `where/name` and output.
-    `shapes`: `NAME:1x3x224x224` for inputs with unknown sizes; `inputs`: an .npz with data by input name.
-    `verify`: `full` proves every site and compares the whole models, `sites` only the former, `none` (with `strategy`
-    only) neither. `rtol`, `atol`: |difference| <= atol + rtol * |value| instead of the tolerance by element type.
-    `report`: a folder for the report files, "beside": `<output stem>.report` beside the output, which stays away when
-    dilation is left. `report_format`: names of the formats to write, by default json, markdown and html.
-    `dry_run`: measure and write nothing, tell what would be measured.
-    `external_data`: see docs/way.md. `build_engine`: also build the TensorRT engine of the result, into the file
-    `engine` (`<output stem>.engine` by default); a mapping holds arguments of `build`. Where that TensorRT can run
+    By default every form is timed, and the fastest taken where it beats the Conv, there and in the whole model.
+    `output`: `<stem>.dilrewrite.onnx` beside the model by default. `budget_s`: proofs included, a third for the whole
+    model. `only` and `skip` are searched in a node's name, `where/name` and output. `verify`: `full` proves every
+    site and compares the whole models, `sites` only the former. `rtol`, `atol`: |difference| <= atol + rtol * |value|.
+    `report`: "beside" is `<output stem>.report` beside the output, which stays away when dilation is left.
+    `external_data`: see docs/way.md. `build_engine`: a mapping holds arguments of `build`; where that TensorRT can run
     here, it is what `auto` times on.
 
     Returns the report. Where results differ, the result is not valid ONNX, or dilation is left that `eliminate` should
@@ -114,18 +100,12 @@ def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[ke
 def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Build]) -> Report:
     """Build the TensorRT engine of an ONNX model, and write it with a side-car JSON of all that is known of it.
 
-    `output`: the engine's file, `<stem>.engine` beside the model by default; the side-car is `<output>.json`.
-    `flavour`: TensorRT, or TensorRT for RTX, which builds without a GPU; `auto` is the one that is installed.
-    `precision`: None is what the model holds (float32 with TF32); `fp16` and `bf16` convert a float32 model and hold
-    the result to it; `int8-qdq` takes a symmetric QDQ model. What the engine's convolutions really compute in is read
-    from its layer list, and an engine in another precision than asked for is an error.
-    `minima`, `optima`, `maxima`: `NAME:1x3x224x224`, the sizes of inputs with unknown ones; one alone stands for all.
-    `workspace_mib`: memory for scratch data, in MiB. `timing_cache`: a file that keeps kernel timings between builds.
-    `optimization_level`: 0 to 5. `compute_capabilities`: GPUs to build for, as "8.6" (TensorRT for RTX). `device`: the
-    GPU to build on. `plugins`: libraries of plugins. `refit`, `strip_plan`, `version_compatible`, `weight_streaming`:
-    as TensorRT has them. `inputs`: an .npz to compare a conversion on. `save_onnx`: a file for the ONNX model
-    as TensorRT gets it. `export_layer_info`: a file for the layers, as trtexec writes them. `tell` gets every line of
-    TensorRT's log.
+    `output`: `<stem>.engine` beside the model by default; the side-car is `<output>.json`. `flavour`: TensorRT, or
+    TensorRT for RTX, which builds without a GPU; `auto` is the one that is installed. `precision`: None is what the
+    model holds (float32 with TF32); `fp16` and `bf16` convert a float32 model and hold the result to it, on `inputs`;
+    `int8-qdq` takes a symmetric QDQ model. What the engine's convolutions really compute in is read from its layer
+    list, and an engine in another precision than asked for is an error. `minima`, `optima` or `maxima` alone stands for
+    all. `tell` gets every line of TensorRT's log.
 
     Returns a report whose `engine` is the side-car's content. Raises `UsageError` for a model or sizes that TensorRT
     cannot take, `MissingError` without TensorRT, `FailedError` when the build fails, `DiffersError` when the conversion
@@ -144,7 +124,7 @@ def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywo
 def verify(before: StrPath, after: StrPath, **options: Unpack[keywords.Verify]) -> Report:
     """Compare two ONNX models as wholes: interface, checker findings, outputs on several inputs.
 
-    The arguments are those of `optimize`. Returns a report with status `equal` or `differs`.
+    Returns a report with status `equal` or `differs`.
     """
     from dilrewrite.commands.verify import verify as command
 
@@ -155,11 +135,10 @@ def verify(before: StrPath, after: StrPath, **options: Unpack[keywords.Verify]) 
 def bench(model: StrPath, other: StrPath | None = None, **options: Unpack[keywords.Bench]) -> Report:
     """Time an ONNX model on a runtime, or another one against it, in pairs and for about `budget_s` seconds.
 
-    The arguments are those of `optimize`. In the report, `measurement.final` has `model` as the first and `other` as
+    In the report, `measurement.final` has `model` as the first and `other` as
     the second; `measurement.noise` is `model` against itself. Nothing is taken from the cache of timings.
     Both may be TensorRT engines that `build` wrote, of one flavour, on the GPU that they were built for.
-    `export_times`, `export_profile`: files for every run's time and for the time by layer, as trtexec writes them;
-    those of `other` go to `<stem>.other<suffix>` beside them.
+    What is exported of `other` goes to `<stem>.other<suffix>` beside `export_times` and `export_profile`.
     """
     from dilrewrite.commands.bench import bench as command
 

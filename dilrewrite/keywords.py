@@ -113,8 +113,9 @@ class Optimize(Verify, total=False):
 
 
 def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]:
-    """Give a function of `**keywords` a signature that lists them, with the options' defaults or `defaults`."""
-    known = {name: option.default for name, option in every_option().items()} | defaults
+    """Give a function of `**keywords` a signature and help that list them, with the options' defaults or `defaults`."""
+    options = every_option()
+    known = {name: option.default for name, option in options.items()} | defaults
 
     def list_them(function: Function) -> Function:
         bare = inspect.signature(function)
@@ -132,6 +133,8 @@ def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]
             return function(*arguments, **{**defaults, **given})
 
         call.__signature__ = signature  # type: ignore[attr-defined]
+        help_texts = (f"    {name}: {options[name].help}" for name in kinds if name in options.keys() - defaults)
+        call.__doc__ = "\n".join([f"{function.__doc__}\n    Keywords:", *help_texts])
         return cast("Function", call)
 
     return list_them

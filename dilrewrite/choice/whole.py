@@ -69,7 +69,7 @@ class Chosen:
     measurement: Measurement | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Choosing:
     """The choice for one model; `tuning`: what measures, where anything does. `clock` counts the seconds of a step."""
 

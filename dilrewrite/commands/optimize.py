@@ -50,7 +50,7 @@ def optimize(path: Path, options: CommandOptions, *, beside: bool = False, progr
         return result if options.places.dry_run else _written(job, done, result)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     """A model, and where what it becomes goes. `asked`: the folder for reports was named by the user."""
 
@@ -65,7 +65,7 @@ class _Job:
     asked: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Done:
     """What was chosen, whether that changes the model, the dilation that is left and should not be, and the verdict."""
 
@@ -104,17 +104,7 @@ def _job(run: Run, path: Path, *, beside: bool) -> _Job:
         engines.measured_sizes(started, settings)  # an error before long work
     with run.clock("find"):
         found = find(model.proto)
-    return _Job(
-        run=run,
-        model=model,
-        found=found,
-        settings=settings,
-        target=target,
-        engine=engine,
-        started=started,
-        reports=reports,
-        asked=asked,
-    )
+    return _Job(run, model, found, settings, target, engine, started, reports, asked)
 
 
 def _choosing(job: _Job) -> Choosing:
@@ -134,15 +124,7 @@ def _choosing(job: _Job) -> Choosing:
         if job.started is not None:
             settings = replace(settings, shapes=engines.measured_sizes(job.started, settings))
         tuning = whole.tuning(model, found, decider, settings, options.measuring, options.building, run.progress)
-    return Choosing(
-        model=model,
-        found=found,
-        considered=considered,
-        decider=decider,
-        tuning=tuning,
-        clock=run.clock,
-        progress=run.progress,
-    )
+    return Choosing(model, found, considered, decider, tuning, run.clock, run.progress)
 
 
 def _done(job: _Job, choosing: Choosing) -> _Done:
@@ -166,7 +148,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
         verdict: Verdict | None = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
     else:
         verdict = _verdict(job, chosen, changed) if not left else None  # nothing will be written then
-    return _Done(chosen=chosen, notes=notes_of(choosing.tuning), changed=changed, left=left, verdict=verdict)
+    return _Done(chosen, notes_of(choosing.tuning), changed, left, verdict)
 
 
 def _verdict(job: _Job, chosen: Chosen, changed: bool) -> Verdict | None:
@@ -303,21 +285,10 @@ def _chosen_on(result: Report, started: engines.Started) -> str:
 
 def _decisions(result: Report, settled: Sequence[Decision]) -> str:
     """Return the text of the decisions file."""
-    measurement = result.measurement
-    made_on: dict[str, object] = {}
-    if measurement is not None:
-        made_on = {
-            "backend": measurement.backend,
-            "device": measurement.device,
-            "versions": dict(measurement.versions),
-            "settings": dict(measurement.settings),
-            "inputs": {name: list(shape) for name, shape in measurement.inputs.items()},
-        }
-    return decisions.render(
-        result.before.sha256,
-        [(d.site, d.spelling, site.reason) for d, site in zip(settled, result.sites, strict=True)],
-        made_on,
-    )
+    facts = ("backend", "device", "versions", "settings", "inputs") if result.measurement is not None else ()
+    made_on = {name: getattr(result.measurement, name) for name in facts}
+    sites = [(d.site, d.spelling, site.reason) for d, site in zip(settled, result.sites, strict=True)]
+    return decisions.render(result.before.sha256, sites, made_on)
 
 
 def _spill(model: Model, rewritten: Rewritten) -> list[str]:
