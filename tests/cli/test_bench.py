@@ -287,7 +287,7 @@ def test_a_model_that_does_not_run(capsys: Capsys, tmp_path: Path, second: bool)
 
 
 def test_a_crash(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(self: Any, _: str) -> None:
+    def crash(self: Any, *_: Any) -> None:
         self._child.process.kill()
         self._child.ask("drop", "nothing")
 
