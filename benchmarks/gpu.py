@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import os
@@ -286,16 +287,17 @@ SMALL = (
 class Sessions:
     """Sessions one after the other in one child process, which is started anew when it dies."""
 
-    def __init__(self, backend: TimedBackend) -> None:
-        self.backend = backend
+    def __init__(self) -> None:
         self._child: _Child | None = None
 
-    def run(self, proto: ModelProto, options: Options, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(
+        self, backend: TimedBackend, proto: ModelProto, options: Options, feeds: Mapping[str, Array]
+    ) -> dict[str, Array]:
         """The outputs of a model. Raises one of FAILURES."""
         if self._child is None:
             self._child = _Child(options.timeout_s)
         try:
-            self._child.ask("load", pickle.dumps(self.backend), Runnable(model=proto.SerializeToString()), options)
+            self._child.ask("load", pickle.dumps(backend), Runnable(model=proto.SerializeToString()), options)
             found: dict[str, Array] = self._child.ask("infer", dict(feeds), None)
         except (Crashed, TimedOut):
             self.close()
@@ -315,8 +317,9 @@ def correctness(backend: TimedBackend, stack: contextlib.ExitStack, scratch: Pat
     for precision in PRECISIONS:
         try:
             with precision_set(backend, precision) as asked:
-                options = Options(isolated=False, timeout_s=120, precision=asked, scratch=scratch)
-                sessions = shared.setdefault(os.environ.get(TF32_OVERRIDE), Sessions(backend))
+                options = Options(isolated=False, timeout_s=120, scratch=scratch)
+                sessions = shared.setdefault(os.environ.get(TF32_OVERRIDE), Sessions())
+                runtime = backend.building(asked)
         except LookupError as error:
             yield Task(
                 common={"part": "correctness", "precision": precision},
@@ -333,15 +336,23 @@ def correctness(backend: TimedBackend, stack: contextlib.ExitStack, scratch: Pat
                 precision: str = precision,
                 sessions: Sessions = sessions,
                 options: Options = options,
+                runtime: TimedBackend = runtime,
             ) -> None:
                 with precision_set(backend, precision):
-                    check(one, precision, sessions, options, until, rows)
+                    check(one, precision, functools.partial(sessions.run, runtime), options, until, rows)
 
             common = {"part": "correctness", "precision": precision, "geometry": small.label}
             yield Task(common=common, run=run, reset=sessions.close)
 
 
-def check(small: Small, precision: str, sessions: Sessions, options: Options, until: float, rows: list[Row]) -> None:
+def check(
+    small: Small,
+    precision: str,
+    outputs: Callable[[ModelProto, Options, Mapping[str, Array]], dict[str, Array]],
+    options: Options,
+    until: float,
+    rows: list[Row],
+) -> None:
     """Compare the Conv as it is and every form of it with the Conv on the CPU."""
     proto, x = small.model(), small.x()
     runnable = Runnable(model=proto.SerializeToString())
@@ -362,7 +373,7 @@ def check(small: Small, precision: str, sessions: Sessions, options: Options, un
                 continue
             made = rewrite(proto, [(site, one.fragment)], found.normalisations, numpy_helper.to_array).proto
         try:
-            got = sessions.run(made, options, {"x": x})["y"].astype(np.float64)
+            got = outputs(made, options, {"x": x})["y"].astype(np.float64)
         except FAILURES as error:
             rows.append({"form": name, "not_run": str(error), "failed": True})
             continue
@@ -404,8 +415,8 @@ def geometries(
     for precision in PRECISIONS:
         try:
             with precision_set(backend, precision) as asked:
-                sessions = Options(precision=asked, scratch=scratch)
-                meters[precision] = Meter.on(backend, Cache.open(None), Budget(MOST_BUDGET_S), sessions)
+                sessions = Options(scratch=scratch)
+                meters[precision] = Meter.on(backend.building(asked), Cache.open(None), Budget(MOST_BUDGET_S), sessions)
         except LookupError as error:
             refused[precision] = str(error)
             continue
@@ -696,7 +707,7 @@ def _on(
     settings = {}
     for precision in PRECISIONS:
         with contextlib.suppress(LookupError), precision_set(backend, precision) as asked:
-            settings[precision] = backend.settings(Options(precision=asked, spin=True, stop_spinning=True))
+            settings[precision] = backend.building(asked).settings(Options())
     return {
         "backend": backend.name,
         "device": device,

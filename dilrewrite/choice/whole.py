@@ -41,12 +41,11 @@ def tuning(
     progress: Progress = silent,
 ) -> Tuning:
     """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
-    backend = timed_backend(measuring.backend)
+    backend = timed_backend(measuring.backend).building(building.precision if building is not None else None)
     scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-") if backend.trial is not None else None
     sessions = Options(
         threads=settings.threads,
         custom_op_library=settings.custom_op_library,
-        precision=building.precision if building is not None and scratch is not None else None,
         scratch=Path(scratch.name) if scratch is not None else None,
     )
     cache = open_cache(measuring.cache, none=measuring.no_cache)

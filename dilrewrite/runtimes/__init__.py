@@ -48,21 +48,16 @@ class Options:
     """How a session runs.
 
     `threads` is the number of threads inside one operator (None: the runtime's choice), `optimize` turns the runtime's
-    graph optimisations on, `spin` lets waiting threads burn their core (good for timing alone, bad beside others),
-    `stop_spinning` ends that with each run, so that several sessions can be timed in turn,
-    `isolated` runs in a child process that may crash. `timeout_s` bounds making the session and each run; only an
-    isolated session can be stopped, another one ignores it. `precision`: what a backend that builds engines shall
-    compute in (None: the model's own types). `scratch`: a folder in which such a backend may keep what it built.
+    graph optimisations on, `isolated` runs in a child process that may crash. `timeout_s` bounds making the session and
+    each run; only an isolated session can be stopped, another one ignores it. `scratch`: a folder in which a backend
+    that builds engines may keep what it built.
     """
 
     threads: int | None = None
     optimize: bool = True
-    spin: bool = False
-    stop_spinning: bool = False
     custom_op_library: tuple[Path, ...] = ()
     isolated: bool = True
     timeout_s: float | None = None
-    precision: str | None = None
     scratch: Path | None = None
 
 
@@ -361,6 +356,10 @@ class TimedBackend:
     def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a runtime may be told
         """Return the element type in which it may compute float32: outputs are held to its tolerance."""
         return "float32"
+
+    def building(self, precision: str | None) -> TimedBackend:  # noqa: ARG002 - a runtime may build engines
+        """Return it as it builds engines of a precision (`None`: the model's own); unless told otherwise, itself."""
+        return self
 
     def refuses(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002 - a runtime may refuse some
         """Return why it does not run a Conv as it is, to be made explicit before; None when it does."""

@@ -110,16 +110,24 @@ Provider = str | tuple[str, Mapping[str, str]]
 CPU: tuple[Provider, ...] = ("CPUExecutionProvider",)
 
 
-def session_settings(options: Options) -> dict[str, str]:
-    """Return the session configuration entries that follow from `options`, by ONNX Runtime's names."""
-    settings = {"session.intra_op.allow_spinning": "1" if options.spin else "0"}
-    if options.stop_spinning:
-        settings["session.force_spinning_stop"] = "1"
-    return settings
+TIMED = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"}
+"""Session configuration entries of what is timed: waiting threads burn their core, as in production, until a run ends.
+
+So several sessions can be timed in turn.
+"""
+
+UNTIMED = {"session.intra_op.allow_spinning": "0"}
+"""Those of sessions that run beside others."""
 
 
 def _load(
-    runnable: Runnable, options: Options, providers: Sequence[Provider], *, severity: int = 4, profile: str = ""
+    runnable: Runnable,
+    options: Options,
+    providers: Sequence[Provider],
+    *,
+    timed: bool,
+    severity: int = 4,
+    profile: str = "",
 ) -> Any:
     """Return an InferenceSession on exactly the given providers. `profile`: prefix of the file to write one to."""
     try:
@@ -130,7 +138,7 @@ def _load(
     settings.log_severity_level = severity
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
-    for key, value in session_settings(options).items():
+    for key, value in (TIMED if timed else UNTIMED).items():
         settings.add_session_config_entry(key, value)
     if not options.optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -165,7 +173,7 @@ class InProcess(Session):
     """A session in this process, on exactly the given execution providers."""
 
     def __init__(self, runnable: Runnable, options: Options, providers: Sequence[Provider] = CPU) -> None:
-        self._session: Any = _load(runnable, options, providers)  # what goes wrong comes as an exception
+        self._session: Any = _load(runnable, options, providers, timed=False)  # what goes wrong comes as an exception
         self._failures = _failures()
         scalars = _scalars(runnable.model, [*self._session.get_inputs(), *self._session.get_outputs()])
         self.inputs: tuple[Io, ...] = tuple(_io(value, scalars) for value in self._session.get_inputs())
@@ -296,7 +304,7 @@ class BoundRunner:
     ) -> None:
         severity = 2 if device != "cpu" else 4
         self.first_s: float | None = None
-        self._session: Any = _load(runnable, options, providers, severity=severity, profile=profile)
+        self._session: Any = _load(runnable, options, providers, timed=True, severity=severity, profile=profile)
         self._failures = _failures()
         self._feeds: dict[str, Array] | None = None
         # Are there outputs of a shape that the model does not declare? Where a run left one, ONNX Runtime refuses the

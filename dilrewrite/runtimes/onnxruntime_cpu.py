@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from dilrewrite.runtimes import Array, Options, Profile, Runnable, Runner, Session, TimedBackend
 from dilrewrite.runtimes._onnxruntime import (
+    TIMED,
     BoundRunner,
     InProcess,
     conflict,
     missing,
     profile,
     refuses,
-    session_settings,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class OnnxRuntimeCpu(TimedBackend):
     def settings(self, options: Options) -> dict[str, str]:
         """Return the session's configuration entries, and its threads."""
         threads = "default" if options.threads is None else str(options.threads)
-        return {"intra_op_num_threads": threads, **session_settings(options)}
+        return {"intra_op_num_threads": threads, **TIMED}
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
         """Return why ONNX Runtime does not run a Conv as it is."""

@@ -30,6 +30,7 @@ from dilrewrite.runtimes import (
 from dilrewrite.runtimes._nvidia import NoGpuError, driver, gpu, state
 from dilrewrite.runtimes._onnxruntime import (
     CPU,
+    TIMED,
     BoundRunner,
     InProcess,
     Provider,
@@ -38,7 +39,6 @@ from dilrewrite.runtimes._onnxruntime import (
     missing,
     profile,
     refuses,
-    session_settings,
 )
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class OnnxRuntimeCuda(TimedBackend):
         """Return the provider's options, the session's configuration entries, threads, and CUDA's own variables."""
         threads = "default" if options.threads is None else str(options.threads)
         heeded = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        return {**PROVIDER_OPTIONS, "intra_op_num_threads": threads, **session_settings(options), **heeded}
+        return {**PROVIDER_OPTIONS, "intra_op_num_threads": threads, **TIMED, **heeded}
 
     def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - by TF32
         """Return float16, which has TF32's fraction of 10 bits."""

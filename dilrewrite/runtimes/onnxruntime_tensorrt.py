@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
+from dilrewrite.options import PRECISIONS
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -48,7 +49,7 @@ from dilrewrite.runtimes.onnxruntime_cuda import (
     wait_for_kernels,
 )
 from dilrewrite.tensorrt import bindings
-from dilrewrite.tensorrt.precision import ROUNDS_TO, held
+from dilrewrite.tensorrt.precision import OWN, ROUNDS_TO, held
 
 if TYPE_CHECKING:
     from dilrewrite.forms.geometry import ConvGeometry
@@ -85,6 +86,16 @@ class OnnxRuntimeTensorRt(TimedBackend):
     rank: ClassVar = -5
     layout_ranks: ClassVar = frozenset({1, 2, 3})
     doubts: ClassVar = f"run outside TensorRT|{CUDA.doubts}"
+
+    precision: str = OWN
+
+    def __post_init__(self) -> None:
+        if self.precision not in (OWN, *PRECISIONS):
+            raise ValueError(f"precision={self.precision} is not one of {', '.join((OWN, *PRECISIONS))}")
+
+    def building(self, precision: str | None) -> TimedBackend:
+        """Return it as it builds engines of a precision."""
+        return self if precision is None else replace(self, precision=precision)
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -123,7 +134,11 @@ class OnnxRuntimeTensorRt(TimedBackend):
     def loaded(self, runnable: Runnable, options: Options) -> Session:
         """Load a model in this process."""
         with _explained():
-            return InProcess(runnable, options, _providers(runnable, options, {}))
+            return InProcess(runnable, options, _providers(runnable, self._told, options, {}))
+
+    @property
+    def _told(self) -> str | None:
+        return None if self.precision == OWN else self.precision
 
     def device(self) -> str:
         """Return the GPU's name and the CUDA version of its driver."""
@@ -135,14 +150,14 @@ class OnnxRuntimeTensorRt(TimedBackend):
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return both providers' options, and what else CUDA's depends on; no path, which is another each time."""
-        own = _provider_options(options.precision, options.scratch, options.scratch)
-        if options.precision is None:
+        own = _provider_options(self._told, options.scratch, options.scratch)
+        if self._told is None:
             own.update(dict.fromkeys(_PRECISIONS, "as the model's types need it"))
         if options.scratch is not None:
             own["trt_timing_cache_path"] = "the command's scratch folder"
             own["trt_engine_cache_path"] = "in it, a folder for each model and its shapes"
         return {
-            "precision": options.precision or "the model's own",
+            "precision": self._told or "the model's own",
             "TF32": "as the provider has it: allowed in float32, and no option forbids it",
             **own,
             **CUDA.settings(options),
@@ -152,9 +167,9 @@ class OnnxRuntimeTensorRt(TimedBackend):
         """Return why ONNX Runtime does not run a Conv as it is."""
         return refuses(geometry)
 
-    def rounds_to(self, options: Options) -> str:
+    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
         """Return the element type whose tolerance the precision has."""
-        return ROUNDS_TO[options.precision or "tf32"]
+        return ROUNDS_TO.get(self.precision, "float16")
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model, bind its inputs and outputs on the GPU, and run it once with the profiler to see where it runs.
@@ -162,7 +177,7 @@ class OnnxRuntimeTensorRt(TimedBackend):
         Raises CannotRun where no node ran by TensorRT, and says on standard error when some did not.
         """
         with tempfile.TemporaryDirectory(prefix="dilrewrite-") as folder, _explained():
-            providers = _providers(runnable, options, feeds)
+            providers = _providers(runnable, self._told, options, feeds)
             runner = BoundRunner(runnable, options, feeds, providers, "cuda", str(Path(folder) / "profile"))
             try:
                 _judge(profiled(runner, 0))
@@ -180,7 +195,7 @@ class OnnxRuntimeTensorRt(TimedBackend):
         apart = replace(options, scratch=None if options.scratch is None else options.scratch / "profiled")
         waits = wait_for_kernels()
         with _explained():
-            found = profile(runnable, options, feeds, runs, _providers(runnable, apart, feeds), "cuda")
+            found = profile(runnable, options, feeds, runs, _providers(runnable, self._told, apart, feeds), "cuda")
         return found if waits else replace(found, seconds=(0.0,) * found.runs)
 
 
@@ -215,11 +230,13 @@ def _named(nodes: Sequence[NodeRun]) -> str:
 # -- the provider's options ------------------------------------------------------------------------------------------
 
 
-def _providers(runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> tuple[Provider, ...]:
+def _providers(
+    runnable: Runnable, precision: str | None, options: Options, feeds: Mapping[str, Array]
+) -> tuple[Provider, ...]:
     """Return the providers of a session in order, with their options."""
     timings = None if options.scratch is None else options.scratch.absolute()
-    engines = _engines(runnable, options, feeds)
-    own = _provider_options(options.precision or _held(runnable), timings, engines)
+    engines = _engines(runnable, precision, options, feeds)
+    own = _provider_options(precision or _held(runnable), timings, engines)
     return ((PROVIDER, own), *PROVIDERS)
 
 
@@ -234,7 +251,7 @@ def _provider_options(precision: str | None, timings: Path | None, engines: Path
     return {**allowed, **PROVIDER_OPTIONS, **caches}
 
 
-def _engines(runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Path | None:
+def _engines(runnable: Runnable, precision: str | None, options: Options, feeds: Mapping[str, Array]) -> Path | None:
     """Return the folder for the engines of a model and its shapes, made where it is not there.
 
     The provider knows an engine again by the names of the graph's tensors, and by no attribute, weight or shape: two
@@ -250,7 +267,7 @@ def _engines(runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -
         text.update(runnable.model)
         about = str(runnable.folder)
     shapes = sorted((name, list(getattr(value, "shape", ()))) for name, value in feeds.items())
-    text.update(json.dumps([about, shapes, options.precision, options.optimize]).encode())
+    text.update(json.dumps([about, shapes, precision, options.optimize]).encode())
     folder = options.scratch.absolute() / f"engines-{text.hexdigest()[:32]}"
     with contextlib.suppress(OSError):  # the provider says it
         folder.mkdir(parents=True, exist_ok=True)

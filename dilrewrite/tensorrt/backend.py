@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -24,7 +24,7 @@ from dilrewrite.errors import DilrewriteError, one_line
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.load import load
 from dilrewrite.model.walk import copied
-from dilrewrite.options import Building
+from dilrewrite.options import PRECISIONS, Building
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -44,7 +44,7 @@ from dilrewrite.tensorrt import bindings, cuda
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import Layers
 from dilrewrite.tensorrt.make import TIMING_CACHE, build
-from dilrewrite.tensorrt.precision import ROUNDS_TO, prepare
+from dilrewrite.tensorrt.precision import OWN, ROUNDS_TO, prepare
 from dilrewrite.tensorrt.profiles import Profile as Sizes
 from dilrewrite.tensorrt.profiles import declared
 from dilrewrite.tensorrt.run import Engine, RunOptions, TimedRun, layer_times, median_layer_times
@@ -59,7 +59,7 @@ NO_GRAPH = "no CUDA graph could be captured: small models are timed with what la
 
 @dataclass(frozen=True, slots=True)
 class TensorRt(TimedBackend):
-    """TensorRT on the first GPU. It runs every Conv in layouts of its own."""
+    """TensorRT on the first GPU. It runs every Conv in layouts of its own. `precision`: what engines compute in."""
 
     name: ClassVar = "tensorrt"
     flavour: ClassVar[str] = "tensorrt"
@@ -68,6 +68,16 @@ class TensorRt(TimedBackend):
     doubts: ClassVar = "^no CUDA graph"
     pace: ClassVar = PACE
     tells_layers: ClassVar = True
+
+    precision: str = OWN
+
+    def __post_init__(self) -> None:
+        if self.precision not in (OWN, *PRECISIONS):
+            raise ValueError(f"precision={self.precision} is not one of {', '.join((OWN, *PRECISIONS))}")
+
+    def building(self, precision: str | None) -> TimedBackend:
+        """Return it as it builds engines of a precision."""
+        return self if precision is None else replace(self, precision=precision)
 
     def missing(self) -> str | None:
         """Return None when the library, a driver, a GPU and torch are there, else the first that is not."""
@@ -102,21 +112,21 @@ class TensorRt(TimedBackend):
         """Return clocks, power and temperature of the GPU."""
         return state()
 
-    def settings(self, options: Options) -> dict[str, str]:
+    def settings(self, options: Options) -> dict[str, str]:  # noqa: ARG002 - none of them
         """Return what engines are built and run with."""
         eager = {"kernel specialization": "eager"} if self.flavour == "tensorrt-rtx" else {}
         heeded = {name: os.environ[name] for name in ("NVIDIA_TF32_OVERRIDE",) if name in os.environ}
         return {
-            "precision": options.precision or "the model's own",
+            "precision": "the model's own" if self.precision == OWN else self.precision,
             "time": "GPU, by CUDA events, transfers excluded",
             "CUDA graph": "where it can be captured",
             **eager,
             **heeded,
         }
 
-    def rounds_to(self, options: Options) -> str:
+    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
         """Return the element type whose tolerance the precision has."""
-        return ROUNDS_TO[options.precision or "tf32"]
+        return ROUNDS_TO.get(self.precision, "float16")
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Build an engine for the shapes of `feeds`, load it and bind its inputs on the GPU."""
@@ -164,11 +174,12 @@ class TensorRt(TimedBackend):
     def plan(self, library: Library, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> bytes:
         """Return the engine of an ONNX model, from the scratch folder when it is there."""
         proto, folder = _model(runnable)
+        precision = None if self.precision == OWN else self.precision
         shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}
         kept: Path | None = None
         if options.scratch is not None:
             text = hashlib.sha256(proto.SerializeToString(deterministic=True))
-            text.update(json.dumps([self.name, library.version, options.precision, sorted(shapes.items())]).encode())
+            text.update(json.dumps([self.name, library.version, precision, sorted(shapes.items())]).encode())
             kept = options.scratch / f"{text.hexdigest()}.engine"
             with contextlib.suppress(OSError):
                 return kept.read_bytes()
@@ -177,9 +188,9 @@ class TensorRt(TimedBackend):
         if cache is not None:
             with contextlib.suppress(OSError):
                 timings = cache.read_bytes()
-        proto = _with_values(proto, folder, options.precision)
+        proto = _with_values(proto, folder, precision)
         with _one_line(CannotLoad):
-            prepared = prepare(proto, options.precision, "the model")
+            prepared = prepare(proto, precision, "the model")
             profiles = {
                 name: Sizes(min=shapes[name], opt=shapes[name], max=shapes[name])
                 for name, sizes in declared(prepared.proto).items()

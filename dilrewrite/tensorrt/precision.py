@@ -31,6 +31,9 @@ DATATYPES = {
 }
 """What convolution layers read in an engine of each precision, in TensorRT's words."""
 
+OWN = "own"
+"""The precision of a runtime that computes in the model's own types."""
+
 ROUNDS_TO = {"fp32": "float32", "tf32": "float16", "fp16": "float16", "bf16": "bfloat16", "int8-qdq": "bfloat16"}
 """The element type whose tolerance an engine's outputs are held to: TF32 has a fraction of 10 bits, as float16 has."""
 

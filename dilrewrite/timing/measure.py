@@ -139,7 +139,7 @@ class Meter:
     def on(cls, backend: TimedBackend, cache: Cache, budget: Budget, options: Options | None = None) -> Self:
         """Return a meter whose sessions run with `options`, as timed ones do."""
         timeout_s = max(60.0, 2 * budget.seconds)
-        options = replace(options or Options(), spin=True, stop_spinning=True, timeout_s=timeout_s)
+        options = replace(options or Options(), timeout_s=timeout_s)
         budget.pairs = max(MIN_PAIRS, backend.pace.pairs)
         return cls(backend=backend, options=options, budget=budget, ledger=Ledger(backend, options, cache))
 
@@ -174,6 +174,8 @@ class Meter:
         if profiled is None:
             profiled = profiling.profile(self.backend, subject, sites, self.options, feeds, self.budget.run_s)
             self.ledger.keep(key, profile_data(profiled, sites))
+        if sites and all(run.share is None for run in profiled.sites.values()):
+            self.doubts[f"the profile of {self.backend.name} names no node of the model: every site may matter"] = None
         self.budget.profiled(profiled.seconds)
         return profiled
 

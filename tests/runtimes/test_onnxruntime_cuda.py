@@ -24,7 +24,7 @@ from dilrewrite.runtimes import (
     profiled,
     timed_backend,
 )
-from dilrewrite.runtimes._onnxruntime import session_settings
+from dilrewrite.runtimes._onnxruntime import TIMED
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND as CPU_BACKEND
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND, OnnxRuntimeCuda
 
@@ -286,13 +286,13 @@ def test_a_session_names_its_providers_and_options(ort):
 
 def test_all_options_are_in_the_settings(ort, monkeypatch):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    options = Options(isolated=False, threads=3, stop_spinning=True)
+    options = Options(isolated=False, threads=3)
     settings = BACKEND.settings(options)
-    BACKEND.session(runnable(), options).close()
+    BACKEND.runner(runnable(), options, {"x": X}).close()
     ((providers, _, _),) = ort.the("session")
     assert providers[0][1].items() <= settings.items()
     assert dict(ort.the("entry")).items() <= settings.items()
-    assert session_settings(options).items() <= settings.items()
+    assert TIMED.items() <= settings.items()
     assert settings["intra_op_num_threads"] == "3"
     assert settings["NVIDIA_TF32_OVERRIDE"] == "0"
     assert "CUDA_LAUNCH_BLOCKING" not in settings

@@ -27,7 +27,7 @@ from dilrewrite.runtimes import (
     profiled,
     timed_backend,
 )
-from dilrewrite.runtimes._onnxruntime import session_settings
+from dilrewrite.runtimes._onnxruntime import TIMED
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND as CPU_BACKEND
 from dilrewrite.runtimes.onnxruntime_cuda import PROVIDER_OPTIONS as CUDA_OPTIONS
 from dilrewrite.runtimes.onnxruntime_tensorrt import BACKEND, PROVIDER, placement
@@ -370,7 +370,7 @@ def test_a_session_names_its_providers_and_options_in_order(ort, optimize):
     ],
 )
 def test_a_precision_is_allowed_and_no_other(ort, precision, allowed):
-    BACKEND.session(gpu.runnable(), Options(isolated=False, precision=precision)).close()
+    BACKEND.building(precision).session(gpu.runnable(), Options(isolated=False)).close()
     assert options_of(ort) == OFF | ({} if allowed is None else {allowed: "True"})
 
 
@@ -442,7 +442,7 @@ def test_engines_of_different_models_shapes_and_precisions_lie_apart(ort, tmp_pa
         BACKEND.runner(gpu.runnable(dilation=2), Options(isolated=False, scratch=scratch), feeds).close()
     BACKEND.runner(gpu.runnable(dilation=3), Options(isolated=False, scratch=scratch), feeds).close()
     BACKEND.runner(gpu.runnable(), Options(isolated=False, scratch=scratch), {"x": X[:, :3]}).close()
-    BACKEND.runner(gpu.runnable(), Options(isolated=False, scratch=scratch, precision="fp16"), feeds).close()
+    BACKEND.building("fp16").runner(gpu.runnable(), Options(isolated=False, scratch=scratch), feeds).close()
     file = tmp_path / "m.onnx"
     for dilation in (2, 30):
         file.write_bytes(gpu.runnable(dilation=dilation).model)
@@ -456,9 +456,10 @@ def test_engines_of_different_models_shapes_and_precisions_lie_apart(ort, tmp_pa
 
 def test_all_options_are_in_the_settings(ort, monkeypatch, tmp_path):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    options = Options(isolated=False, threads=3, stop_spinning=True, precision="fp16", scratch=tmp_path)
-    settings = BACKEND.settings(options)
-    BACKEND.session(gpu.runnable(), options).close()
+    options = Options(isolated=False, threads=3, scratch=tmp_path)
+    half = BACKEND.building("fp16")
+    settings = half.settings(options)
+    half.runner(gpu.runnable(), options, FEEDS).close()
     ((providers, _, _),) = ort.the("session")
     given = dict(providers[0][1])
     for path in ("trt_timing_cache_path", "trt_engine_cache_path"):
@@ -467,7 +468,7 @@ def test_all_options_are_in_the_settings(ort, monkeypatch, tmp_path):
     assert given.items() <= settings.items()
     assert CUDA_OPTIONS.items() <= settings.items()
     assert dict(ort.the("entry")).items() <= settings.items()
-    assert session_settings(options).items() <= settings.items()
+    assert TIMED.items() <= settings.items()
     assert settings["intra_op_num_threads"] == "3"
     assert settings["precision"] == "fp16"
     assert settings["NVIDIA_TF32_OVERRIDE"] == "0"
@@ -480,7 +481,7 @@ def test_settings_without_a_precision_and_with_float32(ort):
     assert settings["trt_fp16_enable"] == settings["trt_int8_enable"] == "as the model's types need it"
     assert settings["trt_engine_cache_enable"] == "False"
     assert "trt_engine_cache_path" not in settings
-    settings = BACKEND.settings(Options(precision="fp32"))
+    settings = BACKEND.building("fp32").settings(Options())
     assert {settings[name] for name in ("trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable")} == {"False"}
     assert settings["TF32"].startswith("as the provider has it")
 
@@ -552,7 +553,13 @@ def test_placement_of_a_recorded_profile(ort, environment):
     found = BACKEND.profile(gpu.runnable(), IN_PROCESS, FEEDS, 0)
     assert placement(found) == {TENSORRT: 2, CUDA: 2, CPU: 1}
     assert found.nodes[0] == NodeRun(
-        name=f"{PROVIDER}_{ENGINE}_0", op=ENGINE, seconds=50e-6, inputs=((1, 6),), outputs=((1, 6),), provider=TENSORRT
+        name=f"{PROVIDER}_{ENGINE}_0",
+        op=ENGINE,
+        seconds=50e-6,
+        stands_for=f"{PROVIDER}_{ENGINE}_0",
+        inputs=((1, 6),),
+        outputs=((1, 6),),
+        provider=TENSORRT,
     )
 
 
@@ -667,15 +674,6 @@ def test_a_profile_gives_no_shares_where_cuda_was_started_before(ort, environmen
     assert placement(found) == {TENSORRT: 1}
 
 
-def test_without_optimisations_the_profile_tells_every_node_and_builds_no_engine(ort, environment):
-    ort.gives = (CUDA, CPU)
-    ort.events = events(event("the_conv", "Conv", CUDA, 1010), event("the_relu", "Relu", CUDA, 1100))
-    found = BACKEND.profile(gpu.runnable(), Options(isolated=False, optimize=False), FEEDS, 0)
-    ((providers, _, _),) = ort.the("session")
-    assert [name if isinstance(name, str) else name[0] for name in providers] == [CUDA, CPU]
-    assert [node.name for node in found.nodes] == ["the_conv", "the_relu"]
-
-
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
 
 MISSING = BACKEND.missing()
@@ -701,8 +699,9 @@ def test_on_a_gpu_results_are_those_of_the_cpu(tmp_path):
 def test_on_a_gpu_runs_are_timed_and_profiled(tmp_path, precision):
     size = 256
     x = np.zeros((1, 8, size, size), np.float32)
-    options = Options(scratch=tmp_path, precision=precision)
-    with contextlib.closing(BACKEND.bench(options)) as bench:
+    options = Options(scratch=tmp_path)
+    runtime = BACKEND.building(precision)
+    with contextlib.closing(runtime.bench(options)) as bench:
         for key, dilation in (("a", 1), ("b", 4)):
             bench.add(key, artifact(gpu.runnable(size, dilation)), {"x": x})
         bench.open(["a", "b"])
@@ -710,7 +709,7 @@ def test_on_a_gpu_runs_are_timed_and_profiled(tmp_path, precision):
         assert bench.warnings() == ()
     assert len(list(tmp_path.glob("engines-*/*.engine"))) == 2
     assert list(tmp_path.glob("*.timing"))
-    found = profiled(BACKEND, gpu.runnable(size), options, {"x": x}, 3)
+    found = profiled(runtime, gpu.runnable(size), options, {"x": x}, 3)
     assert found.runs == 3
     assert placement(found) == {TENSORRT: 3}
     assert "TRTKernel" in found.nodes[0].op

@@ -105,7 +105,7 @@ def test_an_engine_is_built_once_in_a_command(tmp_path: Path, monkeypatch: pytes
     runnable, options = Runnable(model=model("H").SerializeToString()), Options(scratch=tmp_path)
     built = RTX.plan(library, runnable, options, image(8))
     other_size = RTX.plan(library, runnable, options, image(12))
-    half = RTX.plan(library, runnable, Options(scratch=tmp_path, precision="fp16"), image(8))
+    half = TensorRtRtx(precision="fp16").plan(library, runnable, options, image(8))
     assert len({built, other_size, half}) == 3
     monkeypatch.setattr(module, "build", None)  # whoever builds now, fails
     assert RTX.plan(library, runnable, options, image(8)) == built
