@@ -20,7 +20,7 @@ class Lines:
     opening = "status: "
 
     def render(self, report):
-        return f"status: {report.status}\\\\n"
+        return f"status: {report.status}\\n"
 
 REPORT = Lines()
 """
