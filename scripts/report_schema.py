@@ -17,6 +17,7 @@ from typing import Any
 
 from dilrewrite.reports.report import EXIT_CODES, SCHEMA_VERSION, CandidateReport, Report
 from dilrewrite.timing.outcome import Outcome
+from dilrewrite.timing.stopwatch import VISIBLE
 
 START = f"""# The report as JSON, schema version {SCHEMA_VERSION}
 
@@ -56,21 +57,6 @@ STATUSES = {
     "not compared": "`verify` could not run the models; their interface is the same",
 }
 
-OUTCOMES = {
-    Outcome.WON: "faster than the Conv beyond noise, and proved",
-    Outcome.LOST: "slower than the Conv",
-    Outcome.TIE: "neither, and a gain of 10 % is ruled out",
-    Outcome.INCONCLUSIVE: "neither, and a gain of 10 % could have been missed",
-    Outcome.OUTRUN: "given up after three pairs of runs, as another form was clearly faster",
-    Outcome.UNPROVED: "faster, but the proof did not hold",
-    Outcome.FAILED: "the runtime refused it",
-    Outcome.CRASHED: "the runtime died",
-    Outcome.TIMED_OUT: "the runtime did not answer",
-    Outcome.NO_TIME: "the budget did not reach it",
-    Outcome.NOT_MEASURED: "it could not be timed, as `cause` says",
-    Outcome.PLANNED: "a dry run: it would be timed",
-}
-
 DERIVED = (
     "| `exit_code` | integer | what the command line ends with |",
     "| `rewritten` | integer | number of sites rewritten |",
@@ -107,25 +93,27 @@ def _section(kind: type) -> str:
         lines += [f"| `{status}` | {text} | {EXIT_CODES[status]} |" for status, text in STATUSES.items()]
     if kind is CandidateReport:
         lines += ["", "| `outcome` | means |", "|---|---|"]
-        lines += [f"| `{outcome}` | {OUTCOMES[outcome]} |" for outcome in Outcome]
+        meanings = described(Outcome)
+        lines += [f"| `{outcome}` | {_json(meanings[outcome.name])} |" for outcome in Outcome]
     return "\n".join([*lines, ""])
 
 
 def described(kind: type) -> dict[str, str]:
-    """Return the docstrings of a dataclass's fields."""
+    """Return the docstrings of a dataclass's fields, or of an enumeration's members."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(tree, ast.ClassDef)
     meanings = {}
     for field, below in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            assert isinstance(field.target, ast.Name)
-            meanings[field.target.id] = " ".join(str(below.value.value).split()).removesuffix(".")
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            target = field.targets[0] if isinstance(field, ast.Assign) else getattr(field, "target", None)
+            if isinstance(target, ast.Name):
+                meanings[target.id] = " ".join(str(below.value.value).split()).removesuffix(".")
     return meanings
 
 
 def _json(text: str) -> str:
     """Return a docstring in the words of JSON."""
-    return text.replace("`None`", "null")
+    return text.replace("`None`", "null").replace("`timing.VISIBLE`", f"{100 * VISIBLE:.0f} %")
 
 
 def _type(hint: Any, many: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,29 +27,13 @@ class Span:
     target: str = ""
 
 
-def code(text: str) -> Span:
-    """Return a name or value of the model."""
-    return Span("code", text)
+code, strong, muted, line = (functools.partial(Span, mark) for mark in ("code", "strong", "muted", "line"))
+"""Mark a text: as a name or value of the model, with more or with less weight, as the start of a line."""
 
 
 def codes(names: Sequence[str]) -> Inline:
     """Return names with commas between them."""
     return commas([code(name) for name in names])
-
-
-def strong(text: Inline) -> Span:
-    """Return what is said with more weight."""
-    return Span("strong", text)
-
-
-def muted(text: Inline) -> Span:
-    """Return what is said with less weight."""
-    return Span("muted", text)
-
-
-def line(text: Inline) -> Span:
-    """Return what starts a line of its own where there is room."""
-    return Span("line", text)
 
 
 def commas(parts: Sequence[Inline]) -> Inline:

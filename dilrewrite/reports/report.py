@@ -390,17 +390,8 @@ def dilated_convolutions(sites: int, skipped: tuple[Skipped, ...]) -> int:
 
 def environment(threads: int | None) -> Environment:
     """Return what this process runs on."""
-    packages = {}
-    for name in (
-        "onnx",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "numpy",
-        "onnx-graphsurgeon",
-        "tensorrt",
-        "tensorrt-rtx",
-        "torch",
-    ):
+    packages, runtimes = {}, ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+    for name in ("onnx", *runtimes[:2], "numpy", "onnx-graphsurgeon", *runtimes[2:]):
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -55,9 +55,8 @@ def tone(report: Report) -> str:
 def why_kept(report: Report, sites: Iterable[SiteReport] | None = None) -> str:
     """Return why `sites` (all, when `None`) were kept, in one sentence, the most common reason first."""
     reasons = [site.reason for site in (report.sites if sites is None else sites) if site.action != "rewritten"]
-    names = {c.strategy for s in report.sites for c in s.candidates} | {
-        r.strategy for s in report.sites for r in s.refused
-    }
+    names = {one.strategy for site in report.sites for one in site.candidates}
+    names |= {one.strategy for site in report.sites for one in site.refused}
     ordered = sorted(units.merged(reasons, names), key=lambda pair: -pair[1])
     if len(ordered) == 1:
         return ordered[0][0]
@@ -81,9 +80,8 @@ def equality(report: Report) -> str:
     if verdict.level == "none":
         return "UNVERIFIED"
     if verdict.skipped is not None or not verdict.cases:
-        reason = (
-            f": {units.shorten(clean(verdict.skipped), 160)}" if verdict.skipped and verdict.level != "sites" else ""
-        )
+        told = verdict.skipped if verdict.level != "sites" else None
+        reason = f": {units.shorten(clean(told), 160)}" if told else ""
         rewritten = [site for site in report.sites if site.action == "rewritten"]
         proved = bool(rewritten) and all(site.proof is not None and site.proof.passed for site in rewritten)
         return f"{'every form proved, ' if proved else ''}whole model not run{reason}"

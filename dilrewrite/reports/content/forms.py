@@ -170,7 +170,7 @@ def _group(site: SiteReport, report: Report, brief: bool) -> list[doc.Block]:
     if brief or not (measured or untimed):
         return [*blocks, *figures]
     refused = f", {count(len(site.refused), 'refusal')}" if site.refused else ""
-    return [*blocks, doc.Fold(f"All figures and estimates{refused}", tuple(figures))]
+    return [*blocks, doc.Fold(f"All figures and estimates, cheapest first{refused}", tuple(figures))]
 
 
 # -- one site --------------------------------------------------------------------------------------------------------

@@ -113,11 +113,6 @@ def case_name(case: CaseCheck) -> str:
     return f"{case.name}: {pairs((name, dims(shape)) for name, shape in case.shapes.items()) or 'no input'}"
 
 
-def one_minus(cosine: float | None) -> str:
-    """Return a cosine's distance from 1, which its first digits do not show."""
-    return NOTHING if cosine is None else figure(1 - cosine)
-
-
 def nonfinite(pair: tuple[int, int]) -> str:
     """Return a count before and after."""
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}->{pair[1]}"
@@ -175,7 +170,7 @@ def _outputs(title: str, checks: Sequence[OutputCheck]) -> doc.Table:
         ("#max abs", number("max_abs")),
         ("#^max rel", number("max_rel")),
         ("#RMS", number("rms")),
-        ("#^1 - cosine", lambda check: one_minus(check.cosine)),
+        ("#^1 - cosine", lambda check: NOTHING if check.cosine is None else figure(1 - check.cosine)),
         ("#ulp", number("ulp")),
         ("#^argmax", lambda c: NOTHING if c.argmax_agreement is None else units.percent(c.argmax_agreement)),
         ("#NaN", lambda check: nonfinite(check.nan)),

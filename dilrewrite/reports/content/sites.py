@@ -233,7 +233,7 @@ def site_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         not brief and ("output", lambda some: doc.code(some[0][1].output)),
         anchor="" if brief else "site",
     )
-    yield _folded(site_table, f"All {len(sites)} sites")
+    yield doc.Fold(f"All {len(sites)} sites", (site_table,)) if len(groups) > MANY_ROWS else site_table
     yield doc.Paragraph(doc.muted(f"Geometry: {GEOMETRY_KEY}."))
 
 
@@ -252,10 +252,6 @@ def _applicable(site: SiteReport) -> str:
 
 def _ran(site: SiteReport, most: int) -> str:
     return ran(site, most).removeprefix("ran on ") or NOTHING
-
-
-def _folded(whole: doc.Table, title: str) -> doc.Block:
-    return doc.Fold(title, (whole,)) if len(whole.rows) > MANY_ROWS else whole
 
 
 def share_blocks(report: Report) -> Iterator[doc.Block]:
