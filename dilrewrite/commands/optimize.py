@@ -52,7 +52,7 @@ def optimize(path: Path, options: CommandOptions, *, beside: bool = False, progr
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A model, and where what it becomes goes. `asked`: the folder for reports was named by the user."""
+    """A model, and where what it becomes goes."""
 
     run: Run
     model: Model
@@ -62,7 +62,6 @@ class _Job:
     engine: Path
     started: engines.Started | None
     reports: Path | None
-    asked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +86,7 @@ def _job(run: Run, path: Path, *, beside: bool) -> _Job:
     started = None
     if options.building is not None:
         started = engines.start(model, options.building, parse_shapes(options.proving.shapes))
-    asked, reports = places.report is not None, places.report
-    if beside and not asked:
-        reports = target.with_name(f"{target.stem}.report")
+    reports = places.report or (target.with_name(f"{target.stem}.report") if beside else None)
     if not places.dry_run:
         claims = Claims([path, *data_files(model)], force=places.force)
         claims.model(target, path, model)
@@ -104,7 +101,7 @@ def _job(run: Run, path: Path, *, beside: bool) -> _Job:
         engines.measured_sizes(started, settings)  # an error before long work
     with run.clock("find"):
         found = find(model.proto)
-    return _Job(run, model, found, settings, target, engine, started, reports, asked)
+    return _Job(run, model, found, settings, target, engine, started, reports)
 
 
 def _choosing(job: _Job) -> Choosing:
@@ -264,7 +261,7 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             result = replace(result, notes=(*result.notes, *remarks))
             if places.save_decisions is not None:
                 staging.add_text(places.save_decisions, _decisions(result, done.chosen.settled))
-        if job.reports is not None and (job.asked or result.status != "dilation left"):
+        if job.reports is not None and (places.report is not None or result.status != "dilation left"):
             write_reports(result, job.reports, staging, places.report_format)
         staging.commit()
     return result
