@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from dilrewrite.forms.strategies import Refusal, Strategy, plan, with_max_dilation
+from dilrewrite.forms.strategies import Refusal, Strategy, plan, strategies, with_max_dilation
 from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
@@ -301,6 +301,11 @@ def check_refusal(name: str, strategy: Any, case: Case, reason: str) -> None:
     require(reason.strip(), "the refusal says nothing")
     require(re.search(r"\d", reason) or OPERATOR.search(reason), f"no number and no operator in {reason!r}")
     require(may_refuse(name, strategy, case), f"refuses what the table says it takes: {reason}")
+
+
+def there(*spelled: str) -> tuple[str, ...]:
+    """Those of some strategies, with settings or without, that have not been taken out."""
+    return tuple(text for text in spelled if text.partition(":")[0] in strategies())
 
 
 # -- what is emitted ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import models_for_tests as tiny
+from tests.contract import there
 from tests.models_for_tests import build, cli, conv1d, conv_node, listing, save, save_external, values
 
 PHASES = ("--strategy", "space_to_batch")
@@ -466,7 +467,10 @@ OPTIONS: dict[str, Case] = {
         "--strategy", "space_to_group:limit_mb=few", words=["limit_mb", "few"], forced=False
     ),
     "setting is zero": with_options("--strategy", "space_to_group:limit_mb=0", words=["limit_mb"], forced=False),
-    "setting of the wrong word": with_options("--strategy", "tap_zones:axes=some", words=["all, last"], forced=False),
+    **{
+        "setting of the wrong word": with_options("--strategy", text, words=["all, last"], forced=False)
+        for text in there("tap_zones:axes=some")
+    },
     "--only is no regex": with_options("--only", "(", words=["--only", "("]),
     "--skip is no regex": with_options("--skip", "*", words=["--skip", "*"]),
     "--verify bogus": with_options("--verify", "bogus", words=["bogus", "full, sites, none"]),

@@ -21,6 +21,7 @@ from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.reports.report import ModelReport, Report, SiteReport
 from dilrewrite.runtimes import CannotLoad
 from tests import models_for_tests as tiny
+from tests.contract import there
 from tests.models_for_tests import (
     aspp,
     build,
@@ -468,7 +469,7 @@ def wrongly_declared() -> ModelProto:
 
 @pytest.mark.parametrize(
     "options",
-    [{"strategy": name} for name in ("space_to_batch", "tap_sum", "tap_zones", "im2col", "slice_to_batch")]
+    [{"strategy": name} for name in there("space_to_batch", "tap_sum", "tap_zones", "im2col", "slice_to_batch")]
     + [{"strategy": None, "eliminate": True}],
     ids=lambda options: options["strategy"] or "eliminate",
 )

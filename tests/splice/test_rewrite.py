@@ -22,15 +22,18 @@ from dilrewrite.sites.find import find
 from dilrewrite.splice.names import Names
 from dilrewrite.splice.rewrite import VERIFICATION_KEY, Rewritten, mark, rewrite
 from dilrewrite.splice.writer import STRATEGY_KEY
+from tests.contract import there
 from tests.proto_diff import Change, diff
 
 FORMS = (
     *strategies(),
-    "slice_to_batch:max_dilation=3",
-    "space_to_axis:max_dilation=2",
-    "space_to_batch:max_dilation=2",
-    "space_to_group:max_dilation=3",
-    "tap_zones:axes=last",
+    *there(
+        "slice_to_batch:max_dilation=3",
+        "space_to_axis:max_dilation=2",
+        "space_to_batch:max_dilation=2",
+        "space_to_group:max_dilation=3",
+        "tap_zones:axes=last",
+    ),
 )
 """Every strategy as it is, and some with settings, as `--strategy` takes them."""
 
@@ -972,7 +975,7 @@ def test_diff_tells_every_kind_of_change() -> None:
 
 # -- weights and what belongs to them ------------------------------------------------------------------------------
 
-EDITING = ("im2col", "tap_prune", "zero_fill", "space_to_group", "tap_sum", "tap_zones")
+EDITING = there("im2col", "tap_prune", "zero_fill", "space_to_group", "tap_sum", "tap_zones")
 """Forms that edit the weights in every case here."""
 
 
