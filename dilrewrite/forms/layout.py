@@ -43,8 +43,8 @@ class AxisLayout:
     def convolved(self, kernel: int, dilation: int, begin: int, end: int) -> tuple[tuple[int, int], AxisLayout]:
         """Return the pads of a Conv inside the phases, and the layout of its output.
 
-        The layout has a known extent, front and grain 1, the Conv stride 1 and a dilation that `block` divides; its
-        pads are those along the whole axis. Raises `ValueError` where it reads padded cells as zeros that are none.
+        The layout has a known extent, front and grain 1, the Conv stride 1. `dilation` is the one left inside a phase,
+        the pads are those along the whole axis. Raises `ValueError` where they read padded cells that are no zeros.
         """
         extent, samples, front = self.extent, self.samples, self.front
         assert isinstance(extent, int), "known"
@@ -55,9 +55,9 @@ class AxisLayout:
                 f"pads ({begin}, {end}) read cells around the {extent} valid ones, which are no zeros here"
             )
         left = (front - begin) % self.block
-        total = extent + begin + end - dilation * (kernel - 1)
+        total = extent + begin + end - self.block * dilation * (kernel - 1)
         before = (begin - front + left) // self.block
-        reach = samples + before - dilation // self.block * (kernel - 1)
+        reach = samples + before - dilation * (kernel - 1)
         behind = max(0, ceil_div(total + left, self.block) - reach)
         back = (reach + behind) * self.block - left - total
         convolved = AxisLayout(

@@ -468,7 +468,7 @@ OPTIONS: dict[str, Case] = {
     ),
     "setting is zero": with_options("--strategy", "space_to_group:limit_mb=0", words=["limit_mb"], forced=False),
     **{
-        "setting of the wrong word": with_options("--strategy", text, words=["all, last"], forced=False)
+        f"setting of the wrong word, {text}": with_options("--strategy", text, words=["all, last"], forced=False)
         for text in there("tap_zones:axes=some")
     },
     "--only is no regex": with_options("--only", "(", words=["--only", "("]),

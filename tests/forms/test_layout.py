@@ -57,10 +57,12 @@ def chain(seed: int, *, trusting: bool = False) -> tuple[bool, int]:
             continue
         w = rng.integers(-3, 4, (2, 2, kernel))
         try:
-            pads, after = replace(layout, zeros=trusting or layout.zeros).convolved(kernel, dilation, begin, end)
+            pads, after = replace(layout, zeros=trusting or layout.zeros).convolved(
+                kernel, dilation // block, begin, end
+            )
         except ValueError:
             phases, masks = filled(phases, layout, 0), masks + 1
-            pads, after = replace(layout, zeros=True).convolved(kernel, dilation, begin, end)
+            pads, after = replace(layout, zeros=True).convolved(kernel, dilation // block, begin, end)
         plain = conv(plain, w, dilation, (begin, end))
         phases = filled(conv(phases, w, dilation // block, pads), after, POISON)
         assert phases.shape == (block, 2, after.samples)
@@ -82,16 +84,16 @@ def test_padded_cells_taken_for_zeros_would_be_wrong() -> None:
 def test_a_conv_that_reads_no_padded_cell_needs_no_zeros() -> None:
     dirty = AxisLayout(extent=9, samples=5, block=2, back=1, zeros=False)
     assert not dirty.clean
-    assert dirty.convolved(3, 2, 4, 0)[0] == (2, 0), "causal"
+    assert dirty.convolved(3, 1, 4, 0)[0] == (2, 0), "causal"
     with pytest.raises(ValueError, match=r"pads \(2, 2\) read cells around the 9 valid ones"):
-        dirty.convolved(3, 2, 2, 2)
+        dirty.convolved(3, 1, 2, 2)
     whole = replace(dirty, samples=5, extent=10, back=0)
     assert whole.clean
-    assert whole.convolved(3, 2, 2, 2)[1].clean
+    assert whole.convolved(3, 1, 2, 2)[1].clean
 
 
 def test_a_shifted_output_keeps_its_front() -> None:
-    pads, after = AxisLayout(extent=9, samples=5, block=2, back=1).convolved(2, 2, 1, 1)
+    pads, after = AxisLayout(extent=9, samples=5, block=2, back=1).convolved(2, 1, 1, 1)
     assert pads == (1, 0)
     assert (after.front, after.extent, after.samples, after.back, after.clean) == (1, 9, 5, 0, False)
 

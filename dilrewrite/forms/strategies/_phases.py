@@ -62,7 +62,7 @@ def plan_axis(
         enter = AxisLayout(
             extent=extent, samples=samples, block=b, front=front, back=max(0, samples * b - front - extent)
         )
-        return enter, *enter.convolved(k, geometry.dilations[axis], p0, p1)
+        return enter, *enter.convolved(k, phases.dilation, p0, p1)
     # Zeros that would break the grid must be real. With g > 1 or overlapping phases that is all of them, and with an
     # unknown extent those beyond the kernel's reach too: every phase then has at least one sample.
     reach = phases.dilation * (k - 1)
