@@ -112,13 +112,12 @@ def begin_and_end_pads_swapped() -> Iterator[None]:
 @mutant(*PHASES)
 def unequal_dilations_swapped() -> Iterator[None]:
     """The last axis is split by the first one's dilation and the other way round."""
-    right = geometry.ConvGeometry.phases
+    right = _phases.plan_phases
 
-    def wrong(self: geometry.ConvGeometry, axis: int, max_dilation: int = 1) -> geometry.Phases:
-        turned = dataclasses.replace(self, dilations=self.dilations[::-1])
-        return right(turned, axis, max_dilation)
+    def wrong(build: Builder, given: geometry.ConvGeometry, max_dilation: int) -> Any:
+        return right(build, dataclasses.replace(given, dilations=given.dilations[::-1]), max_dilation)
 
-    with mock.patch.object(geometry.ConvGeometry, "phases", wrong):
+    with _everywhere(right, wrong):
         yield
 
 
