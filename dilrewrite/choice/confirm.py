@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Runnable, TimedOut
+from dilrewrite.runtimes import Array, Runnable, RuntimeFailure
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.stopwatch import MARGIN, Comparison
 
@@ -52,7 +52,7 @@ class Confirmation:
             return self.meter.whole(
                 self.before, runnable, (self.digest, digest), self.feeds, run_s=self.run_s, share=share
             )
-        except (CannotLoad, CannotRun, Crashed, TimedOut):
+        except RuntimeFailure:
             self.meter.close()
             raise
 
@@ -71,7 +71,7 @@ class Confirmation:
             gains = False
             try:
                 timing = self.timed(make(some), 0.8 if len(groups) > 1 else 1.0)
-            except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            except RuntimeFailure as error:
                 failure = str(error)
             else:
                 trials.append(Trial(groups=some, timing=timing))

@@ -15,18 +15,7 @@ from dilrewrite.model.walk import scopes
 from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.roles import Convolutions
 from dilrewrite.proof.verdict import Settings, Subject
-from dilrewrite.runtimes import (
-    Array,
-    CannotLoad,
-    CannotRun,
-    Crashed,
-    Runnable,
-    Session,
-    TimedOut,
-    backends,
-    profiled,
-    timed_backends,
-)
+from dilrewrite.runtimes import Array, Runnable, RuntimeFailure, Session, backends, profiled, timed_backends
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
 from dilrewrite.timing.measure import Meter
@@ -118,7 +107,7 @@ class Original:
         for symbol in [batch for batch in chooser.batches if batch not in chooser.roles][:FEW]:
             other = chooser.attempt("long", chooser.longer([symbol], sizes), session.run)
             if other is not None:
-                with contextlib.suppress(CannotLoad, CannotRun, Crashed, TimedOut):
+                with contextlib.suppress(RuntimeFailure):
                     if self._convolved(meter, case) != self._convolved(meter, other):
                         longer[symbol] = True
         return longer

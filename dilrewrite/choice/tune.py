@@ -21,7 +21,7 @@ from dilrewrite.errors import FailedError
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
-from dilrewrite.runtimes import CannotLoad, CannotRun, Crashed, Runnable, TimedOut, timed_backends
+from dilrewrite.runtimes import Runnable, RuntimeFailure, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood
@@ -86,7 +86,7 @@ class Tuning:
             meter.tolerance = allowed(self.original.baseline, rounds_to, settings.rtol, settings.atol)
             meter.budget.tick()
             self.original.profile(meter)
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        except RuntimeFailure as error:
             self.failure = Why(reason=Reason.MODEL_FAILED, said=str(error))
             return False
         return True
@@ -289,7 +289,7 @@ class Tuning:
             self.attempts = (Attempt(sites=tuple(sites), timing=self.final),)
         except Differs as error:
             self.differs = f"the rewritten model computes something else on {self.meter.backend.name}: {error}"
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        except RuntimeFailure as error:
             self.failure = Why(reason=Reason.WHOLE_FAILED, said=str(error))
 
     def time_against(self, other: Subject) -> None:
@@ -305,7 +305,7 @@ class Tuning:
             self.final = meter.whole(
                 original.runnable(), other.runnable(), ("", ""), original.feeds, run_s=meter.budget.run_s
             )
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        except RuntimeFailure as error:
             hint = "give sizes that both take with --shape" if original.made_up else ""
             why = too_new(original.model.opset) or "; ".join((str(error), *original.found.remarks))
             raise FailedError(f"{meter.backend.name} cannot time the models: {why}", hint=hint) from error
@@ -316,7 +316,7 @@ class Tuning:
             return
         try:
             self.layers = compare_layers(self.meter, self.original, proto)
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        except RuntimeFailure as error:
             self.meter.doubts[f"the layers were not timed: {error}"] = None
 
     # -- the report ----------------------------------------------------------------------------------------------

@@ -22,17 +22,7 @@ from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports import report
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import (
-    Array,
-    CannotLoad,
-    CannotRun,
-    Crashed,
-    Options,
-    Runnable,
-    TimedOut,
-    profiled,
-    timed_backend,
-)
+from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, profiled, timed_backend
 from dilrewrite.sites.find import find
 from dilrewrite.tensorrt import bindings, engines, exports, sidecar
 from dilrewrite.tensorrt.sidecar import EngineReport
@@ -112,7 +102,7 @@ def _engines(run: Run, paths: Sequence[Path]) -> Report:
                 feeds = _feeds(options, engine, runnables[0], meter)
                 final = meter.whole(runnables[0], runnables[1], ("", ""), feeds, run_s=meter.budget.run_s)
                 _export(options, meter, runnables[: len(paths)], feeds)
-            except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+            except RuntimeFailure as error:
                 raise FailedError(f"{shown(first)}: {error}", hint=engines.built_for(engine)) from error
             finally:
                 meter.close()

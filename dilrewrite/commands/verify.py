@@ -13,7 +13,7 @@ from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.reports import report
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import CannotLoad, CannotRun, Crashed, Runnable, TimedOut
+from dilrewrite.runtimes import Runnable, RuntimeFailure
 from dilrewrite.sites.find import find
 from dilrewrite.tensorrt import engines, sidecar
 
@@ -66,7 +66,7 @@ def _engine(before: Path, after: Path, run: Run) -> Report:
             )
         except engines.NoAnswer as error:
             raise FailedError(f"{shown(before)}: {error}") from error
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        except RuntimeFailure as error:
             raise FailedError(f"{shown(after)}: {error}", hint=engines.built_for(engine)) from error
     return run.report(
         "equal" if verdict.passed else "differs",

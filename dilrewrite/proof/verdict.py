@@ -26,6 +26,7 @@ from dilrewrite.runtimes import (
     Crashed,
     Options,
     Runnable,
+    RuntimeFailure,
     Session,
     TimedOut,
 )
@@ -249,7 +250,7 @@ def _opened(
         hurried = Hurried(settings.fallback)
         try:
             return hurried, hurried.session(before.runnable(), options), (f"{backend.name}: {error}",)
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as second:
+        except RuntimeFailure as second:
             raise _SkippedError(f"{backend.name}: {error}; {hurried.name}: {second}") from second
 
 
@@ -276,7 +277,7 @@ def _rewritten(backend: Backend | Hurried, after: Subject, options: Options, ori
             rewritten.runs_on_more = original.refused is not None and bool(_runs(session, original.refused))
     except OutOfTime as error:
         raise _SkippedError(f"the rewritten model: {error}") from error
-    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+    except RuntimeFailure as error:
         rewritten.failures = (f"the rewritten model does not {does}: {error}",)
     return rewritten
 
@@ -387,7 +388,7 @@ def _again(backend: Backend | Hurried, before: Subject, options: Options, case: 
     try:
         with backend.session(before.runnable(), options) as session:
             return session.run(case.feeds)
-    except (CannotLoad, CannotRun, Crashed, TimedOut):
+    except RuntimeFailure:
         return None
 
 
@@ -438,7 +439,7 @@ def _noise(
                                 change = np.asarray(values, np.float64) - np.asarray(old, np.float64)
                             largest = _largest(change)
                             noise[number][output] = max(noise[number].get(output, 0.0), largest)
-        except (CannotLoad, CannotRun, Crashed, TimedOut):
+        except RuntimeFailure:
             continue
         sources.append(name)
     return noise, sources

@@ -1,8 +1,7 @@
 """What a runtime must offer to be measured and to prove with. One file per runtime; this file loads none of them.
 
 A backend is a module of this folder that defines `BACKEND`. It makes a `Session` of a `Runnable`, and is timed on a
-`Bench`. The exceptions here are what a runtime says about one model; whether that is an error or only a recorded reason
-is for the caller to decide.
+`Bench`. What goes wrong with a model is a `RuntimeFailure`.
 """
 
 from __future__ import annotations
@@ -21,6 +20,11 @@ from numpy.typing import NDArray
 from dilrewrite import machine, settings
 from dilrewrite.discover import discover
 from dilrewrite.errors import MissingError, UsageError, one_line
+from dilrewrite.runtimes._failures import CannotLoad as CannotLoad
+from dilrewrite.runtimes._failures import CannotRun as CannotRun
+from dilrewrite.runtimes._failures import Crashed as Crashed
+from dilrewrite.runtimes._failures import RuntimeFailure as RuntimeFailure
+from dilrewrite.runtimes._failures import TimedOut as TimedOut
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -431,22 +435,6 @@ def profiled(
 
 MEASURED = "measured"
 """Where times come from that may reach a report."""
-
-
-class CannotLoad(Exception):  # noqa: N818 - it reads as what it says
-    """The runtime refuses the model; the reason is one line."""
-
-
-class CannotRun(Exception):  # noqa: N818
-    """The runtime failed on these inputs; the reason is one line."""
-
-
-class Crashed(Exception):  # noqa: N818
-    """The process of an isolated session died; the reason names the signal."""
-
-
-class TimedOut(Exception):  # noqa: N818
-    """An isolated session did not answer in time and was stopped."""
 
 
 def backends() -> dict[str, Backend]:

@@ -12,15 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from dilrewrite.model.elements import FLOATS, NAMED
 from dilrewrite.model.light import Typed, graph_shapes
-from dilrewrite.model.walk import (
-    DEFAULT_DOMAINS,
-    Container,
-    ScopePath,
-    ends,
-    names_in_training,
-    names_read,
-    subgraphs,
-)
+from dilrewrite.model.walk import DEFAULT_DOMAINS, Container, ScopePath, ends, names_in_training, names_read, subgraphs
 from dilrewrite.sites import Dequantized, Operand
 from dilrewrite.sites.known import UNARY
 

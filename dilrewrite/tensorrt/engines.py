@@ -24,16 +24,7 @@ from dilrewrite.options import Building
 from dilrewrite.proof.compare import OutputCheck, Tolerance, compare
 from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.verdict import CaseCheck, Settings, Verdict
-from dilrewrite.runtimes import (
-    Array,
-    CannotLoad,
-    CannotRun,
-    Crashed,
-    Options,
-    Runnable,
-    TimedOut,
-    backends,
-)
+from dilrewrite.runtimes import Array, CannotLoad, Options, Runnable, RuntimeFailure, backends
 from dilrewrite.staging import Staging, is_file
 from dilrewrite.tensorrt import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.tensorrt.convert import BF16_STAYS
@@ -377,7 +368,7 @@ def _check(ready: _Ready, proto: ModelProto, built: Built, settings: Settings) -
         )
     except NoAnswer as error:
         return _Checked(words=f"not run: {error}", device=device)
-    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+    except RuntimeFailure as error:
         elsewhere = ", ".join(building.compute_capabilities)
         if isinstance(error, CannotLoad) and elsewhere not in ("", CURRENT):
             words = f"not run: it is for {elsewhere}, and {device} does not load it: {error}"
@@ -438,7 +429,7 @@ def outputs_agree(
             )
             case, _ = chooser.first(session.run)
             wanted = session.run(case.feeds)
-    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+    except RuntimeFailure as error:
         raise NoAnswer(f"{settings.backend.name} does not run the model: {error}") from error
     gpu = backends()[bindings.module_name(flavour)]
     with gpu.session(engine, options) as session:

@@ -20,7 +20,7 @@ from dilrewrite.errors import DiffersError
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.inputs import Chooser
 from dilrewrite.proof.verdict import Settings
-from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut
+from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure
 from dilrewrite.tensorrt.convert import inferred, twin
 from dilrewrite.tensorrt.precision import Prepared
 
@@ -85,7 +85,7 @@ def compare(original: ModelProto, prepared: Prepared, folder: Path, settings: Se
             before = session.run(case.feeds)
         with session_of(Runnable(model=runs.SerializeToString(), folder=folder), options) as session:
             after = session.run(case.feeds)
-    except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+    except RuntimeFailure as error:
         return Fidelity(difference=None, bound=allowed, shapes={}, reason=f"not compared: {error}")
     label = f"{where}: converted to {prepared.precision}"
     hint = "build with --precision bf16, which has float32's range" if prepared.precision == "fp16" else ""

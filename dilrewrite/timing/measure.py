@@ -28,6 +28,7 @@ from dilrewrite.runtimes import (
     Crashed,
     Options,
     Runnable,
+    RuntimeFailure,
     TimedBackend,
     TimedOut,
     prepared,
@@ -260,7 +261,7 @@ class Meter:
             )
             if comparison.faster:
                 self._agree("keep", "form")
-        except (CannotLoad, CannotRun, Crashed, TimedOut) as error:
+        except RuntimeFailure as error:
             if isinstance(error, Crashed | TimedOut):
                 self.close()
             return FormTiming(outcome=FAILURES.get(type(error), Outcome.FAILED), cause=str(error))

@@ -17,14 +17,11 @@ from dilrewrite.model.walk import Container, ScopePath, copied, scopes, subgraph
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
     Array,
-    CannotLoad,
-    CannotRun,
-    Crashed,
     Options,
     Profile,
     Runnable,
+    RuntimeFailure,
     TimedBackend,
-    TimedOut,
     profiled,
     timed_backends,
 )
@@ -109,7 +106,7 @@ def profile(
     try:
         cpu = timed_backends()["onnxruntime_cpu"]
         plain = profiled(cpu, runnable, replace(options, optimize=False), feeds, 0)
-    except (CannotLoad, CannotRun, Crashed, TimedOut):
+    except RuntimeFailure:
         plain = Profile(seconds=(), nodes=())
     timed = profiled(backend, runnable, options, feeds, runs(run_s, len(places)))
     return digest(copy, places, sites, plain, timed)
