@@ -898,7 +898,7 @@ def test_a_form_that_kills_its_process(capsys: Capsys, tmp_path: Path, monkeypat
 
     def marking(self: IsolatedBench, key: str, runnable: Any, feeds: Any) -> None:
         if key == "form":
-            nodes = onnx.ModelProto.FromString(runnable.model).graph.node
+            nodes = onnx.ModelProto.FromString(runnable.held.model).graph.node
             crashing[id(self)] = any(node.op_type == "Transpose" for node in nodes)
         add(self, key, runnable, feeds)
 
