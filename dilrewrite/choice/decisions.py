@@ -38,7 +38,7 @@ def digest(site: Site) -> str:
         "geometry": dataclasses.asdict(site.geometry),
         "opset": site.opset,
         "storage": site.storage,
-        "weight": site.weight.is_constant,
+        "weight": site.fixed_weights,
         "follows": len(site.follow),
     }
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,9 +6,10 @@ from collections.abc import Collection
 
 from onnx import ModelProto
 
-from dilrewrite.choice.original import CONVOLVES, Original
+from dilrewrite.choice.original import Original
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.runtimes import NodeRun, profiled
+from dilrewrite.sites.known import CONVOLVES
 from dilrewrite.tensorrt.layers import entry_of, parsed_name
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.measurement import LayerComparison, LayerTime

@@ -18,6 +18,7 @@ from dilrewrite.proof.verdict import Settings, Subject
 from dilrewrite.runtimes import Array, Runnable, RuntimeFailure, Session, backends, profiled, timed_backends
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
+from dilrewrite.sites.known import CONVOLVES
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
 
@@ -30,8 +31,6 @@ TIMED_LENGTHS = {
 
 FEW = 4
 """Of so many sizes that shape inference does not know the role of, a profile is asked."""
-
-CONVOLVES = ("Conv", "ConvTranspose")
 
 
 @dataclass

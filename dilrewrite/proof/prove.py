@@ -217,7 +217,7 @@ def _replanned(site: Site, geometry: ConvGeometry, fragment: Fragment) -> Fragme
     if not fragment.spelling:
         return None
     name, strategy = parse(fragment.spelling)
-    fixed, storage = site.weight.is_constant, site.storage
+    fixed, storage = site.fixed_weights, site.storage
     same, other = (
         plan(name, strategy, each, fragment.opset, storage=storage, fixed_weights=fixed)
         for each in (site.geometry, geometry)

@@ -13,6 +13,7 @@ from dilrewrite.model.light import Shape, value_shape, without_declarations, wit
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import subgraphs, written_out
 from dilrewrite.sites.known import CONVOLUTIONS
+from dilrewrite.sites.operators import dilations_of, operator_of
 
 USUAL, LONG, LONGER = 240, 5040, 10080
 """What shapes are inferred with: divisible by what networks divide by. One size is long, then longer."""
@@ -92,8 +93,8 @@ def _convolutions(graph: GraphProto, outer: Mapping[str, Shape | None]) -> Itera
     shapes = {**outer, **{value.name: value_shape(value)[1] for value in declared}}
     for node in graph.node:
         if node.op_type in CONVOLUTIONS and node.input:
-            dilations = next((a.ints for a in node.attribute if a.name == "dilations" and node.op_type == "Conv"), ())
-            yield _Convolution(shapes.get(node.input[0]), tuple(dilations))
+            dilations, _ = dilations_of(node) if operator_of(node) else ((), False)
+            yield _Convolution(shapes.get(node.input[0]), dilations)
         for _, _, inner in subgraphs(node):
             yield from _convolutions(inner, shapes)
 

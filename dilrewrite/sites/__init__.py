@@ -117,31 +117,6 @@ class Site:
         return self.parts[0]
 
     @property
-    def index(self) -> int:
-        """Return the place of the (first) operator that computes with weights."""
-        return self.part.index
-
-    @property
-    def weight(self) -> Operand:
-        """Return the (first) operator's weights."""
-        return self.part.weight
-
-    @property
-    def bias(self) -> Operand | None:
-        """Return the (first) operator's bias."""
-        return self.part.bias
-
-    @property
-    def weight_quantization(self) -> Dequantized | None:
-        """Return the DequantizeLinear before the (first) operator's weights."""
-        return self.part.weight_quantization
-
-    @property
-    def bias_quantization(self) -> Dequantized | None:
-        """Return the DequantizeLinear before the (first) operator's bias."""
-        return self.part.bias_quantization
-
-    @property
     def input_quantization(self) -> Dequantized | None:
         """Return the DequantizeLinear before the (first) operator's input."""
         return self.part.input_quantization

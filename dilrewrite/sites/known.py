@@ -30,6 +30,12 @@ UNARY = frozenset(
 )
 """Elementwise operators with one tensor input (Clip's bounds are scalars), which runtimes fuse into a Conv."""
 
+THROUGH = UNARY | {"Add", "BatchNormalization", "Div", "Identity", "Mul", "PRelu", "Sub"}
+"""What is taken along behind a Conv: operators that a runtime may fuse into it, or run in its layout."""
+
+SAME_LAYOUT = THROUGH | {"AveragePool", "Concat", "Conv", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize"}
+"""Where one of these reads the last tensor, the model goes on in the layout of a Conv."""
+
 SKIP_REASONS: dict[str, str] = {
     "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
     "QLinearConv": "QLinearConv rounds inside the operator; a model with QuantizeLinear/DequantizeLinear is rewritten",
@@ -48,6 +54,8 @@ com.microsoft."""
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "DeformConv", "FusedConv", "NhwcFusedConv"}
 )
+CONVOLVES = ("Conv", "ConvTranspose")
+"""Those of ONNX that TensorRT makes layers of."""
 
 
 def saved_by_runtime(proto: ModelProto) -> str:

@@ -27,15 +27,9 @@ from dilrewrite.proof.numbers import Numbers, entering, resized
 from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
-from dilrewrite.sites.known import UNARY
+from dilrewrite.sites.known import SAME_LAYOUT, THROUGH
 from dilrewrite.splice.editor import Reader
 from dilrewrite.timing.profiling import Profiled, Shape
-
-THROUGH = UNARY | {"Add", "BatchNormalization", "Div", "Identity", "Mul", "PRelu", "Sub"}
-"""What is taken along behind a Conv: operators that a runtime may fuse into it, or run in its layout."""
-
-SAME_LAYOUT = THROUGH | {"AveragePool", "Concat", "Conv", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize"}
-"""Where one of these reads the last tensor, the model goes on in the layout of a Conv."""
 
 MOST_NODES = 4
 """How many nodes are taken along."""
@@ -118,7 +112,7 @@ def _input_shape(site: Site, profiled: Profiled) -> Shape:
 
 def _with_channels(site: Site, profiled: Profiled, shape: Shape) -> ConvGeometry:
     """Return the geometry with channels as in the profiled run, where they are known at run time only."""
-    weight = profiled.tensors.get((site.scope, site.weight.name))
+    weight = profiled.tensors.get((site.scope, site.part.weight.name))
     outputs = site.part.geometry.out_channels
     if outputs is None and weight is not None:
         outputs = weight[0]

@@ -171,7 +171,7 @@ class _Times:
         cls, containers: Mapping[ScopePath, Container], places: Sequence[Place], sites: Sequence[Site], timed: Profile
     ) -> _Times:
         """Return the times of a profile; nodes that hold graphs are left out, as the nodes inside have that time."""
-        by_output, wanted = _outputs(containers, sites), {(site.scope, site.index) for site in sites}
+        by_output, wanted = _outputs(containers, sites), {(site.scope, site.part.index) for site in sites}
         nodes: dict[Place | str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
         outside = dict(enumerate(timed.seconds))
         for run in timed.nodes:
@@ -229,9 +229,9 @@ def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -
     found: dict[str, Place | None] = {}
     for site in sites:
         container = containers[site.scope]
-        name = container.node[site.index].output[0]
+        name = container.node[site.part.index].output[0]
         for _ in range(5):
-            found[name] = None if name in found or made[name] > 1 else (site.scope, site.index)
+            found[name] = None if name in found or made[name] > 1 else (site.scope, site.part.index)
             following = [container.node[index] for index in readers.get((site.scope, name), ())]
             if len(following) != 1 or operator_of(following[0]) or len(following[0].output) != 1:
                 break

@@ -504,7 +504,7 @@ def test_names_and_places_are_no_part_of_the_key() -> None:
     model.graph.node.insert(0, helper.make_node("Constant", [], [weight.name], value=weight))
     model.graph.node[1].name = "another"
     del model.graph.initializer[:]
-    assert only(model).weight.kind == "constant"
+    assert only(model).part.weight.kind == "constant"
     assert prove.outline(*taken(model)) == prove.outline(*taken(conv1d()))
 
 
@@ -757,7 +757,7 @@ def test_quantised_weights_and_an_input_in_float(scales: int, zero_point: bool) 
         ],
     )
     source, site = taken(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    assert site.weight_quantization is not None
+    assert site.part.weight_quantization is not None
     assert site.input_quantization is None
     proof = Prover().prove(source, site, form(site))
     assert proof.failure is None

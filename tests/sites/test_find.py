@@ -104,9 +104,9 @@ def test_conv_in_a_subgraph(nest: tuple[str, ...]) -> None:
     where = "main" + "".join(f"/{kind}_{level}.{ATTRIBUTE[kind]}" for level, kind in enumerate(nest))
     assert (site.where, site.name, site.output, site.key) == (where, "deep", "a", f"{where}/a")
     assert len(site.scope.steps) == len(nest)
-    assert resolve(source, site.scope).node[site.index].name == "deep"
+    assert resolve(source, site.scope).node[site.part.index].name == "deep"
     assert site.geometry.extents == (12,)
-    assert site.weight == Operand(
+    assert site.part.weight == Operand(
         kind="initializer", name="w", shape=(2, 2, 3), element="float32", scope=ScopePath(), index=None
     )
 
@@ -146,7 +146,7 @@ def test_conv_in_a_function_has_its_own_opset_and_no_shapes() -> None:
     source = with_function(f"k = Constant <value = {tensor(2, 2, 3)}> () Y = {CONV} (X, k)")
     site = one(find(source))
     assert (site.where, site.opset, site.scope) == ("function local:f", 18, ScopePath(0))
-    assert (site.weight.kind, site.weight.scope, site.weight.index) == ("constant", ScopePath(0), 0)
+    assert (site.part.weight.kind, site.part.weight.scope, site.part.weight.index) == ("constant", ScopePath(0), 0)
     assert site.geometry.extents == (None,)
     assert site.geometry.in_channels == 2
 
@@ -157,7 +157,7 @@ def test_conv_in_a_subgraph_of_a_function() -> None:
     source = with_function(f"k = Constant <value = {tensor(2, 2, 3)}> () c = Constant <value = bool {{1}}> () {text}")
     site = one(find(source))
     assert site.scope == ScopePath(0, ((2, "then_branch", 0),))
-    assert (site.weight.kind, site.weight.scope) == ("constant", ScopePath(0))
+    assert (site.part.weight.kind, site.part.weight.scope) == ("constant", ScopePath(0))
 
 
 @pytest.mark.parametrize("attribute", ["dilations", "pads", "strides", "group"])
@@ -192,20 +192,20 @@ def test_function_overloads_are_told_apart() -> None:
 
 def test_weight_is_an_initializer() -> None:
     site = one(find(model(f"y = {CONV} (x, w)")))
-    assert (site.weight.kind, site.weight.index, site.weight.is_constant) == ("initializer", None, True)
+    assert (site.part.weight.kind, site.part.weight.index, site.part.weight.is_constant) == ("initializer", None, True)
 
 
 def test_weight_is_a_constant_node_of_the_same_scope() -> None:
     site = one(find(model(f"k = Constant <value = {tensor(2, 2, 3)}> () y = {CONV} (x, k)")))
-    assert (site.weight.kind, site.weight.name, site.weight.index) == ("constant", "k", 0)
-    assert (site.weight.shape, site.weight.element) == ((2, 2, 3), "float32")
+    assert (site.part.weight.kind, site.part.weight.name, site.part.weight.index) == ("constant", "k", 0)
+    assert (site.part.weight.shape, site.part.weight.element) == ((2, 2, 3), "float32")
 
 
 def test_weight_is_a_constant_node_of_an_outer_scope() -> None:
     text, _ = inside("if", f"a = {CONV} (x, k)", "a", level=0)
     body = f"k = Constant <value = {tensor(2, 2, 3)}> () {text} y = Identity (y_if_0)"
     site = one(find(model(body, inputs=f"{X}, bool c")))
-    assert (site.weight.kind, site.weight.scope, site.weight.index) == ("constant", ScopePath(), 0)
+    assert (site.part.weight.kind, site.part.weight.scope, site.part.weight.index) == ("constant", ScopePath(), 0)
     assert len(site.scope.steps) == 1
 
 
@@ -214,19 +214,19 @@ def test_initializer_that_is_also_an_input(ir: int, kind: str) -> None:
     source = model(f"y = {CONV} (x, w)", inputs=f"{X}, float[2,2,3] w", values="", ir=ir, opset=9)
     source.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [2, 2, 3], [1.0] * 12))
     site = one(find(source))
-    assert (site.weight.kind, site.weight.shape) == (kind, (2, 2, 3))
+    assert (site.part.weight.kind, site.part.weight.shape) == (kind, (2, 2, 3))
 
 
 def test_computed_weight_with_inferred_shape() -> None:
     site = one(find(model(f"v = Relu (w) y = {CONV} (x, v)")))
-    assert (site.weight.kind, site.weight.shape, site.weight.index) == ("computed", (2, 2, 3), 0)
+    assert (site.part.weight.kind, site.part.weight.shape, site.part.weight.index) == ("computed", (2, 2, 3), 0)
     assert site.geometry.out_channels == 2
 
 
 @pytest.mark.parametrize("shape", ["[]", "[o,i,n]"])
 def test_computed_weight_of_unknown_shape_with_kernel_shape(shape: str) -> None:
     site = one(find(model(f"y = {CONV[:-1]}, kernel_shape=[3]> (x, v)", inputs=f"{X}, float{shape} v")))
-    assert (site.weight.kind, site.weight.shape) == ("computed", None)
+    assert (site.part.weight.kind, site.part.weight.shape) == ("computed", None)
     assert (site.geometry.kernel, site.geometry.out_channels) == ((3,), None)
 
 
@@ -245,7 +245,7 @@ def test_weight_is_a_sparse_initializer() -> None:
     indices = helper.make_tensor("s_indices", TensorProto.INT64, [2], [0, 7])
     source.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2, 2, 3]))
     site = one(find(source))
-    assert (site.weight.kind, site.weight.shape, site.geometry.kernel) == ("computed", (2, 2, 3), (3,))
+    assert (site.part.weight.kind, site.part.weight.shape, site.geometry.kernel) == ("computed", (2, 2, 3), (3,))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_bias(given: str, bias: str | None) -> None:
     if given.endswith(", "):
         source.graph.node[-1].input[:] = ["x", "w", ""]
     site = one(find(source))
-    assert (site.bias.kind if site.bias else None) == bias
+    assert (site.part.bias.kind if site.part.bias else None) == bias
     assert site.geometry.bias == (bias is not None)
 
 
@@ -284,9 +284,9 @@ def dequantized(form: str, *, zero: bool = True, opset: int = 17) -> onnx.ModelP
 @pytest.mark.parametrize(("form", "axis"), [("tensor", None), ("one-element", None), ("axis0", 0)])
 def test_weight_behind_dequantize_linear(form: str, axis: int | None, zero: bool) -> None:
     site = one(find(dequantized(form, zero=zero)))
-    quantization = site.weight_quantization
+    quantization = site.part.weight_quantization
     assert quantization is not None
-    assert (site.weight.name, site.weight.kind, site.weight.element) == ("q", "initializer", "int8")
+    assert (site.part.weight.name, site.part.weight.kind, site.part.weight.element) == ("q", "initializer", "int8")
     assert (quantization.axis, quantization.index, quantization.scale.name) == (axis, 0, "s")
     assert (quantization.zero_point.name if quantization.zero_point else None) == ("z" if zero else None)
     assert (site.geometry.element, site.geometry.quantized, site.storage) == ("float32", False, None)
@@ -298,9 +298,9 @@ def test_weight_is_an_initializer_of_the_subgraph_itself() -> None:
         for name, out, width in (("then", "p", 3), ("else", "q", 5))
     )
     first, second = find(model(f"y = If (c) <{branches}>", inputs=f"{X}, bool c")).sites
-    assert (first.weight.kind, second.weight.kind) == ("initializer", "initializer")
-    assert (first.weight.shape, second.weight.shape) == ((2, 2, 3), (2, 2, 5))
-    assert (first.weight.scope, second.weight.scope) == (first.scope, second.scope)
+    assert (first.part.weight.kind, second.part.weight.kind) == ("initializer", "initializer")
+    assert (first.part.weight.shape, second.part.weight.shape) == ((2, 2, 3), (2, 2, 5))
+    assert (first.part.weight.scope, second.part.weight.scope) == (first.scope, second.scope)
 
 
 def test_weight_is_a_sparse_constant() -> None:
@@ -310,14 +310,14 @@ def test_weight_is_a_sparse_constant() -> None:
     sparse = helper.make_sparse_tensor(values, indices, [2, 2, 3])
     source.graph.node.insert(0, helper.make_node("Constant", [], ["k"], sparse_value=sparse))
     site = one(find(source))
-    assert (site.weight.kind, site.weight.shape) == ("computed", (2, 2, 3))
+    assert (site.part.weight.kind, site.part.weight.shape) == ("computed", (2, 2, 3))
 
 
 @pytest.mark.parametrize("form", ["axis1", "axis-default"])
 def test_weight_quantised_along_its_inputs_counts_as_computed(form: str) -> None:
     site = one(find(dequantized(form)))
-    assert site.weight_quantization is None
-    assert (site.weight.kind, site.weight.name, site.weight.shape) == ("computed", "d", (2, 2, 3))
+    assert site.part.weight_quantization is None
+    assert (site.part.weight.kind, site.part.weight.name, site.part.weight.shape) == ("computed", "d", (2, 2, 3))
 
 
 def test_weight_quantised_in_blocks_counts_as_computed() -> None:
@@ -328,7 +328,7 @@ def test_weight_quantised_in_blocks_counts_as_computed() -> None:
         ir=10,
     )
     site = one(find(source))
-    assert (site.weight_quantization, site.weight.kind) == (None, "computed")
+    assert (site.part.weight_quantization, site.part.weight.kind) == (None, "computed")
 
 
 @pytest.mark.parametrize("part", ["q", "s", "z"])
@@ -337,7 +337,7 @@ def test_quantised_weight_that_a_caller_may_override_counts_as_computed(part: st
     held = next(t for t in source.graph.initializer if t.name == part)
     source.graph.input.append(helper.make_tensor_value_info(part, held.data_type, list(held.dims)))
     site = one(find(source))
-    assert (site.weight_quantization, site.weight.kind, site.weight.name) == (None, "computed", "d")
+    assert (site.part.weight_quantization, site.part.weight.kind, site.part.weight.name) == (None, "computed", "d")
 
 
 QDQ = f"""
@@ -361,8 +361,8 @@ def test_quantised_site() -> None:
     )
     assert site.input_quantization is not None
     assert (site.input_quantization.source.name, site.input_quantization.source.kind) == ("xq", "computed")
-    assert site.bias_quantization is not None
-    assert (site.bias.name if site.bias else None) == "b"
+    assert site.part.bias_quantization is not None
+    assert (site.part.bias.name if site.part.bias else None) == "b"
     assert (site.geometry.quantized, site.storage, site.geometry.element) == (True, "int8", "float32")
     assert site.follow == (5, 6)
 
@@ -384,7 +384,7 @@ def test_nodes_in_reversed_order() -> None:
     backwards.graph.ClearField("node")
     backwards.graph.node.extend(reversed(source.graph.node))
     site = one(find(backwards))
-    assert (site.index, site.follow, site.weight.index, site.name) == (1, (0,), 2, "c")
+    assert (site.part.index, site.follow, site.part.weight.index, site.name) == (1, (0,), 2, "c")
     assert site.geometry.extents == (12,)
 
 

@@ -830,7 +830,7 @@ def without_replaced(source: ModelProto, chosen: list[tuple[Site, Fragment]], af
     places: list[tuple[Any, list[int]]] = []
     for path in {site.scope for site, _ in chosen}:
         container = resolve(kept, path)
-        indices = [i for site, made in chosen if site.scope == path for i in (site.index, *absorbed(site, made))]
+        indices = [i for site, made in chosen if site.scope == path for i in (site.part.index, *absorbed(site, made))]
         for index in indices:
             touched.update((*container.node[index].input, *container.node[index].output))
         places.append((container, indices))
@@ -903,7 +903,7 @@ def test_new_nodes_stand_where_the_old_ones_stood(form: str) -> None:
     after = rewrite(source, chosen, (), numpy_helper.to_array).proto
     new = [place for place, node in enumerate(after.graph.node) if strategy_of(node)]
     assert new == list(range(new[0], new[0] + len(new)))
-    last = max(site.index, *absorbed(site, made), 0)
+    last = max(site.part.index, *absorbed(site, made), 0)
     assert [exact(node) for node in after.graph.node[new[-1] + 1 :]] == [
         exact(node) for node in source.graph.node[last + 1 :]
     ]
@@ -1530,7 +1530,7 @@ def test_weights_that_training_reads_stay(form: str) -> None:
 def test_weights_that_training_updates_are_edited_at_run_time() -> None:
     source = trained(model(f"y = {CONV} (x, w)", values=W), "w", updates="w")
     (site,) = find(source).sites
-    assert site.weight.kind == "computed"
+    assert site.part.weight.kind == "computed"
     rewritten = only(source, "zero_fill", "y")
     assert (rewritten.removed_tensors, "w" in readers(rewritten.proto)) == ((), True)
 

@@ -709,7 +709,7 @@ def test_scales_of_quantised_weights(per_channel: bool, weight_zero: bool) -> No
     model = qdq(ZEROS["uint8"], ZEROS["uint8"], per_channel=per_channel, weight_zero=weight_zero)
     (asked,) = questions(model)
     check(asked, find(model).sites[0])
-    dequantized = asked.site.weight_quantization
+    dequantized = asked.site.part.weight_quantization
     assert dequantized is not None
     assert (dequantized.axis == 0, dequantized.zero_point is not None) == (per_channel, weight_zero)
 

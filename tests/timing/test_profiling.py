@@ -758,7 +758,7 @@ def test_places_of_other_scopes_are_not_confused() -> None:
     copy, places = traced(model)
     sites = find(model).sites
     numbers: dict[Place, int] = {place: number for number, place in enumerate(places)}
-    names = [f"dilrewrite_{numbers[site.scope, site.index]}_" for site in sites]
+    names = [f"dilrewrite_{numbers[site.scope, site.part.index]}_" for site in sites]
     plain = made(*(node(name, inputs=[(1, 2, n)]) for n, name in enumerate(names, 3)))
     found = digest(copy, places, sites, plain, made(node(names[1], 0.25)))
     assert [ran.shapes for ran in found.sites.values()] == [((1, 2, 3),), ((1, 2, 4),)]

@@ -41,7 +41,7 @@ def site_of(case: Case) -> Site:
 @pytest.mark.parametrize("case", DEAD, ids=lambda case: case.name)
 def test_every_form_gives_what_the_conv_gives_with_nan_in_any_tap(case: Case) -> None:
     model, site = original(case)[0], site_of(case)
-    assert not site.weight.is_constant
+    assert not site.part.weight.is_constant
     x = image(case, case.batch, case.extents)
     w = weights(case)[0].astype(np.float32)
     exact = truth(case, x).astype(np.float32)
