@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +49,7 @@ class Tuning:
     meter: Meter
     decider: Decider
     min_gain: float = MARGIN
-    scratch: tempfile.TemporaryDirectory[str] | None = None
+    forget: Callable[[], None] = lambda: None
     load: float | None = field(default_factory=machine.load)
     state_before: Mapping[str, float] = field(default_factory=dict)
     failure: Why | None = None
@@ -65,10 +64,9 @@ class Tuning:
     layers: LayerComparison | None = None
 
     def close(self) -> None:
-        """End the worker, and forget the engines that were built for it."""
+        """End the worker, and `forget` what was built for it and is not kept."""
         self.meter.close()
-        if self.scratch is not None:
-            self.scratch.cleanup()
+        self.forget()
 
     def start(self) -> bool:
         """Find data that the original runs on, and profile it. False: it does not run here, `failure` says why.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import functools
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,13 +20,15 @@ from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.options import Building, Measuring
 from dilrewrite.proof import trial
 from dilrewrite.proof.verdict import Settings
-from dilrewrite.runtimes import Options, timed_backend
+from dilrewrite.runtimes import Options, TimedBackend, timed_backend
+from dilrewrite.runtimes import _kept as kept
+from dilrewrite.runtimes._kept import put
 from dilrewrite.sites import Found
 from dilrewrite.splice.rewrite import Rewritten, rewrite
 from dilrewrite.staging import is_file
 from dilrewrite.tensorrt.make import TIMING_CACHE
 from dilrewrite.timing.budget import Budget
-from dilrewrite.timing.cache import open_cache
+from dilrewrite.timing.cache import default_path, open_cache
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.measurement import Measurement
 
@@ -42,21 +44,26 @@ def tuning(
 ) -> Tuning:
     """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
     backend = timed_backend(measuring.backend).building(building.precision if building is not None else None)
-    scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-") if backend.trial is not None else None
-    sessions = Options(
-        threads=settings.threads,
-        custom_op_library=settings.custom_op_library,
-        scratch=Path(scratch.name) if scratch is not None else None,
-    )
+    folder, forget = _building_place(backend, None if measuring.no_cache else measuring.cache or default_path())
+    sessions = Options(threads=settings.threads, custom_op_library=settings.custom_op_library, scratch=folder)
     cache = open_cache(measuring.cache, none=measuring.no_cache)
     meter = Meter.on(backend, cache, Budget(measuring.seconds, progress=progress), sessions)
-    kept = building.timing_cache if building is not None else None
-    if scratch is not None and kept is not None and is_file(kept):
-        shutil.copyfile(kept, Path(scratch.name) / TIMING_CACHE)
+    timings = building.timing_cache if building is not None else None
+    if timings is not None and is_file(timings):
+        put(folder / TIMING_CACHE, timings.read_bytes())
     baseline = trial.runnable(model, model.proto, backend)
     original = Original(model=model, found=found, baseline=baseline, settings=settings)
     min_gain = measuring.min_gain_percent / 100
-    return Tuning(scratch=scratch, original=original, meter=meter, decider=decider, min_gain=min_gain)
+    return Tuning(forget=forget, original=original, meter=meter, decider=decider, min_gain=min_gain)
+
+
+def _building_place(backend: TimedBackend, cache: Path | None) -> tuple[Path, Callable[[], None]]:
+    """Return where a backend keeps what it builds, beside the cache of timings, and what is done with it at the end."""
+    if cache is None:
+        scratch = tempfile.TemporaryDirectory(prefix="dilrewrite-")
+        return Path(scratch.name), scratch.cleanup
+    root = cache.absolute().with_name(f"{cache.name}.built")
+    return kept.folder(root, backend), functools.partial(kept.trim, root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ class Options:
     `threads` is the number of threads inside one operator (None: the runtime's choice), `optimize` turns the runtime's
     graph optimisations on, `isolated` runs in a child process that may crash. `timeout_s` bounds making the session and
     each run; only an isolated session can be stopped, another one ignores it. `scratch`: a folder in which a backend
-    that builds engines may keep what it built.
+    that builds engines keeps what it built, for later commands too.
     """
 
     threads: int | None = None
@@ -215,7 +215,6 @@ class Artifact:
     def content(self) -> tuple[bytes, dict[str, bytes]]:
         """Return the model and its external data by location. Raises OSError."""
         import onnx
-        from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
         path, folder = self.held.model, self.held.folder
         if isinstance(path, Path):
@@ -224,9 +223,16 @@ class Artifact:
             model = path
         if folder is None:
             return model, {}
-        tensors = onnx.load_model_from_string(model).graph.initializer
-        places = {str(ExternalDataInfo(tensor).location) for tensor in tensors if uses_external_data(tensor)}
-        return model, {place: (folder / place).read_bytes() for place in sorted(places)}
+        places = external_files(onnx.load_model_from_string(model))
+        return model, {place: (folder / place).read_bytes() for place in places}
+
+
+def external_files(proto: ModelProto) -> list[str]:
+    """Return where a model's external data lie, from its folder."""
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    tensors = [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]
+    return sorted({str(ExternalDataInfo(tensor).location) for tensor in tensors})
 
 
 def artifact(runnable: Runnable) -> Artifact:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import importlib.util
-import json
 import re
 import sys
 import tempfile
@@ -18,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
@@ -38,6 +36,7 @@ from dilrewrite.runtimes import (
     TimedBackend,
     TimedOut,
 )
+from dilrewrite.runtimes._kept import place
 from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, Provider, profile, profiled, refuses
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND as CUDA
 from dilrewrite.runtimes.onnxruntime_cuda import (
@@ -154,7 +153,7 @@ class OnnxRuntimeTensorRt(TimedBackend):
         if self._told is None:
             own.update(dict.fromkeys(_PRECISIONS, "as the model's types need it"))
         if options.scratch is not None:
-            own["trt_timing_cache_path"] = "the command's scratch folder"
+            own["trt_timing_cache_path"] = "where built engines are kept"
             own["trt_engine_cache_path"] = "in it, a folder for each model and its shapes"
         return {
             "precision": self._told or "the model's own",
@@ -259,16 +258,8 @@ def _engines(runnable: Runnable, precision: str | None, options: Options, feeds:
     """
     if options.scratch is None:
         return None
-    text = hashlib.sha256()
-    if isinstance(runnable.model, Path):
-        told = runnable.model.stat() if runnable.model.is_file() else None
-        about: Any = [str(runnable.model.absolute()), None if told is None else [told.st_size, told.st_mtime_ns]]
-    else:
-        text.update(runnable.model)
-        about = str(runnable.folder)
     shapes = sorted((name, list(getattr(value, "shape", ()))) for name, value in feeds.items())
-    text.update(json.dumps([about, shapes, precision, options.optimize]).encode())
-    folder = options.scratch.absolute() / f"engines-{text.hexdigest()[:32]}"
+    folder = place(options.scratch.absolute(), runnable, [shapes, precision, options.optimize])
     with contextlib.suppress(OSError):  # the provider says it
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,14 +1,12 @@
 """What the TensorRT backends share: ONNX models are built into engines here, engines are run, both in GPU time.
 
-An engine is built for the shapes that it is run with. Engines and the timing cache of a command's builds are kept in
-its scratch folder, so that worker processes do not build one twice.
+An engine is built for the shapes that it is run with. Engines and the timing cache of builds are kept, so that neither
+worker processes nor later commands build one twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +37,7 @@ from dilrewrite.runtimes import (
     Session,
     TimedBackend,
 )
+from dilrewrite.runtimes._kept import get, place, put
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu, state
 from dilrewrite.tensorrt import bindings, cuda
 from dilrewrite.tensorrt.bindings import Library
@@ -172,22 +171,19 @@ class TensorRt(TimedBackend):
             return Engine(library, gpu_reached, plan, RunOptions(runtime_cache=cache))
 
     def plan(self, library: Library, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> bytes:
-        """Return the engine of an ONNX model, from the scratch folder when it is there."""
+        """Return the engine of an ONNX model, as it is kept when it was built before."""
         proto, folder = _model(runnable)
         precision = None if self.precision == OWN else self.precision
         shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}
-        kept: Path | None = None
-        if options.scratch is not None:
-            text = hashlib.sha256(proto.SerializeToString(deterministic=True))
-            text.update(json.dumps([self.name, library.version, precision, sorted(shapes.items())]).encode())
-            kept = options.scratch / f"{text.hexdigest()}.engine"
-            with contextlib.suppress(OSError):
-                return kept.read_bytes()
-        cache = options.scratch / TIMING_CACHE if options.scratch is not None else None
+        kept = cache = None
         timings = b""
-        if cache is not None:
-            with contextlib.suppress(OSError):
-                timings = cache.read_bytes()
+        if options.scratch is not None:
+            about = [self.name, library.version, precision, sorted(shapes.items())]
+            kept, cache = place(options.scratch, runnable, about), options.scratch / TIMING_CACHE
+            engine = get(kept)
+            if engine is not None:
+                return engine
+            timings = get(cache) or b""
         proto = _with_values(proto, folder, precision)
         with _one_line(CannotLoad):
             prepared = prepare(proto, precision, "the model")
@@ -206,15 +202,15 @@ class TensorRt(TimedBackend):
                 timing_cache=timings,
             )
         if kept is not None and cache is not None:
-            _put(kept, built.plan)
+            put(kept, built.plan)
             if built.timing_cache is not None:
-                _put(cache, built.timing_cache)
+                put(cache, built.timing_cache)
         return built.plan
 
     def _keep_runtime_cache(self, engine: Engine) -> None:
-        place, data = engine.options.runtime_cache, engine.runtime_cache()
-        if place is not None and data is not None:
-            _put(place, data)
+        path, data = engine.options.runtime_cache, engine.runtime_cache()
+        if path is not None and data is not None:
+            put(path, data)
 
 
 @final
@@ -225,14 +221,6 @@ class TensorRtRtx(TensorRt):
     name: ClassVar = "tensorrt_rtx"
     flavour: ClassVar = "tensorrt-rtx"
     rank: ClassVar = -11
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Write a file of the scratch folder; another process sees all of it or nothing. Without it, work is done twice."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        temporary.write_bytes(data)
-        temporary.replace(path)
 
 
 @contextlib.contextmanager
