@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from dilrewrite.forms.fragment import FILL, CoreConv, CoreFill, Fragment, Kept, Node, X
+from dilrewrite.forms.fragment import FILL, Core, CoreConv, CoreFill, Fragment, Kept, Node, X
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.model.walk import ScopePath
 from dilrewrite.sites import Site
@@ -29,6 +29,7 @@ class Region:
         self.of = [self.writer.original(index) for index in (*(part.index for part in site.parts), *kept)]
         self.output: str = self.absorbed[-1].output[0]
         self.quantization = site.input_quantization if fragment.enter else None
+        self.named: set[int] = set()
         self.map: dict[str, str] = {X: self.quantization.source.name if self.quantization else site.inputs[0]}
 
     def build(self) -> list[NodeProto]:
@@ -39,34 +40,37 @@ class Region:
         if any(FILL in node.inputs for node in fragment.enter):
             self.map[FILL] = self._fill_value()
         self.map[fragment.result] = self.output
-        convs = 0
+        number = 0
         for step in fragment.steps:
             if isinstance(step, Node):
                 writer.emit(step, self.map)
-            elif isinstance(step, CoreFill):
-                self._fill(step)
-            elif isinstance(step, CoreConv):
-                convs += 1
-                self._conv(step, convs)
+            elif isinstance(step, Kept):
+                self._kept(step, number)
             else:
-                self._kept(step)
+                number += 1
+                if isinstance(step, CoreConv):
+                    self._conv(step, number)
+                else:
+                    self._fill(step)
         self._suspect_all()
         return writer.nodes
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _conv(self, core: CoreConv, number: int) -> None:
-        """Append the `number`-th Conv; the first keeps the name of the user's."""
+        """Append a Conv, the `number`-th part of the core; the first of each Conv of the user's keeps its name."""
         part, original, writer = self.site.parts[core.of], self.of[core.of], self.writer
         source = self.map[core.source]
         if self.quantization is not None and part.input_quantization is not None:
             before = writer.original(part.input_quantization.index)
-            source = writer.like(before, [source, *before.input[1:]], writer.name(f"{core.output}_input"))
+            source = writer.like(before, [source, *before.input[1:]], writer.name(f"{_word(core)}_input"))
         word = "weight" if len(self.fragment.core) == 1 else f"weight_{number}"
         operator = operators()[part.operator]
         inputs, attributes = operator.write(core, StepOperands(writer, part, core, source, word))
-        output = writer.fresh(core.output, self.map, core.output)
-        emitted = writer.node(operator.op, inputs, [output], attributes, name=original.name if number == 1 else "")
+        output = writer.fresh(core.output, self.map, _word(core))
+        name = "" if core.of in self.named else original.name
+        self.named.add(core.of)
+        emitted = writer.node(operator.op, inputs, [output], attributes, name=name)
         if original.HasField("doc_string") and isinstance(original.doc_string, str):  # bytes: it is not UTF-8
             emitted.doc_string = original.doc_string
         emitted.metadata_props.extend(entry for entry in original.metadata_props if entry.key != STRATEGY_KEY)
@@ -85,13 +89,14 @@ class Region:
             shape = writer.constant("bias_shape", np.array([1, -1, *ones], np.int64), TensorProto.INT64)
             bias = part.bias_quantization.output if part.bias_quantization else part.bias.name
             writer.node("Reshape", [bias, shape], [start], {})
-        output = writer.fresh(core.output, self.map, core.output)
+        output = writer.fresh(core.output, self.map, _word(core))
         repeat = "Expand" if self.site.opset >= 8 else "Tile"
         writer.node(repeat, [start, self.map[core.repeats]], [output], {})
 
-    def _kept(self, step: Kept) -> None:
+    def _kept(self, step: Kept, number: int) -> None:
+        """Append a kept node behind the `number`-th part of the core."""
         original = self.of[step.of]
-        output = self.writer.fresh(step.output, self.map, original.op_type.lower())
+        output = self.writer.fresh(step.output, self.map, f"{original.op_type.lower()}_{number}")
         self.writer.like(original, [self.map[step.source], *original.input[1:]], output)
 
     def _fill_value(self) -> str:
@@ -138,3 +143,8 @@ class Region:
                     self._suspect(self.editor.home(site.scope, name), name)
         for name in inside:
             self._suspect(site.scope, name)
+
+
+def _word(core: Core) -> str:
+    """Return what the output of a part of the core is called, whatever follows it."""
+    return core.output.partition("/")[0]
