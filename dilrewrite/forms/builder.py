@@ -71,7 +71,7 @@ class Builder:
         self._constants: dict[tuple[int, ...], str] = {}
         self._shapes: dict[str, str] = {}
         self._extents: dict[tuple[str, int], Symbol] = {}
-        self._known: dict[tuple[object, ...], str] = {}
+        self._computed: dict[tuple[object, ...], str] = {}
         self._exit: set[str] = set()
         self._count = 0
         self.partial = False
@@ -122,9 +122,9 @@ class Builder:
 
     def extent(self, tensor: Tensor, axis: int) -> Extent:
         """Return the size of an axis, read at run time when it is not known."""
-        known = tensor.shape[axis]
-        if known is not None:
-            return known
+        size = tensor.shape[axis]
+        if size is not None:
+            return size
         if (tensor.name, axis) not in self._extents:
             if tensor.name not in self._shapes:
                 self._shapes[tensor.name] = self._add("Shape", [tensor.name])
@@ -138,18 +138,18 @@ class Builder:
         `INFER` where that cannot be mistaken: an input with an extent of 0 would make it 0 whatever the batch is, and
         the Conv would pass where the original fails. So with unknown extents it is computed.
         """
-        known = self.x.shape[0]
-        if isinstance(known, int):
-            return known * times
+        batch = self.x.shape[0]
+        if isinstance(batch, int):
+            return batch * times
         if all(extent is not None for extent in self.geometry.extents):
             return INFER
         return self.mul(self.extent(self.x, 0), times)
 
     def _arithmetic(self, op: str, a: Extent, b: Extent) -> Symbol:
         key = (op, a, b)
-        if key not in self._known:
-            self._known[key] = self._add(op, [self._value(a), self._value(b)])
-        return Symbol(self._known[key])
+        if key not in self._computed:
+            self._computed[key] = self._add(op, [self._value(a), self._value(b)])
+        return Symbol(self._computed[key])
 
     def add(self, a: Extent, b: Extent) -> Extent:
         """Return a + b."""
@@ -304,14 +304,14 @@ class Builder:
 
     def reshape(self, tensor: Tensor, shape: Sequence[Extent]) -> Tensor:
         """Reshape; 0 copies the size at the same place, `INFER` (batch only) takes what is left."""
-        known: list[Extent | None] = [
+        dims: list[Extent | None] = [
             tensor.shape[i] if extent == 0 else None if extent == INFER else extent for i, extent in enumerate(shape)
         ]
         sizes = [extent for extent in tensor.shape if isinstance(extent, int)]
-        rest = [extent for extent in known if isinstance(extent, int)]
-        if INFER in shape and len(sizes) == len(tensor.shape) and len(rest) == len(known) - 1 and 0 not in rest:
-            known[list(shape).index(INFER)] = math.prod(sizes) // math.prod(rest)
-        return Tensor(self._add("Reshape", [tensor.name, self._vector(shape)]), tuple(known))
+        rest = [extent for extent in dims if isinstance(extent, int)]
+        if INFER in shape and len(sizes) == len(tensor.shape) and len(rest) == len(dims) - 1 and 0 not in rest:
+            dims[list(shape).index(INFER)] = math.prod(sizes) // math.prod(rest)
+        return Tensor(self._add("Reshape", [tensor.name, self._vector(shape)]), tuple(dims))
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:
         """Permute the axes."""

@@ -150,6 +150,11 @@ class ConvGeometry:
         return range(self.rank)
 
     @property
+    def unknown(self) -> tuple[int, ...]:
+        """Return the spatial axes whose extent is known at run time only."""
+        return tuple(axis for axis in self.axes if self.extents[axis] is None)
+
+    @property
     def dilated(self) -> bool:
         """Say whether a dilation above 1 acts on a kernel axis longer than 1."""
         return self.max_dilation > 1
@@ -217,15 +222,15 @@ class ConvGeometry:
         if reason:
             return reason
         for axis in self.axes:
-            extent = self.out_extent(axis)
-            if extent is not None and extent < 1:
+            out = self.out_extent(axis)
+            if out is not None and out < 1:
                 return (
                     f"spatial axis {axis}: extent {self.extents[axis]} with pads ({self.pads_begin[axis]}, "
                     f"{self.pads_end[axis]}) is {self.padded(axis)}, less than the dilated kernel's {self.span(axis)}"
                 )
-            begin, end, known = self.pads_begin[axis], self.pads_end[axis], self.extents[axis]
-            if begin is not None and end is not None and known is not None and min(begin, 0) + min(end, 0) + known < 0:
-                return f"spatial axis {axis}: pads ({begin}, {end}) crop more than the extent {known}"
+            begin, end, extent = self.pads_begin[axis], self.pads_end[axis], self.extents[axis]
+            if extent is not None and extent + min(begin or 0, 0) + min(end or 0, 0) < 0:
+                return f"spatial axis {axis}: pads ({begin}, {end}) crop more than the extent {extent}"
         return None
 
     # -- auto_pad ------------------------------------------------------------------------------------------------
@@ -400,11 +405,11 @@ class ConvGeometry:
         assert out is not None
         live = [t for t in range(self.kernel[axis]) if taps.live(t)]
         edges = sorted({0, out, *(taps.lo[t] for t in live), *(taps.hi[t] for t in live)})
-        found: list[tuple[int, int, int, int]] = []
+        zones: list[tuple[int, int, int, int]] = []
         for start, stop in itertools.pairwise(edges):
             # Both ends fall from tap to tap, so the taps that touch data here are neighbours.
             front = bisect.bisect_left(live, -start, key=lambda t: -taps.lo[t])
             back = bisect.bisect_right(live, -stop, key=lambda t: -taps.hi[t])
             first, after = (live[front], live[back - 1] + 1) if front < back else (0, 0)
-            found.append((start, stop, first, after))
-        return tuple(found)
+            zones.append((start, stop, first, after))
+        return tuple(zones)

@@ -91,8 +91,8 @@ def parse(text: str) -> Configuration:
         if text.lstrip("0") not in map(str, range(1, len(BUILT_IN) + 1)):
             listed = ", ".join(f"{number}: {name}" for number, (name, _) in enumerate(BUILT_IN, 1))
             raise UsageError(f"there is no built-in configuration {text}", hint=f"there are {listed}")
-        name, known = BUILT_IN[int(text.lstrip("0")) - 1]
-        return _read(known, name)
+        name, items = BUILT_IN[int(text.lstrip("0")) - 1]
+        return _read(items, name)
     named = dict(BUILT_IN)
     if text in named:
         return _read(named[text], text)
@@ -100,7 +100,7 @@ def parse(text: str) -> Configuration:
 
 
 def _read(text: str, name: str) -> Configuration:
-    found: dict[str, tuple[list[int] | str, int]] = {}
+    items: dict[str, tuple[list[int] | str, int]] = {}
     place = 0
     for part in text.split(","):
         item = _ITEM.fullmatch(part)
@@ -109,33 +109,33 @@ def _read(text: str, name: str) -> Configuration:
             raise MalformedError(f"{text!r}: an item is missing", text, place)
         if item is None or letter not in "ikbsdpg":
             raise MalformedError(f"{text!r}: {letter!r} is none of i, k, b, s, d, p, g", text, place)
-        if letter in found:
+        if letter in items:
             raise MalformedError(f"{text!r}: {letter} is there twice", text, place)
         if letter == "p" and item[2] in ("same", "valid"):
-            found[letter] = (item[2], place)
+            items[letter] = (item[2], place)
         else:
-            found[letter] = (_numbers(text, item[2], place + 1, zero=letter == "p"), place)
+            items[letter] = (_numbers(text, item[2], place + 1, zero=letter == "p"), place)
         place += len(part) + 1
     for letter, words in (("i", "the input, as i3x64x64"), ("k", "the kernel, as k128x3x3")):
-        if letter not in found:
+        if letter not in items:
             raise MalformedError(f"{text!r}: {words}, is missing", text, len(text))
-    (channels, *sizes), (filters, *kernel) = _list(found["i"][0]), _list(found["k"][0])
+    (channels, *sizes), (filters, *kernel) = _list(items["i"][0]), _list(items["k"][0])
     rank = len(sizes)
     if not 1 <= rank <= 3:
-        raise MalformedError(f"{text!r}: the input has {rank} extents, not 1 to 3", text, found["i"][1])
-    spatial = {"k": kernel, **{letter: _list(found[letter][0]) for letter in "sdp" if _has_list(found, letter)}}
+        raise MalformedError(f"{text!r}: the input has {rank} extents, not 1 to 3", text, items["i"][1])
+    spatial = {"k": kernel, **{letter: _list(items[letter][0]) for letter in "sdp" if _has_list(items, letter)}}
     for letter, values in spatial.items():
         if len(values) == 1 and letter != "k":
             spatial[letter] = values * rank
         elif len(values) != rank:
             what = f"{letter} has {len(values)} sizes, and the input {rank} extents"
-            raise MalformedError(f"{text!r}: {what}", text, found[letter][1])
+            raise MalformedError(f"{text!r}: {what}", text, items[letter][1])
     for letter in "bg":
-        if letter in found and len(_list(found[letter][0])) != 1:
-            raise MalformedError(f"{text!r}: {letter} is one number", text, found[letter][1])
-    batch, groups = (_list(found[letter][0])[0] if letter in found else 1 for letter in "bg")
+        if letter in items and len(_list(items[letter][0])) != 1:
+            raise MalformedError(f"{text!r}: {letter} is one number", text, items[letter][1])
+    batch, groups = (_list(items[letter][0])[0] if letter in items else 1 for letter in "bg")
     strides, dilations = spatial.get("s", [1] * rank), spatial.get("d", [2] * rank)
-    word = found.get("p", ("same", 0))[0]
+    word = items.get("p", ("same", 0))[0]
     read = Configuration(
         text=text,
         name=name,
@@ -152,7 +152,7 @@ def _read(text: str, name: str) -> Configuration:
     geometry = read.geometry()
     reason = geometry.malformed()
     if reason:
-        raise MalformedError(f"{text!r}: {reason}", text, found["g"][1])
+        raise MalformedError(f"{text!r}: {reason}", text, items["g"][1])
     reason = geometry.invalid()
     if reason:
         raise UsageError(f"{text!r}: {reason}", hint="a larger input, a smaller kernel or dilation, or more pads")
@@ -171,7 +171,7 @@ def _pads(word: list[int] | str, spatial: dict[str, list[int]], dilations: list[
 
 def _numbers(text: str, sizes: str, place: int, *, zero: bool) -> list[int]:
     """Return the numbers of `3x64x64`, which begins at `place`; points at what is none."""
-    found = []
+    numbers = []
     for part in re.split(r"(x)", sizes):
         if part == "x":
             place += 1
@@ -185,9 +185,9 @@ def _numbers(text: str, sizes: str, place: int, *, zero: bool) -> list[int]:
             raise MalformedError(f"{text!r}: a number has more than {DIGITS} digits", text, place)
         if int(part) == 0 and not zero:
             raise MalformedError(f"{text!r}: sizes are at least 1", text, place)
-        found.append(int(part))
+        numbers.append(int(part))
         place += len(part)
-    return found
+    return numbers
 
 
 def _list(value: list[int] | str) -> list[int]:
@@ -195,8 +195,8 @@ def _list(value: list[int] | str) -> list[int]:
     return value
 
 
-def _has_list(found: dict[str, tuple[list[int] | str, int]], letter: str) -> bool:
-    return letter in found and isinstance(found[letter][0], list)
+def _has_list(items: dict[str, tuple[list[int] | str, int]], letter: str) -> bool:
+    return letter in items and isinstance(items[letter][0], list)
 
 
 BUILT_IN: tuple[tuple[str, str], ...] = (

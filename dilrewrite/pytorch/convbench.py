@@ -99,11 +99,11 @@ def run(
             hint="leave --device out, or install a torch with CUDA",
         )
     configurations = list({one.text: one for one in configurations}.values())
-    wanted = [name for name in methods() if name not in left_out]
+    names = [name for name in methods() if name not in left_out]
     rows: list[Row] = []
-    total = len(configurations) * len(wanted)
+    total = len(configurations) * len(names)
     for configuration in configurations:
-        for name in wanted:
+        for name in names:
             if progress is not None:
                 progress("convbench", len(rows) // len(PASSES), total)
             rows += _method_rows(configuration, name, setting)

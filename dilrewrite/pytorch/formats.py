@@ -59,20 +59,20 @@ def cells(row: Row) -> tuple[str, str, str, str, str]:
     peak = figure(row.peak_bytes / 2**20) if row.peak_bytes is not None else ""
     if row.comparison is None or row.timing is None:
         return ("does not apply" if row.refused else "FAILED", "", "", "", peak)
-    timing, found = row.timing, row.comparison
+    timing, comparison = row.timing, row.comparison
     spread = f"{figure(timing.p20_s * 1e3)} to {figure(timing.p80_s * 1e3)}"
-    interval = f"{figure(found.low)} to {figure(found.high)}"
-    return figure(timing.median_s * 1e3), spread, figure(found.ratio), interval, peak
+    interval = f"{figure(comparison.low)} to {figure(comparison.high)}"
+    return figure(timing.median_s * 1e3), spread, figure(comparison.ratio), interval, peak
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
     """Return a line for each reason why a method has no time, with the passes unless it is all."""
-    found: dict[tuple[str, str], list[str]] = {}
+    failures: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.comparison is None:
-            found.setdefault((row.method, row.failure), []).append(row.direction)
+            failures.setdefault((row.method, row.failure), []).append(row.direction)
     lines = []
-    for (name, reason), passes in found.items():
+    for (name, reason), passes in failures.items():
         which = "" if len(passes) == len(PASSES) else f", {' and '.join(passes)}"
         lines.append(f"{name}{which}: {reason}")
     return lines
@@ -89,12 +89,12 @@ def table(result: Result, width: int = 120) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, markup=False, highlight=False, emoji=False)
     for title, rows in rows_of(result):
-        made = Table(title=title, title_justify="left")
+        grid = Table(title=title, title_justify="left")
         for number, column in enumerate(COLUMNS):
-            made.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
+            grid.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
         for row in rows:
-            made.add_row(row.method, row.direction, *cells(row))
-        console.print(made)
+            grid.add_row(row.method, row.direction, *cells(row))
+        console.print(grid)
         for reason in reasons(rows):
             console.print(reason, soft_wrap=True)
         shares = [row for row in rows if row.shares]

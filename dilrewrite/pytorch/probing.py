@@ -51,15 +51,15 @@ class Probe:
 
 
 def work_of(
-    forward: Callable[[], Any], wanted: Sequence[Any], passes: Sequence[str], upstream: Callable[[Any], Any]
+    forward: Callable[[], Any], inputs: Sequence[Any], passes: Sequence[str], upstream: Callable[[Any], Any]
 ) -> Work:
-    """Return the work of some passes: `forward` makes outputs, of which gradients for the tensors `wanted` are asked.
+    """Return the work of some passes: `forward` makes outputs, of which gradients for the tensors `inputs` are asked.
 
     Backward alone is on a retained graph: the forward is outside of the clock.
     """
     import torch
 
-    backward = "backward" in passes and bool(wanted)
+    backward = "backward" in passes and bool(inputs)
     if not backward:
 
         def run_forward() -> None:
@@ -72,13 +72,13 @@ def work_of(
         gradient = upstream(y)
 
         def run_backward() -> None:
-            torch.autograd.grad(y, wanted, gradient, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(y, inputs, gradient, retain_graph=True, allow_unused=True)
 
         return Work(run_backward)
 
     def run_both() -> None:
-        made = forward()
-        torch.autograd.grad(made, wanted, upstream(made), allow_unused=True)
+        outputs = forward()
+        torch.autograd.grad(outputs, inputs, upstream(outputs), allow_unused=True)
 
     return Work(run_both)
 
@@ -101,7 +101,7 @@ def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Wo
         if name == NATIVE
         else Chosen.of(layer, {bucket(call.shape): name})
     )
-    wanted = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
+    inputs = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
     gradients: dict[tuple[int, ...], Any] = {}
 
     def upstream(y: Any) -> Any:
@@ -116,7 +116,7 @@ def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Wo
         with torch.autocast(x.device.type, dtype=kind, enabled=kind is not None, cache_enabled=False):
             return form(x, weight, bias)
 
-    return work_of(forward, wanted, passes, upstream)
+    return work_of(forward, inputs, passes, upstream)
 
 
 def _module_work(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None], passes: tuple[str, ...]) -> Work:
@@ -127,9 +127,9 @@ def _module_work(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], 
         torch.clear_autocast_cache()  # it would hold what a step has to convert
 
     ready()
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    made = work_of(lambda: _loss(module(*arguments)), wanted, passes, lambda loss: torch.ones_like(loss))
-    return Work(made.run, ready)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    steps = work_of(lambda: _loss(module(*arguments)), parameters, passes, lambda loss: torch.ones_like(loss))
+    return Work(steps.run, ready)
 
 
 @contextlib.contextmanager

@@ -223,7 +223,7 @@ def _left_alone(layer: Any) -> str | None:
 def _calls(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> dict[int, Call]:
     """Run the module once and return how each Conv was called; the first call counts."""
     torch = torch_module()
-    found: dict[int, Call] = {}
+    calls: dict[int, Call] = {}
 
     def seen(layer: Any, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         x = inputs[0] if inputs else named["input"]
@@ -231,7 +231,7 @@ def _calls(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> di
         kind = x.device.type
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim()) if batched else None
         casts = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-        found.setdefault(
+        calls.setdefault(
             id(layer),
             Call(
                 shape=tuple(x.shape) if batched else (1, *x.shape),
@@ -249,7 +249,7 @@ def _calls(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> di
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,9 +345,9 @@ def _with(layer: Any, old: Chosen | None, call: Call | None, choice: LayerChoice
     return Chosen.of(layer, {**(old.choices if old is not None else {}), bucket(call.shape): choice.method})
 
 
-def _set_all(layers: Sequence[Any], wanted: Mapping[int, Chosen | None]) -> None:
+def _set_all(layers: Sequence[Any], state: Mapping[int, Chosen | None]) -> None:
     for layer in layers:
-        chosen = wanted[id(layer)]
+        chosen = state[id(layer)]
         if chosen is None:
             layer.__dict__.pop(ATTRIBUTE, None)
         else:

@@ -74,19 +74,19 @@ def plan_axis(
     cells = builder.extent(builder.x, axis + 2)
     outs = builder.div(builder.add(cells, p0 + p1 - geometry.span(axis) + s), s)
     outputs = builder.ceil_div(outs, b)
-    known = isinstance(cells, int)
+    static = isinstance(cells, int)
     if phases.stride == 1:
         per_phase = builder.add(outputs, reach - inside)
     else:
         per_phase = builder.add(builder.mul(builder.sub(outputs, 1), phases.stride), reach + 1)
-    if phases.stride == 1 and (b > 1 or not known):
+    if phases.stride == 1 and (b > 1 or not static):
         padded = builder.mul(per_phase, g * b)
     else:  # the last sample of the last phase, and up to s - 1 more so that the difference below is never negative
-        padded = builder.add(builder.mul(builder.sub(per_phase, 1), g * b), (b - 1) * s + (1 if known else s))
+        padded = builder.add(builder.mul(builder.sub(per_phase, 1), g * b), (b - 1) * s + (1 if static else s))
     back = builder.bounded(builder.sub(builder.sub(padded, cells), front), p1 + b * s + s)
     enter = AxisLayout(
         extent=extent,
-        samples=per_phase if b > 1 or known else None,
+        samples=per_phase if b > 1 or static else None,
         block=b,
         grain=g,
         step=s,

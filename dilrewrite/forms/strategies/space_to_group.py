@@ -7,7 +7,7 @@ from typing import final
 
 from dilrewrite.forms.builder import INFER, Builder, Tensor
 from dilrewrite.forms.fragment import RepeatOutputs
-from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies._phases import (
     crop,
     join_phases,
@@ -44,9 +44,7 @@ class SpaceToGroup:
             return reason
         if geometry.weight_bytes is None:
             return "the channel counts are not known, so the size of the repeated weights is not"
-        times = 1
-        for axis in geometry.axes:
-            times *= geometry.phases(axis, self.max_dilation).block
+        times = product(tuple(geometry.phases(axis, self.max_dilation).block for axis in geometry.axes))
         size = geometry.weight_bytes * times
         if size > self.limit_mb * 2**20:
             return (

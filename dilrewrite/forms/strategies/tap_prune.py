@@ -23,7 +23,7 @@ class TapPrune:
         """Refuse where no tap is dead."""
         if any(front or back for front, back in geometry.cut):
             return None
-        unknown = [axis for axis in geometry.axes if geometry.extents[axis] is None]
+        unknown = geometry.unknown
         if geometry.dead:
             return f"no tap sees data, but the extent of spatial axis {unknown[0]} and so the output's is not known"
         if len(unknown) == geometry.rank:

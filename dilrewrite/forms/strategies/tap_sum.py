@@ -28,7 +28,7 @@ class TapSum:
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse unknown extents, quantised sites and very many taps."""
-        unknown = [axis for axis in geometry.axes if geometry.extents[axis] is None]
+        unknown = geometry.unknown
         if unknown:
             return f"the extent of spatial axis {unknown[0]} is not known, so neither is where each tap touches data"
         if geometry.quantized:

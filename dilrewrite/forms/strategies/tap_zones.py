@@ -7,7 +7,7 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Cut, Tensor
 from dilrewrite.forms.fragment import TakeTaps
-from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry, product
 
 AXES = ("all", "last")
 
@@ -38,12 +38,10 @@ class TapZones:
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse unknown extents, a single zone and very many zones."""
-        unknown = [axis for axis in geometry.axes if geometry.extents[axis] is None]
+        unknown = geometry.unknown
         if unknown:
             return f"the extent of spatial axis {unknown[0]} is not known, so neither are the zones"
-        zones = 1
-        for axis in self._zoned(geometry):
-            zones *= len(geometry.zones(axis))
+        zones = product(tuple(len(geometry.zones(axis)) for axis in self._zoned(geometry)))
         nodes = 3 * zones
         if nodes > self.limit_nodes:
             return f"{zones} zones need up to {nodes} nodes, above limit_nodes={self.limit_nodes}"

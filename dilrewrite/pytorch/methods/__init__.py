@@ -80,10 +80,10 @@ def methods() -> dict[str, Method]:
 
 def method(name: str) -> Method:
     """Return the method of a name; raises `UsageError` that lists all for an unknown one."""
-    known = methods()
-    if name not in known:
-        raise UsageError(f"there is no method {name!r}", hint=f"known are {', '.join(known)}")
-    return known[name]
+    named = methods()
+    if name not in named:
+        raise UsageError(f"there is no method {name!r}", hint=f"known are {', '.join(named)}")
+    return named[name]
 
 
 def geometry_of(
