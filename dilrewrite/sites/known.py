@@ -8,26 +8,9 @@ from onnx import ModelProto, NodeProto
 
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes
 
-UNARY = frozenset(
-    {
-        "Relu",
-        "LeakyRelu",
-        "Clip",
-        "Sigmoid",
-        "Tanh",
-        "Elu",
-        "Selu",
-        "Celu",
-        "Gelu",
-        "Mish",
-        "Softplus",
-        "Softsign",
-        "HardSigmoid",
-        "HardSwish",
-        "Swish",
-        "ThresholdedRelu",
-    }
-)
+_BENDS = {"Clip", "Elu", "Selu", "Celu", "Relu", "LeakyRelu", "ThresholdedRelu", "Gelu", "Mish"}
+_SATURATES = {"Sigmoid", "HardSigmoid", "Swish", "HardSwish", "Tanh", "Softplus", "Softsign"}
+UNARY = frozenset(_BENDS | _SATURATES)
 """Elementwise operators with one tensor input (Clip's bounds are scalars), which runtimes fuse into a Conv."""
 
 THROUGH = UNARY | {"Add", "BatchNormalization", "Div", "Identity", "Mul", "PRelu", "Sub"}
