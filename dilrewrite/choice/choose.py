@@ -181,7 +181,7 @@ def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> t
         return [], Why(reason=reason, strategy=best.strategy, timing=timing, number=missing, total=len(wanted))
     if forms:
         return [], Why(reason=Reason.UNTIMED, forms=tuple(form for _, form in forms))
-    return [], Why(reason=Reason.NOT_MEASURED)
+    return [], Why(reason=Reason.UNKNOWN)
 
 
 def fastest(
@@ -203,12 +203,12 @@ def fastest(
         else:
             rank = 1e9 if form is not None and form.outcome in BROKEN else 1e6
             because = Why(reason=Reason.UNTIMED, forms=(form,)) if form is not None else missing
-            why = Why(reason=Reason.ESTIMATED, because=because or Why(reason=Reason.NOT_MEASURED))
+            why = Why(reason=Reason.ESTIMATED, because=because or Why(reason=Reason.UNKNOWN))
         ranked.append(((lifted, inexact, rank, place), candidate, why))
     ranked.sort(key=lambda entry: entry[0])
     common = sum(not (lifted or inexact) and why.reason is Reason.TIMED for (lifted, inexact, *_), _, why in ranked)
     if ranked and common > 1 and ranked[0][2].reason is Reason.TIMED:
-        ranked[0] = (*ranked[0][:2], replace(ranked[0][2], number=common))
+        ranked[0] = (*ranked[0][:2], replace(ranked[0][2], reason=Reason.FASTEST, number=common))
     return [(candidate, why) for _, candidate, why in ranked]
 
 

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from dilrewrite import machine
 from dilrewrite.choice import choose
-from dilrewrite.choice.confirm import Confirmation, Confirmed
+from dilrewrite.choice.confirm import Confirmation
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.layers import compare_layers
@@ -53,12 +53,11 @@ class Tuning:
     load: float | None = field(default_factory=machine.load)
     state_before: Mapping[str, float] = field(default_factory=dict)
     failure: Why | None = None
-    differs: str | None = None
+    differs: Why | None = None
     """What the model computes otherwise on the timed runtime that has to be rewritten as it is."""
     sites: dict[str, SiteMeasurement] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     untimed: int = 0
-    confirmed: Confirmed | None = None
     attempts: tuple[Attempt, ...] = ()
     final: Comparison | None = None
     layers: LayerComparison | None = None
@@ -263,12 +262,12 @@ class Tuning:
             return self.original.version(make(set(keys(numbers))))
 
         confirmed = self._confirmation().search(range(len(ordered)), version)
-        self.confirmed, self.final = confirmed, confirmed.final
+        self.final = confirmed.final
         self.attempts = tuple(Attempt(sites=tuple(keys(t.groups)), timing=t.timing) for t in confirmed.trials)
         taken = set(keys(confirmed.groups))
         return {
             winner.site.key: Why(
-                reason=Reason.NOT_CONFIRMED,
+                reason=Reason.NOT_CONFIRMED if confirmed.trials else Reason.VERSION_FAILED,
                 strategy=winner.strategy,
                 timing=self.sites[winner.site.key].timings[winner.strategy].timing,
                 whole=confirmed.trials[0].timing if confirmed.trials else None,
@@ -286,7 +285,7 @@ class Tuning:
             self.final = self._confirmation().timed(self.original.version(proto), CONFIRMATION)
             self.attempts = (Attempt(sites=tuple(sites), timing=self.final),)
         except Differs as error:
-            self.differs = f"the rewritten model computes something else on {self.meter.backend.name}: {error}"
+            self.differs = Why(reason=Reason.DIFFERS, said=str(error))
         except RuntimeFailure as error:
             self.failure = Why(reason=Reason.WHOLE_FAILED, said=str(error))
 

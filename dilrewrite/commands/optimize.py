@@ -140,7 +140,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     left = remaining(settled, job.found, scope) if scope.eliminate else ()
     wrong = tuple(reasons.wrong(decision) for decision in settled if decision.wrong)
     if measures is not None and measures.differs is not None:
-        wrong = (*wrong, measures.differs)
+        wrong = (*wrong, reasons.words(measures.differs, measures.meter.backend.name))
     if wrong:
         verdict: Verdict | None = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
     else:

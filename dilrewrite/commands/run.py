@@ -74,7 +74,7 @@ def dilated(found: Found) -> int:
 
 def failure(tuning: Tuning) -> str:
     """Return why a model was not measured, in words; empty when it was."""
-    return reasons.why(tuning.failure, tuning.meter.backend.name) if tuning.failure is not None else ""
+    return reasons.words(tuning.failure, tuning.meter.backend.name) if tuning.failure is not None else ""
 
 
 def notes_of(tuning: Tuning | None) -> list[str]:

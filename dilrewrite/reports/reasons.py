@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.proof.inputs import SPELL_PADS
@@ -35,20 +33,46 @@ OUTCOMES = {
     Outcome.PLANNED: "would be measured",
 }
 
-PLAIN = {
+WORDS = {
     Reason.INSPECTED: "inspected only",
+    Reason.TOO_NEW: "{why.said}",
     Reason.NOT_NAMED: "not named by --only",
     Reason.SKIPPED: "named by --skip",
+    Reason.SMALL_DILATION: "its dilation is at most {why.number}",
     Reason.FORCED: "forced by --strategy",
+    Reason.REFUSED: "{why.refusals[0].strategy} refuses: {why.refusals[0].reason}",
+    Reason.CANNOT_GO: "no form leaves it without such a dilation ({refusals})",
+    Reason.NO_PADS: (
+        "no form applies, nor can its own pads be made explicit ({why.refusals[0].reason}): " + SPELL_PADS
+    ),
     Reason.NO_FORM: "no other form applies",
     Reason.DECIDED: "by the decisions file",
     Reason.WRONG: "a form is wrong",
+    Reason.UNPROVED: "{why.strategy} was not proved: {why.said}",
+    Reason.TIMED: "takes {timing} of the dilated Conv's time",
+    Reason.FASTEST: "the fastest of {why.number} forms timed: takes {timing} of the dilated Conv's time",
+    Reason.ESTIMATED: "the cheapest by estimate without dilation; {because}",
+    Reason.SLOWER: "keep won by {ratio} over {why.strategy}{rest}",
+    Reason.TIE: "no form is faster beyond noise: {why.strategy} takes {timing} of the time{rest}",
+    Reason.UNTIMED: "{forms}",
+    Reason.NOT_CONFIRMED: "{why.strategy} takes {timing} of the time here, but the whole model is not faster with it "
+    "beyond noise; it takes {whole}",
+    Reason.VERSION_FAILED: "{why.strategy} takes {timing} of the time here, but the whole model failed: {why.said}",
     Reason.ONLY_FORM: "it is the only one",
+    Reason.CANNOT_MATTER: "cannot matter: {share} of the time",
+    Reason.PLANNED: "would be measured: {count}",
+    Reason.UNKNOWN: "not measured",
+    Reason.NOT_MEASURED: "not measured: {because}",
     Reason.BUDGET: "budget",
     Reason.NO_BUDGET: "--budget 0",
     Reason.DID_NOT_RUN: "it did not run on these inputs",
+    Reason.NO_QUESTION: "{why.said}",
+    Reason.CONV_FAILED: "the Conv alone does not run on {backend}: {why.said}",
+    Reason.MODEL_FAILED: "the model does not run on {backend}: {why.said}",
+    Reason.NO_DATA: "{why.said}",
+    Reason.DIFFERS: "the rewritten model computes something else on {backend}: {why.said}",
+    Reason.WHOLE_FAILED: "the whole models were not timed: {why.said}",
 }
-"""Reasons without figures."""
 
 
 def times(ratio: float) -> str:
@@ -57,8 +81,9 @@ def times(ratio: float) -> str:
 
 
 def between(comparison: Comparison | None) -> str:
-    """Return a ratio with its interval: `0.71x (0.69 to 0.73)`."""
-    assert comparison is not None
+    """Return a ratio with its interval: `0.71x (0.69 to 0.73)`; empty where there is none."""
+    if comparison is None:
+        return ""
     return f"{times(comparison.ratio)} ({comparison.low:.2f} to {comparison.high:.2f})"
 
 
@@ -85,14 +110,26 @@ def untimed(form: FormTiming, backend: str = "") -> str:
     return ": ".join(filter(None, (OUTCOMES[form.outcome], cause(form, backend))))
 
 
-def why(found: Why, backend: str = "") -> str:
+def words(why: Why, backend: str = "") -> str:
     """Return a reason in words; `backend`: what was measured on."""
-    return PLAIN[found.reason] if found.reason in PLAIN else _FIGURES[found.reason](found, backend)
+    return WORDS[why.reason].format(
+        why=why,
+        backend=backend,
+        timing=between(why.timing),
+        ratio=times(why.timing.ratio) if why.timing is not None else "",
+        whole=between(why.whole),
+        rest=f"; {why.number} of {why.total} forms not timed" if why.number else "",
+        count=f"{why.number} form{'s' if why.number != 1 else ''}",
+        share=small(why.share),
+        forms="; ".join(dict.fromkeys(untimed(form, backend) for form in why.forms)),
+        refusals="; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in why.refusals),
+        because=words(why.because, backend) if why.because is not None else "",
+    )
 
 
 def of(decision: Decision, backend: str = "") -> str:
     """Return why a site got what it got."""
-    parts = [why(decision.why, backend)]
+    parts = [words(decision.why, backend)]
     if decision.candidate is not None:
         holds_for = conditions(decision.candidate.holds_for)
         parts += [f"exact for {holds_for} only"] if holds_for else []
@@ -114,71 +151,3 @@ def left(node: Decision | Skipped, backend: str = "") -> str:
     if isinstance(node, Skipped):
         return f"{node.where}/{node.name} ({node.op}): {node.reason}"
     return f"{node.site.where}/{node.site.name}: {of(node, backend)}"
-
-
-def _timed(found: Why, _: str) -> str:
-    first = f"the fastest of {found.number} forms timed: " if found.number else ""
-    return f"{first}takes {between(found.timing)} of the dilated Conv's time"
-
-
-def _rest(found: Why) -> str:
-    return f"; {found.number} of {found.total} forms not timed" if found.number else ""
-
-
-def _slower(found: Why, _: str) -> str:
-    assert found.timing is not None
-    return f"keep won by {times(found.timing.ratio)} over {found.strategy}{_rest(found)}"
-
-
-def _tie(found: Why, _: str) -> str:
-    return f"no form is faster beyond noise: {found.strategy} takes {between(found.timing)} of the time{_rest(found)}"
-
-
-def _not_confirmed(found: Why, _: str) -> str:
-    takes = f"takes {between(found.timing)} of the time" if found.timing is not None else "won"
-    alone = f"{found.strategy} {takes} here"
-    if found.whole is None:
-        return f"{alone}, but the whole model failed: {found.said}"
-    return f"{alone}, but the whole model is not faster with it beyond noise; it takes {between(found.whole)}"
-
-
-def _not_measured(found: Why, backend: str) -> str:
-    return "not measured" if found.because is None else f"not measured: {why(found.because, backend)}"
-
-
-def _refusals(found: Why) -> str:
-    return "; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in found.refusals)
-
-
-def _no_pads(found: Why, _: str) -> str:
-    pads = "".join(refusal.reason for refusal in found.refusals)
-    return f"no form applies, nor can its own pads be made explicit ({pads}): {SPELL_PADS}"
-
-
-def _estimated(found: Why, backend: str) -> str:
-    assert found.because is not None
-    return f"the cheapest by estimate without dilation; {why(found.because, backend)}"
-
-
-_FIGURES: Mapping[Reason, Callable[[Why, str], str]] = {
-    Reason.TOO_NEW: lambda found, _: found.said or "",
-    Reason.SMALL_DILATION: lambda found, _: f"its dilation is at most {found.number}",
-    Reason.REFUSED: lambda found, _: f"{found.refusals[0].strategy} refuses: {found.refusals[0].reason}",
-    Reason.CANNOT_GO: lambda found, _: f"no form leaves it without such a dilation ({_refusals(found)})",
-    Reason.NO_PADS: _no_pads,
-    Reason.UNPROVED: lambda found, _: f"{found.strategy} was not proved: {found.said}",
-    Reason.TIMED: _timed,
-    Reason.ESTIMATED: _estimated,
-    Reason.SLOWER: _slower,
-    Reason.TIE: _tie,
-    Reason.UNTIMED: lambda found, backend: "; ".join(dict.fromkeys(untimed(form, backend) for form in found.forms)),
-    Reason.NOT_CONFIRMED: _not_confirmed,
-    Reason.CANNOT_MATTER: lambda found, _: f"cannot matter: {small(found.share)} of the time",
-    Reason.PLANNED: lambda found, _: f"would be measured: {found.number} form{'s' if found.number != 1 else ''}",
-    Reason.NOT_MEASURED: _not_measured,
-    Reason.NO_QUESTION: lambda found, _: found.said or "",
-    Reason.CONV_FAILED: lambda found, backend: f"the Conv alone does not run on {backend}: {found.said}",
-    Reason.MODEL_FAILED: lambda found, backend: f"the model does not run on {backend}: {found.said}",
-    Reason.NO_DATA: lambda found, _: found.said or "",
-    Reason.WHOLE_FAILED: lambda found, _: f"the whole models were not timed: {found.said}",
-}

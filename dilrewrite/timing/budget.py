@@ -19,10 +19,6 @@ OVERHEAD_S = 0.25
 """What a form costs besides its runs, about: loading two sessions and warming them up."""
 
 
-def silent(step: str, done: int, total: int) -> None:
-    """Show no progress."""
-
-
 @dataclass
 class Budget:
     """What a user waits for: `begin` starts the clock, and everything from then on counts.
@@ -33,7 +29,7 @@ class Budget:
 
     seconds: float
     pairs: int = MIN_PAIRS
-    progress: Callable[[str, int, int], None] = silent
+    progress: Callable[[str, int, int], None] = lambda *_: None
     clock: Callable[[], float] = time.monotonic
     run_s: float = 0.0
     """Seconds of one run of the whole model, about; 0 when unknown."""

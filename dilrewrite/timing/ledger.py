@@ -8,16 +8,16 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from dilrewrite import record
 from dilrewrite.runtimes import Array, Options, TimedBackend, spelled
 from dilrewrite.sites import Site
 from dilrewrite.timing.cache import Cache
-from dilrewrite.timing.outcome import FormTiming, Outcome
-from dilrewrite.timing.profiling import Profiled, SiteRun
-from dilrewrite.timing.stopwatch import VISIBLE, Comparison, Noise, Timing
+from dilrewrite.timing.profiling import Profiled, Shape, SiteRun
+from dilrewrite.timing.stopwatch import VISIBLE, Comparison, Noise
 
 CACHE_VERSION = 4
 """Of what is kept in the cache; raised when timings are taken in another way."""
@@ -47,23 +47,23 @@ class Ledger:
             "libraries": [_file_digest(path) for path in self.options.custom_op_library],
         }
 
-    def recall(self, key: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> T | None:
-        """Return what the cache holds under `key`, when `read` makes sense of it."""
-        kept = self.cache.get({**key, **self.circumstances})
-        if kept is None:
-            return None
+    def recall(self, key: Mapping[str, Any], kind: type[T], fits: Callable[[T], bool] = lambda _: True) -> T | None:
+        """Return the record that the cache holds under `key`; None where it holds none that is whole and `fits`."""
+        plain = self.cache.get({**key, **self.circumstances})
         try:
-            value = read(kept)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+            value: T | None = None if plain is None else record.read(kind, plain, "the cache")
+        except TypeError:
+            return None
+        if value is None or not fits(value):
             return None
         self.recalled += 1
         return value
 
-    def keep(self, key: Mapping[str, Any], value: Mapping[str, Any], timing: Comparison | None = None) -> None:
-        """Count what was measured, and put it into the cache if it lasts."""
+    def keep(self, key: Mapping[str, Any], value: Any, timing: Comparison | None = None) -> None:
+        """Count what was measured, and put the record into the cache if it lasts."""
         self.measured += 1
         if lasting(timing):
-            self.cache.put({**key, **self.circumstances}, value)
+            self.cache.put({**key, **self.circumstances}, dataclasses.asdict(value))
 
 
 def lasting(comparison: Comparison | None) -> bool:
@@ -89,73 +89,43 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_timing(value: Mapping[str, Any]) -> Timing:
-    names = ("median_s", "p20_s", "p80_s", "p99_s", "variation")
-    return Timing(runs=int(value["runs"]), **{name: float(value[name]) for name in names})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeRecord:
+    """A comparison of whole models as it is kept, with the noise of the original."""
+
+    timing: Comparison
+    noise: Noise | None
 
 
-def read_comparison(value: Mapping[str, Any]) -> Comparison:
-    """Return a comparison from plain data; errors as of `Ledger.recall`."""
-    return Comparison(
-        first=_read_timing(value["first"]),
-        second=_read_timing(value["second"]),
-        ratio=float(value["ratio"]),
-        low=float(value["low"]),
-        high=float(value["high"]),
-        pairs=int(value["pairs"]),
-        noise=None if value["noise"] is None else float(value["noise"]),
-        mode="blocks" if value["mode"] == "blocks" else "interleaved",
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRecord:
+    """A profile as it is kept: of some sites in order, and of the tensors in their scopes, which have numbers."""
 
+    seconds: float
+    sites: tuple[SiteRun, ...]
+    tensors: tuple[tuple[int, str, Shape], ...]
 
-def read_noise(value: Mapping[str, Any] | None) -> Noise | None:
-    """Return noise from plain data; errors as of `Ledger.recall`."""
-    if value is None:
-        return None
-    return Noise(
-        ratio=float(value["ratio"]), low=float(value["low"]), high=float(value["high"]), pairs=int(value["pairs"])
-    )
-
-
-def form_data(form: FormTiming) -> dict[str, Any]:
-    """Return a form's timing as plain data."""
-    timing = None if form.timing is None else dataclasses.asdict(form.timing)
-    return {"outcome": str(form.outcome), "timing": timing, "cause": form.cause}
-
-
-def read_form(value: Mapping[str, Any]) -> FormTiming:
-    """Return a form's timing from plain data; errors as of `Ledger.recall`."""
-    timing = None if value["timing"] is None else read_comparison(value["timing"])
-    return FormTiming(outcome=Outcome(value["outcome"]), timing=timing, cause=str(value["cause"]))
-
-
-def profile_data(profiled: Profiled, sites: Sequence[Site]) -> dict[str, Any]:
-    """Return a profile as plain data: of the sites, and of the tensors in their scopes."""
-    runs = [profiled.sites[site.key] for site in sites]
-    numbered = {scope: number for number, scope in enumerate(dict.fromkeys(site.scope for site in sites))}
-    return {
-        "seconds": profiled.seconds,
-        "sites": [dataclasses.asdict(run) for run in runs],
-        "tensors": [
-            [numbered[scope], name, shape] for (scope, name), shape in profiled.tensors.items() if scope in numbered
-        ],
-    }
-
-
-def read_profile(value: Mapping[str, Any], sites: Sequence[Site]) -> Profiled:
-    """Return a profile of the same sites from plain data; errors as of `Ledger.recall`."""
-    scopes = list(dict.fromkeys(site.scope for site in sites))
-    runs = {
-        site.key: SiteRun(
-            share=None if run["share"] is None else float(run["share"]),
-            shapes=tuple(tuple(map(int, shape)) for shape in run["shapes"]),
-            times=int(run["times"]),
-            interval=None if run["interval"] is None else (float(run["interval"][0]), float(run["interval"][1])),
+    @classmethod
+    def of(cls, profiled: Profiled, sites: Sequence[Site]) -> Self:
+        """Return what is kept of a profile."""
+        scopes = list(dict.fromkeys(site.scope for site in sites))
+        tensors = profiled.tensors.items()
+        return cls(
+            seconds=profiled.seconds,
+            sites=tuple(profiled.sites[site.key] for site in sites),
+            tensors=tuple((scopes.index(scope), name, shape) for (scope, name), shape in tensors if scope in scopes),
         )
-        for site, run in zip(sites, value["sites"], strict=True)
-    }
-    return Profiled(
-        seconds=float(value["seconds"]),
-        sites=runs,
-        tensors={(scopes[number], str(name)): tuple(map(int, shape)) for number, name, shape in value["tensors"]},
-    )
+
+    def fits(self, sites: Sequence[Site]) -> bool:
+        """Say whether it may be of these sites."""
+        scopes = {site.scope for site in sites}
+        return len(self.sites) == len(sites) and all(0 <= number < len(scopes) for number, *_ in self.tensors)
+
+    def profile(self, sites: Sequence[Site]) -> Profiled:
+        """Return the profile of the same sites."""
+        scopes = list(dict.fromkeys(site.scope for site in sites))
+        return Profiled(
+            seconds=self.seconds,
+            sites=dict(zip((site.key for site in sites), self.sites, strict=True)),
+            tensors={(scopes[number], name): shape for number, name, shape in self.tensors},
+        )

@@ -6,7 +6,6 @@ and a proof when it has won.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,16 +40,7 @@ from dilrewrite.timing import budget as budgets
 from dilrewrite.timing import stopwatch as timing
 from dilrewrite.timing.budget import Budget
 from dilrewrite.timing.cache import Cache
-from dilrewrite.timing.ledger import (
-    Ledger,
-    feeds_digest,
-    form_data,
-    profile_data,
-    read_comparison,
-    read_form,
-    read_noise,
-    read_profile,
-)
+from dilrewrite.timing.ledger import Ledger, ProfileRecord, WholeRecord, feeds_digest
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
@@ -171,10 +161,12 @@ class Meter:
     def profile(self, subject: Subject, digest: str, sites: Sequence[Site], feeds: Mapping[str, Array]) -> Profiled:
         """Profile the model on `feeds`; `digest` names the model. Raises what `profiling.profile` raises."""
         key = {"kind": "profile", "model": digest, "inputs": feeds_digest(feeds)}
-        profiled = self.ledger.recall(key, lambda value: read_profile(value, sites))
-        if profiled is None:
+        recalled = self.ledger.recall(key, ProfileRecord, lambda record: record.fits(sites))
+        if recalled is not None:
+            profiled = recalled.profile(sites)
+        else:
             profiled = profiling.profile(self.backend, subject, sites, self.options, feeds, self.budget.run_s)
-            self.ledger.keep(key, profile_data(profiled, sites))
+            self.ledger.keep(key, ProfileRecord.of(profiled, sites))
         if sites and all(run.share is None for run in profiled.sites.values()):
             self.doubts[f"the profile of {self.backend.name} names no node of the model: every site may matter"] = None
         self.budget.profiled(profiled.seconds)
@@ -215,7 +207,7 @@ class Meter:
         pending: list[tuple[Form, dict[str, Any]]] = []
         for form in forms:
             key = {"kind": "form", "question": question.key, "form": form.fragment.digest()}
-            recalled = self.ledger.recall(key, read_form)
+            recalled = self.ledger.recall(key, FormTiming)
             if recalled is None:
                 pending.append((form, key))
                 continue
@@ -234,7 +226,7 @@ class Meter:
             results[form.strategy] = result
             budget.winner = budget.winner or result.outcome is Outcome.WON
             if result.outcome not in PASSING:
-                self.ledger.keep(key, form_data(result), result.timing)
+                self.ledger.keep(key, result, result.timing)
             budget.tick()
         return Answer(forms={form.strategy: results[form.strategy] for form in forms})
 
@@ -335,10 +327,10 @@ class Meter:
         """
         inputs = feeds_digest(feeds)
         key = {"kind": "model", "before": digests[0], "after": digests[1], "inputs": inputs}
-        known = self.ledger.recall(key, lambda value: (read_comparison(value["timing"]), read_noise(value["noise"])))
-        if known is not None:
-            self.noise = self.noise or known[1]
-            return known[0]
+        recalled = self.ledger.recall(key, WholeRecord)
+        if recalled is not None:
+            self.noise = self.noise or recalled.noise
+            return recalled.timing
         budget, worker = self.budget, self.worker()
         started = budget.now()
         ends_s = started + max(budget.until_s - started, 0.0) * share
@@ -356,8 +348,7 @@ class Meter:
         if budget.now() > budget.until_s:
             fewest = watch.opening_s + 2 * budget.pairs * watch.pair_s + least
             budget.floor_s += min(budget.now() - started, fewest)
-        noise = None if self.noise is None else dataclasses.asdict(self.noise)
-        self.ledger.keep(key, {"timing": dataclasses.asdict(comparison), "noise": noise}, comparison)
+        self.ledger.keep(key, WholeRecord(timing=comparison, noise=self.noise), comparison)
         return comparison
 
     def _calibrated_whole(

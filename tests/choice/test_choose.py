@@ -127,7 +127,7 @@ def names(found: Any) -> list[str]:
 def test_by_time(wanted: list[choose.Candidate], timings: Any, taken: list[str], reason: str) -> None:
     found, why = choose.by_time(wanted, timings)
     assert names(found) == taken
-    assert reasons.why(why) == reason
+    assert reasons.words(why) == reason
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,15 @@ def test_by_time(wanted: list[choose.Candidate], timings: Any, taken: list[str],
 def test_a_win_is_beyond_margin_noise_and_interval(wanted: list[choose.Candidate], timing: Any, wins: bool) -> None:
     found, why = choose.by_time(wanted[:1], {"space_to_axis": timing})
     assert bool(found) is wins
-    assert reasons.why(why).startswith("takes " if wins else "no form is faster beyond noise: space_to_axis takes 0.9")
+    assert reasons.words(why).startswith(
+        "takes " if wins else "no form is faster beyond noise: space_to_axis takes 0.9"
+    )
 
 
 def test_timings_of_other_forms_are_no_business(wanted: list[choose.Candidate]) -> None:
     """A site of the same question may have had more forms."""
     found, why = choose.by_time(wanted[:1], {"tap_sum": timed(0.1)})
-    assert (found, reasons.why(why)) == ([], "not measured")
+    assert (found, reasons.words(why)) == ([], "not measured")
     assert names(choose.by_time(wanted[:1], {"tap_sum": timed(0.1), "space_to_axis": timed(0.5)})[0]) == [
         "space_to_axis"
     ]
@@ -201,13 +203,13 @@ def test_fastest(wanted: list[choose.Candidate], timings: Any, order: list[str],
     """Where the Conv has to go, every form is there, and a slower one than the Conv is taken too."""
     found = choose.fastest(wanted, timings)
     assert names(candidate for candidate, _ in found) == order
-    assert reasons.why(found[0][1]) == reason
+    assert reasons.words(found[0][1]) == reason
 
 
 def test_every_form_of_the_fastest_says_its_own_figures(wanted: list[choose.Candidate]) -> None:
     found = choose.fastest(wanted, {"space_to_axis": timed(1.4), "space_to_batch": timed(1.2)})
-    assert ["1.20x" in reasons.why(why) for _, why in found] == [True, False, False]
-    assert ["1.40x" in reasons.why(why) for _, why in found] == [False, True, False]
+    assert ["1.20x" in reasons.words(why) for _, why in found] == [True, False, False]
+    assert ["1.40x" in reasons.words(why) for _, why in found] == [False, True, False]
 
 
 # -- what is timed -------------------------------------------------------------------------------------------------

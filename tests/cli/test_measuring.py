@@ -380,9 +380,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         def profile(_: Meter, __: Any, ___: str, sites: Sequence[Any], ____: Any) -> Profiled:
             runs = {
-                (s.scope, s.index): SiteRun(
-                    share=0.4, shapes=((1, s.geometry.in_channels, *s.geometry.extents),), times=1
-                )
+                s.key: SiteRun(share=0.4, shapes=((1, s.geometry.in_channels, *s.geometry.extents),), times=1)
                 for s in sites
             }
             return Profiled(seconds=0.02, sites=runs, tensors={})
@@ -896,11 +894,11 @@ def test_a_form_that_kills_its_process(capsys: Capsys, tmp_path: Path, monkeypat
     crashing: dict[int, bool] = {}
     add, run = IsolatedBench.add, IsolatedBench.run
 
-    def marking(self: IsolatedBench, key: str, runnable: Any, feeds: Any) -> None:
+    def marking(self: IsolatedBench, key: str, artifact: Any, feeds: Any) -> None:
         if key == "form":
-            nodes = onnx.ModelProto.FromString(runnable.held.model).graph.node
+            nodes = onnx.ModelProto.FromString(artifact.held.model).graph.node
             crashing[id(self)] = any(node.op_type == "Transpose" for node in nodes)
-        add(self, key, runnable, feeds)
+        add(self, key, artifact, feeds)
 
     def crash(self: IsolatedBench, order: Sequence[str]) -> list[float]:
         if "form" in order and crashing.get(id(self)):

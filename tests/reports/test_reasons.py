@@ -44,7 +44,7 @@ def filled(reason: Reason) -> Why:
 
 
 def test_every_reason_has_its_own_words() -> None:
-    told = {reason: reasons.why(filled(reason), "cpu") for reason in Reason}
+    told = {reason: reasons.words(filled(reason), "cpu") for reason in Reason}
     said = {reason for reason, words in told.items() if words == "a runtime's words"}
     assert said == {Reason.TOO_NEW, Reason.NO_QUESTION, Reason.NO_DATA}
     others = [words for reason, words in told.items() if reason not in said]
@@ -55,22 +55,27 @@ def test_every_reason_has_its_own_words() -> None:
 @pytest.mark.parametrize(
     ("why", "words"),
     [
-        (Why(reason=Reason.NOT_CONFIRMED, strategy="lift", said="too large"), "won here, but the whole model failed: "),
+        (
+            Why(reason=Reason.VERSION_FAILED, strategy="lift", timing=compared(0.75), said="too large"),
+            "lift takes 0.75x (0.74 to 0.76) of the time here, but the whole model failed: too large",
+        ),
         (
             Why(reason=Reason.NOT_CONFIRMED, strategy="lift", timing=compared(0.75), whole=compared(1.25)),
             "takes 0.75x (0.74 to 0.76) of the time here, but the whole model is not faster with it beyond noise; "
             "it takes 1.25x (1.24 to 1.26)",
         ),
-        (Why(reason=Reason.NOT_MEASURED), "not measured"),
+        (Why(reason=Reason.UNKNOWN), "not measured"),
+        (Why(reason=Reason.NO_DATA, said="{it} has {braces}"), "{it} has {braces}"),
         (Why(reason=Reason.PLANNED, number=1), "would be measured: 1 form"),
         (Why(reason=Reason.CANNOT_MATTER, share=0.004), "cannot matter: 0.40 % of the time"),
     ],
 )
 def test_figures(why: Why, words: str) -> None:
-    assert words in reasons.why(why)
+    assert words in reasons.words(why)
 
 
 def test_every_outcome_and_condition_has_words() -> None:
+    assert set(reasons.WORDS) == set(Reason)
     assert set(reasons.OUTCOMES) == set(Outcome)
     assert set(reasons.CONDITIONS) == set(Condition)
     assert reasons.untimed(FORM) == "failed: it broke"
@@ -91,7 +96,7 @@ def test_other_words_miss_nothing_in_the_cache(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(ledger, "lasting", lambda _: True)  # on a busy machine no timing is quiet
     path = tiny.save(tiny.conv1d(length=64), tmp_path / "m.onnx")
     first = optimized(path, tmp_path, "one.onnx")
-    for table in ("OUTCOMES", "PLAIN", "CONDITIONS"):
+    for table in ("OUTCOMES", "WORDS", "CONDITIONS"):
         monkeypatch.setattr(reasons, table, dict.fromkeys(getattr(reasons, table), "other words"))
     for name in ("times", "between", "small", "cause"):
         monkeypatch.setattr(reasons, name, lambda *_: "other words")

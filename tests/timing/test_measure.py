@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
+from dilrewrite import record
 from dilrewrite.choice.confirm import Confirmation, Confirmed, Trial
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
@@ -785,7 +786,7 @@ COMPARED = Comparison(
 @pytest.mark.parametrize("compared", [COMPARED, replace(COMPARED, noise=None, mode="interleaved"), None])
 def test_a_timing_comes_back_as_it_was(compared: Comparison | None) -> None:
     timing = FormTiming(outcome=Outcome.CRASHED, timing=compared, cause="it broke")
-    assert ledger.read_form(json.loads(json.dumps(ledger.form_data(timing)))) == timing
+    assert record.read(FormTiming, json.loads(json.dumps(dataclasses.asdict(timing))), "") == timing
 
 
 @pytest.mark.parametrize(
@@ -803,8 +804,8 @@ def test_which_timings_last(changes: dict[str, Any], kept: bool) -> None:
 
 @pytest.mark.parametrize("noise", [Noise(ratio=1.01, low=0.99, high=1.02, pairs=8), None])
 def test_noise_comes_back_as_it_was(noise: Noise | None) -> None:
-    plain = None if noise is None else dataclasses.asdict(noise)
-    assert ledger.read_noise(json.loads(json.dumps(plain))) == noise
+    whole = ledger.WholeRecord(timing=COMPARED, noise=noise)
+    assert record.read(ledger.WholeRecord, json.loads(json.dumps(dataclasses.asdict(whole))), "") == whole
 
 
 # -- profiles ------------------------------------------------------------------------------------------------------
@@ -903,8 +904,10 @@ def test_tensors_of_scopes_without_a_site_are_not_kept() -> None:
     sites, found = profile_of(tiny.two_convs())
     elsewhere = replace(sites[0].scope, function=3)
     more = replace(found, tensors={**found.tensors, (elsewhere, "a"): (5,)})
-    plain = json.loads(json.dumps(ledger.profile_data(more, sites)))
-    assert ledger.read_profile(plain, sites) == found
+    plain = json.loads(json.dumps(dataclasses.asdict(ledger.ProfileRecord.of(more, sites))))
+    kept = record.read(ledger.ProfileRecord, plain, "")
+    assert kept.fits(sites)
+    assert kept.profile(sites) == found
 
 
 # -- whole models --------------------------------------------------------------------------------------------------
