@@ -22,7 +22,7 @@ from dilrewrite.proof import trial
 from dilrewrite.proof.verdict import Settings
 from dilrewrite.runtimes import Options, TimedBackend, timed_backend
 from dilrewrite.runtimes import _kept as kept
-from dilrewrite.runtimes._kept import put
+from dilrewrite.runtimes._kept import store
 from dilrewrite.sites import Found
 from dilrewrite.splice.rewrite import Rewritten, rewrite
 from dilrewrite.staging import is_file
@@ -50,7 +50,7 @@ def tuning(
     meter = Meter.on(backend, cache, Budget(measuring.seconds, progress=progress), sessions)
     timings = building.timing_cache if building is not None else None
     if timings is not None and is_file(timings):
-        put(folder / TIMING_CACHE, timings.read_bytes())
+        store(folder / TIMING_CACHE, timings.read_bytes())
     baseline = trial.runnable(model, model.proto, backend)
     original = Original(model=model, found=found, baseline=baseline, settings=settings)
     min_gain = measuring.min_gain_percent / 100

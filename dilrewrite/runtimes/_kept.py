@@ -53,7 +53,7 @@ def _status(file: Path) -> tuple[Any, ...]:
     return (str(file.absolute()),)
 
 
-def put(path: Path, data: bytes) -> None:
+def store(path: Path, data: bytes) -> None:
     """Write a file that is kept; another process sees all of it or nothing. Without it, work is done twice."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):

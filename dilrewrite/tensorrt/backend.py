@@ -37,7 +37,7 @@ from dilrewrite.runtimes import (
     Session,
     TimedBackend,
 )
-from dilrewrite.runtimes._kept import get, place, put
+from dilrewrite.runtimes._kept import get, place, store
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu, state
 from dilrewrite.tensorrt import bindings, cuda
 from dilrewrite.tensorrt.bindings import Library
@@ -202,15 +202,15 @@ class TensorRt(TimedBackend):
                 timing_cache=timings,
             )
         if kept is not None and cache is not None:
-            put(kept, built.plan)
+            store(kept, built.plan)
             if built.timing_cache is not None:
-                put(cache, built.timing_cache)
+                store(cache, built.timing_cache)
         return built.plan
 
     def _keep_runtime_cache(self, engine: Engine) -> None:
         path, data = engine.options.runtime_cache, engine.runtime_cache()
         if path is not None and data is not None:
-            put(path, data)
+            store(path, data)
 
 
 @final

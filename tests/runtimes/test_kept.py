@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from dilrewrite.runtimes import Runnable, timed_backends
-from dilrewrite.runtimes._kept import folder, get, place, put, trim
+from dilrewrite.runtimes._kept import folder, get, place, store, trim
 from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.models_for_tests import conv1d
 
@@ -52,16 +52,16 @@ def test_another_installation_has_another_folder(tmp_path: Path, monkeypatch: py
 def test_what_is_put_is_there_and_what_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "down"
     assert get(path) is None
-    put(path, b"built")
+    store(path, b"built")
     assert get(path) == b"built"
     assert [file.name for file in path.parent.iterdir()] == ["down"]
-    put(path / "below", b"no folder")
+    store(path / "below", b"no folder")
     assert get(path) == b"built"
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "middle", "old")):
-        put(tmp_path / name, bytes(100))
+        store(tmp_path / name, bytes(100))
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     get(tmp_path / "old")  # used now
     trim(tmp_path, 250)
