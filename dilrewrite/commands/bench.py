@@ -55,11 +55,11 @@ def _models(run: Run, paths: Sequence[Path]) -> Report:
     found = [find(model.proto) for model in models]
     sessions = Options(threads=options.proving.threads, custom_op_library=options.proving.custom_op_library)
     meter = _meter(run, options.measuring.backend, sessions)
-    baseline = trial.runnable(before, before.proto)
+    baseline = trial.runnable(before, before.proto, meter.backend)
     original = Original(model=before, found=found[0], baseline=baseline, settings=settings)
     decider = Decider(options.scope, options.proving, Source(before.proto))
     tuning = Tuning(original=original, meter=meter, decider=decider)
-    runnable = trial.runnable(other, other.proto)
+    runnable = trial.runnable(other, other.proto, meter.backend)
     subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)
     with run.clock("measure"):
         try:

@@ -13,9 +13,12 @@ from onnx import ModelProto, TensorProto
 
 import dilrewrite
 from dilrewrite.choice.tune import Tuning
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import _worker
+from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from tests import models_for_tests as tiny
-from tests.models_for_tests import Outcome, cli, conv1d, conv2d, listing, save, save_external, values
+from tests.models_for_tests import Outcome, cli, conv1d, conv2d, conv_node, listing, save, save_external, values
 
 pytestmark = pytest.mark.measures
 
@@ -124,6 +127,36 @@ def test_the_default_budget(monkeypatch: pytest.MonkeyPatch, capsys: Capsys, tmp
     monkeypatch.setattr(Tuning, "time_against", spy)
     assert cli(capsys, "bench", save(conv1d(), tmp_path / "m.onnx"), "--quiet").code == 0
     assert budgets == [20]
+
+
+@pytest.mark.parametrize("picky", [False, True])
+def test_what_the_timed_runtime_refuses_is_made_explicit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, picky: bool
+) -> None:
+    """In both models, whatever ONNX Runtime takes as it is."""
+    subjects = []
+
+    class Timed(OnnxRuntimeCpu):  # type: ignore[misc]
+        def refuses(self, geometry: ConvGeometry) -> str | None:
+            return "it takes no SAME_* pads" if picky and geometry.auto_pad.startswith("SAME") else None
+
+    def spy(tuning: Tuning, subject: Subject) -> None:
+        subjects.extend([tuning.original.baseline, subject.proto])
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "refuses", lambda *_: None)
+    monkeypatch.setattr("dilrewrite.commands.bench.timed_backend", lambda _: Timed())
+    monkeypatch.setattr(Tuning, "time_against", spy)
+    proto = conv2d()
+    del proto.graph.node[0].attribute[:]
+    proto.graph.node[0].attribute.extend(conv_node("x", "c", auto_pad="SAME_UPPER", dilations=[3, 3]).attribute)
+    path = save(proto, tmp_path / "m.onnx")
+    with pytest.raises(RuntimeError, match="enough"):
+        dilrewrite.bench(path, path)
+    for subject in subjects:
+        spelled = [a.s for node in subject.graph.node for a in node.attribute if a.name == "auto_pad"]
+        assert (b"SAME_UPPER" in spelled) is not picky
+    assert len(subjects) == 2
 
 
 def test_nothing_is_cached(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
