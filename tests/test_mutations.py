@@ -32,11 +32,13 @@ def check(seeds: Sequence[int], command: Sequence[str], *, seconds: int = mutati
 
 
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.grid(4)
 def test_inspect(part: int) -> None:
     check(range(part, INSPECTED, PARTS), ["inspect", "MODEL", "--quiet"])
 
 
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.grid(4)
 def test_optimize(part: int) -> None:
     slow = 5 if OPTIMIZED > 150 else 1  # some run on the reference backend alone
     check(range(part, OPTIMIZED, PARTS), OPTIMIZE, seconds=slow * mutations.SECONDS)

@@ -588,6 +588,7 @@ SHOWN_BY: tuple[Callable[[], ModelProto], ...] = (
     ("mutant", "strategy"),
     [(mutant, strategy) for mutant in MUTANTS for strategy in TARGETS[mutant] if strategy != "keep"],
 )
+@pytest.mark.grid(4)
 def test_mutants_write_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path, mutant: str, strategy: str) -> None:
     """From the command line: exit code 3, a report that names the site, and no model."""
     for made in SHOWN_BY:

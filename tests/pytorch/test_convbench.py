@@ -47,6 +47,7 @@ def measured() -> Result:
 
 @needs_torch
 @pytest.mark.measures
+@pytest.mark.grid(4)
 def test_every_method_and_pass(measured: Result) -> None:
     wanted = [(text, name, one) for text in TINY for name in methods() for one in PASSES]
     assert [(row.configuration, row.method, row.direction) for row in measured.rows] == wanted

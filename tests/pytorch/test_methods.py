@@ -197,6 +197,7 @@ def bits(tensor: Any) -> Any:
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.grid(4)
 def test_output_and_gradients_are_the_native_ones_bit_for_bit(
     name: str, rank: int, channels: str, stride: int, padding: str
 ) -> None:

@@ -614,6 +614,7 @@ def expected(kind: str, condition: bool) -> list[Array]:
 
 
 @pytest.mark.parametrize(("kind", "form"), pairs())
+@pytest.mark.grid(8)
 def test_rewritten_model_computes_the_same(kind: str, form: str) -> None:
     source = known(kind).proto
     before = source.SerializeToString()

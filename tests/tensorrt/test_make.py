@@ -195,6 +195,7 @@ def test_enough_forms_are_built() -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", forms(), ids=str)
+@pytest.mark.grid(4)
 def test_every_strategy_builds(library: Library, form: Form, precision: str) -> None:
     model = rewritten(form)
     assert isinstance(model, ModelProto)
@@ -216,6 +217,7 @@ def quantized_forms() -> list[Any]:
 
 
 @pytest.mark.parametrize("form", quantized_forms(), ids=str)
+@pytest.mark.grid(4)
 def test_every_strategy_stays_int8(library: Library, form: Form) -> None:
     model = rewritten(form)
     assert isinstance(model, ModelProto)
@@ -252,6 +254,7 @@ def demo(name: str) -> ModelProto:
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.grid(4)
 def test_every_model_builds(library: Library, name: str, precision: str) -> None:
     prepared = prepare(demo(name), precision, name)
     assert prepared.converted == (precision != "tf32")
@@ -279,6 +282,7 @@ APPLY = {
 
 @pytest.mark.parametrize("strategy", strategies())
 @pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.grid(4)
 def test_every_rewritten_model_builds(library: Library, tmp_path: Path, name: str, strategy: str) -> None:
     output = tmp_path / "o.onnx"
     report = dilrewrite.optimize(

@@ -171,6 +171,7 @@ GRID = cases()[::6]
 
 
 @pytest.mark.parametrize("number", range(len(GRID)), ids=[case.name for case in GRID])
+@pytest.mark.grid(4)
 def test_the_grid(number: int) -> None:
     case: Case = GRID[number]
     model, found = contract.original(case)
@@ -181,6 +182,7 @@ def test_the_grid(number: int) -> None:
 
 
 @pytest.mark.parametrize("q", quantized.quantized_cases(), ids=lambda q: q.name)
+@pytest.mark.grid(4)
 def test_the_quantised_grid(q: quantized.Quantized) -> None:
     model, found = quantized.original(q)
     site = found.sites[0]
@@ -192,6 +194,7 @@ def test_the_quantised_grid(q: quantized.Quantized) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.grid(4)
 def test_wherever_the_site_stands(kind: str) -> None:
     """In branches, bodies and functions; with operands of every kind, named in any way."""
     model = KINDS[kind]()

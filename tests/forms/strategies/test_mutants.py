@@ -49,6 +49,7 @@ def caught(mutant: str, strategy: str) -> tuple[str, Callable[[], str]] | None:
 @pytest.mark.parametrize(
     ("mutant", "strategy"), [(mutant, strategy) for mutant, targets in TARGETS.items() for strategy in targets]
 )
+@pytest.mark.grid(4)
 def test_a_mutant_is_caught(mutant: str, strategy: str) -> None:
     found = caught(mutant, strategy)
     assert found is not None, f"{mutant} passes every case of {strategy}"
