@@ -25,6 +25,7 @@ from dilrewrite.reports.formats import written
 from dilrewrite.reports.report import EXIT_CODES
 from dilrewrite.runtimes import backends
 from dilrewrite.tensorrt.bindings import installed
+from tests.plug_ins import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -208,10 +209,9 @@ def test_the_exit_codes_are_those_of_the_readme() -> None:
 
 def test_the_strategy_in_ten_lines_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example for contributors is a strategy: it plans, and refuses in words."""
-    (example,) = blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python")
-    (tmp_path / "swap_demo.py").write_text(example, encoding="utf-8")
+    EXAMPLES["strategy"].install(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    strategy = importlib.import_module("swap_demo").STRATEGY
+    strategy = importlib.import_module("their_swap_demo").STRATEGY
     one = ConvGeometry(
         batch=1,
         in_channels=2,

@@ -13,7 +13,8 @@ from onnx import ModelProto
 
 from dilrewrite.model.convolve import Array
 from dilrewrite.model.elements import FLOATS
-from dilrewrite.model.evaluate import OPERATORS, Conv, Evaluator
+from dilrewrite.model.evaluate import OPERATORS, Evaluator
+from dilrewrite.sites.operators import operators
 
 
 def exact(
@@ -26,12 +27,14 @@ def exact(
     """Return the output of a sub-model of one output: integers as they are, anything else in `precise`.
 
     NumPy's long double is finer than float64 where the machine has it, and slow. `magnitudes`: of Conv(|x|, |w|) + |b|
-    in place of each Conv, which is how large the sums are that are rounded.
+    in place of each Conv, which is how large the sums are that are rounded; the same of every operator of a site.
     """
-    own = type("Conv", (_Magnitudes if magnitudes else Conv,), {"accumulate": precise})
-    evaluator = Evaluator(model, new_ops=[own, *(op for op in OPERATORS if op is not Conv)])
+    summing = {operator.op for operator in operators().values()}
+    before = (_Magnitudes,) if magnitudes else ()
+    own = {op: type(op.__name__, (*before, op), {"accumulate": precise}) for op in OPERATORS if op.__name__ in summing}
+    evaluator = Evaluator(model, new_ops=[own.get(op, op) for op in OPERATORS])
     # weights stay narrow, and so do scales: whole numbers times powers of two are exact
-    narrow = ("Conv", "DequantizeLinear", "QuantizeLinear")
+    narrow = {*summing, "DequantizeLinear", "QuantizeLinear"}
     held = {name for node in model.graph.node if node.op_type in narrow for name in node.input}
     constants = evaluator.rt_inits_
     constants |= {name: _wide(values, precise) for name, values in constants.items() if name not in held}
@@ -43,6 +46,9 @@ def _wide(values: Array, precise: type[np.floating[Any]]) -> Array:
     return values.astype(precise) if values.dtype.name in FLOATS else values
 
 
-class _Magnitudes(Conv):
+class _Magnitudes:
+    """Before an operator's class: it takes the magnitudes of what it reads."""
+
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
-        return super()._run(np.abs(x), np.abs(w), None if b is None else np.abs(b), **attributes)
+        inputs = np.abs(x), np.abs(w), None if b is None else np.abs(b)
+        return cast("tuple[Array]", super()._run(*inputs, **attributes))  # type: ignore[misc]

@@ -37,9 +37,9 @@ class StepOperands:
         """Return the data."""
         return self._data
 
-    def weight(self) -> str:
-        """Return the edited weights."""
-        part, edits = self._part, self._core.weight
+    def weight(self, edits: Sequence[WeightEdit] | None = None) -> str:
+        """Return the edited weights; `edits`: those to make in place of the step's."""
+        part, edits = self._part, self._core.weight if edits is None else edits
         operand, quantization = part.weight, part.weight_quantization
         given = quantization.output if quantization else operand.name
         if not edits:
@@ -49,13 +49,15 @@ class StepOperands:
             return self._lowered(given, shape, edits, self._word)
         zero_name = quantization.zero_point.name if quantization and quantization.zero_point else None
         axis = quantization.axis if quantization else None
-        fresh = self._writer.shared_constant(("edit", *edits, zero_name, axis), operand, self._word, self._edited)
+        fresh = self._writer.shared_constant(
+            ("edit", *edits, zero_name, axis), operand, self._word, lambda: self._edited(edits)
+        )
         if quantization is None:
             return fresh
         times = math.prod(edit.times for edit in edits if isinstance(edit, RepeatOutputs))
         return self._requantized(quantization, fresh, times, self._word)
 
-    def _edited(self) -> tuple[NDArray[np.generic], int]:
+    def _edited(self, edits: Sequence[WeightEdit]) -> tuple[NDArray[np.generic], int]:
         """Return the values of the weights after the edits, and their element type."""
         editor, quantization = self._writer.editor, self._part.weight_quantization
         tensor = editor.tensor(self._part.weight)
@@ -64,7 +66,7 @@ class StepOperands:
         if quantization is not None and quantization.zero_point is not None:
             zero = editor.read(editor.tensor(quantization.zero_point))
             zero = zero.reshape(-1, *(1,) * (values.ndim - 1)) if quantization.axis == 0 else zero.reshape(())
-        for edit in self._core.weight:
+        for edit in edits:
             if zero.ndim > 0 and len(zero) != len(values):
                 zero = np.concatenate([zero] * (len(values) // len(zero)))
             values = edit.apply(values, zero)

@@ -66,7 +66,7 @@ class Region:
             source = writer.like(before, [source, *before.input[1:]], writer.name(f"{_word(core)}_input"))
         word = "weight" if len(self.fragment.core) == 1 else f"weight_{number}"
         operator = operators()[part.operator]
-        inputs, attributes = operator.write(core, StepOperands(writer, part, core, source, word))
+        inputs, attributes = operator.write(part, core, StepOperands(writer, part, core, source, word))
         output = writer.fresh(core.output, self.map, _word(core))
         name = "" if core.of in self.named else original.name
         self.named.add(core.of)

@@ -6,46 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from dilrewrite import discover
 from dilrewrite.reports import check_report_folder, write_reports
+from dilrewrite.reports import formats as package
 from dilrewrite.reports.formats import formats, written
 from dilrewrite.staging import Staging
+from tests.plug_ins import EXAMPLES, forget
 from tests.reports.examples import REPORTS
-from tests.test_discover import installed
 
-THEIRS = """
-class Lines:
-    filename = "report.lines"
-    default = False
-    opening = "status: "
-
-    def render(self, report):
-        return f"status: {report.status}\\n"
-
-REPORT = Lines()
-"""
+EQUAL = '{"schemaVersion": 1, "label": "dilrewrite", "message": "equal", "color": "green"}\n'
 
 
 def test_a_format_of_another_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONTRIBUTING's example."""
+    EXAMPLES["report format"].install(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "their_lines.py").write_text(THEIRS)
-    installed(tmp_path, "their-lines", "dilrewrite.reports", {"lines": "their_lines:REPORT"})
-    _forget()
+    forget(package)
     try:
-        assert "lines" in formats()
-        assert "report.lines" not in written()
+        assert "badge" in formats()
+        assert "report.badge.json" not in written()
         for _ in range(2):
-            check_report_folder(tmp_path / "told", others=[], formats=["lines"])
+            check_report_folder(tmp_path / "told", others=[], formats=["badge"])
             with Staging() as staging:
-                write_reports(REPORTS["equal"], tmp_path / "told", staging, ["lines"])
+                write_reports(REPORTS["equal"], tmp_path / "told", staging, ["badge"])
                 staging.commit()
-        assert [place.name for place in (tmp_path / "told").iterdir()] == ["report.lines"]
-        assert (tmp_path / "told" / "report.lines").read_text() == "status: equal\n"
+        assert [place.name for place in (tmp_path / "told").iterdir()] == ["report.badge.json"]
+        assert (tmp_path / "told" / "report.badge.json").read_text() == EQUAL
     finally:
         monkeypatch.undo()
-        _forget()
-
-
-def _forget() -> None:
-    formats.cache_clear()
-    discover._foreign.cache_clear()
+        forget(package)

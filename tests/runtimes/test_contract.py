@@ -37,7 +37,7 @@ from dilrewrite.runtimes import (
 from dilrewrite.sites.find import find
 from dilrewrite.timing import profiling
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
-from tests.test_discover import installed
+from tests.plug_ins import EXAMPLES
 
 OPTIONS = Options(threads=1, timeout_s=120)
 TOLERANCE = 1e-4
@@ -201,10 +201,7 @@ def test_a_setting_of_a_wrong_value() -> None:
 
 def test_a_runtime_of_another_distribution_is_one_file(tmp_path: Path) -> None:
     """The example of docs/backends.md, installed beside dilrewrite, times a model in its worker process."""
-    example = (Path(__file__).parents[2] / "docs" / "backends.md").read_text()
-    source = example.split("```python\n# dilrewrite/runtimes/numpy_reference.py\n")[1].split("```")[0]
-    (tmp_path / "numpy_reference.py").write_text(source)
-    installed(tmp_path, "their-runtime", "dilrewrite.runtimes", {"numpy_reference": "numpy_reference:BACKEND"})
+    EXAMPLES["runtime"].install(tmp_path)
     code = """
         import contextlib
         from pathlib import Path

@@ -1,8 +1,7 @@
-"""A finder of another kind of site is one new file: its sites of two nodes go the whole way to the report."""
+"""A finder is one new file, CONTRIBUTING's example here: its sites of two nodes go the whole way to the report."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,59 +21,15 @@ from dilrewrite.sites import finders
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
 from tests import models_for_tests as tiny
-
-FINDER = '''
-"""An explicit Pad with zeros and the dilated convolution behind it, as one site: the Conv with these pads."""
-
-from collections.abc import Iterator
-from dataclasses import replace
-
-from onnx import numpy_helper
-
-from dilrewrite.sites import Site
-from dilrewrite.sites.finders import dilated_conv
-from dilrewrite.sites.scopes import Scope
-
-
-class PaddedConv:
-    def at(self, scope: Scope, index: int) -> Iterator[Site]:
-        for site in dilated_conv.FINDER.at(scope, index):
-            place = scope.producers.get(site.inputs[0]) if isinstance(site, Site) else None
-            if place is None or scope.sole_consumer(site.inputs[0]) != index:
-                continue
-            pad = scope.nodes[place]
-            if pad.op_type != "Pad" or len(pad.input) != 2 or pad.input[1] not in scope.initializers:
-                continue
-            pads = numpy_helper.to_array(scope.initializers[pad.input[1]]).tolist()
-            rank = site.geometry.rank
-            shape = scope.shape_of(pad.input[0])[1] or (None,) * (rank + 2)
-            geometry = replace(
-                site.geometry,
-                extents=shape[2:],
-                pads_begin=tuple(a + b for a, b in zip(site.geometry.pads_begin, pads[2:], strict=False)),
-                pads_end=tuple(a + b for a, b in zip(site.geometry.pads_end, pads[rank + 4 :], strict=True)),
-            )
-            yield replace(
-                site, name=f"{pad.name}+{site.name}", nodes=(place, index), inputs=(pad.input[0],), meaning=geometry
-            )
-
-
-FINDER = PaddedConv()
-'''
+from tests.plug_ins import EXAMPLES
 
 
 @pytest.fixture
 def padded_conv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The finder's file, where finders are looked for."""
-    folder = tmp_path / "finders"
-    folder.mkdir()
-    (folder / "padded_conv.py").write_text(FINDER)
-    monkeypatch.setattr(finders, "__path__", [*finders.__path__, str(folder)])
-    monkeypatch.delitem(sys.modules, f"{finders.__name__}.padded_conv", raising=False)
-    finders.finders.cache_clear()
-    assert [*finders.finders()] == ["dilated_conv", "padded_conv"]
-    yield
-    finders.finders.cache_clear()
+    """CONTRIBUTING's example, where finders are looked for."""
+    with EXAMPLES["finder"].dropped(tmp_path / "finders", monkeypatch):
+        assert "padded_conv" in finders.finders()
+        yield
 
 
 def model(*, size: int | None = 14) -> ModelProto:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
 from onnx import NodeProto
 
 from dilrewrite.discover import discover
-from dilrewrite.forms.fragment import AttributeValue, CoreConv
+from dilrewrite.forms.fragment import AttributeValue, CoreConv, WeightEdit
 from dilrewrite.model.walk import DEFAULT_DOMAINS
 from dilrewrite.sites import Operand, Part
 from dilrewrite.sites.scopes import Scope
@@ -27,8 +27,8 @@ class Operands(Protocol):
         """Return the data."""
         ...
 
-    def weight(self) -> str:
-        """Return the edited weights."""
+    def weight(self, edits: Sequence[WeightEdit] | None = None) -> str:
+        """Return the edited weights; `edits`: those to make in place of the step's."""
         ...
 
     def bias(self) -> str:
@@ -56,8 +56,8 @@ class Operator(Protocol):
         """Raise ValueError for a node without dilation that has an attribute of a wrong length."""
         ...
 
-    def write(self, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
-        """Return the inputs and attributes of the node for a step of a fragment."""
+    def write(self, part: Part, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
+        """Return the inputs and attributes of the node for a step of a fragment that computes `part`."""
         ...
 
 

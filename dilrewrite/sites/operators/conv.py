@@ -72,7 +72,12 @@ class Conv:
         for name, count in (("dilations", len(kernel)), ("strides", len(kernel)), ("pads", 2 * len(kernel))):
             _ints(values, name, count, 1)
 
-    def write(self, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
+    def write(
+        self,
+        part: Part,  # noqa: ARG002 - the step says all
+        core: CoreConv,
+        operands: Operands,
+    ) -> tuple[list[str], Mapping[str, AttributeValue]]:
         """Return the inputs and attributes of a fragment's Conv."""
         source, weight, bias = operands.source(), operands.weight(), operands.bias()
         return [source, weight, *([bias] if bias else [])], {
