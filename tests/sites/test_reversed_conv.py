@@ -58,7 +58,7 @@ def test_is_read_as_a_conv() -> None:
     assert site.geometry.explicit().out_extents == (18,)
     reasons = {
         "one channel per group": model(group=1),
-        "spread": model(strides=[2]),
+        "with strides": model(strides=[2]),
         "auto_pad": model(auto_pad="SAME_UPPER"),
     }
     for words, proto in reasons.items():
