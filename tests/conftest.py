@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
 
+from tests import models_for_tests as tiny
+
 
 def pytest_configure() -> None:
     """Take interrupts, as tests send some: what a shell runs in the background starts out ignoring them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the processes that tests start compiles the package
+    sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,20 +25,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take one case in n of a test marked `grid(n)`, and at least the first, unless `--full` asks for all."""
+    """Take one case in n of a test marked `grid(n)`, or the first where that is none, unless `--full` asks for all."""
     if config.option.full:
         return
-    begun: set[str] = set()
-    kept, left = [], []
-    for item in items:
+
+    def function(item: pytest.Item) -> str:
+        return item.nodeid.partition("[")[0]
+
+    def sampled(item: pytest.Item) -> bool:
         grid = item.get_closest_marker("grid")
-        function = item.nodeid.partition("[")[0]
-        first = function not in begun
-        begun.add(function)
-        sampled = grid is None or first or zlib.crc32(item.nodeid.encode()) % grid.args[0] == 0
-        (kept if sampled else left).append(item)
-    items[:] = kept
-    config.hook.pytest_deselected(items=left)
+        return grid is None or zlib.crc32(item.nodeid.encode()) % grid.args[0] == 0
+
+    sample = set(filter(sampled, items))
+    reached = set(map(function, sample))
+    sample.update({function(item): item for item in reversed(items) if function(item) not in reached}.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in sample])
+    items[:] = [item for item in items if item in sample]
 
 
 @pytest.fixture(autouse=True)
@@ -44,4 +52,9 @@ def _no_measuring(
     monkeypatch.setenv("DILREWRITE_CACHE", str(place))
     if request.node.get_closest_marker("measures") is None:
         monkeypatch.setattr("dilrewrite.options.DEFAULT_BUDGET_S", 0.0)
-    return
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run whole models in this process: a child each takes most of a test's time, and is tested elsewhere."""
+    tiny.in_process(monkeypatch)

@@ -384,9 +384,11 @@ def main() -> None:
 
     from dilrewrite.cli import main as command_line
     from dilrewrite.forms.strategies import strategies
+    from dilrewrite.proof import hurried
     from dilrewrite.sites.find import find
 
     typer.main.get_command = functools.cache(typer.main.get_command)  # else half of the time goes into making it
+    hurried.FALLBACK_S = 2.0  # else most of the time goes into a few models that run on the reference backend alone
 
     asked = json.loads(sys.stdin.read())
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

@@ -22,16 +22,13 @@ from tests import models_for_tests as tiny
 from tests.models_for_tests import build, cli, conv1d, conv_node, listing, save, save_external, two_convs, values
 from tests.mutants import MUTANTS, TARGETS
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 Capsys = pytest.CaptureFixture[str]
 Make = Callable[[], ModelProto]
 
 NEW = ("--budget", "60")
 """What would measure, if anything did."""
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.in_process(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

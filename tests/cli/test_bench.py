@@ -20,16 +20,10 @@ from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from tests import models_for_tests as tiny
 from tests.models_for_tests import Outcome, cli, conv1d, conv2d, conv_node, listing, save, save_external, values
 
-pytestmark = pytest.mark.measures
+pytestmark = [pytest.mark.measures, pytest.mark.usefixtures("in_process")]
 
 Capsys = pytest.CaptureFixture[str]
 Data = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data are found in this process; what is timed is in one of its own."""
-    tiny.in_process(monkeypatch)
 
 
 def bench(capsys: Capsys, *arguments: object, budget: float = 0.3) -> Outcome:

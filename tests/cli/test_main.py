@@ -17,12 +17,9 @@ import dilrewrite
 from tests import models_for_tests as tiny
 from tests.models_for_tests import MODELS, cli, conv1d, listing, save
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 COMMANDS = ("backends", "bench", "inspect", "optimize", "verify")
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.in_process(monkeypatch)
 
 
 @pytest.fixture

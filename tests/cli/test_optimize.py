@@ -34,13 +34,10 @@ from tests.models_for_tests import (
     values,
 )
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 PHASES = ("--strategy", "space_to_batch")
 Capsys = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.in_process(monkeypatch)
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

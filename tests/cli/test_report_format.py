@@ -11,6 +11,8 @@ from dilrewrite.errors import UsageError
 from dilrewrite.reports.formats import formats, written
 from tests.models_for_tests import cli, conv1d, save
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 Capsys = pytest.CaptureFixture[str]
 FILES = {name: form.filename for name, form in formats().items() if form.filename is not None}
 QUICK = ["--strategy", "im2col", "--budget", "0"]

@@ -14,10 +14,7 @@ from onnx import ModelProto, helper, numpy_helper
 from tests import models_for_tests as tiny
 from tests.models_for_tests import cli, conv1d, conv2d, listing, save, save_external, values
 
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def scaled(model: ModelProto, factor: float) -> ModelProto:

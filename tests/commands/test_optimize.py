@@ -38,12 +38,9 @@ from tests.models_for_tests import (
 from tests.mutants import MUTANTS, TARGETS
 from tests.proto_diff import diff
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 prove = importlib.import_module("dilrewrite.proof.prove")
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.in_process(monkeypatch)
 
 
 def optimized(model: ModelProto, folder: Path, **options: Any) -> tuple[Report, Path]:
@@ -150,6 +147,7 @@ BFLOAT16 = {"dtype": ml_dtypes.bfloat16, "element": TensorProto.BFLOAT16, "opset
 
 @pytest.mark.parametrize("element", [FLOAT64, BFLOAT16], ids=["float64", "bfloat16"])
 @pytest.mark.parametrize("strategy", ["space_to_batch", "slice_to_batch", "im2col"])
+@pytest.mark.grid(3)
 def test_sizes_of_a_type_that_the_runtime_lacks(element: Any, strategy: str, tmp_path: Path) -> None:
     """Without pads the kernel needs seven values: no smaller size is tried, on which the original does not run."""
     model = conv1d(batch="batch", length="time", dilations=[3], **element)
@@ -169,6 +167,7 @@ def test_sizes_of_a_type_that_the_runtime_lacks(element: Any, strategy: str, tmp
     ],
     ids=["float64", "bfloat16", "float16"],
 )
+@pytest.mark.grid(3)
 def test_element_types(
     tmp_path: Path, options: dict[str, Any], site_backends: list[str], backend: str, strategy: str
 ) -> None:

@@ -15,6 +15,8 @@ from dilrewrite.sites.find import find
 from tests import models_for_tests as tiny
 from tests.plug_ins import EXAMPLES
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 @pytest.fixture
 def reversed_conv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -23,6 +23,8 @@ from dilrewrite.splice.rewrite import rewrite
 from tests import models_for_tests as tiny
 from tests.plug_ins import EXAMPLES
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 @pytest.fixture
 def padded_conv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

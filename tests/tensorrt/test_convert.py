@@ -21,7 +21,9 @@ from dilrewrite.tensorrt.convert import BF16_OPSET, constants, fold_biases, infe
 from dilrewrite.tensorrt.fidelity import Fidelity, compare
 from dilrewrite.tensorrt.precision import held, prepare
 from tests import models_for_tests as tiny
-from tests.models_for_tests import DEMOS, MODELS, build, conv1d, conv_node, in_process, values
+from tests.models_for_tests import DEMOS, MODELS, build, conv1d, conv_node, values
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 Array = np.ndarray[Any, Any]
 
@@ -29,11 +31,6 @@ BF16 = ml_dtypes.bfloat16
 
 every_demo = pytest.mark.parametrize("name", DEMOS)
 every_low = pytest.mark.parametrize("precision", ["fp16", "bf16"])
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_process(monkeypatch)
 
 
 def demo(name: str) -> ModelProto:

@@ -19,16 +19,13 @@ from dilrewrite.runtimes import backend
 from dilrewrite.tensorrt.fidelity import SLACK, UNIT_ROUNDOFF, Fidelity, bound, compare
 from dilrewrite.tensorrt.precision import Prepared, prepare
 from tests import models_for_tests as tiny
-from tests.models_for_tests import MODELS, build, conv1d, conv_node, in_process, values
+from tests.models_for_tests import MODELS, build, conv1d, conv_node, values
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 Array = np.ndarray[Any, Any]
 
 SMALL = ("causal_tcn", "meshnet3d", "splice_sites")
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_process(monkeypatch)
 
 
 def compared(
