@@ -575,7 +575,7 @@ def _estimate(found: Found, name: str) -> tuple[bool, float]:
     for site in found.sites:
         offered = {one.strategy: one.cost for one in choose.candidates(site, strategies())[0]}
         costs += offered.get(name, offered.get("keep", 0.0))
-    return name in choose.INEXACT, costs
+    return name in strategies() and strategies()[name].finite_inputs_only, costs
 
 
 def _choice(backend: TimedBackend, path: Path, shapes: Sequence[str], scratch: Path, budget_s: float) -> Row:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests import models_for_tests as tiny
 from tests.plug_ins import EXAMPLES, PAGE, ROOT, passed
 from tests.test_docs import blocks
 
@@ -71,6 +73,26 @@ def test_a_strategy_is_held_to_all_that_strategies_promise(tmp_path: Path, pytes
     grid = ["--full"] if full else []
     assert passed(tmp_path, *STRATEGIES, *grid, "-k", EXAMPLES["strategy"].name) > (1000 if full else 300)
     assert passed(tmp_path, *ITERATING) > 10
+
+
+def test_a_strategy_that_emits_a_malformed_fragment_is_named_with_the_step(tmp_path: Path) -> None:
+    right = "return builder.plain_conv(geometry)"
+    wrong = "builder.plain_conv(geometry); return Tensor('nowhere', builder.x.shape)"
+    example = EXAMPLES["strategy"]
+    assert right in example.source
+    replace(example, source=example.source.replace(right, wrong)).install(tmp_path)
+    model = tiny.save(tiny.conv1d(), tmp_path / "m.onnx")
+    done = subprocess.run(
+        [sys.executable, "-m", "dilrewrite", "optimize", str(model), "-o", str(tmp_path / "out.onnx"), "--eliminate"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert f"the strategy {example.name} is broken: no step of {example.name} makes its output 'nowhere'" in line
+    assert "tell its author" in line
 
 
 def test_a_runtime_is_held_to_its_contract(tmp_path: Path) -> None:

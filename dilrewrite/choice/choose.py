@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dilrewrite.choice.reason import Condition, Reason, Why
-from dilrewrite.forms.fragment import CoreConv, Fragment
+from dilrewrite.forms.fragment import AddKernelAxis, CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import INEXACT as INEXACT
-from dilrewrite.forms.strategies import SKIP_PADDING, Refusal, Strategy, plan, spelled, with_max_dilation
+from dilrewrite.forms.strategies import Refusal, Strategy, plan, spelled, with_max_dilation
 from dilrewrite.sites import Place, Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
@@ -30,7 +29,7 @@ class Candidate:
 
     `spelling` names the strategy with its settings, as `--strategy` takes it. `covers`: the nodes that go; of
     candidates that share one only one can be taken. `holds_for`: what its exactness hangs on; a form for which there
-    is something is taken to eliminate dilation and when asked for, never otherwise.
+    is something is taken to eliminate dilation and when asked for, never otherwise. `only_prunes`: see `Strategy`.
     """
 
     strategy: str
@@ -40,6 +39,7 @@ class Candidate:
     elements_moved: int
     covers: frozenset[Place] = frozenset()
     holds_for: tuple[Condition, ...] = ()
+    only_prunes: bool = False
 
     @property
     def cost(self) -> float:
@@ -53,17 +53,17 @@ class Candidate:
         A 2-D Conv as a 3-D one is of no use to a device without 3-D convolution.
         """
         convs = [core for core in self.fragment.core if isinstance(core, CoreConv)]
-        lifted = self.strategy == "space_to_axis" and any(len(core.kernel) > 2 for core in convs)
+        lifted = any(len(core.kernel) > 2 and any(isinstance(e, AddKernelAxis) for e in core.weight) for core in convs)
         return lifted, bool(self.holds_for), self.cost
 
 
-def holds_for(site: Site, fragment: Fragment) -> tuple[Condition, ...]:
-    """Return what the exactness of a form of `site` hangs on."""
+def holds_for(site: Site, strategy: Strategy, fragment: Fragment) -> tuple[Condition, ...]:
+    """Return what the exactness of a form of `site`, which the strategy planned, hangs on."""
     conditions = []
-    if fragment.strategy in INEXACT:
+    if strategy.finite_inputs_only:
         conditions.append(Condition.FINITE_INPUTS)
     pads = site.geometry.explicit().data_share() != 1
-    if fragment.strategy in SKIP_PADDING and pads and not site.fixed_weights:
+    if strategy.skips_padding and pads and not site.fixed_weights:
         conditions.append(Condition.FINITE_WEIGHTS)
     if site.geometry.element == "float16" and fragment.adds:
         conditions.append(Condition.FLOAT16_SUMS)
@@ -116,7 +116,8 @@ def candidates(
                 multiply_adds=sized.multiply_adds,
                 elements_moved=sized.elements_moved,
                 covers=site.covers(fragment),
-                holds_for=holds_for(site, fragment),
+                holds_for=holds_for(site, chosen, fragment),
+                only_prunes=chosen.only_prunes,
             )
         )
     return sorted(found, key=lambda candidate: candidate.order), refused
@@ -147,9 +148,9 @@ def worth_timing(found: Sequence[Candidate]) -> list[Candidate]:
 def distinct(found: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates without those that come to the same fragment as another.
 
-    Where pruning leaves a kernel of one tap, all forms are that one: it goes by the name of `tap_prune`.
+    Where pruning leaves a kernel of one tap, all forms are that one: it goes by the name of the one that only prunes.
     """
-    named = {c.fragment.digest(): c for c in found if c.strategy == "tap_prune"}
+    named = {c.fragment.digest(): c for c in found if c.only_prunes}
     kept: dict[str, Candidate] = {}
     for candidate in found:
         digest = candidate.fragment.digest()

@@ -15,7 +15,7 @@ from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.layers import compare_layers
 from dilrewrite.choice.original import Original
-from dilrewrite.choice.reason import Reason, Why, not_measured
+from dilrewrite.choice.reason import Condition, Reason, Why, not_measured
 from dilrewrite.errors import FailedError
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.proof.prove import Proof
@@ -344,8 +344,8 @@ def others(name: str) -> tuple[str, ...]:
 
 
 def _timed(entry: Considered) -> list[choose.Candidate]:
-    """Return the forms of a site that are timed; those of `choose.INEXACT` are taken last, however fast."""
-    return [candidate for candidate in entry.wanted if candidate.strategy not in ("keep", *choose.INEXACT)]
+    """Return the forms of a site that are timed; those for finite inputs only are taken last, however fast."""
+    return [one for one in entry.wanted if one.strategy != "keep" and Condition.FINITE_INPUTS not in one.holds_for]
 
 
 def _most(run: SiteRun) -> float:

@@ -16,6 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dilrewrite.errors import FailedError
+
 X = "x"
 """The name under which a fragment reads the site's input."""
 
@@ -183,8 +185,14 @@ def makes(step: Step) -> tuple[str, ...]:
     return step.outputs if isinstance(step, Node) else (step.output,)
 
 
-class MalformedFragment(Exception):  # noqa: N818 - a mistake of a strategy, which no user can mend
-    """The steps of a fragment cannot be run in their order; the text names the step."""
+class MalformedFragmentError(FailedError):
+    """The steps of a fragment cannot be run in their order; the text names the strategy and the step."""
+
+    def __init__(self, strategy: str, problem: str) -> None:
+        super().__init__(
+            f"the strategy {strategy} is broken: {problem}",
+            hint="tell its author; until it is mended uninstall its package, or name another form with --strategy",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +265,7 @@ class Fragment:
         return replace(self, steps=(*steps, *self.exit))
 
     def check(self) -> None:
-        """Raise `MalformedFragment`, which names the step, unless the steps run in their order.
+        """Raise `MalformedFragmentError`, which names the step, unless the steps run in their order.
 
         Everything read was made before, each name is made once, no layout operator stands inside the core, and the
         output is made.
@@ -267,19 +275,21 @@ class Fragment:
         done: dict[str, int | None] = dict.fromkeys((X, FILL, *self.constants))
         for place, step in enumerate(self.steps):
             if first <= place < after and isinstance(step, Node):
-                raise MalformedFragment(f"{self._named(place)} stands inside the core, before {self._named(after - 1)}")
+                raise MalformedFragmentError(
+                    self.strategy, f"{self._named(place)} stands inside the core, before {self._named(after - 1)}"
+                )
             for name in reads(step):
                 if name not in done:
                     late = f"only {self._named(makers[name])} makes" if name in makers else "no step makes"
-                    raise MalformedFragment(f"{self._named(place)} reads {name!r}, which {late}")
+                    raise MalformedFragmentError(self.strategy, f"{self._named(place)} reads {name!r}, which {late}")
             for name in makes(step):
                 if name in done:
                     earlier = done[name]
                     by = "is given" if earlier is None else f"{self._named(earlier)} makes too"
-                    raise MalformedFragment(f"{self._named(place)} makes {name!r}, which {by}")
+                    raise MalformedFragmentError(self.strategy, f"{self._named(place)} makes {name!r}, which {by}")
                 done[name] = place
         if self.result not in makers:
-            raise MalformedFragment(f"no step of {self.strategy} makes its output {self.result!r}")
+            raise MalformedFragmentError(self.strategy, f"no step of {self.strategy} makes its output {self.result!r}")
 
     def _named(self, place: int) -> str:
         """Return a step by its place, its part of the fragment, its operator and the name that it makes."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dilrewrite.errors import UsageError, one_line
-from dilrewrite.forms.strategies import INEXACT
+from dilrewrite.forms.strategies import strategies
 from dilrewrite.pytorch.chosen import (
     ATTRIBUTE,
     NATIVE,
@@ -184,9 +184,9 @@ def _check(passes: Sequence[str], only: Sequence[str] | None, budget: float) -> 
 
 def _offered(only: Sequence[str] | None) -> tuple[str, ...]:
     """Return the methods to probe, in order; without `only` all but those that are exact for finite inputs alone."""
-    rest = [name for name in methods() if name not in (*_ORDER, NATIVE)]
-    names = [name for name in (*_ORDER, *rest) if name in methods()]
-    return tuple(name for name in names if (name in only if only is not None else name not in INEXACT))
+    left_out = {name for name, strategy in strategies().items() if strategy.finite_inputs_only}
+    names = dict.fromkeys(name for name in (*_ORDER, *methods()) if name in methods() and name != NATIVE)
+    return tuple(name for name in names if (name in only if only is not None else name not in left_out))
 
 
 def _is_dilated(layer: Any) -> bool:

@@ -15,6 +15,7 @@ from dilrewrite.sites.find import find
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.stopwatch import Comparison, Timing
 from tests import models_for_tests as tiny
+from tests.forms_for_tests import INEXACT
 
 
 def sites(model: Any) -> dict[str, Site]:
@@ -221,7 +222,7 @@ def test_worth_timing(model: Any) -> None:
     (site,) = sites(model).values()
     found = choose.worth_timing(offered(site))
     assert found
-    assert not {"keep", *choose.INEXACT} & set(names(found))
+    assert not {"keep", *INEXACT} & set(names(found))
     assert [c.order for c in found] == sorted(c.order for c in found)
     digests = [c.fragment.digest() for c in found]
     assert len(set(digests)) == len(digests)
@@ -229,7 +230,7 @@ def test_worth_timing(model: Any) -> None:
 
 def test_nothing_is_worth_timing() -> None:
     (site,) = sites(tiny.conv1d()).values()
-    assert choose.worth_timing([c for c in offered(site) if c.strategy in ("keep", *choose.INEXACT)]) == []
+    assert choose.worth_timing([c for c in offered(site) if c.strategy in ("keep", *INEXACT)]) == []
     assert choose.worth_timing([]) == []
 
 

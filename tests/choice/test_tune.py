@@ -13,7 +13,6 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
-from dilrewrite.choice.choose import INEXACT
 from dilrewrite.choice.confirm import Confirmation, Confirmed, Trial
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
@@ -53,6 +52,7 @@ from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 from tests import models_for_tests as tiny
+from tests.forms_for_tests import INEXACT
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
 from tests.splice.test_rewrite import KINDS, Q
 from tests.splice.test_rewrite import model as spelled

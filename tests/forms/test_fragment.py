@@ -16,7 +16,7 @@ from dilrewrite.forms.fragment import (
     CoreFill,
     Fragment,
     Kept,
-    MalformedFragment,
+    MalformedFragmentError,
     Node,
     RepeatOutputs,
     SpreadTaps,
@@ -25,7 +25,7 @@ from dilrewrite.forms.fragment import (
     WeightEdit,
 )
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import plan
+from dilrewrite.forms.strategies import Strategy, plan
 from tests import naive
 
 ZERO = np.zeros((), np.int64)
@@ -242,12 +242,12 @@ LATE = Node("Slice", ("y",), ("slice_1",), {})
 )
 def test_a_malformed_fragment_names_the_step(changes: dict[str, object], words: str) -> None:
     FRAGMENT.check()
-    with pytest.raises(MalformedFragment, match=words):
+    with pytest.raises(MalformedFragmentError, match=words):
         replace(FRAGMENT, **changes).check()
 
 
 def test_plan_checks_what_a_strategy_emits() -> None:
-    class Forgetful:
+    class Forgetful(Strategy):
         prunes = False
 
         def refusal(self, _: object) -> None:
@@ -262,7 +262,7 @@ def test_plan_checks_what_a_strategy_emits() -> None:
         batch=1, in_channels=1, out_channels=1, group=1, extents=(9,), kernel=(3,), strides=(1,), dilations=(2,),
         pads_begin=(2,), pads_end=(2,),
     )  # fmt: skip
-    with pytest.raises(MalformedFragment, match=r"step 2 of forgetful \(core, Conv, conv_3\) reads 'transpose_2'"):
+    with pytest.raises(MalformedFragmentError, match=r"step 2 of forgetful \(core, Conv, conv_3\) reads 'transpose_2'"):
         plan("forgetful", Forgetful(), geometry, 17)
 
 

@@ -22,13 +22,13 @@ import pytest
 
 import dilrewrite.pytorch
 from dilrewrite.errors import UsageError
-from dilrewrite.forms.strategies import INEXACT
 from dilrewrite.pytorch import chosen, probing, rewriting
 from dilrewrite.pytorch.chosen import NATIVE, Chosen, bucket, choose
 from dilrewrite.pytorch.methods import methods
 from dilrewrite.pytorch.probing import PASSES, Probe, TorchBench
 from dilrewrite.pytorch.rewriting import restore_module, rewrite_module
 from dilrewrite.timing.stopwatch import Comparison, Timing
+from tests.forms_for_tests import INEXACT
 
 torch = pytest.importorskip("torch", reason="torch is not installed: modules are rewritten in it")
 from torch import nn  # noqa: E402

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 from dilrewrite import settings
 from dilrewrite.discover import discover
@@ -21,14 +21,19 @@ from dilrewrite.forms.geometry import ConvGeometry
 class Strategy(Protocol):
     """One exact form. A frozen dataclass; its fields are its settings (`--strategy NAME:field=value`).
 
-    It takes sites that mean a Conv. For other ones it has a class attribute `takes` with the types of their meanings,
-    and a method `fragment(meaning, opset)` that returns what `plan` does.
+    What sets it apart from other forms it declares in these class attributes.
     """
 
-    @property
-    def prunes(self) -> bool:
-        """Say whether dead taps at the ends of the kernel are cut off first."""
-        ...
+    takes: ClassVar[tuple[type, ...]] = (ConvGeometry,)
+    """What sites may mean. For others than a Conv it has `fragment(meaning, opset)`, which does what `plan` does."""
+    prunes: ClassVar[bool] = True
+    """Whether dead taps at the ends of the kernel are cut off first."""
+    only_prunes: ClassVar[bool] = False
+    """Whether it does nothing else. Where other forms come to the same fragment, it goes by this one's name."""
+    skips_padding: ClassVar[bool] = False
+    """Whether its point is to leave out products with padding, which are 0 only for finite weights."""
+    finite_inputs_only: ClassVar[bool] = False
+    """Whether it is exact for finite inputs only."""
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Return why this form does not apply, in a sentence with the numbers, or `None` when it does.
@@ -50,13 +55,6 @@ class Refusal:
     """Name of the form."""
     reason: str
     """Why it does not apply, or which proof failed."""
-
-
-SKIP_PADDING = frozenset({"tap_prune", "tap_sum", "tap_zones"})
-"""Forms whose point is to leave out products with padding, which are 0 only for finite weights."""
-
-INEXACT = frozenset({"zero_fill"})
-"""Forms that are exact for finite inputs only."""
 
 
 @functools.cache
@@ -99,19 +97,22 @@ def plan(
     `storage` is the element type of the tensor that the fragment reads when it is not the geometry's (a quantised
     site). Dead taps are pruned, negative and SAME_* pads made explicit before the strategy sees the geometry. Weights
     that are not fixed may be NaN or Inf when the model runs, and such a weight gives NaN on padding too: then dead taps
-    stay, but for the forms of `SKIP_PADDING`.
+    stay, but for forms that skip padding.
     """
-    taken: tuple[type, ...] = getattr(strategy, "takes", (ConvGeometry,))
-    if not isinstance(meaning, taken):
-        return Refusal(name, f"it takes {' or '.join(each.__name__ for each in taken)}, not {type(meaning).__name__}")
+    if not isinstance(meaning, strategy.takes):
+        types = " or ".join(each.__name__ for each in strategy.takes)
+        return Refusal(name, f"it takes {types}, not {type(meaning).__name__}")
     if not isinstance(meaning, ConvGeometry):
-        return cast("Fragment | Refusal", cast("Any", strategy).fragment(meaning, opset))
+        planned = cast("Fragment | Refusal", cast("Any", strategy).fragment(meaning, opset))
+        if isinstance(planned, Fragment):
+            planned.check()
+        return planned
     geometry = meaning
     reason = geometry.malformed() or geometry.explicit().invalid()
     if reason:
         return Refusal(name, f"not a valid Conv: {reason}")
     explicit = geometry.explicit()
-    prunes = strategy.prunes and (fixed_weights or name in SKIP_PADDING)
+    prunes = strategy.prunes and (fixed_weights or strategy.skips_padding)
     if prunes:
         explicit = explicit.pruned()
     normal = explicit.normal()

@@ -9,22 +9,18 @@ from typing import final
 from dilrewrite.forms.builder import END, Builder, Cut, Tensor, axis_pads
 from dilrewrite.forms.fragment import TapsToInputs
 from dilrewrite.forms.geometry import ConvGeometry, Window, product
+from dilrewrite.forms.strategies import Strategy
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Im2col:
+class Im2col(Strategy):
     """Tap t reads xp[t*d : t*d + (Ho-1)*s + 1 : s]; with ends counted from the back no size is needed at run time.
 
     In the 2016 benchmark: im2col DCD. Refuses above `limit_nodes` slices.
     """
 
     limit_nodes: int = 256
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse groups, whose channels would have to be interleaved, and very many taps."""

@@ -7,17 +7,15 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Strategy
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Strategy):
     """One Conv, dilated as before. In the 2016 benchmark: Normal DCD."""
 
-    @property
-    def prunes(self) -> bool:
-        """Keep every tap."""
-        return False
+    prunes = False
 
     def refusal(self, geometry: ConvGeometry) -> str | None:  # noqa: ARG002
         """Never refuse."""

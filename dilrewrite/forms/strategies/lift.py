@@ -9,20 +9,16 @@ from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import AddKernelAxis
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.layout import Layout
+from dilrewrite.forms.strategies import Strategy
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Lift:
+class Lift(Strategy):
     """[N, C, L] -> [N, C, 1, L], kernel (1, k), and back: two free Reshapes. The dilation stays.
 
     ONNX Runtime's CPU provider runs 1-D Convs by im2col and a matrix product, 2-D ones directly in a blocked layout.
     """
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse all but rank 1."""

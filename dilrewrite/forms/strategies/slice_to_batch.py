@@ -10,6 +10,7 @@ from typing import final
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.layout import AxisLayout
+from dilrewrite.forms.strategies import Strategy
 from dilrewrite.forms.strategies._phases import join_phases, pad_axes, plan_phases, sizes
 
 SLICES_AT_ONCE = 16
@@ -18,7 +19,7 @@ SLICES_AT_ONCE = 16
 
 @final
 @dataclass(frozen=True, slots=True)
-class SliceToBatch:
+class SliceToBatch(Strategy):
     """One strided Slice per phase, Concat on the batch, Conv, and back. In the 2016 benchmark: BatchStack DCD.
 
     The only phase form for overlapping phases (s' > 1). The weights stay untouched. `max_dilation`: dilations up to it
@@ -27,11 +28,6 @@ class SliceToBatch:
 
     max_dilation: int = 1
     limit_nodes: int = 4096
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse very many phases."""

@@ -8,6 +8,7 @@ from typing import final
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import AddKernelAxis
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Strategy
 from dilrewrite.forms.strategies._phases import (
     interleaved,
     merge,
@@ -21,7 +22,7 @@ from dilrewrite.forms.strategies._phases import (
 
 @final
 @dataclass(frozen=True, slots=True)
-class SpaceToAxis:
+class SpaceToAxis(Strategy):
     """1-D: [N, C, L] -> [N, C, M, b] with kernel (k, 1); 2-D: a Conv of rank 3. In the 2016 benchmark: Subpixel DCD.
 
     One split axis gets its phases as an axis right behind it, which is a Reshape both ways. Two split axes share one
@@ -29,11 +30,6 @@ class SpaceToAxis:
     """
 
     max_dilation: int = 1
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse rank 3, which would need a Conv of rank 4, and overlapping phases."""

@@ -7,6 +7,7 @@ from typing import final
 
 from dilrewrite.forms.builder import INFER, Builder, Tensor
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Strategy
 from dilrewrite.forms.strategies._phases import (
     crop,
     join_phases,
@@ -21,7 +22,7 @@ from dilrewrite.forms.strategies._phases import (
 
 @final
 @dataclass(frozen=True, slots=True)
-class SpaceToBatch:
+class SpaceToBatch(Strategy):
     """[N, C, H, W] -> [N*b*b, C, M, M], Conv, and back. In the 2016 benchmark: Batchroll DCD.
 
     Square 2-D blocks go through SpaceToDepth and a free Reshape, everything else through Reshape and Transpose.
@@ -29,11 +30,6 @@ class SpaceToBatch:
     """
 
     max_dilation: int = 1
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse overlapping phases."""

@@ -8,6 +8,7 @@ from typing import final
 from dilrewrite.forms.builder import INFER, Builder, Tensor
 from dilrewrite.forms.fragment import RepeatOutputs
 from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.strategies import Strategy
 from dilrewrite.forms.strategies._phases import (
     crop,
     join_phases,
@@ -22,7 +23,7 @@ from dilrewrite.forms.strategies._phases import (
 
 @final
 @dataclass(frozen=True, slots=True)
-class SpaceToGroup:
+class SpaceToGroup(Strategy):
     """SpaceToDepth, a Conv with group * b * b and repeated weights, DepthToSpace.
 
     Square 2-D blocks go through SpaceToDepth, everything else through Reshape and Transpose. Refuses where the repeated
@@ -31,11 +32,6 @@ class SpaceToGroup:
 
     max_dilation: int = 1
     limit_mb: int = 64
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse overlapping phases, and weights beyond the limit."""

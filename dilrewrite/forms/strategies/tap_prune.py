@@ -7,17 +7,16 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import Strategy
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class TapPrune:
+class TapPrune(Strategy):
     """A Conv with a smaller kernel (docs/maths.md, family 2). Pruning itself happens before every strategy."""
 
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
+    only_prunes = True
+    skips_padding = True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse where no tap is dead."""

@@ -9,22 +9,20 @@ from typing import final
 from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
 from dilrewrite.forms.fragment import TakeTaps
 from dilrewrite.forms.geometry import ConvGeometry, Window, product
+from dilrewrite.forms.strategies import Strategy
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class TapSum:
+class TapSum(Strategy):
     """y[o] = sum over t of w[t] * x[o*s + t*d - p0], each tap only for lo_t <= o < hi_t (docs/maths.md, family 2).
 
     Refuses above `limit_nodes` nodes.
     """
 
-    limit_nodes: int = 256
+    skips_padding = True
 
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
+    limit_nodes: int = 256
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse unknown extents, quantised sites and very many taps."""

@@ -8,17 +8,20 @@ from typing import final
 from dilrewrite.forms.builder import Builder, Cut, Tensor
 from dilrewrite.forms.fragment import TakeTaps
 from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.strategies import Strategy
 
 AXES = ("all", "last")
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class TapZones:
+class TapZones(Strategy):
     """No multiply-add touches padding on the zoned axes; `axes` is "all" or "last" (docs/maths.md, family 2).
 
     A zone in which several taps are live keeps the dilation. Refuses above `limit_nodes` nodes.
     """
+
+    skips_padding = True
 
     axes: str = "all"
     limit_nodes: int = 256
@@ -27,11 +30,6 @@ class TapZones:
         """Check `axes`."""
         if self.axes not in AXES:
             raise ValueError(f"axes={self.axes!r} is not one of {', '.join(AXES)}")
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def _zoned(self, geometry: ConvGeometry) -> list[int]:
         return list(geometry.axes) if self.axes == "all" else [geometry.rank - 1]

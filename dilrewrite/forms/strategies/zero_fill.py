@@ -8,24 +8,22 @@ from typing import final
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import SpreadTaps
 from dilrewrite.forms.geometry import ConvGeometry, least_divisor, product
+from dilrewrite.forms.strategies import Strategy
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class ZeroFill:
+class ZeroFill(Strategy):
     """A dense kernel of d(k-1) + 1 taps (docs/maths.md, family 3).
 
     Exact for finite inputs only: one Inf spreads NaN over the zeros. Refuses where the spread weights would exceed
     `limit_mb` MiB. `max_dilation`: the smallest spreading is chosen that leaves dilations up to it.
     """
 
+    finite_inputs_only = True
+
     max_dilation: int = 1
     limit_mb: int = 64
-
-    @property
-    def prunes(self) -> bool:
-        """Cut dead taps."""
-        return True
 
     def _spread(self, geometry: ConvGeometry, axis: int) -> int:
         d = geometry.dilations[axis]

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dilrewrite.forms.strategies import Refusal, strategies
+from dilrewrite.forms.strategies import Refusal, Strategy, strategies
 from tests.cases import Case, cases, counts
 from tests.contract import ContractError, check, emit, may_refuse, run, session
 
@@ -126,7 +126,7 @@ def test_refusals_that_users_know(name: str, changes: dict[str, object]) -> None
 
 
 def test_a_refusal_that_the_table_does_not_allow_fails() -> None:
-    class Shy:
+    class Shy(Strategy):
         prunes = True
 
         def refusal(self, _: object) -> str:

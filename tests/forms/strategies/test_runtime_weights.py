@@ -14,7 +14,7 @@ from onnx import ModelProto, numpy_helper
 import dilrewrite
 from dilrewrite.choice import choose
 from dilrewrite.forms.fragment import CoreConv, Fragment
-from dilrewrite.forms.strategies import SKIP_PADDING, plan, strategies, with_max_dilation
+from dilrewrite.forms.strategies import plan, strategies, with_max_dilation
 from dilrewrite.reports import reasons
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
@@ -22,14 +22,15 @@ from dilrewrite.splice.rewrite import rewrite
 from tests import models_for_tests as tiny
 from tests.cases import Case, cases
 from tests.contract import image, original, session, truth, weights
+from tests.forms_for_tests import INEXACT
 
 DEAD = [
     dataclasses.replace(case, weights="overridable", ir=max(case.ir, 4))
     for case in cases()
     if case.features & {"some taps dead", "all taps dead"} and case.auto_pad == "NOTSET" and not case.unknown
 ]
-OTHERS = sorted(set(strategies()) - SKIP_PADDING)
-SKIPPING = SKIP_PADDING & set(strategies())
+SKIPPING = {name for name, strategy in strategies().items() if strategy.skips_padding}
+OTHERS = sorted(set(strategies()) - SKIPPING)
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,7 +99,7 @@ def test_with_weights_of_run_time_forms_that_leave_out_padding_say_so_and_come_l
     assert not SKIPPING & {c.strategy for c in choose.worth_timing(list(found.values()))}
     order = [c.strategy for c in choose.without_dilation(sorted(found.values(), key=lambda c: c.order), 1)]
     assert SKIPPING & set(order)
-    first = [name for name in order if name not in (*choose.INEXACT, "space_to_axis")]  # these are last in any case
+    first = [name for name in order if name not in (*INEXACT, "space_to_axis")]  # these are last in any case
     assert set(first[-len(SKIPPING & set(order)) :]) == SKIPPING & set(order)
 
 
