@@ -7,13 +7,12 @@ The proof runs on a sub-model: the nodes of the site, cut out of the user's mode
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Self, TypeVar, cast
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dilrewrite.forms.builder import END
@@ -69,7 +68,7 @@ class Proof:
     """Runtimes that ran the form."""
     native_ran: bool
     """Whether the original Conv ran for comparison; an integer convolution in float64 is the ground truth always."""
-    rounding: Rounding | None
+    rounding: Rounding | None = None
     """Rounding errors; `None` when not measured."""
     failure: str | None = None
     """What did not hold."""
@@ -90,19 +89,33 @@ class Proof:
 KEPT_BYTES = 3 * 2**26
 """How much of the inputs and results of sites is kept between the proofs of their forms."""
 
-Made = TypeVar("Made", bound="_Whole | _Reals")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """What the forms of a site are held to: inputs, exact results, and the original's own (`None`: it does not run).
+
+    `sizes`: of the sums that results in real numbers are rounded from.
+    """
+
+    inputs: Sequence[Array]
+    results: Sequence[Array]
+    native: Sequence[Array] | None
+    sizes: Sequence[Array] = ()
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in (*self.inputs, *self.results, *(self.native or ()), *self.sizes))
 
 
 class Prover:
     """Proves fragments, each distinct question once, and makes the data of a site once for all its forms."""
 
     def __init__(self, *, seed: int = 0, threads: int | None = None) -> None:
-        self.seed = seed
-        self.options = Options(threads=threads, isolated=False)
+        self.seed, self.threads = seed, threads
         self.runtime: Backend = backend("onnxruntime_cpu")
         self.reference: Backend = backend("reference")
         self._known: dict[tuple[object, ...], Proof] = {}
-        self._kept: dict[tuple[object, ...], _Whole | _Reals] = {}
+        self._kept: dict[tuple[object, ...], _Data] = {}
 
     def prove(self, source: Source, site: Site, fragment: Fragment) -> Proof:
         """Return the proof of `fragment` for a site of `source`; equal questions, but for names, are asked once."""
@@ -111,17 +124,18 @@ class Prover:
             try:
                 self._known[key] = _prove(self, source, *_sized(site, fragment))
             except LookupError as error:
-                self._known[key] = _unproved(str(error))
+                self._known[key] = Proof(
+                    shapes=(), elements=0, backend="none", native_ran=False, failure=str(error), ran=False
+                )
         return self._known[key]
 
-    def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+    def once(self, key: tuple[object, ...], make: Callable[[], _Data]) -> _Data:
         """Return what `make` returns, from memory where the key was asked shortly before."""
-        found = cast("Made | None", self._kept.pop(key, None))
-        made = make() if found is None else found
-        self._kept[key] = made
+        data = self._kept.pop(key, None) or make()
+        self._kept[key] = data
         while sum(each.bytes for each in self._kept.values()) > KEPT_BYTES:
             del self._kept[next(iter(self._kept))]
-        return made
+        return data
 
 
 def outline(source: Source, site: Site) -> tuple[object, ...]:
@@ -172,14 +186,20 @@ class Trial:
             raise LookupError("its nodes by themselves are no site")
         return cls(model=model, site=alike[0], numbers=numbers)
 
+    @property
+    def runs_natively(self) -> bool:
+        """Say whether ONNX Runtime on the CPU, which proofs run on, takes the Convs as they are."""
+        return not any(timed_backends()["onnxruntime_cpu"].refuses(part.geometry) for part in self.site.parts)
+
     def rewritten(self, fragment: Fragment) -> ModelProto:
         """Return the sub-model with the fragment in place of the site."""
-        return rewrite(
-            self.model, [(self.site, fragment)], find(self.model).normalisations, numpy_helper.to_array
-        ).proto
+        edits, unused = [(self.site, fragment)], find(self.model).normalisations
+        return rewrite(self.model, edits, unused, numpy_helper.to_array).proto
 
-    def run(self, runtime: Backend, model: ModelProto, options: Options, inputs: Sequence[Array]) -> list[Array]:
+    def run(self, runtime: Backend, model: ModelProto, inputs: Sequence[Array], threads: int | None) -> list[Array]:
         """Return the output of the sub-model, or its rewritten form, for each input."""
+        optimize = self.numbers.site.input_quantization is None
+        options = Options(threads=threads, isolated=False, optimize=optimize)
         with runtime.session(Runnable(model=model.SerializeToString()), options) as session:
             return [next(iter(session.run({"x": x, **self.numbers.feeds}).values())) for x in inputs]
 
@@ -189,10 +209,6 @@ class Trial:
 
 MOST_ELEMENTS = 3 * 2**27
 """A proof that would hold more numbers at once is not attempted: 1.5 GiB of them in float32."""
-
-
-def _unproved(failure: str) -> Proof:
-    return Proof(shapes=(), elements=0, backend="none", native_ran=False, rounding=None, failure=failure, ran=False)
 
 
 def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment]:
@@ -272,15 +288,6 @@ def _structure(fragment: Fragment, group: int) -> tuple[object, ...]:
 # -- the proof -------------------------------------------------------------------------------------------------------
 
 
-def runs_natively(geometry: ConvGeometry) -> bool:
-    """Say whether ONNX Runtime on the CPU, which proofs run on, takes the Conv as it is."""
-    return timed_backends()["onnxruntime_cpu"].refuses(geometry) is None
-
-
-def _native(site: Site) -> bool:
-    return all(runs_natively(part.geometry) for part in site.parts)
-
-
 def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Proof:
     geometry = entering(site)
     whole = _exact(prover, source, site, fragment, "float32")
@@ -308,63 +315,44 @@ def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Pr
     return replace(whole, rounding=rounding, failure=failure)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Whole:
-    """Whole numbers for a site: inputs, exact results, and the original's own (`None`: it does not run)."""
-
-    inputs: Sequence[Array]
-    results: Sequence[Array]
-    native: Sequence[Array] | None
-
-    @property
-    def bytes(self) -> int:
-        return sum(array.nbytes for array in (*self.inputs, *self.results, *(self.native or ())))
-
-
-def _whole(prover: Prover, trial: Trial, geometry: ConvGeometry, runtime: Backend) -> _Whole:
-    inputs, results = [], []
-    for extents in sample_extents(geometry):
-        x = trial.numbers.input(input_shape(concrete(geometry, extents)))
-        inputs.append(x)
-        feeds = {"x": x, **trial.numbers.feeds}
+def _whole(prover: Prover, trial: Trial, runtime: Backend, shapes: Sequence[tuple[int, ...]]) -> _Data:
+    """Make whole numbers for a site."""
+    numbers, results = trial.numbers, []
+    inputs = [numbers.input(shape) for shape in shapes]
+    for x in inputs:
+        feeds = {"x": x, **numbers.feeds}
         y = exact(trial.model, feeds)
-        results.append(y if trial.site.quantizes_output else y.astype(dtype(trial.numbers.element), copy=False))
+        results.append(y if trial.site.quantizes_output else y.astype(dtype(numbers.element), copy=False))
         if len(trial.site.parts) > 1 and exact(trial.model, feeds, magnitudes=True).max(initial=0) > EXACT_LIMIT:
             raise CannotRun("its sums leave the whole numbers that float32 holds")
     native = None
-    if _native(trial.site):
-        native = trial.run(runtime, trial.model, _options(prover, trial.site), inputs)
-        native = [same if _differs(same, y) else y for same, y in zip(native, results, strict=True)]
-    return _Whole(inputs=inputs, results=results, native=native)
-
-
-def _options(prover: Prover, site: Site) -> Options:
-    return replace(prover.options, optimize=site.input_quantization is None)
+    if trial.runs_natively:
+        outputs = trial.run(runtime, trial.model, inputs, prover.threads)
+        native = [same if _differs(same, y) else y for same, y in zip(outputs, results, strict=True)]
+    return _Data(inputs=inputs, results=results, native=native)
 
 
 def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, element: str) -> Proof:
     """Run fragment and original on whole numbers of `element`; equal bit for bit to the exact result."""
-    runtime = prover.runtime if element == "float32" else prover.reference
+    runtime, geometry = prover.runtime if element == "float32" else prover.reference, entering(site)
     trial = Trial.of(Numbers(source=source, site=site, element=element, rng=np.random.default_rng(prover.seed)))
-    geometry = entering(site)
-    name = f"{runtime.name} ({element} twin)" if element != geometry.element else runtime.name
-    natively = _native(site)
     shapes = tuple(input_shape(concrete(geometry, extents)) for extents in sample_extents(geometry))
-    done = functools.partial(Proof, shapes=shapes, backend=name, rounding=None)
+    twin = f" ({element} twin)" if element != geometry.element else ""
+    done = functools.partial(Proof, shapes=shapes, backend=f"{runtime.name}{twin}")
     try:  # one session at a time: each holds the weights
         key = outline(source, site), runtime.name, element
-        data = prover.once(key, lambda: _whole(prover, trial, geometry, runtime))
-        outputs = trial.run(runtime, trial.rewritten(fragment), _options(prover, site), data.inputs)
+        data = prover.once(key, lambda: _whole(prover, trial, runtime, shapes))
+        outputs = trial.run(runtime, trial.rewritten(fragment), data.inputs, prover.threads)
     except (CannotLoad, CannotRun) as error:
         return done(elements=0, native_ran=False, failure=str(error), ran=False)
-    elements = sum(got.size for got in outputs)
+    failure = None
     for x, y, got, same in zip(data.inputs, data.results, outputs, data.native or outputs, strict=True):
-        problem = _differs(got, y)
-        against = _differs(got, same)
+        problem, against = _differs(got, y), _differs(got, same)
         if problem or against:
             failure = f"input {list(x.shape)}: {problem or f'against the original: {against}'}"
-            return done(elements=elements, native_ran=natively, failure=failure)
-    return done(elements=elements, native_ran=natively)
+            break
+    elements = sum(got.size for got in outputs)
+    return done(elements=elements, native_ran=trial.runs_natively, failure=failure)
 
 
 def _differs(got: Array, wanted: Array) -> str | None:
@@ -381,40 +369,21 @@ def _differs(got: Array, wanted: Array) -> str | None:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reals:
-    """Random reals for a site: the input, the exact result with the size of its sums, and the original's own."""
-
-    x: Array
-    exact: NDArray[np.floating[Any]]
-    size: NDArray[np.floating[Any]]
-    native: Array
-
-    @property
-    def bytes(self) -> int:
-        return self.x.nbytes + self.exact.nbytes + self.size.nbytes + self.native.nbytes
-
-    def error(self, y: Array) -> float:
-        """Return the largest error of `y` as a share of the size of its sum."""
-        return float(np.max(np.abs(np.asarray(y, np.float64) - self.exact) / self.size, initial=0.0))
-
-
-def _reals(prover: Prover, trial: Trial, geometry: ConvGeometry, runtime: Backend) -> _Reals:
+def _reals(prover: Prover, trial: Trial, runtime: Backend) -> _Data:
+    """Make random reals for a site, and what it gives in numbers finer than those that are measured."""
+    geometry, native = entering(trial.numbers.site), trial.model
     extents = sample_extents(geometry)
     x = trial.numbers.input(input_shape(concrete(geometry, extents[1 % len(extents)])))
-    native = trial.model
-    if not _native(trial.site):  # the same Conv with its pads made explicit
+    if not trial.runs_natively:  # the same Conv with its pads made explicit
         kept = plan("keep", strategies()["keep"], geometry, trial.site.opset)
         if isinstance(kept, Refusal):
             raise CannotRun(f"the original has no runnable form: {kept.reason}")
         native = trial.rewritten(kept)
     feeds = {"x": x, **trial.numbers.feeds}
-    # the yardstick must be finer than what it measures
-    precise: type[np.floating[Any]] = np.longdouble if geometry.element == "float64" else np.float64
     size = exact(trial.model, feeds, magnitudes=True)
     size[size <= 0] = 1.0
-    (own,) = trial.run(runtime, native, prover.options, [x])
-    return _Reals(x=x, exact=exact(trial.model, feeds, precise), size=size, native=own)
+    result = exact(trial.model, feeds, np.longdouble if geometry.element == "float64" else np.float64)
+    return _Data(inputs=[x], results=[result], native=trial.run(runtime, native, [x], prover.threads), sizes=[size])
 
 
 def _rounds_on(prover: Prover, site: Site, fragment: Fragment) -> Backend:
@@ -428,33 +397,30 @@ def _rounds_on(prover: Prover, site: Site, fragment: Fragment) -> Backend:
 
 def _rounding(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Rounding:
     """Compare the errors of the new and the native form against float64, on random reals."""
-    element = entering(site).element
-    runtime = _rounds_on(prover, site, fragment)
+    element, runtime = entering(site).element, _rounds_on(prover, site, fragment)
     bare = replace(site, follow=())
     rng = np.random.default_rng(prover.seed + 1)
     trial = Trial.of(Numbers(source=source, site=bare, element=element, rng=rng, reals=True))
-    data = prover.once((outline(source, bare), runtime.name), lambda: _reals(prover, trial, entering(site), runtime))
-    (new,) = trial.run(runtime, trial.rewritten(fragment), prover.options, [data.x])
-    u = FLOATS[element].roundoff
-    terms = trial.numbers.additions
-    native_error = data.error(data.native)
-    native = np.asarray(data.native, np.float64)
+    data = prover.once((outline(source, bare), runtime.name), lambda: _reals(prover, trial, runtime))
+    outputs = *(data.native or ()), *trial.run(runtime, trial.rewritten(fragment), data.inputs, prover.threads)
+    native, new = (np.asarray(y, np.float64) for y in outputs)
+    errors = [float(np.max(np.abs(y - data.results[0]) / data.sizes[0], initial=0.0)) for y in (native, new)]
+    u, terms = FLOATS[element].roundoff, trial.numbers.additions
     peak = float(np.max(np.abs(native), initial=0.0))
-    difference = float(np.max(np.abs(np.asarray(new, np.float64) - native), initial=0.0))
     return Rounding(
-        native_error=native_error,
-        new_error=data.error(new),
-        limit=4 * native_error + 2 * u,
+        native_error=errors[0],
+        new_error=errors[1],
+        limit=4 * errors[0] + 2 * u,
         ceiling=2 * terms * u / (1 - terms * u) if terms * u < 1 else None,
-        difference=difference / peak if peak else 0.0,
+        difference=float(np.max(np.abs(new - native), initial=0.0)) / peak if peak else 0.0,
     )
 
 
 def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -> bool:
     """Say whether the form gives Inf or NaN where the original gives a number, on a runtime that rounds each operator.
 
-    Two neighbouring taps see the same large input with opposite weights: each alone leaves the range of float16,
-    together they are 0.
+    Two neighbouring taps, in the middle of the other axes, see the same large input with opposite weights: each alone
+    leaves the range of float16, together they are 0.
     """
     if not fragment.adds:
         return False  # every output is that of one Conv
@@ -463,23 +429,14 @@ def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -
     trial = Trial.of(Numbers(source=source, site=bare, element="float16", rng=rng, reals=True, given=True))
     geometry, models = entering(site), (trial.model, trial.rewritten(fragment))
     x = np.full(input_shape(concrete(geometry, sample_extents(geometry)[0])), 2.0**8, np.float16)
+    kernel = site.part.geometry.kernel
+    middle = tuple(k // 2 for k in kernel)
     with np.errstate(over="ignore", invalid="ignore"):
-        for taps in _neighbours(site.part.geometry):
+        for axis, first in ((axis, first) for axis, k in enumerate(kernel) for first in range(k - 1)):
             w = trial.numbers.feeds["w"] = np.zeros(trial.numbers.weights, np.float16)
-            for tap, value in zip(taps, (2.0**9, -(2.0**9)), strict=True):
-                np.moveaxis(w, (0, 1), (-2, -1))[tap][:, 0] = value
-            before, after = (trial.run(prover.reference, model, prover.options, [x])[0] for model in models)
+            taps: tuple[int | slice, ...] = (*middle[:axis], slice(first, first + 2), *middle[axis + 1 :])
+            w[(slice(None), 0, *taps)] = 2.0**9, -(2.0**9)
+            before, after = (trial.run(prover.reference, model, [x], prover.threads)[0] for model in models)
             if np.any(np.isfinite(before) & ~np.isfinite(after)):
                 return True
     return False
-
-
-def _neighbours(geometry: ConvGeometry) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yield pairs of taps that stand side by side on one axis, and in the middle of the others."""
-    middle = tuple(k // 2 for k in geometry.kernel)
-    for axis in geometry.axes:
-        for first in range(geometry.kernel[axis] - 1):
-            yield (
-                (*middle[:axis], first, *middle[axis + 1 :]),
-                (*middle[:axis], first + 1, *middle[axis + 1 :]),
-            )
