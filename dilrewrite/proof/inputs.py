@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 
 LENGTHS_3D = (32, 16, 24, 48, 64, 96, 8, 4, 2, 1, 128)
 """The same where an input has three or more unknown extents besides the batch."""
+
+USUAL_LENGTHS = {1: LENGTHS, 2: LENGTHS, 3: LENGTHS_3D}
+"""Both, by the largest number of unknown extents in one input."""
 
 SMALL = (*range(1, 17), 20, 24, 32, 40, 48, 64)
 """What unknown extents are tried with for the smallest size."""
@@ -54,6 +58,13 @@ SPELL_PADS = "convert the model to opset 11 or later (onnx.version_converter), o
 
 MANY_ELEMENTS = 2**26
 """A random input larger than this many elements is not tried."""
+
+
+Sizes = Mapping[str, int]
+"""What unknown sizes are."""
+
+Run = Callable[[Mapping[str, Array]], object]
+"""Runs a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +137,11 @@ def random_values(io: Io, shape: tuple[int, ...], rng: np.random.Generator, belo
     kind = dtype(io.element)
     if shape == () and "int" in io.element:
         return np.ones(shape, kind)
-    if io.element == "bool":
-        return rng.integers(0, 2, size=shape).astype(kind)
-    if io.element in ("int8", "uint8"):
-        return rng.integers(0, 128, size=shape).astype(kind)
-    if "int" in io.element:
-        return rng.integers(0, below, size=shape).astype(kind)
-    if io.element.startswith("complex"):
-        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(kind)
-    return rng.standard_normal(shape).astype(kind)
+    if "int" in io.element or io.element == "bool":
+        high = {"bool": 2, "int8": 128, "uint8": 128}.get(io.element, below)
+        return rng.integers(0, high, size=shape).astype(kind)
+    values = rng.standard_normal(shape)
+    return (values + 1j * rng.standard_normal(shape) if kind.kind == "c" else values).astype(kind)
 
 
 def _check_array(io: Io) -> None:
@@ -146,6 +153,31 @@ def _check_array(io: Io) -> None:
             "be run",
             hint="take a version with tensor inputs; optimize --verify none --strategy NAME rewrites without running",
         )
+
+
+def check_names(shapes: Collection[str], data: Collection[str], inputs: Sequence[str]) -> None:
+    """Raise `UsageError` when --shape or --inputs names what is no input."""
+    for option, names in (("--shape", shapes), ("--inputs", data)):
+        for name in names:
+            if name not in inputs:
+                raise UsageError(f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(inputs)}")
+
+
+def _check_shape(io: Io, shape: tuple[int, ...]) -> None:
+    declared = shape if io.shape is None else io.shape
+    pairs = zip(shape, declared, strict=False)
+    if len(shape) != len(declared) or any(isinstance(size, int) and size != own for own, size in pairs):
+        problem = f"input {io.name!r}: shape {list(shape)} does not fit {_dims(declared)}"
+        raise UsageError(problem, hint="correct --shape or --inputs")
+
+
+def _check_values(io: Io, values: Array) -> None:
+    _check_array(io)
+    if io.element.startswith("other:") or values.dtype == dtype(io.element):
+        return
+    if not (io.element == "string" and values.dtype.kind in "USO"):
+        problem = f"--inputs: {io.name!r} is {values.dtype}, the model wants {io.element}"
+        raise UsageError(problem, hint="save it with that type")
 
 
 class Chooser:
@@ -162,101 +194,63 @@ class Chooser:
         given: Mapping[str, tuple[int, ...]],
         user: Mapping[str, Array],
         seed: int,
-        lengths: Mapping[int, Sequence[int]] | None = None,
+        lengths: Mapping[int, Sequence[int]] = USUAL_LENGTHS,
         roles: Mapping[str, bool] | None = None,
     ) -> None:
-        self.lengths = lengths
-        self.inputs = list(inputs)
-        self.given = dict(given)
-        self.user = dict(user)
-        self.seed = seed
+        self.inputs, self.user, self.seed, self.lengths = list(inputs), dict(user), seed, lengths
         self.roles = dict(roles or {})
-        self._check()
-        self.bound = self._bound()
-
-    def _check(self) -> None:
-        known = {io.name: io for io in self.inputs}
-        for option, names in (("--shape", self.given), ("--inputs", self.user)):
-            for name in names:
-                if name not in known:
-                    raise UsageError(
-                        f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(known)}"
-                    )
-        for name, shape in (*self.given.items(), *((name, values.shape) for name, values in self.user.items())):
-            declared = known[name].shape
-            if declared is None:
-                continue
-            clash = len(shape) != len(declared) or any(
-                isinstance(d, int) and d != s for d, s in zip(declared, shape, strict=False)
-            )
-            if clash:
-                raise UsageError(
-                    f"input {name!r}: shape {list(shape)} does not fit {_dims(declared)}",
-                    hint="correct --shape or --inputs",
-                )
-        for name, values in self.user.items():
-            _check_array(known[name])
-            element = known[name].element
-            if element.startswith("other:"):
-                continue
-            wanted = dtype(element)
-            if values.dtype != wanted and not (element == "string" and values.dtype.kind in "USO"):
-                raise UsageError(
-                    f"--inputs: {name!r} is {values.dtype}, the model wants {element}", hint="save it with that type"
-                )
+        check_names(given, user, [io.name for io in inputs])
+        known = {io.name: io for io in inputs}
+        own = {name: tuple(values.shape) for name, values in user.items()}
+        for name, shape in (*given.items(), *own.items()):
+            _check_shape(known[name], shape)
+        for name, values in user.items():
+            _check_values(known[name], values)
+        self.fixed = {**given, **own}
+        self.open = [io for io in inputs if io.name not in self.fixed]
+        self.bound: dict[str, int] = {}
+        """The named sizes that the given shapes and data fix for other inputs."""
+        for io in inputs:
+            for declared, size in zip(io.shape or (), self.fixed.get(io.name, ()), strict=False):
+                if isinstance(declared, str) and declared:
+                    self.bound.setdefault(declared, int(size))
 
     @property
     def extents(self) -> list[str]:
         """Return the unknown sizes that are extents, equal names once."""
-        return [symbol for symbol, places in self._places().items() if self._is_extent(symbol, places)]
+        return self._unknown(True)
 
     @property
     def batches(self) -> list[str]:
         """Return the unknown sizes that are batches, equal names once."""
-        return [symbol for symbol, places in self._places().items() if not self._is_extent(symbol, places)]
+        return self._unknown(False)
 
-    def _is_extent(self, symbol: str, places: Sequence[tuple[str, int]]) -> bool:
-        return self.roles.get(symbol, any(axis > 0 for _, axis in places))
+    def _unknown(self, extents: bool) -> list[str]:
+        places = self._places().items()
+        return [name for name, some in places if self.roles.get(name, any(axis > 0 for _, axis in some)) == extents]
 
     def _places(self) -> dict[str, list[tuple[str, int]]]:
         """Return the unknown sizes that a choice must fill, with the inputs and axes that have them."""
         found: dict[str, list[tuple[str, int]]] = {}
-        for io in self._open():
+        for io in self.open:
             for axis, size in enumerate(io.shape or ()):
                 if not isinstance(size, int) and size not in self.bound:
                     found.setdefault(symbol_of(io.name, axis, size), []).append((io.name, axis))
         return found
 
-    def _bound(self) -> dict[str, int]:
-        """Return the named sizes that the given shapes and data fix for other inputs."""
-        shapes = {name: values.shape for name, values in self.user.items()} | self.given
-        found: dict[str, int] = {}
-        for io in self.inputs:
-            for declared, size in zip(io.shape or (), shapes.get(io.name, ()), strict=False):
-                if isinstance(declared, str) and declared:
-                    found.setdefault(declared, int(size))
-        return found
-
-    def _open(self) -> list[Io]:
-        return [io for io in self.inputs if io.name not in self.given and io.name not in self.user]
-
-    def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Return the shape of every input for the given unknown sizes; one that is not given is 1."""
         sizes = {**self.bound, **sizes}
-        found: dict[str, tuple[int, ...]] = {}
-        for io in self.inputs:
-            if io.name in self.user:
-                found[io.name] = tuple(self.user[io.name].shape)
-            elif io.name in self.given:
-                found[io.name] = self.given[io.name]
-            elif io.shape is not None:
-                found[io.name] = tuple(
-                    size if isinstance(size, int) else sizes.get(symbol_of(io.name, axis, size), 1)
-                    for axis, size in enumerate(io.shape)
-                )
-        return found
+        return self.fixed | {
+            io.name: tuple(
+                size if isinstance(size, int) else sizes.get(symbol_of(io.name, axis, size), 1)
+                for axis, size in enumerate(io.shape)
+            )
+            for io in self.open
+            if io.shape is not None
+        }
 
-    def feeds(self, sizes: Mapping[str, int], below: Mapping[str, int] | None = None) -> dict[str, Array]:
+    def feeds(self, sizes: Sizes, below: Mapping[str, int] | None = None) -> dict[str, Array]:
         """Return data for the given unknown sizes; one that is not given is 1.
 
         `below`: what an input's integers are less than, where that is not 2.
@@ -281,7 +275,13 @@ class Chooser:
             feeds[io.name] = random_values(io, shape, rng, (below or {}).get(io.name, 2))
         return feeds
 
-    def first(self, run: Callable[[Mapping[str, Array]], object]) -> tuple[Case, dict[str, int]]:
+    def _elements(self, sizes: Sizes) -> int:
+        """Return how many elements all inputs would have."""
+        return sum(map(math.prod, self.shapes(sizes).values()))
+
+    # -- the first case ------------------------------------------------------------------------------------------
+
+    def first(self, run: Run) -> tuple[Case, dict[str, int]]:
         """Return the first case on which `run` succeeds, and the sizes chosen: extents, and batches that are not 1.
 
         Raises `UsageError` that names the inputs when none does.
@@ -294,7 +294,7 @@ class Chooser:
             except CannotRun as error:
                 reason = reason or str(error)
                 continue
-            name = "user" if self.user else "given" if self.given else "first"
+            name = "user" if self.user else "given" if self.fixed else "first"
             return Case(name=name, feeds=feeds), sizes
         hint = "give data that it runs on with --inputs FILE.npz, or sizes with --shape"
         if "AutoPadType::SAME" in reason:  # ONNX Runtime's, of a Conv whose pads could not be spelled out for it
@@ -318,25 +318,25 @@ class Chooser:
         """Return what to try, by the largest number of the symbols in one input."""
         unknown = [
             sum(symbol_of(io.name, axis, size) in symbols for axis, size in enumerate(io.shape or ()))
-            for io in self._open()
+            for io in self.open
         ]
-        if self.lengths is not None:
-            return self.lengths[min(max(max(unknown, default=1), 1), max(self.lengths))]
-        return LENGTHS_3D if max(unknown, default=0) >= 3 else LENGTHS
+        return self.lengths[min(max(1, *unknown, 0), max(self.lengths))]
 
     def _unrunnable(self, reason: str) -> str:
-        random = self._open() + [io for io in self.inputs if io.name in self.given]
+        random = self.open + [io for io in self.inputs if io.name in self.fixed and io.name not in self.user]
         suspects = [io for io in random if "int" in io.element or io.element in ("bool", "string")] or random
         if not suspects:
             return f"the model does not run on the inputs given: {reason}"
         named = ", ".join(f"{io.name!r} ({io.element}{_dims(io.shape)})" for io in suspects)
         return f"the model does not run on random data for {named}: {reason}"
 
+    # -- further cases -------------------------------------------------------------------------------------------
+
     def more(
         self,
-        sizes: Mapping[str, int],
+        sizes: Sizes,
         step: int,
-        run: Callable[[Mapping[str, Array]], object],
+        run: Run,
         reached: Callable[[Mapping[str, tuple[int, ...]]], bool] = lambda _: True,
     ) -> list[Case]:
         """Return further cases, each of the first sizes that run; `sizes` are those of the first case.
@@ -350,7 +350,7 @@ class Chooser:
         found: list[Case] = []
         seen = [self.shapes(chosen)]
 
-        def add(name: str, attempts: Iterable[Mapping[str, int]]) -> None:
+        def add(name: str, attempts: Iterable[Sizes]) -> None:
             fresh = ({**chosen, **attempt} for attempt in attempts)
             case = self.attempt(name, (sizes for sizes in fresh if self.shapes(sizes) not in seen), run)
             if case is not None:
@@ -360,21 +360,25 @@ class Chooser:
         for name, attempts in self._more_sizes(chosen, step).items():
             add(name, attempts)
         if any(case.name == "batch" for case in found):
-            add("larger batch", self._larger(chosen))
+            base = max(chosen[batch] for batch in self.batches)
+            larger = [base + more for more in LARGER] + [base * 4, base * 3]  # it may be a multiple alone that runs
+            add("larger batch", self._all(self.batches, larger, chosen, LARGER_ELEMENTS))
         if self.extents and not any(map(reached, seen)):
-            wide = [chosen | dict.fromkeys(self.extents, length) for length in WIDE]
-            small = [sizes for sizes in wide if self._elements(sizes) <= WIDE_ELEMENTS]
-            add("wide", (sizes for sizes in small if reached(self.shapes(sizes))))
+            wide = self._all(self.extents, WIDE, chosen, WIDE_ELEMENTS)
+            add("wide", (sizes for sizes in wide if reached(self.shapes(sizes))))
         integers = self._integers(chosen, run)
         return found if integers is None else [*found, integers]
 
-    def _larger(self, chosen: Mapping[str, int]) -> list[dict[str, int]]:
-        base = max(chosen[batch] for batch in self.batches)
-        sizes = [base + more for more in LARGER] + [base * 4, base * 3]  # it may be a multiple alone that runs
-        found = [{**chosen, **dict.fromkeys(self.batches, size)} for size in sizes]
-        return [larger for larger in found if self._elements(larger) <= LARGER_ELEMENTS]
+    def _all(self, symbols: Sequence[str], lengths: Iterable[int], sizes: Sizes, most: int) -> list[dict[str, int]]:
+        """Return sizes with all the symbols of one length, as far as the inputs have no more than `most` elements."""
+        found = [{**sizes, **dict.fromkeys(symbols, length)} for length in lengths]
+        return [attempt for attempt in found if self._elements(attempt) <= most]
 
-    def _integers(self, sizes: Mapping[str, int], run: Callable[[Mapping[str, Array]], object]) -> Case | None:
+    def longer(self, symbols: Sequence[str], sizes: Sizes) -> list[dict[str, int]]:
+        """Return sizes with some made as long as extents are, the longest first."""
+        return self._all(symbols, sorted(LENGTHS, reverse=True), sizes, LONG_ELEMENTS)
+
+    def _integers(self, sizes: Sizes, run: Run) -> Case | None:
         """Return a case of large integers in every input of them; where that does not run, in as many as it does."""
         shapes = self.shapes(sizes)
         names = [io.name for io in self.inputs if io.element in INTEGERS and io.name not in self.user]
@@ -392,11 +396,7 @@ class Chooser:
         return case
 
     def attempt(
-        self,
-        name: str,
-        attempts: Iterable[Mapping[str, int]],
-        run: Callable[[Mapping[str, Array]], object],
-        below: Mapping[str, int] | None = None,
+        self, name: str, attempts: Iterable[Sizes], run: Run, below: Mapping[str, int] | None = None
     ) -> Case | None:
         """Return a case of the first sizes that run; `None` where none does, or the model's process ended."""
         for sizes in attempts:
@@ -412,7 +412,7 @@ class Chooser:
             return Case(name=name, feeds=feeds)
         return None
 
-    def _more_sizes(self, chosen: Mapping[str, int], step: int) -> dict[str, list[dict[str, int]]]:
+    def _more_sizes(self, chosen: Sizes, step: int) -> dict[str, list[dict[str, int]]]:
         extents, batches = self.extents, self.batches
         found: dict[str, list[dict[str, int]]] = {}
         if extents:
@@ -433,34 +433,24 @@ class Chooser:
             found["long"] = self.longer(unknown, chosen)
         return found
 
-    def longer(self, symbols: Sequence[str], sizes: Mapping[str, int]) -> list[dict[str, int]]:
-        """Return sizes with some made as long as extents are, the longest first."""
-        found = [{**sizes, **dict.fromkeys(symbols, length)} for length in sorted(LENGTHS, reverse=True)]
-        return [longer for longer in found if self._elements(longer) <= LONG_ELEMENTS]
-
-    def _unequal(self, chosen: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    def _unequal(self, chosen: Sizes) -> Iterator[dict[str, int]]:
         """Yield sizes that differ: each from each, those of one axis from another's, those of one input."""
-        extents, batches = self.extents, self.batches
         first = {symbol: places[0] for symbol, places in self._places().items()}
         keys: list[Callable[[str], object]] = [
             lambda symbol: symbol,
             lambda symbol: first[symbol][1],
             lambda symbol: first[symbol][0],
         ]
-        for some in ([*extents, *batches], extents):
-            for key in keys:
-                turns = {kind: list(dict.fromkeys(map(key, kind))) for kind in (tuple(extents), tuple(batches))}
-                for unit in (1, 8, 32):  # networks that halve their input often take few sizes
-                    yield {
-                        symbol: chosen[symbol]
-                        + (unit if symbol in extents else 1)
-                        * turns[tuple(extents if symbol in extents else batches)].index(key(symbol))
-                        for symbol in some
-                    }
-
-    def _elements(self, sizes: Mapping[str, int]) -> int:
-        """Return how many elements all inputs would have."""
-        return sum(map(math.prod, self.shapes(sizes).values()))
+        kinds = (self.extents, self.batches)
+        for some in (kinds, kinds[:1]):
+            for key, unit in itertools.product(
+                keys, (1, 8, 32)
+            ):  # networks that halve their input often take few sizes
+                sizes: dict[str, int] = {}
+                for symbols, step in zip(some, (unit, 1), strict=False):
+                    turns = list(dict.fromkeys(map(key, symbols)))
+                    sizes |= {symbol: chosen[symbol] + step * turns.index(key(symbol)) for symbol in symbols}
+                yield sizes
 
 
 def _dims(shape: Sequence[int | str | None] | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from onnx import ModelProto, TensorProto
 
@@ -13,29 +12,19 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.options import Proving
-from dilrewrite.proof.disturb import disturb
-from dilrewrite.proof.inputs import load_inputs, parse_shapes
+from dilrewrite.proof.inputs import check_names, load_inputs, parse_shapes
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
 from dilrewrite.runtimes import TimedBackend, backend, backends, timed_backends
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
 
-AWKWARD = (
-    "ONNX Runtime does not run some of the original's Convs (SAME_* with dilation, negative pads); "
-    "the comparison is with the same Convs behind explicit pads, a Pad or a Slice"
-)
-
 
 def settings(model: Model, proving: Proving) -> Settings:
     """Return how to compare whole models; raises `UsageError` for shapes and data that do not fit the model."""
     shapes = parse_shapes(proving.shapes)
     data = load_inputs(proving.inputs) if proving.inputs else {}
-    inputs = [value.name for value in model.proto.graph.input]
-    for option, names in (("--shape", shapes), ("--inputs", data)):
-        for name in names:
-            if name not in inputs:
-                raise UsageError(f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(inputs)}")
+    check_names(shapes, data, [value.name for value in model.proto.graph.input])
     return Settings(
         backend=backends()["onnxruntime_cpu"],
         fallback=backends()["reference"],
@@ -69,44 +58,25 @@ def compare_rewritten(
 ) -> Verdict:
     """Compare a rewritten model with the original, and the original with itself disturbed by the sites' `errors`."""
     backend(options.backend.name)  # an error when it is not ready
-    baseline = runnable(model, model.proto)
-    verdict = verify(
-        Subject(model.proto, model.folder, model.path),
-        Subject(rewritten, model.folder),
-        options,
-        runnable_before=Subject(baseline, model.folder),
-        runnable_after=Subject(runnable(model, rewritten), model.folder),
-        disturbed=Subject(disturb(model.proto, errors, options.seed), model.folder)
-        if errors and baseline is model.proto
-        else None,
-        step=_step(found),
-    )
-    return _remarked(verdict, baseline is not model.proto)
+    before, after = (Subject(proto, model.folder, None, _explicit(model, proto)) for proto in (model.proto, rewritten))
+    return verify(before, after, options, errors=errors, step=_step(found))
 
 
 def compare_models(first: Model, second: Model, found: Found, options: Settings) -> Verdict:
     """Compare two models; `found`: what is in the first."""
     backend(options.backend.name)  # an error when it is not ready
-    before, after = _explicit(first), _explicit(second)
-    verdict = verify(
-        Subject(first.proto, first.folder, first.path),
-        Subject(second.proto, second.folder, second.path),
-        options,
-        runnable_before=before,
-        runnable_after=after,
-        step=_step(found),
+    explicit = [_explicit(model, model.proto) for model in (first, second)]
+    before, after = (
+        Subject(model.proto, model.folder, model.path if proto is None else None, proto)
+        for model, proto in zip((first, second), explicit, strict=True)
     )
-    return _remarked(verdict, before is not None or after is not None)
+    return verify(before, after, options, step=_step(found))
 
 
-def _explicit(model: Model) -> Subject | None:
-    """Return the model as ONNX Runtime takes it; `None` where it takes it as it is."""
-    proto = runnable(model, model.proto)
-    return None if proto is model.proto else Subject(proto, model.folder)
-
-
-def _remarked(verdict: Verdict, awkward: bool) -> Verdict:
-    return replace(verdict, notes=(*verdict.notes, AWKWARD)) if awkward else verdict
+def _explicit(model: Model, proto: ModelProto) -> ModelProto | None:
+    """Return what ONNX Runtime takes in the place of `proto`; `None` where it takes it as it is."""
+    explicit = runnable(model, proto)
+    return None if explicit is proto else explicit
 
 
 def _step(found: Found) -> int:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.compare import OutputCheck, compare, tolerance_of
+from dilrewrite.proof.disturb import disturb
 from dilrewrite.proof.findings import Finding, findings, fresh
 from dilrewrite.proof.hurried import Hurried, HurriedSession, OutOfTime
-from dilrewrite.proof.inputs import LENGTHS, LENGTHS_3D, Case, Chooser, describe
+from dilrewrite.proof.inputs import LENGTHS, LENGTHS_3D, USUAL_LENGTHS, Case, Chooser, describe
 from dilrewrite.proof.roles import Convolutions
 from dilrewrite.runtimes import (
     Array,
@@ -29,6 +29,12 @@ from dilrewrite.runtimes import (
     RuntimeFailure,
     Session,
     TimedOut,
+)
+from dilrewrite.sites import Site
+
+AWKWARD = (
+    "ONNX Runtime does not run some of the original's Convs (SAME_* with dilation, negative pads); "
+    "the comparison is with the same Convs behind explicit pads, a Pad or a Slice"
 )
 
 FALLBACK_LENGTHS = {1: (32, 16, *LENGTHS), 2: (32, 16, *LENGTHS), 3: (16, 8, *LENGTHS_3D)}
@@ -83,17 +89,26 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model to verify: its proto, and the folder of its external data."""
+    """A model to verify: its proto, the folder of its external data, the file that it is read from.
+
+    `explicit`: what runs in its place, the same model with the Convs explicit that ONNX Runtime refuses.
+    """
 
     proto: ModelProto
     folder: Path
     path: Path | None = None
+    explicit: ModelProto | None = None
+
+    @property
+    def runs(self) -> ModelProto:
+        """Return the model that is run."""
+        return self.proto if self.explicit is None else self.explicit
 
     def runnable(self) -> Runnable:
         """Return it for a backend; only a model on disk may be larger than a serialized message can be."""
         if self.path is not None:
             return Runnable(model=self.path)
-        return Runnable(model=self.proto.SerializeToString(), folder=self.folder)
+        return Runnable(model=self.runs.SerializeToString(), folder=self.folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,16 +132,13 @@ def verify(
     after: Subject,
     settings: Settings,
     *,
-    runnable_before: Subject | None = None,
-    runnable_after: Subject | None = None,
-    disturbed: Subject | None = None,
+    errors: Sequence[tuple[Site, float]] = (),
     step: int = 2,
 ) -> Verdict:
     """Return the verdict on `after` against `before`.
 
-    `runnable_before`, `runnable_after` stand for models that cannot be run as they are (SAME_* with dilation, negative
-    pads); `disturbed` is the original with every rewritten Conv's output disturbed by its per-site error; extents are a
-    multiple of `step` in one case and no multiple in another.
+    `errors`: of the sites that were rewritten, by which the original is disturbed to see what it makes of them; extents
+    are a multiple of `step` in one case and no multiple in another.
     Raises `UsageError` when the original runs on no input that can be made up.
     """
     failures = interface_changes(before.proto, after.proto)
@@ -139,7 +151,8 @@ def verify(
         checker_after=_texts(fresh(known, found)),
         backend=settings.backend.name,
     )
-    return _run(verdict, runnable_before or before, runnable_after or after, settings, disturbed, step)
+    verdict = _run(verdict, before, after, settings, errors, step)
+    return verdict if before.explicit is after.explicit is None else replace(verdict, notes=(*verdict.notes, AWKWARD))
 
 
 def _texts(found: Sequence[Finding]) -> tuple[str, ...]:
@@ -153,84 +166,88 @@ def interface_changes(before: ModelProto, after: ModelProto) -> list[str]:
     """Return what differs in inputs, outputs, opsets, IR version or metadata."""
     changes = []
     for kind in ("input", "output"):
-        old = {value.name: value for value in getattr(before.graph, kind)}
-        new = {value.name: value for value in getattr(after.graph, kind)}
+        old, new = ({value.name: value for value in getattr(model.graph, kind)} for model in (before, after))
         if list(old) != list(new):
             changes.append(f"{kind}s are {list(new)}, were {list(old)}")
             continue
         changes += [f"{kind} {name!r} changed its type or shape" for name in old if old[name].type != new[name].type]
     if before.ir_version != after.ir_version:
         changes.append(f"IR version is {after.ir_version}, was {before.ir_version}")
-    old_sets = {entry.domain: entry.version for entry in before.opset_import}
-    new_sets = {entry.domain: entry.version for entry in after.opset_import}
-    if old_sets != new_sets:
-        changes.append(f"opsets are {new_sets}, were {old_sets}")
-    old_meta = {entry.key: entry.value for entry in before.metadata_props}
-    new_meta = {entry.key: entry.value for entry in after.metadata_props if not entry.key.startswith("dilrewrite.")}
-    if {key: value for key, value in old_meta.items() if not key.startswith("dilrewrite.")} != new_meta:
+    was, now = ({entry.domain: entry.version for entry in model.opset_import} for model in (before, after))
+    if was != now:
+        changes.append(f"opsets are {now}, were {was}")
+    if _metadata(before) != _metadata(after):
         changes.append("metadata differ")
     return changes
+
+
+def _metadata(model: ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props if not entry.key.startswith("dilrewrite.")}
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
 
 
 def _run(
-    verdict: Verdict, before: Subject, after: Subject, settings: Settings, disturbed: Subject | None, step: int
+    verdict: Verdict,
+    before: Subject,
+    after: Subject,
+    settings: Settings,
+    errors: Sequence[tuple[Site, float]],
+    step: int,
 ) -> Verdict:
-    quantized = any(node.op_type == "DequantizeLinear" for node in all_nodes(before.proto))
+    quantized = any(node.op_type == "DequantizeLinear" for node in all_nodes(before.runs))
     options = Options(
         threads=settings.threads,
         optimize=not quantized,
         custom_op_library=settings.custom_op_library,
         timeout_s=settings.timeout_s,
     )
-    tolerance = tolerance_of(before.proto, settings.rtol, settings.atol)
+    tolerance = tolerance_of(before.runs, settings.rtol, settings.atol)
     verdict = replace(verdict, optimized=not quantized, tolerance=str(tolerance))
     try:
-        backend, session, notes = _opened(before, options, settings)
-        verdict = replace(verdict, backend=backend.name, notes=notes)
+        backend, session, opening = _opened(before, options, settings)
+        verdict = replace(verdict, backend=backend.name, notes=opening)
         with session:
             original = _original(session, before, after, settings, step)
             peak_before = session.peak_bytes()
-        verdict = replace(verdict, notes=(*notes, *original.notes))
-        rewritten = _rewritten(backend, after, options, original)
+        verdict = replace(verdict, notes=(*opening, *original.notes))
+        outputs, peak_after, more = _rewritten(backend, after, options, original)
     except _SkippedError as error:
         return replace(verdict, skipped=str(error))
-    failures = [*verdict.failures, *rewritten.failures]
-    verdict = replace(verdict, peak_bytes=(peak_before, rewritten.peak_bytes))
-    if rewritten.failures:
-        return replace(verdict, passed=False, failures=tuple(failures))
-    if rewritten.runs_on_more and original.refused is not None:
-        more = f"the rewritten model runs on {describe(original.refused)}, where the original does not"
-        if after.path is None:  # made here, of the original: that it runs on more takes nothing away
-            verdict = replace(verdict, notes=(*verdict.notes, more))
-        else:
-            failures.append(more)
+    except _FailedError as error:
+        return replace(verdict, passed=False, failures=(*verdict.failures, str(error)), peak_bytes=(peak_before, None))
+    failures, notes = list(verdict.failures), list(verdict.notes)
+    if more is not None:  # of a model made here, of the original, that takes nothing away
+        (notes if after.path is None else failures).append(more)
     again = _again(backend, before, options, original.cases[0])
-    noise, sources = _noise(backend, before, disturbed, options, original)
-    steady = {name: again is None or _same(values, again.get(name)) for name, values in original.outputs[0].items()}
+    moving = set()
+    if again is not None:
+        moving = {name for name, values in original.outputs[0].items() if not _same(values, again.get(name))}
+    noise, sources = _noise(backend, before, options, original, errors, settings.seed)
     checks = []
-    for number, case in enumerate(original.cases):
-        outputs = []
-        for name, values in original.outputs[number].items():
-            other = rewritten.outputs[number].get(name)
-            check = compare(name, values, other, tolerance, noise=noise[number].get(name))
-            if not steady.get(name, True) and _excusable(values, other, (again or {}).get(name)):
-                check = replace(check, comparable=False, passed=True, note="two runs of the original differ")
-            if not check.passed:
-                failures.append(f"output {name!r} on {describe(case)}: {check.note}")
-            outputs.append(check)
-        checks.append(CaseCheck(name=case.name, shapes=case.shapes, outputs=tuple(outputs)))
+    for case, old, new, own in zip(original.cases, original.outputs, outputs, noise, strict=True):
+        found = [compare(name, values, new.get(name), tolerance, noise=own.get(name)) for name, values in old.items()]
+        for place, name in enumerate(old):
+            if again is not None and name in moving and _excusable(old[name], new.get(name), again.get(name)):
+                note = "two runs of the original differ"
+                found[place] = replace(found[place], comparable=False, passed=True, note=note)
+        failures += [f"output {one.name!r} on {describe(case)}: {one.note}" for one in found if not one.passed]
+        checks.append(CaseCheck(name=case.name, shapes=case.shapes, outputs=tuple(found)))
     return replace(
         verdict,
-        notes=(*verdict.notes, *_empty_comparisons(checks)),
+        notes=(*notes, *_empty_comparisons(checks)),
         passed=not failures,
         failures=tuple(failures),
         cases=tuple(checks),
-        deterministic=None if again is None else all(steady.values()),
+        deterministic=None if again is None else not moving,
         noise_sources=tuple(sources),
+        peak_bytes=(peak_before, peak_after),
     )
+
+
+class _FailedError(Exception):
+    """Why the rewritten model does not run."""
 
 
 class _SkippedError(Exception):
@@ -245,7 +262,7 @@ def _opened(
     try:
         return backend, backend.session(before.runnable(), options), ()
     except (CannotLoad, Crashed, TimedOut) as error:
-        if settings.fallback is None or unknown_operators(before.proto):
+        if settings.fallback is None or unknown_operators(before.runs):
             raise _SkippedError(f"{backend.name} does not load the original: {error}") from error
         hurried = Hurried(settings.fallback)
         try:
@@ -254,32 +271,27 @@ def _opened(
             raise _SkippedError(f"{backend.name}: {error}; {hurried.name}: {second}") from second
 
 
-@dataclass(slots=True)
-class _Rewritten:
-    """What the rewritten model gave, case by case, and whether it runs on what the original refused."""
+def _rewritten(
+    backend: Backend | Hurried, after: Subject, options: Options, original: _Original
+) -> tuple[list[dict[str, Array]], int | None, str | None]:
+    """Return what the rewritten model gives, case by case, its peak memory, and that it runs on more.
 
-    outputs: list[dict[str, Array]] = field(default_factory=list)
-    peak_bytes: int | None = None
-    failures: tuple[str, ...] = ()
-    runs_on_more: bool = False
-
-
-def _rewritten(backend: Backend | Hurried, after: Subject, options: Options, original: _Original) -> _Rewritten:
-    """Run the rewritten model. Raises `_SkippedError` when the time does not allow it."""
-    rewritten, cases, does = _Rewritten(), original.cases, "load"
+    Raises `_FailedError`, and `_SkippedError` when the time does not allow it.
+    """
+    does, outputs = "load", []
     try:
         with backend.session(after.runnable(), options) as session:
-            for case in cases:
+            for case in original.cases:
                 does = f"run on {describe(case)}"
-                rewritten.outputs.append(session.run(case.feeds))
-            does = "load"
-            rewritten.peak_bytes = session.peak_bytes()
-            rewritten.runs_on_more = original.refused is not None and bool(_runs(session, original.refused))
+                outputs.append(session.run(case.feeds))
+            more, does = None, "load"
+            if original.refused is not None and _runs(session, original.refused):
+                more = f"the rewritten model runs on {describe(original.refused)}, where the original does not"
+            return outputs, session.peak_bytes(), more
     except OutOfTime as error:
         raise _SkippedError(f"the rewritten model: {error}") from error
     except RuntimeFailure as error:
-        rewritten.failures = (f"the rewritten model does not {does}: {error}",)
-    return rewritten
+        raise _FailedError(f"the rewritten model does not {does}: {error}") from error
 
 
 NARROW = "on the sizes tried, a dilated Conv reads little but padding: give larger ones with --shape"
@@ -313,17 +325,16 @@ def _original(session: Session, before: Subject, after: Subject, settings: Setti
 
     Raises `_SkippedError` when it crashes or takes too long, and `UsageError` when it runs on nothing.
     """
-    convolutions = [Convolutions(subject.proto) for subject in (before, after)]
+    convolutions = [Convolutions(subject.runs) for subject in (before, after)]
     roles: dict[str, bool] = {}
-    for some in convolutions:  # what is an extent in one of the models is an extent
-        for symbol, extent in some.roles().items():
-            roles[symbol] = roles.get(symbol, False) or extent
+    for symbol, extent in (role for some in convolutions for role in some.roles().items()):
+        roles[symbol] = roles.get(symbol, False) or extent  # what is an extent in one of the models is an extent
     chooser = Chooser(
         session.inputs,
         given=settings.shapes,
         user=settings.inputs,
         seed=settings.seed,
-        lengths=FALLBACK_LENGTHS if isinstance(session, HurriedSession) else None,
+        lengths=FALLBACK_LENGTHS if isinstance(session, HurriedSession) else USUAL_LENGTHS,
         roles=roles,
     )
     ran: dict[int, dict[str, Array]] = {}
@@ -376,11 +387,8 @@ def unknown_operators(proto: ModelProto) -> list[str]:
     """Return the domains of operators that neither ONNX nor a function of the model defines."""
     own = {(function.domain, function.name) for function in proto.functions}
     standard = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training", "com.microsoft")
-    found: dict[str, None] = {}
-    for node in all_nodes(proto):
-        if node.domain not in standard and (node.domain, node.op_type) not in own:
-            found[f"{node.domain}.{node.op_type}"] = None
-    return list(found)
+    nodes = (node for node in all_nodes(proto) if (node.domain, node.op_type) not in own)
+    return list(dict.fromkeys(f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in standard))
 
 
 def _again(backend: Backend | Hurried, before: Subject, options: Options, case: Case) -> dict[str, Array] | None:
@@ -416,35 +424,33 @@ def _same(a: Array, b: Array | None) -> bool:
 def _noise(
     backend: Backend | Hurried,
     before: Subject,
-    disturbed: Subject | None,
     options: Options,
     original: _Original,
+    errors: Sequence[tuple[Site, float]],
+    seed: int,
 ) -> tuple[list[dict[str, float]], list[str]]:
     """Return per case and output how far the original is from itself: other optimisations, disturbed Convs."""
     noise: list[dict[str, float]] = [{} for _ in original.cases]
+    variants = {"graph optimisations on/off": (before, replace(options, optimize=not options.optimize))}
+    if errors and options.optimize and before.explicit is None:
+        disturbed = Subject(disturb(before.proto, errors, seed), before.folder)
+        variants["rewritten Convs disturbed by their per-site error"] = disturbed, options
     sources = []
-    variants: list[tuple[str, Subject, Options]] = [
-        ("graph optimisations on/off", before, replace(options, optimize=not options.optimize))
-    ]
-    if disturbed is not None and options.optimize:
-        variants.append(("rewritten Convs disturbed by their per-site error", disturbed, options))
-    for name, subject, chosen in variants:
+    for name, (subject, chosen) in variants.items():
         try:
             with backend.session(subject.runnable(), chosen) as session:
-                for number, case in enumerate(original.cases):
+                for case, outputs, own in zip(original.cases, original.outputs, noise, strict=True):
                     for output, values in session.run(case.feeds).items():
-                        old = original.outputs[number].get(output)
+                        old = outputs.get(output)
                         if isinstance(old, np.ndarray) and old.shape == values.shape and old.dtype.kind != "O":
-                            with np.errstate(invalid="ignore"):  # Inf - Inf
-                                change = np.asarray(values, np.float64) - np.asarray(old, np.float64)
-                            largest = _largest(change)
-                            noise[number][output] = max(noise[number].get(output, 0.0), largest)
+                            own[output] = max(own.get(output, 0.0), _largest_change(old, values))
         except RuntimeFailure:
             continue
         sources.append(name)
     return noise, sources
 
 
-def _largest(values: NDArray[np.float64]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.max(np.abs(finite), initial=0.0))
+def _largest_change(before: Array, after: Array) -> float:
+    with np.errstate(invalid="ignore"):  # Inf - Inf
+        change = np.abs(np.asarray(after, np.float64) - np.asarray(before, np.float64))
+    return float(np.max(change[np.isfinite(change)], initial=0.0))
