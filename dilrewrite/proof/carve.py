@@ -73,30 +73,25 @@ def carve(
     """
     own = () if path.function is None else proto.functions[path.function].opset_import
     versions = {_domain(entry.domain): entry.version for entry in (*proto.opset_import, *own)}
-    sub = ModelProto(ir_version=min(proto.ir_version, NEWEST_IR))
+    sub = ModelProto(ir_version=min(proto.ir_version, NEWEST_IR), graph=GraphProto(name="carved"))
     for domain in sorted({_domain(node.domain) for node in nodes.values()}):
         sub.opset_import.add(domain=domain, version=versions[domain])
-    graph = sub.graph
-    graph.name = "carved"
     names = {"": ""}
     for word, node in nodes.items():
         if any(subgraphs(node)):
             raise ValueError(f"{node.op_type} {node.name!r} holds graphs")
-        copy = NodeProto(op_type=node.op_type, domain=_domain(node.domain), name=word)
+        copy = sub.graph.node.add(op_type=node.op_type, domain=_domain(node.domain), name=word)
         copy.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
         for attribute in copy.attribute:
             attribute.ClearField("doc_string")
         for place, name in enumerate(node.input):
-            copy.input.append(
-                names[name] if name in names else _taken(sub, outside(word, place, node), f"{word}_{place}")
-            )
+            known = name in names
+            copy.input.append(names[name] if known else _taken(sub, outside(word, place, node), f"{word}_{place}"))
         for place, name in enumerate(node.output):
             names[name] = name and (f"{word}_out{place}" if place else word)
             copy.output.append(names[name])
-        graph.node.append(copy)
-    types = _element_types(graph)
-    for name in outputs:
-        graph.output.append(helper.make_tensor_value_info(name, types[name], None))
+    types = _element_types(sub.graph)
+    sub.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in outputs)
     return sub
 
 
@@ -122,13 +117,10 @@ def _element_types(graph: GraphProto) -> dict[str, int]:
     types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
-        kind = types[node.input[0]]
-        if node.op_type == "DequantizeLinear":
-            kind = types[node.input[1]]
-        elif node.op_type == "QuantizeLinear":
+        kind = types[node.input[1 if node.op_type == "DequantizeLinear" else 0]]
+        if node.op_type == "QuantizeLinear":
             named = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
-            kind = types.get(node.input[2]) if len(node.input) > 2 else None
-            kind = kind or named or TensorProto.UINT8
+            kind = types.get("".join(node.input[2:]), named or TensorProto.UINT8)
         types.update(dict.fromkeys(node.output, kind))
     return types
 

@@ -61,12 +61,9 @@ class Tolerance:
 
     def __str__(self) -> str:
         """Return the formula with its numbers."""
-        parts = [f"{self.rtol:g} |value|"]
-        if self.share:
-            parts.append(f"{self.share:g} max|values|")
-        if self.atol:
-            parts.append(f"{self.atol:g}")
-        return " + ".join(parts)
+        share = f"{self.share:g} max|values|" if self.share else ""
+        parts = (f"{self.rtol:g} |value|", share, f"{self.atol:g}" if self.atol else "")
+        return " + ".join(filter(None, parts))
 
 
 def tolerance_of(proto: ModelProto, rtol: float | None = None, atol: float | None = None) -> Tolerance:
@@ -104,16 +101,9 @@ def compare(
         return _sequence(name, before, after, tolerance, noise)
     if after is None or before.shape != after.shape or before.dtype != after.dtype:
         got = "missing" if after is None else f"{after.dtype} {list(after.shape)}"
-        return _plain(
-            name,
-            str(before.dtype),
-            before.shape,
-            passed=False,
-            note=f"is {got}, was {before.dtype} {list(before.shape)}",
-        )
+        return _plain(name, str(before.dtype), f"is {got}, was {before.dtype} {list(before.shape)}", before.shape)
     if before.dtype == object or before.dtype.kind in "US":
-        same = bool((before == after).all())
-        return _plain(name, "string", before.shape, passed=same, note="" if same else "the strings differ")
+        return _plain(name, "string", "" if (before == after).all() else "the strings differ", before.shape)
     return _numbers(name, before, after, tolerance, noise)
 
 
@@ -126,30 +116,28 @@ def _numbers(name: str, before: Array, after: Array, tolerance: Tolerance, noise
     finite = np.isfinite(a) & np.isfinite(b)
     nan = int(np.isnan(a).sum()), int(np.isnan(b).sum())
     inf = int(np.isinf(a).sum()), int(np.isinf(b).sum())
-    diff = np.where(finite, b, 0.0) - np.where(finite, a, 0.0)
-    size = np.abs(np.where(finite, a, 0.0))
-    scale = float(size.max(initial=0.0))
-    largest = float(np.abs(diff).max(initial=0.0))
-    nonzero = size > 0
+    first, second = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    diff, size = second - first, np.abs(first)
+    change, scale = np.abs(diff), float(size.max(initial=0.0))
+    largest, nonzero = float(change.max(initial=0.0)), size > 0
     floating = before.dtype.kind == "f" or element == "bfloat16"
     differs = before != after
     # A value that is rounded to an integer may fall to either side, by one, where the original's own does.
     excused = "int" in element and noise is not None and noise >= 1 and scale < 2**53
     if floating:
         allowed = np.maximum(tolerance.rtol * size + tolerance.share * scale + tolerance.atol, noise or 0.0)
-        exceeded = ~(np.abs(diff) <= allowed)
+        exceeded = ~(change <= allowed)
     else:
-        exceeded = differs & ~(np.abs(diff) <= 1) if excused else differs
-    misplaced = not np.array_equal(np.isnan(a), np.isnan(b)) or not np.array_equal(
-        np.where(np.isinf(a), a, 0), np.where(np.isinf(b), b, 0)
-    )
-    note, wrong, others = "", int(exceeded.sum()), int(differs.sum())
+        exceeded = differs & ~(change <= 1) if excused else differs
+    strays, others = (np.where(np.isfinite(values), 0, values) for values in (a, b))
+    misplaced = not np.array_equal(strays, others, equal_nan=True)
+    note, wrong, changed = "", int(exceeded.sum()), int(differs.sum())
     if misplaced:
         note = f"NaN or Inf in other places: {nan[0]} NaN and {inf[0]} Inf before, {nan[1]} and {inf[1]} after"
     elif wrong:
         note = f"{wrong} of {a.size} values differ by up to {largest:.3g} where {scale:.3g} is the largest"
-    elif excused and others:
-        note = f"{others} of {a.size} integers differ by one, and the original from itself by up to {noise:g}"
+    elif excused and changed:
+        note = f"{changed} of {a.size} integers differ by one, and the original from itself by up to {noise:g}"
     elif a.size and nan[0] == a.size:
         note = "NaN throughout, in both models"
     return OutputCheck(
@@ -157,9 +145,9 @@ def _numbers(name: str, before: Array, after: Array, tolerance: Tolerance, noise
         element=element,
         shape=shape,
         max_abs=largest,
-        max_rel=float((np.abs(diff)[nonzero] / size[nonzero]).max(initial=0.0)),
+        max_rel=float((change[nonzero] / size[nonzero]).max(initial=0.0)),
         rms=float(np.sqrt(np.mean(diff**2))) if diff.size else 0.0,
-        cosine=_cosine(np.where(finite, a, 0.0), np.where(finite, b, 0.0)),
+        cosine=_cosine(first, second),
         ulp=_ulp(before, diff) if floating else None,
         argmax_agreement=_argmax(before, after) if floating else None,
         nan=nan,
@@ -174,15 +162,15 @@ def _sequence(name: str, before: Any, after: Any, tolerance: Tolerance, noise: f
     """Compare sequences element by element; the worst element stands for all."""
     if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after):
         same = type(before) is type(after) and not isinstance(before, list) and before == after
-        return _plain(name, type(before).__name__, (), passed=bool(same), note="" if same else "the sequence differs")
+        return _plain(name, type(before).__name__, "" if same else "the sequence differs")
     if any(isinstance(old, dict) != isinstance(new, dict) for old, new in zip(before, after, strict=True)):
-        return _plain(name, "sequence", (), passed=False, note="the sequence differs")
+        return _plain(name, "sequence", "the sequence differs")
     checks = [
         compare(f"{name}[{place}]", *_arrays(old, new), tolerance, noise=noise)
         for place, (old, new) in enumerate(zip(before, after, strict=True))
     ]
     if not checks:
-        return _plain(name, "sequence", (), passed=True, note="")
+        return _plain(name, "sequence", "")
     worst = max(checks, key=lambda check: (not check.passed, check.max_abs))
     note = f"element {worst.name}: {worst.note}" if worst.note else ""
     return replace(worst, name=name, element=f"sequence of {worst.element}", note=note)
@@ -192,15 +180,15 @@ def _arrays(old: Any, new: Any) -> tuple[Array, Array | None]:
     """Return two elements as arrays; of two maps with the same keys, the values in the same order."""
     if not isinstance(old, dict):
         return np.asarray(old), np.asarray(new)
-    if old.keys() != new.keys():
-        return np.asarray(list(old.values())), None
-    return np.asarray(list(old.values())), np.asarray([new[key] for key in old])
+    values = np.asarray(list(old.values()))
+    return values, np.asarray([new[key] for key in old]) if old.keys() == new.keys() else None
 
 
-def _plain(name: str, element: str, shape: tuple[int, ...], *, passed: bool, note: str) -> OutputCheck:
-    error = 0.0 if passed else math.inf
+def _plain(name: str, element: str, problem: str, shape: tuple[int, ...] = ()) -> OutputCheck:
+    """Return the check of what cannot be subtracted: no `problem` where both are the same."""
+    error, passed = math.inf if problem else 0.0, not problem
     return OutputCheck(
-        name=name, element=element, shape=shape, max_abs=error, max_rel=error, rms=error, passed=passed, note=note
+        name=name, element=element, shape=shape, max_abs=error, max_rel=error, rms=error, passed=passed, note=problem
     )
 
 

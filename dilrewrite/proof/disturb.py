@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from dilrewrite.model.elements import FLOATS
-from dilrewrite.model.walk import copied, rearrange, resolve
+from dilrewrite.model.walk import ScopePath, copied, rearrange, resolve
 from dilrewrite.sites import Site
 from dilrewrite.splice.names import Names
 
@@ -20,39 +20,35 @@ def disturb(proto: ModelProto, errors: Sequence[tuple[Site, float]], seed: int) 
     The noise is uniform, of the given share of the output's largest magnitude. It shows how far the model itself
     carries rounding of that size.
     """
-    edited = copied(proto)
-    names = Names(proto)
+    edited, names = copied(proto), Names(proto)
     containers = {site.scope: resolve(edited, site.scope) for site, _ in errors}
+    orders: dict[ScopePath, list[int | None]] = {
+        scope: [index << 20 for index in range(len(container.node))] for scope, container in containers.items()
+    }
+    make = onnx.helper.make_node
     for number, (site, error) in enumerate(errors):
-        container = containers[site.scope]
+        container, kind = containers[site.scope], FLOATS[site.geometry.element]
         node = container.node[site.nodes[-1]]
         output = node.output[0]
-        clean = names.make(f"{output}/clean")
+        clean, *words = (
+            names.make(f"{output}/{word}")
+            for word in ("clean", "abs", "peak", "share", "scale", "wave", "typed", "noise")
+        )
         node.output[0] = clean
-        word = {
-            word: names.make(f"{output}/{word}") for word in ("abs", "peak", "share", "scale", "wave", "typed", "noise")
-        }
-        kind = FLOATS[site.geometry.element]
-        share = TensorProto(data_type=kind.number, raw_data=np.array(error, kind.dtype).tobytes())
-        make = onnx.helper.make_node
+        size, peak, share, scale, wave, typed, noise = words
+        value = TensorProto(data_type=kind.number, raw_data=np.array(error, kind.dtype).tobytes())
         fresh = [
-            make("Constant", [], [word["share"]], value=share),
-            make("Abs", [clean], [word["abs"]]),
-            make("ReduceMax", [word["abs"]], [word["peak"]], keepdims=0),
-            make("Mul", [word["peak"], word["share"]], [word["scale"]]),
-            make("RandomUniformLike", [clean], [word["wave"]], dtype=1, low=-1.0, high=1.0, seed=float(seed + number)),
-            make("Cast", [word["wave"]], [word["typed"]], to=kind.number),
-            make("Mul", [word["typed"], word["scale"]], [word["noise"]]),
-            make("Add", [clean, word["noise"]], [output]),
+            make("Constant", [], [share], value=value),
+            make("Abs", [clean], [size]),
+            make("ReduceMax", [size], [peak], keepdims=0),
+            make("Mul", [peak, share], [scale]),
+            make("RandomUniformLike", [clean], [wave], dtype=1, low=-1.0, high=1.0, seed=float(seed + number)),
+            make("Cast", [wave], [typed], to=kind.number),
+            make("Mul", [typed, scale], [noise]),
+            make("Add", [clean, noise], [output]),
         ]
         container.node.extend(fresh)
-    # the new nodes stand at the end of their lists; bring each behind its site
-    for scope in containers:
-        container = containers[scope]
-        count = len(container.node) - 8 * sum(site.scope == scope for site, _ in errors)
-        order: list[int | None] = [index << 20 for index in range(count)]
-        for site, _ in errors:
-            if site.scope == scope:
-                order.extend((site.nodes[-1] << 20) + place for place in range(1, 9))
-        rearrange(container.node, order)
+        orders[site.scope] += [(site.nodes[-1] << 20) + place for place in range(1, len(fresh) + 1)]
+    for scope, container in containers.items():
+        rearrange(container.node, orders[scope])
     return edited

@@ -6,6 +6,7 @@ and tensors are also checked one by one, and shapes are inferred from the inputs
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 from dilrewrite.model.doubts import limit_calls
 from dilrewrite.model.light import without_declarations, without_weights
 from dilrewrite.model.shapes import infer_shapes
-from dilrewrite.model.walk import copied, graphs_in, subgraphs
+from dilrewrite.model.walk import copied, graphs_in, put_in_order, rearrange, subgraphs
 
 UNSORTED = "Nodes in a graph must be topologically sorted"
 
@@ -43,8 +44,6 @@ def findings(proto: ModelProto) -> list[Finding]:
     """
     found = [*_checker(proto), *_inference(proto)]
     if any(UNSORTED in finding.text for finding in found):
-        from dilrewrite.model.walk import put_in_order
-
         ordered = copied(proto)
         put_in_order(ordered)
         found = [Finding(UNSORTED, UNSORTED), *_checker(ordered), *_inference(ordered)]
@@ -100,16 +99,17 @@ def _mend(model: ModelProto, body: GraphProto | FunctionProto) -> Iterator[Findi
 
 
 def _mend_values(graph: GraphProto, context: Any) -> Iterator[Finding]:
-    for value in (*graph.input, *graph.output):
-        error = _error(onnx.checker.check_value_info, value, context)
+    scalar = onnx.helper.make_tensor_value_info("", TensorProto.FLOAT, [])
+    zero = onnx.helper.make_tensor("", TensorProto.FLOAT, [], [0.0])
+    values = [(onnx.checker.check_value_info, value, scalar) for value in (*graph.input, *graph.output)]
+    tensors = [(onnx.checker.check_tensor, tensor, zero) for tensor in graph.initializer]
+    for check, part, plain in (*values, *tensors):
+        error = _error(check, part, context)
         if error is not None:
-            yield Finding(_kind(error, [value.name]), error)
-            value.type.CopyFrom(onnx.helper.make_tensor_type_proto(TensorProto.FLOAT, []))
-    for tensor in graph.initializer:
-        error = _error(onnx.checker.check_tensor, tensor, context)
-        if error is not None:
-            yield Finding(_kind(error, [tensor.name]), error)
-            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, TensorProto.FLOAT, [], [0.0]))
+            yield Finding(_kind(error, [part.name]), error)
+            name = part.name
+            part.CopyFrom(plain)
+            part.name = name
 
 
 def _bare(node: NodeProto) -> NodeProto:
@@ -122,34 +122,26 @@ def _bare(node: NodeProto) -> NodeProto:
 
 def _with_weights_as_inputs(proto: ModelProto) -> ModelProto:
     """Return `proto` with its external initializers as graph inputs; itself when there is none."""
-    external = [tensor for tensor in proto.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
-    if not external:
+    outside = [tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer]
+    if not any(outside):
         return proto
     light = copied(proto)
-    names = {tensor.name for tensor in external}
     inputs = {value.name for value in light.graph.input}
-    for index in reversed(range(len(light.graph.initializer))):
-        if light.graph.initializer[index].name in names:
-            del light.graph.initializer[index]
-    for tensor in external:
+    for tensor in itertools.compress(proto.graph.initializer, outside):
         if tensor.name not in inputs:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             light.graph.input.append(value)
+    rearrange(light.graph.initializer, [None if gone else place for place, gone in enumerate(outside)])
     return light
 
 
 def _error(ask: Callable[..., object], *arguments: object) -> str | None:
+    """Return what is said against something, in one line, without what differs from run to run."""
     try:
         ask(*arguments)
     except ERRORS as error:
-        return _one_line(error)
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "==>" not in line)
     return None
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's text in one line, without what differs from run to run."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "==>" not in line]
-    return " ".join(lines)
 
 
 def _kind(text: str, names: Sequence[str]) -> str:

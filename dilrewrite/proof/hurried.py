@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from dilrewrite.runtimes import Array, Backend, Options, Runnable, Session, TimedOut, backends
@@ -19,62 +20,46 @@ class OutOfTime(TimedOut):
     """The runs on the fallback took too long together."""
 
 
-@dataclass(slots=True)
-class _Clock:
-    """How long calls took together, of `limit_s` that they may."""
-
-    limit_s: float
-    spent_s: float = 0.0
-
-    def __call__(self, call: Callable[[], T]) -> T:
-        """Make a call. Raises `OutOfTime` when the time is over, before it or in it."""
-        if self.spent_s >= self.limit_s:
-            raise OutOfTime(self.reason())
-        start = time.monotonic()
-        try:
-            return call()
-        except TimedOut as error:
-            raise OutOfTime(self.reason()) from error
-        finally:
-            self.spent_s += time.monotonic() - start
-
-    def reason(self) -> str:
-        """Say why no more is run."""
-        return f"runs take more than {self.limit_s:g} s"
-
-
 class Hurried:
     """A slow backend whose sessions share one clock; each is a process of its own, which can be stopped."""
 
     def __init__(self, backend: Backend) -> None:
-        self.name = backend.name
-        self.clock = _Clock(FALLBACK_S)
-        self.backend = backend
+        self.backend, self.name = backend, backend.name
+        self.limit_s, self.spent_s = FALLBACK_S, 0.0
+
+    def timed(self, call: Callable[[], T]) -> T:
+        """Make a call. Raises `OutOfTime` when the time is over, before it or in it."""
+        problem = f"runs take more than {self.limit_s:g} s"
+        if self.spent_s >= self.limit_s:
+            raise OutOfTime(problem)
+        start = time.monotonic()
+        try:
+            return call()
+        except TimedOut as error:
+            raise OutOfTime(problem) from error
+        finally:
+            self.spent_s += time.monotonic() - start
 
     def session(self, runnable: Runnable, options: Options) -> Session:
         """Load a model."""
-        options = replace(options, timeout_s=max(self.clock.limit_s - self.clock.spent_s, 1.0))
+        from dilrewrite.runtimes._worker import IsolatedSession
 
-        def load() -> Session:
-            from dilrewrite.runtimes._worker import IsolatedSession
-
-            if backends().get(self.name) is self.backend:  # one that a child can be given
-                return IsolatedSession(self.backend, runnable, options)
-            return self.backend.session(runnable, options)
-
-        return HurriedSession(self.clock(load), self.clock)
+        options = replace(options, timeout_s=max(self.limit_s - self.spent_s, 1.0))
+        known = backends().get(self.name) is self.backend  # one that a child can be given
+        load = functools.partial(IsolatedSession, self.backend) if known else self.backend.session
+        return HurriedSession(self.timed(lambda: load(runnable, options)), self)
 
 
 class HurriedSession(Session):
-    """A session on a clock."""
+    """A session on the clock of its backend."""
 
-    def __init__(self, session: Session, clock: _Clock) -> None:
+    def __init__(self, session: Session, backend: Hurried) -> None:
         self.inputs, self.outputs = session.inputs, session.outputs
-        self.session, self.clock = session, clock
+        self.session, self.backend = session, backend
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the named outputs (None: all)."""
-        return self.clock(lambda: self.session.run(feeds, outputs))
+        return self.backend.timed(lambda: self.session.run(feeds, outputs))
 
     def peak_bytes(self) -> int | None:
         """Return what the session tells."""
