@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
-from dilrewrite.model.walk import Container, ScopePath, resolve
+from dilrewrite.model.walk import Container, ScopePath, ends, resolve
 from dilrewrite.sites import Operand
 from dilrewrite.splice.names import Names
 
@@ -51,22 +52,20 @@ class Editor:
     def tensor(self, operand: Operand) -> TensorProto:
         """Return the original tensor behind a constant operand."""
         container = resolve(self.source, operand.scope)
-        if operand.kind == "constant":
-            assert operand.index is not None
-            found: TensorProto = next(a.t for a in container.node[operand.index].attribute if a.name == "value")
-            return found
-        assert isinstance(container, GraphProto)
-        found = next(tensor for tensor in container.initializer if tensor.name == operand.name)
-        assert isinstance(found, TensorProto)
-        return found
+        tensors: Iterable[TensorProto] = ()
+        if operand.kind == "constant" and operand.index is not None:
+            tensors = (a.t for a in container.node[operand.index].attribute if a.name == "value")
+        elif isinstance(container, GraphProto):
+            tensors = (tensor for tensor in container.initializer if tensor.name == operand.name)
+        return next(iter(tensors))
 
     def home(self, path: ScopePath, name: str) -> ScopePath:
         """Return the node list, of those around `path`, in which a tensor is made."""
         for depth in range(len(path.steps), 0, -1):
             outer = ScopePath(path.function, path.steps[:depth])
             container = self.containers[outer]
-            if any(name in node.output for node in container.node):
-                return outer
-            if isinstance(container, GraphProto) and any(tensor.name == name for tensor in container.initializer):
+            tensors = container.initializer if isinstance(container, GraphProto) else ()
+            made = (ends(container)[0], (tensor.name for tensor in tensors), *(node.output for node in container.node))
+            if name in itertools.chain(*made):
                 return outer
         return ScopePath(path.function)

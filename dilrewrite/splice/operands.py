@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,15 @@ from dilrewrite.sites import Dequantized, Operand, Part
 from dilrewrite.splice.writer import Writer
 
 
+@dataclass(frozen=True, slots=True)
 class StepOperands:
     """The operands of one Conv of a fragment (`sites.operators.Operands`); `word` starts the names of its weights."""
 
-    def __init__(self, writer: Writer, part: Part, core: CoreConv, data: str, word: str) -> None:
-        self._writer = writer
-        self._part = part
-        self._core = core
-        self._data = data
-        self._word = word
+    _writer: Writer
+    _part: Part
+    _core: CoreConv
+    _data: str
+    _word: str
 
     def source(self) -> str:
         """Return the data."""
@@ -49,9 +50,8 @@ class StepOperands:
             return self._lowered(given, shape, edits, self._word)
         zero_name = quantization.zero_point.name if quantization and quantization.zero_point else None
         axis = quantization.axis if quantization else None
-        fresh = self._writer.shared_constant(
-            ("edit", *edits, zero_name, axis), operand, self._word, lambda: self._edited(edits)
-        )
+        key = "edit", *edits, zero_name, axis
+        fresh = self._writer.shared_constant(key, operand, self._word, lambda: self._edited(edits))
         if quantization is None:
             return fresh
         times = math.prod(edit.times for edit in edits if isinstance(edit, RepeatOutputs))
@@ -67,7 +67,7 @@ class StepOperands:
             zero = editor.read(editor.tensor(quantization.zero_point))
             zero = zero.reshape(-1, *(1,) * (values.ndim - 1)) if quantization.axis == 0 else zero.reshape(())
         for edit in edits:
-            if zero.ndim > 0 and len(zero) != len(values):
+            if zero.ndim > 0:
                 zero = np.concatenate([zero] * (len(values) // len(zero)))
             values = edit.apply(values, zero)
         return values, tensor.data_type

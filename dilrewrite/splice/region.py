@@ -6,8 +6,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from dilrewrite.forms.fragment import FILL, Core, CoreConv, CoreFill, Fragment, Kept, Node, X
-from dilrewrite.model.elements import FLOATS
-from dilrewrite.model.walk import ScopePath
+from dilrewrite.model.elements import NAMED
 from dilrewrite.sites import Site
 from dilrewrite.sites.operators import operators
 from dilrewrite.splice.editor import Editor
@@ -52,7 +51,7 @@ class Region:
                     self._conv(step, number)
                 else:
                     self._fill(step)
-        self._suspect_all()
+        self._suspect()
         return writer.nodes
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -80,17 +79,15 @@ class Region:
         part, writer = self.site.part, self.writer
         ones = (1,) * part.geometry.rank
         if part.bias is None:
-            outputs = part.geometry.out_channels
+            outputs, kind = part.geometry.out_channels, NAMED[part.geometry.element]
             assert outputs is not None, "the builder refuses a fill without a number of channels"
-            kind = FLOATS[part.geometry.element]
             start = writer.constant("zeros", np.zeros((1, outputs, *ones), kind.dtype), kind.number)
         else:
             start = writer.name("bias_reshaped")
             shape = writer.constant("bias_shape", np.array([1, -1, *ones], np.int64), TensorProto.INT64)
             bias = part.bias_quantization.output if part.bias_quantization else part.bias.name
             writer.node("Reshape", [bias, shape], [start], {})
-        output = writer.fresh(core.output, self.map, _word(core))
-        repeat = "Expand" if self.site.opset >= 8 else "Tile"
+        repeat, output = "Expand" if self.site.opset >= 8 else "Tile", writer.fresh(core.output, self.map, _word(core))
         writer.node(repeat, [start, self.map[core.repeats]], [output], {})
 
     def _kept(self, step: Kept, number: int) -> None:
@@ -116,33 +113,15 @@ class Region:
         self.writer.node("Reshape", [zero.name, none], [scalar], {})
         return scalar
 
-    # -- what may have become unused -----------------------------------------------------------------------------
-
-    def _suspect(self, scope: ScopePath, name: str) -> None:
-        """Note a tensor that may have lost its last user."""
-        self.editor.suspects.append((scope, name))
-
-    def _suspect_all(self) -> None:
-        """Note the operands of the nodes that go, and what they made for each other."""
-        site = self.site
-        for part in site.parts:
-            for operand, quantization in (
-                (part.weight, part.weight_quantization),
-                (part.bias, part.bias_quantization),
-            ):
-                if quantization is not None:
-                    self._suspect(site.scope, quantization.output)
-                elif operand is not None:
-                    self._suspect(operand.scope, operand.name)
-        if self.quantization is not None:
-            self._suspect(site.scope, self.quantization.output)
-        inside = [name for node in self.absorbed for name in node.output if name and name != self.output]
-        for index in site.nodes:
-            if index not in [part.index for part in site.parts]:
-                for name in sorted({*self.writer.original(index).input} - {"", *inside, *site.inputs}):
-                    self._suspect(self.editor.home(site.scope, name), name)
-        for name in inside:
-            self._suspect(site.scope, name)
+    def _suspect(self) -> None:
+        """Note what may have lost its last user: operands of the nodes that go, and what they made for each other."""
+        site, home = self.site, self.editor.home
+        going = self.absorbed[: len(site.nodes)]
+        inside = {name for node in self.absorbed for name in node.output} - {"", self.output}
+        outside = {name for node in going for name in node.input} - {"", *inside, *site.inputs}
+        dequantized = [self.quantization.output] if self.quantization is not None else []
+        self.editor.suspects += [(home(site.scope, name), name) for name in sorted(outside)]
+        self.editor.suspects += [(site.scope, name) for name in (*dequantized, *sorted(inside))]
 
 
 def _word(core: Core) -> str:

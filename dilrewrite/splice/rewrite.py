@@ -44,18 +44,13 @@ def _normalise_node(node: NodeProto, change: Normalisation) -> None:
 
 def mark(proto: ModelProto, verification: str) -> None:
     """Write how far the model was verified into its metadata."""
-    for entry in proto.metadata_props:
-        if entry.key == VERIFICATION_KEY:
-            entry.value = verification
-            return
-    proto.metadata_props.add(key=VERIFICATION_KEY, value=verification)
+    known = [entry for entry in proto.metadata_props if entry.key == VERIFICATION_KEY]
+    entry = known[0] if known else proto.metadata_props.add(key=VERIFICATION_KEY)
+    entry.value = verification
 
 
 def rewrite(
-    proto: ModelProto,
-    edits: Sequence[tuple[Site, Fragment]],
-    normalisations: Iterable[Normalisation],
-    read: Reader,
+    proto: ModelProto, edits: Sequence[tuple[Site, Fragment]], normalisations: Iterable[Normalisation], read: Reader
 ) -> Rewritten:
     """Return a copy of `proto` in which every site of `edits` is replaced by its fragment.
 
@@ -79,8 +74,7 @@ def rewrite(
     editor.open(by_scope)
     for path, pairs in by_scope.items():
         _rewrite_scope(editor, path, pairs)
-    removed = clean(editor)
-    return Rewritten(edited, tuple(editor.added), removed)
+    return Rewritten(edited, tuple(editor.added), clean(editor))
 
 
 def _replaced(proto: ModelProto, edits: Sequence[tuple[Site, Fragment]]) -> dict[Place, Site]:
@@ -106,7 +100,7 @@ def _rewrite_scope(editor: Editor, path: ScopePath, edits: Sequence[tuple[Site, 
         nodes = region.build()
         for index in region.indices:
             order[index] = None
-        order.extend((max(region.indices) << 20) + number for number in range(len(nodes)))
-        fresh.extend(nodes)
+        order += ((max(region.indices) << 20) + number for number in range(len(nodes)))
+        fresh += nodes
     container.node.extend(fresh)
     rearrange(container.node, order)

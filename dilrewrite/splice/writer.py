@@ -47,13 +47,8 @@ class Writer:
         """Append a node."""
         made = NodeProto(op_type=op, name=name or self.name(op), input=inputs, output=outputs)
         for key, value in attributes.items():
-            made.attribute.append(
-                onnx.helper.make_attribute(
-                    key,
-                    list(value) if isinstance(value, tuple) else value,
-                    attr_type=onnx.AttributeProto.INTS if isinstance(value, tuple) else None,
-                )
-            )
+            several = onnx.AttributeProto.INTS if isinstance(value, tuple) else None  # onnx cannot tell of an empty one
+            made.attribute.append(onnx.helper.make_attribute(key, value, attr_type=several))
         return self.append(made)
 
     def append(self, node: NodeProto) -> NodeProto:
@@ -67,17 +62,14 @@ class Writer:
 
     def constant(self, word: str, values: NDArray[np.generic], data_type: int, scope: ScopePath | None = None) -> str:
         """Return the name of a new constant in `scope` (the site's own by default)."""
-        name = self.name(word)
-        tensor = TensorProto(name=name, data_type=data_type, dims=values.shape)
-        tensor.raw_data = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        name, raw = self.name(word), values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        tensor = TensorProto(name=name, data_type=data_type, dims=values.shape, raw_data=raw)
         scope = self.site.scope if scope is None else scope
         if self.editor.constants_as_nodes(scope):
-            tensor.name = ""
-            output = name
+            tensor.name, output = "", name
             if self.site.opset < 9 and data_type == TensorProto.INT64:  # Constant holds no integers before opset 9
-                tensor = TensorProto(data_type=TensorProto.DOUBLE, dims=values.shape)
-                tensor.raw_data = values.astype("<f8").tobytes()
-                output = self.name(f"{word}_float")
+                raw, output = values.astype("<f8").tobytes(), self.name(f"{word}_float")
+                tensor = TensorProto(data_type=TensorProto.DOUBLE, dims=values.shape, raw_data=raw)
             made = NodeProto(op_type="Constant", name=self.name("Constant"), output=[output])
             made.attribute.append(onnx.helper.make_attribute("value", tensor))
             self.append(made)
@@ -112,8 +104,7 @@ class Writer:
 
     def fresh(self, output: str, local: dict[str, str], word: str) -> str:
         """Return the name of a step's output in the model: a new one, but for the last step's."""
-        if output not in local:
-            local[output] = self.name(word)
+        local[output] = local.get(output) or self.name(word)
         return local[output]
 
     def like(self, original: NodeProto, inputs: Sequence[str], output: str) -> str:
