@@ -7,6 +7,7 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,48 +22,48 @@ from dilrewrite.staging import is_file
 
 LENGTHS = (64, 32, 128, 224, 256, 16, 100, 512, 8, 4, 1000, 4000, 2, 1, 16000)
 """What unknown extents are tried with, in this order, until the model runs."""
-
 LENGTHS_3D = (32, 16, 24, 48, 64, 96, 8, 4, 2, 1, 128)
 """The same where an input has three or more unknown extents besides the batch."""
-
 USUAL_LENGTHS = {1: LENGTHS, 2: LENGTHS, 3: LENGTHS_3D}
 """Both, by the largest number of unknown extents in one input."""
-
 SMALL = (*range(1, 17), 20, 24, 32, 40, 48, 64)
 """What unknown extents are tried with for the smallest size."""
+WIDE, WIDE_ELEMENTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384), 2**22
+"""Extents for dilations that the other cases do not reach, and how many elements the inputs may have then."""
 
 BATCHES = (2, 3, 4, 5, 6, 8, 10, 12, 16)
 """What unknown batches are tried with where the model does not run on one sample."""
-
 MORE_BATCHES, MORE_ELEMENTS = range(7, 65), 2**22
 """Batches tried after all else where the model runs on nothing, and how many elements the inputs may have then."""
-
 LARGER, LARGER_ELEMENTS = (6, 4, 3), 2**20
 """How much larger the second batch is than the first, as far as the inputs have no more elements than this."""
-
-WIDE_INTEGERS = (101, 11)
-"""Below what random whole numbers are in the case that has larger ones than 0 and 1."""
-
-INTEGERS = ("int16", "int32", "int64", "uint16", "uint32", "uint64")
-FEW_INTEGERS = 8
-"""A row of so few whole numbers may be a shape, pads or sizes: they stay small."""
-
 LONG_ELEMENTS = 2**18
 """A batch that may be an extent is not made so long that the inputs have more elements than this."""
 
-WIDE, WIDE_ELEMENTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384), 2**22
-"""Extents for dilations that the other cases do not reach, and how many elements the inputs may have then."""
+INTEGERS = ("int16", "int32", "int64", "uint16", "uint32", "uint64")
+WIDE_INTEGERS = (101, 11)
+"""Below what random whole numbers are in the case that has larger ones than 0 and 1."""
+FEW_INTEGERS = 8
+"""A row of so few whole numbers may be a shape, pads or sizes: they stay small."""
+
+MANY_ELEMENTS = 2**26
+"""A random input larger than this many elements is not tried."""
+MOST_SIZE = 2**40
+"""A longer axis fits into no memory."""
 
 SPELL_PADS = "convert the model to opset 11 or later (onnx.version_converter), or export it with explicit pads"
 """What to do about a Conv with SAME_* pads and dilation, which ONNX Runtime does not run, where no Pad can be put."""
 
-MANY_ELEMENTS = 2**26
-"""A random input larger than this many elements is not tried."""
-
+UNREADABLE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError),  # a packing or a password that the module for archives has not
+    *(ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError),  # a header that is no Python literal
+    *(OverflowError, MemoryError),  # a header with sizes that nothing holds
+)
+"""What NumPy raises for files that are no archive of arrays."""
 
 Sizes = Mapping[str, int]
 """What unknown sizes are."""
-
 Run = Callable[[Mapping[str, Array]], object]
 """Runs a model."""
 
@@ -80,10 +81,6 @@ class Case:
         return {name: tuple(values.shape) for name, values in self.feeds.items()}
 
 
-MOST_SIZE = 2**40
-"""A longer axis fits into no memory."""
-
-
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Parse `NAME:1x3x224x224` (a scalar: `NAME:`); raises `UsageError` for anything else."""
     found: dict[str, tuple[int, ...]] = {}
@@ -97,15 +94,6 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
             raise UsageError(f"--shape {text}: not NAME:SIZExSIZE...", hint="for example --shape input:1x3x224x224")
         found[name] = shape
     return found
-
-
-UNREADABLE = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(NotImplementedError, RuntimeError),  # a packing or a password that the module for archives has not
-    *(ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError),  # a header that is no Python literal
-    *(OverflowError, MemoryError),  # a header with sizes that nothing holds
-)
-"""What NumPy raises for files that are no archive of arrays."""
 
 
 def load_inputs(path: Path) -> dict[str, Array]:
@@ -214,29 +202,24 @@ class Chooser:
             for declared, size in zip(io.shape or (), self.fixed.get(io.name, ()), strict=False):
                 if isinstance(declared, str) and declared:
                     self.bound.setdefault(declared, int(size))
+        self.places: dict[str, list[tuple[str, int]]] = {}
+        """The unknown sizes that a choice must fill, with the inputs and axes that have them."""
+        for io in self.open:
+            for axis, size in enumerate(io.shape or ()):
+                if not isinstance(size, int) and size not in self.bound:
+                    self.places.setdefault(symbol_of(io.name, axis, size), []).append((io.name, axis))
 
     @property
     def extents(self) -> list[str]:
         """Return the unknown sizes that are extents, equal names once."""
-        return self._unknown(True)
+        some = self.places.items()
+        return [symbol for symbol, at in some if self.roles.get(symbol, any(axis > 0 for _, axis in at))]
 
     @property
     def batches(self) -> list[str]:
         """Return the unknown sizes that are batches, equal names once."""
-        return self._unknown(False)
-
-    def _unknown(self, extents: bool) -> list[str]:
-        places = self._places().items()
-        return [name for name, some in places if self.roles.get(name, any(axis > 0 for _, axis in some)) == extents]
-
-    def _places(self) -> dict[str, list[tuple[str, int]]]:
-        """Return the unknown sizes that a choice must fill, with the inputs and axes that have them."""
-        found: dict[str, list[tuple[str, int]]] = {}
-        for io in self.open:
-            for axis, size in enumerate(io.shape or ()):
-                if not isinstance(size, int) and size not in self.bound:
-                    found.setdefault(symbol_of(io.name, axis, size), []).append((io.name, axis))
-        return found
+        extents = self.extents
+        return [symbol for symbol in self.places if symbol not in extents]
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Return the shape of every input for the given unknown sizes; one that is not given is 1."""
@@ -255,8 +238,7 @@ class Chooser:
 
         `below`: what an input's integers are less than, where that is not 2.
         """
-        rng = np.random.default_rng(self.seed)
-        shapes = self.shapes(sizes)
+        rng, shapes = np.random.default_rng(self.seed), self.shapes(sizes)
         feeds: dict[str, Array] = {}
         for io in self.inputs:
             if io.name in self.user:
@@ -265,10 +247,8 @@ class Chooser:
                 continue
             _check_array(io)
             if io.element.startswith("other:") or io.name not in shapes:
-                raise UsageError(
-                    f"input {io.name!r} ({io.element}) has no shape to make random data for",
-                    hint="give it with --inputs FILE.npz",
-                )
+                problem = f"input {io.name!r} ({io.element}) has no shape to make random data for"
+                raise UsageError(problem, hint="give it with --inputs FILE.npz")
             shape = shapes[io.name]
             if math.prod(shape) > MANY_ELEMENTS:
                 raise CannotRun(f"input {io.name!r} of shape {list(shape)} is too large to try")
@@ -316,11 +296,8 @@ class Chooser:
 
     def _lengths(self, symbols: Sequence[str]) -> Sequence[int]:
         """Return what to try, by the largest number of the symbols in one input."""
-        unknown = [
-            sum(symbol_of(io.name, axis, size) in symbols for axis, size in enumerate(io.shape or ()))
-            for io in self.open
-        ]
-        return self.lengths[min(max(1, *unknown, 0), max(self.lengths))]
+        counts = Counter(name for symbol in symbols for name, _ in self.places[symbol])
+        return self.lengths[min(max(counts.values(), default=1), max(self.lengths))]
 
     def _unrunnable(self, reason: str) -> str:
         random = self.open + [io for io in self.inputs if io.name in self.fixed and io.name not in self.user]
@@ -346,7 +323,7 @@ class Chooser:
         extent, for all that is known, is made as long as one. Where none of these shapes is one that `reached` asks
         for, extents that are. Integers: larger ones than 0 and 1.
         """
-        chosen = dict.fromkeys(self._places(), 1) | dict(sizes)
+        chosen = dict.fromkeys(self.places, 1) | dict(sizes)
         found: list[Case] = []
         seen = [self.shapes(chosen)]
 
@@ -435,11 +412,10 @@ class Chooser:
 
     def _unequal(self, chosen: Sizes) -> Iterator[dict[str, int]]:
         """Yield sizes that differ: each from each, those of one axis from another's, those of one input."""
-        first = {symbol: places[0] for symbol, places in self._places().items()}
         keys: list[Callable[[str], object]] = [
             lambda symbol: symbol,
-            lambda symbol: first[symbol][1],
-            lambda symbol: first[symbol][0],
+            lambda symbol: self.places[symbol][0][1],
+            lambda symbol: self.places[symbol][0][0],
         ]
         kinds = (self.extents, self.batches)
         for some in (kinds, kinds[:1]):
