@@ -19,9 +19,6 @@ EXACT_LIMIT = 2**24
 """Whole numbers up to here are exact in float32, in whatever order they are added."""
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
-
-
 def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int32]:
     """Return random whole numbers of [low, high], all different where there are enough of them."""
     size = product(shape)

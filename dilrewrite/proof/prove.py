@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Self
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -149,8 +148,7 @@ def outline(source: Source, site: Site) -> tuple[object, ...]:
             return ValueInfoProto(name=f"{word}_{place}")
         return TensorProto(data_type=constant.data_type, dims=constant.dims)
 
-    nodes = _nodes(source, site)
-    cut = carve(source.proto, site.scope, nodes, outside, ())
+    cut = carve(source.proto, site.scope, _nodes(source, site), outside, ())
     shapes = tuple(operand.shape for operand in operands)
     return cut.SerializeToString(deterministic=True), site.meaning, site.storage, shapes
 
@@ -167,24 +165,18 @@ def _nodes(source: Source, site: Site) -> dict[str, NodeProto]:
     return nodes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A site's sub-model with numbers in it, and the site as it stands there."""
+    """A site's sub-model with numbers in it, and the site as it stands there. LookupError: by itself it is none."""
 
-    model: ModelProto
-    site: Site
-    numbers: Numbers
-
-    @classmethod
-    def of(cls, numbers: Numbers) -> Self:
-        """Cut the site out that the numbers are for."""
-        source, site = numbers.source, numbers.site
-        nodes = _nodes(source, site)
-        model = carve(source.proto, site.scope, nodes, numbers, [list(nodes)[-1]])
-        alike = [own for own in find(model).sites if len(own.nodes) == len(site.nodes)]
+    def __init__(self, numbers: Numbers) -> None:
+        nodes = _nodes(numbers.source, numbers.site)
+        self.numbers = numbers
+        self.model = carve(numbers.source.proto, numbers.site.scope, nodes, numbers, [list(nodes)[-1]])
+        self.found = find(self.model)
+        alike = [own for own in self.found.sites if len(own.nodes) == len(numbers.site.nodes)]
         if not alike:
             raise LookupError("its nodes by themselves are no site")
-        return cls(model=model, site=alike[0], numbers=numbers)
+        self.site = alike[0]
 
     @property
     def runs_natively(self) -> bool:
@@ -193,8 +185,7 @@ class Trial:
 
     def rewritten(self, fragment: Fragment) -> ModelProto:
         """Return the sub-model with the fragment in place of the site."""
-        edits, unused = [(self.site, fragment)], find(self.model).normalisations
-        return rewrite(self.model, edits, unused, numpy_helper.to_array).proto
+        return rewrite(self.model, [(self.site, fragment)], self.found.normalisations, numpy_helper.to_array).proto
 
     def run(self, runtime: Backend, model: ModelProto, inputs: Sequence[Array], threads: int | None) -> list[Array]:
         """Return the output of the sub-model, or its rewritten form, for each input."""
@@ -206,7 +197,6 @@ class Trial:
 
 # -- sizes ----------------------------------------------------------------------------------------------------------
 
-
 MOST_ELEMENTS = 3 * 2**27
 """A proof that would hold more numbers at once is not attempted: 1.5 GiB of them in float32."""
 
@@ -217,10 +207,8 @@ def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment]:
     small = smaller(geometry)
     if small != geometry and len(site.nodes) == 1 and (other := _replanned(site, small, fragment)) is not None:
         geometry, site, fragment = small, resized(site, small), other
-    elements = max(
-        footprint(concrete(geometry, extents)) // max(product(geometry.kernel), 4)
-        for extents in sample_extents(geometry)
-    )
+    sizes = (concrete(geometry, extents) for extents in sample_extents(geometry))
+    elements = max(map(footprint, sizes)) // max(product(geometry.kernel), 4)
     held = max(16 * elements, 6 * elements + (fragment.elements_moved or 0))  # the truth in float64, or the form
     if held > MOST_ELEMENTS:
         most = MOST_ELEMENTS // 2**20
@@ -233,56 +221,46 @@ def _replanned(site: Site, geometry: ConvGeometry, fragment: Fragment) -> Fragme
     if not fragment.spelling:
         return None
     name, strategy = parse(fragment.spelling)
-    fixed, storage = site.fixed_weights, site.storage
-    same, other = (
-        plan(name, strategy, each, fragment.opset, storage=storage, fixed_weights=fixed)
-        for each in (site.geometry, geometry)
-    )
+    how = functools.partial(plan, opset=fragment.opset, storage=site.storage, fixed_weights=site.fixed_weights)
+    same, other = (how(name, strategy, each) for each in (site.geometry, geometry))
     if isinstance(same, Refusal) or isinstance(other, Refusal) or same.digest() != fragment.digest():
         return None
-    alike = _structure(fragment, site.geometry.group) == _structure(other, geometry.group)
-    return other if alike else None
+    return other if _structure(fragment, site.geometry.group) == _structure(other, geometry.group) else None
 
 
 SIZES = {"Reshape": (1,), "Slice": (1, 2), "Concat": tuple(range(16))}
 """Which inputs of an operator hold sizes, of which only sign and END are compared; everything else must be equal."""
 
 
-def _structure(fragment: Fragment, group: int) -> tuple[object, ...]:
+def _structure(fragment: Fragment, group: int) -> object:
     """Return the form but for its names and sizes: operators, what they read, pads, steps, Convs, weight edits."""
     names: dict[str, int] = {}
+    steps: list[object] = []
 
-    def kinds(values: Sequence[int]) -> tuple[int, ...]:
+    def signs(values: Sequence[int]) -> tuple[int, ...]:
         return tuple(value if value == END else (value > 0) - (value < 0) for value in values)
 
-    def read(name: str, sizes: bool) -> object:
+    def read(name: str, *, sizes: bool = False) -> object:
         values = fragment.constants.get(name)
         if values is None:
             return names.setdefault(name, len(names))
-        return kinds(values) if sizes else values
+        return signs(values) if sizes else values
 
-    def node(given: Node) -> tuple[object, ...]:
-        sizes = SIZES.get(given.op, ())
-        inputs = tuple(read(name, place in sizes) for place, name in enumerate(given.inputs))
-        attributes = {
-            key: kinds(value) if key in ("starts", "ends") and isinstance(value, tuple) else value
-            for key, value in given.attributes.items()
-        }
-        return given.op, inputs, tuple(read(name, False) for name in given.outputs), tuple(sorted(attributes.items()))
-
-    def core(given: CoreConv | CoreFill) -> tuple[object, ...]:
-        if isinstance(given, CoreFill):
-            return read(given.repeats, True), read(given.output, False)
-        conv = replace(given, source="", output="", group=1)
-        return read(given.source, False), read(given.output, False), Fraction(given.group, group), conv
-
-    return (
-        *map(node, fragment.enter),
-        *map(core, fragment.core),
-        *map(node, fragment.exit),
-        read(fragment.result, False),
-        fragment.partial,
-    )
+    for step in fragment.steps:
+        if isinstance(step, Node):
+            sizes = SIZES.get(step.op, ())
+            inputs = [read(name, sizes=place in sizes) for place, name in enumerate(step.inputs)]
+            attributes = {
+                key: signs(value) if key in ("starts", "ends") and isinstance(value, tuple) else value
+                for key, value in step.attributes.items()
+            }
+            steps.append((step.op, inputs, [read(name) for name in step.outputs], attributes))
+        elif isinstance(step, CoreFill):
+            steps.append((read(step.repeats, sizes=True), read(step.output)))
+        elif isinstance(step, CoreConv):
+            conv = replace(step, source="", output="", group=1)
+            steps.append((read(step.source), read(step.output), Fraction(step.group, group), conv))
+    return steps, read(fragment.result), fragment.partial
 
 
 # -- the proof -------------------------------------------------------------------------------------------------------
@@ -308,10 +286,9 @@ def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Pr
         return replace(whole, failure=f"rounding: {error}", ran=False)
     failure = None
     if not rounding.passed:
-        failure = (
-            f"rounding: error {rounding.new_error:.3g} of Conv(|x|,|w|), native {rounding.native_error:.3g}, "
-            f"limit {min(rounding.limit, rounding.ceiling or rounding.limit):.3g}"
-        )
+        share, native, limit = rounding.new_error, rounding.native_error, rounding.limit
+        limit = min(limit, rounding.ceiling or limit)
+        failure = f"rounding: error {share:.3g} of Conv(|x|,|w|), native {native:.3g}, limit {limit:.3g}"
     return replace(whole, rounding=rounding, failure=failure)
 
 
@@ -335,7 +312,7 @@ def _whole(prover: Prover, trial: Trial, runtime: Backend, shapes: Sequence[tupl
 def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, element: str) -> Proof:
     """Run fragment and original on whole numbers of `element`; equal bit for bit to the exact result."""
     runtime, geometry = prover.runtime if element == "float32" else prover.reference, entering(site)
-    trial = Trial.of(Numbers(source=source, site=site, element=element, rng=np.random.default_rng(prover.seed)))
+    trial = Trial(Numbers(source=source, site=site, element=element, rng=np.random.default_rng(prover.seed)))
     shapes = tuple(input_shape(concrete(geometry, extents)) for extents in sample_extents(geometry))
     twin = f" ({element} twin)" if element != geometry.element else ""
     done = functools.partial(Proof, shapes=shapes, backend=f"{runtime.name}{twin}")
@@ -400,7 +377,7 @@ def _rounding(prover: Prover, source: Source, site: Site, fragment: Fragment) ->
     element, runtime = entering(site).element, _rounds_on(prover, site, fragment)
     bare = replace(site, follow=())
     rng = np.random.default_rng(prover.seed + 1)
-    trial = Trial.of(Numbers(source=source, site=bare, element=element, rng=rng, reals=True))
+    trial = Trial(Numbers(source=source, site=bare, element=element, rng=rng, reals=True))
     data = prover.once((outline(source, bare), runtime.name), lambda: _reals(prover, trial, runtime))
     outputs = *(data.native or ()), *trial.run(runtime, trial.rewritten(fragment), data.inputs, prover.threads)
     native, new = (np.asarray(y, np.float64) for y in outputs)
@@ -426,7 +403,7 @@ def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -
         return False  # every output is that of one Conv
     bare = replace(site, follow=(), parts=(replace(site.part, weight_quantization=None), *site.parts[1:]))
     rng = np.random.default_rng(prover.seed)
-    trial = Trial.of(Numbers(source=source, site=bare, element="float16", rng=rng, reals=True, given=True))
+    trial = Trial(Numbers(source=source, site=bare, element="float16", rng=rng, reals=True, given=True))
     geometry, models = entering(site), (trial.model, trial.rewritten(fragment))
     x = np.full(input_shape(concrete(geometry, sample_extents(geometry)[0])), 2.0**8, np.float16)
     kernel = site.part.geometry.kernel

@@ -18,9 +18,6 @@ FEW = 2
 """Images, groups, and channels in a group that a smaller size keeps at least, where there are as many."""
 
 
-# -- sizes -----------------------------------------------------------------------------------------------------------
-
-
 def sample_extents(geometry: ConvGeometry) -> tuple[tuple[int, ...], ...]:
     """Return concrete extents to prove at: the given ones, and for unknown axes several lengths.
 

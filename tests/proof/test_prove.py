@@ -454,7 +454,7 @@ def fields(thing: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
 def sub_models(source: Source, site: Site) -> list[bytes]:
     """What is run for a site: the sub-model, and the rewritten one."""
     rng = np.random.default_rng(0)
-    trial = prove.Trial.of(Numbers(source=source, site=site, element=site.geometry.element, rng=rng))
+    trial = prove.Trial(Numbers(source=source, site=site, element=site.geometry.element, rng=rng))
     pair = trial.model, trial.rewritten(form(trial.site, "keep"))
     return [model.SerializeToString(deterministic=True) for model in pair]
 
