@@ -104,7 +104,7 @@ def test_the_layers_of_the_forms_are_those_of_the_results() -> None:
     shown = re.search(r"^<!-- layers -->\n(.*?)^<!-- /layers -->", page, flags=re.MULTILINE | re.DOTALL)
     results = (ROOT / "benchmarks" / "results" / "engines-tensorrt_rtx.md").read_text(encoding="utf-8")
     assert shown is not None
-    assert shown[1] in results
+    assert shown[1] in results, f"docs/backends.md: {TABLES['docs/backends.md', 'form']}"
     assert "FAILED" not in shown[1]
 
 
@@ -124,8 +124,8 @@ def test_the_tables_of_training_are_those_of_the_results(summary: ModuleType) ->
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     for name, text in summary.tables().items():
         found = summary.shown(page, name)
-        assert found is not None, name
-        assert found.group() == text, f"{name}: python benchmarks/convbench_summary.py"
+        assert found is not None, f"docs/training.md has no markers of the table {name}"
+        assert found.group() == text, f"docs/training.md, {name}: run `python benchmarks/convbench_summary.py`"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
@@ -162,11 +162,43 @@ def test_the_commands_of_convbench_are_understood(monkeypatch: pytest.MonkeyPatc
     assert len(ran) == 5, "one lists only"
 
 
-def test_every_backend_says_whether_it_met_hardware() -> None:
-    page = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
-    rows = {row.split("|")[1].strip(" `"): row.split("|")[4] for row in page.splitlines() if row.startswith("| `")}
-    for name in backends():
-        assert re.search(r"never|\d{4}-\d\d-\d\d|needs none", rows[name]), name
+TABLES = {
+    ("README.md", "`--strategy`"): "write by hand: | `NAME` | what it does |",
+    ("docs/backends.md", "name"): "write by hand: | `NAME` | what it times on | when it is ready | never |",
+    ("docs/backends.md", "form"): (
+        "run `python benchmarks/engines.py`, then copy the table from benchmarks/results/engines-tensorrt_rtx.md"
+    ),
+    ("docs/training.md", "method"): "run `DILREWRITE_UPDATE_GOLDEN=1 pytest tests/pytorch/test_methods.py -k matrix`",
+}
+"""How a plug-in gets its row: by page and the head of the table's first column."""
+
+
+def rows(page: str, head: str) -> dict[str, list[str]]:
+    """The cells of a table's rows, by the name in the first one."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = re.search(rf"^\| {head} \|.*\n\|[-:| ]+\|\n((?:\|.*\n)*)", text, flags=re.MULTILINE)
+    assert table is not None, f"{page}: no table whose first column is {head}"
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[1].splitlines()]
+    return {first.strip("`"): [first, *others] for first, *others in cells}
+
+
+def row(page: str, head: str, name: str) -> list[str]:
+    """The row of a plug-in; where there is none, the message says how it is made."""
+    found = rows(page, head).get(name)
+    assert found is not None, f"{page}: the table with the column {head} has no row of {name}: {TABLES[page, head]}"
+    return found
+
+
+@pytest.mark.parametrize(("page", "head"), TABLES)
+def test_a_missing_row_is_told_with_what_makes_it(page: str, head: str) -> None:
+    with pytest.raises(AssertionError, match=f"^{page}: .* {head} has no row of their_own: (write by hand|run `)"):
+        row(page, head, "their_own")
+
+
+@pytest.mark.parametrize("name", backends())
+def test_every_backend_says_whether_it_met_hardware(name: str) -> None:
+    met = row("docs/backends.md", "name", name)[3]
+    assert re.search(r"never|\d{4}-\d\d-\d\d|needs none", met), f"docs/backends.md: {name} met hardware: {met}"
 
 
 OWN = sorted(path.stem for path in (ROOT / "dilrewrite" / "forms" / "strategies").glob("[!_]*.py"))
@@ -176,16 +208,15 @@ OWN = sorted(path.stem for path in (ROOT / "dilrewrite" / "forms" / "strategies"
 @pytest.mark.parametrize("name", OWN)
 def test_a_strategy_has_its_own_rows(name: str) -> None:
     """In the README and, where what makes them is installed, in the tables of layers and of PyTorch's methods."""
-    assert re.search(rf"^\| `{name}` \| ", README, flags=re.MULTILINE)
-    tables = {"backends": installed("tensorrt-rtx"), "training": importlib.util.find_spec("torch") is not None}
-    for page, makes in tables.items():
-        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-        unmade = page == "backends" and name in ("keep", "tap_prune")  # what all is compared with, and no case in it
-        assert unmade or not makes or f"\n| `{name}` | 1" in text, page
+    row("README.md", "`--strategy`", name)
+    if installed("tensorrt-rtx") and name not in ("keep", "tap_prune"):  # what all is compared with, and no case in it
+        row("docs/backends.md", "form", name)
+    if importlib.util.find_spec("torch") is not None:
+        row("docs/training.md", "method", name)
 
 
 def test_no_row_of_a_strategy_is_left_over() -> None:
-    assert set(re.findall(r"^\| `(\w+)` \| ", README, flags=re.MULTILINE)) <= set(OWN)
+    assert set(rows("README.md", "`--strategy`")) <= set(OWN)
 
 
 def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,10 @@ def of(decision: Decision, backend: str = "") -> str:
     if decision.candidate is not None:
         holds_for = conditions(decision.candidate.holds_for)
         parts += [f"exact for {holds_for} only"] if holds_for else []
-        parts += [f"{refusal.strategy} was not proved: {refusal.reason}" for refusal in decision.unproved]
+        parts += [
+            words(Why(reason=Reason.UNPROVED, strategy=refusal.strategy, said=refusal.reason))
+            for refusal in decision.unproved
+        ]
     if decision.explicit is not None:
         parts.append("its SAME_* pads are computed by a Pad, as ONNX Runtime takes none with dilation")
     return "; ".join(parts)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dilrewrite.choice import choose
+from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.forms.strategies import parse, strategies
-from dilrewrite.reports import reasons
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
@@ -67,48 +67,55 @@ def names(found: Any) -> list[str]:
         (
             {"space_to_axis": timed(1.4), "space_to_batch": timed(0.71), "im2col": timed(1.1)},
             ["space_to_batch"],
-            "takes 0.71x (0.70 to 0.72) of the dilated Conv's time",
+            Why(reason=Reason.TIMED, timing=timed(0.71).timing),
         ),
         (
             {"space_to_axis": timed(0.9), "space_to_batch": timed(0.97), "im2col": timed(0.5, 0.4, 0.6)},
             ["im2col", "space_to_axis", "space_to_batch"],
-            "takes 0.50x (0.40 to 0.60) of the dilated Conv's time",
+            Why(reason=Reason.TIMED, timing=timed(0.5, 0.4, 0.6).timing),
         ),
         (
             {"space_to_axis": timed(1.31), "space_to_batch": timed(1.5), "im2col": timed(1.4)},
             [],
-            "keep won by 1.31x over space_to_axis",
+            Why(reason=Reason.SLOWER, strategy="space_to_axis", timing=timed(1.31).timing, total=3),
         ),
         (
             {"space_to_axis": timed(1.0), "space_to_batch": timed(1.5), "im2col": timed(1.4)},
             [],
-            "no form is faster beyond noise: space_to_axis takes 1.00x (0.99 to 1.01) of the time",
+            Why(reason=Reason.TIE, strategy="space_to_axis", timing=timed(1.0).timing, total=3),
         ),
         (
             {"space_to_axis": BUDGET, "space_to_batch": timed(1.31), "im2col": CRASHED},
             [],
-            "keep won by 1.31x over space_to_batch; 2 of 3 forms not timed",
+            Why(reason=Reason.SLOWER, strategy="space_to_batch", timing=timed(1.31).timing, number=2, total=3),
         ),
         (
             {"space_to_axis": ROUGH, "space_to_batch": timed(0.995), "im2col": timed(1.2)},
             [],
-            "no form is faster beyond noise: space_to_batch takes 0.99x (0.98 to 1.00) of the time; "
-            "1 of 3 forms not timed",
+            Why(reason=Reason.TIE, strategy="space_to_batch", timing=timed(0.995).timing, number=1, total=3),
         ),
         (
             {"space_to_axis": CRASHED, "space_to_batch": BUDGET, "im2col": timed(0.6)},
             ["im2col"],
-            "takes 0.60x (0.59 to 0.61) of the dilated Conv's time",
+            Why(reason=Reason.TIMED, timing=timed(0.6).timing),
         ),
-        ({"space_to_axis": timed(0.6)}, ["space_to_axis"], "takes 0.60x (0.59 to 0.61) of the dilated Conv's time"),
-        ({"im2col": timed(2.0)}, [], "keep won by 2.00x over im2col; 2 of 3 forms not timed"),
-        (dict.fromkeys(("space_to_axis", "space_to_batch", "im2col"), BUDGET), [], "not measured: budget"),
+        ({"space_to_axis": timed(0.6)}, ["space_to_axis"], Why(reason=Reason.TIMED, timing=timed(0.6).timing)),
+        (
+            {"im2col": timed(2.0)},
+            [],
+            Why(reason=Reason.SLOWER, strategy="im2col", timing=timed(2.0).timing, number=2, total=3),
+        ),
+        (
+            dict.fromkeys(("space_to_axis", "space_to_batch", "im2col"), BUDGET),
+            [],
+            Why(reason=Reason.UNTIMED, forms=(BUDGET, BUDGET, BUDGET)),
+        ),
         (
             {"space_to_axis": CRASHED, "space_to_batch": ROUGH, "im2col": CRASHED},
             [],
-            "failed: the process was killed by SIGSEGV; not proved: rounding: much",
+            Why(reason=Reason.UNTIMED, forms=(CRASHED, ROUGH, CRASHED)),
         ),
-        ({}, [], "not measured"),
+        ({}, [], Why(reason=Reason.UNKNOWN)),
     ],
     ids=[
         "one wins",
@@ -125,10 +132,10 @@ def names(found: Any) -> list[str]:
         "nothing known",
     ],
 )
-def test_by_time(wanted: list[choose.Candidate], timings: Any, taken: list[str], reason: str) -> None:
+def test_by_time(wanted: list[choose.Candidate], timings: Any, taken: list[str], reason: Why) -> None:
     found, why = choose.by_time(wanted, timings)
     assert names(found) == taken
-    assert reasons.words(why) == reason
+    assert why == reason
 
 
 @pytest.mark.parametrize(
@@ -147,15 +154,14 @@ def test_by_time(wanted: list[choose.Candidate], timings: Any, taken: list[str],
 def test_a_win_is_beyond_margin_noise_and_interval(wanted: list[choose.Candidate], timing: Any, wins: bool) -> None:
     found, why = choose.by_time(wanted[:1], {"space_to_axis": timing})
     assert bool(found) is wins
-    assert reasons.words(why).startswith(
-        "takes " if wins else "no form is faster beyond noise: space_to_axis takes 0.9"
-    )
+    told = Why(reason=Reason.TIMED) if wins else Why(reason=Reason.TIE, strategy="space_to_axis", total=1)
+    assert why == replace(told, timing=timing.timing)
 
 
 def test_timings_of_other_forms_are_no_business(wanted: list[choose.Candidate]) -> None:
     """A site of the same question may have had more forms."""
     found, why = choose.by_time(wanted[:1], {"tap_sum": timed(0.1)})
-    assert (found, reasons.words(why)) == ([], "not measured")
+    assert (found, why) == ([], Why(reason=Reason.UNKNOWN))
     assert names(choose.by_time(wanted[:1], {"tap_sum": timed(0.1), "space_to_axis": timed(0.5)})[0]) == [
         "space_to_axis"
     ]
@@ -170,47 +176,46 @@ def test_timings_of_other_forms_are_no_business(wanted: list[choose.Candidate]) 
         (
             {"space_to_axis": timed(1.4), "space_to_batch": timed(1.2), "im2col": timed(3.0)},
             ["space_to_batch", "space_to_axis", "im2col"],
-            "the fastest of 3 forms timed: takes 1.20x (1.19 to 1.21) of the dilated Conv's time",
+            Why(reason=Reason.FASTEST, timing=timed(1.2).timing, number=3),
         ),
         (
             {"space_to_axis": BUDGET, "space_to_batch": BUDGET, "im2col": timed(3.0)},
             ["im2col", "space_to_axis", "space_to_batch"],
-            "takes 3.00x (2.99 to 3.01) of the dilated Conv's time",
+            Why(reason=Reason.TIMED, timing=timed(3.0).timing),
         ),
         (
             {"space_to_axis": CRASHED, "space_to_batch": timed(0.8), "im2col": timed(0.5)},
             ["im2col", "space_to_batch", "space_to_axis"],
-            "the fastest of 2 forms timed: takes 0.50x (0.49 to 0.51) of the dilated Conv's time",
+            Why(reason=Reason.FASTEST, timing=timed(0.5).timing, number=2),
         ),
         (
             {"space_to_axis": CRASHED, "space_to_batch": BUDGET, "im2col": BUDGET},
             ["space_to_batch", "im2col", "space_to_axis"],
-            "the cheapest by estimate without dilation; not measured: budget",
+            Why(reason=Reason.ESTIMATED, because=Why(reason=Reason.UNTIMED, forms=(BUDGET,))),
         ),
         (
             dict.fromkeys(("space_to_axis", "space_to_batch", "im2col"), CRASHED),
             ["space_to_axis", "space_to_batch", "im2col"],
-            "the cheapest by estimate without dilation; failed: the process was killed by SIGSEGV",
+            Why(reason=Reason.ESTIMATED, because=Why(reason=Reason.UNTIMED, forms=(CRASHED,))),
         ),
         (
             {},
             ["space_to_axis", "space_to_batch", "im2col"],
-            "the cheapest by estimate without dilation; not measured",
+            Why(reason=Reason.ESTIMATED, because=Why(reason=Reason.UNKNOWN)),
         ),
     ],
     ids=["all timed", "one timed", "a crash", "none timed", "all crashed", "nothing known"],
 )
-def test_fastest(wanted: list[choose.Candidate], timings: Any, order: list[str], reason: str) -> None:
+def test_fastest(wanted: list[choose.Candidate], timings: Any, order: list[str], reason: Why) -> None:
     """Where the Conv has to go, every form is there, and a slower one than the Conv is taken too."""
     found = choose.fastest(wanted, timings)
     assert names(candidate for candidate, _ in found) == order
-    assert reasons.words(found[0][1]) == reason
+    assert found[0][1] == reason
 
 
 def test_every_form_of_the_fastest_says_its_own_figures(wanted: list[choose.Candidate]) -> None:
     found = choose.fastest(wanted, {"space_to_axis": timed(1.4), "space_to_batch": timed(1.2)})
-    assert ["1.20x" in reasons.words(why) for _, why in found] == [True, False, False]
-    assert ["1.40x" in reasons.words(why) for _, why in found] == [False, True, False]
+    assert [why.timing for _, why in found] == [timed(1.2).timing, timed(1.4).timing, None]
 
 
 # -- what is timed -------------------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
 from dilrewrite.choice import decisions, whole
+from dilrewrite.choice.reason import Reason
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.reports.report import Report
 from dilrewrite.sites.find import find
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, cli, conv1d, conv_node, listing, save, save_external, two_convs, values
 from tests.mutants import MUTANTS, TARGETS
+from tests.words import says, words
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -178,7 +180,7 @@ def check_replay(model: ModelProto, folder: Path, **options: Any) -> Report:
     assert done(first) == done(again)
     assert again.status == first.status
     assert again.measurement is None
-    assert all(site.reason.startswith("by the decisions file") for site in again.sites)
+    assert all(says(site.reason, Reason.DECIDED) for site in again.sites)
     return again
 
 
@@ -296,8 +298,8 @@ def test_saving_what_was_replayed(tmp_path: Path) -> None:
     report, _ = replay(tmp_path, kept, save_decisions=tmp_path / "again.json")
     assert report.exit_code == 0
     again, before = (content(file)["sites"] for file in (tmp_path / "again.json", kept))
-    assert {site.pop("why") for site in again} == {"by the decisions file"}
-    assert {site.pop("why") for site in before} == {"forced by --strategy", "not named by --only"}
+    assert {site.pop("why") for site in again} == {words(Reason.DECIDED)}
+    assert {site.pop("why") for site in before} == {words(Reason.FORCED), words(Reason.NOT_NAMED)}
     assert again == before
 
 

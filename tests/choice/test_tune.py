@@ -17,7 +17,7 @@ from dilrewrite.choice.confirm import Confirmation, Confirmed, Trial
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.original import TIMED_LENGTHS, Original
-from dilrewrite.choice.reason import Reason, Why
+from dilrewrite.choice.reason import Reason, Why, not_measured
 from dilrewrite.choice.tune import NEGLIGIBLE, Tuning
 from dilrewrite.commands import run
 from dilrewrite.errors import FailedError, UsageError
@@ -57,6 +57,7 @@ from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
 from tests.splice.test_rewrite import KINDS, Q
 from tests.splice.test_rewrite import model as spelled
 from tests.timing.test_profiling import conv, loop, text
+from tests.words import words
 
 Made = Callable[[], ModelProto]
 
@@ -113,10 +114,9 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
     return made
 
 
-def instead(one: Tuning, entry: Considered) -> str:
-    """Why timings decide nothing about a site, in words."""
-    why = one.of(entry).why
-    return reasons.words(why, one.meter.backend.name) if why is not None else ""
+def instead(one: Tuning, entry: Considered) -> Why | None:
+    """Why timings decide nothing about a site."""
+    return one.of(entry).why
 
 
 def failure(one: Tuning) -> str:
@@ -316,12 +316,12 @@ def test_a_model_that_the_runtime_does_not_know(tuning: Callable[..., Tuning]) -
     one = tuning(tiny.custom_operator())
     assert not one.start()
     assert one.failure is not None
-    assert failure(one).startswith("the model does not run on onnxruntime_cpu: ")
+    assert one.failure.reason is Reason.MODEL_FAILED
     assert "Mystery" in failure(one)
     assert run.notes_of(one) == [failure(one)]
     sites = considered(one)
     one.measure(sites)
-    assert [instead(one, entry) for entry in sites] == [f"not measured: {failure(one)}"] * len(sites)
+    assert [instead(one, entry) for entry in sites] == [not_measured(one.failure)] * len(sites)
     assert one.run_of(one.original.found.sites[0]) == SiteRun(share=None, shapes=(), times=0)
     assert one.run_s == 0
     assert one.gain(one.original.found.sites[0], "im2col") is None
@@ -343,7 +343,7 @@ def test_a_model_that_fails(
         monkeypatch.setattr("dilrewrite.timing.profiling.profile", fail)
     one = tuning(conv1d())
     assert not one.start()
-    assert failure(one) == "the model does not run on onnxruntime_cpu: it broke"
+    assert one.failure == Why(reason=Reason.MODEL_FAILED, said="it broke")
     assert one.original.profiled is None
 
 
@@ -587,7 +587,7 @@ def test_equal_sites_are_one_question(tuning: Callable[..., Tuning], asked: list
     assert numbers == [2, 1, 2, 2]
     assert len(set(numbers)) == len(one.answers) == 2
     assert [dict(one.of(entry).timings) for entry in sites][::2] == [list(one.answers.values())[1].forms] * 2
-    assert all(instead(one, entry) == "" for entry in sites)
+    assert all(instead(one, entry) is None for entry in sites)
 
 
 def test_shares_of_equal_sites_count_together(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -674,7 +674,7 @@ def test_a_site_that_did_not_run(tuning: Callable[..., Tuning], asked: list[Aske
     one = ran(tuning(chain(2, 4)), 0.0, 0.5)
     sites = considered(one)
     one.measure(sites)
-    assert instead(one, sites[0]) == "not measured: it did not run on these inputs"
+    assert instead(one, sites[0]) == not_measured(Reason.DID_NOT_RUN)
     assert len(asked) == 1
 
 
@@ -689,7 +689,7 @@ def test_a_branch_that_is_not_taken(tuning: Callable[..., Tuning], asked: list[A
     assert one.start()
     sites = considered(one)
     one.measure(sites)
-    assert instead(one, sites[0]) == "not measured: it did not run on these inputs"
+    assert instead(one, sites[0]) == not_measured(Reason.DID_NOT_RUN)
     assert one.of(sites[0]).run == SiteRun(share=0.0, shapes=(), times=0, interval=(0.0, 0.0))
     assert one.of(sites[0]).question is None
     assert [question.question.site.geometry.dilations for question in asked] == [(4,)]
@@ -704,7 +704,7 @@ def test_sizes_that_nobody_knows(tuning: Callable[..., Tuning], asked: list[Aske
     one.original.profiled = Profiled(seconds=1.0, sites={site.key: unseen}, tensors={})
     (entry,) = considered(one)
     one.measure([entry])
-    assert instead(one, entry) == "not measured: its sizes are not known"
+    assert instead(one, entry) == not_measured(Reason.NO_QUESTION, "its sizes are not known")
     assert asked == []
 
 
@@ -713,7 +713,7 @@ def test_sites_that_timings_do_not_decide_about(tuning: Callable[..., Tuning], a
     sites = considered(one)
     one.measure(sites)
     assert [question.question.site.geometry.dilations for question in asked] == [(4,)]
-    assert instead(one, sites[0]) == ""
+    assert instead(one, sites[0]) is None
     assert one.of(sites[0]).timings == {}
 
 
@@ -726,7 +726,7 @@ def test_the_only_form_is_not_timed(tuning: Callable[..., Tuning], asked: list[A
         alone = replace(entry, wanted=entry.wanted[:1])
         one.measure([alone])
         assert len(asked) == (not eliminate)
-        assert instead(one, alone) == ("it is the only one" if eliminate else "")
+        assert instead(one, alone) == (Why(reason=Reason.ONLY_FORM) if eliminate else None)
 
 
 def test_elimination_times_its_forms_too(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -765,8 +765,8 @@ def test_sites_that_cannot_matter(
     assert timed == [sites[number].site.geometry for number in left]
     assert len(asked) == len(left)
     for number, entry in enumerate(sites):
-        said = instead(one, entry)
-        assert said.startswith("cannot matter: ") == (number not in left)
+        why = instead(one, entry)
+        assert (why is not None and why.reason is Reason.CANNOT_MATTER) == (number not in left)
         assert one.of(entry).run.share == shares[number]
         if number not in left:
             assert one.of(entry).timings == {}
@@ -784,7 +784,7 @@ def test_a_site_may_matter_as_long_as_its_share_may_be_larger(
     (entry,) = considered(one)
     one.measure([entry])
     assert len(asked) == asks
-    assert instead(one, entry) == ("" if asks else "cannot matter: 0.40 % of the time")
+    assert instead(one, entry) == (None if asks else Why(reason=Reason.CANNOT_MATTER, share=0.004))
 
 
 def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -802,7 +802,7 @@ def test_what_the_budget_did_not_reach(tuning: Callable[..., Tuning], asked: lis
         patch.setattr(Meter, "answer", slow)
         one.measure([first, second])
     assert len(asked) == 1
-    assert instead(one, second) == "not measured: budget"
+    assert instead(one, second) == not_measured(Reason.BUDGET)
     assert {form.outcome for form in one.of(second).timings.values()} == {Outcome.NO_TIME}
     assert one.untimed == len(second.wanted)
     assert one.measurement().needed_s == pytest.approx((5.0 + 5.0 * len(second.wanted) / len(first.wanted)) * 1.5)
@@ -812,23 +812,8 @@ def test_equal_sites_matter_together(tuning: Callable[..., Tuning], asked: list[
     one = ran(tuning(chain(2, 2, 2, 4)), 0.004, 0.004, 0.004, 0.009)
     sites = considered(one)
     one.measure(sites)
-    assert [instead(one, entry) for entry in sites] == ["", "", "", "cannot matter: 0.90 % of the time"]
+    assert [instead(one, entry) for entry in sites] == [None, None, None, Why(reason=Reason.CANNOT_MATTER, share=0.009)]
     assert len(asked) == 1
-
-
-@pytest.mark.parametrize(
-    ("share", "said"),
-    [
-        (0.0123, "1.23 %"),
-        (0.005, "0.50 %"),
-        (0.0001, "0.01 %"),
-        (0.00005, "0.01 %"),
-        (0.00004, "less than 0.01 %"),
-        (0.0, "less than 0.01 %"),
-    ],
-)
-def test_small_shares_in_words(share: float, said: str) -> None:
-    assert reasons.small(share) == said
 
 
 def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Asked]) -> None:
@@ -841,7 +826,7 @@ def test_a_site_too_small_to_see(tuning: Callable[..., Tuning], asked: list[Aske
     )
     (entry,) = considered(one)
     one.measure([entry])
-    assert instead(one, entry) == "cannot matter: less than 0.01 % of the time"
+    assert instead(one, entry) == Why(reason=Reason.CANNOT_MATTER, share=0.0)
     assert asked == []
 
 
@@ -855,20 +840,18 @@ def test_a_question_that_failed(tuning: Callable[..., Tuning], monkeypatch: pyte
     (entry,) = considered(one)
     one.measure([entry])
     said = one.of(entry)
-    reason = "not measured: the Conv alone does not run on onnxruntime_cpu: no"
-    assert instead(one, entry) == reason
-    assert reasons.untimed(said.timings["im2col"], "onnxruntime_cpu") == reason
+    assert instead(one, entry) == not_measured(Reason.CONV_FAILED, "no")
     assert said.timings == failed.forms
 
 
 def test_before_anything_is_measured(tuning: Callable[..., Tuning]) -> None:
     one = tuning(chain(2, 4), only="conv1")
     first, second = considered(one)
-    assert instead(one, first) == "", "it is not for timings to decide"
-    assert instead(one, second) == "not measured: budget"
+    assert instead(one, first) is None, "it is not for timings to decide"
+    assert instead(one, second) == not_measured(Reason.BUDGET)
     assert (one.of(second).run, one.of(second).question) == (UNSEEN, None)
     one.failure = Why(reason=Reason.NO_DATA, said="it does not run")
-    assert instead(one, second) == "not measured: it does not run"
+    assert instead(one, second) == not_measured(Reason.NO_DATA, "it does not run")
     measured = SiteMeasurement(timings={second.wanted[0].strategy: won(0.5)})
     assert one.decider.settle(second, measured).fragment is not None
     slower = Why(reason=Reason.VERSION_FAILED, strategy="im2col", timing=compared(0.5), said="too large")
@@ -1059,7 +1042,7 @@ def test_a_version_that_cannot_be_timed(
     one = ran(tuning(chain(2)), 0.5)
     one.compare(one.original.model.proto, ["main/c0"])
     assert one.final is None
-    assert run.notes_of(one) == ["the whole models were not timed: it broke"]
+    assert run.notes_of(one) == [words(Reason.WHOLE_FAILED, said="it broke")]
 
 
 def test_against_another_model(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1112,14 +1095,14 @@ def test_a_plan(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) 
         assert plan.final is None
         for entry in sites:
             said = one.of(entry)
-            assert instead(one, entry) == f"would be measured: {len(entry.wanted)} forms"
+            assert instead(one, entry) == Why(reason=Reason.PLANNED, number=len(entry.wanted))
             assert {timing.outcome for timing in said.timings.values()} == {Outcome.PLANNED}
             assert list(said.timings) == [candidate.strategy for candidate in entry.wanted]
     assert estimates[0] == estimates[1] < estimates[2] <= 60
     one = tuning(chain(2, 4), only="conv1")
     sites = considered(one)
     one.planned(sites)
-    assert instead(one, sites[0]) == ""
+    assert instead(one, sites[0]) is None
 
 
 def test_what_the_report_says(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1158,7 +1141,7 @@ def test_notes_in_order(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     one.failure = Why(reason=Reason.WHOLE_FAILED, said="no")
     cache, told = run.notes_of(one)
     assert "cache.sqlite" in cache
-    assert told == "the whole models were not timed: no"
+    assert told == words(Reason.WHOLE_FAILED, said="no")
 
 
 def test_sequences_have_no_shape(tuning: Callable[..., Tuning]) -> None:

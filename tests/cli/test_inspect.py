@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from dilrewrite.choice.reason import Reason
 from dilrewrite.forms.strategies import strategies
 from tests import models_for_tests as tiny
 from tests.models_for_tests import DEMOS, MODELS, cli, conv1d, listing, save
+from tests.words import words
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -108,7 +110,7 @@ def check_profile(report: dict[str, Any]) -> None:
     assert all(0 <= share <= 1 for share in shares)
     assert sum(shares) <= 1.02
     for site in report["sites"]:
-        assert (site["action"], site["reason"], site["question"]) == ("kept", "inspected only", None)
+        assert (site["action"], site["reason"], site["question"]) == ("kept", words(Reason.INSPECTED), None)
         assert all((form["outcome"], form["timing"]) == (None, None) for form in site["candidates"])
 
 

@@ -22,8 +22,10 @@ from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
 from dilrewrite.choice import tune, whole
+from dilrewrite.choice.reason import Reason, not_measured
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.proof import prove
+from dilrewrite.reports import reasons
 from dilrewrite.runtimes import CannotRun, backends
 from dilrewrite.runtimes._worker import IsolatedBench
 from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
@@ -34,6 +36,7 @@ from dilrewrite.timing.outcome import Outcome as Became
 from dilrewrite.timing.profiling import Profiled, SiteRun
 from dilrewrite.timing.stopwatch import MARGIN, Comparison, Timing
 from tests import models_for_tests as tiny
+from tests.choice.test_choose import timed as taking
 from tests.models_for_tests import (
     MODELS,
     Outcome,
@@ -49,6 +52,7 @@ from tests.models_for_tests import (
     values,
 )
 from tests.mutants import MUTANTS
+from tests.words import says, words
 
 pytestmark = pytest.mark.measures
 
@@ -146,6 +150,10 @@ def chosen(site: Data) -> Data:
     return found
 
 
+UNTIMED = (Became.NO_TIME, Became.NOT_MEASURED, Became.FAILED, Became.UNPROVED)
+"""What became of the forms of a site that none was timed of."""
+
+
 def check_default(report: Data, site: Data) -> None:
     """A Conv goes only where its form won, there and in the whole model; otherwise the reason is in the numbers."""
     reason = site["reason"]
@@ -155,16 +163,20 @@ def check_default(report: Data, site: Data) -> None:
         assert wins(chosen(site)["timing"])
         assert report["measurement"]["final"]["high"] < 1
         assert chosen(site)["timing"]["ratio"] == best["ratio"]
-        assert reason.startswith(f"takes {best['ratio']:.2f}x")
+        assert says(reason, Reason.TIMED)
+        assert f"{best['ratio']:.2f}x" in reason
     elif best is None:
-        assert reason.startswith(("not measured: ", "cannot matter: ", "failed: ", "not proved: ")), reason
+        untimed = tuple(reasons.OUTCOMES[became] for became in UNTIMED)
+        unasked = any(says(reason, kind) for kind in (Reason.NOT_MEASURED, Reason.CANNOT_MATTER))
+        assert unasked or reason.startswith(untimed), reason
     elif wins(best):
-        assert "but the whole model " in reason
+        assert any(says(reason, kind) for kind in (Reason.NOT_CONFIRMED, Reason.VERSION_FAILED)), reason
         assert not any(attempt["timing"]["high"] < 1 for attempt in report["measurement"]["attempts"][:1])
     elif best["low"] > 1:
-        assert reason.startswith(f"keep won by {best['ratio']:.2f}x over ")
+        assert says(reason, Reason.SLOWER)
+        assert f"{best['ratio']:.2f}x" in reason
     else:
-        assert reason.startswith("no form is faster beyond noise: ")
+        assert says(reason, Reason.TIE)
 
 
 def check_eliminated(site: Data) -> None:
@@ -177,7 +189,7 @@ def check_eliminated(site: Data) -> None:
     if timed:
         assert site["strategy"] == min(timed, key=lambda name: (name in last, timed[name]))
     else:
-        assert "the cheapest by estimate without dilation; " in site["reason"]
+        assert says(site["reason"], Reason.ESTIMATED)
 
 
 def check_report(report: Data, path: Path, written: Path) -> None:
@@ -233,7 +245,8 @@ def check_mode(report: Data, mode: str) -> None:
         elif mode == "eliminate":
             check_eliminated(site)
         else:
-            assert (site["action"], site["strategy"], site["reason"]) == ("rewritten", "im2col", "forced by --strategy")
+            done = (site["action"], site["strategy"], site["reason"])
+            assert done == ("rewritten", "im2col", words(Reason.FORCED))
             assert ratios(site) == {}, "nothing depends on how the forms do"
             assert site["question"] is None
 
@@ -422,7 +435,7 @@ def test_what_wins_everywhere_is_taken(capsys: Capsys, tmp_path: Path, pretend: 
     assert (report["status"], report["rewritten"]) == ("rewritten", 2)
     for site in report["sites"]:
         assert site["strategy"] == "im2col"
-        assert site["reason"] == "takes 0.50x (0.49 to 0.51) of the dilated Conv's time"
+        assert site["reason"] == words(Reason.TIMED, timing=taking(0.5).timing)
         assert site["predicted_gain"] is not None
     found = report["measurement"]
     assert found["final"]["ratio"] == 0.6
@@ -442,10 +455,8 @@ def test_what_wins_alone_and_not_in_the_model_stays(
     assert (report["status"], report["rewritten"]) == ("kept", 0)
     assert (tmp_path / "o.onnx").read_bytes() == path.read_bytes()
     for site in report["sites"]:
-        assert site["reason"] == (
-            "im2col takes 0.50x (0.49 to 0.51) of the time here, "
-            "but the whole model is not faster with it beyond noise; it takes 1.04x (1.02 to 1.06)"
-        )
+        here, whole = taking(0.5).timing, taking(1.04, 1.02, 1.06).timing
+        assert site["reason"] == words(Reason.NOT_CONFIRMED, strategy="im2col", timing=here, whole=whole)
         assert site["predicted_gain"] is None
     found = report["measurement"]
     assert found["final"] is found["predicted_ratio"] is None
@@ -515,7 +526,7 @@ def test_what_has_to_go_goes_and_its_cost_is_told(
     assert {site["strategy"] for site in report["sites"]} == {"im2col"}
     assert report["measurement"]["final"]["ratio"] == 1.2
     if options == ("--eliminate",):
-        assert all("the fastest of " in site["reason"] and "1.30x" in site["reason"] for site in report["sites"])
+        assert all(says(site["reason"], Reason.FASTEST) and "1.30x" in site["reason"] for site in report["sites"])
         assert all(site["predicted_gain"] < 0 for site in report["sites"])
 
 
@@ -547,7 +558,7 @@ def test_a_rough_form_gives_way_to_the_next(
     for options in ((), ("--eliminate",)):
         (site,) = optimize(capsys, path, "--force", *options).report["sites"]
         assert (site["action"], site["strategy"]) == ("rewritten", "space_to_batch")
-        assert "im2col was not proved: rounding: much" in site["reason"]
+        assert words(Reason.UNPROVED, strategy="im2col", said="rounding: much") in site["reason"]
         assert {"strategy": "im2col", "reason": "rounding: much"} in site["refused"]
         said = {form["strategy"]: (form["outcome"], form["cause"]) for form in site["candidates"]}
         assert said["im2col"] == ("unproved", "rounding: much")
@@ -604,7 +615,7 @@ def test_no_budget_measures_nothing(capsys: Capsys, tmp_path: Path, monkeypatch:
     path = save(two_convs(), tmp_path / "m.onnx")
     outcome = optimize(capsys, path, "--budget", 0)
     assert (outcome.code, outcome.report["status"], outcome.report["measurement"]) == (0, "kept", None)
-    assert [site["reason"] for site in outcome.report["sites"]] == ["not measured: --budget 0"] * 2
+    assert [site["reason"] for site in outcome.report["sites"]] == [words(Reason.NOT_MEASURED, Reason.NO_BUDGET)] * 2
     assert (tmp_path / "o.onnx").read_bytes() == path.read_bytes()
     assert not cache().exists()
 
@@ -614,7 +625,7 @@ def test_no_budget_eliminates_by_estimate(capsys: Capsys, tmp_path: Path, monkey
     path = save(two_convs(), tmp_path / "m.onnx")
     report = optimize(capsys, path, "--budget", 0, "--eliminate").report
     assert report["rewritten"] == 2
-    reason = "the cheapest by estimate without dilation; not measured: --budget 0"
+    reason = words(Reason.ESTIMATED, not_measured(Reason.NO_BUDGET))
     assert {site["reason"] for site in report["sites"]} == {reason}
 
 
@@ -628,7 +639,8 @@ def test_hardly_any_budget(capsys: Capsys, tmp_path: Path, mode: str) -> None:
     check_report(report, path, tmp_path / "o.onnx")
     check_mode(report, mode)
     for site in report["sites"]:
-        assert site["reason"].endswith("not measured: budget")
+        unreached = (words(Reason.NOT_MEASURED, Reason.BUDGET), reasons.OUTCOMES[Became.NO_TIME])
+        assert site["reason"].endswith(unreached)
         assert ratios(site) == {}
         assert {form["outcome"] for form in site["candidates"]} == {None, "no time"}
     assert (report["measurement"]["final"] is None) is (mode == "default")
@@ -850,7 +862,7 @@ def test_a_dry_run_measures_nothing(capsys: Capsys, tmp_path: Path, monkeypatch:
         planned = [form["strategy"] for form in site["candidates"] if form["outcome"] == "planned"]
         assert bool(planned) is (mode != "strategy")
         if planned:
-            assert f"would be measured: {len(planned)} forms" in site["reason"]
+            assert words(Reason.PLANNED, number=len(planned)) in site["reason"]
             assert "keep" not in planned
     shown = cli(capsys, "optimize", path, "--dry-run", "--budget", 30, *MODES[mode])
     assert f"{found['estimated_s']:.3g}"[:3] in shown.out.splitlines()[0]
@@ -861,10 +873,10 @@ def test_a_dry_run_measures_nothing(capsys: Capsys, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--skip", "."), "named by --skip"),
-        (("--only", "nothing"), "not named by --only"),
-        (("--eliminate", "--max-dilation", "4"), "its dilation is at most 4"),
-        (("--strategy", "keep"), "forced by --strategy"),
+        (("--skip", "."), words(Reason.SKIPPED)),
+        (("--only", "nothing"), words(Reason.NOT_NAMED)),
+        (("--eliminate", "--max-dilation", "4"), words(Reason.SMALL_DILATION, number=4)),
+        (("--strategy", "keep"), words(Reason.FORCED)),
         (("--strategy", "tap_prune"), "tap_prune refuses"),
     ],
 )
@@ -884,7 +896,7 @@ def test_a_dry_run_without_budget(capsys: Capsys, tmp_path: Path) -> None:
     path = save(two_convs(), tmp_path / "m.onnx")
     report = optimize(capsys, path, "--dry-run", "--budget", 0).report
     assert report["measurement"] is None
-    assert {site["reason"] for site in report["sites"]} == {"not measured: --budget 0"}
+    assert {site["reason"] for site in report["sites"]} == {words(Reason.NOT_MEASURED, Reason.NO_BUDGET)}
 
 
 # -- what cannot be measured ---------------------------------------------------------------------------------------
@@ -948,16 +960,16 @@ def test_a_model_that_does_not_run_here(capsys: Capsys, tmp_path: Path, mode: st
     assert (outcome.code, outcome.err) == (0, "")
     report = outcome.report
     (site,) = report["sites"]
-    why = "the model does not run on onnxruntime_cpu: "
-    assert any(why in note and "Mystery" in note for note in report["notes"])
+    assert any(says(note, Reason.MODEL_FAILED) and "Mystery" in note for note in report["notes"])
     assert (report["measurement"]["final"], report["measurement"]["measured"]) == (None, 0)
     if mode == "default":
         assert report["status"] == "kept"
-        assert site["reason"].startswith(f"not measured: {why}")
+        assert says(site["reason"], Reason.NOT_MEASURED, Reason.MODEL_FAILED)
         assert (tmp_path / "o.onnx").read_bytes() == path.read_bytes()
     else:
         assert report["status"] == "rewritten"
-        assert mode == "strategy" or f"not measured: {why}" in site["reason"]
+        unmeasured = says(site["reason"], Reason.ESTIMATED, Reason.NOT_MEASURED, Reason.MODEL_FAILED)
+        assert mode == "strategy" or unmeasured
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -981,7 +993,7 @@ def test_no_random_data_and_nothing_to_run_as_a_whole(capsys: Capsys, tmp_path: 
     assert report["status"] == ("kept" if mode == "default" else "rewritten")
     assert any("'index'" in note and "--inputs" in note for note in report["notes"])
     if mode == "default":
-        assert report["sites"][0]["reason"].startswith("not measured: ")
+        assert says(report["sites"][0]["reason"], Reason.NOT_MEASURED)
 
 
 def test_given_data(capsys: Capsys, tmp_path: Path) -> None:

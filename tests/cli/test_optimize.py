@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import ModelProto
 
+from dilrewrite.choice.reason import Reason
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.reports.formats import written
 from dilrewrite.splice.rewrite import VERIFICATION_KEY
@@ -33,6 +34,7 @@ from tests.models_for_tests import (
     two_convs,
     values,
 )
+from tests.words import words
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -211,7 +213,7 @@ def test_only_and_skip(capsys: Capsys, tmp_path: Path, options: list[str], rewri
     assert [site["name"] for site in report["sites"] if site["action"] == "rewritten"] == rewritten
     for site in report["sites"]:
         if site["action"] == "kept":
-            assert site["reason"] in ("named by --skip", "not named by --only")
+            assert site["reason"] in (words(Reason.SKIPPED), words(Reason.NOT_NAMED))
     if not rewritten:
         assert (tmp_path / "m.dilrewrite.onnx").read_bytes() == path.read_bytes()
 
@@ -228,7 +230,7 @@ def test_what_is_kept_is_copied_byte_for_byte(capsys: Capsys, tmp_path: Path, ma
     assert (tmp_path / "m.dilrewrite.onnx").read_bytes() == path.read_bytes()
     assert outcome.report["after"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     for site in outcome.report["sites"]:
-        assert site["reason"] == "not measured: --budget 0", "it says why"
+        assert site["reason"] == words(Reason.NOT_MEASURED, Reason.NO_BUDGET), "it says why"
 
 
 def test_bytes_that_onnx_would_write_otherwise_are_kept(capsys: Capsys, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.stopwatch import Comparison
 from tests import models_for_tests as tiny
 from tests.choice.test_choose import timed
+from tests.reports.examples import check_golden
 
 FORM = FormTiming(outcome=Outcome.CRASHED, cause="it broke")
 
@@ -52,26 +53,22 @@ def test_every_reason_has_its_own_words() -> None:
     assert len(set(others)) == len(others)
 
 
-@pytest.mark.parametrize(
-    ("why", "words"),
-    [
-        (
-            Why(reason=Reason.VERSION_FAILED, strategy="lift", timing=compared(0.75), said="too large"),
-            "lift takes 0.75x (0.74 to 0.76) of the time here, but the whole model failed: too large",
-        ),
-        (
-            Why(reason=Reason.NOT_CONFIRMED, strategy="lift", timing=compared(0.75), whole=compared(1.25)),
-            "takes 0.75x (0.74 to 0.76) of the time here, but the whole model is not faster with it beyond noise; "
-            "it takes 1.25x (1.24 to 1.26)",
-        ),
-        (Why(reason=Reason.UNKNOWN), "not measured"),
-        (Why(reason=Reason.NO_DATA, said="{it} has {braces}"), "{it} has {braces}"),
-        (Why(reason=Reason.PLANNED, number=1), "would be measured: 1 form"),
-        (Why(reason=Reason.CANNOT_MATTER, share=0.004), "cannot matter: 0.40 % of the time"),
-    ],
-)
-def test_figures(why: Why, words: str) -> None:
-    assert words in reasons.words(why)
+BARE = {
+    "one form": Why(reason=Reason.PLANNED, number=1),
+    "all timed": Why(reason=Reason.SLOWER, strategy="im2col", timing=compared(1.25)),
+    "braces": Why(reason=Reason.NO_DATA, said="{it} has {braces}"),
+    **{
+        f"a share of {share:.6f}": Why(reason=Reason.CANNOT_MATTER, share=share)
+        for share in (0.0123, 0.005, 0.0001, 0.00005, 0.00004, 0.0)
+    },
+}
+"""Facts that are told in another way, or left out."""
+
+
+def test_the_words_of_every_reason() -> None:
+    """The only test that holds them: all others compare facts, or ask `reports.reasons` for the words."""
+    told = {reason.name: filled(reason) for reason in Reason} | BARE
+    check_golden("reasons.txt", "".join(f"{name}: {reasons.words(why, 'cpu')}\n" for name, why in told.items()))
 
 
 def test_every_outcome_and_condition_has_words() -> None:
