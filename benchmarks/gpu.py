@@ -48,7 +48,6 @@ from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import Chooser, parse_shapes
 from dilrewrite.reports.report import environment
 from dilrewrite.runtimes import (
-    MEASURED,
     Array,
     CannotLoad,
     CannotRun,
@@ -57,6 +56,7 @@ from dilrewrite.runtimes import (
     Runnable,
     TimedBackend,
     TimedOut,
+    TimeKind,
     backends,
     profiled,
     timed_backends,
@@ -176,8 +176,8 @@ def work_off(tasks: Sequence[Task], deadline: float, last: float, rows: list[Row
 
 def trusted(backend: TimedBackend) -> TimedBackend:
     """The backend; raises ValueError for one whose times are not measured: they must reach no results."""
-    if backend.source != MEASURED:
-        raise ValueError(f"{backend.name}: its times are {backend.source!r}, not {MEASURED!r}: refused")
+    if backend.source is not TimeKind.MEASURED:
+        raise ValueError(f"{backend.name}: its times are {backend.source}, not measured: refused")
     return backend
 
 

@@ -21,7 +21,7 @@ import pytest
 from onnx import ModelProto
 
 from dilrewrite.forms.strategies import Refusal, plan, strategies
-from dilrewrite.runtimes import CannotRun, Options, timed_backends
+from dilrewrite.runtimes import CannotRun, Options, TimeKind, timed_backends
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND as CPU
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND as CUDA
 from dilrewrite.sites.find import find
@@ -103,8 +103,8 @@ def test_an_unknown_backend_is_wrong_usage() -> None:
 def test_times_that_are_not_measured_are_refused(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything else is done."""
     monkeypatch.setattr(gpu, "_on", lambda *_, **__: pytest.fail("it was run"))
-    monkeypatch.setattr(type(CPU), "source", "simulated")
-    with pytest.raises(ValueError, match="onnxruntime_cpu: its times are 'simulated', not 'measured': refused"):
+    monkeypatch.setattr(type(CPU), "source", TimeKind.ESTIMATED)
+    with pytest.raises(ValueError, match="onnxruntime_cpu: its times are estimated, not measured: refused"):
         gpu.collect({"onnxruntime_cpu": CPU}, 1.0)
 
 

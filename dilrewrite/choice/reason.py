@@ -71,6 +71,8 @@ class Reason(enum.StrEnum):
     """The Conv alone does not run. `said`: the runtime's words."""
     MODEL_FAILED = "model failed"
     """The model does not run. `said`: the runtime's words."""
+    PROFILE_SLOW = "profile slow"
+    """Profiling the model took too long. `said`: how long."""
     NO_DATA = "no data"
     """`said`: why the model's inputs could not be made."""
     DIFFERS = "differs"

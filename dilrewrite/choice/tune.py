@@ -20,7 +20,7 @@ from dilrewrite.errors import FailedError
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
-from dilrewrite.runtimes import Runnable, RuntimeFailure, timed_backends
+from dilrewrite.runtimes import Runnable, RuntimeFailure, TimedOut, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood
@@ -68,7 +68,7 @@ class Tuning:
         self.forget()
 
     def start(self) -> bool:
-        """Find data that the original runs on, and profile it. False: it does not run here, `failure` says why.
+        """Find data that the original runs on, and profile it. False: nothing can be measured, `failure` says why.
 
         Raises `UsageError` when no data can be made up for it.
         """
@@ -82,9 +82,14 @@ class Tuning:
             rounds_to = meter.backend.rounds_to(meter.options)
             meter.tolerance = allowed(self.original.baseline, rounds_to, settings.rtol, settings.atol)
             meter.budget.tick()
-            self.original.profile(meter)
         except RuntimeFailure as error:
             self.failure = Why(reason=Reason.MODEL_FAILED, said=str(error))
+            return False
+        try:
+            self.original.profile(meter)
+        except RuntimeFailure as error:
+            slow = isinstance(error, TimedOut)
+            self.failure = Why(reason=Reason.PROFILE_SLOW if slow else Reason.MODEL_FAILED, said=str(error))
             return False
         return True
 

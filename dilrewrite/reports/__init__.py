@@ -9,7 +9,7 @@ from pathlib import Path
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.reports.formats import is_report, written
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import MEASURED
+from dilrewrite.runtimes import TimeKind
 from dilrewrite.staging import Staging, reason, same_file
 
 
@@ -51,7 +51,7 @@ def write_reports(report: Report, folder: Path, staging: Staging, formats: Seque
     Raises ValueError for times that were not measured, `UsageError` for an unknown format.
     """
     measurement = report.measurement
-    if measurement is not None and measurement.source != MEASURED:
+    if measurement is not None and measurement.source is not TimeKind.MEASURED:
         raise ValueError(f"times that are {measurement.source}, not measured, are in no report")
     files = written(formats)
     staging.make_folder(folder)

@@ -6,6 +6,7 @@ A backend is a module of this folder that defines `BACKEND`. It makes a `Session
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import sys
 import time
@@ -63,6 +64,21 @@ class Options:
     isolated: bool = True
     timeout_s: float | None = None
     scratch: Path | None = None
+
+
+class TimeKind(enum.StrEnum):
+    """Where times come from: only what was measured may reach a report."""
+
+    MEASURED = "measured"
+    ESTIMATED = "estimated"
+    """By a model of the device, or made up."""
+
+
+class TimeUnit(enum.StrEnum):
+    """What times count."""
+
+    SECONDS = "seconds"
+    CYCLES = "cycles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,8 +337,8 @@ class TimedBackend:
 
     `rank`: its place in the order in which `auto` asks; the highest that is ready is taken, none below 0. `doubts`: the
     regular expression of log lines that make timings doubtful. `layout_ranks`: the numbers of spatial axes of the Convs
-    that it runs in a layout of its own, not in N, C, extents. `source`: "measured"; times of anything else reach no
-    report. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of an engine's layers, to be
+    that it runs in a layout of its own, not in N, C, extents. `source`, `unit`: where its times come from, and what
+    they count. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of an engine's layers, to be
     compared with those of another engine. `trial`: the backend that looks for inputs that a model runs on; `None`: this
     one.
     """
@@ -333,7 +349,8 @@ class TimedBackend:
     rank: ClassVar[int] = -100
     doubts: ClassVar[str] = ""
     layout_ranks: ClassVar[frozenset[int]] = frozenset()
-    source: ClassVar[str] = "measured"
+    source: ClassVar[TimeKind] = TimeKind.MEASURED
+    unit: ClassVar[TimeUnit] = TimeUnit.SECONDS
     pace: ClassVar[Pace] = Pace()
     tells_layers: ClassVar[bool] = False
     trial: ClassVar[str | None] = "onnxruntime_cpu"
@@ -439,10 +456,6 @@ def profiled(
         return bench.profile("model", runs)
 
 
-MEASURED = "measured"
-"""Where times come from that may reach a report."""
-
-
 def backends() -> dict[str, Backend]:
     """Return every backend by its name, ready or not."""
     return cast("dict[str, Backend]", discover(sys.modules[__name__], "BACKEND", "dilrewrite.runtimes"))
@@ -484,11 +497,13 @@ def timed_backend(text: str) -> TimedBackend:
         ready = next((found for found in asked if found.missing() is None), None)
         if ready is not None:
             return ready
-        name = asked[-1].name
-    if name in backends() and name not in known:
-        raise UsageError(f"backend {name} times nothing", hint=f"choose one of auto, {', '.join(known)}")
+        text = name = asked[-1].name
+    if name in known:  # what is wrong with a setting is told where the runtime is not installed, too
+        chosen = settings.parse(text, known, "--backend", f"--backend {text}: no backend")[1]
+        backend(name)
+        return chosen
     backend(name)
-    return settings.parse(text, known, "--backend", f"--backend {text}: no backend")[1]
+    raise UsageError(f"backend {name} times nothing", hint=f"choose one of auto, {', '.join(known)}")
 
 
 def spelled(backend: TimedBackend) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, final
 import numpy as np
 
 from dilrewrite.errors import one_line
-from dilrewrite.runtimes import MEASURED, Array, CannotRun
+from dilrewrite.runtimes import Array, CannotRun, TimeKind
 from dilrewrite.runtimes._nvidia import NoGpuError, driver_version, gpu
 
 TORCH = "pip install torch"
@@ -87,8 +87,8 @@ class Cuda(Protocol):
     """A GPU. Raises CannotRun for what it does not do, out of memory above all."""
 
     @property
-    def source(self) -> str:
-        """Return "measured" for a real GPU, anything else for what only looks like one."""
+    def source(self) -> TimeKind:
+        """Return that times are measured on a real GPU, or estimated on what only looks like one."""
         ...
 
     def device(self) -> Device:
@@ -189,9 +189,9 @@ class TorchCuda:
     """A GPU by way of torch; raises CannotRun where torch does not reach it."""
 
     @property
-    def source(self) -> str:
+    def source(self) -> TimeKind:
         """Return that its times are measured."""
-        return MEASURED
+        return TimeKind.MEASURED
 
     def __init__(self, index: int = 0) -> None:
         import torch

@@ -5,12 +5,15 @@ Proofs run on ONNX Runtime and in exact arithmetic; other runtimes do get rewrit
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
+import numpy as np
 from onnx import ModelProto
 
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.compare import Tolerance, compare, tolerance_of
-from dilrewrite.runtimes import Bench, CannotRun
+from dilrewrite.runtimes import Array, Bench, CannotRun
 
 
 class Differs(CannotRun):
@@ -27,14 +30,57 @@ def allowed(proto: ModelProto, rounds_to: str, rtol: float | None, atol: float |
     return max(asked, Tolerance(*coarsest, 0.0), key=lambda tolerance: tolerance.share)
 
 
-def check(bench: Bench, original: str, other: str, tolerance: Tolerance) -> None:
-    """Raise Differs when the floating-point outputs of two models on a bench differ by more than the tolerance.
+def check(
+    bench: Bench, original: str, other: str, tolerance: Tolerance, nudged: Callable[[], Mapping[str, Array]]
+) -> None:
+    """Raise Differs when two models on a bench give other outputs.
 
-    The last digit of a float may decide on an integer, so these are left to the proof of the whole model.
+    Floats are held to the tolerance. The last digit of one may decide on an integer, a boolean or a string: these may
+    differ at no more places, and by no more, than the original's own do on inputs that are changed within the tolerance
+    (`nudged` runs it on such), for a change of its inputs passes through the same roundings as one inside of it.
     """
     before, after = bench.outputs(original), bench.outputs(other)
+    decided: dict[str, Array] = {}
     for name, values in before.items():
-        if values.dtype.name in FLOATS:
-            result = compare(name, values, after.get(name), tolerance)
+        got = after.get(name)
+        if values.dtype.name in FLOATS or got is None or (got.shape, got.dtype) != (values.shape, values.dtype):
+            result = compare(name, values, got, tolerance)
             if not result.passed:
                 raise Differs(f"output {name!r}: {result.note}")
+        elif (got != values).any():
+            decided[name] = got
+    own = nudged() if decided else {}
+    for name, got in decided.items():
+        (count, most), (own_count, own_most) = _apart(before[name], got), _apart(before[name], own.get(name))
+        if count > own_count or most > own_most:
+            much, allowed = f"{count} of {got.size} values differ by up to {most:g}", f"{own_count} by {own_most:g}"
+            raise Differs(f"output {name!r}: {much}, and on inputs changed a little the original's own only {allowed}")
+
+
+def _apart(before: Array, after: Array | None) -> tuple[int, float]:
+    """Return at how many places two outputs differ, and by how much at most: 1 where they are no numbers."""
+    if after is None or after.shape != before.shape:
+        return 0, 0.0
+    differs = after != before
+    if before.dtype.kind in "OSU":
+        return int(differs.sum()), float(differs.any())
+    return int(differs.sum()), float(np.abs(after.astype(np.float64) - before.astype(np.float64)).max(initial=0.0))
+
+
+def nudge(feeds: Mapping[str, Array], tolerance: Tolerance) -> dict[str, Array]:
+    """Return inputs changed at random: floats by what the tolerance allows, integers of 8 bits, a scale's, by one."""
+    rng = np.random.default_rng(0)
+    return {name: _nudged(value, tolerance, rng) for name, value in feeds.items()}
+
+
+def _nudged(value: Array, tolerance: Tolerance, rng: np.random.Generator) -> Array:
+    if not isinstance(value, np.ndarray) or value.dtype.name not in (*FLOATS, "int8", "uint8"):
+        return value
+    numbers = value.astype(np.float64)
+    if value.dtype.name not in FLOATS:
+        limits = np.iinfo(value.dtype)
+        return np.clip(numbers + rng.integers(-1, 2, value.shape), limits.min, limits.max).astype(value.dtype)
+    size = np.abs(numbers)
+    most = tolerance.rtol * size + tolerance.share * size.max(initial=0.0, where=np.isfinite(size)) + tolerance.atol
+    changed: Array = (numbers + most * rng.uniform(-1, 1, value.shape)).astype(value.dtype)
+    return changed

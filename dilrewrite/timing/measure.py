@@ -165,7 +165,9 @@ class Meter:
         if recalled is not None:
             profiled = recalled.profile(sites)
         else:
-            profiled = profiling.profile(self.backend, subject, sites, self.options, feeds, self.budget.run_s)
+            seconds = self.budget.seconds
+            options = replace(self.options, timeout_s=max(60.0, seconds))
+            profiled = profiling.profile(self.backend, subject, sites, options, feeds, seconds)
             self.ledger.keep(key, ProfileRecord.of(profiled, sites))
         if sites and all(run.share is None for run in profiled.sites.values()):
             self.doubts[f"the profile of {self.backend.name} names no node of the model: every site may matter"] = None
@@ -252,7 +254,7 @@ class Meter:
                 hopeless=timing.HOPELESS * bar,
             )
             if comparison.faster:
-                self._agree("keep", "form")
+                self._agree("keep", "form", Runnable(model=native.model), question.feeds)
         except RuntimeFailure as error:
             if isinstance(error, Crashed | TimedOut):
                 self.close()
@@ -294,10 +296,23 @@ class Meter:
             words = f"times vary by more than {100 * limit:g} % (their coefficient of variation)"
             self.doubts[f"{words}: the device's clocks change; lock them, or rely on the ratios' intervals only"] = None
 
-    def _agree(self, original: str, other: str) -> None:
-        """Raise Differs when a version of a model computes something else here than the original does."""
-        if self.tolerance is not None:
-            agreement.check(self.worker(), original, other, self.tolerance)
+    def _agree(self, original: str, other: str, model: Runnable, feeds: Mapping[str, Array]) -> None:
+        """Raise Differs when a version of a model computes something else here than the original, `model`, does."""
+        worker, tolerance = self.worker(), self.tolerance
+        if tolerance is None:
+            return
+
+        def nudged() -> Mapping[str, Array]:
+            inputs = agreement.nudge(feeds, tolerance)
+            worker.add("nudged", prepared(self.backend, model, inputs), inputs)
+            try:
+                return worker.outputs("nudged")
+            except CannotRun:
+                return {}
+            finally:
+                worker.drop("nudged")
+
+        agreement.check(worker, original, other, tolerance, nudged)
 
     def _stand(self, worker: Bench, models: Mapping[str, tuple[bytes | Runnable, Mapping[str, Array]]]) -> None:
         """Bring models to the worker, and nothing else."""
@@ -340,7 +355,7 @@ class Meter:
         left = max(ends_s - budget.now(), 0.0)
         rounds = _rounds(opening_s, left)
         self._stand(worker, {"before": (before, feeds), "after": (after, feeds)})
-        self._agree("before", "after")
+        self._agree("before", "after", before, feeds)
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
         first_s: dict[str, float] = {key: s for key, s in watch.first_s.items() if key in ("before", "after")}
         self.last = Laps(samples=watch.samples, first_s=first_s)
@@ -383,6 +398,7 @@ class Meter:
             form_noise=self.form_noise or None,
             doubts=tuple(self.doubts),
             source=backend.source,
+            unit=backend.unit,
             first_run_s=self.last.first_s,
             state_after=backend.state(),
             **more,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dilrewrite.runtimes import MEASURED
+from dilrewrite.runtimes import TimeKind, TimeUnit
 from dilrewrite.timing.stopwatch import MARGIN, Comparison, Noise
 
 
@@ -108,8 +108,10 @@ class Measurement:
     """Further backends that are ready to time on."""
     doubts: tuple[str, ...] = ()
     """What the runtime said that makes timings doubtful."""
-    source: str = MEASURED
+    source: TimeKind = TimeKind.MEASURED
     """`measured`: times of any other origin are never written."""
+    unit: TimeUnit = TimeUnit.SECONDS
+    """What all times but those of the budget count: `seconds`, whatever a field's name says."""
     first_run_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds that loading a whole model and its first run took, by `before` and `after`: with an engine, also what its
     runtime compiles once; empty when not timed.

@@ -6,6 +6,8 @@ tells its shapes (in Loop bodies too), and some runs of the runtime to time on, 
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -22,6 +24,7 @@ from dilrewrite.runtimes import (
     Runnable,
     RuntimeFailure,
     TimedBackend,
+    TimedOut,
     profiled,
     timed_backends,
 )
@@ -79,11 +82,14 @@ def traced(proto: ModelProto) -> tuple[ModelProto, list[Place]]:
     return copy, places
 
 
-def runs(run_s: float, nodes: int = 1) -> int:
+def runs(run_s: float, nodes: int = 1, within_s: float = math.inf) -> int:
     """Return how many runs of a model that takes `run_s` seconds, about, are timed: as many in each part.
 
-    The runtime writes a line for every run of each of the `nodes`, which takes its time too.
+    The runtime writes a line for every run of each of the `nodes`, which takes its time too. 0: the fewest, and one to
+    warm up, take longer than `within_s`.
     """
+    if (FEWEST_RUNS + 1) * run_s > within_s:
+        return 0
     fit = int(min(RUNS_S / run_s, MOST_RUNS, EVENTS // max(nodes, 1))) if run_s > 0 else FEWEST_RUNS
     return max(FEWEST_RUNS, fit - fit % PARTS)
 
@@ -94,12 +100,12 @@ def profile(
     sites: Sequence[Site],
     options: Options,
     feeds: Mapping[str, Array],
-    run_s: float = 0.0,
+    within_s: float = math.inf,
 ) -> Profiled:
-    """Profile a model on `feeds`; `run_s`: what a run takes, about (0: not known).
+    """Profile a model on `feeds`: one run, and where they fit into `within_s` seconds some more that tell the time.
 
-    Raises CannotLoad, CannotRun, Crashed or TimedOut when it does not run. Where only the run without optimisations
-    fails, shapes stay unknown.
+    Raises CannotLoad, CannotRun or Crashed when it does not run, TimedOut when one run is too slow under the profiler.
+    Where only the run without optimisations fails, shapes stay unknown.
     """
     copy, places = traced(subject.proto)
     runnable = Runnable(model=copy.SerializeToString(), folder=subject.folder)
@@ -108,7 +114,11 @@ def profile(
         plain = profiled(cpu, runnable, replace(options, optimize=False), feeds, 0)
     except RuntimeFailure:
         plain = Profile(seconds=(), nodes=())
-    timed = profiled(backend, runnable, options, feeds, runs(run_s, len(places)))
+    timed = profiled(backend, runnable, options, feeds, 0)
+    count = runs(sum(timed.seconds), len(places), within_s)
+    if count:
+        with contextlib.suppress(TimedOut):
+            timed = profiled(backend, runnable, options, feeds, count)
     return digest(copy, places, sites, plain, timed)
 
 

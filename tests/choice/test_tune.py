@@ -343,7 +343,22 @@ def test_a_model_that_fails(
         monkeypatch.setattr("dilrewrite.timing.profiling.profile", fail)
     one = tuning(conv1d())
     assert not one.start()
-    assert one.failure == Why(reason=Reason.MODEL_FAILED, said="it broke")
+    slow = where == "profile" and kind is TimedOut
+    assert one.failure == Why(reason=Reason.PROFILE_SLOW if slow else Reason.MODEL_FAILED, said="it broke")
+    assert one.original.profiled is None
+
+
+def test_slow_profiling_is_told_as_that(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model runs, so it is not said to do no such thing."""
+
+    def slow(*given: Any) -> Profile:
+        assert given[2].timeout_s == 60.0
+        raise TimedOut("no answer within 60 s")
+
+    monkeypatch.setattr("dilrewrite.timing.profiling.profiled", slow)
+    one = tuning(conv1d(), budget_s=40.0)
+    assert not one.start()
+    assert one.failure == Why(reason=Reason.PROFILE_SLOW, said="no answer within 60 s")
     assert one.original.profiled is None
 
 

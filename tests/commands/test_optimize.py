@@ -544,7 +544,9 @@ def wrong_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def other(self: Any, key: str) -> dict[str, Any]:
         found = outputs(self, key)
-        return found if key in ("keep", "before") else {name: 2 * value for name, value in found.items()}
+        if key in ("keep", "before", "nudged"):
+            return found
+        return {name: 2 * value + (value.dtype.kind == "i") for name, value in found.items()}
 
     monkeypatch.setattr(_worker.IsolatedBench, "outputs", other)
 
@@ -558,12 +560,21 @@ def test_what_a_runtime_computes_otherwise_is_not_chosen(tmp_path: Path, monkeyp
     assert written.read_bytes() == (tmp_path / "m.onnx").read_bytes()
 
 
+def classes() -> ModelProto:
+    """A model that has no output but integers."""
+    proto = conv1d()
+    proto.graph.node.append(helper.make_node("ArgMax", ["y"], ["classes"], axis=1))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("classes", TensorProto.INT64, None))
+    return proto
+
+
 @pytest.mark.measures
+@pytest.mark.parametrize("model", [conv1d, classes])
 def test_what_a_runtime_computes_otherwise_and_was_asked_for_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Callable[[], ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong_here(monkeypatch)
-    report, written = optimized(conv1d(), tmp_path, budget_s=2)
+    report, written = optimized(model(), tmp_path, budget_s=2)
     assert report.exit_code == 3
     assert report.verdict is not None
     assert says(report.verdict.failures[0], Reason.DIFFERS)

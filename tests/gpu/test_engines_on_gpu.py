@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite.forms.strategies import Refusal, plan, strategies
-from dilrewrite.runtimes import MEASURED, Options, Runnable, TimedBackend, artifact, backends, timed_backends
+from dilrewrite.runtimes import Options, Runnable, TimedBackend, TimeKind, artifact, backends, timed_backends
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.tensorrt import sidecar
@@ -121,7 +121,7 @@ def test_every_strategys_engine_computes_the_conv(flavour: str, element: str, sh
 def test_two_engines_are_timed_in_pairs_by_the_gpu(flavour: str, tmp_path: Path) -> None:
     """A Conv of sixteen times the size takes longer; equal ones take the same time."""
     backend = backend_of(flavour)
-    assert backend.source == MEASURED
+    assert backend.source is TimeKind.MEASURED
     small, large = (Small(extents=(size, size), dilation=4, channels=64) for size in (64, 256))
     options = Options(timeout_s=300, scratch=tmp_path)
     with contextlib.closing(backend.bench(options)) as bench:
@@ -159,7 +159,7 @@ def test_bench_of_two_engines(flavour: str, tmp_path: Path, capsys: Capsys) -> N
     assert outcome.code == 0, outcome.err
     found = outcome.report["measurement"]
     backend = backend_of(flavour)
-    assert (found["backend"], found["device"], found["source"]) == (backend.name, backend.device(), MEASURED)
+    assert (found["backend"], found["device"], found["source"]) == (backend.name, backend.device(), TimeKind.MEASURED)
     assert found["final"]["pairs"] >= backend.pace.pairs
     assert 0 < found["final"]["low"] <= found["final"]["ratio"] <= found["final"]["high"] < math.inf
     assert cli(capsys, "verify", tmp_path / "a.onnx", tmp_path / "b.engine").code == 0
@@ -177,7 +177,7 @@ def test_optimize_decides_on_the_gpu_and_builds_the_engine(flavour: str, tmp_pat
     )
     assert outcome.code == 0, outcome.err
     found = outcome.report["measurement"]
-    assert (found["backend"], found["device"], found["source"]) == (backend.name, backend.device(), MEASURED)
+    assert (found["backend"], found["device"], found["source"]) == (backend.name, backend.device(), TimeKind.MEASURED)
     (site,) = outcome.report["sites"]
     timed = [one["timing"] for one in site["candidates"] if one["timing"] is not None]
     assert timed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from dilrewrite.errors import UsageError
 from dilrewrite.reports import check_report_folder, content, write_reports
 from dilrewrite.reports.formats import console, formats, written
+from dilrewrite.runtimes import TimeKind, TimeUnit
 from dilrewrite.staging import Staging
 from tests.reports.examples import REPORTS
 
@@ -26,7 +28,7 @@ def test_every_usual_format_is_written(tmp_path, name):
     assert {form.filename for form in formats().values() if form.default} == set(contents)
 
 
-@pytest.mark.parametrize("source", ["simulated", "", "Measured"])
+@pytest.mark.parametrize("source", [kind for kind in TimeKind if kind is not TimeKind.MEASURED])
 @pytest.mark.parametrize("name", MEASURED)
 def test_times_that_were_not_measured_are_in_no_report(tmp_path, name, source):
     report = REPORTS[name]
@@ -45,9 +47,12 @@ def test_what_is_shown_says_that_times_were_not_measured(name):
     report = REPORTS[name]
     assert report.measurement is not None
     assert "source" not in dict(content.timing.measuring(report))
-    report = replace(report, measurement=replace(report.measurement, source="simulated"))
-    assert dict(content.timing.measuring(report))["source"] == "simulated: NOT MEASURED"
-    assert "simulated: NOT MEASURED" in console.to_text(report)
+    report = replace(report, measurement=replace(report.measurement, source=TimeKind.ESTIMATED, unit=TimeUnit.CYCLES))
+    assert dict(content.timing.measuring(report))["source"] == "estimated, in cycles: NOT MEASURED"
+    shown = console.to_text(report)
+    assert "estimated, in cycles: NOT MEASURED" in shown
+    assert not re.search("^(measuring|forms, as measured)", shown, re.MULTILINE | re.IGNORECASE)
+    assert content.timing.on(report.measurement).endswith(", by estimate")
 
 
 FILES = {name: form for name, form in formats().items() if form.filename is not None}

@@ -155,9 +155,9 @@ def test_settings_are_read_as_they_are_spelled(name: str) -> None:
             other = dataclasses.replace(runtime, **{field.name: "f16"})  # type: ignore[type-var]
             assert spelled(other) == f"{name}:{field.name}=f16"
             assert pickle.loads(pickle.dumps(other)) == other
-    ready(name)
     with pytest.raises(UsageError, match=f"{name} has no setting 'colour'"):
         timed_backend(f"{name}:colour=red")
+    ready(name)
     assert timed_backend(name) == runtime
 
 
@@ -194,7 +194,7 @@ def test_a_model_is_sent_by_its_content(name: str, tmp_path: Path) -> None:
 
 
 def test_a_setting_of_a_wrong_value() -> None:
-    ready("openvino_cpu")
+    """Told where the runtime is not installed, too."""
     with pytest.raises(UsageError, match="precision=f8 is not one of f32, bf16, f16"):
         timed_backend("openvino_cpu:precision=f8")
 

@@ -18,7 +18,6 @@ from onnx import ModelProto, parser
 
 from dilrewrite.errors import MissingError
 from dilrewrite.runtimes import (
-    MEASURED,
     Array,
     Artifact,
     CannotLoad,
@@ -26,6 +25,7 @@ from dilrewrite.runtimes import (
     Opened,
     Options,
     Runnable,
+    TimeKind,
     backends,
     timed_backend,
     warmed,
@@ -38,14 +38,14 @@ from dilrewrite.timing.budget import Budget
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.stopwatch import MAX_PAIRS, Stopwatch
-from tests.tensorrt.fake_gpu import FAKE, FakeCuda, FakeEngine, FakeModule
+from tests.tensorrt.fake_gpu import FakeCuda, FakeEngine, FakeModule
 
 
 class StandIn(TensorRtRtx):
     """One that may run on a fake GPU."""
 
     __slots__ = ()
-    source = FAKE
+    source = TimeKind.ESTIMATED
 
 
 RTX, STAND_IN = TensorRtRtx(), StandIn()
@@ -145,8 +145,8 @@ def test_what_tensorrt_does_not_take_cannot_be_loaded() -> None:
 
 def test_a_fake_gpu_never_passes_for_a_measured_one(gpu: tuple[FakeCuda, FakeModule]) -> None:
     plan = gpu[1].fake_plan(FakeEngine())
-    assert RTX.source == MEASURED
-    with pytest.raises(ValueError, match="times would be fake"):
+    assert RTX.source is TimeKind.MEASURED
+    with pytest.raises(ValueError, match="times would be estimated"):
         RTX.runner(Runnable(model=plan, engine=True), Options(), FEEDS)
 
 

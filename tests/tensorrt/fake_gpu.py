@@ -19,7 +19,7 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 
-from dilrewrite.runtimes import Array, CannotRun
+from dilrewrite.runtimes import Array, CannotRun, TimeKind
 from dilrewrite.tensorrt.bindings import Library, Log
 from dilrewrite.tensorrt.cuda import Buffer, Device, Event, Stream
 from dilrewrite.tensorrt.protocols import Module
@@ -27,7 +27,6 @@ from dilrewrite.tensorrt.protocols import Module
 Shape = tuple[int, ...]
 Seconds = float | Sequence[float] | Callable[[int], float]
 
-FAKE = "fake"
 DEFAULT_STREAM = 0
 TRANSFERS = ("upload", "download", "empty")
 
@@ -221,8 +220,8 @@ class FakeCuda:
         self._graphs = itertools.count()
 
     @property
-    def source(self) -> str:
-        return FAKE
+    def source(self) -> TimeKind:
+        return TimeKind.ESTIMATED
 
     def device(self) -> Device:
         return Device(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dilrewrite.runtimes import MEASURED, CannotRun
+from dilrewrite.runtimes import CannotRun, TimeKind
 from dilrewrite.tensorrt import cuda as interfaces
 from dilrewrite.tensorrt.cuda import Buffer, Stream
 from tests.tensorrt import fake_gpu
@@ -104,7 +104,7 @@ def test_waiting_for_the_first_event_does_not_finish_what_is_behind_it() -> None
 
 
 def test_it_never_passes_for_a_measurement() -> None:
-    assert FakeCuda().source == "fake" != MEASURED
+    assert FakeCuda().source is TimeKind.ESTIMATED
     assert "Fake" in FakeCuda().device().name
 
 

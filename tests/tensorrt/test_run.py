@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dilrewrite.errors import FailedError
-from dilrewrite.runtimes import MEASURED, Array, CannotLoad, CannotRun, Io
+from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, TimeKind
 from dilrewrite.tensorrt import cuda as torch_cuda
 from dilrewrite.tensorrt import run
 from dilrewrite.tensorrt.cuda import TorchCuda
@@ -527,7 +527,7 @@ def test_median_layer_times() -> None:
 
 
 def test_only_torch_measures() -> None:
-    assert object.__new__(TorchCuda).source == MEASURED != FakeCuda().source
+    assert object.__new__(TorchCuda).source is TimeKind.MEASURED is not FakeCuda().source
 
 
 def test_without_a_gpu_something_is_missing() -> None:

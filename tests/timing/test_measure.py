@@ -831,7 +831,7 @@ def profiles(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> list[str]:
 
     def fake(backend: Any, *others: Any) -> Profiled:
         asked.append(backend.name)
-        assert others[-1] == LIKELY_S, "how often it runs depends on how long a run takes"
+        assert others[-1] == 60.0, "how often it runs depends on the budget"
         machine.now += 2
         return profile_of(tiny.two_convs())[1]
 
@@ -839,14 +839,9 @@ def profiles(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> list[str]:
     return asked
 
 
-LIKELY_S = 0.0625
-"""What a run took when data was found for the model."""
-
-
 def profile(one: Meter, digest: str = "model", feeds: Mapping[str, Array] | None = None) -> Profiled:
     model = tiny.two_convs()
     given = feeds if feeds is not None else {"x": values(1, 2, 20)}
-    one.budget.run_s = LIKELY_S
     return one.profile(Subject(model, Path()), digest, find(model).sites, given)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +394,32 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Options], Exceptio
 def test_one_run_for_shapes_and_some_for_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = failing(monkeypatch, lambda _: None)
     run(conv1d(), {"x": ones(1, 2, 16)})
-    assert asked == [(False, 0), (True, FEWEST_RUNS)]
+    assert [(optimize, runs > 0) for optimize, runs in asked] == [(False, False), (True, False), (True, True)]
+    assert FEWEST_RUNS <= asked[-1][1] <= MOST_RUNS
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["seconds", "timeout"])
+def test_slow_profiling_keeps_to_the_budget(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that runs but slowly under the profiler, one run is enough; so is one where more take too long."""
+    asked = []
+
+    def slow(
+        backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
+    ) -> Profile:
+        asked.append(runs)
+        if late and runs:
+            raise TimedOut("no answer within 60 s")
+        found = backend.profile(runnable, options, feeds, runs)
+        return found if late else replace(found, seconds=(16.0,) * found.runs)
+
+    monkeypatch.setattr(ISOLATED, slow)
+    model = conv1d()
+    (site,) = find(model).sites
+    backend = timed_backend("onnxruntime_cpu")
+    found = profile(backend, Subject(model, Path()), [site], OPTIONS, {"x": ones(1, 2, 16)}, within_s=60.0)
+    assert [runs > 0 for runs in asked] == [False, False, *[True] * late]
+    assert found.sites[site.key].share is not None
+    assert late or found.seconds == 16.0
 
 
 @pytest.mark.parametrize("error", REASONS, ids=NAMES)

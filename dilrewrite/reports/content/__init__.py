@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import answer, engine, forms, models, sites, timing
 from dilrewrite.reports.report import Report
+from dilrewrite.runtimes import TimeKind
 from dilrewrite.tensorrt.sidecar import EngineReport
 
 
@@ -46,14 +47,17 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
         yield "Share of the model's time", sites.share_blocks(report)
     dilated = ("Dilated Convs", sites.site_blocks(report, brief))
     measured = any(map(sites.was_measured, report.sites))
-    by_form = "Forms, as measured" if measured else "Forms, cheapest by estimate first"
+    estimated = measurement is not None and measurement.source is TimeKind.ESTIMATED
+    by_form = (
+        f"Forms, as {'estimated' if estimated else 'measured'}" if measured else "Forms, cheapest by estimate first"
+    )
     by_site = (by_form, forms.form_blocks(report, brief))
     yield from (by_site, dilated) if measured and not brief else (dilated, by_site)
     if brief:
         yield "Forms without a time", _bullets(forms.untimed(report))
     else:
         yield "Proofs", sites.proof_blocks(report)
-    yield "Measuring", timing.measuring_blocks(report, brief)
+    yield "Estimating" if estimated else "Measuring", timing.measuring_blocks(report, brief)
     layers = measurement.layers if measurement is not None else None
     yield "Layers", engine.layer_blocks(layers, brief) if layers is not None else ()
     yield "Engine", engine.engine_blocks(report.engine, brief) if report.engine is not None else ()

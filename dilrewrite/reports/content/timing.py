@@ -9,7 +9,7 @@ from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import MEASURED
+from dilrewrite.runtimes import TimeKind
 from dilrewrite.timing.measurement import Attempt, Measurement
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 
@@ -43,8 +43,9 @@ HELD_BACK = {
 
 
 def on(measurement: Measurement | None) -> str:
-    """Return ` on BACKEND`."""
-    return "" if measurement is None else f" on {measurement.backend}"
+    """Return ` on BACKEND`, and `, by estimate` where nothing was measured there."""
+    estimated = measurement is not None and measurement.source is TimeKind.ESTIMATED
+    return "" if measurement is None else f" on {measurement.backend}{', by estimate' if estimated else ''}"
 
 
 def own_noise(report: Report) -> Noise | None:
@@ -72,6 +73,7 @@ def measuring(report: Report) -> list[tuple[str, str]]:
     profiled, load, cores = measurement.profiled_s, measurement.load, units.count(report.environment.cores, "core")
     slowed = "a run of the original under the profiler takes"
     wanted = f"processes wanted a core in the minute before, on {cores}"
+    measured = measurement.source is TimeKind.MEASURED
     rows = [
         ("runtime", ", ".join(filter(None, (measurement.backend, versions)))),
         ("device", measurement.device),
@@ -86,7 +88,7 @@ def measuring(report: Report) -> list[tuple[str, str]]:
         *_whole(report, measurement),
         ("first run", _first_run(measurement)),
         ("GPU before/after", _states(measurement)),
-        ("source", "" if measurement.source == MEASURED else f"{measurement.source}: NOT MEASURED"),
+        ("source", "" if measured else f"{measurement.source}, in {measurement.unit}: NOT MEASURED"),
     ]
     return [(what, text) for what, text in rows if text]
 

@@ -1,0 +1,119 @@
+"""What a runtime computes otherwise is seen on every kind of output, and what rounding alone decides is let pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from dilrewrite.proof.compare import Tolerance
+from dilrewrite.runtimes import Array, Bench, Options, Runnable, artifact
+from dilrewrite.runtimes.onnxruntime_cpu import BACKEND
+from dilrewrite.timing.agreement import Differs, check, nudge
+from tests.models_for_tests import build, conv_node, values
+
+TOLERANCE = Tolerance(1e-4, 1e-5, 0.0)
+X = {"x": values(1, 8, 64)}
+SCALE = {"s": np.float32(0.01), "z": np.uint8(128)}
+ENDS: dict[str, tuple[list[Any], int, dict[str, Any]]] = {
+    "float32": ([helper.make_node("Relu", ["c"], ["y"])], TensorProto.FLOAT, {}),
+    "int64": ([helper.make_node("ArgMax", ["c"], ["y"], axis=1)], TensorProto.INT64, {}),
+    "bool": ([helper.make_node("Greater", ["c", "h"], ["y"])], TensorProto.BOOL, {"h": np.float32(0.1)}),
+    "uint8": ([helper.make_node("QuantizeLinear", ["c", "s", "z"], ["y"])], TensorProto.UINT8, SCALE),
+}
+
+
+def model(kind: str) -> ModelProto:
+    """A dilated Conv whose results become an output of this kind."""
+    nodes, element, constants = ENDS[kind]
+    conv = conv_node("x", "c", dilations=[2], pads=[2, 2])
+    proto = build([conv, *nodes], {"x": [1, 8, 64]}, {"y": None}, {"w": values(8, 8, 3, seed=1), **constants})
+    proto.graph.output[0].type.tensor_type.elem_type = element
+    return proto
+
+
+class Other:
+    """A bench on which the model "other" is the original, with `change` made to its outputs."""
+
+    def __init__(self, bench: Bench, change: Callable[[Array], Array]) -> None:
+        self.bench, self.change = bench, change
+
+    def outputs(self, key: str) -> dict[str, Array]:
+        found = self.bench.outputs("original")
+        return {name: self.change(value) for name, value in found.items()} if key == "other" else found
+
+
+@contextlib.contextmanager
+def benches(kind: str) -> Iterator[tuple[Bench, Callable[[], Mapping[str, Array]]]]:
+    whole = artifact(Runnable(model=model(kind).SerializeToString()))
+    with contextlib.closing(BACKEND.bench(Options(threads=1, timeout_s=60))) as bench:
+        bench.add("original", whole, X)
+
+        def nudged() -> Mapping[str, Array]:
+            bench.add("nudged", whole, nudge(X, TOLERANCE))
+            return bench.outputs("nudged")
+
+        yield bench, nudged
+
+
+def other_values(value: Array) -> Array:
+    """Other values at one place in eight, as a kernel does that is wrong at borders."""
+    changed = value.copy()
+    flat = changed.reshape(-1)[::8]
+    flat[:] = ~flat if value.dtype == bool else flat[::-1] + np.ones((), value.dtype)
+    return changed
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_what_is_wrong_differs(kind: str) -> None:
+    with benches(kind) as (bench, nudged):
+        check(cast("Bench", Other(bench, np.copy)), "original", "other", TOLERANCE, nudged)
+        with pytest.raises(Differs, match=r"^output 'y': \d+ of \d+ values differ by up to "):
+            check(cast("Bench", Other(bench, other_values)), "original", "other", TOLERANCE, nudged)
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_an_output_that_is_gone_or_another_differs(kind: str) -> None:
+    with benches(kind) as (bench, nudged):
+        for change in (lambda value: value[..., :-1], lambda value: value.astype(np.int16)):
+            with pytest.raises(Differs, match=r"^output 'y': is "):
+                check(cast("Bench", Other(bench, change)), "original", "other", TOLERANCE, nudged)
+
+
+@pytest.mark.parametrize(("kind", "step"), [("int64", 3), ("bool", True), ("uint8", 1)])
+def test_what_the_last_digits_decide_is_let_pass(kind: str, step: Any) -> None:
+    """At as many places as the original's own outputs change with its inputs, and by as much: not at one more."""
+    size = {"int64": 64, "bool": 512, "uint8": 512}[kind]
+
+    def flip(places: int) -> Callable[[str], dict[str, Array]]:
+        def outputs(key: str) -> dict[str, Array]:
+            value = np.zeros(size, kind)
+            value[: 0 if key == "original" else places] = step
+            return {"y": value}
+
+        return outputs
+
+    for places, passes in ((2, True), (3, False)):
+        bench = type("Bench", (), {"outputs": staticmethod(flip(places))})
+        with contextlib.nullcontext() if passes else pytest.raises(Differs, match="own only 2 by "):
+            check(cast("Bench", bench), "original", "other", TOLERANCE, lambda: flip(2)("nudged"))
+
+
+def test_inputs_are_nudged_within_the_tolerance() -> None:
+    feeds: dict[str, Any] = {
+        **X,
+        "h": values(4, 4).astype(np.float16),
+        "u": np.array([0, 7, 255], np.uint8),
+        "ids": np.arange(3),
+        "text": np.array(["a"], object),
+    }
+    found = nudge(feeds, Tolerance(0.0, 1e-2, 0.0))
+    assert all(found[name] is feeds[name] for name in ("ids", "text"))
+    assert {name: value.dtype for name, value in found.items()} == {name: value.dtype for name, value in feeds.items()}
+    change = np.abs(found["x"] - X["x"])
+    assert 0 < change.max() <= 1.01e-2 * np.abs(X["x"]).max()
+    assert np.abs(found["u"].astype(int) - feeds["u"]).max() <= 1
