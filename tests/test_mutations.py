@@ -1,7 +1,7 @@
 """Damaged models end in a result or in one line: no traceback, no hang, no crash.
 
-By default 2,000 mutations of the demo models are inspected and 150 optimized; with DILREWRITE_MUTATIONS=2000 in the
-environment 2,000 are.
+With --full 2,000 mutations of the demo models are inspected and 150 optimized, by default a sample of them; with
+DILREWRITE_MUTATIONS=2000 in the environment as many are optimized.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.models_for_tests import DEMOS, MODELS
 
 INSPECTED = 2000
 OPTIMIZED = int(os.environ.get("DILREWRITE_MUTATIONS", "150"))
-PARTS = 4
+PARTS = 8
 PATHS = [MODELS / f"{name}.onnx" for name in DEMOS]
 FORCED = ("--strategy", "STRATEGY", "--only", "SITE")
 OPTIMIZE = ("optimize", "MODEL", "-o", "OUT", *FORCED, "--quiet", "--no-report", "--budget", "0", "--threads", "1")
@@ -32,13 +32,13 @@ def check(seeds: Sequence[int], command: Sequence[str], *, seconds: int = mutati
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 def test_inspect(part: int) -> None:
     check(range(part, INSPECTED, PARTS), ["inspect", "MODEL", "--quiet"])
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 def test_optimize(part: int) -> None:
     slow = 5 if OPTIMIZED > 150 else 1  # some run on the reference backend alone
     check(range(part, OPTIMIZED, PARTS), OPTIMIZE, seconds=slow * mutations.SECONDS)

@@ -189,7 +189,7 @@ def check_replay(model: ModelProto, folder: Path, **options: Any) -> Report:
 
 @pytest.mark.parametrize("options", [{"eliminate": True}, {"strategy": "slice_to_batch"}, {"strategy": "keep"}, {}])
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.grid(4)
+@pytest.mark.grid(6)
 def test_the_same_bytes_again(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     again = check_replay(MODELS[name](), tmp_path, **options)
     if "eliminate" in options and again.sites:

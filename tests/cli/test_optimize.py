@@ -73,6 +73,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 
 @pytest.mark.parametrize("strategy", strategies())
 @pytest.mark.parametrize("subject", ["causal_tcn", "aspp"])
+@pytest.mark.grid(2)
 def test_every_strategy(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subjects: Any, subject: str, strategy: str
 ) -> None:
@@ -109,6 +110,7 @@ def test_settings_of_a_strategy(capsys: Capsys, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.grid(2)
 def test_eliminate_leaves_no_dilation(capsys: Capsys, tmp_path: Path, name: str) -> None:
     outcome = cli(capsys, "optimize", MODELS / f"{name}.onnx", "-o", tmp_path / "o.onnx", "--eliminate", "--json")
     assert outcome.code == 0

@@ -254,7 +254,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "way", "wanted"), CASES)
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 def test_result_agrees_with_the_original_at_every_size(name: str, way: str, wanted: tuple[str, ...]) -> None:
     pytest.importorskip("onnxruntime")
     model = source(name)

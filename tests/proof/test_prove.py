@@ -109,6 +109,7 @@ RIGHT: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", strategies())
 @pytest.mark.parametrize("made", RIGHT.values(), ids=RIGHT.keys())
+@pytest.mark.grid(2)
 def test_every_right_form_is_proved(made: Any, name: str) -> None:
     model = made()
     source, site = taken(model)

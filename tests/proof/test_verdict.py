@@ -561,7 +561,7 @@ def test_a_slow_fallback_is_given_up(monkeypatch: pytest.MonkeyPatch, seconds: f
 def test_one_run_of_the_fallback_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that does not end is in a process of its own."""
     reference = importlib.import_module("dilrewrite.runtimes.reference").BACKEND
-    monkeypatch.setattr("dilrewrite.proof.hurried.FALLBACK_S", 4.0)
+    monkeypatch.setattr("dilrewrite.proof.hurried.FALLBACK_S", 2.0)
     kinds = {"i": TensorProto.INT64, "c": TensorProto.BOOL, "d": TensorProto.BOOL, "v": 1, "u": 1}
     i, c, d, v, u = (helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items())
     turn = [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Neg", ["v"], ["u"])]
@@ -571,7 +571,7 @@ def test_one_run_of_the_fallback_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     fake = Fake({"tiny": [CannotLoad("no kernel")]})
     verdict = verify.verify(subject(model), subject(model), settings(backend=fake, fallback=reference))
     assert verdict.skipped is not None
-    assert "runs take more than 4 s" in verdict.skipped
+    assert "runs take more than 2 s" in verdict.skipped
     assert time.monotonic() - start < 30
 
 

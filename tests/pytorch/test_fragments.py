@@ -161,6 +161,7 @@ def test_every_strategy_applies_somewhere() -> None:
 
 
 @pytest.mark.parametrize(("name", "sizes"), APPLY)
+@pytest.mark.grid(3)
 def test_every_strategy_runs_in_torch(name: str, sizes: tuple[int, int, int, tuple[int, int]]) -> None:
     """Output and gradients, at rank, stride, groups and pads; also the strategies that are no method."""
     of = geometry(*sizes)

@@ -197,7 +197,7 @@ def bits(tensor: Any) -> Any:
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 def test_output_and_gradients_are_the_native_ones_bit_for_bit(
     name: str, rank: int, channels: str, stride: int, padding: str
 ) -> None:
@@ -257,6 +257,7 @@ def test_nothing_to_differentiate_is_refused(name: str) -> None:
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.grid(3)
 def test_first_and_second_derivatives(name: str, rank: int, stride: int) -> None:
     groups = 1 if name == "im2col" else 2
     shape, kernel = (1, 2, *(3, 2, 2)[:rank]), (2, 2 // groups, *(2, 2, 1)[:rank])
@@ -340,6 +341,7 @@ def asked_by(name: str, case: Case) -> tuple[list[Asked], list[Asked]]:
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.grid(4)
 def test_no_dilated_convolution_is_left(name: str, rank: int, channels: str, stride: int) -> None:
     """Forward and backward. The inner dilation of `weight_gradient` is the stride s by its nature: 1 for stride 1."""
     for case in (Case(rank=rank, channels=channels, stride=stride, dilation=dilation) for dilation in DILATIONS):
@@ -471,6 +473,7 @@ def test_the_native_form_is_the_first_method() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.grid(3)
 def test_torch_compiles_without_a_graph_break(name: str) -> None:
     """Forward and backward in one graph each; the eager backend compiles no kernel."""
     case = Case(rank=2, dilation="3", padding="asymmetric")

@@ -219,6 +219,7 @@ def test_answer_comes_first(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.grid(3)
 def test_every_table_of_the_markdown_is_there(name):
     mine = rows(tree(name))
     for table in markdown_tables(formats()["markdown"].render(ALL[name])):

@@ -632,6 +632,7 @@ def test_rewritten_model_computes_the_same(kind: str, form: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "form"), pairs())
+@pytest.mark.grid(4)
 def test_rewritten_model_is_sound(kind: str, form: str) -> None:
     source = known(kind).proto
     rewritten = with_form(source, form)
@@ -686,6 +687,7 @@ OVERRIDABLE = [kind for kind in KINDS if "overridable" in kind or kind.startswit
 
 
 @pytest.mark.parametrize(("kind", "form"), pairs(*OVERRIDABLE))
+@pytest.mark.grid(3)
 def test_weights_that_the_caller_gives_are_used(kind: str, form: str) -> None:
     source = known(kind).proto
     after = with_form(source, form).proto
@@ -1392,6 +1394,7 @@ TAKEN = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("where", TAKEN)
+@pytest.mark.grid(4)
 def test_names_in_use_are_not_taken(where: str, form: str) -> None:
     source = two_scopes()
     names = chosen_names(form)

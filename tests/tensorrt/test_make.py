@@ -310,6 +310,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.grid(2)
 def test_every_model_quantised(library: Library, tmp_path: Path, name: str) -> None:
     """As the message of `precision.refuse` tells users to quantise."""
     quantization = pytest.importorskip("onnxruntime.quantization")

@@ -170,7 +170,7 @@ GRID = cases()[::6]
 
 
 @pytest.mark.parametrize("number", range(len(GRID)), ids=[case.name for case in GRID])
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 def test_the_grid(number: int) -> None:
     case: Case = GRID[number]
     model, found = contract.original(case)
@@ -193,7 +193,7 @@ def test_the_quantised_grid(q: quantized.Quantized) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 def test_wherever_the_site_stands(kind: str) -> None:
     """In branches, bodies and functions; with operands of every kind, named in any way."""
     model = KINDS[kind]()
@@ -399,6 +399,7 @@ TAKEN: dict[str, tuple[Made, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("ranks", [ON_CPU, EVERY, ()], ids=["2-D in blocks", "all in blocks", "no blocks"])
 @pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.grid(3)
 def test_what_follows_is_taken_along(name: str, ranks: Collection[int]) -> None:
     made, wanted = TAKEN[name]
     model = made()

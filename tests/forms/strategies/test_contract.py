@@ -72,7 +72,7 @@ def test_cases_are_valid_and_have_their_own_names() -> None:
 
 @pytest.mark.parametrize("case", GRID)
 @pytest.mark.parametrize("name", sorted(strategies()))
-@pytest.mark.grid(8)
+@pytest.mark.grid(16)
 def test_contract(name: str, case: Case) -> None:
     check(name, strategies()[name], case)
 

@@ -103,6 +103,7 @@ FLOAT16_GRID = [
 
 @pytest.mark.parametrize("case", FLOAT16_GRID)
 @pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.grid(3)
 def test_float16_on_the_runtime(name: str, case: Case) -> None:
     holds(FLOAT16, name, case, on_ort=True)
 
@@ -110,5 +111,6 @@ def test_float16_on_the_runtime(name: str, case: Case) -> None:
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.topic) for case in TINY])
 @pytest.mark.parametrize("name", sorted(strategies()))
 @pytest.mark.parametrize("element", [FLOAT16, FLOAT64, BFLOAT16], ids=lambda element: element.name)
+@pytest.mark.grid(3)
 def test_on_the_reference_evaluator(element: Element, name: str, case: Case) -> None:
     holds(element, name, case, on_ort=False)

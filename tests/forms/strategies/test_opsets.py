@@ -58,6 +58,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("opset", range(7, 12))
 @pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.grid(4)
 def test_emits_and_is_right_or_names_what_the_opset_lacks(name: str, opset: int, shape: str) -> None:
     rank, unknown, changes = SHAPES[shape]
     case = dynamic(opset, rank, unknown, **changes)

@@ -26,6 +26,7 @@ def test_the_quantized_grid_covers_what_it_should() -> None:
 
 @pytest.mark.parametrize("q", GRID)
 @pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.grid(3)
 def test_quantized_contract(name: str, q: Quantized) -> None:
     check_quantized(name, strategies()[name], q)
 

@@ -40,6 +40,7 @@ def site_of(case: Case) -> Site:
 
 
 @pytest.mark.parametrize("case", DEAD, ids=lambda case: case.name)
+@pytest.mark.grid(3)
 def test_every_form_gives_what_the_conv_gives_with_nan_in_any_tap(case: Case) -> None:
     model, site = original(case)[0], site_of(case)
     assert not site.part.weight.is_constant
