@@ -164,7 +164,7 @@ class TensorRt(TimedBackend):
         library = self.library()
         plan = _engine_bytes(runnable) if runnable.engine else self.plan(library, runnable, options, feeds)
         cache = options.scratch / RUNTIME_CACHE if options.scratch is not None else None
-        gpu_reached: cuda.Cuda = cuda.TorchCuda()
+        gpu_reached = cuda.Cuda()
         if gpu_reached.source != self.source:
             raise ValueError(f"times would be {gpu_reached.source}, and {self.name} states them as {self.source}")
         with _one_line(CannotLoad):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from dilrewrite.errors import FailedError
 from dilrewrite.model.elements import ELEMENTS, dtype
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io
 from dilrewrite.tensorrt.bindings import Library, probe, put
-from dilrewrite.tensorrt.cuda import Buffer, Cuda, Graph
+from dilrewrite.tensorrt.cuda import Buffer, Cuda
 from dilrewrite.tensorrt.layers import Layers, from_inspector
 from dilrewrite.tensorrt.protocols import ICudaEngine, IExecutionContext
 
@@ -68,9 +68,8 @@ class Engine:
             )
         self.engine: ICudaEngine = engine
         started = time.perf_counter()
-        self._cache: Any = None
         with library.listening():
-            self._config = self._runtime_config()
+            self._config, self._cache = self._runtime_config()
         self.context = self._context()
         self.load_s = time.perf_counter() - started
         module = library.module
@@ -89,39 +88,28 @@ class Engine:
         """Make the context. TensorRT for RTX compiles its kernels now, for each shape, rather than while it runs."""
         with self.library.listening():
             # The overload with a configuration is not in TensorRT's first ten releases; without one there is none.
-            context: Any = (
-                self.engine.create_execution_context(self._config)  # type: ignore[call-arg]
-                if self._config is not None
-                else self.engine.create_execution_context()
-            )
+            create: Any = self.engine.create_execution_context
+            context: IExecutionContext | None = create() if self._config is None else create(self._config)
         if context is None:
             raise CannotLoad(f"{self.library.flavour} makes no execution context: {self.library.reasons()}")
-        made: IExecutionContext = context
-        return made
+        return context
 
-    def with_context_of_its_own(self) -> Self:
-        """Return the same engine with one more execution context, which shares nothing but the runtime cache."""
-        made = copy.copy(self)
-        made.context = made._context()
-        return made
-
-    def _runtime_config(self) -> Any:
-        """Return the configuration that only TensorRT for RTX has a use for; None for the others."""
-        module = self.library.module
-        strategies = probe(module, "Module.DynamicShapesKernelSpecializationStrategy")
+    def _runtime_config(self) -> tuple[Any, Any]:
+        """Return the configuration and the runtime cache that only TensorRT for RTX has a use for; None without."""
+        strategies = probe(self.library.module, "Module.DynamicShapesKernelSpecializationStrategy")
         if not strategies:
-            return None
+            return None, None
         config: Any = self.engine.create_runtime_config()
         eager = probe(strategies, "DynamicShapesKernelSpecializationStrategy.EAGER")
         put(config, "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", eager)
-        create = probe(config, "IRuntimeConfig.create_runtime_cache")
-        self._cache = create() if create and self.options.runtime_cache is not None else None
-        if self._cache is not None:
-            with contextlib.suppress(OSError):
-                assert self.options.runtime_cache is not None
-                probe(self._cache, "IRuntimeCache.deserialize")(self.options.runtime_cache.read_bytes())
-            probe(config, "IRuntimeConfig.set_runtime_cache")(self._cache)
-        return config
+        create, file = probe(config, "IRuntimeConfig.create_runtime_cache"), self.options.runtime_cache
+        if not create or file is None:
+            return config, None
+        cache = create()
+        with contextlib.suppress(OSError):
+            probe(cache, "IRuntimeCache.deserialize")(file.read_bytes())
+        probe(config, "IRuntimeConfig.set_runtime_cache")(cache)
+        return config, cache
 
     def runtime_cache(self) -> bytes | None:
         """Return what TensorRT for RTX compiled, for the next time; None where there is no such thing."""
@@ -167,26 +155,25 @@ class Engine:
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, tuple[Buffer, Array]]) -> None:
         """Give every tensor its memory."""
-        for name, buffer in (*inputs.items(), *((name, buffer) for name, (buffer, _) in outputs.items())):
+        for name, buffer in {**inputs, **{name: buffer for name, (buffer, _) in outputs.items()}}.items():
             if not self.context.set_tensor_address(name, buffer.address):
                 raise CannotRun(f"{self.library.flavour} does not take the memory of {name!r}")
 
     def upload(self, feeds: Mapping[str, Array]) -> dict[str, Buffer]:
         """Copy the inputs to the GPU, in the types that the engine reads."""
-        found: dict[str, Buffer] = {}
+        buffers: dict[str, Buffer] = {}
         for io in self.inputs:
-            wanted = _type(io)
             value = np.asarray(feeds[io.name])
-            if value.dtype != wanted:
+            if value.dtype != _type(io):
                 raise CannotRun(f"input {io.name!r} is {value.dtype}, and the engine wants {io.element}")
             if io.name in self.on_host:
                 raise CannotRun(f"input {io.name!r} holds sizes, which is not supported")
-            found[io.name] = self.cuda.upload(value)
-        return found
+            buffers[io.name] = self.cuda.upload(value)
+        return buffers
 
     def allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Buffer, Array]]:
         """Allocate the outputs, on the GPU and here."""
-        found: dict[str, tuple[Buffer, Array]] = {}
+        buffers: dict[str, tuple[Buffer, Array]] = {}
         for io in self.outputs:
             shape = shapes[io.name]
             if any(size < 0 for size in shape):
@@ -194,12 +181,12 @@ class Engine:
             if io.name in self.on_host:
                 raise CannotRun(f"output {io.name!r} holds sizes, which is not supported")
             here = np.zeros(shape, _type(io))
-            found[io.name] = (self.cuda.empty(here.nbytes), here)
-        return found
+            buffers[io.name] = (self.cuda.empty(here.nbytes), here)
+        return buffers
 
-    def enqueue(self, handle: int) -> None:
+    def enqueue(self, stream: Any) -> None:
         """Queue one run. Raises CannotRun when it cannot be."""
-        if not self.context.execute_async_v3(handle):
+        if not self.context.execute_async_v3(stream.cuda_stream):
             raise CannotRun(f"{self.library.flavour} does not run the engine: {self.library.reasons()}")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -208,7 +195,7 @@ class Engine:
         stream = self.cuda.stream()
         inputs, outputs = self.upload(feeds), self.allocate(shapes)
         self.bind(inputs, outputs)
-        self.enqueue(stream.handle)
+        self.enqueue(stream)
         stream.synchronize()
         for buffer, here in outputs.values():
             self.cuda.download(buffer, here)
@@ -237,19 +224,15 @@ class TimedRun:
         self._turn = 0
         started = time.perf_counter()
         self._bind(0)
-        engine.enqueue(self._stream.handle)  # allocations and compilation happen in the first run, outside of a graph
+        engine.enqueue(self._stream)  # allocations and compilation happen in the first run, outside of a graph
         self._stream.synchronize()
-        self.first_s = time.perf_counter() - started
+        self.first_s = engine.load_s + time.perf_counter() - started
         """Seconds of making the context and of the first run: with TensorRT for RTX, the compiling."""
-        self.first_s += engine.load_s
-        self.captured = False
-        self._graphs: list[Graph] = []
+        self._graphs: list[Any] = []
         if engine.options.graph and self._capturable():
             with contextlib.suppress(CannotRun):
                 self._graphs = [self._captured(turn) for turn in range(len(self._sets))]
-                self.captured = True
-        if not self.captured:
-            self._graphs = []
+        self.captured = bool(self._graphs)
 
     def _count(self, feeds: Mapping[str, Array]) -> int:
         """Return how many sets of inputs are larger than the L2 cache together."""
@@ -260,16 +243,16 @@ class TimedRun:
 
     def _capturable(self) -> bool:
         asked = probe(self.engine.context, "IExecutionContext.is_stream_capturable")
-        return bool(asked(self._stream.handle)) if asked else True
+        return bool(asked(self._stream.cuda_stream)) if asked else True
 
     def _bind(self, turn: int) -> None:
         """Set sizes and all memory: other runs of the engine, since the last one here, had their own."""
         self.engine.accept(self._feeds)
         self.engine.bind(self._sets[turn], self._outputs)
 
-    def _captured(self, turn: int) -> Graph:
+    def _captured(self, turn: int) -> Any:
         self._bind(turn)
-        return self.engine.cuda.capture(self._stream, lambda: self.engine.enqueue(self._stream.handle))
+        return self.engine.cuda.capture(self._stream, lambda: self.engine.enqueue(self._stream))
 
     def run(self) -> float:
         """Run once on the next set of inputs; return the GPU's seconds."""
@@ -277,14 +260,14 @@ class TimedRun:
         self._turn = (turn + 1) % len(self._sets)
         if self._graphs:
             self._start.record(self._stream)
-            self._graphs[turn].replay(self._stream)
+            self.engine.cuda.replay(self._graphs[turn], self._stream)
         else:
             self._bind(turn)
             self._start.record(self._stream)
-            self.engine.enqueue(self._stream.handle)
+            self.engine.enqueue(self._stream)
         self._end.record(self._stream)
         self._end.synchronize()
-        return self._end.seconds_since(self._start)
+        return float(self._start.elapsed_time(self._end)) / 1e3
 
     def outputs(self) -> dict[str, Array]:
         """Return all outputs of one run."""
@@ -292,10 +275,7 @@ class TimedRun:
 
     def close(self) -> None:
         """Free the buffers and graphs."""
-        self._graphs = []
-        self._sets = []
-        self._outputs = {}
-        self._feeds = {}
+        self._graphs, self._sets, self._outputs, self._feeds = [], [], {}, {}
 
 
 def layer_times(engine: Engine, feeds: Mapping[str, Array], runs: int) -> list[tuple[str, float]]:
@@ -304,33 +284,32 @@ def layer_times(engine: Engine, feeds: Mapping[str, Array], runs: int) -> list[t
     The library's profiler adds to each layer's time: shares of the whole, not timings. A context keeps its profiler
     for good, so this one runs in a context of its own.
     """
-    engine = engine.with_context_of_its_own()
-    module = engine.library.module
-    found: list[tuple[str, float]] = []
-    base = module.IProfiler
+    engine = copy.copy(engine)  # which shares nothing but the runtime cache
+    engine.context = engine._context()
+    times: list[tuple[str, float]] = []
+    base = engine.library.module.IProfiler
 
     def init(made: Any) -> None:
         base.__init__(made)
 
     def report_layer_time(_self: Any, name: str, milliseconds: float) -> None:
-        found.append((name, milliseconds / 1e3))
+        times.append((name, milliseconds / 1e3))
 
     shapes = engine.accept(feeds)
     stream = engine.cuda.stream()
     inputs, outputs = engine.upload(feeds), engine.allocate(shapes)
     engine.bind(inputs, outputs)
-    engine.enqueue(stream.handle)
+    engine.enqueue(stream)
     stream.synchronize()
     engine.context.enqueue_emits_profile = False
-    engine.context.profiler = type(
-        "DilrewriteProfiler", (base,), {"__init__": init, "report_layer_time": report_layer_time}
-    )()
+    body = {"__init__": init, "report_layer_time": report_layer_time}
+    engine.context.profiler = type("DilrewriteProfiler", (base,), body)()
     for _ in range(runs):
-        engine.enqueue(stream.handle)
+        engine.enqueue(stream)
         stream.synchronize()
         if not engine.context.report_to_profiler():
             raise FailedError(f"{engine.library.flavour} reports no layer times: {engine.library.reasons()}")
-    return found
+    return times
 
 
 def median_layer_times(times: Sequence[tuple[str, float]]) -> dict[str, float]:

@@ -70,7 +70,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeCuda, FakeModule]:
     """A fake GPU, and the fake library that runs on it."""
     cuda = FakeCuda()
     library = FakeModule(cuda, rtx=True)
-    monkeypatch.setattr(module.cuda, "TorchCuda", lambda: cuda)
+    monkeypatch.setattr(module.cuda, "Cuda", lambda: cuda)
     monkeypatch.setattr(bindings, "load", lambda _flavour, **_: library.fake_library())
     return cuda, library
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from dilrewrite.runtimes import Array, CannotRun, TimeKind
 from dilrewrite.tensorrt.bindings import Library, Log
-from dilrewrite.tensorrt.cuda import Buffer, Device, Event, Stream
+from dilrewrite.tensorrt.cuda import Device
 from dilrewrite.tensorrt.protocols import Module
 
 Shape = tuple[int, ...]
@@ -84,7 +84,7 @@ class FakeStream:
     """A queue. What is in it happens when someone waits for it."""
 
     cuda: FakeCuda
-    handle: int
+    cuda_stream: int
     queue: list[FakeWork] = field(default_factory=list)
     done: int = 0
     idle_at_s: float = 0.0
@@ -94,14 +94,14 @@ class FakeStream:
     def synchronize(self) -> None:
         self.cuda.check_no_capture("waiting for a stream")
         self.check_no_failure("waiting for")
-        self.cuda.note("synchronize_stream", self.handle)
+        self.cuda.note("synchronize_stream", self.cuda_stream)
         self.finish(len(self.queue), self.idle_at_s)
         for event in self.events:
             event.waited = True
 
     def check_no_failure(self, what: str) -> None:
         if self.failed:
-            raise FakeMisuse(f"{what} stream {self.handle}, where the last run was not queued: False was ignored")
+            raise FakeMisuse(f"{what} stream {self.cuda_stream}, where the last run was not queued: False was ignored")
 
     def push(self, work: FakeWork) -> None:
         self.cuda.runs.append(work.addresses)
@@ -127,11 +127,10 @@ class FakeEvent:
     at_s: float = 0.0
     waited: bool = False
 
-    def record(self, stream: Stream) -> None:
-        assert isinstance(stream, FakeStream)
+    def record(self, stream: FakeStream) -> None:
         self.cuda.check_no_capture("recording an event that tells time")
         stream.check_no_failure("an event in")
-        self.cuda.note("record", self.number, stream.handle)
+        self.cuda.note("record", self.number, stream.cuda_stream)
         self.stream, self.place, self.said = stream, len(stream.queue), len(self.cuda.calls)
         self.at_s = max(stream.idle_at_s, self.cuda.now_s)
         self.waited = False
@@ -146,8 +145,10 @@ class FakeEvent:
         self.stream.finish(self.place, self.at_s)
         self.waited = True
 
-    def seconds_since(self, start: Event) -> float:
-        assert isinstance(start, FakeEvent)
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * end.seconds_since(self)
+
+    def seconds_since(self, start: FakeEvent) -> float:
         self.cuda.note("seconds_since", self.number, start.number)
         for event in (start, self):
             if event.stream is None:
@@ -177,12 +178,11 @@ class FakeGraph:
     number: int
     works: list[FakeWork]
 
-    def replay(self, stream: Stream) -> None:
-        assert isinstance(stream, FakeStream)
+    def replay(self, stream: FakeStream) -> None:
         self.cuda.check_no_capture("replaying a graph")
-        self.cuda.own_stream(stream.handle, "a graph is replayed")
+        self.cuda.own_stream(stream.cuda_stream, "a graph is replayed")
         stream.check_no_failure("replaying in")
-        self.cuda.note("replay", self.number, stream.handle)
+        self.cuda.note("replay", self.number, stream.cuda_stream)
         for work in self.works:
             stream.push(work)
 
@@ -224,30 +224,27 @@ class FakeCuda:
         return TimeKind.ESTIMATED
 
     def device(self) -> Device:
-        return Device(
-            name="Fake GPU", capability="0.0", l2_bytes=self.l2_bytes, memory_bytes=self.memory_bytes, driver=""
-        )
+        return Device("Fake GPU", self.l2_bytes)
 
-    def stream(self) -> Stream:
+    def stream(self) -> FakeStream:
         made = FakeStream(self, 0x1000 + len(self.streams))
-        self.streams[made.handle] = made
-        self.note("stream", made.handle)
+        self.streams[made.cuda_stream] = made
+        self.note("stream", made.cuda_stream)
         return made
 
-    def event(self) -> Event:
+    def event(self) -> FakeEvent:
         return FakeEvent(self, next(self._events))
 
-    def upload(self, values: Array) -> Buffer:
+    def upload(self, values: Array) -> FakeBuffer:
         self.check_no_capture("a copy")
         raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         return self._allocate("upload", raw.copy())
 
-    def empty(self, nbytes: int) -> Buffer:
+    def empty(self, nbytes: int) -> FakeBuffer:
         self.check_no_capture("an allocation")
         return self._allocate("empty", np.full(nbytes, 0xAA, np.uint8))
 
-    def download(self, buffer: Buffer, like: Array) -> None:
-        assert isinstance(buffer, FakeBuffer)
+    def download(self, buffer: FakeBuffer, like: Array) -> None:
         self.check_no_capture("a copy")
         self.note("download", buffer.address)
         for stream in self.streams.values():
@@ -255,12 +252,11 @@ class FakeCuda:
                 raise FakeMisuse("memory is read before the run that writes it was waited for")
         like.reshape(-1).view(np.uint8)[:] = buffer.values[: like.nbytes]
 
-    def capture(self, stream: Stream, work: Callable[[], None]) -> FakeGraph:
-        assert isinstance(stream, FakeStream)
+    def capture(self, stream: FakeStream, work: Callable[[], None]) -> FakeGraph:
         self.check_no_capture("another capture")
-        self.own_stream(stream.handle, "a graph is captured")
+        self.own_stream(stream.cuda_stream, "a graph is captured")
         number = next(self._graphs)
-        self.note("capture", number, stream.handle)
+        self.note("capture", number, stream.cuda_stream)
         if number >= self.captures:
             raise CannotRun("no CUDA graph: operation not permitted when stream is capturing")
         self.capturing = found = FakeCapture(stream)
@@ -274,6 +270,9 @@ class FakeCuda:
         if not found.works:
             raise FakeMisuse("a graph is empty")
         return FakeGraph(self, number, found.works)
+
+    def replay(self, graph: FakeGraph, stream: FakeStream) -> None:
+        graph.replay(stream)
 
     # -- for those who look at it --------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import pytest
 
 from dilrewrite.runtimes import CannotRun, TimeKind
 from dilrewrite.tensorrt import cuda as interfaces
-from dilrewrite.tensorrt.cuda import Buffer, Stream
 from tests.tensorrt import fake_gpu
 from tests.tensorrt.fake_gpu import (
     FakeCuda,
@@ -42,14 +41,14 @@ class Bound:
         context = engine.create_execution_context()
         assert context is not None
         self.context: FakeExecutionContext = context
-        self.stream: Stream = self.cuda.stream()
+        self.stream = self.cuda.stream()
         self.start, self.end = self.cuda.event(), self.cuda.event()
-        self.memory: dict[str, Buffer] = {"x": self.cuda.upload(X), "y": self.cuda.empty(X.nbytes)}
+        self.memory = {"x": self.cuda.upload(X), "y": self.cuda.empty(X.nbytes)}
         for name, buffer in self.memory.items():
             self.context.set_tensor_address(name, buffer.address)
 
     def execute(self) -> bool:
-        return self.context.execute_async_v3(self.stream.handle)
+        return self.context.execute_async_v3(self.stream.cuda_stream)
 
     def queue(self) -> None:
         self.execute()
@@ -447,15 +446,16 @@ def public(thing: Any) -> set[str]:
 def test_it_has_what_the_interfaces_want() -> None:
     bound = Bound()
     bound.warm()
-    made = {
-        interfaces.Cuda: bound.cuda,
-        interfaces.Stream: bound.stream,
-        interfaces.Event: bound.end,
-        interfaces.Graph: bound.cuda.capture(bound.stream, bound.queue),
-        interfaces.Buffer: bound.memory["x"],
-    }
-    for interface, fake in made.items():
-        assert public(interface) <= public(fake)
+    graph = bound.cuda.capture(bound.stream, bound.queue)
+    assert public(interfaces.Cuda) <= public(bound.cuda)
+    assert public(interfaces.Buffer) - {"tensor"} <= public(bound.memory["x"])
+    torch = pytest.importorskip("torch").cuda
+    for kind, names, fake in (
+        (torch.Stream, {"synchronize"}, bound.stream),
+        (torch.Event, {"record", "synchronize", "elapsed_time"}, bound.end),
+        (torch.CUDAGraph, {"replay"}, graph),
+    ):
+        assert names <= public(kind) & public(fake)
 
 
 STANDS_FOR = {
