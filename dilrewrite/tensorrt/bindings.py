@@ -26,10 +26,7 @@ from dilrewrite.tensorrt.protocols import INetworkDefinition, Module, OnnxParser
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 """Flavours by the names of their packages; a hyphen becomes an underscore in the module's name."""
 
-INSTALL = {
-    "tensorrt": "pip install 'dilrewrite[tensorrt]'",
-    "tensorrt-rtx": "pip install 'dilrewrite[tensorrt-rtx]'",
-}
+INSTALL = {flavour: f"pip install 'dilrewrite[{flavour}]'" for flavour in FLAVOURS}
 
 _KEPT = re.compile(r"^Layers:|Memory: \d+ bytes")
 """Which messages below a warning are kept: a verbose log of a large model has hundreds of megabytes."""
@@ -37,20 +34,9 @@ _KEPT = re.compile(r"^Layers:|Memory: \d+ bytes")
 _NOISE = re.compile(r"^\s*$|^\[W\]|UserWarning|no version information available")
 
 
-@final
-class Absent:
-    """What `probe` returns where the flavour lacks something."""
-
-    def __bool__(self) -> bool:
-        return False
-
-
-ABSENT = Absent()
-
-
 def probe(thing: Any, attribute: str) -> Any:
-    """Return an attribute that not every flavour has, or `ABSENT`. `attribute` is "Class.name", of TensorRT's class."""
-    return getattr(thing, attribute.partition(".")[2], ABSENT)
+    """Return an attribute that not every flavour has, or None. `attribute` is "Class.name", of TensorRT's class."""
+    return getattr(thing, attribute.partition(".")[2], None)
 
 
 def put(thing: Any, attribute: str, value: Any) -> None:
@@ -88,8 +74,7 @@ def missing(flavour: str) -> str | None:
     try:
         _import(flavour)
     except (ImportError, OSError, AttributeError, FileNotFoundError) as error:
-        why = one_line(error)
-        return f"{flavour} is installed and cannot be imported ({why}): {INSTALL[flavour]}"
+        return f"{flavour} is installed and cannot be imported ({one_line(error)}): {INSTALL[flavour]}"
     return None
 
 
@@ -120,7 +105,7 @@ def _import(flavour: str) -> Module:
 def load(flavour: str, *, tell: Callable[[str], None] | None = None) -> Library:
     """Import a flavour (a name out of `FLAVOURS`); `tell` gets every message of its log."""
     module = _import(flavour)
-    return Library(flavour=flavour, module=module, log=Log(module, tell))
+    return Library(flavour, module, Log(module, tell))
 
 
 @final
@@ -132,19 +117,16 @@ class Log:
         self.errors: list[str] = []
         self.warnings: list[str] = []
         base = module.ILogger
-        serious = (base.INTERNAL_ERROR, base.ERROR)
-        warning = base.WARNING
-        keep = self
 
         def log(_self: Any, severity: Any, message: str) -> None:
             if tell is not None and not message.startswith("Layers:"):
                 tell(message)
-            if severity in serious:
-                keep.errors.append(message)
-            elif severity == warning:
-                keep.warnings.append(message)
+            if severity in (base.INTERNAL_ERROR, base.ERROR):
+                self.errors.append(message)
+            elif severity == base.WARNING:
+                self.warnings.append(message)
             elif _KEPT.search(message):
-                keep.messages.append(message)
+                self.messages.append(message)
 
         def init(made: Any) -> None:
             base.__init__(made)
@@ -153,9 +135,8 @@ class Log:
 
     def clear(self) -> None:
         """Forget what was said."""
-        self.messages.clear()
-        self.errors.clear()
-        self.warnings.clear()
+        for said in (self.messages, self.errors, self.warnings):
+            said.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +153,11 @@ class Library:
         """Return the library's version."""
         return self.module.__version__
 
+    def clear(self) -> None:
+        """Forget what it said."""
+        self.log.clear()
+        self.noise.clear()
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Keep what the library writes past its log, on file descriptor 2, in `noise`."""
@@ -183,26 +169,23 @@ class Library:
 
     def reasons(self, parser: OnnxParser | None = None) -> str:
         """Return in one line why something failed: the parser's words, the log's, and those on file descriptor 2."""
-        found: list[str] = []
-        if parser is not None:
-            for index in range(parser.num_errors):
-                error = parser.get_error(index)
-                node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
-                found.append(node + _shortened(error.desc()))
-        told = [message for message in self.log.errors if not (found and message.startswith("ModelImporter.cpp:"))]
-        found += [_shortened(message) for message in (*told, *self.noise)]
+        said: list[str] = []
+        for error in map(parser.get_error, range(parser.num_errors)) if parser is not None else ():
+            node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
+            said.append(node + _shortened(error.desc()))
+        told = [message for message in self.log.errors if not (said and message.startswith("ModelImporter.cpp:"))]
+        said += [_shortened(message) for message in (*told, *self.noise)]
         reasons: list[str] = []
-        for entry in filter(None, found):
+        for entry in filter(None, said):
             if not any(entry in reason for reason in reasons):
                 reasons.append(entry)
         return "; ".join(reasons[:4]) or "it says nothing of why"
 
-    def parse(self, network: INetworkDefinition, model: bytes, path: str | None) -> tuple[bool, OnnxParser]:
+    def parse(self, network: INetworkDefinition, model: bytes, path: str) -> tuple[bool, OnnxParser]:
         """Read ONNX into a network; `path` is absolute, and says where external data lie."""
         parser = self.module.OnnxParser(network, self.log.handle)
         with self.listening():
-            done = parser.parse(model, path) if path is not None else parser.parse(model)
-        return bool(done), parser
+            return bool(parser.parse(model, path)), parser
 
 
 def _shortened(text: str) -> str:

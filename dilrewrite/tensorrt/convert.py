@@ -307,7 +307,7 @@ def _mend_resizes(proto: ModelProto, opset: int) -> ModelProto:
     return proto
 
 
-_LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def twin(proto: ModelProto) -> ModelProto:
@@ -324,19 +324,19 @@ def twin(proto: ModelProto) -> ModelProto:
         for tensor in graph.initializer:
             _widened(tensor)
         for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type in _LOW:
+            if value.type.tensor_type.elem_type in LOW:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
         nodes: list[NodeProto] = []
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.HasField("t"):
                     _widened(attribute.t)
-                if attribute.name in ("to", "dtype") and attribute.i in _LOW:
+                if attribute.name in ("to", "dtype") and attribute.i in LOW:
                     attribute.i = TensorProto.FLOAT
             nodes.append(node)
             for place, name in enumerate(node.output):
                 low_type = kinds.get(name)
-                if low_type not in _LOW or node.op_type in ("Constant", "Loop", "If", "Scan"):
+                if low_type not in LOW or node.op_type in ("Constant", "Loop", "If", "Scan"):
                     continue
                 exact, low = _fresh(f"{name}_exact", taken), _fresh(f"{name}_low", taken)
                 node.output[place] = exact
@@ -358,6 +358,6 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _widened(tensor: TensorProto) -> None:
-    if tensor.data_type in _LOW:
+    if tensor.data_type in LOW:
         values = numpy_helper.to_array(tensor).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))

@@ -1,6 +1,6 @@
 """The way from a model to an engine: prepare, hold the conversion to float32, build, read back, check, write.
 
-The only file that puts the parts of `engine` together.
+The only file that puts the parts of `tensorrt/` together.
 """
 
 from __future__ import annotations
@@ -13,28 +13,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 from onnx import ModelProto
 
 from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError, shown
+from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.tensors import Model
-from dilrewrite.model.walk import all_nodes, copied
+from dilrewrite.model.walk import all_nodes
 from dilrewrite.options import Building
-from dilrewrite.proof.compare import OutputCheck, Tolerance, compare
-from dilrewrite.proof.inputs import Case, Chooser
+from dilrewrite.proof.compare import Tolerance, compare
 from dilrewrite.proof.verdict import CaseCheck, Settings, Verdict
-from dilrewrite.runtimes import Array, CannotLoad, Options, Runnable, RuntimeFailure, backends
+from dilrewrite.runtimes import CannotLoad, Options, Runnable, RuntimeFailure, backends, contained
+from dilrewrite.sites.known import CONVOLVES
 from dilrewrite.staging import Staging, is_file
 from dilrewrite.tensorrt import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.tensorrt.convert import BF16_STAYS
 from dilrewrite.tensorrt.layers import parsed_name
-from dilrewrite.tensorrt.make import CURRENT, Built, Progress, build
-from dilrewrite.tensorrt.precision import ROUNDS_TO, Prepared, prepare, refuse
-from dilrewrite.tensorrt.profiles import Asked, Profile
+from dilrewrite.tensorrt.make import CURRENT, Built, build
+from dilrewrite.tensorrt.precision import ROUNDS_TO, Prepared, needs_values, prepare, refuse
+from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, OnnxSource, PrecisionReport
-
-NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +42,7 @@ class Started:
     model: Model
     building: Building
     flavour: str
-    asked: Asked
+    asked: profiles.Asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +90,11 @@ def start(model: Model, building: Building, shapes: Mapping[str, tuple[int, ...]
     Raises `MissingError` where the flavour is not installed, `UsageError` for a model that TensorRT cannot take.
     """
     building.check()
-    flavour = bindings.choose(building.flavour)
-    where = _where(model)
-    refuse(_in_memory(model, model.proto) if _needs_weights(model, building.precision) else model.proto, where)
+    flavour, where = bindings.choose(building.flavour), _where(model)
+    refuse(_loaded(model, model.proto, building.precision), where)
     asked = profiles.parse(building.minima, building.optima, building.maxima)
-    given = {*asked.min, *asked.opt, *asked.max}
-    more = {name: shape for name, shape in (shapes or {}).items() if name not in given}
-    asked = Asked(min=asked.min, opt={**asked.opt, **more}, max=asked.max)
+    given = set().union(*asked.values())
+    asked["opt"].update((name, shape) for name, shape in (shapes or {}).items() if name not in given)
     profiles.settle(model.proto, asked, where)
     return Started(model=model, building=building, flavour=flavour, asked=asked)
 
@@ -113,9 +109,9 @@ def measured_sizes(started: Started, settings: Settings) -> dict[str, tuple[int,
     for name, shape in given.items():
         profile = sizes.get(name)
         if profile is not None and not profile.holds(shape):
-            low, high = ("x".join(map(str, some)) for some in (profile.min, profile.max))
+            shape_, low, high = ("x".join(map(str, some)) for some in (shape, profile.min, profile.max))
             raise UsageError(
-                f"input {name!r}: {'x'.join(map(str, shape))} is outside of the engine's profile, {low} to {high}",
+                f"input {name!r}: {shape_} is outside of the engine's profile, {low} to {high}",
                 hint="give --min, --opt and --max that hold it",
             )
     return {**{name: size.opt for name, size in sizes.items() if name not in given}, **settings.shapes}
@@ -139,48 +135,39 @@ def make(
     the engine on the GPU, does not compute what the model does.
     """
     model, building = started.model, started.building
-    ready = _ready(started, proto, source)
-    conversion = _compare_conversion(ready, proto, settings, progress)
+    where = shown(source) if source is not None else _where(model)
+    prepared = prepare(_loaded(model, proto, building.precision), building.precision, where)
+    sizes = profiles.settle(prepared.proto, started.asked, where)
+    profiles.check(prepared.proto, sizes, where)
+    ready = _Ready(started=started, prepared=prepared, sizes=sizes, file=source or model.path, where=where)
+    conversion = _compare_conversion(ready, proto, settings, progress or silent)
     library = bindings.load(started.flavour, tell=tell)
     timings = _timings(building.timing_cache)
     built = build(
         library,
-        ready.prepared.proto,
+        prepared.proto,
         building,
-        profiles=ready.sizes,
+        profiles=sizes,
         folder=model.folder,
-        tf32=ready.prepared.precision != "fp32",
+        tf32=prepared.precision != "fp32",
         timing_cache=timings,
         progress=progress,
     )
     precision = _precision(ready, built, conversion)
-    check = _check(ready, proto, built, settings)
+    checked, device, verdict = _check(ready, proto, built, settings)
     keeps, warnings = _kept_timings(building.timing_cache, timings, built)
     report = _report(
         ready,
-        built,
+        replace(built, warnings=warnings),
         file=_name(engine),
         version=library.version,
-        onnx=OnnxSource(
-            file=shown(ready.file) if ready.file is not None else "",
-            sha256=model.file_digest if source is None else _digest(proto),
-            built_sha256=_digest(ready.prepared.proto),
-        ),
+        sha256=model.file_digest if source is None else _digest(proto),
         precision=precision,
         chosen_on=chosen_on,
-        checked=check.words,
-        device=check.device,
-        warnings=warnings,
+        checked=checked,
+        device=device,
     )
-    return Engine(built=built, prepared=ready.prepared, report=report, timing_cache=keeps, check=check.verdict)
-
-
-def _kept_timings(place: Path | None, before: bytes, built: Built) -> tuple[Path | None, tuple[str, ...]]:
-    """Return where the timings of a build go, and its warnings; nowhere where the file holds another TensorRT's."""
-    if place is None or built.timing_cache is None or not _foreign(before, built.timing_cache):
-        return place, built.warnings
-    left = f"--timing-cache {_name(place)}: holds no timings of this TensorRT and was left as it is; name another file"
-    return None, (left, *built.warnings)
+    return Engine(built=built, prepared=prepared, report=report, timing_cache=keeps, check=verdict)
 
 
 def stage(engine: Engine, place: Path, staging: Staging) -> None:
@@ -201,33 +188,23 @@ class _Ready:
     file: Path | None
     where: str
 
-
-def _ready(started: Started, proto: ModelProto, source: Path | None) -> _Ready:
-    """Return a model in the precision that is asked for, for sizes that it takes."""
-    model, precision = started.model, started.building.precision
-    where = shown(source) if source is not None else _where(model)
-    prepared = prepare(_in_memory(model, proto) if _needs_weights(model, precision) else proto, precision, where)
-    sizes = profiles.settle(prepared.proto, started.asked, where)
-    profiles.check(prepared.proto, sizes, where)
-    file = source if source is not None else model.path
-    return _Ready(started=started, prepared=prepared, sizes=sizes, file=file, where=where)
+    @property
+    def best(self) -> dict[str, tuple[int, ...]]:
+        """The sizes that the engine is to be fast at."""
+        return {name: size.opt for name, size in self.sizes.items()}
 
 
 def _compare_conversion(
-    ready: _Ready, proto: ModelProto, settings: Settings, progress: Progress | None
+    ready: _Ready, proto: ModelProto, settings: Settings, progress: Progress
 ) -> fidelity.Fidelity | None:
     """Compare a converted model with the float32 one; `None` where nothing was converted."""
-    if not ready.prepared.converted or ready.prepared.precision not in fidelity.UNIT_ROUNDOFF:
+    prepared = ready.prepared
+    if not prepared.converted or prepared.precision not in fidelity.UNIT_ROUNDOFF:
         return None
-    if progress is not None:
-        progress("compare with float32", 0, 1)
-    shapes = {**{name: size.opt for name, size in ready.sizes.items()}, **settings.shapes}
-    given = {name: shape for name, shape in shapes.items() if name not in settings.inputs}
-    answer = fidelity.compare(
-        proto, ready.prepared, ready.started.model.folder, replace(settings, shapes=given), ready.where
-    )
-    if progress is not None:
-        progress("compare with float32", 1, 1)
+    progress("compare with float32", 0, 1)
+    settings = replace(settings, shapes={**ready.best, **settings.shapes})
+    answer = fidelity.compare(proto, prepared, ready.started.model.folder, settings, ready.where)
+    progress("compare with float32", 1, 1)
     return answer
 
 
@@ -235,7 +212,7 @@ def _precision(ready: _Ready, built: Built, conversion: fidelity.Fidelity | None
     """Return what an engine computes in; raises FailedError where that is not what was asked for."""
     prepared = ready.prepared
     nodes = list(all_nodes(prepared.proto))
-    names = [parsed_name(node) for node in nodes if node.op_type in ("Conv", "ConvTranspose")]
+    names = [parsed_name(node) for node in nodes if node.op_type in CONVOLVES]
     stays = [parsed_name(node) for node in nodes if prepared.changes and node.op_type in BF16_STAYS]
     return PrecisionReport(
         asked=ready.started.building.precision,
@@ -247,14 +224,21 @@ def _precision(ready: _Ready, built: Built, conversion: fidelity.Fidelity | None
     )
 
 
-def _report(ready: _Ready, built: Built, *, file: str, **more: Any) -> EngineReport:
-    """Return what is known of an engine; `more` are further fields."""
-    started, prepared = ready.started, ready.prepared
+def _report(ready: _Ready, built: Built, *, file: str, sha256: str, **more: Any) -> EngineReport:
+    """Return what is known of the engine `file`; `sha256`: of the ONNX file, `more`: further fields."""
+    prepared, onnx, flavour = ready.prepared, ready.file, ready.started.flavour
+    source = onnx  # what the engine can be built from again: of a changed model, what `--save-onnx` may name
+    if onnx is not None and (prepared.converted or prepared.changes):
+        source = onnx.with_name(f"{onnx.stem}.{prepared.precision}.onnx")
+    name = _name(source) if source is not None else ""
     return EngineReport(
         file=file,
         bytes=len(built.plan),
-        sha256=built.digest,
-        flavour=started.flavour,
+        sha256=hashlib.sha256(built.plan).hexdigest(),
+        flavour=flavour,
+        onnx=OnnxSource(
+            file=shown(onnx) if onnx is not None else "", sha256=sha256, built_sha256=_digest(prepared.proto)
+        ),
         inputs=built.inputs,
         outputs=built.outputs,
         profiles=ready.sizes,
@@ -264,9 +248,8 @@ def _report(ready: _Ready, built: Built, *, file: str, **more: Any) -> EngineRep
         layers_from=built.layers.source,
         layer_types=built.layers.kinds(),
         layers=built.layers.layers,
-        trtexec=sidecar.trtexec(
-            started.flavour, _onnx_name(ready.file, prepared), file, started.building, prepared, ready.sizes
-        ),
+        warnings=built.warnings,
+        trtexec=sidecar.trtexec(flavour, name, file, ready.started.building, prepared, ready.sizes),
         **more,
     )
 
@@ -276,14 +259,6 @@ def _report(ready: _Ready, built: Built, *, file: str, **more: Any) -> EngineRep
 
 def _where(model: Model) -> str:
     return shown(model.path) if model.path is not None else "the model"
-
-
-def _onnx_name(file: Path | None, prepared: Prepared) -> str:
-    """Return the name of the ONNX file that an engine is built from; of a changed one, as `--save-onnx` may name it."""
-    if file is None:
-        return ""
-    changed = prepared.converted or prepared.changes
-    return _name(file.with_name(f"{file.stem}.{prepared.precision}.onnx") if changed else file)
 
 
 def _name(path: Path) -> str:
@@ -303,32 +278,32 @@ def _timings(path: Path | None) -> bytes:
         raise UsageError(f"--timing-cache {shown(path)} cannot be read: {error}") from error
 
 
-def _foreign(old: bytes, new: bytes) -> bool:
-    """Say whether a file's content is no cache of timings: each of them begins with the tag of TensorRT's archives.
+def _kept_timings(place: Path | None, before: bytes, built: Built) -> tuple[Path | None, tuple[str, ...]]:
+    """Return where the timings of a build go, and its warnings; nowhere where the file holds another TensorRT's.
 
-    A content without it is refused with "magicTagRead == kMAGIC_TAG failed" (NVIDIA/TensorRT issue 3566).
+    Timings begin with the tag of TensorRT's archives: a content without it is refused with "magicTagRead ==
+    kMAGIC_TAG failed" (NVIDIA/TensorRT issue 3566).
     """
-    return bool(old) and old[:4] != new[:4]
+    if place is None or built.timing_cache is None or not before or before[:4] == built.timing_cache[:4]:
+        return place, built.warnings
+    left = f"--timing-cache {_name(place)}: holds no timings of this TensorRT and was left as it is; name another file"
+    return None, (left, *built.warnings)
 
 
-def _needs_weights(model: Model, precision: str | None) -> bool:
-    if not model.external_files:
-        return False
-    quantized = any(node.op_type == "DequantizeLinear" for node in all_nodes(model.proto))
-    return quantized or precision in ("fp16", "bf16")
+def _loaded(model: Model, proto: ModelProto, precision: str | None) -> ModelProto:
+    """Return the model with its external weights in memory, where they are converted.
 
-
-def _in_memory(model: Model, proto: ModelProto) -> ModelProto:
-    """Return the model with its external weights in memory; raises `UsageError` when they are too large for that."""
+    Raises `UsageError` when they are too large for that.
+    """
+    if not model.external_files or not needs_values(proto, precision):
+        return proto
     if model.file_bytes > 2**31 - 1:
         raise UsageError(
             f"{_where(model)}: has {model.file_bytes / 2**30:.1f} GiB of weights: a model is converted in memory, and "
             "2 GiB are the most that fit into a message",
             hint="convert it with another tool, and build from that",
         )
-    made = copied(proto)
-    onnx.external_data_helper.load_external_data_for_model(made, str(model.folder))
-    return made
+    return contained(Runnable(model=proto.SerializeToString(), folder=model.folder))
 
 
 # -- on the GPU ------------------------------------------------------------------------------------------------------
@@ -338,49 +313,38 @@ class NoAnswer(Exception):  # noqa: N818 - it reads as what it says
     """ONNX Runtime does not run the model, so there is nothing to compare an engine with; the reason is one line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
-    """What comparing an engine with ONNX Runtime gave: in words, on which device, and the verdict where it ran."""
+def _check(
+    ready: _Ready, proto: ModelProto, built: Built, settings: Settings
+) -> tuple[str, str | None, Verdict | None]:
+    """Compare the engine with ONNX Runtime where there is a GPU. Raises DiffersError when they differ.
 
-    words: str
-    device: str | None = None
-    verdict: Verdict | None = None
-
-
-def _check(ready: _Ready, proto: ModelProto, built: Built, settings: Settings) -> _Checked:
-    """Compare the engine with ONNX Runtime where there is a GPU. Raises DiffersError when they differ."""
+    Returns in words what came of it, on which device, and the verdict where it ran.
+    """
     flavour, building = ready.started.flavour, ready.started.building
     gpu = backends()[bindings.module_name(flavour)]
     why = gpu.missing()
     if why is not None:
-        return _Checked(words=f"not run: {why}")
+        return f"not run: {why}", None, None
     device = str(gpu.device())  # type: ignore[attr-defined]
     if building.strip_plan:
-        return _Checked(words="not run: it has no weights (--strip-plan)", device=device)
+        return "not run: it has no weights (--strip-plan)", device, None
+    model = Runnable(model=proto.SerializeToString(), folder=ready.started.model.folder)
+    engine = Runnable(model=built.plan, engine=True)
     try:
-        verdict = outputs_agree(
-            Runnable(model=proto.SerializeToString(), folder=ready.started.model.folder),
-            Runnable(model=built.plan, engine=True),
-            flavour,
-            ready.prepared.precision,
-            {name: size.opt for name, size in ready.sizes.items()},
-            settings,
-        )
+        verdict = outputs_agree(model, engine, flavour, ready.prepared.precision, ready.best, settings)
     except NoAnswer as error:
-        return _Checked(words=f"not run: {error}", device=device)
+        return f"not run: {error}", device, None
     except RuntimeFailure as error:
         elsewhere = ", ".join(building.compute_capabilities)
         if isinstance(error, CannotLoad) and elsewhere not in ("", CURRENT):
-            words = f"not run: it is for {elsewhere}, and {device} does not load it: {error}"
-            return _Checked(words=words, device=device)
+            return f"not run: it is for {elsewhere}, and {device} does not load it: {error}", device, None
         raise FailedError(f"the engine was built and does not run: {error}") from error
     if not verdict.passed:
         raise DiffersError(
             f"{ready.where}: the engine does not compute what the model does: {verdict.failures[0]}",
             hint="build with --precision fp32, and report it",
         )
-    words = f"equal to ONNX Runtime within {verdict.tolerance} on {device}"
-    return _Checked(words=words, device=device, verdict=verdict)
+    return f"equal to ONNX Runtime within {verdict.tolerance} on {device}", device, verdict
 
 
 def check_runs(path: Path, engine: EngineReport) -> None:
@@ -418,40 +382,26 @@ def outputs_agree(
         custom_op_library=settings.custom_op_library,
         timeout_s=settings.timeout_s,
     )
-    given = {**shapes, **settings.shapes}
     try:
         with settings.backend.session(model, options) as session:
-            chooser = Chooser(
-                session.inputs,
-                given={name: shape for name, shape in given.items() if name not in settings.inputs},
-                user=settings.inputs,
-                seed=settings.seed,
-            )
-            case, _ = chooser.first(session.run)
-            wanted = session.run(case.feeds)
+            case = fidelity.first_case(session, replace(settings, shapes={**shapes, **settings.shapes}))
+            expected = session.run(case.feeds)
     except RuntimeFailure as error:
         raise NoAnswer(f"{settings.backend.name} does not run the model: {error}") from error
     gpu = backends()[bindings.module_name(flavour)]
     with gpu.session(engine, options) as session:
         elements = {io.name: io.element for io in session.inputs}
         feeds = {name: value.astype(dtype(elements[name])) for name, value in case.feeds.items() if name in elements}
-        got = session.run(feeds)
-    checks = tuple(compare(name, values, _typed(got.get(name), values), tolerance) for name, values in wanted.items())
+        outputs = session.run(feeds)
+    # TensorRT has types of its own for some outputs.
+    typed = {name: outputs[name].astype(value.dtype) for name, value in expected.items() if name in outputs}
+    checks = tuple(compare(name, value, typed.get(name), tolerance) for name, value in expected.items())
     failures = tuple(f"output {check.name!r}: {check.note}" for check in checks if not check.passed)
     return Verdict(
         level="full",
         passed=not failures,
         backend=f"{settings.backend.name}, {gpu.name}",
-        cases=(_case(case, checks),),
+        cases=(CaseCheck(name=case.name, shapes=case.shapes, outputs=checks),),
         failures=failures,
         tolerance=str(tolerance),
     )
-
-
-def _typed(values: Array | None, like: Array) -> Array | None:
-    """Return an engine's output in the model's type: TensorRT has its own for some."""
-    return None if values is None else values.astype(like.dtype)
-
-
-def _case(case: Case, checks: tuple[OutputCheck, ...]) -> CaseCheck:
-    return CaseCheck(name=case.name, shapes=case.shapes, outputs=checks)

@@ -14,21 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from dilrewrite.errors import DiffersError
 from dilrewrite.model.elements import FLOATS
-from dilrewrite.proof.inputs import Chooser
+from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.verdict import Settings
-from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure
-from dilrewrite.tensorrt.convert import inferred, twin
+from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, Session
+from dilrewrite.tensorrt.convert import LOW, inferred, twin
 from dilrewrite.tensorrt.precision import Prepared
 
 UNIT_ROUNDOFF = {"fp16": FLOATS["float16"].roundoff, "bf16": FLOATS["bfloat16"].roundoff}
 
 SLACK = 2.0
-
-_LOW = (10, 16)  # FLOAT16, BFLOAT16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +51,7 @@ def bound(proto: ModelProto, precision: str) -> float:
     depth: dict[str, int] = {}
     for node in proto.graph.node:  # in topological order
         before = max((depth.get(name, 0) for name in node.input), default=0)
-        rounds = any(kinds.get(name, (10, 0))[0] in _LOW for name in node.output)
+        rounds = any(kinds.get(name, (TensorProto.FLOAT16, 0))[0] in LOW for name in node.output)
         for name in node.output:
             depth[name] = before + rounds * _results(node.attribute)
     longest = max(depth.values(), default=1)
@@ -80,8 +78,7 @@ def compare(original: ModelProto, prepared: Prepared, folder: Path, settings: Se
     session_of = settings.backend.session
     try:
         with session_of(Runnable(model=original.SerializeToString(), folder=folder), options) as session:
-            chooser = Chooser(session.inputs, given=settings.shapes, user=settings.inputs, seed=settings.seed)
-            case, _ = chooser.first(session.run)
+            case = first_case(session, settings)
             before = session.run(case.feeds)
         with session_of(Runnable(model=runs.SerializeToString(), folder=folder), options) as session:
             after = session.run(case.feeds)
@@ -99,6 +96,12 @@ def compare(original: ModelProto, prepared: Prepared, folder: Path, settings: Se
             hint="the net amplifies rounding: build in another precision, or give its own kind of data with --inputs",
         )
     return Fidelity(difference=worst, bound=allowed, shapes=case.shapes)
+
+
+def first_case(session: Session, settings: Settings) -> Case:
+    """Return data that a model runs on: the user's, and made-up values of the sizes that are given."""
+    given = {name: shape for name, shape in settings.shapes.items() if name not in settings.inputs}
+    return Chooser(session.inputs, given=given, user=settings.inputs, seed=settings.seed).first(session.run)[0]
 
 
 def _difference(output: str, first: Array, second: Array, label: str, hint: str) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from typing import Any
 from onnx import ModelProto
 
 from dilrewrite.errors import FailedError, UsageError, one_line
+from dilrewrite.keywords import Progress, silent
 from dilrewrite.options import Building
 from dilrewrite.tensorrt.bindings import Library, probe, put
 from dilrewrite.tensorrt.layers import Layers, from_log
 from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.protocols import Builder, IBuilderConfig, IHostMemory, INetworkDefinition
-
-Progress = Callable[[str, int, int], None]
 
 CURRENT = "current"
 
@@ -54,11 +53,6 @@ class Built:
     warnings: tuple[str, ...]
     timing_cache: bytes | None = None
 
-    @property
-    def digest(self) -> str:
-        """Return the SHA-256 of the engine."""
-        return hashlib.sha256(self.plan).hexdigest()
-
 
 def build(
     library: Library,
@@ -78,8 +72,7 @@ def build(
     the library's own words.
     """
     start = time.perf_counter()
-    library.log.clear()
-    library.noise.clear()
+    library.clear()
     builder, network = _parsed(library, model, options, folder)
     config = builder.create_builder_config()
     config.profiling_verbosity = library.module.ProfilingVerbosity.DETAILED
@@ -140,19 +133,19 @@ def _configure(library: Library, config: IBuilderConfig, options: Building, *, t
     """Set what was asked for; return all of it as plain data, TensorRT's own defaults included where they are known."""
     module = library.module
     flags = module.BuilderFlag
-    wanted = {
-        "TF32": (tf32, flags.TF32),
-        "REFIT": (options.refit, flags.REFIT),
-        "STRIP_PLAN": (options.strip_plan, flags.STRIP_PLAN),
-        "VERSION_COMPATIBLE": (options.version_compatible, flags.VERSION_COMPATIBLE),
-        "WEIGHT_STREAMING": (options.weight_streaming, flags.WEIGHT_STREAMING),
-    }
-    for on, flag in wanted.values():
+    used: dict[str, Any] = {}
+    for name, flag, on in (
+        ("TF32", flags.TF32, tf32),
+        ("REFIT", flags.REFIT, options.refit),
+        ("STRIP_PLAN", flags.STRIP_PLAN, options.strip_plan),
+        ("VERSION_COMPATIBLE", flags.VERSION_COMPATIBLE, options.version_compatible),
+        ("WEIGHT_STREAMING", flags.WEIGHT_STREAMING, options.weight_streaming),
+    ):
         if on:
             config.set_flag(flag)
         elif config.get_flag(flag):
             config.clear_flag(flag)
-    used: dict[str, Any] = {name: bool(config.get_flag(flag)) for name, (_, flag) in wanted.items()}
+        used[name] = bool(config.get_flag(flag))
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
         used["workspace_mib"] = options.workspace_mib
@@ -209,19 +202,16 @@ def _load_plugins(library: Library, builder: Builder, network: INetworkDefinitio
 
 
 def _add_profiles(library: Library, builder: Builder, config: IBuilderConfig, profiles: Mapping[str, Profile]) -> None:
-    made = builder.create_optimization_profile()
+    sizes = builder.create_optimization_profile()
     for name, profile in profiles.items():
-        made.set_shape(name, profile.min, profile.opt, profile.max)
-    if config.add_optimization_profile(made) < 0:
+        sizes.set_shape(name, profile.min, profile.opt, profile.max)
+    if config.add_optimization_profile(sizes) < 0:
         raise FailedError(f"the profile is refused: {library.reasons()}", hint="each size must be min <= opt <= max")
 
 
 def _use_timing_cache(library: Library, config: IBuilderConfig, data: bytes) -> bool:
     """Give the build a cache of timings; say whether it has one. A cache that does not fit begins empty."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorRT for RTX has no use for it, and says so
+    with warnings.catch_warnings(action="ignore"):  # TensorRT for RTX has no use for it, and says so
         for content in dict.fromkeys((data, b"")):
             cache = config.create_timing_cache(content)
             if cache is not None and config.set_timing_cache(cache, False):
@@ -232,12 +222,10 @@ def _use_timing_cache(library: Library, config: IBuilderConfig, data: bytes) -> 
 
 def _timings(config: IBuilderConfig) -> bytes | None:
     """Return the cache of timings as it is after a build."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorRT for RTX warns; as an error it would come out of a C++ frame
-        found = config.get_timing_cache()
-        memory = found.serialize() if found is not None else None
+    # TensorRT for RTX warns; as an error it would come out of a C++ frame.
+    with warnings.catch_warnings(action="ignore"):
+        cache = config.get_timing_cache()
+        memory = cache.serialize() if cache is not None else None
     return bytes(memory) if memory is not None else None
 
 
@@ -257,7 +245,7 @@ def _run(
     library: Library, builder: Builder, network: INetworkDefinition, config: IBuilderConfig, progress: Progress | None
 ) -> IHostMemory:
     cancel = _Cancel()
-    config.progress_monitor = _monitor(library, cancel, progress or (lambda *_: None))
+    config.progress_monitor = _monitor(library, cancel, progress or silent)
     with _interrupts(cancel), library.listening():
         plan: IHostMemory | None = builder.build_serialized_network(network, config)
     config.progress_monitor = None
@@ -266,9 +254,8 @@ def _run(
     if cancel.wanted:
         raise KeyboardInterrupt
     if plan is None:
-        raise FailedError(
-            f"{library.flavour} {library.version} builds no engine: {library.reasons()}", hint=_hint(library)
-        )
+        why = f"{library.flavour} {library.version} builds no engine: {library.reasons()}"
+        raise FailedError(why, hint=_hint(library))
     return plan
 
 
@@ -298,17 +285,18 @@ def _monitor(library: Library, cancel: _Cancel, progress: Progress) -> Any:
 
     def phase_start(_self: Any, name: str, parent: str | None, steps: int) -> None:
         if parent is None:
-            cancel.phases[name] = steps
-            tell(0, max(steps, 1))
+            cancel.phases[name] = max(steps, 1)
+            tell(0, cancel.phases[name])
 
     def step_complete(_self: Any, name: str, step: int) -> bool:
-        if name in cancel.phases:
-            tell(min(step + 1, max(cancel.phases[name], 1)), max(cancel.phases[name], 1))
+        total = cancel.phases.get(name)
+        if total is not None:
+            tell(min(step + 1, total), total)
         return not cancel.wanted
 
     def phase_finish(_self: Any, name: str) -> None:
-        if name in cancel.phases:
-            total = max(cancel.phases.pop(name), 1)
+        total = cancel.phases.pop(name, None)
+        if total is not None:
             tell(total, total)
 
     body = {"__init__": init, "phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish}
@@ -325,8 +313,7 @@ def _interrupts(cancel: _Cancel) -> Iterator[None]:
     def handler(_number: int, _frame: object) -> None:
         cancel.wanted = True
 
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, handler)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:

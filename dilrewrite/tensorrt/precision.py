@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from dilrewrite.errors import UsageError
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs
 from dilrewrite.options import PRECISIONS
-from dilrewrite.sites.known import SAVED, saved_by_runtime
+from dilrewrite.sites.known import CONVOLVES, SAVED, saved_by_runtime
 from dilrewrite.tensorrt.convert import BF16_STAYS, constants, fold_biases, inferred, to_bfloat16, to_float16
 
 MAX_RANK = 8
@@ -97,9 +97,14 @@ def _weight_types(proto: ModelProto) -> Counter[int]:
     known = {name: kind for name, (kind, _) in inferred(proto).items()}
     found: Counter[int] = Counter()
     for node in all_nodes(proto):
-        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1:
+        if node.op_type in CONVOLVES and len(node.input) > 1:
             found[kinds.get(node.input[1]) or known.get(node.input[1]) or known.get(node.output[0], 0)] += 1
     return found or Counter(kinds.values())
+
+
+def needs_values(proto: ModelProto, precision: str | None) -> bool:
+    """Say whether weights are converted: those of a quantised model, and all for a lower precision."""
+    return precision in ("fp16", "bf16") or any(node.op_type == "DequantizeLinear" for node in all_nodes(proto))
 
 
 # -- what TensorRT cannot take ---------------------------------------------------------------------------------------

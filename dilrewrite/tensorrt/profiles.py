@@ -19,6 +19,9 @@ from dilrewrite.options import sizes
 
 Shape = tuple[int, ...]
 
+Asked = dict[str, dict[str, Shape]]
+"""What `--min`, `--opt` and `--max` say: shapes by input, for each of `KINDS`."""
+
 KINDS = ("min", "opt", "max")
 
 _WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool")
@@ -46,18 +49,9 @@ class Profile:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What `--min`, `--opt` and `--max` say: shapes by input, each."""
-
-    min: Mapping[str, Shape]
-    opt: Mapping[str, Shape]
-    max: Mapping[str, Shape]
-
-
 def parse(minima: Sequence[str], optima: Sequence[str], maxima: Sequence[str]) -> Asked:
     """Return what the options `NAME:1x3x224x224` say; raises `UsageError` for anything else."""
-    return Asked(min=sizes("min", minima), opt=sizes("opt", optima), max=sizes("max", maxima))
+    return {"min": sizes("min", minima), "opt": sizes("opt", optima), "max": sizes("max", maxima)}
 
 
 def declared(proto: ModelProto) -> dict[str, tuple[int | None, ...] | None]:
@@ -73,7 +67,7 @@ def settle(proto: ModelProto, asked: Asked, where: str) -> dict[str, Profile]:
     Raises `UsageError` for an input that is unknown, has no profile, or has one that does not fit or is not ordered.
     """
     inputs = declared(proto)
-    for kind, given in zip(KINDS, (asked.min, asked.opt, asked.max), strict=True):
+    for kind, given in asked.items():
         for name, shape in given.items():
             if name not in inputs:
                 raise UsageError(
@@ -89,16 +83,15 @@ def settle(proto: ModelProto, asked: Asked, where: str) -> dict[str, Profile]:
     for name, sizes in inputs.items():
         if sizes is not None and None not in sizes:
             continue
-        some = [shape for shape in (asked.min.get(name), asked.opt.get(name), asked.max.get(name)) if shape]
+        some = [asked[kind][name] for kind in KINDS if asked[kind].get(name)]
         if not some:
             told = "of unknown rank" if sizes is None else "x".join("?" if s is None else str(s) for s in sizes)
             raise UsageError(
                 f"{where}: input {name!r} is {told}: an engine needs its sizes",
                 hint=f"give --min, --opt and --max {name}:..., or --opt alone for one size",
             )
-        low = asked.min.get(name) or some[0]
-        high = asked.max.get(name) or some[-1]
-        best = asked.opt.get(name) or high
+        low, high = asked["min"].get(name) or some[0], asked["max"].get(name) or some[-1]
+        best = asked["opt"].get(name) or high
         for smaller, larger, words in ((low, best, ("--min", "--opt")), (best, high, ("--opt", "--max"))):
             if len(smaller) != len(larger) or any(a > b for a, b in zip(smaller, larger, strict=True)):
                 raise UsageError(

@@ -52,8 +52,7 @@ class Engine:
         self.library = library
         self.cuda = cuda
         self.options = options or RunOptions()
-        library.log.clear()
-        library.noise.clear()
+        library.clear()
         with library.listening():
             try:
                 self._runtime = library.module.Runtime(library.log.handle)

@@ -570,9 +570,9 @@ def begun(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, **o
 def test_shapes_stand_for_sizes(tmp_path: Path) -> None:
     """Where no sizes of an engine are given for an input."""
     _, started = begun(tmp_path, {"x": (1, 2, 20)})
-    assert (started.flavour, started.asked.opt) == ("tensorrt", {"x": (1, 2, 20)})
+    assert (started.flavour, started.asked["opt"]) == ("tensorrt", {"x": (1, 2, 20)})
     _, started = begun(tmp_path, {"x": (1, 2, 20)}, maxima=["x:1x2x32"])
-    assert (started.asked.opt, started.asked.max) == ({}, {"x": (1, 2, 32)})
+    assert (started.asked["opt"], started.asked["max"]) == ({}, {"x": (1, 2, 32)})
     with pytest.raises(UsageError, match="an engine needs its sizes"):
         begun(tmp_path)
 
