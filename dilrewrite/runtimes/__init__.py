@@ -7,7 +7,6 @@ A backend is a module of this folder that defines `BACKEND`. It makes a `Session
 from __future__ import annotations
 
 import enum
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,11 @@ from numpy.typing import NDArray
 
 from dilrewrite import machine, settings
 from dilrewrite.discover import discover
-from dilrewrite.errors import MissingError, UsageError, one_line
+from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.runtimes._artifact import Artifact as Artifact
+from dilrewrite.runtimes._artifact import Runnable as Runnable
+from dilrewrite.runtimes._artifact import artifact as artifact
+from dilrewrite.runtimes._artifact import contained as contained
 from dilrewrite.runtimes._failures import CannotLoad as CannotLoad
 from dilrewrite.runtimes._failures import CannotRun as CannotRun
 from dilrewrite.runtimes._failures import Crashed as Crashed
@@ -28,24 +31,9 @@ from dilrewrite.runtimes._failures import RuntimeFailure as RuntimeFailure
 from dilrewrite.runtimes._failures import TimedOut as TimedOut
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from dilrewrite.forms.geometry import ConvGeometry
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runnable:
-    """A model to run: serialized, or the path of a file (the only way above 2 GB).
-
-    `folder` is where the external data of a serialized model lie; a path has its own. `engine`: it is no ONNX model
-    but an engine that a backend built.
-    """
-
-    model: bytes | Path
-    folder: Path | None = None
-    engine: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,29 +126,29 @@ class Session(Protocol):
         self.close()
 
 
-class Backend(Protocol):
-    """A runtime."""
+class Backend:
+    """A runtime that models are proved on."""
 
-    @property
-    def name(self) -> str:
-        """The name of its file."""
-        ...
+    __slots__ = ()
+
+    name: ClassVar[str]
+    """That of its file."""
 
     def conflict(self) -> str | None:
         """Return None, or what is installed twice and the commands that mend it."""
-        ...
+        return None
 
     def missing(self) -> str | None:
         """Return None when the runtime is ready, else what is missing and the command that installs it."""
-        ...
+        return None
 
     def versions(self) -> dict[str, str]:
         """Return what the timings and results depend on: {package: version}. Loads the runtime."""
-        ...
+        raise NotImplementedError
 
     def session(self, runnable: Runnable, options: Options) -> Session:
         """Load a model. Raises CannotLoad, and when isolated Crashed and TimedOut."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,50 +204,6 @@ class Runner(Protocol):
     def close(self) -> None:
         """Free the model."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """What a bench runs: a model, or what a runtime made of it. `digest` names its content.
-
-    `held` is how this host holds it, which is for a bench of this host alone; one elsewhere is sent the `content`.
-    """
-
-    held: Runnable
-    digest: str
-
-    def content(self) -> tuple[bytes, dict[str, bytes]]:
-        """Return the model and its external data by location. Raises OSError."""
-        import onnx
-
-        path, folder = self.held.model, self.held.folder
-        if isinstance(path, Path):
-            model, folder = path.read_bytes(), path.parent
-        else:
-            model = path
-        if folder is None:
-            return model, {}
-        places = external_files(onnx.load_model_from_string(model))
-        return model, {place: (folder / place).read_bytes() for place in places}
-
-
-def external_files(proto: ModelProto) -> list[str]:
-    """Return where a model's external data lie, from its folder."""
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    tensors = [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]
-    return sorted({str(ExternalDataInfo(tensor).location) for tensor in tensors})
-
-
-def artifact(runnable: Runnable) -> Artifact:
-    """Return a model as it is. A file is known by its place, size and time of change."""
-    text = hashlib.sha256(str(runnable.folder).encode())
-    if isinstance(runnable.model, Path):
-        status = runnable.model.stat() if runnable.model.is_file() else None
-        text.update(f"{runnable.model.absolute()} {status and (status.st_size, status.st_mtime_ns)}".encode())
-    else:
-        text.update(runnable.model)
-    return Artifact(held=runnable, digest=text.hexdigest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +274,7 @@ class Bench(Protocol):
         ...
 
 
-class TimedBackend:
+class TimedBackend(Backend):
     """A runtime that forms are timed on: the base of a frozen dataclass whose fields are its settings.
 
     What most runtimes have in common is here. A setting is part of the report and of what the cache knows timings by.
@@ -345,7 +289,6 @@ class TimedBackend:
 
     __slots__ = ()
 
-    name: ClassVar[str]
     rank: ClassVar[int] = -100
     doubts: ClassVar[str] = ""
     layout_ranks: ClassVar[frozenset[int]] = frozenset()
@@ -354,18 +297,6 @@ class TimedBackend:
     pace: ClassVar[Pace] = Pace()
     tells_layers: ClassVar[bool] = False
     trial: ClassVar[str | None] = "onnxruntime_cpu"
-
-    def conflict(self) -> str | None:
-        """Return None, or what is installed twice and the commands that mend it."""
-        return None
-
-    def missing(self) -> str | None:
-        """Return None when the runtime is ready, else what is missing and the command that installs it."""
-        raise NotImplementedError
-
-    def versions(self) -> dict[str, str]:
-        """Return what the timings and results depend on: {package: version}. Loads the runtime."""
-        raise NotImplementedError
 
     def device(self) -> str:
         """Return the device that it runs on, in words: unless told otherwise, the processor and the cores to use."""
@@ -429,22 +360,6 @@ class TimedBackend:
 def prepared(backend: TimedBackend, runnable: Runnable, feeds: Mapping[str, Array]) -> Artifact:
     """Return what a bench of the backend runs in place of a model on these inputs. Raises CannotLoad."""
     return backend.prepare(runnable, {name: tuple(getattr(value, "shape", ())) for name, value in feeds.items()})
-
-
-def contained(runnable: Runnable) -> ModelProto:
-    """Return a model with its external data in memory. Raises CannotLoad."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        if isinstance(runnable.model, Path):
-            return onnx.load_model(runnable.model)
-        proto = onnx.load_model_from_string(runnable.model)
-        if runnable.folder is not None:
-            onnx.load_external_data_for_model(proto, str(runnable.folder))
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise CannotLoad(one_line(error)) from error
-    return proto
 
 
 def profiled(

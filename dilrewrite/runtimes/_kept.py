@@ -13,7 +13,8 @@ from typing import Any
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
-from dilrewrite.runtimes import Runnable, TimedBackend, external_files
+from dilrewrite.runtimes import Runnable, TimedBackend
+from dilrewrite.runtimes._artifact import external_files
 
 MOST_BYTES = 4 * 2**30
 """How much is kept of all that was built; what was used last stays."""

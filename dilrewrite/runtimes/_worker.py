@@ -271,7 +271,7 @@ class IsolatedBench:
         """Send a model and its inputs to the child, unless it has just them."""
         held = self._held.get(key)
         if held is None or held[0] != artifact.digest or held[1] is not feeds:
-            self._child.ask("add", key, *_anywhere(artifact.held, self._options), _plain(feeds))
+            self._child.ask("add", key, *_anywhere(artifact._held, self._options), _plain(feeds))
             self._held[key] = artifact.digest, feeds
 
     def drop(self, key: str) -> None:

@@ -6,18 +6,16 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import onnx
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from dilrewrite.errors import one_line
 from dilrewrite.model.elements import dtype, element_name
 from dilrewrite.model.evaluate import Evaluator
 from dilrewrite.model.walk import put_in_order
-from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session
+from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session, contained
 
 
 @final
@@ -26,7 +24,8 @@ class ReferenceSession(Session):
 
     def __init__(self, runnable: Runnable) -> None:
         try:
-            model = _load(runnable)
+            model = contained(runnable)
+            put_in_order(model)
             self._evaluator: Evaluator | None = Evaluator(model)
             fixed = {tensor.name for tensor in model.graph.initializer}
             self.inputs: tuple[Io, ...] = tuple(_io(v) for v in model.graph.input if v.name not in fixed)
@@ -83,8 +82,7 @@ def _fits(given: Sequence[int], declared: Sequence[int | str | None]) -> bool:
 
 def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error  # the evaluator wraps what an operator raised
-    text = one_line(cause)
-    return f"{type(cause).__name__}: {text}"[:500]
+    return f"{type(cause).__name__}: {one_line(cause)}"[:500]
 
 
 def _io(value: onnx.ValueInfoProto) -> Io:
@@ -98,33 +96,12 @@ def _io(value: onnx.ValueInfoProto) -> Io:
     return Io(name=value.name, element=element, shape=shape)
 
 
-def _load(runnable: Runnable) -> onnx.ModelProto:
-    if isinstance(runnable.model, Path):
-        model = onnx.load(runnable.model)
-    else:
-        model = onnx.load_model_from_string(runnable.model)
-        if runnable.folder is not None:
-            load_external_data_for_model(model, str(runnable.folder))
-        elif any(uses_external_data(tensor) for tensor in model.graph.initializer):
-            raise ValueError("the model has external data and no folder was given for them")
-    put_in_order(model)
-    return model
-
-
 @final
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """ONNX's reference evaluator."""
+class Reference(Backend):
+    """ONNX's reference evaluator, which is always installed."""
 
-    name: str = "reference"
-
-    def conflict(self) -> str | None:
-        """Return None."""
-        return None
-
-    def missing(self) -> str | None:
-        """Return None: onnx is always installed."""
-        return None
+    name: ClassVar = "reference"
 
     def versions(self) -> dict[str, str]:
         """Return the versions of onnx and NumPy."""

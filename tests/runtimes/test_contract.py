@@ -21,13 +21,13 @@ from onnx import ModelProto, helper
 from dilrewrite.errors import UsageError
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
-    Artifact,
     CannotLoad,
     CannotRun,
     Crashed,
     Options,
     Runnable,
     TimedBackend,
+    artifact,
     backends,
     prepared,
     spelled,
@@ -177,15 +177,14 @@ def test_a_model_is_sent_by_its_content(name: str, tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
     onnx.save_model(three_nodes(), here / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
-    artifact = prepared(runtime, Runnable(model=here / "m.onnx"), feeds)
-    data, files = artifact.content()
+    data, files = prepared(runtime, Runnable(model=here / "m.onnx"), feeds).content()
     for file in here.iterdir():
         file.unlink()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for place, content in files.items():
         (elsewhere / place).write_bytes(content)
-    sent = Artifact(held=Runnable(model=data, folder=elsewhere if files else None), digest=artifact.digest)
+    sent = artifact(Runnable(model=data, folder=elsewhere if files else None))
     with contextlib.closing(runtime.bench(OPTIONS)) as bench:
         folder = Path(f"/proc/{bench._child.process.pid}/cwd")  # type: ignore[attr-defined]
         assert not {file.name for file in folder.iterdir()} & {"m.onnx", "w.bin"}

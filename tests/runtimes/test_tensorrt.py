@@ -203,7 +203,7 @@ class InProcess:
         self.clock = Clock()
 
     def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
-        self.server.on_add(key, artifact.held, Options(isolated=False), feeds)
+        self.server.on_add(key, artifact._held, Options(isolated=False), feeds)
 
     def drop(self, key: str) -> None:
         self.server.on_drop(key)
