@@ -323,7 +323,7 @@ class Chooser:
         extent, for all that is known, is made as long as one. Where none of these shapes is one that `reached` asks
         for, extents that are. Integers: larger ones than 0 and 1.
         """
-        chosen = dict.fromkeys(self.places, 1) | dict(sizes)
+        extents, batches, chosen = self.extents, self.batches, dict.fromkeys(self.places, 1) | dict(sizes)
         found: list[Case] = []
         seen = [self.shapes(chosen)]
 
@@ -334,26 +334,36 @@ class Chooser:
                 seen.append(case.shapes)
                 found.append(case)
 
-        for name, attempts in self._more_sizes(chosen, step).items():
-            add(name, attempts)
+        if extents:
+            base = max(chosen[extent] for extent in extents)
+            even = max(-(-base // step), 1) * step
+            add("divisible", self._alike(extents, [even], chosen))
+            add("not divisible", self._alike(extents, [even + 1, even + step // 2 + 1, even - 1], chosen))
+            add("smallest", self._alike(extents, [size for size in SMALL if size < base], chosen))
+        add("unequal", self._unequal(chosen))
+        base = max((chosen[batch] for batch in batches), default=0)
+        if batches:
+            add("batch", self._alike(batches, [base + more for more in (1, 2, 3, base)], chosen))
+        add("long", self.longer([batch for batch in batches if batch not in self.roles], chosen))
         if any(case.name == "batch" for case in found):
-            base = max(chosen[batch] for batch in self.batches)
             larger = [base + more for more in LARGER] + [base * 4, base * 3]  # it may be a multiple alone that runs
-            add("larger batch", self._all(self.batches, larger, chosen, LARGER_ELEMENTS))
-        if self.extents and not any(map(reached, seen)):
-            wide = self._all(self.extents, WIDE, chosen, WIDE_ELEMENTS)
+            add("larger batch", self._alike(batches, larger, chosen, LARGER_ELEMENTS))
+        if extents and not any(map(reached, seen)):
+            wide = self._alike(extents, WIDE, chosen, WIDE_ELEMENTS)
             add("wide", (sizes for sizes in wide if reached(self.shapes(sizes))))
         integers = self._integers(chosen, run)
         return found if integers is None else [*found, integers]
 
-    def _all(self, symbols: Sequence[str], lengths: Iterable[int], sizes: Sizes, most: int) -> list[dict[str, int]]:
+    def _alike(
+        self, symbols: Sequence[str], lengths: Iterable[int], sizes: Sizes, most: float = math.inf
+    ) -> list[dict[str, int]]:
         """Return sizes with all the symbols of one length, as far as the inputs have no more than `most` elements."""
         found = [{**sizes, **dict.fromkeys(symbols, length)} for length in lengths]
         return [attempt for attempt in found if self._elements(attempt) <= most]
 
     def longer(self, symbols: Sequence[str], sizes: Sizes) -> list[dict[str, int]]:
         """Return sizes with some made as long as extents are, the longest first."""
-        return self._all(symbols, sorted(LENGTHS, reverse=True), sizes, LONG_ELEMENTS)
+        return self._alike(symbols, sorted(LENGTHS, reverse=True), sizes, LONG_ELEMENTS)
 
     def _integers(self, sizes: Sizes, run: Run) -> Case | None:
         """Return a case of large integers in every input of them; where that does not run, in as many as it does."""
@@ -388,27 +398,6 @@ class Chooser:
                 return None
             return Case(name=name, feeds=feeds)
         return None
-
-    def _more_sizes(self, chosen: Sizes, step: int) -> dict[str, list[dict[str, int]]]:
-        extents, batches = self.extents, self.batches
-        found: dict[str, list[dict[str, int]]] = {}
-        if extents:
-            base = max(chosen[extent] for extent in extents)
-            even = max(-(-base // step), 1) * step
-            lengths = {
-                "divisible": [even],
-                "not divisible": [even + 1, even + step // 2 + 1, even - 1],
-                "smallest": [size for size in SMALL if size < base],
-            }
-            found |= {name: [dict.fromkeys(extents, size) for size in some] for name, some in lengths.items()}
-        found["unequal"] = list(self._unequal(chosen))
-        if batches:
-            base = max(chosen[batch] for batch in batches)
-            found["batch"] = [dict.fromkeys(batches, base + more) for more in (1, 2, 3, base)]
-        unknown = [batch for batch in batches if batch not in self.roles]
-        if unknown:
-            found["long"] = self.longer(unknown, chosen)
-        return found
 
     def _unequal(self, chosen: Sizes) -> Iterator[dict[str, int]]:
         """Yield sizes that differ: each from each, those of one axis from another's, those of one input."""

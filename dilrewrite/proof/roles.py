@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import onnx.inliner
 from onnx import GraphProto, ModelProto
 
-from dilrewrite.model.light import Shape, value_shape, without_declarations, without_weights
+from dilrewrite.model.light import Shape, Typed, graph_shapes, without_declarations, without_weights
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import subgraphs, written_out
 from dilrewrite.sites.known import CONVOLUTIONS
@@ -17,20 +16,14 @@ from dilrewrite.sites.operators import dilations_of, operator_of
 
 USUAL, LONG, LONGER = 240, 5040, 10080
 """What shapes are inferred with: divisible by what networks divide by. One size is long, then longer."""
-
 MANY_SIZES = 16
 """Of this many unknown sizes it is asked whether they are extents or batches."""
-
 MANY_NODES = 2**14
 """Functions that come to more nodes are not looked into."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Convolution:
-    """A convolution as shape inference sees it: its input's shape, with `None` for what is not known."""
-
-    shape: Shape | None
-    dilations: tuple[int, ...]
+Convolution = tuple[Shape | None, tuple[int, ...]]
+"""As shape inference sees it: its input's shape, with `None` for what is not known, and its dilations."""
 
 
 class Convolutions:
@@ -57,7 +50,7 @@ class Convolutions:
         first = sorted(self._symbols, key=lambda place: place[1])
         for symbol in list(dict.fromkeys(self._symbols[place] for place in first))[:MANY_SIZES]:
             pairs = zip(self._seen({symbol: LONG}), self._seen({symbol: LONGER}), strict=True)
-            shapes = [(one.shape or (None,), other.shape or (None,)) for one, other in pairs]
+            shapes = [(one[0] or (None,), other[0] or (None,)) for one, other in pairs]
             if any(a != b for one, other in shapes for a, b in zip(one[2:], other[2:], strict=False)):
                 found[symbol] = True
             elif None not in itertools.chain(*itertools.chain(*shapes)) and any(a[0] != b[0] for a, b in shapes):
@@ -73,28 +66,27 @@ class Convolutions:
         sizes = {symbol: shapes[name][axis] for (name, axis), symbol in self._symbols.items() if name in shapes}
         return all(
             (extent or largest) > dilation
-            for conv in self._seen(sizes)
-            for extent, dilation in zip((conv.shape or ())[2:] or [None] * 3, conv.dilations, strict=False)
+            for shape, dilations in self._seen(sizes)
+            for extent, dilation in zip((shape or ())[2:] or [None] * 3, dilations, strict=False)
             if dilation > 1
         )
 
-    def _seen(self, sizes: Mapping[str, int]) -> list[_Convolution]:
+    def _seen(self, sizes: Mapping[str, int]) -> list[Convolution]:
         """Return the convolutions where some unknown sizes are as given and the others as usual."""
         for place, symbol in self._symbols.items():
             self._dims[place].dim_value = sizes.get(symbol, USUAL)
         inferred = infer_shapes(self._light)
-        hidden = [_Convolution(None, ())] if inferred.functions else []  # there may be one in them
+        hidden: list[Convolution] = [(None, ())] if inferred.functions else []  # there may be one in them
         return [*_convolutions(inferred.graph, {}), *hidden]
 
 
-def _convolutions(graph: GraphProto, outer: Mapping[str, Shape | None]) -> Iterator[_Convolution]:
+def _convolutions(graph: GraphProto, outer: Mapping[str, Typed]) -> Iterator[Convolution]:
     """Yield the convolutions of a graph and those inside it; names are looked up from the inside out."""
-    declared = (*graph.input, *graph.value_info, *graph.output)
-    shapes = {**outer, **{value.name: value_shape(value)[1] for value in declared}}
+    shapes = {**outer, **graph_shapes(graph)}
     for node in graph.node:
         if node.op_type in CONVOLUTIONS and node.input:
             dilations, _ = dilations_of(node) if operator_of(node) else ((), False)
-            yield _Convolution(shapes.get(node.input[0]), dilations)
+            yield shapes.get(node.input[0], (0, None))[1], dilations
         for _, _, inner in subgraphs(node):
             yield from _convolutions(inner, shapes)
 

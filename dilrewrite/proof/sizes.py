@@ -25,8 +25,7 @@ def sample_extents(geometry: ConvGeometry) -> tuple[tuple[int, ...], ...]:
     below the dilation where the pads allow it.
     """
     choices: list[list[int]] = []
-    for axis in geometry.axes:
-        known = geometry.extents[axis]
+    for axis, known in enumerate(geometry.extents):
         if known is not None:
             choices.append([known])
             continue
@@ -37,14 +36,14 @@ def sample_extents(geometry: ConvGeometry) -> tuple[tuple[int, ...], ...]:
         step = math.lcm(geometry.strides[axis], geometry.dilations[axis])
         even = max(-(-(smallest + 1) // step), 2) * step
         choices.append([even, even + step - 1 + (step == 1), smallest, max(smallest, geometry.dilations[axis] - 1)])
-    count = max(map(len, choices))
-    found = [tuple(options[i % len(options)] for options in choices) for i in range(count)]
-    if sum(extent is None for extent in geometry.extents) > 1:  # not the same kind of length on every axis
-        found.append(tuple(options[(axis + 1) % len(options)] for axis, options in enumerate(choices)))
-    open_axes = [axis for axis in geometry.axes if geometry.extents[axis] is None]
+    found = [tuple(some[i % len(some)] for some in choices) for i in range(max(map(len, choices)))]
+    open_axes = geometry.unknown
+    if len(open_axes) < 2:
+        return tuple(dict.fromkeys(found))
+    found.append(tuple(some[(axis + 1) % len(some)] for axis, some in enumerate(choices)))  # each of another kind
     bounded: list[tuple[int, ...]] = []
     for extents in found:
-        if len(open_axes) < 2 or footprint(concrete(geometry, extents)) <= LIMIT_ELEMENTS:
+        if footprint(concrete(geometry, extents)) <= LIMIT_ELEMENTS:
             bounded.append(extents)
             continue
         for axis in open_axes:  # too large together: one axis after the other takes its length, the others are short
@@ -55,11 +54,10 @@ def sample_extents(geometry: ConvGeometry) -> tuple[tuple[int, ...], ...]:
 
 def concrete(geometry: ConvGeometry, extents: tuple[int, ...]) -> ConvGeometry:
     """Return the geometry with these extents, and small numbers for what else is unknown."""
-    channels = geometry.in_channels or 2 * geometry.group
     return replace(
         geometry,
         batch=2 if geometry.batch is None else geometry.batch,
-        in_channels=channels,
+        in_channels=geometry.in_channels or 2 * geometry.group,
         out_channels=geometry.out_channels or 2 * geometry.group,
         extents=extents,
     )

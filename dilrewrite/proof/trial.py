@@ -41,13 +41,10 @@ def settings(model: Model, proving: Proving) -> Settings:
 def runnable(model: Model, proto: ModelProto, *others: TimedBackend) -> ModelProto:
     """Return `proto` with the Convs explicit that ONNX Runtime or a backend refuses; itself when there is none."""
     runtimes = (timed_backends()["onnxruntime_cpu"], *others)
-    found = find(proto)
-    awkward: list[tuple[Site, Fragment]] = []
-    for site in found.sites:
-        if any(runtime.refuses(site.geometry) for runtime in runtimes):
-            fragment = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
-            if isinstance(fragment, Fragment):
-                awkward.append((site, fragment))
+    found, keep = find(proto), strategies()["keep"]
+    refused = [site for site in found.sites if any(runtime.refuses(site.geometry) for runtime in runtimes)]
+    planned = [(site, plan("keep", keep, site.geometry, site.opset, storage=site.storage)) for site in refused]
+    awkward = [(site, fragment) for site, fragment in planned if isinstance(fragment, Fragment)]
     if not awkward:
         return proto
     return rewrite(proto, awkward, found.normalisations, lambda tensor: read_tensor(model, tensor)).proto
@@ -89,17 +86,17 @@ def check_same_inputs(first: ModelProto, second: ModelProto, other: str) -> None
     ours, theirs = _inputs(first), _inputs(second)
     hint = "only models that take the same inputs can be timed against each other"
     if ours.keys() != theirs.keys():
-        names = [", ".join(map(repr, inputs)) or "none" for inputs in (theirs, ours)]
-        raise UsageError(f"{other}: its inputs are {names[0]}, not {names[1]}", hint=hint)
+        said = [", ".join(map(repr, inputs)) or "none" for inputs in (theirs, ours)]
+        raise UsageError(f"{other}: its inputs are {said[0]}, not {said[1]}", hint=hint)
     for name, (element, sizes) in ours.items():
         kind, others = theirs[name]
         clash = len(sizes) != len(others) or any(a != b for a, b in zip(sizes, others, strict=False) if a and b)
         if element != kind or (sizes and others and clash):
-            told = [
+            said = [
                 f"{word.lower()} {'x'.join(str(size or '?') for size in some)}"
                 for word, some in ((kind, others), (element, sizes))
             ]
-            raise UsageError(f"{other}: its input {name!r} is {told[0]}, not {told[1]}", hint=hint)
+            raise UsageError(f"{other}: its input {name!r} is {said[0]}, not {said[1]}", hint=hint)
 
 
 def _inputs(proto: ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from dilrewrite.model.walk import all_nodes
-from dilrewrite.proof.compare import OutputCheck, compare, tolerance_of
+from dilrewrite.proof.compare import OutputCheck, Tolerance, compare, tolerance_of
 from dilrewrite.proof.disturb import disturb
 from dilrewrite.proof.findings import Finding, findings, fresh
 from dilrewrite.proof.hurried import Hurried, HurriedSession, OutOfTime
@@ -36,6 +36,7 @@ AWKWARD = (
     "ONNX Runtime does not run some of the original's Convs (SAME_* with dilation, negative pads); "
     "the comparison is with the same Convs behind explicit pads, a Pad or a Slice"
 )
+NARROW = "on the sizes tried, a dilated Conv reads little but padding: give larger ones with --shape"
 
 FALLBACK_LENGTHS = {1: (32, 16, *LENGTHS), 2: (32, 16, *LENGTHS), 3: (16, 8, *LENGTHS_3D)}
 """What unknown extents are tried with there (see `Chooser`)."""
@@ -128,12 +129,7 @@ class Settings:
 
 
 def verify(
-    before: Subject,
-    after: Subject,
-    settings: Settings,
-    *,
-    errors: Sequence[tuple[Site, float]] = (),
-    step: int = 2,
+    before: Subject, after: Subject, settings: Settings, *, errors: Sequence[tuple[Site, float]] = (), step: int = 2
 ) -> Verdict:
     """Return the verdict on `after` against `before`.
 
@@ -141,18 +137,33 @@ def verify(
     are a multiple of `step` in one case and no multiple in another.
     Raises `UsageError` when the original runs on no input that can be made up.
     """
-    failures = interface_changes(before.proto, after.proto)
+    runs = _Runs(before, after, settings)
+    tolerance = tolerance_of(before.runs, settings.rtol, settings.atol)
     known, found = findings(before.proto), findings(after.proto)
     verdict = Verdict(
         level="full",
-        passed=not failures,
-        failures=tuple(failures),
+        passed=True,
         checker_before=_texts(known),
         checker_after=_texts(fresh(known, found)),
-        backend=settings.backend.name,
+        optimized=runs.options.optimize,
+        tolerance=str(tolerance),
     )
-    verdict = _run(verdict, before, after, settings, errors, step)
-    return verdict if before.explicit is after.explicit is None else replace(verdict, notes=(*verdict.notes, AWKWARD))
+    try:
+        runs.run_original(step)
+        runs.run_rewritten()
+        verdict = runs.compared(verdict, tolerance, errors)
+    except _SkippedError as error:
+        verdict = replace(verdict, skipped=str(error))
+    except _FailedError as error:
+        runs.failures.append(str(error))
+    return replace(
+        verdict,
+        passed=not runs.failures,
+        failures=tuple(runs.failures),
+        backend=runs.backend.name,
+        notes=(*runs.notes, *(() if before.explicit is after.explicit is None else (AWKWARD,))),
+        peak_bytes=(None, None) if verdict.skipped else (runs.peaks[0], runs.peaks[1]),
+    )
 
 
 def _texts(found: Sequence[Finding]) -> tuple[str, ...]:
@@ -188,64 +199,6 @@ def _metadata(model: ModelProto) -> dict[str, str]:
 # -- running ---------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    verdict: Verdict,
-    before: Subject,
-    after: Subject,
-    settings: Settings,
-    errors: Sequence[tuple[Site, float]],
-    step: int,
-) -> Verdict:
-    quantized = any(node.op_type == "DequantizeLinear" for node in all_nodes(before.runs))
-    options = Options(
-        threads=settings.threads,
-        optimize=not quantized,
-        custom_op_library=settings.custom_op_library,
-        timeout_s=settings.timeout_s,
-    )
-    tolerance = tolerance_of(before.runs, settings.rtol, settings.atol)
-    verdict = replace(verdict, optimized=not quantized, tolerance=str(tolerance))
-    try:
-        backend, session, opening = _opened(before, options, settings)
-        verdict = replace(verdict, backend=backend.name, notes=opening)
-        with session:
-            original = _original(session, before, after, settings, step)
-            peak_before = session.peak_bytes()
-        verdict = replace(verdict, notes=(*opening, *original.notes))
-        outputs, peak_after, more = _rewritten(backend, after, options, original)
-    except _SkippedError as error:
-        return replace(verdict, skipped=str(error))
-    except _FailedError as error:
-        return replace(verdict, passed=False, failures=(*verdict.failures, str(error)), peak_bytes=(peak_before, None))
-    failures, notes = list(verdict.failures), list(verdict.notes)
-    if more is not None:  # of a model made here, of the original, that takes nothing away
-        (notes if after.path is None else failures).append(more)
-    again = _again(backend, before, options, original.cases[0])
-    moving = set()
-    if again is not None:
-        moving = {name for name, values in original.outputs[0].items() if not _same(values, again.get(name))}
-    noise, sources = _noise(backend, before, options, original, errors, settings.seed)
-    checks = []
-    for case, old, new, own in zip(original.cases, original.outputs, outputs, noise, strict=True):
-        found = [compare(name, values, new.get(name), tolerance, noise=own.get(name)) for name, values in old.items()]
-        for place, name in enumerate(old):
-            if again is not None and name in moving and _excusable(old[name], new.get(name), again.get(name)):
-                note = "two runs of the original differ"
-                found[place] = replace(found[place], comparable=False, passed=True, note=note)
-        failures += [f"output {one.name!r} on {describe(case)}: {one.note}" for one in found if not one.passed]
-        checks.append(CaseCheck(name=case.name, shapes=case.shapes, outputs=tuple(found)))
-    return replace(
-        verdict,
-        notes=(*notes, *_empty_comparisons(checks)),
-        passed=not failures,
-        failures=tuple(failures),
-        cases=tuple(checks),
-        deterministic=None if again is None else not moving,
-        noise_sources=tuple(sources),
-        peak_bytes=(peak_before, peak_after),
-    )
-
-
 class _FailedError(Exception):
     """Why the rewritten model does not run."""
 
@@ -254,57 +207,182 @@ class _SkippedError(Exception):
     """Why whole models are not compared."""
 
 
-def _opened(
-    before: Subject, options: Options, settings: Settings
-) -> tuple[Backend | Hurried, Session, tuple[str, ...]]:
-    """Return the backend that loads the original, or the fallback, the session, and a note about the fallback."""
-    backend = settings.backend
-    try:
-        return backend, backend.session(before.runnable(), options), ()
-    except (CannotLoad, Crashed, TimedOut) as error:
-        if settings.fallback is None or unknown_operators(before.runs):
-            raise _SkippedError(f"{backend.name} does not load the original: {error}") from error
-        hurried = Hurried(settings.fallback)
+class _Runs:
+    """Both models on the same inputs: `cases`, what they gave, and a batch that the original does not run on."""
+
+    def __init__(self, before: Subject, after: Subject, settings: Settings) -> None:
+        self.before, self.after, self.settings = before, after, settings
+        self.options = Options(
+            threads=settings.threads,
+            optimize=not any(node.op_type == "DequantizeLinear" for node in all_nodes(before.runs)),
+            custom_op_library=settings.custom_op_library,
+            timeout_s=settings.timeout_s,
+        )
+        self.backend: Backend | Hurried = settings.backend
+        self.cases: Sequence[Case] = ()
+        self.original: list[dict[str, Array]] = []
+        self.rewritten: list[dict[str, Array]] = []
+        self.refused: Case | None = None
+        self.peaks: list[int | None] = [None, None]
+        self.failures = interface_changes(before.proto, after.proto)
+        self.notes: list[str] = []
+
+    def session(self, subject: Subject, options: Options | None = None) -> Session:
+        """Load a model."""
+        return self.backend.session(subject.runnable(), options or self.options)
+
+    def run_original(self, step: int) -> None:
+        """Choose what to run on, and run the original.
+
+        Raises `_SkippedError` when it crashes or takes too long, and `UsageError` when it runs on nothing.
+        """
+        with self._opened() as session:
+            self._choose(session, step)
+            self.peaks[0] = session.peak_bytes()
+
+    def _opened(self) -> Session:
+        """Return the original in the backend that loads it, or in the fallback, which is noted."""
+        backend, fallback = self.backend, self.settings.fallback
         try:
-            return hurried, hurried.session(before.runnable(), options), (f"{backend.name}: {error}",)
-        except RuntimeFailure as second:
-            raise _SkippedError(f"{backend.name}: {error}; {hurried.name}: {second}") from second
+            return self.session(self.before)
+        except (CannotLoad, Crashed, TimedOut) as error:
+            if fallback is None or unknown_operators(self.before.runs):
+                raise _SkippedError(f"{backend.name} does not load the original: {error}") from error
+            hurried = Hurried(fallback)
+            try:
+                session = hurried.session(self.before.runnable(), self.options)
+            except RuntimeFailure as second:
+                raise _SkippedError(f"{backend.name}: {error}; {hurried.name}: {second}") from second
+            self.backend = hurried
+            self.notes.append(f"{backend.name}: {error}")
+            return session
+
+    def _choose(self, session: Session, step: int) -> None:
+        convolutions = [Convolutions(subject.runs) for subject in (self.before, self.after)]
+        roles: dict[str, bool] = {}
+        for symbol, extent in (role for some in convolutions for role in some.roles().items()):
+            roles[symbol] = roles.get(symbol, False) or extent  # what is an extent in one of the models is an extent
+        chooser = Chooser(
+            session.inputs,
+            given=self.settings.shapes,
+            user=self.settings.inputs,
+            seed=self.settings.seed,
+            lengths=FALLBACK_LENGTHS if isinstance(session, HurriedSession) else USUAL_LENGTHS,
+            roles=roles,
+        )
+        ran: dict[int, dict[str, Array]] = {}
+
+        def run(feeds: Mapping[str, Array]) -> None:
+            if isinstance(session, HurriedSession) and ran and session.backend.spent_s > session.backend.limit_s / 4:
+                raise TimedOut("the other runs need the time")  # so that there is something to compare
+            ran[id(feeds)] = session.run(feeds)
+
+        def reached(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+            return all(some.reached(shapes) for some in convolutions)
+
+        try:
+            first, sizes = chooser.first(run)
+            self.cases = [first, *chooser.more(sizes, step, run, reached)]
+            if chooser.batches and not any(case.name in ("batch", "long") for case in self.cases):
+                self.refused = _refused(chooser, sizes, session)
+        except (Crashed, TimedOut) as error:
+            raise _SkippedError(f"the original does not run: {error}") from error
+        self.original = [ran[id(case.feeds)] for case in self.cases]
+        if self.refused is not None:
+            self.notes.append(f"the original does not run on {describe(self.refused)}")
+        if chooser.extents and not any(reached(case.shapes) for case in self.cases):
+            self.notes.append(NARROW)
+
+    def run_rewritten(self) -> None:
+        """Run the rewritten model. Raises `_FailedError`, and `_SkippedError` when the time does not allow it."""
+        does = "load"
+        try:
+            with self.session(self.after) as session:
+                for case in self.cases:
+                    does = f"run on {describe(case)}"
+                    self.rewritten.append(session.run(case.feeds))
+                does = "load"
+                self.peaks[1] = session.peak_bytes()
+                if self.refused is not None and _runs_on(session, self.refused):
+                    more = f"the rewritten model runs on {describe(self.refused)}, where the original does not"
+                    # of a model made here, of the original, that takes nothing away
+                    (self.notes if self.after.path is None else self.failures).append(more)
+        except OutOfTime as error:
+            raise _SkippedError(f"the rewritten model: {error}") from error
+        except RuntimeFailure as error:
+            raise _FailedError(f"the rewritten model does not {does}: {error}") from error
+
+    def compared(self, verdict: Verdict, tolerance: Tolerance, errors: Sequence[tuple[Site, float]]) -> Verdict:
+        """Return the verdict with all outputs compared; those that differ in two runs of the original are excused."""
+        again, moving = self._again(), set()
+        if again is not None:
+            moving = {name for name, values in self.original[0].items() if not _same(values, again.get(name))}
+        noise, sources = self._noise(errors)
+        checks = []
+        for case, old, new, own in zip(self.cases, self.original, self.rewritten, noise, strict=True):
+            found = []
+            for name, values in old.items():
+                check = compare(name, values, new.get(name), tolerance, noise=own.get(name))
+                if again is not None and name in moving and _excusable(values, new.get(name), again.get(name)):
+                    check = replace(check, comparable=False, passed=True, note="two runs of the original differ")
+                if not check.passed:
+                    self.failures.append(f"output {name!r} on {describe(case)}: {check.note}")
+                found.append(check)
+            checks.append(CaseCheck(name=case.name, shapes=case.shapes, outputs=tuple(found)))
+        self.notes += _empty_comparisons(checks)
+        steady = None if again is None else not moving
+        return replace(verdict, cases=tuple(checks), deterministic=steady, noise_sources=tuple(sources))
+
+    def _again(self) -> dict[str, Array] | None:
+        """Run the original once more, in a session of its own; `None` when that fails, which excuses nothing."""
+        try:
+            with self.session(self.before) as session:
+                return session.run(self.cases[0].feeds)
+        except RuntimeFailure:
+            return None
+
+    def _noise(self, errors: Sequence[tuple[Site, float]]) -> tuple[list[dict[str, float]], list[str]]:
+        """Return per case and output how far the original is from itself: other optimisations, disturbed Convs."""
+        noise: list[dict[str, float]] = [{} for _ in self.cases]
+        optimize = self.options.optimize
+        variants = {"graph optimisations on/off": (self.before, replace(self.options, optimize=not optimize))}
+        if errors and optimize and self.before.explicit is None:
+            disturbed = Subject(disturb(self.before.proto, errors, self.settings.seed), self.before.folder)
+            variants["rewritten Convs disturbed by their per-site error"] = disturbed, self.options
+        sources = []
+        for name, variant in variants.items():
+            try:
+                with self.session(*variant) as session:
+                    for case, outputs, own in zip(self.cases, self.original, noise, strict=True):
+                        for output, values in session.run(case.feeds).items():
+                            old = outputs.get(output)
+                            if isinstance(old, np.ndarray) and old.shape == values.shape and old.dtype.kind != "O":
+                                own[output] = max(own.get(output, 0.0), _largest_change(old, values))
+            except RuntimeFailure:
+                continue
+            sources.append(name)
+        return noise, sources
 
 
-def _rewritten(
-    backend: Backend | Hurried, after: Subject, options: Options, original: _Original
-) -> tuple[list[dict[str, Array]], int | None, str | None]:
-    """Return what the rewritten model gives, case by case, its peak memory, and that it runs on more.
-
-    Raises `_FailedError`, and `_SkippedError` when the time does not allow it.
-    """
-    does, outputs = "load", []
+def _refused(chooser: Chooser, sizes: Mapping[str, int], session: Session) -> Case | None:
+    """Return a larger batch on which the model does not run, to see that the other does not either."""
+    larger = {batch: sizes.get(batch, 1) + 1 for batch in chooser.batches}
     try:
-        with backend.session(after.runnable(), options) as session:
-            for case in original.cases:
-                does = f"run on {describe(case)}"
-                outputs.append(session.run(case.feeds))
-            more, does = None, "load"
-            if original.refused is not None and _runs(session, original.refused):
-                more = f"the rewritten model runs on {describe(original.refused)}, where the original does not"
-            return outputs, session.peak_bytes(), more
-    except OutOfTime as error:
-        raise _SkippedError(f"the rewritten model: {error}") from error
-    except RuntimeFailure as error:
-        raise _FailedError(f"the rewritten model does not {does}: {error}") from error
+        case = Case(name="batch", feeds=chooser.feeds({**sizes, **larger}))
+    except CannotRun:  # too large to try
+        return None
+    return None if _runs_on(session, case) is not False else case
 
 
-NARROW = "on the sizes tried, a dilated Conv reads little but padding: give larger ones with --shape"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Original:
-    """What the original was run on, what it gave, and a batch that it does not run on."""
-
-    cases: Sequence[Case]
-    outputs: Sequence[Mapping[str, Array]]
-    refused: Case | None
-    notes: Sequence[str]
+def _runs_on(session: Session, case: Case) -> bool | None:
+    """Say whether a model runs on a case; `None` where its process ends."""
+    try:
+        session.run(case.feeds)
+    except CannotRun:
+        return False
+    except (Crashed, TimedOut):
+        return None
+    return True
 
 
 def _empty_comparisons(checks: Sequence[CaseCheck]) -> list[str]:
@@ -320,84 +398,12 @@ def _empty_comparisons(checks: Sequence[CaseCheck]) -> list[str]:
     ]
 
 
-def _original(session: Session, before: Subject, after: Subject, settings: Settings, step: int) -> _Original:
-    """Choose what to run on, and run the original.
-
-    Raises `_SkippedError` when it crashes or takes too long, and `UsageError` when it runs on nothing.
-    """
-    convolutions = [Convolutions(subject.runs) for subject in (before, after)]
-    roles: dict[str, bool] = {}
-    for symbol, extent in (role for some in convolutions for role in some.roles().items()):
-        roles[symbol] = roles.get(symbol, False) or extent  # what is an extent in one of the models is an extent
-    chooser = Chooser(
-        session.inputs,
-        given=settings.shapes,
-        user=settings.inputs,
-        seed=settings.seed,
-        lengths=FALLBACK_LENGTHS if isinstance(session, HurriedSession) else USUAL_LENGTHS,
-        roles=roles,
-    )
-    ran: dict[int, dict[str, Array]] = {}
-
-    def run(feeds: Mapping[str, Array]) -> None:
-        if isinstance(session, HurriedSession) and ran and session.backend.spent_s > session.backend.limit_s / 4:
-            raise TimedOut("the other runs need the time")  # so that there is something to compare
-        ran[id(feeds)] = session.run(feeds)
-
-    def reached(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        return all(some.reached(shapes) for some in convolutions)
-
-    try:
-        first, sizes = chooser.first(run)
-        cases = [first, *chooser.more(sizes, step, run, reached)]
-        refused, notes = None, []
-        if chooser.batches and not any(case.name in ("batch", "long") for case in cases):
-            refused = _refused(chooser, sizes, session)
-    except (Crashed, TimedOut) as error:
-        raise _SkippedError(f"the original does not run: {error}") from error
-    if refused is not None:
-        notes.append(f"the original does not run on {describe(refused)}")
-    if chooser.extents and not any(reached(case.shapes) for case in cases):
-        notes.append(NARROW)
-    return _Original(cases=cases, outputs=[ran[id(case.feeds)] for case in cases], refused=refused, notes=notes)
-
-
-def _refused(chooser: Chooser, sizes: Mapping[str, int], session: Session) -> Case | None:
-    """Return a larger batch on which the model does not run, to see that the other does not either."""
-    larger = {batch: sizes.get(batch, 1) + 1 for batch in chooser.batches}
-    try:
-        case = Case(name="batch", feeds=chooser.feeds({**sizes, **larger}))
-    except CannotRun:  # too large to try
-        return None
-    return None if _runs(session, case) is not False else case
-
-
-def _runs(session: Session, case: Case) -> bool | None:
-    """Say whether a model runs on a case; `None` where its process ends."""
-    try:
-        session.run(case.feeds)
-    except CannotRun:
-        return False
-    except (Crashed, TimedOut):
-        return None
-    return True
-
-
 def unknown_operators(proto: ModelProto) -> list[str]:
     """Return the domains of operators that neither ONNX nor a function of the model defines."""
     own = {(function.domain, function.name) for function in proto.functions}
     standard = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training", "com.microsoft")
     nodes = (node for node in all_nodes(proto) if (node.domain, node.op_type) not in own)
     return list(dict.fromkeys(f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in standard))
-
-
-def _again(backend: Backend | Hurried, before: Subject, options: Options, case: Case) -> dict[str, Array] | None:
-    """Run the original once more, in a session of its own; `None` when that fails, which excuses nothing."""
-    try:
-        with backend.session(before.runnable(), options) as session:
-            return session.run(case.feeds)
-    except RuntimeFailure:
-        return None
 
 
 def _excusable(before: Any, after: Any, again: Any) -> bool:
@@ -419,35 +425,6 @@ def _same(a: Array, b: Array | None) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return a.tobytes() == b.tobytes() if a.dtype != object else bool((a == b).all())
-
-
-def _noise(
-    backend: Backend | Hurried,
-    before: Subject,
-    options: Options,
-    original: _Original,
-    errors: Sequence[tuple[Site, float]],
-    seed: int,
-) -> tuple[list[dict[str, float]], list[str]]:
-    """Return per case and output how far the original is from itself: other optimisations, disturbed Convs."""
-    noise: list[dict[str, float]] = [{} for _ in original.cases]
-    variants = {"graph optimisations on/off": (before, replace(options, optimize=not options.optimize))}
-    if errors and options.optimize and before.explicit is None:
-        disturbed = Subject(disturb(before.proto, errors, seed), before.folder)
-        variants["rewritten Convs disturbed by their per-site error"] = disturbed, options
-    sources = []
-    for name, (subject, chosen) in variants.items():
-        try:
-            with backend.session(subject.runnable(), chosen) as session:
-                for case, outputs, own in zip(original.cases, original.outputs, noise, strict=True):
-                    for output, values in session.run(case.feeds).items():
-                        old = outputs.get(output)
-                        if isinstance(old, np.ndarray) and old.shape == values.shape and old.dtype.kind != "O":
-                            own[output] = max(own.get(output, 0.0), _largest_change(old, values))
-        except RuntimeFailure:
-            continue
-        sources.append(name)
-    return noise, sources
 
 
 def _largest_change(before: Array, after: Array) -> float:
