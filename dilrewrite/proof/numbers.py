@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED, dtype
+from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source, tensor
 from dilrewrite.runtimes import Array
 from dilrewrite.sites import Site
@@ -85,9 +86,10 @@ class Numbers:
 
     def __call__(self, word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
         """Return what stands for a tensor that a node reads from outside; LookupError where that cannot be told."""
-        kind, _, number = word.partition(".")
-        if int(number or 0) != self.number:
-            return replace(self, number=int(number or 0))(word, place, node)
+        kind, _, end = word.partition(".")
+        number = int(end or 0)
+        if number != self.number:
+            return replace(self, number=number)(word, place, node)
         if place == 0 and (kind == "x_f" or node.input[0] == self.site.inputs[0]):
             geometry = entering(self.site)
             return self._input("x", self.input_element, (geometry.batch, geometry.in_channels, *geometry.extents))
@@ -102,13 +104,12 @@ class Numbers:
         shape = (self.outputs,) if product(shape) > 1 else shape
         if place == 2:
             return tensor(self._zero_point(kind, known, shape))
-        if node.op_type == "QuantizeLinear":
-            scale = np.full(shape, 2.0 ** round(math.log2(max(self.terms, 2)) / 2 + 4))
+        power: NDArray[np.int64] | int = -2 if kind == "x_f" else -1
+        if kind == "quantized":
+            power = round(math.log2(max(self.terms, 2)) / 2 + 4)
         elif shape and kind != "x_f":
-            scale = 2.0 ** -self.rng.integers(0, 3, size=shape).astype(np.float64)
-        else:
-            scale = np.full(shape, 0.25 if kind == "x_f" else 0.5)
-        return tensor(scale.astype(dtype(self.element)))
+            power = -self.rng.integers(0, 3, size=shape)
+        return tensor(np.full(shape, np.float64(2) ** power).astype(dtype(self.element)))
 
     @property
     def input_element(self) -> str:
@@ -124,8 +125,8 @@ class Numbers:
         operand, shape = (self.part.weight, self.weights) if name == "w" else (self.part.bias, (self.outputs,))
         assert operand is not None, "the Conv has no such input"
         if self.reals:
-            share = 1 / math.sqrt(self.terms) if name == "w" else 1.0
-            values = self.rng.standard_normal(shape, dtype=np.float32) * np.float32(share)
+            values = self.rng.standard_normal(shape, dtype=np.float32)
+            values *= np.float32(1 / math.sqrt(self.terms) if name == "w" else 1.0)
         else:
             high = self.highest_weight if name == "w" else 1000 if len(self.site.parts) == 1 else 3
             values = whole_numbers(self.rng, shape, -high, high).astype(np.float32)
@@ -141,9 +142,7 @@ class Numbers:
         if known is None or known.data_location == TensorProto.EXTERNAL:
             raise LookupError(f"nothing is known of {name!r}, which enters it too")
         if NUMBERED[known.data_type].name not in FLOATS:
-            setting = TensorProto()
-            setting.CopyFrom(known)
-            return setting
+            return copied(known)
         return tensor(self.rng.integers(1, 3, tuple(known.dims)).astype(dtype(self.element)))
 
     def _codes(self, word: str) -> Array:

@@ -40,70 +40,57 @@ class StepOperands:
 
     def weight(self, edits: Sequence[WeightEdit] | None = None) -> str:
         """Return the edited weights; `edits`: those to make in place of the step's."""
-        part, edits = self._part, self._core.weight if edits is None else edits
-        operand, quantization = part.weight, part.weight_quantization
+        edits = self._core.weight if edits is None else edits
+        return self._edited(self._part.weight, self._part.weight_quantization, edits, self._word)
+
+    def bias(self) -> str:
+        """Return the bias, repeated."""
+        operand, times = self._part.bias, self._core.bias_times
+        return self._edited(operand, self._part.bias_quantization, _repeats(times), "bias") if operand and times else ""
+
+    def repeated(self, operand: Operand, times: int, word: str) -> str:
+        """Return a constant with one value per output channel, repeated."""
+        return self._edited(operand, None, _repeats(times), word)
+
+    def _edited(
+        self, operand: Operand, quantization: Dequantized | None, edits: Sequence[WeightEdit], word: str
+    ) -> str:
+        """Return the name of an operand after the edits, behind a DequantizeLinear if it stands behind one."""
         given = quantization.output if quantization else operand.name
         if not edits:
             return given
         if not operand.is_constant:
-            shape = operand.shape if operand.shape is not None else (None, None, *part.geometry.kernel)
-            return self._lowered(given, shape, edits, self._word)
-        zero_name = quantization.zero_point.name if quantization and quantization.zero_point else None
+            unknown = (None, None, *self._part.geometry.kernel) if operand is self._part.weight else (None,)
+            return self._lowered(given, unknown if operand.shape is None else operand.shape, edits, word)
+        zero = quantization.zero_point if quantization else None
         axis = quantization.axis if quantization else None
-        key = "edit", *edits, zero_name, axis
-        fresh = self._writer.shared_constant(key, operand, self._word, lambda: self._edited(edits))
+        key = *edits, zero and zero.name, axis
+        fresh = self._writer.shared_constant(key, operand, word, lambda: self._values(operand, zero, axis, edits))
         if quantization is None:
             return fresh
-        times = math.prod(edit.times for edit in edits if isinstance(edit, RepeatOutputs))
-        return self._requantized(quantization, fresh, times, self._word)
+        times = math.prod(edit.times for edit in edits if isinstance(edit, RepeatOutputs)) if axis == 0 else 1
+        inputs = [fresh, self.repeated(quantization.scale, times, f"{word}_scale")]
+        if zero is not None:
+            inputs.append(self.repeated(zero, times, f"{word}_zero_point"))
+        original = self._writer.original(quantization.index)
+        return self._writer.like(original, inputs, self._writer.name(f"{word}_dequantized"))
 
-    def _edited(self, edits: Sequence[WeightEdit]) -> tuple[NDArray[np.generic], int]:
-        """Return the values of the weights after the edits, and their element type."""
-        editor, quantization = self._writer.editor, self._part.weight_quantization
-        tensor = editor.tensor(self._part.weight)
+    def _values(
+        self, operand: Operand, zero_point: Operand | None, axis: int | None, edits: Sequence[WeightEdit]
+    ) -> tuple[NDArray[np.generic], int]:
+        """Return the values of an operand after the edits, and their element type."""
+        editor = self._writer.editor
+        tensor = editor.tensor(operand)
         values = editor.read(tensor)
         zero: NDArray[np.generic] = np.zeros((), values.dtype)
-        if quantization is not None and quantization.zero_point is not None:
-            zero = editor.read(editor.tensor(quantization.zero_point))
-            zero = zero.reshape(-1, *(1,) * (values.ndim - 1)) if quantization.axis == 0 else zero.reshape(())
+        if zero_point is not None:
+            zero = editor.read(editor.tensor(zero_point))
+            zero = zero.reshape(-1, *(1,) * (values.ndim - 1)) if axis == 0 else zero.reshape(())
         for edit in edits:
             if zero.ndim > 0:
                 zero = np.concatenate([zero] * (len(values) // len(zero)))
             values = edit.apply(values, zero)
         return values, tensor.data_type
-
-    def bias(self) -> str:
-        """Return the bias, repeated."""
-        times, operand, quantization = self._core.bias_times, self._part.bias, self._part.bias_quantization
-        if operand is None or times == 0:
-            return ""
-        given = quantization.output if quantization else operand.name
-        if times == 1:
-            return given
-        if not operand.is_constant:
-            return self._lowered(given, operand.shape or (None,), [RepeatOutputs(times)], "bias")
-        values = self.repeated(operand, times, "bias")
-        return values if quantization is None else self._requantized(quantization, values, times, "bias")
-
-    def repeated(self, operand: Operand, times: int, word: str) -> str:
-        """Return a constant with one value per output channel, repeated."""
-        if times == 1:
-            return operand.name
-
-        def values() -> tuple[NDArray[np.generic], int]:
-            tensor = self._writer.editor.tensor(operand)
-            return np.concatenate([self._writer.editor.read(tensor)] * times), tensor.data_type
-
-        return self._writer.shared_constant(("repeat", times), operand, word, values)
-
-    def _requantized(self, quantization: Dequantized, values: str, times: int, word: str) -> str:
-        """Return the name of `values` behind a DequantizeLinear like the given one, its scales repeated."""
-        per_channel = times if quantization.axis == 0 else 1
-        inputs = [values, self.repeated(quantization.scale, per_channel, f"{word}_scale")]
-        if quantization.zero_point is not None:
-            inputs.append(self.repeated(quantization.zero_point, per_channel, f"{word}_zero_point"))
-        original = self._writer.original(quantization.index)
-        return self._writer.like(original, inputs, self._writer.name(f"{word}_dequantized"))
 
     def _lowered(self, source: str, shape: tuple[int | None, ...], edits: Sequence[WeightEdit], prefix: str) -> str:
         """Return the name of computed weights after `edits`, made by graph operators."""
@@ -119,6 +106,10 @@ class StepOperands:
         for node in emitted.enter:
             writer.emit(node, local, prefix)
         return local[tensor.name]
+
+
+def _repeats(times: int) -> list[WeightEdit]:
+    return [RepeatOutputs(times)] if times > 1 else []
 
 
 def _lower(builder: Builder, tensor: Tensor, edit: WeightEdit) -> Tensor:

@@ -18,8 +18,7 @@ class Region:
     """One site with its fragment: `indices` are the places of the nodes that go, `map` the names of its tensors."""
 
     def __init__(self, editor: Editor, site: Site, fragment: Fragment) -> None:
-        self.editor = editor
-        self.site = site
+        self.editor, self.site = editor, site
         self.indices = site.absorbed(fragment)
         self.fragment = fragment.keeping(len(site.follow))
         self.writer = Writer(editor, site, fragment.strategy)
@@ -41,20 +40,17 @@ class Region:
         self.map[fragment.result] = self.output
         number = 0
         for step in fragment.steps:
+            number += isinstance(step, Core)
             if isinstance(step, Node):
                 writer.emit(step, self.map)
             elif isinstance(step, Kept):
                 self._kept(step, number)
+            elif isinstance(step, CoreConv):
+                self._conv(step, number)
             else:
-                number += 1
-                if isinstance(step, CoreConv):
-                    self._conv(step, number)
-                else:
-                    self._fill(step)
+                self._fill(step)
         self._suspect()
         return writer.nodes
-
-    # -- steps ---------------------------------------------------------------------------------------------------
 
     def _conv(self, core: CoreConv, number: int) -> None:
         """Append a Conv, the `number`-th part of the core; the first of each Conv of the user's keeps its name."""

@@ -17,6 +17,7 @@ from dilrewrite.sites import Normalisation, Place, Site
 from dilrewrite.splice.clean import clean
 from dilrewrite.splice.editor import Editor, Reader
 from dilrewrite.splice.region import Region
+from dilrewrite.splice.writer import write_metadata
 
 VERIFICATION_KEY = "dilrewrite.verification"
 
@@ -44,9 +45,7 @@ def _normalise_node(node: NodeProto, change: Normalisation) -> None:
 
 def mark(proto: ModelProto, verification: str) -> None:
     """Write how far the model was verified into its metadata."""
-    known = [entry for entry in proto.metadata_props if entry.key == VERIFICATION_KEY]
-    entry = known[0] if known else proto.metadata_props.add(key=VERIFICATION_KEY)
-    entry.value = verification
+    write_metadata(proto, VERIFICATION_KEY, verification)
 
 
 def rewrite(

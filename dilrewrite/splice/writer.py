@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from dilrewrite.forms.fragment import AttributeValue, Node
 from dilrewrite.model.walk import ScopePath, copied
@@ -17,13 +17,18 @@ from dilrewrite.splice.editor import Editor
 STRATEGY_KEY = "dilrewrite.strategy"
 
 
+def write_metadata(message: NodeProto | ModelProto, key: str, value: str) -> None:
+    """Write an entry of a message's metadata, in the place of the one with that key."""
+    known = [entry for entry in message.metadata_props if entry.key == key]
+    entry = known[0] if known else message.metadata_props.add(key=key)
+    entry.value = value
+
+
 class Writer:
     """The nodes that come in the place of a site's, in their order: `nodes`."""
 
     def __init__(self, editor: Editor, site: Site, strategy: str) -> None:
-        self.editor = editor
-        self.site = site
-        self.strategy = strategy
+        self.editor, self.site, self.strategy = editor, site, strategy
         self.nodes: list[NodeProto] = []
 
     def original(self, index: int) -> NodeProto:
@@ -54,9 +59,7 @@ class Writer:
     def append(self, node: NodeProto) -> NodeProto:
         """Append a node that says which strategy made it, where the IR has room for that."""
         if self.editor.edited.ir_version >= 10:
-            known = [entry for entry in node.metadata_props if entry.key == STRATEGY_KEY]
-            entry = known[0] if known else node.metadata_props.add(key=STRATEGY_KEY)
-            entry.value = self.strategy
+            write_metadata(node, STRATEGY_KEY, self.strategy)
         self.nodes.append(node)
         return node
 
