@@ -10,29 +10,27 @@ import functools
 import math
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self, TypeVar
 
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.staging import is_file
 
 DEFAULT_BUDGET_S = 60.0
-
 BENCH_BUDGET_S = 20.0
-
 VERIFY_LEVELS = ("full", "sites", "none")
-
 EXTERNAL_DATA_MODES = ("auto", "reference", "copy")
-
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8-qdq")
 
 MOST_DIGITS = 10
 """No size has more: TensorRT counts the elements of a tensor up to 2**31."""
 
 Check = tuple[Callable[[Any], object], str]
-"""Whether a value is legal, and what the error says otherwise. A lambda within an annotation sees no global names."""
+"""Whether a value is legal, and what the error says otherwise."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,11 @@ class Option:
         return self.flags.split()[0]
 
 
+def option(default: T, flags: str, text: str, metavar: str | None = None, **facts: Any) -> T:
+    """Return a field of a stage: its default, and the rest of its `Option`."""
+    return field(default=default, metadata={"option": Option(flags, text, metavar, **facts)})
+
+
 def _least(low: float | None, unit: str = "") -> Check:
     return (lambda value: low is None or value >= low), f"at least {low}{unit} is needed"
 
@@ -75,12 +78,11 @@ def _finite(what: str) -> Check:
 
 _LEVEL: Check = (range(6).__contains__, "not one of 0 to 5")
 _FILE: Check = (is_file, "no such file")
-
 _NAME_SIZES = "NAME:1x3xHxW"
 
 
 class Stage:
-    """The options of a stage: a frozen dataclass whose fields carry their spellings."""
+    """The options of a stage: a frozen dataclass whose fields are made by `option`."""
 
     __slots__ = ()
 
@@ -88,36 +90,33 @@ class Stage:
     @functools.cache
     def options(cls) -> Mapping[str, Option]:
         """Return the options by name."""
-        hints = typing.get_type_hints(cls, include_extras=True)
+        kinds = typing.get_type_hints(cls)
         return {
-            one.name: replace(option, name=one.name, kind=hints[one.name].__origin__, default=one.default)
+            one.name: replace(one.metadata["option"], name=one.name, kind=kinds[one.name], default=one.default)
             for one in fields(cls)  # type: ignore[arg-type]
-            for option in getattr(hints[one.name], "__metadata__", ())
+            if one.metadata
         }
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Self:
         """Return the stage from keywords; paths may be strings, and tuples any sequence."""
-        kinds = {name: option.kind for name, option in cls.options().items()}
-        return cls(**{name: _typed(value, kinds.get(name)) for name, value in keywords.items()})
+        known = cls.options()
+        return cls(
+            **{name: _typed(value, known[name].kind) if name in known else value for name, value in keywords.items()}
+        )
 
     def check(self) -> None:
         """Raise `UsageError` for a value that the option cannot have."""
-        for name, option in self.options().items():
-            value, check = getattr(self, name), option.check or _least(option.low)
+        for name, known in self.options().items():
+            value, (legal, otherwise) = getattr(self, name), known.check or _least(known.low)
             for one in value if isinstance(value, tuple) else (value,):
-                if one is not None and not check[0](one):
-                    text = shown(one) if isinstance(one, Path) else one
-                    raise UsageError(f"{option.flag} {text}: {check[1]}")
+                if one is not None and not legal(one):
+                    raise UsageError(f"{known.flag} {shown(one) if isinstance(one, Path) else one}: {otherwise}")
 
     def plain(self) -> dict[str, object]:
         """Return what a report tells of it, as plain data."""
-        return {
-            name: [str(item) for item in value] if isinstance(value, tuple) else value
-            for name, option in self.options().items()
-            if option.reported
-            for value in [getattr(self, name)]
-        }
+        values = {name: getattr(self, name) for name, known in self.options().items() if known.reported}
+        return {name: [*map(str, value)] if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -131,21 +130,17 @@ def _typed(value: Any, kind: Any) -> Any:
 class Scope(Stage):
     """Which nodes are rewritten, and into which forms."""
 
-    strategy: Annotated[
-        str | None,
-        Option(
-            "--strategy", "The form to use wherever it applies. [default: the fastest, or none]", "NAME[:key=value,...]"
-        ),
-    ] = None
-    eliminate: Annotated[bool, Option("--eliminate", "Leave no dilated Conv; exit code 1 names what cannot go.")] = (
-        False
+    strategy: str | None = option(
+        None,
+        "--strategy",
+        "The form to use wherever it applies. [default: the fastest, or none]",
+        "NAME[:key=value,...]",
     )
-    max_dilation: Annotated[int, Option("--max-dilation", "Dilations up to N may stay.", "N", low=1)] = 1
-    only: Annotated[str | None, Option("--only", "Rewrite only nodes whose name matches.", "REGEX")] = None
-    skip: Annotated[str | None, Option("--skip", "Leave nodes whose name matches.", "REGEX")] = None
-    decisions: Annotated[Path | None, Option("--decisions", "Do what this file says, without measuring.", "FILE")] = (
-        None
-    )
+    eliminate: bool = option(False, "--eliminate", "Leave no dilated Conv; exit code 1 names what cannot go.")
+    max_dilation: int = option(1, "--max-dilation", "Dilations up to N may stay.", "N", low=1)
+    only: str | None = option(None, "--only", "Rewrite only nodes whose name matches.", "REGEX")
+    skip: str | None = option(None, "--skip", "Leave nodes whose name matches.", "REGEX")
+    decisions: Path | None = option(None, "--decisions", "Do what this file says, without measuring.", "FILE")
 
     def check(self) -> None:
         """Raise `UsageError` for options that are wrong, or do not fit together."""
@@ -157,115 +152,91 @@ class Scope(Stage):
             except re.error as error:
                 raise UsageError(f"--{name} {pattern}: not a regular expression: {error}") from error
         others = ("strategy", "eliminate", "max_dilation", "only", "skip") if self.decisions is not None else ()
-        for option in map(self.options().__getitem__, others):
-            if getattr(self, option.name) != option.default:
-                raise UsageError(
-                    f"--decisions says which forms to take, and {option.flag} too",
-                    hint="leave one of them out",
-                )
+        for other in map(self.options().__getitem__, others):
+            if getattr(self, other.name) != other.default:
+                problem = f"--decisions says which forms to take, and {other.flag} too"
+                raise UsageError(problem, hint="leave one of them out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proving(Stage):
     """How models are run and compared."""
 
-    shapes: Annotated[
-        tuple[str, ...], Option("--shape", "Size of an input with unknown extents. Repeatable.", _NAME_SIZES)
-    ] = ()
-    inputs: Annotated[Path | None, Option("--inputs", "Data to run on, by input name.", "FILE.npz")] = None
-    verify: Annotated[
-        str,
-        Option(
-            "--verify", "How much to prove; none only with --strategy.", "full|sites|none", check=among(VERIFY_LEVELS)
-        ),
-    ] = "full"
-    rtol: Annotated[
-        float | None,
-        Option("--rtol", "Relative tolerance, instead of one by element type.", low=0, check=_finite("number")),
-    ] = None
-    atol: Annotated[
-        float | None,
-        Option("--atol", "Absolute tolerance, instead of one by element type.", low=0, check=_finite("number")),
-    ] = None
-    seed: Annotated[int, Option("--seed", "Seed of all random data.", low=0)] = 0
-    threads: Annotated[
-        int | None, Option("--threads", "Threads inside an operator. [default: the runtime's]", low=1, high=4096)
-    ] = None
-    custom_op_library: Annotated[
-        tuple[Path, ...],
-        Option("--custom-op-library", "Shared library with custom operators. Repeatable.", "FILE", check=_FILE),
-    ] = ()
+    shapes: tuple[str, ...] = option((), "--shape", "Size of an input with unknown extents. Repeatable.", _NAME_SIZES)
+    inputs: Path | None = option(None, "--inputs", "Data to run on, by input name.", "FILE.npz")
+    verify: str = option(
+        "full",
+        "--verify",
+        "How much to prove; none only with --strategy.",
+        "full|sites|none",
+        check=among(VERIFY_LEVELS),
+    )
+    rtol: float | None = option(
+        None, "--rtol", "Relative tolerance, instead of one by element type.", low=0, check=_finite("number")
+    )
+    atol: float | None = option(
+        None, "--atol", "Absolute tolerance, instead of one by element type.", low=0, check=_finite("number")
+    )
+    seed: int = option(0, "--seed", "Seed of all random data.", low=0)
+    threads: int | None = option(
+        None, "--threads", "Threads inside an operator. [default: the runtime's]", low=1, high=4096
+    )
+    custom_op_library: tuple[Path, ...] = option(
+        (), "--custom-op-library", "Shared library with custom operators. Repeatable.", "FILE", check=_FILE
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places(Stage):
     """What is written, and where."""
 
-    output: Annotated[
-        Path | None, Option("--output -o", "[default: MODEL.dilrewrite.onnx]", "FILE", reported=False)
-    ] = None
-    report: Annotated[
-        Path | None, Option("--report", "Folder for report.json, .md and .html.", "DIR", reported=False)
-    ] = None
-    report_format: Annotated[
-        tuple[str, ...],
-        Option("--report-format", "A format to write instead: csv, junit, ... Repeatable.", "NAME", reported=False),
-    ] = ()
-    external_data: Annotated[
-        str,
-        Option(
-            "--external-data",
-            "What happens to data files of the model.",
-            "auto|copy|reference",
-            check=among(EXTERNAL_DATA_MODES),
-        ),
-    ] = "auto"
-    dry_run: Annotated[bool, Option("--dry-run", "Measure and write nothing: show what would be.")] = False
-    force: Annotated[bool, Option("--force", "Replace an existing output.")] = False
-    save_decisions: Annotated[Path | None, Option("--save-decisions", "Write what was decided.", "FILE")] = None
-    engine: Annotated[Path | None, Option("--engine", "[default: OUTPUT.engine]", "FILE", reported=False)] = None
-    save_onnx: Annotated[
-        Path | None, Option("--save-onnx", "The ONNX model as TensorRT gets it.", "FILE", reported=False)
-    ] = None
-    export_layer_info: Annotated[
-        Path | None,
-        Option("--export-layer-info", "The layers as JSON, as trtexec writes them.", "FILE", reported=False),
-    ] = None
-    export_times: Annotated[
-        Path | None, Option("--export-times", "Every run's time, as trtexec writes it.", "FILE", reported=False)
-    ] = None
-    export_profile: Annotated[
-        Path | None, Option("--export-profile", "Time by layer, as trtexec writes it.", "FILE", reported=False)
-    ] = None
+    output: Path | None = option(None, "--output -o", "[default: MODEL.dilrewrite.onnx]", "FILE", reported=False)
+    report: Path | None = option(None, "--report", "Folder for report.json, .md and .html.", "DIR", reported=False)
+    report_format: tuple[str, ...] = option(
+        (), "--report-format", "A format to write instead: csv, junit, ... Repeatable.", "NAME", reported=False
+    )
+    external_data: str = option(
+        "auto",
+        "--external-data",
+        "What happens to data files of the model.",
+        "auto|copy|reference",
+        check=among(EXTERNAL_DATA_MODES),
+    )
+    dry_run: bool = option(False, "--dry-run", "Measure and write nothing: show what would be.")
+    force: bool = option(False, "--force", "Replace an existing output.")
+    save_decisions: Path | None = option(None, "--save-decisions", "Write what was decided.", "FILE")
+    engine: Path | None = option(None, "--engine", "[default: OUTPUT.engine]", "FILE", reported=False)
+    save_onnx: Path | None = option(None, "--save-onnx", "The ONNX model as TensorRT gets it.", "FILE", reported=False)
+    export_layer_info: Path | None = option(
+        None, "--export-layer-info", "The layers as JSON, as trtexec writes them.", "FILE", reported=False
+    )
+    export_times: Path | None = option(
+        None, "--export-times", "Every run's time, as trtexec writes it.", "FILE", reported=False
+    )
+    export_profile: Path | None = option(
+        None, "--export-profile", "Time by layer, as trtexec writes it.", "FILE", reported=False
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring(Stage):
     """What is timed, on what, and for how long."""
 
-    profile: Annotated[
-        bool, Option("--profile", "Run the model, and show each Conv's share of its time.", reported=False)
-    ] = False
-    backend: Annotated[str, Option("--backend", "The runtime to time on; auto is the best that is ready.", "NAME")] = (
-        "auto"
+    profile: bool = option(False, "--profile", "Run the model, and show each Conv's share of its time.", reported=False)
+    backend: str = option("auto", "--backend", "The runtime to time on; auto is the best that is ready.", "NAME")
+    budget_s: float | None = option(
+        None,
+        "--budget",
+        "How long measuring may take; 0 measures nothing. [default: 60]",
+        "SECONDS",
+        low=0,
+        check=_finite("number of seconds"),
     )
-    budget_s: Annotated[
-        float | None,
-        Option(
-            "--budget",
-            "How long measuring may take; 0 measures nothing. [default: 60]",
-            "SECONDS",
-            low=0,
-            check=_finite("number of seconds"),
-        ),
-    ] = None
-    min_gain_percent: Annotated[
-        float, Option("--min-gain", "What the whole model must save of its time to be rewritten.", "PERCENT")
-    ] = 2.0
-    cache: Annotated[Path | None, Option("--cache", "Where timings are kept. [default: the user's cache]", "FILE")] = (
-        None
+    min_gain_percent: float = option(
+        2.0, "--min-gain", "What the whole model must save of its time to be rewritten.", "PERCENT"
     )
-    no_cache: Annotated[bool, Option("--no-cache", "Measure everything anew, and keep nothing.")] = False
+    cache: Path | None = option(None, "--cache", "Where timings are kept. [default: the user's cache]", "FILE")
+    no_cache: bool = option(False, "--no-cache", "Measure everything anew, and keep nothing.")
 
     @property
     def seconds(self) -> float:
@@ -286,60 +257,44 @@ class Measuring(Stage):
 class Building(Stage):
     """What TensorRT engine to build, and how."""
 
-    flavour: Annotated[str, Option("--flavour", "Which TensorRT builds the engine.", "auto|tensorrt|tensorrt-rtx")] = (
-        "auto"
+    flavour: str = option("auto", "--flavour", "Which TensorRT builds the engine.", "auto|tensorrt|tensorrt-rtx")
+    precision: str | None = option(
+        None,
+        "--precision",
+        "What the engine computes in. [default: what the model holds]",
+        "|".join(PRECISIONS),
+        check=among(PRECISIONS),
     )
-    precision: Annotated[
-        str | None,
-        Option(
-            "--precision",
-            "What the engine computes in. [default: what the model holds]",
-            "|".join(PRECISIONS),
-            check=among(PRECISIONS),
-        ),
-    ] = None
-    minima: Annotated[tuple[str, ...], Option("--min", "Smallest size of an input. Repeatable.", _NAME_SIZES)] = ()
-    optima: Annotated[tuple[str, ...], Option("--opt", "Size to be fast at. Repeatable.", _NAME_SIZES)] = ()
-    maxima: Annotated[tuple[str, ...], Option("--max", "Largest size of an input. Repeatable.", _NAME_SIZES)] = ()
-    workspace_mib: Annotated[
-        int | None, Option("--workspace", "Memory for scratch data, in MiB.", "MIB", low=1, check=_least(1, " MiB"))
-    ] = None
-    timing_cache: Annotated[
-        Path | None, Option("--timing-cache", "Where TensorRT keeps kernel timings between builds.", "FILE")
-    ] = None
-    optimization_level: Annotated[
-        int | None,
-        Option(
-            "--optimization-level",
-            "How long TensorRT searches.",
-            "0-5",
-            low=0,
-            high=5,
-            check=_LEVEL,
-        ),
-    ] = None
-    compute_capabilities: Annotated[
-        tuple[str, ...],
-        Option("--compute-capability", "A GPU to build for (tensorrt-rtx). Repeatable.", "8.6|12.0|current"),
-    ] = ()
-    device: Annotated[int | None, Option("--device", "The GPU to build on.", "N", low=0)] = None
-    plugins: Annotated[
-        tuple[Path, ...], Option("--plugins", "Library of TensorRT plugins. Repeatable.", "FILE", check=_FILE)
-    ] = ()
-    refit: Annotated[bool, Option("--refit", "Weights can be replaced later.")] = False
-    strip_plan: Annotated[bool, Option("--strip-plan", "Leave the weights out of the engine.")] = False
-    version_compatible: Annotated[
-        bool, Option("--version-compatible", "The engine runs in later versions of TensorRT too.")
-    ] = False
-    weight_streaming: Annotated[
-        bool, Option("--weight-streaming", "Weights may stay in host memory and be streamed.")
-    ] = False
+    minima: tuple[str, ...] = option((), "--min", "Smallest size of an input. Repeatable.", _NAME_SIZES)
+    optima: tuple[str, ...] = option((), "--opt", "Size to be fast at. Repeatable.", _NAME_SIZES)
+    maxima: tuple[str, ...] = option((), "--max", "Largest size of an input. Repeatable.", _NAME_SIZES)
+    workspace_mib: int | None = option(
+        None, "--workspace", "Memory for scratch data, in MiB.", "MIB", low=1, check=_least(1, " MiB")
+    )
+    timing_cache: Path | None = option(
+        None, "--timing-cache", "Where TensorRT keeps kernel timings between builds.", "FILE"
+    )
+    optimization_level: int | None = option(
+        None, "--optimization-level", "How long TensorRT searches.", "0-5", low=0, high=5, check=_LEVEL
+    )
+    compute_capabilities: tuple[str, ...] = option(
+        (), "--compute-capability", "A GPU to build for (tensorrt-rtx). Repeatable.", "8.6|12.0|current"
+    )
+    device: int | None = option(None, "--device", "The GPU to build on.", "N", low=0)
+    plugins: tuple[Path, ...] = option((), "--plugins", "Library of TensorRT plugins. Repeatable.", "FILE", check=_FILE)
+    refit: bool = option(False, "--refit", "Weights can be replaced later.")
+    strip_plan: bool = option(False, "--strip-plan", "Leave the weights out of the engine.")
+    version_compatible: bool = option(
+        False, "--version-compatible", "The engine runs in later versions of TensorRT too."
+    )
+    weight_streaming: bool = option(False, "--weight-streaming", "Weights may stay in host memory and be streamed.")
 
     def check(self) -> None:
         """Raise `UsageError` for what is wrong whatever the model is."""
         Stage.check(self)
-        for kind, texts in (("min", self.minima), ("opt", self.optima), ("max", self.maxima)):
-            sizes(kind, texts)
+        sizes("min", self.minima)
+        sizes("opt", self.optima)
+        sizes("max", self.maxima)
 
     def plain(self) -> dict[str, object]:
         """Return what was asked for, and nothing else, as plain data."""
@@ -361,9 +316,8 @@ def sizes(kind: str, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         parts = extents.split("x")
         whole = all(part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS for part in parts)
         if not name or not whole or 0 in map(int, parts):
-            raise UsageError(
-                f"--{kind} {text}: not NAME:SIZExSIZE... of sizes from 1 up", hint=f"for example --{kind} x:1x3x224x224"
-            )
+            problem = f"--{kind} {text}: not NAME:SIZExSIZE... of sizes from 1 up"
+            raise UsageError(problem, hint=f"for example --{kind} x:1x3x224x224")
         if name in shapes:
             raise UsageError(f"--{kind} {text}: input {name!r} was given before", hint="give each input once")
         shapes[name] = tuple(map(int, parts))
@@ -371,11 +325,7 @@ def sizes(kind: str, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 STAGES: Mapping[str, type[Stage]] = {
-    "scope": Scope,
-    "proving": Proving,
-    "places": Places,
-    "measuring": Measuring,
-    "building": Building,
+    kind.__name__.lower(): kind for kind in (Scope, Proving, Places, Measuring, Building)
 }
 
 
@@ -399,18 +349,14 @@ class CommandOptions:
         """Return options from the keywords of `dilrewrite.optimize` and its like."""
         stages: dict[str, Any] = {}
         for name, stage in STAGES.items():
-            given = {key: keywords.pop(key) for key in stage.options() if key in keywords}
-            if given:
+            if given := {key: keywords.pop(key) for key in stage.options() if key in keywords}:
                 stages[name] = stage.of(given)
         assert not keywords, keywords
         return cls(**stages)
 
-    def _stages(self) -> Iterator[Stage]:
-        yield from (self.scope, self.proving, self.places, self.measuring)
-
     def check(self) -> None:
         """Raise `UsageError` for options that are wrong, or do not fit together."""
-        for stage in (*self._stages(), *([self.building] if self.building is not None else [])):
+        for stage in (self.scope, self.proving, self.places, self.measuring, self.building or Building()):
             stage.check()
         if self.proving.verify == "none" and self.scope.strategy is None:
             raise UsageError("--verify none works only with --strategy", hint="name the form, or leave verification on")
@@ -419,4 +365,4 @@ class CommandOptions:
 
     def plain(self) -> dict[str, object]:
         """Return what a report tells of them, as plain data; what is built is told apart."""
-        return {name: value for stage in self._stages() for name, value in stage.plain().items()}
+        return self.scope.plain() | self.proving.plain() | self.places.plain() | self.measuring.plain()

@@ -56,7 +56,7 @@ def check_destination(path: Path, *, force: bool, source: Path | None) -> None:
     if parent.resolve() == Path("/dev"):  # /dev/stdout is a link, which a rename would replace for everyone
         raise UsageError(f"{path} cannot be written: {parent} is not a folder for files", hint=ELSEWHERE)
     if exists and not force:
-        if source is not None and same_file(path, source):
+        if source is not None and same_place(path, source):
             raise UsageError(f"{path} is the input itself", hint="give --force to replace it or -o for another place")
         raise _exists(path)
     if not may(parent, os.W_OK | os.X_OK):
@@ -133,13 +133,7 @@ class Staging:
 
         `data`: the file replaces none, even by force; when one of equal content is there, that one stays.
         """
-
-        def fill(target: BinaryIO) -> None:
-            for chunk in chunks:
-                target.write(chunk)
-
-        force = force or self._force
-        self._write(_Staged(_hidden(path.absolute().parent), path.absolute(), force, data, last), path, fill)
+        self._write(path, lambda target: target.writelines(chunks), force=force or self._force, data=data, last=last)
 
     def add_copy(self, path: Path, source: Path) -> None:
         """Stage a copy of the content of `source` as the data file `path`, as a stream; it replaces none."""
@@ -157,7 +151,7 @@ class Staging:
             shutil.copyfileobj(origin, target, 2**20)  # the rest, or nothing
 
         with origin:
-            self._write(_Staged(_hidden(path.absolute().parent), path.absolute(), force=False, data=True), path, fill)
+            self._write(path, fill, data=True)
 
     def remove_afterwards(self, obsolete: Callable[[], Iterable[Path]]) -> None:
         """Remove what `obsolete` names when all is in its place, unless another run is at work in these folders."""
@@ -216,13 +210,22 @@ class Staging:
                     path.unlink()
         self._obsolete.clear()
 
-    def _write(self, file: _Staged, path: Path, fill: Callable[[BinaryIO], None]) -> None:
-        check_destination(path, force=file.force or file.data, source=None)
-        destination = file.destination
+    def _write(
+        self,
+        path: Path,
+        fill: Callable[[BinaryIO], None],
+        *,
+        force: bool = False,
+        data: bool = False,
+        last: bool = False,
+    ) -> None:
+        check_destination(path, force=force or data, source=None)
+        folder = path.absolute().parent
         for other in self._files:
-            if other.destination.name == path.name and same_file(other.destination.parent, destination.parent):
+            if other.destination.name == path.name and same_place(other.destination.parent, folder):
                 raise UsageError(f"{path} would be written twice", hint="give every output a place of its own")
-        self._share(destination.parent)
+        self._share(folder)
+        file = _Staged(_hidden(folder), path.absolute(), force, data, last)
         self._files.append(file)  # before it exists: an interrupt cannot come between
         try:
             with file.temporary.open("xb") as target:
@@ -237,7 +240,7 @@ class Staging:
 
     def _share(self, folder: Path) -> None:
         """Lock a folder together with other runs; without any, remove first what dead ones left there."""
-        if folder in self._locks or sys.platform == "win32":
+        if folder in self._locks:
             return
         try:
             handle = os.open(folder, os.O_RDONLY)
@@ -361,12 +364,12 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def same_file(a: Path, b: Path) -> bool:
-    """Say whether two paths are one existing file or folder."""
+def same_place(a: Path, b: Path) -> bool:
+    """Say whether two paths lead to one file or folder, which need not exist yet."""
     try:
         return a.samefile(b)
     except OSError:
-        return False
+        return a == b or (a.name == b.name and a != a.parent and same_place(a.parent, b.parent))
 
 
 def reason(error: OSError) -> str:

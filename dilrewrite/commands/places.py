@@ -9,7 +9,7 @@ from pathlib import Path
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.model.tensors import Model
 from dilrewrite.reports import check_report_folder
-from dilrewrite.staging import ELSEWHERE, check_destination, same_file
+from dilrewrite.staging import ELSEWHERE, check_destination, same_place
 from dilrewrite.tensorrt import sidecar
 
 
@@ -28,13 +28,13 @@ class Claims:
 
     def keep(self, place: Path, option: str = "", *, kind: str = "something else") -> None:
         """Take a place for a file that may be there already."""
-        if any(_same_place(place, other) for other in self.taken):
+        if any(same_place(place, other) for other in self.taken):
             raise UsageError(f"{option} {shown(place)}: is a place for {kind}".lstrip(), hint="name another file")
         self.taken.append(place)
 
     def model(self, target: Path, path: Path, model: Model) -> None:
         """Take a place for what the model at `path` becomes."""
-        if any(same_file(target, file) for file in data_files(model)):
+        if any(same_place(target, file) for file in data_files(model)):
             raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
         check_destination(target, force=self.force, source=path)
         self.taken.append(target)
@@ -58,8 +58,3 @@ class Claims:
 def data_files(model: Model) -> list[Path]:
     """Return the files that hold a model's external data."""
     return [model.folder / location for location in model.external_files]
-
-
-def _same_place(a: Path, b: Path) -> bool:
-    """Say whether two paths lead to one file, which need not exist yet."""
-    return same_file(a, b) or (a.name == b.name and same_file(a.parent, b.parent))

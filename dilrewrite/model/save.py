@@ -34,7 +34,7 @@ from dilrewrite.model.tensors import (
 )
 from dilrewrite.model.walk import containers, tensors
 from dilrewrite.options import EXTERNAL_DATA_MODES
-from dilrewrite.staging import ELSEWHERE, Staging, same_file
+from dilrewrite.staging import ELSEWHERE, Staging, same_place
 
 _SPILL_BYTES = 1024  # smaller initializers stay inline when a model grows beyond the limit
 _ALIGNMENT_BYTES = 4096  # one page: runtimes map the spilled tensors
@@ -67,7 +67,7 @@ def stage_model(
             f'external data mode "{external_data}" is unknown', hint=f"one of {', '.join(EXTERNAL_DATA_MODES)}"
         )
     for location in model.external_files:
-        if same_file(path, model.folder / location):
+        if same_place(path, model.folder / location):
             raise UsageError(f"{path} is a data file of the input", hint=ELSEWHERE)
     here = path.absolute().parent
     old = _old_data(model, path)
@@ -141,7 +141,7 @@ def _places(
 ) -> dict[str, tuple[str, Path | None]]:
     """Return for every location the one that the output shall use, and the file to copy there (None: none)."""
     here = path.absolute().parent
-    same = same_file(here, model.folder)
+    same = same_place(here, model.folder)
     root = here.resolve()
     outside = next((location for location, file in files.items() if not file.resolve().is_relative_to(root)), None)
     if mode == "reference" or (mode == "auto" and same and outside is None):
@@ -247,7 +247,7 @@ def _old_data(model: Model, path: Path) -> _OldData:
     left: list[Path] = []
     for location in _old_locations(path):
         file = here / location
-        if any(same_file(file, model.folder / data) for data in model.external_files):
+        if any(same_place(file, model.folder / data) for data in model.external_files):
             continue
         ours = location in copied or file.name.startswith((f"{_stem(path)}-", f"{_stem(path)}."))
         (own if ours and not _mentioned(file, here, path.absolute()) else left).append(file)

@@ -8,41 +8,47 @@ from __future__ import annotations
 import functools
 import graphlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import onnx
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped, unused-ignore]
 from google.protobuf.message import Message  # type: ignore[import-untyped, unused-ignore]
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.model.walk import DEFAULT_DOMAINS, function_key, nodes_in, subgraphs, written_out
+from dilrewrite.model.walk import DEFAULT_DOMAINS, function_calls, subgraphs, written_out
 
 MOST_ELEMENTS = 2**40
 """An input of more elements cannot be fed anywhere."""
 
 MOST_NUMBER = 2**31 - 1
-"""No Conv that runs has larger dilations, strides, pads or kernels: the extents they make would have no memory."""
+"""No window that runs has larger dilations, strides, pads or kernels: the extents they make would have no memory."""
 
 MAX_WRITTEN_OUT = 1_000_000
 """Nodes that all calls of functions together may stand for in a model that is to run: runtimes write every call out."""
 
 _NUMBERS = ("dilations", "group", "kernel_shape", "pads", "strides")
-_FEWEST_INPUTS = {"Conv": 2, "QuantizeLinear": 2, "DequantizeLinear": 2}
+_SECOND = {"W": "weights", "x_scale": "scale", "y_scale": "scale"}
+"""What ONNX's schemas call second inputs that no version of an operator can be without, and messages."""
 _ELEMENTS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 _DAMAGED = "the model is damaged: export it again"
+
+N = TypeVar("N", bound=Hashable)
 
 
 def check(proto: ModelProto, where: str) -> None:
     """Raise `UsageError`, which begins with `where`, for a model that no runtime can take."""
     _check_texts(proto, where)
-    _Graphs(where, "").check_graph(proto.graph)
+    _Graphs(where).graph(proto.graph)
     for value in proto.graph.input:
         _check_input(value, where)
     for function in proto.functions:
-        _Graphs(where, f"function {function.name}: ").check_function(function)
-    _check_calls(proto.functions, where)
+        _Graphs(f"{where}: function {function.name}").nodes(function.node)
+    circle = _circle(function_calls(proto))
+    if circle:
+        raise _refusal(where, f"the function {circle[0][1]!r} calls itself")
 
 
 def check_calls(proto: ModelProto, where: str) -> None:
@@ -97,19 +103,7 @@ def _check_input(value: ValueInfoProto, where: str) -> None:
         raise _refusal(where, f"the input {value.name!r} has {elements} elements, more than can be fed")
 
 
-def _check_calls(functions: Sequence[FunctionProto], where: str) -> None:
-    """Refuse functions that call themselves, whatever the way."""
-    places = {function_key(function): place for place, function in enumerate(functions)}
-    calls = {
-        place: {places[key] for node in nodes_in(function.node) if (key := function_key(node)) in places}
-        for place, function in enumerate(functions)
-    }
-    circle = _circle(calls)
-    if circle:
-        raise _refusal(where, f"the function {functions[circle[0]].name!r} calls itself")
-
-
-def _circle(needs: Mapping[int, Collection[int]]) -> list[int]:
+def _circle(needs: Mapping[N, Collection[N]]) -> list[N]:
     """Return the members of a circle, nothing where there is none."""
     try:
         graphlib.TopologicalSorter(needs).prepare()
@@ -118,90 +112,75 @@ def _circle(needs: Mapping[int, Collection[int]]) -> list[int]:
     return []
 
 
+@functools.cache
+def _second_input(op_type: str) -> str | None:
+    """Return a word for the second input of an operator that cannot be without it."""
+    inputs = onnx.defs.get_schema(op_type).inputs if onnx.defs.has(op_type) else []
+    return _SECOND.get(inputs[1].name) if len(inputs) > 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Graphs:
-    """Checks the graphs of the file `where`; `scope` begins each message with the function or the node around them."""
+    """Checks graphs; `where`, the file and what of it is around them, begins each message."""
 
     where: str
-    scope: str
 
-    def check_function(self, function: FunctionProto) -> None:
-        self._nodes(function.node)
-
-    def check_graph(self, graph: GraphProto) -> set[str]:
+    def graph(self, graph: GraphProto) -> set[str]:
         """Return the names that a graph reads from the scopes around it."""
         own = {tensor.name for tensor in graph.initializer}
         own |= {sparse.values.name for sparse in graph.sparse_initializer}
-        inputs = {value.name for value in graph.input}
-        outputs = {value.name for value in graph.output}
+        own |= {value.name for value in graph.input}
         for tensor in graph.initializer:
             self._external(tensor)
         for value in (*graph.input, *graph.output, *graph.value_info):
-            self._sizes(value)
-        made, read = self._nodes(graph.node)
-        return (read | outputs) - made - own - inputs
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    problem = f"an axis of {value.name!r} has the size {dim.dim_value}"
+                    hint = "give an axis of unknown size a name (dim_param) instead, and export the model again"
+                    raise _refusal(self.where, problem, hint)
+        makes, reads = self.nodes(graph.node)
+        return (reads | {value.name for value in graph.output}) - makes - own
 
     def _external(self, tensor: TensorProto) -> None:
         """Readers of a tensor's place in a file differ in which entry counts, where there are two of one key."""
         keys = [entry.key for entry in tensor.external_data]
         if len(set(keys)) < len(keys):
-            raise _refusal(self.where, f"{self.scope}the external data of {tensor.name!r} have two entries of one key")
+            raise _refusal(self.where, f"the external data of {tensor.name!r} have two entries of one key")
 
-    def _sizes(self, value: ValueInfoProto) -> None:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value < 0:
-                raise _refusal(
-                    self.where,
-                    f"{self.scope}an axis of {value.name!r} has the size {dim.dim_value}",
-                    "give an axis of unknown size a name (dim_param) instead, and export the model again",
-                )
-
-    def _nodes(self, nodes: Sequence[NodeProto]) -> tuple[set[str], set[str]]:
+    def nodes(self, nodes: Sequence[NodeProto]) -> tuple[set[str], set[str]]:
         """Check nodes; return the names that they make, and those that they and the graphs inside them read."""
         makers: dict[str, int] = {}
         reads: list[set[str]] = []
         for index, node in enumerate(nodes):
-            label = self._node(node)
+            self._node(node)
             for name in filter(None, node.output):
                 if name in makers:
-                    raise _refusal(self.where, f"{self.scope}{label} makes {name!r}, which another node makes too")
+                    raise _refusal(self.where, f"{_label(node)} makes {name!r}, which another node makes too")
                 makers[name] = index
-            inside = _Graphs(self.where, f"{self.scope}in {label}: ")
-            inner = [inside.check_graph(graph) for _, _, graph in subgraphs(node)]
-            reads.append(set(node.input).union(*inner))
+            inside = _Graphs(f"{self.where}: in {_label(node)}")
+            reads.append(set(node.input).union(*(inside.graph(graph) for _, _, graph in subgraphs(node))))
         circle = _circle({i: {makers[name] for name in names if name in makers} for i, names in enumerate(reads)})
         if circle:
-            label = _label(nodes[circle[0]])
-            problem = f"{label} needs its own result: {len(set(circle))} nodes form a circle"
-            raise _refusal(self.where, f"{self.scope}{problem}")
+            problem = f"{_label(nodes[circle[0]])} needs its own result: {len(set(circle))} nodes form a circle"
+            raise _refusal(self.where, problem)
         return set(makers), set().union(*reads)
 
-    def _node(self, node: NodeProto) -> str:
-        """Check one node; return its label."""
-        label = _label(node)
+    def _node(self, node: NodeProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 self._external(attribute.t)
-        if node.domain in DEFAULT_DOMAINS:
-            fewest = _FEWEST_INPUTS.get(node.op_type, 0)
-            if sum(map(bool, node.input[:fewest])) < fewest:
-                lacking = "weights" if node.op_type == "Conv" else "scale"
-                problem = f"has no {'input' if not any(node.input[:1]) else lacking}"
-                raise _refusal(self.where, f"{self.scope}{label} {problem}")
-            if node.op_type == "Conv":
-                self._numbers(node, label)
-            for attribute in node.attribute:
-                if attribute.name == "num_scan_inputs" and attribute.i > len(node.input):
-                    problem = f"has {attribute.i} num_scan_inputs and {len(node.input)} inputs"
-                    raise _refusal(self.where, f"{self.scope}{label} {problem}")
-        return label
-
-    def _numbers(self, node: NodeProto, label: str) -> None:
+        if node.domain not in DEFAULT_DOMAINS:
+            return
+        given, second = [*node.input, "", ""][:2], _second_input(node.op_type)
+        if second and not all(given):
+            raise _refusal(self.where, f"{_label(node)} has no {second if given[0] else 'input'}")
         for attribute in node.attribute:
-            if attribute.name in _NUMBERS:
-                for number in (*attribute.ints, attribute.i):
-                    if abs(number) > MOST_NUMBER:
-                        raise _refusal(self.where, f"{self.scope}{label} has {number} among its {attribute.name}")
+            for number in (*attribute.ints, attribute.i) if attribute.name in _NUMBERS else ():
+                if abs(number) > MOST_NUMBER:
+                    raise _refusal(self.where, f"{_label(node)} has {number} among its {attribute.name}")
+            if attribute.name == "num_scan_inputs" and attribute.i > len(node.input):
+                problem = f"{_label(node)} has {attribute.i} num_scan_inputs and {len(node.input)} inputs"
+                raise _refusal(self.where, problem)
 
 
 def _label(node: NodeProto) -> str:

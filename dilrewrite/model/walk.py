@@ -250,13 +250,22 @@ def function_key(item: NodeProto | FunctionProto) -> Key:
     return item.domain, item.op_type if isinstance(item, NodeProto) else item.name, item.overload
 
 
-def callers_last(proto: ModelProto) -> Iterator[tuple[Key, list[NodeProto]]]:
-    """Yield the functions with all their nodes, those that they call before them; those of a circle are left out."""
+def _bodies(proto: ModelProto) -> dict[Key, list[NodeProto]]:
     bodies: dict[Key, list[NodeProto]] = {}
     for function in proto.functions:
         bodies.setdefault(function_key(function), []).extend(nodes_in(function.node))
-    calls = {key: {function_key(node) for node in nodes} & bodies.keys() for key, nodes in bodies.items()}
-    sorter = graphlib.TopologicalSorter(calls)
+    return bodies
+
+
+def function_calls(proto: ModelProto) -> dict[Key, set[Key]]:
+    """Return the functions that each function calls."""
+    bodies = _bodies(proto)
+    return {key: {function_key(node) for node in nodes} & bodies.keys() for key, nodes in bodies.items()}
+
+
+def callers_last(proto: ModelProto) -> Iterator[tuple[Key, list[NodeProto]]]:
+    """Yield the functions with all their nodes, those that they call before them; those of a circle are left out."""
+    bodies, sorter = _bodies(proto), graphlib.TopologicalSorter(function_calls(proto))
     with suppress(graphlib.CycleError):
         sorter.prepare()
     while sorter.is_active():

@@ -10,7 +10,7 @@ from dilrewrite.errors import UsageError, shown
 from dilrewrite.reports.formats import is_report, written
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import TimeKind
-from dilrewrite.staging import Staging, reason, same_file
+from dilrewrite.staging import Staging, reason, same_place
 
 
 def check_report_folder(
@@ -40,7 +40,7 @@ def check_report_folder(
             raise UsageError(f"--report {shown(folder)}: is a place for a model too", hint=another)
         for name in files:
             place = folder / name
-            if place.absolute() == other.absolute() or same_file(place, other):
+            if same_place(place, other):
                 raise UsageError(f"--report {shown(folder)}: {name} would replace {shown(other)}", hint=another)
 
 

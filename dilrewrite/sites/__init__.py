@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dilrewrite.errors import FailedError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.model.walk import ScopePath
@@ -107,8 +108,9 @@ class Site:
 
     @property
     def geometry(self) -> ConvGeometry:
-        """Return what a site computes whose meaning is a Conv."""
-        assert isinstance(self.meaning, ConvGeometry), f"{self.key} is no Conv"
+        """Return the meaning, which is a Conv's geometry; `FailedError` for another one."""
+        if not isinstance(self.meaning, ConvGeometry):
+            raise FailedError(f"{self.key}: a ConvGeometry is needed, its meaning is a {type(self.meaning).__name__}")
         return self.meaning
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import dilrewrite
-from dilrewrite.errors import UsageError
+from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.walk import ScopePath
@@ -94,6 +95,13 @@ def test_a_form_that_forgets_a_node_is_wrong() -> None:
     prover, source = Prover(), Source(model())
     assert prover.prove(source, site, right).passed
     assert not prover.prove(source, site, wrong).passed
+
+
+def test_a_site_of_another_meaning_has_no_geometry() -> None:
+    site = find(model()).sites[0]
+    assert site.geometry == site.meaning
+    with pytest.raises(FailedError, match=r"^main/c: a ConvGeometry is needed, its meaning is a str$"):
+        _ = replace(site, meaning="a chain").geometry
 
 
 @pytest.mark.usefixtures("padded_conv")
