@@ -218,8 +218,8 @@ def zero_weights_instead_of_their_zero_point() -> Iterator[None]:
 def taps_to_inputs_channel_major() -> Iterator[None]:
     """The taps are folded behind the channels, the slices are joined the other way."""
 
-    def wrong(self: fragment.TapsToInputs, weight: Any, _: Any) -> Any:
-        return weight.reshape(self.shape(weight.shape))
+    def wrong(_: fragment.TapsToInputs, weight: Any, _zero: Any) -> Any:
+        return weight.reshape(len(weight), -1, *(1,) * (weight.ndim - 2))
 
     with mock.patch.object(fragment.TapsToInputs, "apply", wrong):
         yield

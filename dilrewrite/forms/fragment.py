@@ -9,7 +9,7 @@ QuantizeLinear).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dilrewrite.errors import FailedError
+from dilrewrite.forms.geometry import acting_dilation
 
 X = "x"
 """The name under which a fragment reads the site's input."""
@@ -40,10 +41,6 @@ class Node:
 class WeightEdit(Protocol):
     """A change of weights [out, in // group, *kernel] that moves values and writes zeros, and computes nothing."""
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the edited shape."""
-        ...
-
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the edited weights; `zero` (a scalar) is what stands for zero."""
         ...
@@ -57,10 +54,6 @@ class TakeTaps:
     start: int
     stop: int
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape with the axis cut."""
-        return *shape[: self.axis + 2], self.stop - self.start, *shape[self.axis + 3 :]
-
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
         """Return the kept taps."""
         return weight[(slice(None),) * (self.axis + 2) + (slice(self.start, self.stop),)]
@@ -71,10 +64,6 @@ class RepeatOutputs:
     """Repeat all output channels: [O, ...] -> [times * O, ...], whole sets one after the other."""
 
     times: int
-
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape with `times` as many outputs."""
-        return shape[0] * self.times, *shape[1:]
 
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
         """Return the repeated weights."""
@@ -87,26 +76,18 @@ class AddKernelAxis:
 
     axis: int
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape with the new axis."""
-        return *shape[: self.axis + 2], 1, *shape[self.axis + 2 :]
-
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
         """Return the reshaped weights."""
-        return weight.reshape(self.shape(weight.shape))
+        return np.expand_dims(weight, self.axis + 2)
 
 
 @dataclass(frozen=True, slots=True)
 class TapsToInputs:
     """Make taps input channels, tap-major: [O, C, *k] -> [O, prod(k) * C, 1, ...]."""
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the folded shape."""
-        return shape[0], int(np.prod(shape[1:])), *(1,) * (len(shape) - 2)
-
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
         """Return the folded weights."""
-        return np.moveaxis(weight, 1, -1).reshape(self.shape(weight.shape))
+        return np.moveaxis(weight, 1, -1).reshape(len(weight), -1, *(1,) * (weight.ndim - 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +96,10 @@ class SpreadTaps:
 
     dilations: tuple[int, ...]
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the spread shape."""
-        return *shape[:2], *(d * (k - 1) + 1 for d, k in zip(self.dilations, shape[2:], strict=True))
-
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the spread weights."""
-        spread = np.empty(self.shape(weight.shape), dtype=weight.dtype)
+        kernel = (d * (k - 1) + 1 for d, k in zip(self.dilations, weight.shape[2:], strict=True))
+        spread = np.empty((*weight.shape[:2], *kernel), weight.dtype)
         spread[...] = zero
         spread[(slice(None), slice(None), *(slice(None, None, d) for d in self.dilations))] = weight
         return spread
@@ -145,11 +123,6 @@ class CoreConv:
     weight: tuple[WeightEdit, ...]
     bias_times: int
     of: int = 0
-
-    @property
-    def max_dilation(self) -> int:
-        """Return the largest dilation that acts on a kernel axis longer than 1."""
-        return max((d for d, k in zip(self.dilations, self.kernel, strict=True) if k > 1), default=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,12 +160,6 @@ def makes(step: Step) -> tuple[str, ...]:
 
 class MalformedFragmentError(FailedError):
     """The steps of a fragment cannot be run in their order; the text names the strategy and the step."""
-
-    def __init__(self, strategy: str, problem: str) -> None:
-        super().__init__(
-            f"the strategy {strategy} is broken: {problem}",
-            hint="tell its author; until it is mended uninstall its package, or name another form with --strategy",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,17 +205,13 @@ class Fragment:
     @property
     def max_dilation(self) -> int:
         """Return the largest dilation left in the core."""
-        return max((core.max_dilation for core in self.core if isinstance(core, CoreConv)), default=1)
+        convs = (core for core in self.core if isinstance(core, CoreConv))
+        return max((acting_dilation(core.kernel, core.dilations) for core in convs), default=1)
 
     @property
     def adds(self) -> bool:
         """Say whether partial sums are added outside of the Convs, each rounded to the element type."""
         return any(node.op == "Add" for node in self.exit)
-
-    @property
-    def node_count(self) -> int:
-        """Return the number of nodes."""
-        return len(self.steps)
 
     def keeping(self, count: int) -> Fragment:
         """Return the fragment with the `count` nodes behind the original Conv as steps between core and exit.
@@ -270,26 +233,29 @@ class Fragment:
         Everything read was made before, each name is made once, no layout operator stands inside the core, and the
         output is made.
         """
+        for problem in self._problems():
+            hint = "tell its author; until it is mended uninstall its package, or name another form with --strategy"
+            raise MalformedFragmentError(f"the strategy {self.strategy} is broken: {problem}", hint=hint)
+
+    def _problems(self) -> Iterator[str]:
         first, after = self._bounds()
         makers = {name: place for place, step in enumerate(self.steps) for name in makes(step)}
         done: dict[str, int | None] = dict.fromkeys((X, FILL, *self.constants))
         for place, step in enumerate(self.steps):
             if first <= place < after and isinstance(step, Node):
-                raise MalformedFragmentError(
-                    self.strategy, f"{self._named(place)} stands inside the core, before {self._named(after - 1)}"
-                )
+                yield f"{self._named(place)} stands inside the core, before {self._named(after - 1)}"
             for name in reads(step):
                 if name not in done:
                     late = f"only {self._named(makers[name])} makes" if name in makers else "no step makes"
-                    raise MalformedFragmentError(self.strategy, f"{self._named(place)} reads {name!r}, which {late}")
+                    yield f"{self._named(place)} reads {name!r}, which {late}"
             for name in makes(step):
                 if name in done:
                     earlier = done[name]
                     by = "is given" if earlier is None else f"{self._named(earlier)} makes too"
-                    raise MalformedFragmentError(self.strategy, f"{self._named(place)} makes {name!r}, which {by}")
+                    yield f"{self._named(place)} makes {name!r}, which {by}"
                 done[name] = place
         if self.result not in makers:
-            raise MalformedFragmentError(self.strategy, f"no step of {self.strategy} makes its output {self.result!r}")
+            yield f"no step of {self.strategy} makes its output {self.result!r}"
 
     def _named(self, place: int) -> str:
         """Return a step by its place, its part of the fragment, its operator and the name that it makes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 MAX_RANK = 3
@@ -16,9 +17,14 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def product(values: tuple[int, ...]) -> int:
+def product(values: Iterable[int]) -> int:
     """Return the product, 1 for no value."""
     return math.prod(values)
+
+
+def acting_dilation(kernel: Sequence[int], dilations: Sequence[int]) -> int:
+    """Return the largest dilation that acts on a kernel axis longer than 1; 1 without one."""
+    return max((d for k, d in zip(kernel, dilations, strict=True) if k > 1), default=1)
 
 
 def least_divisor(n: int, most: int) -> int:
@@ -85,27 +91,19 @@ class Window:
 
     def with_axis(self, place: int) -> Window:
         """Return the window with one more axis before axis `place`, along which it has a single tap."""
-
-        def inserted(values: tuple[int, ...], value: int) -> tuple[int, ...]:
-            return *values[:place], value, *values[place:]
-
-        return Window(
-            kernel=inserted(self.kernel, 1),
-            strides=inserted(self.strides, 1),
-            dilations=inserted(self.dilations, 1),
-            begin=inserted(self.begin, 0),
-            end=inserted(self.end, 0),
-        )
+        sides = {
+            name: (*getattr(self, name)[:place], int(name not in ("begin", "end")), *getattr(self, name)[place:])
+            for name in ("kernel", "strides", "dilations", "begin", "end")
+        }
+        return Window(**sides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvGeometry:
     """Everything about a Conv that decides how it can be rewritten; `None` stands for what is known at run time only.
 
-    Spatial tuples have `rank` entries. `pads_begin`/`pads_end` count as ONNX counts them (negative crops); an entry is
-    `None` on an axis whose SAME_* pads depend on an unknown extent. `cut` counts the taps that `pruned` removed at the
-    (front, back) of each axis. `quantized` says that the Conv stands between DequantizeLinear and QuantizeLinear.
-    Source: ONNX operator specification, Conv versions 1, 11 and 22.
+    Spatial tuples have `rank` entries, and pads count as ONNX counts them. Source: ONNX operator specification, Conv
+    versions 1, 11 and 22.
     """
 
     batch: int | None
@@ -162,7 +160,7 @@ class ConvGeometry:
     @property
     def max_dilation(self) -> int:
         """Return the largest dilation that acts on a kernel axis longer than 1."""
-        return max((d for d, k in zip(self.dilations, self.kernel, strict=True) if k > 1), default=1)
+        return acting_dilation(self.kernel, self.dilations)
 
     @property
     def depthwise(self) -> bool:
@@ -174,14 +172,8 @@ class ConvGeometry:
         """Return the size of the weights in bytes, `None` when a channel count is unknown."""
         if self.in_channels is None or self.out_channels is None:
             return None
-        return (
-            self.out_channels
-            * self.in_channels
-            // self.group
-            * product(self.kernel)
-            * int(self.element.strip("bfloat"))
-            // 8
-        )
+        count = self.out_channels * self.in_channels // self.group * product(self.kernel)
+        return count * int(self.element.strip("bfloat")) // 8
 
     def span(self, axis: int) -> int:
         """Return the extent that the dilated kernel covers."""
@@ -244,31 +236,22 @@ class ConvGeometry:
         """
         if self.auto_pad == "NOTSET":
             return self
-        begin: list[int | None] = []
-        end: list[int | None] = []
-        for axis in self.axes:
-            if self.auto_pad == "VALID":
-                begin.append(0)
-                end.append(0)
-                continue
-            extent, stride = self.extents[axis], self.strides[axis]
-            if stride == 1:
-                total = self.span(axis) - 1
-            elif extent is not None:
-                total = max((ceil_div(extent, stride) - 1) * stride + self.span(axis) - extent, 0)
-            else:
-                begin.append(None)
-                end.append(None)
-                continue
-            small, large = total // 2, total - total // 2
-            begin.append(small if self.auto_pad == "SAME_UPPER" else large)
-            end.append(large if self.auto_pad == "SAME_UPPER" else small)
-        return replace(
-            self,
-            pads_begin=tuple(begin),
-            pads_end=tuple(end),
-            auto_pad=self.auto_pad if None in begin else "NOTSET",
-        )
+        pads = [self._auto_pads(axis) for axis in self.axes]
+        begin, end = tuple(begin for begin, _ in pads), tuple(end for _, end in pads)
+        return replace(self, pads_begin=begin, pads_end=end, auto_pad=self.auto_pad if None in begin else "NOTSET")
+
+    def _auto_pads(self, axis: int) -> tuple[int | None, int | None]:
+        extent, stride = self.extents[axis], self.strides[axis]
+        if self.auto_pad == "VALID":
+            return 0, 0
+        if stride == 1:
+            total = self.span(axis) - 1
+        elif extent is None:
+            return None, None
+        else:
+            total = max((ceil_div(extent, stride) - 1) * stride + self.span(axis) - extent, 0)
+        small, large = total // 2, total - total // 2
+        return (small, large) if self.auto_pad == "SAME_UPPER" else (large, small)
 
     # -- taps ----------------------------------------------------------------------------------------------------
 
@@ -284,16 +267,9 @@ class ConvGeometry:
 
     def multiply_adds(self) -> int | None:
         """Return the multiply-adds of one run, `None` when a size is unknown."""
-        out = self.out_extents
-        if self.batch is None or self.in_channels is None or self.out_channels is None:
-            return None
-        total = self.batch * self.out_channels * self.in_channels // self.group
-        for axis in self.axes:
-            extent = out[axis]
-            if extent is None:
-                return None
-            total *= extent * self.kernel[axis]
-        return total
+        sizes = (self.batch, self.in_channels, self.out_channels, *self.out_extents)
+        known = [size for size in sizes if size is not None]
+        return product(known) * product(self.kernel) // self.group if len(known) == len(sizes) else None
 
     def data_share(self) -> float | None:
         """Return the share of the multiply-adds that touch data, not padding; `None` when an extent is unknown."""
@@ -320,27 +296,23 @@ class ConvGeometry:
         and so is everything when no tap is live (see `dead`). The pads change with the taps: p0 by -d per tap cut in
         front, p1 by -d per tap cut at the back, so either may become negative, and Ho stays.
         """
-        kernel, begin, end, cut = list(self.kernel), list(self.pads_begin), list(self.pads_end), []
-        for axis in self.axes:
-            taps, p0, p1 = self.taps(axis), self.pads_begin[axis], self.pads_end[axis]
-            live = [] if taps is None else [t for t in range(self.kernel[axis]) if taps.live(t)]
-            if self.dead or not live or p0 is None or p1 is None:
-                cut.append((0, 0))
-                continue
-            front, back = live[0], self.kernel[axis] - 1 - live[-1]
-            kernel[axis] -= front + back
-            begin[axis] = p0 - front * self.dilations[axis]
-            end[axis] = p1 - back * self.dilations[axis]
-            cut.append((front, back))
-        dilations = tuple(d if k > 1 else 1 for d, k in zip(self.dilations, kernel, strict=True))
+        cut = tuple(map(self._dead_ends, self.axes))
+        kernel = tuple(k - front - back for k, (front, back) in zip(self.kernel, cut, strict=True))
+        fronts, backs = ([d * taps[side] for d, taps in zip(self.dilations, cut, strict=True)] for side in (0, 1))
         return replace(
             self,
-            kernel=tuple(kernel),
-            dilations=dilations,
-            pads_begin=tuple(begin),
-            pads_end=tuple(end),
-            cut=tuple(cut),
+            kernel=kernel,
+            dilations=tuple(d if k > 1 else 1 for d, k in zip(self.dilations, kernel, strict=True)),
+            pads_begin=tuple(p if p is None else p - gone for p, gone in zip(self.pads_begin, fronts, strict=True)),
+            pads_end=tuple(p if p is None else p - gone for p, gone in zip(self.pads_end, backs, strict=True)),
+            cut=cut,
         )
+
+    def _dead_ends(self, axis: int) -> tuple[int, int]:
+        """Return how many taps go at the front and the back of an axis."""
+        taps = None if self.dead else self.taps(axis)
+        live = [] if taps is None else [t for t in range(self.kernel[axis]) if taps.live(t)]
+        return (live[0], self.kernel[axis] - 1 - live[-1]) if live else (0, 0)
 
     def normal(self) -> ConvGeometry:
         """Return the geometry behind the entry of a fragment: no `auto_pad`, no negative pad.

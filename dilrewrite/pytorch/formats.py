@@ -10,11 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dilrewrite.pytorch.convbench import PASSES, Result, Row
 
-ORIGINAL_PASSES = {
-    "forward": "fprop",
-    "backward by input": "bprop inputs",
-    "backward by weight": "bprop weights",
-}
+ORIGINAL_PASSES = {"forward": "fprop", "backward by input": "bprop inputs", "backward by weight": "bprop weights"}
 """The passes in the words of the 2016 script."""
 
 ORIGINAL_NAMES = {

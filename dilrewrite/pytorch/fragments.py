@@ -264,7 +264,8 @@ def edited(edit: WeightEdit, weight: Tensor) -> Tensor:
         case TapsToInputs():
             return weight.movedim(1, -1).reshape(weight.shape[0], -1, *(1,) * (weight.dim() - 2))
         case SpreadTaps(dilations):
-            spread = weight.new_zeros(edit.shape(tuple(weight.shape)))
+            kernel = (d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True))
+            spread = weight.new_zeros((*weight.shape[:2], *kernel))
             index = (slice(None), slice(None), *(slice(None, None, d) for d in dilations))
             spread[index] = weight
             return spread

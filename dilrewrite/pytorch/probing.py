@@ -237,13 +237,7 @@ def timed(run: Callable[[], None], device: str, steps: int = 1) -> float:
 
 
 def step_timings(
-    first: Probe,
-    second: Probe,
-    passes: tuple[str, ...],
-    seconds: float,
-    *,
-    whole: bool = False,
-    prune: bool = True,
+    first: Probe, second: Probe, passes: tuple[str, ...], seconds: float, *, whole: bool = False, prune: bool = True
 ) -> Comparison:
     """Time `second` against `first` for about so many seconds; a `whole` module against itself before, if time allows.
 

@@ -293,7 +293,7 @@ def _candidate(candidate: Candidate, form: FormTiming | None, backend: str) -> C
         strategy=candidate.strategy,
         multiply_adds=candidate.multiply_adds,
         elements_moved=candidate.elements_moved,
-        nodes=candidate.fragment.node_count,
+        nodes=len(candidate.fragment.steps),
         max_dilation=candidate.fragment.max_dilation,
         outcome=form.outcome if form is not None else None,
         cause=reasons.cause(form, backend) if form is not None else "",
