@@ -65,7 +65,7 @@ def front_pad_dropped() -> Iterator[None]:
 
     def wrong(build: Builder, *given: Any) -> Any:
         enter, pads, leave = right(build, *given)
-        return dataclasses.replace(enter, front=0, back=build.add(enter.back, enter.front)), pads, leave
+        return dataclasses.replace(enter, front=0, back=enter.back + enter.front), pads, leave
 
     with _everywhere(right, wrong):
         yield
@@ -186,9 +186,9 @@ def right_only_at_divisible_lengths() -> Iterator[None]:
                 continue
             step = axis.block * axis.grain
             extent = build.extent(x, place + 2)
-            whole = build.mul(build.div(extent, step), step)
+            whole = extent // step * step
             cuts[place + 2] = Cut(0, whole)
-            ends[place] = build.add(ends[place], build.sub(extent, whole))
+            ends[place] += extent - whole
         return build.pad(build.slice(x, cuts), axis_pads(rank, fronts), axis_pads(rank, ends))
 
     with _everywhere(_phases.pad_axes, wrong):

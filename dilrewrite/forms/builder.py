@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dilrewrite.forms.fragment import FILL, AttributeValue, Core, CoreConv, CoreFill, Fragment, Node, WeightEdit, X
@@ -28,10 +28,36 @@ class Unsupported(Exception):  # noqa: N818 - it is caught and becomes a refusal
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A size known at run time: the name of an int64 tensor of shape [1], and an upper bound when there is one."""
+    """A size known at run time: the name of an int64 tensor of shape [1], and an upper bound when there is one.
+
+    Arithmetic with it adds nodes to its builder; `//` is for dividends of at least 0, since ONNX rounds towards zero.
+    """
 
     name: str
     bound: int | None = None
+    builder: Builder | None = field(default=None, repr=False, compare=False)
+
+    def _computed(self, op: str, a: Extent, b: Extent) -> Symbol:
+        assert self.builder is not None, "only a builder's sizes are computed with"
+        return self.builder.arithmetic(op, a, b)
+
+    def __add__(self, other: Extent) -> Symbol:
+        return self if other == 0 else self._computed("Add", self, other)
+
+    def __radd__(self, other: int) -> Symbol:
+        return self if other == 0 else self._computed("Add", other, self)
+
+    def __sub__(self, other: Extent) -> Symbol:
+        return self if other == 0 else self._computed("Sub", self, other)
+
+    def __rsub__(self, other: int) -> Symbol:
+        return self._computed("Sub", other, self)
+
+    def __mul__(self, other: int) -> Symbol:
+        return self if other == 1 else self._computed("Mul", self, other)
+
+    def __floordiv__(self, other: int) -> Symbol:
+        return self if other == 1 else self._computed("Div", self, other)
 
 
 Extent = int | Symbol
@@ -69,9 +95,7 @@ class Builder:
         self.weight_edits: tuple[WeightEdit, ...] = ()
         self._nodes: list[Node | Core] = []
         self._constants: dict[tuple[int, ...], str] = {}
-        self._shapes: dict[str, str] = {}
-        self._extents: dict[tuple[str, int], Symbol] = {}
-        self._computed: dict[tuple[object, ...], str] = {}
+        self._computed: dict[tuple[str, ...], str] = {}
         self._exit: set[str] = set()
         self._count = 0
         self.partial = False
@@ -92,6 +116,13 @@ class Builder:
             self._exit.add(output)
         return output
 
+    def _once(self, op: str, inputs: Sequence[str], attributes: Mapping[str, AttributeValue] | None = None) -> str:
+        """Return what a node makes that computes sizes, the same for the same inputs."""
+        key = (op, *inputs)
+        if key not in self._computed:
+            self._computed[key] = self._add(op, inputs, attributes)
+        return self._computed[key]
+
     def _layout(self, name: str, shape: Sequence[Extent | None]) -> Tensor:
         """Return the tensor that a layout operator makes, and count the elements that it writes."""
         self._moved = _plus_product(self._moved, shape)
@@ -109,8 +140,9 @@ class Builder:
 
     def _vector(self, extents: Sequence[Extent]) -> str:
         """Return a 1-D tensor of the extents."""
-        if all(isinstance(extent, int) for extent in extents):
-            return self.constant([extent for extent in extents if isinstance(extent, int)])
+        static = _known(extents)
+        if static is not None:
+            return self.constant(static)
         if len(extents) == 1:
             return self._value(extents[0])
         return self._add("Concat", [self._value(extent) for extent in extents], {"axis": 0})
@@ -125,12 +157,8 @@ class Builder:
         size = tensor.shape[axis]
         if size is not None:
             return size
-        if (tensor.name, axis) not in self._extents:
-            if tensor.name not in self._shapes:
-                self._shapes[tensor.name] = self._add("Shape", [tensor.name])
-            name = self._add("Gather", [self._shapes[tensor.name], self.constant([axis])], {"axis": 0})
-            self._extents[tensor.name, axis] = Symbol(name)
-        return self._extents[tensor.name, axis]
+        shape = self._once("Shape", [tensor.name])
+        return Symbol(self._once("Gather", [shape, self.constant([axis])], {"axis": 0}), builder=self)
 
     def batch(self, times: int = 1) -> Extent:
         """Return the batch of the input times `times`, as the first size of a reshape before the core.
@@ -143,52 +171,22 @@ class Builder:
             return batch * times
         if all(extent is not None for extent in self.geometry.extents):
             return INFER
-        return self.mul(self.extent(self.x, 0), times)
+        return self.extent(self.x, 0) * times
 
-    def _arithmetic(self, op: str, a: Extent, b: Extent) -> Symbol:
-        key = (op, a, b)
-        if key not in self._computed:
-            self._computed[key] = self._add(op, [self._value(a), self._value(b)])
-        return Symbol(self._computed[key])
-
-    def add(self, a: Extent, b: Extent) -> Extent:
-        """Return a + b."""
-        if isinstance(a, int) and isinstance(b, int):
-            return a + b
-        return a if b == 0 else b if a == 0 else self._arithmetic("Add", a, b)
-
-    def sub(self, a: Extent, b: Extent) -> Extent:
-        """Return a - b."""
-        if isinstance(a, int) and isinstance(b, int):
-            return a - b
-        return a if b == 0 else self._arithmetic("Sub", a, b)
+    def arithmetic(self, op: str, a: Extent, b: Extent) -> Symbol:
+        """Return the result of an ONNX operator on two sizes."""
+        return Symbol(self._once(op, [self._value(a), self._value(b)]), builder=self)
 
     @staticmethod
     def bounded(extent: Extent, bound: int) -> Extent:
         """Return the extent with an upper bound that the caller knows (a pad needs one where it cannot be computed)."""
-        return Symbol(extent.name, bound) if isinstance(extent, Symbol) else extent
-
-    def mul(self, a: Extent, b: int) -> Extent:
-        """Return a * b."""
-        if isinstance(a, int):
-            return a * b
-        return a if b == 1 else self._arithmetic("Mul", a, b)
-
-    def div(self, a: Extent, b: int) -> Extent:
-        """Return a / b rounded down, for a >= 0 (ONNX rounds towards zero)."""
-        if isinstance(a, int):
-            return a // b
-        return a if b == 1 else self._arithmetic("Div", a, b)
-
-    def ceil_div(self, a: Extent, b: int) -> Extent:
-        """Return a / b rounded up, for a > -b."""
-        return self.div(self.add(a, b - 1), b)
+        return replace(extent, bound=bound) if isinstance(extent, Symbol) else extent
 
     def positive(self, a: Extent) -> Extent:
         """Return max(a, 0) as (a + |a|) / 2: Max takes integers only from opset 12 on."""
         if isinstance(a, int):
             return max(a, 0)
-        return self.div(self.add(a, Symbol(self._add("Abs", [a.name]))), 2)
+        return (a + Symbol(self._add("Abs", [a.name]))) // 2
 
     # -- layout operators ----------------------------------------------------------------------------------------
 
@@ -196,35 +194,30 @@ class Builder:
         """Cut `tensor` on the given axes (counted with batch and channels)."""
         cuts = {
             axis: cut
-            for axis, cut in cuts.items()
+            for axis, cut in sorted(cuts.items())
             if cut.start != 0 or cut.step != 1 or cut.stop not in (END, tensor.shape[axis])
         }
         if not cuts:
             return tensor
-        axes = sorted(cuts)
         shape = list(tensor.shape)
-        for axis in axes:
-            shape[axis] = self._length(tensor.shape[axis], cuts[axis])
-        starts, stops = [cuts[axis].start for axis in axes], [cuts[axis].stop for axis in axes]
-        steps = [cuts[axis].step for axis in axes]
+        for axis, cut in cuts.items():
+            shape[axis] = _length(shape[axis], cut)
+        starts, stops = [cut.start for cut in cuts.values()], [cut.stop for cut in cuts.values()]
+        steps = {axis: cut.step for axis, cut in cuts.items() if cut.step != 1}
         if self.opset >= 10:
-            inputs = [tensor.name, self._vector(starts), self._vector(stops), self.constant(axes)]
-            if any(step != 1 for step in steps):
-                inputs.append(self.constant(steps))
-            return self._layout(self._add("Slice", inputs), tuple(shape))
-        if any(isinstance(value, Symbol) for value in (*starts, *stops)):
+            inputs = [tensor.name, self._vector(starts), self._vector(stops), self.constant(list(cuts))]
+            if steps:
+                inputs.append(self.constant([cut.step for cut in cuts.values()]))
+            return self._layout(self._add("Slice", inputs), shape)
+        static_starts, static_stops = _known(starts), _known(stops)
+        if static_starts is None or static_stops is None:
             raise self._lacks("Slice with ends computed at run time (opset 10)")
-        stepped = [axis for axis in axes if cuts[axis].step != 1]
-        if not stepped:
-            attributes: dict[str, AttributeValue] = {
-                "axes": tuple(axes),
-                "starts": tuple(value for value in starts if isinstance(value, int)),
-                "ends": tuple(value for value in stops if isinstance(value, int)),
-            }
-            return self._layout(self._add("Slice", [tensor.name], attributes), tuple(shape))
-        tensor = self.slice(tensor, {axis: Cut(cuts[axis].start, cuts[axis].stop) for axis in axes})
-        for axis in stepped:
-            tensor = self._thin(tensor, axis, cuts[axis].step)
+        if not steps:
+            attributes = {"axes": tuple(cuts), "starts": static_starts, "ends": static_stops}
+            return self._layout(self._add("Slice", [tensor.name], attributes), shape)
+        tensor = self.slice(tensor, {axis: Cut(cut.start, cut.stop) for axis, cut in cuts.items()})
+        for axis, step in steps.items():
+            tensor = self._thin(tensor, axis, step)
         return tensor
 
     def _thin(self, tensor: Tensor, axis: int, step: int) -> Tensor:
@@ -237,86 +230,59 @@ class Builder:
         pads[axis] = count * step - extent
         tensor = self.pad(tensor, [0] * len(tensor.shape), pads)
         head, tail = tensor.shape[:axis], tensor.shape[axis + 1 :]
-        split = self.reshape(tensor, [*self._copied(head), count, step, *self._sizes(tensor, axis + 1)])
-        first = self.slice(split, {axis + 1: Cut(0, 1)})
-        merged = self.reshape(first, [*self._copied(head), count, *self._sizes(tensor, axis + 1)])
+        before = [extent if isinstance(extent, int) and extent > 0 else 0 for extent in head]
+        behind = [self.extent(tensor, place) for place in range(axis + 1, len(tensor.shape))]
+        split = self.reshape(tensor, [*before, count, step, *behind])
+        merged = self.reshape(self.slice(split, {axis + 1: Cut(0, 1)}), [*before, count, *behind])
         return Tensor(merged.name, (*head, count, *tail))
-
-    @staticmethod
-    def _copied(shape: Sequence[Extent | None]) -> list[Extent]:
-        return [extent if isinstance(extent, int) and extent > 0 else 0 for extent in shape]
-
-    def _sizes(self, tensor: Tensor, start: int) -> list[Extent]:
-        return [self.extent(tensor, axis) for axis in range(start, len(tensor.shape))]
-
-    @staticmethod
-    def _length(extent: Extent | None, cut: Cut) -> Extent | None:
-        if isinstance(cut.start, Symbol):
-            return None
-        if isinstance(cut.stop, Symbol):
-            return cut.stop if cut.start == 0 and cut.step == 1 else None
-        if isinstance(extent, int):
-            start, stop, step = slice(cut.start, cut.stop, cut.step).indices(extent)
-            return max(0, -((start - stop) // step))
-        return None
 
     def pad(self, tensor: Tensor, begin: Sequence[Extent], end: Sequence[Extent]) -> Tensor:
         """Pad every axis of `tensor` (batch and channels too) with zeros: the zero point of a quantised tensor."""
         if all(value == 0 for value in (*begin, *end)):
             return tensor
-        shape = tuple(
-            None if extent is None or not all(isinstance(v, int) for v in (b, e)) else self._plus(extent, b, e)
-            for extent, b, e in zip(tensor.shape, begin, end, strict=True)
-        )
+        shape = []
+        for extent, b, e in zip(tensor.shape, begin, end, strict=True):
+            sizes = _known((extent, b, e))
+            shape.append(sum(sizes) if sizes is not None else extent if (b, e) == (0, 0) else None)
         on_integers = self.quantized and tensor.name not in self._exit
         if on_integers and self.opset < 11:
             raise self._lacks(f"Pad for {self.storage} (opset 11)")
         pads = [*begin, *end]
-        static = [value for value in pads if isinstance(value, int)]
         if self.opset >= 11:
             inputs = [tensor.name, self._vector(pads), *([FILL] if on_integers else [])]
             return self._layout(self._add("Pad", inputs), shape)
-        if len(static) == len(pads):
-            return self._layout(self._add("Pad", [tensor.name], {"pads": tuple(static)}), shape)
+        static = _known(pads)
+        if static is not None:
+            return self._layout(self._add("Pad", [tensor.name], {"pads": static}), shape)
         if self.opset < 10:
             raise self._lacks(
                 "Pad with amounts computed at run time (opset 11) nor Slice with ends computed at run time (opset 10)"
             )
         # Opset 10: pad by the upper bounds, then cut to the computed length.
-        widest = [value.bound if isinstance(value, Symbol) else value for value in pads]
-        assert None not in widest, "a computed pad has an upper bound"
-        wide = Tensor(self._add("Pad", [tensor.name], {"pads": tuple(v for v in widest if v is not None)}), shape)
+        widest = _known([value.bound if isinstance(value, Symbol) else value for value in pads])
+        assert widest is not None, "a computed pad has an upper bound"
+        wide = Tensor(self._add("Pad", [tensor.name], {"pads": widest}), tuple(shape))
         cuts = {}
         for axis, (b, e) in enumerate(zip(begin, end, strict=True)):
             if isinstance(b, Symbol) or isinstance(e, Symbol):
-                bound = b.bound if isinstance(b, Symbol) else b
-                assert bound is not None
-                start = self.sub(bound, b)
-                length = self.add(self.add(self.extent(tensor, axis), b), e)
-                cuts[axis] = Cut(start, self.add(start, length))
-        return Tensor(self.slice(wide, cuts).name, shape)
-
-    @staticmethod
-    def _plus(extent: Extent, begin: Extent, end: Extent) -> Extent | None:
-        if isinstance(extent, int) and isinstance(begin, int) and isinstance(end, int):
-            return extent + begin + end
-        return extent if begin == 0 and end == 0 else None
+                start = widest[axis] - b
+                cuts[axis] = Cut(start, start + (self.extent(tensor, axis) + b + e))
+        return Tensor(self.slice(wide, cuts).name, tuple(shape))
 
     def reshape(self, tensor: Tensor, shape: Sequence[Extent]) -> Tensor:
         """Reshape; 0 copies the size at the same place, `INFER` (batch only) takes what is left."""
         dims: list[Extent | None] = [
             tensor.shape[i] if extent == 0 else None if extent == INFER else extent for i, extent in enumerate(shape)
         ]
-        sizes = [extent for extent in tensor.shape if isinstance(extent, int)]
-        rest = [extent for extent in dims if isinstance(extent, int)]
-        if INFER in shape and len(sizes) == len(tensor.shape) and len(rest) == len(dims) - 1 and 0 not in rest:
+        sizes, rest = _known(tensor.shape), [extent for extent in dims if isinstance(extent, int)]
+        if INFER in shape and sizes is not None and len(rest) == len(dims) - 1 and 0 not in rest:
             dims[list(shape).index(INFER)] = math.prod(sizes) // math.prod(rest)
         return Tensor(self._add("Reshape", [tensor.name, self._vector(shape)]), tuple(dims))
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:
         """Permute the axes."""
         name = self._add("Transpose", [tensor.name], {"perm": tuple(perm)})
-        return self._layout(name, tuple(tensor.shape[i] for i in perm))
+        return self._layout(name, [tensor.shape[i] for i in perm])
 
     def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
         """Join tensors along `axis`."""
@@ -328,34 +294,22 @@ class Builder:
             if index != axis:
                 shape[index] = next((size for size in sizes if isinstance(size, int)), sizes[0])
                 continue
-            ints = [size for size in sizes if isinstance(size, int)]
-            shape[index] = sum(ints) if len(ints) == len(sizes) else None
-        return self._layout(self._add("Concat", [tensor.name for tensor in tensors], {"axis": axis}), tuple(shape))
+            lengths = _known(sizes)
+            shape[index] = None if lengths is None else sum(lengths)
+        return self._layout(self._add("Concat", [tensor.name for tensor in tensors], {"axis": axis}), shape)
 
     def space_to_depth(self, tensor: Tensor, block: int) -> Tensor:
         """[N, C, H, W] -> [N, block*block*C, H/block, W/block], channel (row phase * block + column phase) * C + c."""
-        batch, channels, height, width = tensor.shape
-        shape = (
-            batch,
-            channels * block * block if isinstance(channels, int) else None,
-            height // block if isinstance(height, int) else None,
-            width // block if isinstance(width, int) else None,
-        )
+        batch, channels, *extents = tensor.shape
+        shape = (batch, _times(channels, block * block), *(_times(extent, 1, block) for extent in extents))
         return self._layout(self._add("SpaceToDepth", [tensor.name], {"blocksize": block}), shape)
 
     def depth_to_space(self, tensor: Tensor, block: int) -> Tensor:
         """Undo `space_to_depth` (mode DCR)."""
-        batch, channels, height, width = tensor.shape
-        shape = (
-            batch,
-            channels // (block * block) if isinstance(channels, int) else None,
-            height * block if isinstance(height, int) else None,
-            width * block if isinstance(width, int) else None,
-        )
-        attributes: dict[str, AttributeValue] = {"blocksize": block}
-        if self.opset >= 11:
-            attributes["mode"] = "DCR"
-        return self._layout(self._add("DepthToSpace", [tensor.name], attributes), shape)
+        batch, channels, *extents = tensor.shape
+        shape = (batch, _times(channels, 1, block * block), *(_times(extent, block) for extent in extents))
+        mode: dict[str, AttributeValue] = {"mode": "DCR"} if self.opset >= 11 else {}
+        return self._layout(self._add("DepthToSpace", [tensor.name], {"blocksize": block, **mode}), shape)
 
     @property
     def has_depth_to_space(self) -> bool:
@@ -399,13 +353,9 @@ class Builder:
             (extent + b + e - d * (k - 1) - 1) // s + 1 if isinstance(extent, int) else None
             for extent, b, e, d, k, s in slides
         )
-        work = (tensor.shape[0], outputs, *spatial, *window.kernel, self._group_inputs(tensor.shape[1], group))
+        work = (tensor.shape[0], outputs, *spatial, *window.kernel, _times(tensor.shape[1], 1, group))
         self._multiply_adds = _plus_product(self._multiply_adds, work)
         return Tensor(name, (tensor.shape[0], outputs, *spatial))
-
-    @staticmethod
-    def _group_inputs(channels: Extent | None, group: int) -> int | None:
-        return channels // group if isinstance(channels, int) else None
 
     def plain_conv(self, geometry: ConvGeometry) -> Tensor:
         """Add the Conv of a normal geometry as it is."""
@@ -451,12 +401,29 @@ class Builder:
         )
 
 
+def _known(sizes: Sequence[Extent | None]) -> tuple[int, ...] | None:
+    """Return the sizes when all are integers."""
+    integers = tuple(size for size in sizes if isinstance(size, int))
+    return integers if len(integers) == len(sizes) else None
+
+
 def _plus_product(total: int | None, sizes: Sequence[Extent | None]) -> int | None:
     """Return total + product of the sizes, `None` when one is not a known integer."""
-    for size in sizes:
-        if not isinstance(size, int):
-            return None
-    return None if total is None else total + math.prod(size for size in sizes if isinstance(size, int))
+    integers = _known(sizes)
+    return None if total is None or integers is None else total + math.prod(integers)
+
+
+def _times(extent: Extent | None, factor: int, divisor: int = 1) -> int | None:
+    return extent * factor // divisor if isinstance(extent, int) else None
+
+
+def _length(extent: Extent | None, cut: Cut) -> Extent | None:
+    """Return the size of what is cut out of an axis."""
+    if isinstance(cut.stop, Symbol):
+        return cut.stop if cut.start == 0 and cut.step == 1 else None
+    if isinstance(extent, int) and isinstance(cut.start, int):
+        return len(range(*slice(cut.start, cut.stop, cut.step).indices(extent)))
+    return None
 
 
 def axis_pads(rank: int, axis_values: Mapping[int, Extent]) -> list[Extent]:

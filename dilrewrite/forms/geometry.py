@@ -163,11 +163,6 @@ class ConvGeometry:
         return acting_dilation(self.kernel, self.dilations)
 
     @property
-    def depthwise(self) -> bool:
-        """Say whether every group has one input channel."""
-        return self.group > 1 and self.in_channels == self.group
-
-    @property
     def weight_bytes(self) -> int | None:
         """Return the size of the weights in bytes, `None` when a channel count is unknown."""
         if self.in_channels is None or self.out_channels is None:

@@ -5,7 +5,6 @@ A layout is made where phases are planned. A Conv carries it on: `AxisLayout.con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dilrewrite.forms.builder import Extent
@@ -68,21 +67,9 @@ class AxisLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """All spatial axes of a tensor; `lifted`: the place of an axis of size 1 that only the layout has."""
+    """All spatial axes of a tensor."""
 
     axes: tuple[AxisLayout, ...]
-    lifted: int | None = None
-
-    @staticmethod
-    def natural(extents: Sequence[Extent | None], *, lifted: int | None = None) -> Layout:
-        """Return the layout without phases."""
-        return Layout(axes=tuple(AxisLayout(extent=extent, samples=extent) for extent in extents), lifted=lifted)
-
-    @property
-    def sizes(self) -> list[Extent]:
-        """Return the spatial sizes of a tensor without phases, the lifted axis among them."""
-        sizes = [axis.samples for axis in self.axes if axis.samples is not None]
-        return sizes if self.lifted is None else [*sizes[: self.lifted], 1, *sizes[self.lifted :]]
 
     @property
     def split(self) -> tuple[int, ...]:

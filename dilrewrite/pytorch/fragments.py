@@ -6,9 +6,10 @@ of a geometry whose sizes are all known is turned once into a program: a list of
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dilrewrite.forms.fragment import (
     AddKernelAxis,
@@ -32,22 +33,30 @@ if TYPE_CHECKING:
 OPSET = 18
 """The opset that fragments are spelled for: pads, cuts and shapes are constants beside their node."""
 
-Step = Callable[[dict[str, Any], Any, Any], Any]
-"""A step reads tensors by name, the weight and the bias, and returns the tensor that it makes."""
+Step = Callable[..., Any]
+"""A step returns the tensor that it makes from those that it reads and, in the core, the weight and the bias."""
+
+WEIGHT, BIAS = "weight", "bias"
+"""The names under which the core reads the site's weight and bias."""
+
+Constants = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The steps of a fragment, in order: (name of what it makes, step, names that nothing needs after), the result."""
+    """The steps of a fragment, in order, and the name of the result.
 
-    steps: tuple[tuple[str, Step, tuple[str, ...]], ...]
+    A step stands with the name of what it makes, the names that it reads, and those of them that nothing needs after.
+    """
+
+    steps: tuple[tuple[str, Step, tuple[str, ...], tuple[str, ...]], ...]
     result: str
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output [N, O, *extents] for the input [N, C, *extents] and the weight [O, C / group, *kernel]."""
-        tensors: dict[str, Any] = {X: x}
-        for name, step, done in self.steps:
-            tensors[name] = step(tensors, weight, bias)
+        tensors: dict[str, Any] = {X: x, WEIGHT: weight, BIAS: bias}
+        for name, step, read, done in self.steps:
+            tensors[name] = step(*[tensors[each] for each in read])
             for other in done:
                 del tensors[other]
         result: Tensor = tensors[self.result]
@@ -59,103 +68,93 @@ def program(fragment: Fragment) -> Program:
 
     Raises `NotImplementedError` naming the operator or the weight edit that is not known here.
     """
-    constants = fragment.constants
-    steps: list[tuple[str, tuple[str, ...], Step]] = []
+    steps: list[tuple[str, Step, tuple[str, ...]]] = []
     for node in fragment.steps:
-        read = tuple(name for name in reads(node) if name not in constants)
+        read = tuple(name for name in reads(node) if name not in fragment.constants)
         if isinstance(node, CoreConv):
-            steps.append((node.output, read, _conv(node)))
+            steps.append((node.output, _conv(node), (*read, WEIGHT, BIAS)))
         elif isinstance(node, CoreFill):
-            steps.append((node.output, read, _fill(constants[node.repeats])))
+            steps.append((node.output, _fill(fragment.constants[node.repeats]), (WEIGHT, BIAS)))
         elif isinstance(node, Kept):
             raise NotImplementedError("a node of an ONNX model has no form in torch")
         elif node.op == "Add":
             _accumulate(node, steps)
+        elif node.op not in _OPERATORS:
+            raise NotImplementedError(f"{node.op} has no form in torch here")
         else:
-            if node.op not in _OPERATORS:
-                raise NotImplementedError(f"{node.op} has no form in torch here")
-            steps.append((node.outputs[0], read, _OPERATORS[node.op](node, constants)))
-    last = {name: place for place, (_, read, _) in enumerate(steps) for name in read if name != fragment.result}
+            steps.append((node.outputs[0], _OPERATORS[node.op](node, fragment.constants), read))
+    last = {name: place for place, (_, _, read) in enumerate(steps) for name in read}
+    for name in (fragment.result, WEIGHT, BIAS):
+        last.pop(name, None)
     done = [tuple(name for name, place in last.items() if place == number) for number in range(len(steps))]
-    return Program(
-        tuple((name, step, names) for (name, _, step), names in zip(steps, done, strict=True)), fragment.result
-    )
+    return Program(tuple((*step, names) for step, names in zip(steps, done, strict=True)), fragment.result)
 
 
-def _accumulate(node: Node, steps: list[tuple[str, tuple[str, ...], Step]]) -> None:
+def _accumulate(node: Node, steps: list[tuple[str, Step, tuple[str, ...]]]) -> None:
     """Add two tensors as soon as both are there, so that few summands exist at a time."""
     places = {name: place for place, (name, _, _) in enumerate(steps)}
-    first, second = node.inputs
-    if not {first, second} <= set(places):
+    if not set(node.inputs) <= set(places):
         raise NotImplementedError(f"a sum of {node.inputs}")
-    step = (node.outputs[0], (first, second), _add(first, second))
-    steps.insert(max(places[first], places[second]) + 1, step)
-
-
-def _add(first: str, second: str) -> Step:
-    return lambda tensors, _weight, _bias: tensors[first] + tensors[second]
+    steps.insert(max(places[name] for name in node.inputs) + 1, (node.outputs[0], operator.add, node.inputs))
 
 
 # -- layout ----------------------------------------------------------------------------------------------------------
 
 
-def _slice(node: Node, constants: Mapping[str, Sequence[int]]) -> Step:
-    source = node.inputs[0]
+def _slice(node: Node, constants: Constants) -> Step:
     starts, stops = constants[node.inputs[1]], constants[node.inputs[2]]
     axes = constants[node.inputs[3]] if len(node.inputs) > 3 and node.inputs[3] else range(len(starts))
     strides = constants[node.inputs[4]] if len(node.inputs) > 4 and node.inputs[4] else [1] * len(starts)
     cuts = {axis: slice(a, b, c) for axis, a, b, c in zip(axes, starts, stops, strides, strict=True)}
     index = tuple(cuts.get(axis, slice(None)) for axis in range(max(cuts) + 1))
-    return lambda tensors, _weight, _bias: tensors[source][index]
+    return lambda x: x[index]
 
 
-def _pad(node: Node, constants: Mapping[str, Sequence[int]]) -> Step:
-    source, pads = node.inputs[0], constants[node.inputs[1]]
-    rank = len(pads) // 2
-    # torch counts from the last axis, and takes (begin, end) of each.
-    order = [value for axis in reversed(range(rank)) for value in (pads[axis], pads[axis + rank])]
+def _functional() -> Any:
+    """Return torch's functions, when a step runs: a program can be made without torch."""
+    from torch.nn import functional
+
+    return functional
+
+
+def _pad(node: Node, constants: Constants) -> Step:
+    pads = constants[node.inputs[1]]
+    order = _from_last(pads[: len(pads) // 2], pads[len(pads) // 2 :])
     while len(order) > 2 and not any(order[-2:]):
         del order[-2:]
-
-    def step(tensors: dict[str, Any], _weight: Any, _bias: Any) -> Any:
-        from torch.nn import functional
-
-        return functional.pad(tensors[source], order)
-
-    return step
+    return lambda x: _functional().pad(x, order)
 
 
-def _reshape(node: Node, constants: Mapping[str, Sequence[int]]) -> Step:
-    source, sizes = node.inputs[0], tuple(constants[node.inputs[1]])
-
-    def step(tensors: dict[str, Any], _weight: Any, _bias: Any) -> Any:
-        x = tensors[source]
-        return x.reshape([x.shape[place] if size == 0 else size for place, size in enumerate(sizes)])
-
-    return step
+def _from_last(begin: Sequence[int], end: Sequence[int]) -> list[int]:
+    """Return pads as torch takes them: (begin, end) of each axis, counted from the last."""
+    return [pad for pair in reversed([*zip(begin, end, strict=True)]) for pad in pair]
 
 
-def _transpose(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step:
-    source, order = node.inputs[0], node.attributes["perm"]
-    return lambda tensors, _weight, _bias: tensors[source].permute(order)
+def _reshape(node: Node, constants: Constants) -> Step:
+    sizes = tuple(constants[node.inputs[1]])
+    return lambda x: x.reshape([x.shape[place] if size == 0 else size for place, size in enumerate(sizes)])
 
 
-def _concat(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step:
-    sources, axis = node.inputs, node.attributes["axis"]
+def _transpose(node: Node, _constants: Constants) -> Step:
+    order = node.attributes["perm"]
+    return lambda x: x.permute(order)
 
-    def step(tensors: dict[str, Any], _weight: Any, _bias: Any) -> Any:
+
+def _concat(node: Node, _constants: Constants) -> Step:
+    axis = cast("int", node.attributes["axis"])
+
+    def step(*parts: Any) -> Any:
         import torch
 
-        return torch.cat([tensors[source] for source in sources], dim=int(axis))  # type: ignore[arg-type]
+        return torch.cat(parts, dim=axis)
 
     return step
 
 
-def _space_to_depth(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step:
-    source, block = node.inputs[0], int(node.attributes["blocksize"])  # type: ignore[arg-type]
+def _space_to_depth(node: Node, _constants: Constants) -> Step:
+    block = cast("int", node.attributes["blocksize"])
 
-    def step(tensors: dict[str, Any], _weight: Any, _bias: Any) -> Any:
-        x = tensors[source]
+    def step(x: Any) -> Any:
         n, c, h, w = x.shape
         split = x.reshape(n, c, h // block, block, w // block, block)
         return split.permute(0, 3, 5, 1, 2, 4).reshape(n, c * block * block, h // block, w // block)
@@ -163,11 +162,10 @@ def _space_to_depth(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step
     return step
 
 
-def _depth_to_space(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step:
-    source, block = node.inputs[0], int(node.attributes["blocksize"])  # type: ignore[arg-type]
+def _depth_to_space(node: Node, _constants: Constants) -> Step:
+    block = cast("int", node.attributes["blocksize"])
 
-    def step(tensors: dict[str, Any], _weight: Any, _bias: Any) -> Any:
-        x = tensors[source]
+    def step(x: Any) -> Any:
         n, c, h, w = x.shape
         split = x.reshape(n, block, block, c // (block * block), h, w)
         return split.permute(0, 3, 4, 1, 5, 2).reshape(n, c // (block * block), h * block, w * block)
@@ -175,19 +173,17 @@ def _depth_to_space(node: Node, _constants: Mapping[str, Sequence[int]]) -> Step
     return step
 
 
-def _squeeze(node: Node, constants: Mapping[str, Sequence[int]]) -> Step:
-    source = node.inputs[0]
-    axes = constants[node.inputs[1]]
-    return lambda tensors, _weight, _bias: tensors[source].squeeze(tuple(axes))
+def _squeeze(node: Node, constants: Constants) -> Step:
+    axes = tuple(constants[node.inputs[1]])
+    return lambda x: x.squeeze(axes)
 
 
-def _unsqueeze(node: Node, constants: Mapping[str, Sequence[int]]) -> Step:
-    source = node.inputs[0]
+def _unsqueeze(node: Node, constants: Constants) -> Step:
     (axis,) = constants[node.inputs[1]]
-    return lambda tensors, _weight, _bias: tensors[source].unsqueeze(axis)
+    return lambda x: x.unsqueeze(axis)
 
 
-_OPERATORS: Mapping[str, Callable[[Node, Mapping[str, Sequence[int]]], Step]] = {
+_OPERATORS: Mapping[str, Callable[[Node, Constants], Step]] = {
     "Slice": _slice,
     "Pad": _pad,
     "Reshape": _reshape,
@@ -204,26 +200,22 @@ _OPERATORS: Mapping[str, Callable[[Node, Mapping[str, Sequence[int]]], Step]] = 
 
 
 def _conv(core: CoreConv) -> Step:
-    source, edits = core.source, core.weight
-    for edit in edits:
+    for edit in core.weight:
         _known(edit)
-    rank = len(core.kernel)
+    rank, times = len(core.kernel), core.bias_times
     begin, end = core.pads[:rank], core.pads[rank:]
-    even = begin == end
-    uneven = [value for axis in reversed(range(rank)) for value in (begin[axis], end[axis])]
-    repeats, strides, dilations, group = core.bias_times, core.strides, core.dilations, core.group
+    even, uneven = begin == end, _from_last(begin, end)
 
-    def step(tensors: dict[str, Any], weight: Any, bias: Any) -> Any:
-        from torch.nn import functional
-
-        x = tensors[source]
-        for edit in edits:
+    def step(x: Any, weight: Any, bias: Any) -> Any:
+        functional = _functional()
+        for edit in core.weight:
             weight = edited(edit, weight)
-        used = None if bias is None or repeats == 0 else bias if repeats == 1 else bias.repeat(repeats)
+        if bias is not None and times != 1:
+            bias = bias.repeat(times) if times else None
         if not even:
             x = functional.pad(x, uneven)
         run = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-        return run(x, weight, used, strides, begin if even else 0, dilations, group)
+        return run(x, weight, bias, core.strides, begin if even else 0, core.dilations, core.group)
 
     return step
 
@@ -231,13 +223,11 @@ def _conv(core: CoreConv) -> Step:
 def _fill(repeats: Sequence[int]) -> Step:
     """Return the step for outputs that no tap reaches: the bias, or zeros."""
 
-    def step(_tensors: dict[str, Any], weight: Any, bias: Any) -> Any:
-        import torch
-
+    def step(weight: Any, bias: Any) -> Any:
         outputs = weight.shape[0]
         size = (repeats[0], outputs, *repeats[2:])
         if bias is None:
-            return torch.zeros(size, dtype=weight.dtype, device=weight.device)
+            return weight.new_zeros(size)
         return bias.reshape(1, outputs, *(1,) * (len(repeats) - 2)).expand(size)
 
     return step

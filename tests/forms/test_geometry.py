@@ -296,9 +296,6 @@ def test_what_is_derived_from_a_geometry() -> None:
     assert SOUND.weight_bytes == 6 * 2 * 3 * 4
     assert replace(SOUND, element="float16").weight_bytes == 6 * 2 * 3 * 2
     assert replace(SOUND, out_channels=None).weight_bytes is None
-    assert not SOUND.depthwise
-    assert replace(SOUND, group=4, out_channels=8).depthwise
-    assert not replace(SOUND, group=1, in_channels=1).depthwise
     assert [SOUND.span(axis) for axis in SOUND.axes] == [5, 1]
     assert SOUND.padded(0) == 13
     assert replace(SOUND, extents=(None, 9)).padded(0) is None

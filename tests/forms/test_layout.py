@@ -105,9 +105,3 @@ def test_a_layout_tells_its_blocks() -> None:
     assert Layout(axes=(two, two)).square == 2
     assert Layout(axes=(two, two, idle)).square is None
     assert Layout(axes=(idle, idle)).square is None
-
-
-def test_a_lifted_axis_is_one_more() -> None:
-    assert Layout.natural([7], lifted=0).sizes == [1, 7]
-    assert Layout.natural([7, 8], lifted=1).sizes == [7, 1, 8]
-    assert Layout.natural([7, 8]).sizes == [7, 8]

@@ -158,10 +158,10 @@ def _enter(builder: Builder, given: ConvGeometry, explicit: ConvGeometry, normal
             continue
         # total = max((ceil(H/s) - 1)*s + span - H, 0), split in halves; odd ones go to the end (UPPER) or front (LOWER)
         extent_, stride, span = builder.extent(x, axis + 2), explicit.strides[axis], explicit.span(axis)
-        last = builder.mul(builder.sub(builder.ceil_div(extent_, stride), 1), stride)
-        total = builder.positive(builder.sub(builder.add(last, span), extent_))
-        small = builder.bounded(builder.div(total, 2), (span - 1) // 2)
-        large = builder.bounded(builder.sub(total, small), span // 2)
+        last = ((extent_ + (stride - 1)) // stride - 1) * stride
+        total = builder.positive(last + span - extent_)
+        small = builder.bounded(total // 2, (span - 1) // 2)
+        large = builder.bounded(total - small, span // 2)
         upper = explicit.auto_pad == "SAME_UPPER"
         begins[axis], ends[axis] = (small, large) if upper else (large, small)
     if begins:

@@ -72,18 +72,15 @@ def plan_axis(
     # leaves the Conv too small as well, so it fails as the original does: floor((H + p0 + p1 - span) / s) + 1 is
     # written so that it is at most 0 there.
     cells = builder.extent(builder.x, axis + 2)
-    outs = builder.div(builder.add(cells, p0 + p1 - geometry.span(axis) + s), s)
-    outputs = builder.ceil_div(outs, b)
+    outs = (cells + (p0 + p1 - geometry.span(axis) + s)) // s
+    outputs = (outs + (b - 1)) // b
     static = isinstance(cells, int)
-    if phases.stride == 1:
-        per_phase = builder.add(outputs, reach - inside)
-    else:
-        per_phase = builder.add(builder.mul(builder.sub(outputs, 1), phases.stride), reach + 1)
+    per_phase = outputs + (reach - inside) if phases.stride == 1 else (outputs - 1) * phases.stride + (reach + 1)
     if phases.stride == 1 and (b > 1 or not static):
-        padded = builder.mul(per_phase, g * b)
+        padded = per_phase * (g * b)
     else:  # the last sample of the last phase, and up to s - 1 more so that the difference below is never negative
-        padded = builder.add(builder.mul(builder.sub(per_phase, 1), g * b), (b - 1) * s + (1 if static else s))
-    back = builder.bounded(builder.sub(builder.sub(padded, cells), front), p1 + b * s + s)
+        padded = (per_phase - 1) * (g * b) + ((b - 1) * s + (1 if static else s))
+    back = builder.bounded(padded - cells - front, p1 + b * s + s)
     enter = AxisLayout(
         extent=extent,
         samples=per_phase if b > 1 or static else None,
@@ -158,7 +155,7 @@ def join_phases(builder: Builder, y: Tensor, layout: Layout, lengths: Sequence[E
 
 def merge(builder: Builder, apart: Tensor, layout: Layout, lengths: Sequence[Extent]) -> Tensor:
     """[N, O, Q1, b1, ..] -> [N, O, Ho1, ..]."""
-    merged = [builder.mul(length, axis.block) for length, axis in zip(lengths, layout.axes, strict=True)]
+    merged = [length * axis.block for length, axis in zip(lengths, layout.axes, strict=True)]
     return crop(builder, builder.reshape(apart, [0, 0, *merged]), layout)
 
 

@@ -8,7 +8,6 @@ from typing import final
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import AddKernelAxis
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.strategies import Strategy
 
 
@@ -22,13 +21,12 @@ class Lift(Strategy):
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse all but rank 1."""
-        return (
-            f"only a 1-D Conv gets another axis here, this one has rank {geometry.rank}" if geometry.rank > 1 else None
-        )
+        rank = geometry.rank
+        return f"only a 1-D Conv gets another axis here, this one has rank {rank}" if rank > 1 else None
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit the Reshape, the 2-D Conv, and the Reshape back."""
-        x = builder.reshape(builder.x, [0, 0, *Layout.natural([builder.extent(builder.x, 2)], lifted=0).sizes])
+        x = builder.reshape(builder.x, [0, 0, 1, builder.extent(builder.x, 2)])
         y = builder.conv(x, geometry.window.with_axis(0), weight=[AddKernelAxis(0)])
         return builder.reshape(y, [0, 0, builder.extent(y, 3)])
 

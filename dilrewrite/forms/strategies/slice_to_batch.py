@@ -10,8 +10,7 @@ from typing import final
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.layout import AxisLayout
-from dilrewrite.forms.strategies import Strategy
-from dilrewrite.forms.strategies._phases import join_phases, pad_axes, plan_phases, sizes
+from dilrewrite.forms.strategies import Strategy, _phases
 
 SLICES_AT_ONCE = 16
 """Up to so many phases are cut out in one step, by a Slice for each."""
@@ -39,8 +38,8 @@ class SliceToBatch(Strategy):
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit padding, Slices, Concat, Conv, and the way back."""
-        plan = plan_phases(builder, geometry, self.max_dilation)
-        x = pad_axes(builder, plan.enter)
+        plan = _phases.plan_phases(builder, geometry, self.max_dilation)
+        x = _phases.pad_axes(builder, plan.enter)
         # All axes at once move the data once; with many phases, one axis after the other needs far fewer nodes.
         together = {place: axis for place, axis in enumerate(plan.enter.axes) if not axis.idle}
         few = plan.enter.phases <= SLICES_AT_ONCE
@@ -50,9 +49,9 @@ class SliceToBatch(Strategy):
         blocks = plan.leave.blocks
         if not blocks:
             return y
-        lengths = sizes(builder, y, plan.leave)
+        lengths = _phases.sizes(builder, y, plan.leave)
         apart = builder.reshape(y, [*blocks, INFER, builder.extent(y, 1), *lengths])
-        return join_phases(builder, apart, plan.leave, lengths, batch=len(blocks))
+        return _phases.join_phases(builder, apart, plan.leave, lengths, batch=len(blocks))
 
     def _split(self, builder: Builder, x: Tensor, axes: Mapping[int, AxisLayout]) -> Tensor:
         """Cut out every phase of the given axes and join them on the batch, the first axis outermost."""
@@ -61,19 +60,19 @@ class SliceToBatch(Strategy):
             shape = list(x.shape)
             cuts = {}
             for (place, axis), r in zip(axes.items(), residues, strict=True):
-                cuts[place + 2] = self._cut(builder, axis, r * axis.step)
+                cuts[place + 2] = self._cut(axis, r * axis.step)
                 shape[place + 2] = axis.samples
             parts.append(Tensor(builder.slice(x, cuts).name, tuple(shape)))
         return builder.concat(parts, 0)
 
     @staticmethod
-    def _cut(builder: Builder, axis: AxisLayout, start: int) -> Cut:
+    def _cut(axis: AxisLayout, start: int) -> Cut:
         step = axis.grain * axis.block
         if isinstance(axis.samples, int):
             return Cut(start, start + (axis.samples - 1) * step + 1, step)
         if axis.samples is None or axis.step == axis.grain:
             return Cut(start, END, step)  # the padded extent ends where the last phase does
-        return Cut(start, builder.add(builder.mul(builder.sub(axis.samples, 1), step), start + 1), step)
+        return Cut(start, (axis.samples - 1) * step + (start + 1), step)
 
 
 STRATEGY = SliceToBatch()

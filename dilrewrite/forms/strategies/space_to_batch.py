@@ -7,17 +7,7 @@ from typing import final
 
 from dilrewrite.forms.builder import INFER, Builder, Tensor
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import Strategy
-from dilrewrite.forms.strategies._phases import (
-    crop,
-    join_phases,
-    overlap_refusal,
-    pad_axes,
-    phases_first,
-    plan_phases,
-    sizes,
-    thin_axes,
-)
+from dilrewrite.forms.strategies import Strategy, _phases
 
 
 @final
@@ -33,12 +23,12 @@ class SpaceToBatch(Strategy):
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse overlapping phases."""
-        return overlap_refusal(geometry, self.max_dilation)
+        return _phases.overlap_refusal(geometry, self.max_dilation)
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit padding, phases into batch, Conv, and the way back."""
-        plan = plan_phases(builder, geometry, self.max_dilation)
-        x = thin_axes(builder, pad_axes(builder, plan.enter), plan.enter)
+        plan = _phases.plan_phases(builder, geometry, self.max_dilation)
+        x = _phases.thin_axes(builder, _phases.pad_axes(builder, plan.enter), plan.enter)
         blocks, times = plan.enter.blocks, plan.enter.phases
         block = plan.enter.square if builder.has_depth_to_space else None
         if not blocks:
@@ -48,16 +38,16 @@ class SpaceToBatch(Strategy):
             deep = builder.space_to_depth(x, block)
             phases = builder.reshape(deep, [builder.batch(times), channels, 0, 0])
         else:
-            first, lengths = phases_first(builder, x, plan.enter)
+            first, lengths = _phases.phases_first(builder, x, plan.enter)
             phases = builder.reshape(first, [builder.batch(times), channels, *lengths])
         y = builder.conv(phases, plan.window)
         outputs = builder.extent(y, 1)
         if block is not None:
-            deep = builder.reshape(y, [INFER, builder.mul(outputs, block * block), 0, 0])
-            return crop(builder, builder.depth_to_space(deep, block), plan.leave)
-        lengths = sizes(builder, y, plan.leave)
+            deep = builder.reshape(y, [INFER, outputs * times, 0, 0])
+            return _phases.crop(builder, builder.depth_to_space(deep, block), plan.leave)
+        lengths = _phases.sizes(builder, y, plan.leave)
         apart = builder.reshape(y, [INFER, *blocks, outputs, *lengths])
-        return join_phases(builder, apart, plan.leave, lengths, batch=0)
+        return _phases.join_phases(builder, apart, plan.leave, lengths, batch=0)
 
 
 STRATEGY = SpaceToBatch()

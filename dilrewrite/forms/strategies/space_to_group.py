@@ -8,17 +8,7 @@ from typing import final
 from dilrewrite.forms.builder import INFER, Builder, Tensor
 from dilrewrite.forms.fragment import RepeatOutputs
 from dilrewrite.forms.geometry import ConvGeometry, product
-from dilrewrite.forms.strategies import Strategy
-from dilrewrite.forms.strategies._phases import (
-    crop,
-    join_phases,
-    overlap_refusal,
-    pad_axes,
-    phases_first,
-    plan_phases,
-    sizes,
-    thin_axes,
-)
+from dilrewrite.forms.strategies import Strategy, _phases
 
 
 @final
@@ -35,7 +25,7 @@ class SpaceToGroup(Strategy):
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse overlapping phases, and weights beyond the limit."""
-        reason = overlap_refusal(geometry, self.max_dilation)
+        reason = _phases.overlap_refusal(geometry, self.max_dilation)
         if reason:
             return reason
         if geometry.weight_bytes is None:
@@ -51,8 +41,8 @@ class SpaceToGroup(Strategy):
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit padding, phases into channels, the grouped Conv, and the way back."""
-        plan = plan_phases(builder, geometry, self.max_dilation)
-        x = thin_axes(builder, pad_axes(builder, plan.enter), plan.enter)
+        plan = _phases.plan_phases(builder, geometry, self.max_dilation)
+        x = _phases.thin_axes(builder, _phases.pad_axes(builder, plan.enter), plan.enter)
         blocks, times = plan.enter.blocks, plan.enter.phases
         block = plan.enter.square if builder.has_depth_to_space else None
         if not blocks:
@@ -60,8 +50,8 @@ class SpaceToGroup(Strategy):
         if block is not None:
             phases = builder.space_to_depth(x, block)
         else:
-            first, lengths = phases_first(builder, x, plan.enter)
-            phases = builder.reshape(first, [builder.batch(), builder.mul(builder.extent(x, 1), times), *lengths])
+            first, lengths = _phases.phases_first(builder, x, plan.enter)
+            phases = builder.reshape(first, [builder.batch(), builder.extent(x, 1) * times, *lengths])
         outputs = geometry.out_channels
         assert outputs is not None, "refused above"
         y = builder.conv(
@@ -73,10 +63,10 @@ class SpaceToGroup(Strategy):
             bias_times=times,
         )
         if block is not None:
-            return crop(builder, builder.depth_to_space(y, block), plan.leave)
-        lengths = sizes(builder, y, plan.leave)
+            return _phases.crop(builder, builder.depth_to_space(y, block), plan.leave)
+        lengths = _phases.sizes(builder, y, plan.leave)
         apart = builder.reshape(y, [INFER, *blocks, outputs, *lengths])
-        return join_phases(builder, apart, plan.leave, lengths, batch=0)
+        return _phases.join_phases(builder, apart, plan.leave, lengths, batch=0)
 
 
 STRATEGY = SpaceToGroup()
