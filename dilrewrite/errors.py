@@ -20,10 +20,17 @@ def one_line(said: object) -> str:
     return " ".join(str(said).split())
 
 
+def clean(text: str) -> str:
+    """Return the text with what does not print (line ends, control characters, direction marks) as escapes.
+
+    A name in a file must not steer a terminal.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def printable(text: str) -> str:
-    """Return the text in one line, with what does not print as escapes: a name in a file must not steer a terminal."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in one_line(text))
-    return "".join(shown)
+    """Return the text in one line, with what does not print as escapes."""
+    return clean(one_line(text))
 
 
 class DilrewriteError(Exception):
@@ -47,8 +54,6 @@ class DilrewriteError(Exception):
 
 class FailedError(DilrewriteError):
     """The work was possible to start and could not be done (exit code 1)."""
-
-    exit_code: ClassVar[int] = 1
 
 
 class UsageError(DilrewriteError):

@@ -28,7 +28,6 @@ class Span:
 
 
 code, strong, muted, line = (functools.partial(Span, mark) for mark in ("code", "strong", "muted", "line"))
-"""Mark a text: as a name or value of the model, with more or with less weight, as the start of a line."""
 
 
 def codes(names: Sequence[str]) -> Inline:
@@ -46,9 +45,6 @@ def plain(text: Inline) -> str:
     if isinstance(text, str):
         return text
     return plain(text.content) if isinstance(text, Span) else "".join(map(plain, text))
-
-
-# -- blocks ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +126,7 @@ class Fold:
     group: bool = False
 
 
-LONG_LINE = 1.5
-"""Lines over the bars that are this much longer than any bar leave the chart, for bars to keep some length."""
+LONG_LINE = 1.5  # lines over the bars that are this much longer than any bar leave the chart, for bars to keep length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,10 +156,8 @@ class Bar:
 def reach(bars: Iterable[Bar]) -> float:
     """Return how far an axis has to go: over every bar and mark, and over lines that are not far longer."""
     bars = list(bars)
-    most, lines = (
-        max((number for number in numbers if number is not None and math.isfinite(number)), default=0.0)
-        for numbers in ([n for bar in bars for n in (bar.value, bar.mark)], [bar.high for bar in bars])
-    )
+    numbers = ([n for bar in bars for n in (bar.value, bar.mark)], [bar.high for bar in bars])
+    most, lines = (max((n for n in some if n is not None and math.isfinite(n)), default=0.0) for some in numbers)
     return max(most, min(lines, LONG_LINE * most))
 
 

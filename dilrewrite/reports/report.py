@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -9,7 +10,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,10 @@ from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.stopwatch import VISIBLE, Comparison
 
 SCHEMA_VERSION = 2
+PACKAGES = ["onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx-graphsurgeon", "tensorrt", "tensorrt-rtx", "torch"]
 
-EXIT_CODES = {
-    "rewritten": 0,
-    "kept": 0,
-    "inconclusive": 0,
-    "nothing to rewrite": 0,
-    "equal": 0,
-    "not compared": 1,
-    "inspected": 0,
-    "measured": 0,
-    "built": 0,
-    "dilation left": 1,
-    "differs": 3,
-    "not valid": 3,
-}
+DONE = ("rewritten", "kept", "inconclusive", "nothing to rewrite", "equal", "inspected", "measured", "built")
+EXIT_CODES = {**dict.fromkeys(DONE, 0), "not compared": 1, "dilation left": 1, "differs": 3, "not valid": 3}
 """The exit code of each status."""
 
 
@@ -233,15 +223,11 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, as docs/report-schema.md describes it; infinities and NaN become strings."""
-        plain = _plain(self)
-        assert isinstance(plain, dict)
-        plain["exit_code"] = self.exit_code
-        plain["rewritten"] = self.rewritten
-        return plain
+        return {**_plain(self), "exit_code": self.exit_code, "rewritten": self.rewritten}
 
 
-def _plain(value: object) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -261,13 +247,9 @@ def describe_site(decision: Decision, backend: str = "") -> SiteReport:
     site, measured = decision.site, decision.measured
     explicit = site.geometry.explicit()
     share = explicit.data_share()
+    same = {name: getattr(site, name) for name in ("where", "name", "output", "key", "opset", "geometry")}
     return SiteReport(
-        where=site.where,
-        name=site.name,
-        output=site.output,
-        key=site.key,
-        opset=site.opset,
-        geometry=site.geometry,
+        **same,
         multiply_adds=explicit.multiply_adds(),
         padding_share=None if share is None else 1 - share,
         action="kept" if decision.fragment is None else "rewritten",
@@ -289,16 +271,16 @@ def describe_site(decision: Decision, backend: str = "") -> SiteReport:
 
 
 def _candidate(candidate: Candidate, form: FormTiming | None, backend: str) -> CandidateReport:
-    return CandidateReport(
+    estimated = CandidateReport(
         strategy=candidate.strategy,
         multiply_adds=candidate.multiply_adds,
         elements_moved=candidate.elements_moved,
         nodes=len(candidate.fragment.steps),
         max_dilation=candidate.fragment.max_dilation,
-        outcome=form.outcome if form is not None else None,
-        cause=reasons.cause(form, backend) if form is not None else "",
-        timing=form.timing if form is not None else None,
     )
+    if form is None:
+        return estimated
+    return replace(estimated, outcome=form.outcome, cause=reasons.cause(form, backend), timing=form.timing)
 
 
 def describe_model(
@@ -306,16 +288,20 @@ def describe_model(
 ) -> ModelReport:
     """Return a model's figures; `proto` may be an edited version, whose size and hash are those of its own message."""
     original = proto is model.proto
-    if original:
-        size, digest = model.file_bytes, _digest(model)
+    if original and model.path is not None:
+        with model.path.open("rb") as file:
+            size, digest = model.file_bytes, hashlib.file_digest(file, "sha256")
     else:
         serialized = proto.SerializeToString()
-        size, digest = len(serialized) + _external_bytes(model, proto), hashlib.sha256(serialized).hexdigest()
-    operators = Counter(_operators(proto))
+        size = model.file_bytes if original else len(serialized) + _external_bytes(model, proto)
+        digest = hashlib.sha256(serialized)
+    operators = Counter(
+        node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}" for node in all_nodes(proto)
+    )
     return ModelReport(
         path=path or (shown(model.path) if model.path is not None else ""),
         bytes=size,
-        sha256=digest,
+        sha256=digest.hexdigest(),
         ir_version=proto.ir_version,
         opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         producer=" ".join(filter(None, (proto.producer_name, proto.producer_version))),
@@ -341,24 +327,10 @@ def describe_engine(engine: EngineReport, path: str) -> ModelReport:
     )
 
 
-def _digest(model: Model) -> str:
-    if model.path is None:
-        return hashlib.sha256(model.proto.SerializeToString()).hexdigest()
-    with model.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _external_bytes(model: Model, proto: ModelProto) -> int:
     """Return the size of the data files that an edited model still refers to."""
     used = {entry.value for tensor in tensors(proto) for entry in tensor.external_data if entry.key == "location"}
     return sum((model.folder / location).stat().st_size for location in used)
-
-
-def _operators(proto: ModelProto) -> list[str]:
-    return [
-        f"{node.domain}.{node.op_type}" if node.domain not in DEFAULT_DOMAINS else node.op_type
-        for node in all_nodes(proto)
-    ]
 
 
 def inconclusive(sites: Sequence[SiteReport], measurement: Measurement | None, cores: int) -> bool:
@@ -368,14 +340,16 @@ def inconclusive(sites: Sequence[SiteReport], measurement: Measurement | None, c
     """
     if measurement is None:
         return False
-    if any(unclear(site) for site in sites):
-        return True
-    noises = (measurement.form_noise, measurement.noise.level if measurement.noise is not None else None)
-    if any(noise is not None and noise > VISIBLE for noise in noises):
+    if any(map(unclear, sites)) or loudest(measurement) > VISIBLE:
         return True
     timings = [attempt.timing for attempt in measurement.attempts]
     crowded = machine.crowded(measurement.load, cores)
     return any(not timing.conclusive or (timing.noise is None and crowded) for timing in timings)
+
+
+def loudest(measurement: Measurement) -> float:
+    """Return the noise of the forms or of the whole model, whichever is more; 0 where neither is known."""
+    return max(measurement.form_noise or 0.0, measurement.noise.level if measurement.noise is not None else 0.0)
 
 
 def unclear(site: SiteReport) -> bool:
@@ -390,12 +364,10 @@ def dilated_convolutions(sites: int, skipped: tuple[Skipped, ...]) -> int:
 
 def environment(threads: int | None) -> Environment:
     """Return what this process runs on."""
-    packages, runtimes = {}, ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
-    for name in ("onnx", *runtimes[:2], "numpy", "onnx-graphsurgeon", *runtimes[2:]):
-        try:
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return Environment(
         dilrewrite=__version__,
         python=platform.python_version(),

@@ -7,28 +7,17 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from dilrewrite.errors import clean as clean
 from dilrewrite.timing.stopwatch import CONFIDENCE, MIN_PAIRS, Comparison, Timing
 
-UNKNOWN = "?"
-"""Stands for a size that is known at run time only."""
-
-NOTHING = "-"
-"""Stands for a figure that there is none of."""
-
-INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"
-"""What the intervals of ratios are."""
-
-NUMBER = r"(?<![\w.])\d+(?:\.\d+)?(?=x?(?![\w.]*\w))"
-"""A number in a sentence, for `re`; digits in a name are none."""
+UNKNOWN = "?"  # stands for a size that is known at run time only
+NOTHING = "-"  # stands for a figure that there is none of
+INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"  # what the intervals of ratios are
+NUMBER = r"(?<![\w.])\d+(?:\.\d+)?(?=x?(?![\w.]*\w))"  # in a sentence, for `re`; digits in a name are none
 
 T = TypeVar("T")
 
 # -- names and lists -------------------------------------------------------------------------------------------------
-
-
-def clean(text: str) -> str:
-    """Return `text` on one line, with what does not print (control characters, direction marks) as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def shorten(text: str, length: int) -> str:
@@ -49,8 +38,12 @@ def dims(shape: Iterable[int | None]) -> str:
 
 def listed(items: Sequence[str], most: int) -> str:
     """Return the first `most` items and how many more there are."""
-    more = len(items) - most
-    return ", ".join(items) if more <= 0 else f"{', '.join(items[:most])} and {more} more"
+    return f"{', '.join(items[:most])}{f' and {len(items) - most} more' if len(items) > most else ''}"
+
+
+def joined(*parts: str, by: str = ", ") -> str:
+    """Return the parts that say something, with `by` between them."""
+    return by.join(filter(None, parts))
 
 
 def pairs(items: Iterable[tuple[str, object]], separator: str = ", ") -> str:
@@ -80,26 +73,22 @@ def merged(texts: Sequence[str], names: Iterable[str] = ()) -> list[tuple[str, i
     def kind(parts: list[str]) -> Hashable:
         return (*parts[::2], *(part[0].isdigit() for part in parts[1::2]))
 
+    def one(values: Sequence[str]) -> str:
+        distinct = list(dict.fromkeys(values))
+        if len(distinct) == 1:
+            return distinct[0]
+        if all(value[0].isdigit() for value in distinct):
+            least, *_, most = sorted(distinct, key=float)
+            return f"{least} to {most}"
+        return f"{', '.join(distinct[:-1])} or {distinct[-1]}"
+
     alike = groups(map(pattern.split, texts), kind)
-    return [("".join(map(_spread, zip(*some, strict=True))), len(some)) for some in alike]
-
-
-def _spread(values: Sequence[str]) -> str:
-    distinct = list(dict.fromkeys(values))
-    if len(distinct) == 1:
-        return distinct[0]
-    if all(value[0].isdigit() for value in distinct):
-        ordered = sorted(distinct, key=float)
-        return f"{ordered[0]} to {ordered[-1]}"
-    return f"{', '.join(distinct[:-1])} or {distinct[-1]}"
+    return [("".join(map(one, zip(*some, strict=True))), len(some)) for some in alike]
 
 
 def numberless(text: str) -> str:
     """Return `text` with a placeholder for each number: equal for what `merged` makes one sentence of."""
     return re.sub(NUMBER, "#", text)
-
-
-# -- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def figure(value: float | None, digits: int = 3) -> str:

@@ -78,7 +78,7 @@ def _rest(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.Block
     yield "Notes", _bullets(models.notes(report))
     times = models.times(report.seconds)
     if brief:
-        yield "", [doc.Paragraph(doc.muted(models.environment(report))), doc.Paragraph(doc.muted(f"time: {times}"))]
+        yield "", [doc.Paragraph(doc.muted(line)) for line in (models.environment(report), f"time: {times}")]
         return
     if report.options:
         rows = [(doc.code(name), doc.code(json.dumps(value, default=str))) for name, value in report.options.items()]

@@ -11,42 +11,31 @@ from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
 from dilrewrite.reports.content.models import identical, is_engine
 from dilrewrite.reports.content.sites import was_measured, work
-from dilrewrite.reports.content.timing import on, own_noise
+from dilrewrite.reports.content.timing import alone, on, own_noise
 from dilrewrite.reports.document import Tile
-from dilrewrite.reports.report import Report, SiteReport, inconclusive, unclear
+from dilrewrite.reports.report import Report, SiteReport, inconclusive, loudest, unclear
 from dilrewrite.reports.units import clean, count, milliseconds, percent, seconds
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.outcome import Outcome
-from dilrewrite.timing.stopwatch import VISIBLE, Comparison
+from dilrewrite.timing.stopwatch import VISIBLE
 
 TONES = {
-    "rewritten": "good",
-    "kept": "good",
-    "nothing to rewrite": "good",
-    "equal": "good",
-    "built": "good",
-    "inconclusive": "warn",
-    "dilation left": "warn",
-    "not compared": "warn",
-    "differs": "bad",
-    "not valid": "bad",
+    **dict.fromkeys(("rewritten", "kept", "nothing to rewrite", "equal", "built"), "good"),
+    **dict.fromkeys(("inconclusive", "dilation left", "not compared"), "warn"),
+    **dict.fromkeys(("differs", "not valid"), "bad"),
 }
 """The tone of a status; the others have none."""
 
-FOUND_AFTER = "the ONNX checker finds errors that the original does not have"
-"""What stands over `Verdict.checker_after`."""
-
-CHOSEN = ("rewritten", "kept", "inconclusive")
-"""Statuses of a model whose sites were looked at one by one."""
+FOUND_AFTER = "the ONNX checker finds errors that the original does not have"  # it stands over `Verdict.checker_after`
+CHOSEN = ("rewritten", "kept", "inconclusive")  # statuses of a model whose sites were looked at one by one
 
 
 def tone(report: Report) -> str:
     """Return the tone of the answer; a slower model is nothing to be glad of."""
     final = report.measurement.final if report.measurement is not None else None
-    return (
-        "warn" if report.status == "rewritten" and final is not None and final.slower else TONES.get(report.status, "")
-    )
+    slower = report.status == "rewritten" and final is not None and final.slower
+    return "warn" if slower else TONES.get(report.status, "")
 
 
 # -- why, and whether equal ------------------------------------------------------------------------------------------
@@ -61,7 +50,7 @@ def why_kept(report: Report, sites: Iterable[SiteReport] | None = None) -> str:
     if len(ordered) == 1:
         return ordered[0][0]
     shown = [f"{reason} ({number} of {len(reasons)})" for reason, number in ordered[:3]]
-    return "; ".join([*shown, *(["other reasons below"] if len(ordered) > 3 else [])])
+    return units.joined(*shown, "other reasons below" if len(ordered) > 3 else "", by="; ")
 
 
 def compared(verdict: Verdict) -> tuple[int, int]:
@@ -156,9 +145,7 @@ def _answer(report: Report) -> str:
         case "not compared":
             return f"NOT COMPARED: {before} and {after} have the same interface; {equality(report)}"
         case "inspected":
-            return (
-                f"{convs} in {before}{_shares(report)}{_padding(report)}" if total else f"no dilated Conv in {before}"
-            )
+            return f"{convs if total else 'no dilated Conv'} in {before}{_spent(report) if total else ''}"
         case "measured":
             return _benched(report)
         case "built" if report.engine is not None:
@@ -190,18 +177,15 @@ def _on_padding(sites: Sequence[SiteReport]) -> tuple[int, float, int]:
     return total, sum(adds * share for adds, share in known) / (total or 1), len(known)
 
 
-def _padding(report: Report) -> str:
-    total, share, number = _on_padding(report.sites)
-    where = "" if number == len(report.sites) else f" in the {number} of known size"
+def _spent(report: Report) -> str:
+    """Return how much of the model's time goes to its dilated Convs, as far as profiled, and their work."""
+    known, number = [site.share for site in report.sites if site.share is not None], len(report.sites)
+    some = "" if len(known) == number else f" for {len(known)} of them"
+    time = f"; {percent(sum(known))} of its time{some}{on(report.measurement)}" if known else ""
+    total, share, sized = _on_padding(report.sites)
+    where = "" if sized == number else f" in the {sized} of known size"
     work = f"; {units.amount(total)} multiply-adds{where}, {percent(share)} of them on padding only"
-    return work if total else ""
-
-
-def _shares(report: Report) -> str:
-    """Return how much of the model's time goes to its dilated Convs, as far as profiled."""
-    known = [site.share for site in report.sites if site.share is not None]
-    some = "" if len(known) == len(report.sites) else f" for {len(known)} of them"
-    return f"; {percent(sum(known))} of its time{some}{on(report.measurement)}" if known else ""
+    return f"{time}{work if total else ''}"
 
 
 def _gained(measurement: Measurement) -> str:
@@ -236,10 +220,10 @@ def _unbeaten(report: Report, measurement: Measurement) -> str:
 
 def _unseen(report: Report, measurement: Measurement) -> str:
     """Return why measuring says nothing."""
-    noise = max(measurement.form_noise or 0.0, measurement.noise.level if measurement.noise is not None else 0.0)
-    at = [f"a noise of {percent(noise)}"] if noise else []
-    if machine.crowded(measurement.load, report.environment.cores):
-        at.append(f"a load of {units.figure(measurement.load)} on {count(report.environment.cores, 'core')}")
+    noise = loudest(measurement)
+    at, cores = [f"a noise of {percent(noise)}"] if noise else [], report.environment.cores
+    if machine.crowded(measurement.load, cores):
+        at.append(f"a load of {units.figure(measurement.load)} on {count(cores, 'core')}")
     number = sum(map(unclear, report.sites))
     where = f" at {number} of {count(len(report.sites), 'site')}" if number else ""
     missed = f"a gain of {100 * VISIBLE:g} % could have been missed{where}{on(measurement)}"
@@ -262,13 +246,12 @@ def _benched(report: Report) -> str:
     where = on(measurement)
     if measurement is None or measurement.final is None:
         return f"not timed: {before}{f' and {after}' if after is not None else ''}{where}"
-    final = measurement.final
+    final, own = measurement.final, own_noise(report)
+    if after is not None and final.low <= 1 <= final.high:
+        return f"no difference beyond noise between {before} and {after}{where}: {units.same(final)}"
     if after is not None:
-        if final.low <= 1 <= final.high:
-            return f"no difference beyond noise between {before} and {after}{where}: {units.same(final)}"
         speed, times = units.different(final)
         return f"{after} is {speed} than {before}{where} ({times})"
-    own = own_noise(report)
     spread = f"20 to 80 % of {count(final.first.runs, 'run')}: {units.spread(final.first)} ms"
     noise = f"; noise {percent(own.level)}" if own is not None else ""
     return f"{before} takes {milliseconds(final.first.median_s)} ms{where} ({spread}{noise})"
@@ -285,13 +268,16 @@ def next_steps(report: Report) -> list[str]:
         return ["nothing was measured: without --budget 0 every form is timed"] if unmeasured else []
     if measurement.estimated_s is not None:
         return []
-    sizes = []
+    steps = list(_to_measure(report, measurement)) if chosen else []
     if measurement.made_up:
         shapes = ", ".join(f"{name}:{units.dims(shape)}" for name, shape in measurement.inputs.items())
-        sizes = [f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape"]
-    if not chosen:
-        return sizes
-    return [*_to_measure(report, measurement), *sizes, *_elsewhere(report, measurement)]
+        steps.append(f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape")
+    here = f"the choice holds for {measurement.backend} on this machine"
+    if chosen and measurement.others:
+        steps.append(f"{here}; also ready here: {units.listed(measurement.others, 4)} (--backend NAME)")
+    elif chosen and report.status != "rewritten":
+        steps.append(f"{here}: measure where the model will run; `dilrewrite backends` lists the runtimes")
+    return steps
 
 
 def _to_measure(report: Report, measurement: Measurement) -> Iterator[str]:
@@ -305,24 +291,14 @@ def _to_measure(report: Report, measurement: Measurement) -> Iterator[str]:
         yield f"{which} {'was' if number == 1 else 'were'} not measured to the end: {about}"
 
 
-def _elsewhere(report: Report, measurement: Measurement) -> Iterator[str]:
-    here = f"the choice holds for {measurement.backend} on this machine"
-    if measurement.others:
-        yield f"{here}; also ready here: {units.listed(measurement.others, 4)} (--backend NAME)"
-    elif report.status != "rewritten":
-        yield f"{here}: measure where the model will run; `dilrewrite backends` lists the runtimes"
-
-
 def doubts(report: Report) -> list[str]:
     """Return what makes the timings doubtful."""
     measurement, cores = report.measurement, report.environment.cores
     if measurement is None:
         return []
-    load = []
-    if machine.crowded(measurement.load, cores) and measurement.measured:
-        wanted = f"{units.figure(measurement.load)} processes wanted a core"
-        load = [f"before measuring began, {wanted}, and there are {count(cores, 'core')}"]
-    return [*load, *measurement.doubts]
+    wanted = f"{units.figure(measurement.load)} processes wanted a core, and there are {count(cores, 'core')}"
+    load = machine.crowded(measurement.load, cores) and measurement.measured
+    return [*([f"before measuring began, {wanted}"] if load else []), *measurement.doubts]
 
 
 # -- the figures that tell most --------------------------------------------------------------------------------------
@@ -343,10 +319,10 @@ def tiles(report: Report) -> Iterator[Tile]:
         below = ", ".join(f"{some[0].strategy} {len(some)}" for some in forms)
         verb = "Convs rewritten" if report.output is not None else "Convs to rewrite"
         yield Tile(verb, f"{report.rewritten} of {len(report.sites)}", below or "all kept")
-    kinds = [is_engine(model) for model in (before, after) if model is not None]
+    both = [model for model in (before, after) if model is not None]
+    kinds = list(map(is_engine, both))
     if all(kinds):
-        layers = [str(model.nodes) for model in (before, after) if model is not None]
-        yield Tile("Layers", " → ".join(layers), before.producer)
+        yield Tile("Layers", " → ".join(str(model.nodes) for model in both), before.producer)
     elif after is None:
         yield Tile("Dilated Convs", str(before.dilated), f"{count(before.nodes, 'node')} in all")
     elif not any(kinds):
@@ -376,23 +352,20 @@ def _built(engine: EngineReport) -> Iterator[Tile]:
 
 def _speed(report: Report, measurement: Measurement) -> Iterator[Tile]:
     """Yield the speed of the whole model, or what is expected of it."""
-    if measurement.final is not None:
-        yield _timed(report, measurement.final)
+    final = measurement.final
+    if final is not None and alone(report):
+        first = final.first
+        yield Tile("One run", f"{milliseconds(first.median_s)} ms", f"20 to 80 %: {units.spread(first)} ms")
+    elif final is not None:
+        what, (ratio, interval) = units.difference(final), units.ratio_of(final)
+        name = "Whole model" if report.command != "bench" else "Second model against the first"
+        tone = "good" if what.endswith("faster") else "bad" if what.endswith("slower") else ""
+        yield Tile(name, what, f"{ratio}x the time ({units.INTERVAL} {interval}x)", tone)
     elif measurement.estimated_s is not None:
         about = f"about {seconds(measurement.estimated_s)}"
         yield Tile("Measuring would take", about, "dry run, nothing is timed yet")
     elif measurement.predicted_ratio is not None:
         yield Tile("Whole model, predicted", units.expected(measurement.predicted_ratio), "not timed as a whole")
-
-
-def _timed(report: Report, final: Comparison) -> Tile:
-    if report.after is None and report.command == "bench":
-        first = final.first
-        return Tile("One run", f"{milliseconds(first.median_s)} ms", f"20 to 80 %: {units.spread(first)} ms")
-    what, (ratio, interval) = units.difference(final), units.ratio_of(final)
-    name = "Whole model" if report.command != "bench" else "Second model against the first"
-    tone = "good" if what.endswith("faster") else "bad" if what.endswith("slower") else ""
-    return Tile(name, what, f"{ratio}x the time ({units.INTERVAL} {interval}x)", tone)
 
 
 def _results(report: Report, verdict: Verdict) -> Tile:

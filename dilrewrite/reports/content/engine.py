@@ -6,33 +6,23 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.units import NOTHING, count, dims, figure, listed, milliseconds, pairs, percent, seconds, size
+from dilrewrite.tensorrt.make import Tensor
 from dilrewrite.tensorrt.profiles import Profile
 from dilrewrite.tensorrt.sidecar import EngineReport, PrecisionReport
 from dilrewrite.timing.measurement import LayerComparison, LayerTime
 
-SLOWEST = 15
-"""How many layers of an engine are shown, the slowest."""
-
-BRIEF_SLOWEST = 5
-"""How many of them are shown in a brief report."""
-
-LAYER_NODES = 2
-"""How many ONNX nodes of a layer are named in a brief report."""
-
-WARNINGS = 3
-"""How many warnings of an engine's builder are shown in a brief report."""
-
+SLOWEST = 15  # so many layers of an engine are shown, the slowest
+BRIEF_SLOWEST = 5  # so many of them in a brief report
+LAYER_NODES = 2  # so many ONNX nodes of a layer are named in a brief report
+WARNINGS = 3  # so many warnings of an engine's builder are shown in a brief report
 ROLES = {
     "convolution": "convolutions",
     "layout": "layout of the rewrite (pads, slices, reshapes)",
     "other": "all others",
 }
-"""What the roles of layers are."""
-
 COMMAND = "TensorRT's command"
 ENGINE_DIGEST, ONNX_DIGEST, BUILT_DIGEST = "engine's SHA-256", "ONNX file's SHA-256", "SHA-256 as built"
-VERBATIM = (COMMAND, ENGINE_DIGEST, ONNX_DIGEST, BUILT_DIGEST)
-"""What is in `rows` for programs rather than people."""
+VERBATIM = (COMMAND, ENGINE_DIGEST, ONNX_DIGEST, BUILT_DIGEST)  # in `rows` for programs rather than people
 
 
 def short(engine: EngineReport) -> str:
@@ -51,7 +41,7 @@ def convolved(precision: PrecisionReport) -> str:
     """Return what an engine's convolutions read: `19 convolutions in Half`; empty where it has none."""
     total, reads = sum(precision.convolutions.values()), _reads(precision)
     if len(precision.convolutions) == 1:
-        return reads.replace(" in ", f" {'convolution' if total == 1 else 'convolutions'} in ", 1)
+        return f"{count(total, 'convolution')} in {next(iter(precision.convolutions))}"
     return f"{count(total, 'convolution')}: {reads}" if reads else ""
 
 
@@ -69,10 +59,6 @@ def rows(engine: EngineReport, warnings: int | None = None) -> list[tuple[str, s
     memory = [(name.removesuffix("_bytes").replace("_", " "), size(n)) for name, n in engine.memory.items()]
     kinds = sorted(engine.layer_types.items(), key=lambda item: -item[1])
     layers = ", ".join(f"{number} {kind}" for kind, number in kinds)
-    inputs, outputs = (
-        pairs(((t.name, f"{t.datatype} {_open(t.shape)}") for t in tensors), "; ")
-        for tensors in (engine.inputs, engine.outputs)
-    )
     shown = engine.warnings[:warnings]
     facts = [
         ("file", f"{engine.file}, {size(engine.bytes)} ({engine.bytes} bytes)"),
@@ -84,8 +70,8 @@ def rows(engine: EngineReport, warnings: int | None = None) -> list[tuple[str, s
         ("forms chosen on", engine.chosen_on),
         ("checked", engine.checked),
         ("GPU", engine.device or "none to run it on"),
-        ("inputs", inputs),
-        ("outputs", outputs),
+        ("inputs", _tensors(engine.inputs)),
+        ("outputs", _tensors(engine.outputs)),
         ("profile", pairs(((name, _profile(sizes)) for name, sizes in engine.profiles.items()), "; ")),
         ("flags", f"{', '.join(on)} on" if on else "none on"),
         ("limits", pairs(limits)),
@@ -121,8 +107,9 @@ def _profile(profile: Profile) -> str:
     return f"min {dims(profile.min)}, opt {dims(profile.opt)}, max {dims(profile.max)}"
 
 
-def _open(shape: Iterable[int]) -> str:
-    return dims(None if extent < 0 else extent for extent in shape)
+def _tensors(tensors: Iterable[Tensor]) -> str:
+    shapes = ((t, dims(None if extent < 0 else extent for extent in t.shape)) for t in tensors)
+    return pairs(((t.name, f"{t.datatype} {shape}") for t, shape in shapes), "; ")
 
 
 def _limit(value: object) -> str:
@@ -149,9 +136,6 @@ def engine_blocks(engine: EngineReport, brief: bool) -> Iterator[doc.Block]:
         yield doc.Fold(title, (layers,), (f"all {len(engine.layers)} in their order",))
 
 
-# -- times by layer --------------------------------------------------------------------------------------------------
-
-
 def how(layers: LayerComparison) -> str:
     """Return how the times of layers were taken, and what they are good for."""
     runs = count(layers.runs, "profiled run")
@@ -164,9 +148,7 @@ def sums(layers: LayerComparison) -> list[tuple[str, ...]]:
     whole = sum(first for _, first, _ in roles), sum(second for _, _, second in roles)
     return [
         (
-            what,
-            *(milliseconds(first), _share(first, whole[0])),
-            *(milliseconds(second), _share(second, whole[1])),
+            *(what, milliseconds(first), _share(first, whole[0]), milliseconds(second), _share(second, whole[1])),
             f"{'+' if second > first else ''}{milliseconds(second - first)}",
         )
         for what, first, second in (*roles, ("all layers", *whole))
@@ -186,23 +168,23 @@ def _share(part: float, whole: float) -> str:
 
 def layer_blocks(layers: LayerComparison, brief: bool) -> Iterator[doc.Block]:
     """Yield what the layers of both engines take, by role, and the slowest of each."""
+
+    def nodes(layer: LayerTime) -> doc.Inline:
+        return (listed(layer.nodes, LAYER_NODES) if brief else doc.codes(layer.nodes)) or NOTHING
+
     yield doc.Paragraph(doc.muted(how(layers)))
     names = ("layers", "#original ms", "#share", "#rewritten ms", "#share", "#difference ms")
     yield doc.grid("Layers by role", names, sums(layers))
     for name, some in (("original", layers.first), ("rewritten", layers.second)):
         if some:
             title = f"Slowest layers of the {name} model, of {len(some)} in all"
-            shown = slowest(some, BRIEF_SLOWEST if brief else SLOWEST)
             layer_table = doc.table(
                 title,
-                shown,
+                slowest(some, BRIEF_SLOWEST if brief else SLOWEST),
                 ("layer", lambda row: doc.code(row[0].name)),
                 ("^type", lambda row: row[0].kind),
                 ("role", lambda row: row[0].role),
-                (
-                    "~ONNX nodes",
-                    lambda row: (listed(row[0].nodes, LAYER_NODES) if brief else doc.codes(row[0].nodes)) or NOTHING,
-                ),
+                ("~ONNX nodes", lambda row: nodes(row[0])),
                 ("#ms", lambda row: row[1]),
                 ("#share", lambda row: row[2]),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
@@ -13,12 +13,13 @@ from dilrewrite.reports.content.sites import (
     SITE_NAMES,
     Group,
     assumed,
+    first_names,
     form,
     geometry,
     link,
-    names_of,
     ran,
     short_name,
+    site_name,
     was_measured,
 )
 from dilrewrite.reports.content.timing import TIME_LEGEND, time_bar
@@ -28,17 +29,10 @@ from dilrewrite.reports.units import NOTHING, count, difference, milliseconds, p
 from dilrewrite.timing.outcome import Outcome
 from dilrewrite.timing.stopwatch import Comparison, Timing
 
-OPEN_GROUPS = 5
-"""So many groups of equal sites are unfolded, those with most of the time first."""
-
-MANY_GROUPS = 20
-"""So many groups of equal sites are in sight; the others are folded together."""
-
-BRIEF_GROUPS = 3
-"""How many groups of sites show their timed forms in a brief report."""
-
-OUT_OF_SCALE = 4
-"""A form that takes this much longer than the others matter is cut, so that they can be told apart."""
+OPEN_GROUPS = 5  # so many groups of equal sites are unfolded, those with most of the time first
+MANY_GROUPS = 20  # so many groups of equal sites are in sight; the others are folded together
+BRIEF_GROUPS = 3  # so many groups of sites show their timed forms in a brief report
+OUT_OF_SCALE = 4  # a form that takes this much longer than the others matter is cut, so that they can be told apart
 
 
 def said(candidate: CandidateReport) -> str:
@@ -46,8 +40,7 @@ def said(candidate: CandidateReport) -> str:
     if candidate.outcome is None:
         return ""
     more = f"{candidate.timing.ratio:.2f}x" if candidate.timing is not None else candidate.cause
-    between = " by " if candidate.outcome is Outcome.LOST else ": "
-    return between.join(filter(None, (OUTCOMES[candidate.outcome], more)))
+    return units.joined(OUTCOMES[candidate.outcome], more, by=" by " if candidate.outcome is Outcome.LOST else ": ")
 
 
 def without_time(site: SiteReport) -> list[list[CandidateReport]]:
@@ -55,10 +48,17 @@ def without_time(site: SiteReport) -> list[list[CandidateReport]]:
     return units.groups((form for form in site.candidates if form.timing is None and form.outcome), said)
 
 
+def timed(site: SiteReport) -> list[tuple[str, str, Comparison]]:
+    """Return the forms that have a time: name, what measuring says, comparison."""
+    return [(one.strategy, said(one), one.timing) for one in site.candidates if one.timing is not None]
+
+
 def native(site: SiteReport) -> Timing | None:
-    """Return the time of the Conv as it is, from the comparison with the most pairs."""
-    timings = [candidate.timing for candidate in site.candidates if candidate.timing is not None]
-    return max(timings, key=lambda comparison: comparison.pairs).first if timings else None
+    """Return the time of the Conv as it is, by the comparison with the most pairs; None where `keep` has its own."""
+    forms = timed(site)
+    if not forms or any(name == "keep" for name, *_ in forms):
+        return None
+    return max((timing for *_, timing in forms), key=lambda timing: timing.pairs).first
 
 
 # -- groups of sites -------------------------------------------------------------------------------------------------
@@ -70,37 +70,24 @@ def form_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     Brief, of a report that is not of `inspect`: those with a time, of the groups that take most of it.
     """
 
-    def same(item: tuple[int, SiteReport]) -> str:
-        site = item[1]
-        return repr((geometry(site.geometry), site.ran, site.candidates, site.refused))
-
-    def together(item: tuple[int, SiteReport]) -> tuple[int | None, str]:
+    def together(item: tuple[int, SiteReport]) -> int | str:
         question = item[1].question
-        return (question, "") if question is not None else (None, same(item))
+        return question if question is not None else _alike(item)
 
     def rank(some: Group) -> tuple[bool, float]:
         share = _share(some) or 0.0
         return not any(was_measured(site) for _, site in some), -share if math.isfinite(share) else 0.0
 
     short = brief and report.command != "inspect"
-    groups = units.groups(
-        [item for item in enumerate(report.sites, 1) if item[1].candidates or item[1].refused], together
-    )
-    groups = sorted((some for some in groups if not short or not rank(some)[0]), key=rank)
+    items = [item for item in enumerate(report.sites, 1) if item[1].candidates or item[1].refused]
+    groups = sorted((some for some in units.groups(items, together) if not short or not rank(some)[0]), key=rank)
     if any(map(was_measured, report.sites)):
         yield doc.Paragraph(
             "Times: milliseconds for a run of the Conv with its neighbours. Ratio: form / keep, below 1 is faster."
         )
     most = BRIEF_GROUPS if short else MANY_GROUPS
-    folds = []
-    for i, some in enumerate(groups[:most] if short else groups):
-        parts = units.groups(some, same)
-        content: list[doc.Block] = []
-        for part in parts:
-            content += [doc.Paragraph((_numbers(part), ":"))] if len(parts) > 1 else []
-            content += _group(part[0][1], report, brief)
-        title: doc.Inline = (doc.code(geometry(some[0][1].geometry)), doc.muted(_ran(some[0][1], brief)))
-        folds.append(doc.Fold(title, tuple(content), _about(some, report, brief), i < OPEN_GROUPS, group=True))
+    shown = groups[:most] if short else groups
+    folds = [_fold(some, report, brief, i < OPEN_GROUPS) for i, some in enumerate(shown)]
     yield from folds[:most]
     if len(groups) > most:
         rest = groups[most:]
@@ -110,9 +97,22 @@ def form_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         yield doc.Paragraph(title) if short else doc.Fold(title, tuple(folds[most:]))
 
 
-def _ran(site: SiteReport, brief: bool) -> str:
-    text = ran(site, 2 if brief else RAN_SHAPES)
-    return f" {text}" if text else ""
+def _alike(item: tuple[int, SiteReport]) -> str:
+    """Return what sites with the same forms have in common."""
+    site = item[1]
+    return repr((geometry(site.geometry), site.ran, site.candidates, site.refused))
+
+
+def _fold(some: Group, report: Report, brief: bool, shown: bool) -> doc.Fold:
+    """Return a group of sites, those alike once."""
+    parts, first = units.groups(some, _alike), some[0][1]
+    content: list[doc.Block] = []
+    for part in parts:
+        content += [doc.Paragraph((_numbers(part), ":"))] if len(parts) > 1 else []
+        content += _group(part[0][1], report, brief)
+    sizes = ran(first, 2 if brief else RAN_SHAPES)
+    title: doc.Inline = (doc.code(geometry(first.geometry)), doc.muted(f" {sizes}" if sizes else ""))
+    return doc.Fold(title, tuple(content), _about(some, report, brief), shown, group=True)
 
 
 def _share(some: Group) -> float | None:
@@ -125,32 +125,30 @@ def _numbers(some: Group) -> doc.Inline:
 
 def _about(some: Group, report: Report, brief: bool) -> tuple[doc.Inline, ...]:
     """Return which sites a group is, and what came of it."""
-    sites = [site for _, site in some]
-    names: list[doc.Inline] = names_of(sites) if brief else [short_name(site) for site in sites[:SITE_NAMES]]
-    names += [f"{len(sites) - SITE_NAMES} more"] if len(sites) > SITE_NAMES and not brief else []
-    share = _share(some)
+    sites, share = [site for _, site in some], _share(some)
+    names: list[doc.Inline] = [short_name(site) for site in sites[:SITE_NAMES]]
+    names += [f"{len(sites) - SITE_NAMES} more"] if len(sites) > SITE_NAMES else []
     says: list[doc.Inline] = [(doc.strong(percent(share)), " of the time")] if share is not None else []
     if report.command != "inspect":
         says += [_taken(part) for part in units.groups(sites, form)]
-    which: doc.Inline = doc.commas(names) if brief else (_numbers(some), ": ", doc.commas(names))
+    which = _names(sites) if brief else (_numbers(some), ": ", doc.commas(names))
     return (which, *((doc.commas(says),) if says else ()))
+
+
+def _names(sites: Iterable[SiteReport]) -> doc.Inline:
+    return doc.commas(first_names(list(map(site_name, sites))))
 
 
 def _taken(sites: Sequence[SiteReport]) -> doc.Inline:
     """Return what was done at sites, and what measuring says of it."""
-    site = sites[0]
+    site, forms = sites[0], timed(sites[0])
     many = f" ({count(len(sites), 'site')})" if len(sites) > 1 else ""
-    timed = {c.strategy: (c.timing, said(c)) for c in site.candidates if c.timing is not None}
     if site.action == "rewritten":
-        result = f": {difference(timed[site.strategy][0])}" if site.strategy in timed else ""
-        return (doc.strong(form(site)), result, many)
-    ratios = [(timing.ratio, name) for name, (timing, _) in timed.items() if name != "keep" and timing.ratio > 0]
-    best = ""
-    if ratios:
-        _, name = min(ratios)
-        timing, outcome = timed[name]
-        best = f"; best other form: {name}, {outcome or difference(timing)}"
-    return (doc.strong("kept"), best, many)
+        results = [f": {difference(timing)}" for name, _, timing in forms if name == site.strategy]
+        return (doc.strong(form(site)), *results, many)
+    others = [(timing.ratio, name, outcome or difference(timing)) for name, outcome, timing in forms if name != "keep"]
+    best = [f"; best other form: {name}, {outcome}" for _, name, outcome in sorted(o for o in others if o[0] > 0)[:1]]
+    return (doc.strong("kept"), *best, many)
 
 
 def _group(site: SiteReport, report: Report, brief: bool) -> list[doc.Block]:
@@ -179,16 +177,14 @@ def _group(site: SiteReport, report: Report, brief: bool) -> list[doc.Block]:
 def _chart(site: SiteReport, report: Report) -> doc.Chart:
     """Return the Conv as it is and its timed forms as a chart."""
     taken = site.strategy if site.action == "rewritten" else ""
-    timed = [(c, c.timing) for c in site.candidates if c.timing is not None]
     keep, bars = native(site), []
-    if keep is not None and all(candidate.strategy != "keep" for candidate, _ in timed):
+    if keep is not None:
         bars.append(time_bar("keep", "keep", keep, doc.code("keep"), _badge("keep", taken, report)))
-    for candidate, timing in timed:
+    for name, outcome, timing in timed(site):
         ratio, interval = ratio_of(timing)
-        name = candidate.strategy
         kind = "keep" if name == "keep" else "taken" if name == taken else "other"
-        outcome = said(candidate) or difference(timing)
-        says = (doc.strong(f"{ratio}x"), doc.muted(f" [{interval}] "), outcome, _badge(name, taken, report))
+        result = outcome or difference(timing)
+        says = (doc.strong(f"{ratio}x"), doc.muted(f" [{interval}] "), result, _badge(name, taken, report))
         label = doc.code(units.shorten(units.clean(name), NAME_LENGTH))
         bars.append(time_bar(kind, name, timing.second, label, says, timing.first.median_s))
     most, matter = doc.reach(bars), doc.reach(bar for bar in bars if bar.kind != "other")
@@ -227,10 +223,9 @@ Row = tuple[str, str, Timing, Comparison | None]
 
 def _timings(site: SiteReport, brief: bool) -> doc.Table:
     """Return every figure of the timings, in milliseconds; in brief the Conv as it is in a row of its own."""
-    rows = [(c.strategy, said(c), c.timing.second, c.timing) for c in site.candidates if c.timing is not None]
-    lines: list[Row] = [*rows]
+    lines: list[Row] = [(name, outcome, timing.second, timing) for name, outcome, timing in timed(site)]
     keep = native(site)
-    if brief and keep is not None and all(name != "keep" for name, *_ in rows):
+    if brief and keep is not None:
         kept = next((said(candidate) for candidate in site.candidates if candidate.strategy == "keep"), "")
         lines.insert(0, ("keep", kept, keep, None))
 
@@ -254,9 +249,6 @@ def _timings(site: SiteReport, brief: bool) -> doc.Table:
     )
 
 
-# -- over all sites --------------------------------------------------------------------------------------------------
-
-
 def untimed(report: Report) -> list[doc.Inline]:
     """Return what measuring says of forms that it has no time for, each with the sites where it says so."""
     places: dict[tuple[str, str], list[SiteReport]] = {}
@@ -265,7 +257,7 @@ def untimed(report: Report) -> list[doc.Inline]:
             names = [form.strategy for form in some if form.strategy != "keep" or not was_measured(site)]
             if names:
                 places.setdefault((", ".join(names), said(some[0])), []).append(site)
-    return [(doc.commas(names_of(sites)), f": {names}: {why}") for (names, why), sites in places.items()]
+    return [(_names(sites), f": {names}: {why}") for (names, why), sites in places.items()]
 
 
 def refusals(report: Report) -> list[str]:

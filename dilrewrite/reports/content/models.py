@@ -8,15 +8,12 @@ from dilrewrite.proof.compare import OutputCheck
 from dilrewrite.proof.verdict import CaseCheck, Verdict
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
-from dilrewrite.reports.content.sites import MANY_ROWS, SITE_NAMES, assumed
+from dilrewrite.reports.content.sites import MANY_ROWS, assumed, first_names
 from dilrewrite.reports.report import ModelReport, Report
 from dilrewrite.reports.units import NOTHING, count, dims, figure, pairs, seconds, size
 from dilrewrite.sites import Normalisation, Skipped
 
-BRIEF_OUTPUTS = 24
-"""How many outputs of one set of inputs are shown in a brief report, those that differ first."""
-
-# -- models ----------------------------------------------------------------------------------------------------------
+BRIEF_OUTPUTS = 24  # so many outputs of one set of inputs are shown in a brief report, those that differ first
 
 
 def is_engine(model: ModelReport) -> bool:
@@ -32,10 +29,10 @@ def identical(report: Report) -> bool:
 def model_line(model: ModelReport) -> str:
     """Return a model, or an engine, in one line."""
     opsets = pairs(("opset" if domain == "ai.onnx" else domain, number) for domain, number in model.opsets.items())
-    parts = [count(model.nodes, "node"), opsets or "no opset", f"IR {model.ir_version}", size(model.bytes)]
-    if is_engine(model):
-        parts = [count(model.nodes, "layer"), size(model.bytes)]
-    return f"{model.path}: {', '.join([*parts, *([f'by {model.producer}'] if model.producer else [])])}"
+    nodes = count(model.nodes, "layer" if is_engine(model) else "node")
+    onnx = () if is_engine(model) else (opsets or "no opset", f"IR {model.ir_version}")
+    maker = f"by {model.producer}" if model.producer else ""
+    return f"{model.path}: {units.joined(nodes, *onnx, size(model.bytes), maker)}"
 
 
 Row = tuple[str, str, str, str]
@@ -46,44 +43,35 @@ def figure_rows(before: ModelReport, after: ModelReport) -> list[Row]:
     """Return the figures of two models, or two engines: of one of each there are none."""
     if is_engine(before) != is_engine(after):
         return []
-    peaks = (before.peak_bytes, after.peak_bytes)
-    nodes = (str(before.nodes), str(after.nodes), _signed(after.nodes - before.nodes))
-    file_size = ("file size", size(before.bytes), size(after.bytes), _change(before.bytes, after.bytes))
+    nodes, file_size = (before.nodes, after.nodes), _sizes("file size", before.bytes, after.bytes)
     if is_engine(before):
-        return [("layers", *nodes), file_size]
-    dilated = (str(before.dilated), str(after.dilated), _signed(after.dilated - before.dilated))
-    peak = ("peak memory", size(peaks[0]), size(peaks[1]), _change(*peaks))
-    return [("nodes", *nodes), ("dilated Convs", *dilated), file_size, peak]
+        return [_numbers("layers", *nodes), file_size]
+    dilated = _numbers("dilated Convs", before.dilated, after.dilated)
+    return [_numbers("nodes", *nodes), dilated, file_size, _sizes("peak memory", before.peak_bytes, after.peak_bytes)]
 
 
 def operator_rows(before: ModelReport, after: ModelReport) -> list[Row]:
     """Return how many nodes there are by operator, of engines by type of layer."""
     if is_engine(before) != is_engine(after):
         return []
-    both = [
-        (operator, before.operators.get(operator, 0), after.operators.get(operator, 0))
-        for operator in sorted({*before.operators, *after.operators})
-    ]
-    return [(operator, str(old), str(new), _signed(new - old)) for operator, old, new in both]
+    old, new = before.operators, after.operators
+    return [_numbers(operator, old.get(operator, 0), new.get(operator, 0)) for operator in sorted({*old, *new})]
 
 
-def _signed(number: int) -> str:
-    return f"{number:+d}" if number else "0"
+def _numbers(what: str, before: int, after: int) -> Row:
+    return what, str(before), str(after), f"{after - before:+d}" if after != before else "0"
 
 
-def _change(before: int | None, after: int | None) -> str:
+def _sizes(what: str, before: int | None, after: int | None) -> Row:
     change = NOTHING if before is None or after is None else units.change(before, after)
-    return "0" if change in ("+0.0 %", "-0.0 %") else change
+    return what, size(before), size(after), "0" if change in ("+0.0 %", "-0.0 %") else change
 
 
 def model_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield both models, and how their figures changed; in brief, only operators whose number did."""
     before, after = report.before, report.after
     copied = "; identical, byte for byte" if identical(report) else ""
-    lines: list[doc.Inline] = [_model(before, brief)]
-    if after is not None:
-        lines.append((_model(after, brief), copied))
-    yield doc.Bullets(tuple(lines))
+    yield doc.Bullets((_model(before, brief), *([(_model(after, brief), copied)] if after is not None else [])))
     if after is None or (brief and copied):
         return
     columns = ("", "#before", "#after", "#change")
@@ -105,9 +93,6 @@ def _model(model: ModelReport, brief: bool) -> doc.Inline:
     return text if brief else (f"{text}; {model.bytes} bytes, SHA-256 ", doc.code(model.sha256))
 
 
-# -- the comparison --------------------------------------------------------------------------------------------------
-
-
 def case_name(case: CaseCheck) -> str:
     """Return a set of inputs in one line."""
     return f"{case.name}: {pairs((name, dims(shape)) for name, shape in case.shapes.items()) or 'no input'}"
@@ -121,7 +106,7 @@ def nonfinite(pair: tuple[int, int]) -> str:
 def result(check: OutputCheck) -> str:
     """Return what was decided about one output."""
     word = "not compared" if not check.comparable else "equal" if check.passed else "DIFFERS"
-    return f"{word}: {check.note}" if check.note else word
+    return units.joined(word, check.note, by=": ")
 
 
 def how_verified(verdict: Verdict) -> list[str]:
@@ -143,15 +128,15 @@ def comparison_blocks(verdict: Verdict, equality: str, brief: bool) -> Iterator[
     if how.items and not brief:
         yield how
     for case in verdict.cases:
-        equal = sum(check.passed and check.comparable for check in case.outputs)
-        about = f"{equal} of {count(len(case.outputs), 'output')} equal"
-        shown = equal < len(case.outputs) or len(verdict.cases) * len(case.outputs) <= MANY_ROWS
+        equal, number = sum(check.passed and check.comparable for check in case.outputs), len(case.outputs)
+        shown = equal < number or len(verdict.cases) * number <= MANY_ROWS
         ordered = sorted(case.outputs, key=lambda check: (check.passed, check.comparable)) if brief else case.outputs
         rows = ordered[:BRIEF_OUTPUTS] if brief else ordered
         content: list[doc.Block] = [_outputs(case_name(case), rows)] if rows else []
         if rest := ordered[len(rows) :]:
             all_equal = all(check.passed and check.comparable for check in rest)
             content.append(doc.Paragraph(f"and {len(rest)} more{', all equal' if all_equal else ''}"))
+        about = f"{equal} of {count(number, 'output')} equal"
         yield doc.Fold(case_name(case), tuple(content), (about,), shown, group=True)
     if how.items and brief:
         yield how
@@ -160,6 +145,9 @@ def comparison_blocks(verdict: Verdict, equality: str, brief: bool) -> Iterator[
 def _outputs(title: str, checks: Sequence[OutputCheck]) -> doc.Table:
     def number(field: str) -> Callable[[OutputCheck], str]:
         return lambda check: figure(getattr(check, field))
+
+    def judged(check: OutputCheck) -> doc.Inline:
+        return doc.Span("warn" if not check.comparable else "good" if check.passed else "bad", result(check))
 
     return doc.table(
         title,
@@ -176,27 +164,17 @@ def _outputs(title: str, checks: Sequence[OutputCheck]) -> doc.Table:
         ("#NaN", lambda check: nonfinite(check.nan)),
         ("#^Inf", lambda check: nonfinite(check.inf)),
         ("#own noise", number("noise")),
-        ("~result", lambda check: doc.Span(_tone(check), result(check))),
+        ("~result", judged),
     )
-
-
-def _tone(check: OutputCheck) -> str:
-    return "warn" if not check.comparable else "good" if check.passed else "bad"
-
-
-# -- nodes that are no sites -----------------------------------------------------------------------------------------
 
 
 def skipped(nodes: Sequence[Skipped], brief: bool) -> list[doc.Inline]:
     """Return the dilated nodes that are never rewritten, in brief those alike together."""
-    groups = units.groups(nodes, lambda node: (node.op, node.dilations, node.reason)) if brief else [[n] for n in nodes]
-    return [
-        (
-            _names(some),
-            f" ({some[0].op}{f', dilations {dims(some[0].dilations)}' if some[0].dilations else ''}): {some[0].reason}",
-        )
-        for some in groups
-    ]
+
+    def says(node: Skipped) -> str:
+        return f" ({node.op}{f', dilations {dims(node.dilations)}' if node.dilations else ''}): {node.reason}"
+
+    return [(_names(some), says(some[0])) for some in (units.groups(nodes, says) if brief else [[n] for n in nodes])]
 
 
 def normalised(nodes: Sequence[Normalisation], brief: bool) -> list[doc.Inline]:
@@ -206,21 +184,17 @@ def normalised(nodes: Sequence[Normalisation], brief: bool) -> list[doc.Inline]:
 
 
 def _names(nodes: Sequence[Skipped | Normalisation]) -> doc.Inline:
-    names: list[doc.Inline] = [doc.code(f"{node.where}/{node.name}") for node in nodes[:SITE_NAMES]]
-    return doc.commas([*names, *([f"and {len(nodes) - SITE_NAMES} more"] if len(nodes) > SITE_NAMES else [])])
+    return doc.commas(first_names([f"{node.where}/{node.name}" for node in nodes]))
 
 
 def changes(node: Normalisation) -> str:
     """Return what changed in a Conv's attributes."""
-    parts = []
-    if node.dilations is not None:
-        parts.append(f"dilations become {list(node.dilations)} (an axis with kernel 1 has none)")
-    if node.pads is not None:
-        parts.append(f"auto_pad becomes pads {list(node.pads)}")
-    return "; ".join(parts) or "nothing"
-
-
-# -- notes, environment ----------------------------------------------------------------------------------------------
+    dilations, pads = node.dilations, node.pads
+    parts = (
+        f"dilations become {list(dilations)} (an axis with kernel 1 has none)" if dilations is not None else "",
+        f"auto_pad becomes pads {list(pads)}" if pads is not None else "",
+    )
+    return units.joined(*parts, by="; ") or "nothing"
 
 
 def notes(report: Report) -> list[str]:
@@ -248,13 +222,9 @@ def environment(report: Report) -> str:
     """Return what ran where, in one line."""
     here = report.environment
     threads = "default threads" if here.threads is None else count(here.threads, "thread")
-    parts = [
-        f"dilrewrite {here.dilrewrite}, Python {here.python}",
-        pairs(here.packages.items()),
-        f"{here.processor or 'unknown processor'}, {count(here.cores, 'core')}, {threads}",
-        here.system,
-    ]
-    return "; ".join(filter(None, parts))
+    versions = f"dilrewrite {here.dilrewrite}, Python {here.python}"
+    processor = f"{here.processor or 'unknown processor'}, {count(here.cores, 'core')}, {threads}"
+    return units.joined(versions, pairs(here.packages.items()), processor, here.system, by="; ")
 
 
 def times(spent: Mapping[str, float]) -> str:

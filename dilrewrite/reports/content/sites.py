@@ -3,66 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.proof.prove import Proof
+from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.reports.units import NOTHING, count, dims, figure, numberless, percent
 
-MANY_ROWS = 40
-"""A longer table or list is folded."""
-
-MANY_BARS = 15
-"""So many sites' shares are in sight, the largest; the others are folded."""
-
-NAME_LENGTH = 60
-"""A longer name loses its middle in charts and in the headings of groups, not in tables."""
-
-SITE_NAMES = 3
-"""How many sites of a group are named."""
-
-RAN_SHAPES = 8
-"""How many of the shapes that a Conv ran on are shown; in brief reports 2; report.json has all."""
-
+MANY_ROWS = 40  # a longer table or list is folded
+MANY_BARS = 15  # so many sites' shares are in sight, the largest; the others are folded
+NAME_LENGTH = 60  # a longer name loses its middle in charts and in the headings of groups, not in tables
+SITE_NAMES = 3  # how many sites of a group are named
+RAN_SHAPES = 8  # how many of the shapes that a Conv ran on are shown; in brief reports 2; report.json has all
 GEOMETRY_KEY = (
     "kernel, d dilation, s stride, g group, channels in->out, input extents, p pads (begin:end where they differ); "
     "n batch when it is not 1; ? is known at run time only"
 )
-"""How to read `geometry`."""
-
-# -- geometry --------------------------------------------------------------------------------------------------------
-
-
-def _short(values: Sequence[int | None]) -> str:
-    """Return one number when all axes agree, otherwise all of them."""
-    return dims(values[:1]) if len(set(values)) == 1 else dims(values)
 
 
 def geometry(conv: ConvGeometry) -> str:
-    """Return a Conv in short: `3x3 d12 s1 g1 256->256 28x28 p12`.
+    """Return a Conv in short, as `GEOMETRY_KEY` says: `3x3 d12 s1 g1 256->256 28x28 p12`.
 
-    Kernel, dilation, stride, group, channels, input extents, pads (`begin:end` where they differ); what is not the
-    usual case follows: batch, element type, quantised. `?` is known at run time only.
+    What is not the usual case follows: batch, element type, quantised.
     """
+
+    def short(values: Sequence[int | None]) -> str:
+        return dims(values[:1]) if len(set(values)) == 1 else dims(values)
+
     begin, end = conv.pads_begin, conv.pads_end
-    pads = f"p{_short(begin)}{'' if begin == end else f':{_short(end)}'}"
-    parts = [
-        dims(conv.kernel),
-        f"d{_short(conv.dilations)}",
-        f"s{_short(conv.strides)}",
-        f"g{conv.group}",
-        f"{dims([conv.in_channels])}->{dims([conv.out_channels])}",
-        dims(conv.extents),
+    pads = f"p{short(begin)}{'' if begin == end else f':{short(end)}'}"
+    return units.joined(
+        f"{dims(conv.kernel)} d{short(conv.dilations)} s{short(conv.strides)} g{conv.group}",
+        f"{dims([conv.in_channels])}->{dims([conv.out_channels])} {dims(conv.extents)}",
         pads if conv.auto_pad == "NOTSET" else conv.auto_pad,
         f"n{dims([conv.batch])}" if conv.batch != 1 else "",
         conv.element if conv.element != "float32" else "",
         "quantised" if conv.quantized else "",
-    ]
-    return " ".join(filter(None, parts))
+        by=" ",
+    )
 
 
 def ran(site: SiteReport, most: int = 2) -> str:
@@ -73,7 +54,7 @@ def ran(site: SiteReport, most: int = 2) -> str:
 
 def shape(site: SiteReport, most: int = 2) -> str:
     """Return a site's geometry, and the sizes it ran on where the model does not tell them."""
-    return ", ".join(filter(None, (geometry(site.geometry), ran(site, most))))
+    return units.joined(geometry(site.geometry), ran(site, most))
 
 
 def work(site: SiteReport) -> tuple[int | None, float | None]:
@@ -86,9 +67,6 @@ def work(site: SiteReport) -> tuple[int | None, float | None]:
         known = replace(known, batch=batch, in_channels=channels, extents=tuple(extents)).explicit()
     share = known.data_share()
     return known.multiply_adds(), site.padding_share if share is None else 1 - share
-
-
-# -- one site --------------------------------------------------------------------------------------------------------
 
 
 def site_name(site: SiteReport) -> str:
@@ -127,15 +105,12 @@ def share(site: SiteReport) -> str:
     return f"{percent(site.share)}{between}"
 
 
-def rounding_ratio(proof: Proof) -> str:
+def _rounding(errors: Rounding) -> str:
     """Return the rounding error of the new form against the native one's."""
-    rounding = proof.rounding
-    if rounding is None:
-        return NOTHING
-    if rounding.native_error == 0 or not math.isfinite(rounding.native_error):
-        return f"{figure(rounding.new_error)} (native {figure(rounding.native_error)})"
-    ratio = rounding.new_error / rounding.native_error
-    return f"{ratio:.1f}x native" if ratio < 1000 else f"{figure(ratio)}x native"
+    if errors.native_error == 0 or not math.isfinite(errors.native_error):
+        return f"rounding {figure(errors.new_error)} (native {figure(errors.native_error)})"
+    ratio = errors.new_error / errors.native_error
+    return f"rounding {f'{ratio:.1f}' if ratio < 1000 else figure(ratio)}x native"
 
 
 def proof(site: SiteReport) -> str:
@@ -145,13 +120,12 @@ def proof(site: SiteReport) -> str:
         return "not proved" if site.action == "rewritten" else NOTHING
     if proof.failure is not None:
         return f"FAILED: {proof.failure}"
-    parts = [
+    return units.joined(
         f"exact ({count(len(proof.shapes), 'shape')})",
-        f"rounding {rounding_ratio(proof)}" if proof.rounding is not None else "",
+        _rounding(proof.rounding) if proof.rounding is not None else "",
         "" if proof.native_ran else "native not run",
         f"on {proof.backend}" if "reference" in proof.backend else "",
-    ]
-    return ", ".join(filter(None, parts))
+    )
 
 
 # -- the sites -------------------------------------------------------------------------------------------------------
@@ -160,7 +134,7 @@ Group = Sequence[tuple[int, SiteReport]]
 """Sites that read the same, with their numbers."""
 
 
-def _groups(report: Report) -> list[list[tuple[int, SiteReport]]]:
+def _groups(report: Report) -> Sequence[Group]:
     """Return the sites in groups that read the same.
 
     With a measurement, sites that differ only in the numbers of their reason or proof, and in shares, are one group.
@@ -190,44 +164,54 @@ def _proved(some: Group) -> doc.Inline:
     return doc.Span("bad", text) if text.startswith("FAILED") else text
 
 
-def names_of(sites: Sequence[SiteReport]) -> list[doc.Inline]:
-    """Return the names of the first sites, and how many more there are."""
-    names: list[doc.Inline] = [doc.code(site_name(site)) for site in sites[:SITE_NAMES]]
-    return [*names, *([f"and {len(sites) - SITE_NAMES} more"] if len(sites) > SITE_NAMES else [])]
+def first_names(names: Sequence[str]) -> list[doc.Inline]:
+    """Return the first names, and how many more there are."""
+    more = [f"and {len(names) - SITE_NAMES} more"] if len(names) > SITE_NAMES else []
+    return [*map(doc.code, names[:SITE_NAMES]), *more]
 
 
 def site_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield one row per site, in brief per group that reads the same; figures known for no site have no column."""
     if not report.sites:
         return
-    groups: list[list[tuple[int, SiteReport]]]
-    groups = _groups(report) if brief else [[item] for item in enumerate(report.sites, 1)]
+    groups: Sequence[Group] = _groups(report) if brief else [[item] for item in enumerate(report.sites, 1)]
     sites, inspected = report.sites, report.command == "inspect"
     known = [work(site) for site in sites]
     shares = any(site.share is not None for site in sites)
     gains = any(site.predicted_gain is not None for site in sites)
 
-    def total(some: Group) -> str:
-        return NOTHING if (sum_ := units.summed(site.share for _, site in some)) is None else percent(sum_)
+    def named(some: Group) -> doc.Inline:
+        first, *rest = first_names([site_name(site) for _, site in some])
+        return (first, *map(doc.line, rest))
+
+    def ran_on(some: Group) -> str:
+        return ran(some[0][1], 2 if brief else RAN_SHAPES).removeprefix("ran on ") or NOTHING
+
+    def of_time(some: Group) -> str:
+        summed = units.summed(site.share for _, site in some)
+        return (NOTHING if summed is None else percent(summed)) if brief else share(some[0][1])
+
+    def gained(some: Group) -> str:
+        return units.gain(units.summed(site.predicted_gain for _, site in some))
+
+    def done(some: Group) -> doc.Inline:
+        site = some[0][1]
+        return doc.Span("good", form(site)) if site.action == "rewritten" else form(site)
 
     site_table = doc.table(
         "Dilated Convs",
         groups,
         ("##", lambda some: str(len(some) if brief else some[0][0])),
-        ("site", lambda some: _names(some) if brief else doc.code(site_name(some[0][1]))),
+        ("site", lambda some: named(some) if brief else doc.code(site_name(some[0][1]))),
         ("^geometry", lambda some: doc.code(geometry(some[0][1].geometry))),
-        any(map(ran, sites)) and ("^ran on", lambda some: _ran(some[0][1], 2 if brief else RAN_SHAPES)),
-        shares and ("#share of time", lambda some: total(some) if brief else share(some[0][1])),
-        gains
-        and (
-            "#^gain" if brief else "#^predicted gain",
-            lambda some: units.gain(units.summed(site.predicted_gain for _, site in some)),
-        ),
+        any(map(ran, sites)) and ("^ran on", ran_on),
+        shares and ("#share of time", of_time),
+        gains and ("#^gain" if brief else "#^predicted gain", gained),
         any(adds is not None for adds, _ in known)
         and ("#multiply-adds", lambda some: units.amount(work(some[0][1])[0])),
         any(pad is not None for _, pad in known) and ("#^padding only", lambda some: percent(work(some[0][1])[1])),
         (inspected and brief) and ("~forms that apply", lambda some: _applicable(some[0][1])),
-        not inspected and ("form", lambda some: _form(some[0][1])),
+        not inspected and ("form", done),
         not inspected and ("~^why", lambda some: _one(site.reason for _, site in some)),
         not inspected and ("~^proof", _proved),
         not brief and ("output", lambda some: doc.code(some[0][1].output)),
@@ -237,21 +221,8 @@ def site_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     yield doc.Paragraph(doc.muted(f"Geometry: {GEOMETRY_KEY}."))
 
 
-def _names(some: Group) -> doc.Inline:
-    first, *rest = names_of([site for _, site in some])
-    return (first, *map(doc.line, rest))
-
-
-def _form(site: SiteReport) -> doc.Inline:
-    return doc.Span("good", form(site)) if site.action == "rewritten" else form(site)
-
-
 def _applicable(site: SiteReport) -> str:
     return ", ".join(candidate.strategy for candidate in site.candidates) or "none"
-
-
-def _ran(site: SiteReport, most: int) -> str:
-    return ran(site, most).removeprefix("ran on ") or NOTHING
 
 
 def share_blocks(report: Report) -> Iterator[doc.Block]:
@@ -279,7 +250,7 @@ def _share_bar(number: int, site: SiteReport, share: float, report: Report) -> d
     done = "" if report.command == "inspect" else form(site)
     gain = site.predicted_gain
     gained = "" if gain is None or abs(gain) < 0.0005 else f"predicted gain {units.gain(gain)}"
-    says = ", ".join(filter(None, (percent(share), done, gained)))
+    says = units.joined(percent(share), done, gained)
     return doc.Bar(
         kind="taken" if site.action == "rewritten" else "keep",
         name=f"site {number}, {site_name(site)}: {says}",
@@ -305,10 +276,9 @@ def proof_blocks(report: Report) -> Iterator[doc.Block]:
     holding = doc.strong(f"{hold} of {len(proved)} hold.")
     yield doc.Paragraph((holding, method, doc.code("Conv(|x|, |w|) + |b|"), "."))
 
-    def rounding(field: str) -> Callable[[tuple[int, Proof]], str]:
-        return lambda item: figure(getattr(item[1].rounding, field, None))
+    def rounding(head: str, field: str = "") -> doc.Cells[tuple[int, Proof]]:
+        return f"#{head}", lambda item: figure(getattr(item[1].rounding, field or head.replace(" ", "_"), None))
 
-    figures = (("native error", "native_error"), ("new error", "new_error"), ("limit", "limit"), ("ceiling", "ceiling"))
     proofs = doc.table(
         "Proofs",
         proved,
@@ -317,7 +287,8 @@ def proof_blocks(report: Report) -> Iterator[doc.Block]:
         ("#elements", lambda item: str(item[1].elements)),
         ("ran on", lambda item: item[1].backend),
         ("native ran", lambda item: "yes" if item[1].native_ran else "no"),
-        *((f"#{head}", rounding(field)) for head, field in (*figures, ("new - native", "difference"))),
+        *map(rounding, ("native error", "new error", "limit", "ceiling")),
+        rounding("new - native", "difference"),
         ("~result", lambda item: "holds" if item[1].failure is None else doc.Span("bad", f"FAILED: {item[1].failure}")),
     )
     yield doc.Fold("Figures of every proof", (proofs,), shown=hold < len(proved))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
@@ -19,15 +19,8 @@ MODES = {
     "interleaved": "interleaved (both models loaded, runs in turn)",
     "blocks": "in blocks (one model loaded at a time)",
 }
-"""What the modes of a comparison are."""
-
-READINGS = {
-    "sm_clock_mhz": ("", " MHz"),
-    "memory_clock_mhz": ("memory ", " MHz"),
-    "power_w": ("", " W"),
-    "temperature_c": ("", " °C"),
-}
-"""What stands before and after a reading of a device."""
+READINGS = {"sm_clock_mhz": "# MHz", "memory_clock_mhz": "memory # MHz", "power_w": "# W", "temperature_c": "# °C"}
+"""How the readings of a device are told."""
 
 HELD_BACK = {
     0x2: "application clocks",
@@ -51,15 +44,17 @@ def on(measurement: Measurement | None) -> str:
 def own_noise(report: Report) -> Noise | None:
     """Return how the original ran against itself; what `bench` found of a single model is just that."""
     measurement = report.measurement
-    if measurement is None or measurement.noise is not None:
-        return measurement.noise if measurement is not None else None
-    final = measurement.final
-    if report.command != "bench" or report.after is not None or final is None:
+    if measurement is None:
         return None
+    final = measurement.final
+    if measurement.noise is not None or final is None or not alone(report):
+        return measurement.noise
     return Noise(ratio=final.ratio, low=final.low, high=final.high, pairs=final.pairs)
 
 
-# -- how -------------------------------------------------------------------------------------------------------------
+def alone(report: Report) -> bool:
+    """Say whether `bench` timed a single model, against itself."""
+    return report.command == "bench" and report.after is None
 
 
 def measuring(report: Report) -> list[tuple[str, str]]:
@@ -67,15 +62,16 @@ def measuring(report: Report) -> list[tuple[str, str]]:
     measurement = report.measurement
     if measurement is None:
         return []
-    versions = units.pairs(measurement.versions.items())
     shapes = units.pairs((name, units.dims(shape)) for name, shape in measurement.inputs.items())
     timings = f"{measurement.measured} taken now, {measurement.recalled} recalled from the cache"
     profiled, load, cores = measurement.profiled_s, measurement.load, units.count(report.environment.cores, "core")
     slowed = "a run of the original under the profiler takes"
     wanted = f"processes wanted a core in the minute before, on {cores}"
     measured = measurement.source is TimeKind.MEASURED
+    firsts = [measurement.first_run_s[key] for key in ("before", "after") if key in measurement.first_run_s]
+    first = f"{' -> '.join(map(units.seconds, firsts))}, with loading and all that is done once"
     rows = [
-        ("runtime", ", ".join(filter(None, (measurement.backend, versions)))),
+        ("runtime", units.joined(measurement.backend, units.pairs(measurement.versions.items()))),
         ("device", measurement.device),
         ("settings", units.pairs(measurement.settings.items())),
         ("inputs", shapes or ("none" if measurement.estimated_s is None else "")),
@@ -86,7 +82,7 @@ def measuring(report: Report) -> list[tuple[str, str]]:
         ("mode", _modes(report, measurement)),
         ("load", f"{units.figure(load)} {wanted}" if load is not None else ""),
         *_whole(report, measurement),
-        ("first run", _first_run(measurement)),
+        ("first run", first if firsts else ""),
         ("GPU before/after", _states(measurement)),
         ("source", "" if measured else f"{measurement.source}, in {measurement.unit}: NOT MEASURED"),
     ]
@@ -105,39 +101,32 @@ def _noise(report: Report) -> str:
 
 def _whole(report: Report, measurement: Measurement) -> Iterator[tuple[str, str]]:
     """Yield what was predicted of the whole model, what it takes, and how much its runs vary."""
-    final, alone = measurement.final, report.command == "bench" and report.after is None
+    final = measurement.final
     if measurement.predicted_ratio is not None:
         yield "predicted", f"{units.expected(measurement.predicted_ratio)}, from the timings of the sites"
     if final is None:
         return
-    if not alone:
+    if not alone(report):
         both = f"{units.spread(final.first)} ms -> {units.spread(final.second)} ms"
         yield "whole model", f"{units.versus(final)}; {units.count(final.pairs, 'pair')}, 20 to 80 % of them {both}"
     if final.first.p99_s > 0:
-        timings = [final.first, final.second][: 1 if alone else 2]
+        timings = [final.first] if alone(report) else [final.first, final.second]
         slowest = " -> ".join(f"{units.milliseconds(timing.p99_s)} ms" for timing in timings)
         varies = " -> ".join(units.percent(timing.variation) for timing in timings)
         yield "slowest runs", f"99th percentile {slowest}; coefficient of variation {varies}"
-
-
-def _first_run(measurement: Measurement) -> str:
-    """Return how long the first run of the whole models took; may be empty."""
-    firsts = measurement.first_run_s
-    times = [units.seconds(firsts[key]) for key in ("before", "after") if key in firsts]
-    return f"{' -> '.join(times)}, with loading and all that is done once" if times else ""
 
 
 def _states(measurement: Measurement) -> str:
     """Return a device's readings before and after: `1980/1965 MHz, 231/240 W, 41/47 °C`; may be empty."""
     both = (measurement.state_before, measurement.state_after)
     parts = []
-    for name, (what, unit) in READINGS.items():
+    for name, told in READINGS.items():
         if any(name in state for state in both):
-            values = "/".join(f"{state[name]:.0f}" if name in state else units.NOTHING for state in both)
-            parts.append(f"{what}{values}{unit}")
+            values = (f"{state[name]:.0f}" if name in state else units.NOTHING for state in both)
+            parts.append(told.replace("#", "/".join(values)))
     reasons = [int(state.get("throttle_reasons", 0)) for state in both]
     names = [name for bit, name in HELD_BACK.items() if any(bits & bit for bits in reasons)]
-    return ", ".join([*parts, *([f"held back by {' and '.join(names)}"] if names else [])])
+    return units.joined(*parts, f"held back by {' and '.join(names)}" if names else "")
 
 
 def _modes(report: Report, measurement: Measurement) -> str:
@@ -159,8 +148,8 @@ def _budget(measurement: Measurement, *, limited: bool) -> str:
     limit = f"budget of {units.seconds(budget)}" if limited and 0 < budget < math.inf else ""
     within = f", with a {limit}" if limit else ""
     if measurement.estimated_s is not None:
-        estimate = f"would take about {units.seconds(measurement.estimated_s)}{within}"
-        return estimate if measurement.estimated_s else "nothing to measure"
+        about = f"would take about {units.seconds(measurement.estimated_s)}{within}"
+        return about if measurement.estimated_s else "nothing to measure"
     took, floor = f"took {units.seconds(measurement.spent_s)}", measurement.floor_s
     least = f"what is always done, the profile and the least confirmation, took {units.seconds(floor)}" if floor else ""
     if limit and measurement.spent_s > budget:
@@ -171,11 +160,9 @@ def _budget(measurement: Measurement, *, limited: bool) -> str:
 def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield how timings were taken, and the versions of the whole model that were timed."""
     rows = measuring(report)
-    if report.measurement is None or not rows:
-        return
-    yield doc.Facts("How timings were taken", tuple(rows))
-    attempts = list(enumerate(report.measurement.attempts, 1))
-    if not attempts:
+    if rows:
+        yield doc.Facts("How timings were taken", tuple(rows))
+    if report.measurement is None or not report.measurement.attempts:
         return
 
     def sites(attempt: Attempt) -> doc.Inline:
@@ -189,7 +176,7 @@ def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     yield doc.Paragraph(f"{title}:")
     yield doc.table(
         title,
-        attempts,
+        enumerate(report.measurement.attempts, 1),
         ("##", lambda item: str(item[0])),
         ("#sites rewritten", lambda item: str(len(item[1].sites))),
         ("~sites", lambda item: sites(item[1]) or units.NOTHING),
@@ -200,9 +187,6 @@ def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         not brief and ("#pairs", lambda item: str(item[1].timing.pairs)),
         ("result", lambda item: units.difference(item[1].timing)),
     )
-
-
-# -- the whole model -------------------------------------------------------------------------------------------------
 
 
 def time_bar(
@@ -231,16 +215,13 @@ def whole_blocks(report: Report, measurement: Measurement) -> Iterator[doc.Block
             yield doc.Paragraph((doc.strong("Predicted: "), says))
         return
     names, labels = _names(report)
-    bars = [
-        time_bar("keep", names[0], final.first, labels[0]),
-        time_bar("taken", names[1], final.second, labels[1]),
-    ]
+    bars = list(map(time_bar, ("keep", "taken"), names, (final.first, final.second), labels))
     if predicted is not None and math.isfinite(predicted):
         time = 1000 * predicted * final.first.median_s
         says = f"{units.milliseconds(time / 1000)} ms"
         beside = (says, doc.muted(f" {units.expected(predicted)}"))
         bars.append(doc.Bar(kind="predicted", name=f"predicted: {says}", label="predicted", says=beside, value=time))
-    if report.after is not None or report.command != "bench":
+    if not alone(report):
         yield doc.Paragraph(f"{units.versus(final)}, {units.count(final.pairs, 'pair')}.")
     if predicted is not None and 0 < predicted < math.inf:
         yield doc.Paragraph(_against_prediction(predicted, final))
@@ -248,16 +229,14 @@ def whole_blocks(report: Report, measurement: Measurement) -> Iterator[doc.Block
     yield doc.Chart(title, tuple(bars), TIME_LEGEND, doc.reach(bars))
 
 
-def _names(report: Report) -> tuple[tuple[str, str], tuple[doc.Inline, doc.Inline]]:
+def _names(report: Report) -> tuple[list[str], Sequence[doc.Inline]]:
     """Return the names of the two models, and what stands beside their bars."""
-    if report.command != "bench":
-        names = ("before", "after")
-    else:
-        names = ("first model", "second model") if report.after is not None else ("the model", "the model again")
+    names = ["the model", "the model again"] if alone(report) else ["before", "after"]
     if report.after is None or report.command != "bench":
-        return names, (doc.strong(names[0]), doc.strong(names[1]))
-    first, second = (units.shorten(units.clean(model.path), NAME_LENGTH) for model in (report.before, report.after))
-    return names, ((doc.strong(names[0]), " ", doc.code(first)), (doc.strong(names[1]), " ", doc.code(second)))
+        return names, [doc.strong(name) for name in names]
+    names = ["first model", "second model"]
+    paths = (units.shorten(units.clean(model.path), NAME_LENGTH) for model in (report.before, report.after))
+    return names, [(doc.strong(name), " ", doc.code(path)) for name, path in zip(names, paths, strict=True)]
 
 
 def _against_prediction(predicted: float, final: Comparison) -> str:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError
 from dilrewrite.reports.report import Report
 
 
-class Format(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
     """A report format.
 
-    `filename` is its file in a report folder, `None` for one that is only shown; `default`: it is written when no
-    format is asked for; `opening`: a regular expression that its files, and no others, begin with.
+    `render` makes the whole text; `filename` is its file in a report folder, `None` for one that is only shown;
+    `default`: it is written when no format is asked for; `opening`: a regular expression that its files, and no others,
+    begin with.
     """
 
-    filename: str | None
-    default: bool
-    opening: str
-
-    def render(self, report: Report) -> str:
-        """Return the whole report as text."""
-        ...
+    render: Callable[[Report], str]
+    filename: str | None = None
+    default: bool = False
+    opening: str = ""
 
 
 @functools.cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Literal, TextIO, final
+from typing import Literal, TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -18,41 +19,25 @@ from rich.text import Text
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document, engine_document
+from dilrewrite.reports.formats import Format
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import NOTHING, clean, shorten
 from dilrewrite.tensorrt.sidecar import EngineReport
 
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
-
-MIN_WIDTH = 72
-"""Columns that the tables need; a narrower terminal wraps them."""
-
-NAME_LENGTH = 120
-"""A longer node name loses its middle here (never in the other formats)."""
-
-HEAD_WIDTH = 8
-"""Columns that the names over numbers have at least before they are wrapped."""
-
+WIDTH = 100  # columns where there is no terminal to ask
+MIN_WIDTH = 72  # columns that the tables need; a narrower terminal wraps them
+NAME_LENGTH = 120  # a longer node name loses its middle here (never in the other formats)
+HEAD_WIDTH = 8  # columns that the names over numbers have at least before they are wrapped
 TONES = {"good": "green", "warn": "yellow", "bad": "red"}
-STYLES = {**TONES, "muted": "dim"}
-"""The looks of marks; those of a name, a link and the rest are plain."""
+STYLES = {**TONES, "muted": "dim"}  # the looks of marks; those of a name, a link and the rest are plain
 
 
-@final
-class Terminal:
-    """The brief report as plain text; see `show` for colour."""
-
-    filename: str | None = None
-    default = False
-    opening = ""
-
-    def render(self, report: Report) -> str:
-        """Return the plain text that the command line prints."""
-        return to_text(report, _width(sys.stdout))
+def render(report: Report) -> str:
+    """Return the brief report as the plain text that the command line prints; see `show` for colour."""
+    return to_text(report, _width(sys.stdout))
 
 
-REPORT = Terminal()
+REPORT = Format(render=render)
 
 
 def to_text(report: Report | EngineReport, width: int = WIDTH) -> str:
@@ -76,16 +61,9 @@ def show(report: Report | EngineReport, file: TextIO | None = None) -> None:
 
 def _console(file: TextIO, width: int, *, colour: bool) -> Console:
     """Return a rich Console that takes no text for markup."""
-    return Console(
-        file=file,
-        width=max(width, MIN_WIDTH),
-        force_terminal=colour,
-        color_system="auto" if colour else None,
-        force_jupyter=False,
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
+    system: Literal["auto"] | None = "auto" if colour else None
+    plain = functools.partial(Console, force_jupyter=False, markup=False, highlight=False, emoji=False)
+    return plain(file=file, width=max(width, MIN_WIDTH), force_terminal=colour, color_system=system)
 
 
 def _width(file: TextIO) -> int:
@@ -149,9 +127,6 @@ def _grid(rows: Sequence[tuple[Text, Text]], gap: int) -> Grid:
     for row in rows:
         grid.add_row(*row)
     return grid
-
-
-# -- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _table(table: doc.Table, width: int) -> Grid:

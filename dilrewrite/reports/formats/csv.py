@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import final
 
 from dilrewrite.reports.content.forms import said
 from dilrewrite.reports.content.sites import geometry
+from dilrewrite.reports.formats import Format
 from dilrewrite.reports.report import CandidateReport, Report, SiteReport
 from dilrewrite.reports.units import clean, ratio_of
 
 COLUMNS = ("key", "geometry", "forms", "chosen", "share", "reason")
 
 
-@final
-class Csv:
-    """A header, then key, geometry, forms with ratio and interval, the form chosen, share of time and reason of a site.
+def render(report: Report) -> str:
+    """Return a header, then a row per site: forms with ratio and interval, the one chosen, share of time, reason.
 
     Ratios are times of a form divided by those of the Conv as it is; a form without a time says why; forms stand
     cheapest first by estimate, with semicolons between them. A share that is not known is empty.
     """
-
-    filename: str | None = "report.csv"
-    default = False
-    opening = f"{','.join(COLUMNS)}\n"
-
-    def render(self, report: Report) -> str:
-        """Return the CSV text."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(map(_row, report.sites))
-        return file.getvalue()
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *map(_row, report.sites)])
+    return file.getvalue()
 
 
-REPORT = Csv()
+REPORT = Format(render=render, filename="report.csv", opening=f"{','.join(COLUMNS)}\n")
 
 
 def _row(site: SiteReport) -> list[str]:

@@ -8,41 +8,42 @@ import importlib.resources
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import final
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document
+from dilrewrite.reports.formats import Format
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import clean
 
-
-@final
-class Page:
-    """A page that reads from the answer to the details; charts are SVG, long parts fold, and there is no script."""
-
-    filename: str | None = "report.html"
-    default = True
-    opening = r"<!doctype html>\s*<html[^>]*>\s*<head>.*<title>dilrewrite \w+: "
-
-    def render(self, report: Report) -> str:
-        """Return the HTML text."""
-        page = document(report)
-        head = element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("meta", name="color-scheme", content="light dark"),
-            element("title", escape(f"dilrewrite {page.command}: {page.status}: {page.path}")),
-            element("style", Html(_style())),
-        )
-        body = element("body", element("main", *_page(page)))
-        return f"<!doctype html>\n{element('html', head, body, lang='en')}"
+SIGNS = {"good": "✓", "warn": "!", "bad": "✗"}  # of a status by its tone
+ARROW = '<span class="arrow">-&gt;</span>'  # no line ends within it
+INLINE = frozenset({"a", "b", "code", "path", "rect", "span", "td", "th"})  # they do not end a line of the source
+WIDTH, HEIGHT = 1000, 24  # the size of a plot in its own units; it is stretched to the width there is
 
 
-REPORT = Page()
+def render(report: Report) -> str:
+    """Return a page from the answer to the details; charts are SVG, long parts fold, and there is no script."""
+    page = document(report)
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", escape(f"dilrewrite {page.command}: {page.status}: {page.path}")),
+        element("style", Html(_style())),
+    )
+    body = element("body", element("main", *_page(page)))
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}"
 
-SIGNS = {"good": "✓", "warn": "!", "bad": "✗"}
-"""The sign of a status by its tone."""
+
+OPENING = r"<!doctype html>\s*<html[^>]*>\s*<head>.*<title>dilrewrite \w+: "
+REPORT = Format(render=render, filename="report.html", default=True, opening=OPENING)
+
+
+@functools.cache
+def _style() -> str:
+    return importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+
 
 # -- markup ----------------------------------------------------------------------------------------------------------
 
@@ -51,21 +52,6 @@ class Html(str):
     """Markup. Any other string is text, and is escaped on its way into the page."""
 
     __slots__ = ()
-
-
-ARROW = '<span class="arrow">-&gt;</span>'
-"""An arrow that no line ends within."""
-
-INLINE = frozenset({"a", "b", "code", "path", "rect", "span", "td", "th"})
-"""Elements that do not end a line of the source."""
-
-TAGS = {"code": "code", "strong": "b", "fold": "details"}
-"""The elements of marks; the others are `span`."""
-
-
-@functools.cache
-def _style() -> str:
-    return importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
 def escape(value: str) -> Html:
@@ -79,24 +65,23 @@ def text(value: doc.Inline) -> Html:
         return value
     if isinstance(value, str):
         return Html(escape(value).replace("-&gt;", ARROW))
-    return _span(value) if isinstance(value, doc.Span) else Html("".join(map(text, value)))
-
-
-def _span(span: doc.Span) -> Html:
-    match span.mark:
+    if isinstance(value, tuple):
+        return Html("".join(map(text, value)))
+    content = value.content
+    match value.mark:
         case "":
-            return text(span.content)
+            return text(content)
         case "code":  # a line may break inside it
-            name = re.sub(r"([/_])(?=.)", r"\1<wbr>", escape(doc.plain(span.content)))
+            name = re.sub(r"([/_])(?=.)", r"\1<wbr>", escape(doc.plain(content)))
             return element("code", Html(name.replace("-&gt;", ARROW)))
         case "strong":
-            return element("b", span.content)
+            return element("b", content)
         case "link":
-            return element("a", span.content, href=f"#{span.target}")
+            return element("a", content, href=f"#{value.target}")
         case "fold":
-            return element("details", element("summary", span.target), span.content)
-        case _:
-            return element("span", span.content, class_=span.mark) if doc.plain(span.content) else Html("")
+            return element("details", element("summary", value.target), content)
+        case mark:
+            return element("span", content, class_=mark) if doc.plain(content) else Html("")
 
 
 def element(tag: str, *content: doc.Inline, **attributes: str | None) -> Html:
@@ -115,30 +100,21 @@ def element(tag: str, *content: doc.Inline, **attributes: str | None) -> Html:
 def _page(page: doc.Document) -> Iterator[Html]:
     sign = element("span", SIGNS.get(page.tone, "●"), aria_hidden="true")
     status = element("span", sign, f" {page.status}", class_=f"status {page.tone or 'plain'}")
-    tiles = [
-        element(
-            "div",
-            element("span", tile.name, class_="muted"),
-            element("b", tile.value, class_=tile.tone or "plain"),
-            element("span", tile.below, class_="muted"),
-            class_="tile",
-        )
-        for tile in page.tiles
-    ]
+    tiles = []
+    for tile in page.tiles:
+        name, below = (element("span", said, class_="muted") for said in (tile.name, tile.below))
+        tiles.append(element("div", name, element("b", tile.value, class_=tile.tone or "plain"), below, class_="tile"))
     yield element(
         "header",
         element("p", status, " ", element("b", f"dilrewrite {page.command}"), " ", doc.Span("code", page.path)),
         element("h1", page.answer),
         element("div", *tiles, class_="tiles"),
     )
-    anchors = [section.title.lower().replace(" ", "-") for section in page.sections]
-    links = [
-        Html(f"{element('a', section.title, href=f'#{anchor}')} ")
-        for section, anchor in zip(page.sections, anchors, strict=True)
-    ]
+    parts = [(section.title.lower().replace(" ", "-"), section) for section in page.sections]
+    links = [Html(f"{element('a', part.title, href=f'#{anchor}')} ") for anchor, part in parts]
     yield element("nav", *links, aria_label="Parts of this report")
-    for section, anchor in zip(page.sections, anchors, strict=True):
-        yield element("section", element("h2", section.title), *map(_block, section.blocks), id=anchor)
+    for anchor, part in parts:
+        yield element("section", element("h2", part.title), *map(_block, part.blocks), id=anchor)
     yield element("footer", element("p", page.closing))
 
 
@@ -170,7 +146,9 @@ def _scroll(title: str, table: Html) -> Html:
 def _table(table: doc.Table) -> Html:
     """Return a table in a box that scrolls. The first cell of a row is its heading."""
     kinds = [column.kind or None for column in table.columns]
-    top = [element("th", column.name, scope="col", class_=column.kind or None) for column in table.columns]
+    top = [
+        element("th", column.name, scope="col", class_=kind) for column, kind in zip(table.columns, kinds, strict=True)
+    ]
     lines = []
     for i, row in enumerate(table.rows, 1):
         first = element("th", row[0], scope="row", class_=kinds[0])
@@ -181,9 +159,6 @@ def _table(table: doc.Table) -> Html:
 
 
 # -- charts ----------------------------------------------------------------------------------------------------------
-
-WIDTH, HEIGHT = 1000, 24
-"""The size of a plot in its own units; it is stretched to the width there is."""
 
 
 def ticks(most: float) -> list[float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import final
 from xml.etree import ElementTree
 
 from dilrewrite.reports.content.answer import FOUND_AFTER, answer
 from dilrewrite.reports.content.models import case_name, result
 from dilrewrite.reports.content.sites import proof
+from dilrewrite.reports.formats import Format
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import clean
 
@@ -16,33 +16,26 @@ Case = tuple[str, str, str, str]
 """Class, name, `failure`, `skipped` or nothing, and what is said of it."""
 
 
-@final
-class JUnit:
-    """One suite; what could not be compared is skipped, what differs has failed."""
-
-    filename: str | None = "report.junit.xml"
-    default = False
-    opening = r'<\?xml [^>]*>\s*<testsuites name="dilrewrite '
-
-    def render(self, report: Report) -> str:
-        """Return the XML text."""
-        cases = [*_sites(report), *_checks(report), *_outputs(report)]
-        name = f"dilrewrite {report.command}"
-        failures, skipped = (str(sum(case[2] == kind for case in cases)) for kind in ("failure", "skipped"))
-        counts = {"tests": str(len(cases)), "failures": failures, "skipped": skipped}
-        root = ElementTree.Element("testsuites", name=name)
-        time = f"{sum(report.seconds.values()):.3f}"
-        suite = ElementTree.SubElement(root, "testsuite", {"name": name, "time": time, **counts})
-        for owner, title, outcome, text in cases:
-            case = ElementTree.SubElement(suite, "testcase", classname=clean(owner), name=clean(title))
-            if outcome:
-                ElementTree.SubElement(case, outcome, message=clean(text))
-        ElementTree.SubElement(suite, "system-out").text = answer(report)
-        ElementTree.indent(root)
-        return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+def render(report: Report) -> str:
+    """Return one suite; what could not be compared is skipped, what differs has failed."""
+    cases = [*_sites(report), *_checks(report), *_outputs(report)]
+    name = f"dilrewrite {report.command}"
+    failures, skipped = (str(sum(case[2] == kind for case in cases)) for kind in ("failure", "skipped"))
+    counts = {"tests": str(len(cases)), "failures": failures, "skipped": skipped}
+    root = ElementTree.Element("testsuites", name=name)
+    time = f"{sum(report.seconds.values()):.3f}"
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, "time": time, **counts})
+    for owner, title, outcome, text in cases:
+        case = ElementTree.SubElement(suite, "testcase", classname=clean(owner), name=clean(title))
+        if outcome:
+            ElementTree.SubElement(case, outcome, message=clean(text))
+    ElementTree.SubElement(suite, "system-out").text = answer(report)
+    ElementTree.indent(root)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
-REPORT = JUnit()
+OPENING = r'<\?xml [^>]*>\s*<testsuites name="dilrewrite '
+REPORT = Format(render=render, filename="report.junit.xml", opening=OPENING)
 
 
 def _sites(report: Report) -> Iterator[Case]:

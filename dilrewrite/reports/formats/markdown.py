@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import final
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document
+from dilrewrite.reports.formats import Format
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import clean
 
 
-@final
-class Markdown:
-    """A page that reads from the answer to the details; charts are left out."""
-
-    filename: str | None = "report.md"
-    default = True
-    opening = r"# dilrewrite \w+: "
-
-    def render(self, report: Report) -> str:
-        """Return the Markdown text."""
-        return "\n".join(_page(document(report))).rstrip("\n") + "\n"
+def render(report: Report) -> str:
+    """Return a page that reads from the answer to the details; charts are left out."""
+    return "\n".join(_page(document(report))).rstrip("\n") + "\n"
 
 
-REPORT = Markdown()
-
-# -- escaping --------------------------------------------------------------------------------------------------------
+REPORT = Format(render=render, filename="report.md", default=True, opening=r"# dilrewrite \w+: ")
 
 
 def code(text: str) -> str:
@@ -57,9 +47,6 @@ def prose(text: doc.Inline) -> str:
 
 def _heading(level: int, text: doc.Inline) -> list[str]:
     return [f"{'#' * min(level, 6)} {re.sub(r'#(?=[# ]*$)', '&#35;', cell(text)).strip()}", ""]
-
-
-# -- the page --------------------------------------------------------------------------------------------------------
 
 
 def _page(page: doc.Document) -> Iterator[str]:
