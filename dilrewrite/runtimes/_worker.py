@@ -1,22 +1,18 @@
-"""Sessions and timed runs in a child process, so that a crash of the runtime is a reason and not the end.
-
-Both ends of the pipe.
+"""Sessions and timed runs in a child process, so that a crash of the runtime is a reason and not the end: both ends.
 
 The child is `python -m dilrewrite.runtimes._worker`, not a fork or multiprocessing's spawn: it works from notebooks
-and from scripts without a `__main__` guard. A message is a pickle (protocol 5) with the arrays' memory apart:
-count, lengths, pickle, memory of each array.
+and from scripts without a `__main__` guard. A message is a pickle, of protocol 5, which copies no array.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
+import io
 import os
 import pickle
 import re
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,7 +23,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, final
+from typing import IO, Any, cast, final
 
 import numpy as np
 
@@ -36,6 +32,7 @@ from dilrewrite.runtimes import (
     Array,
     Artifact,
     Backend,
+    Bench,
     CannotLoad,
     CannotRun,
     Crashed,
@@ -58,36 +55,21 @@ _LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
 _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
 
 
+class _Whole:
+    """A stream without a buffer, on which a write is a whole one."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+
+    def write(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        while view.nbytes:
+            view = view[self.stream.write(view) :]
+
+
 def send(stream: IO[bytes], message: object) -> None:
     """Write one message."""
-    buffers: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-    parts = [memoryview(body), *(buffer.raw() for buffer in buffers)]
-    lengths = struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts))
-    for part in (memoryview(lengths), *parts):
-        view = part.cast("B") if part.nbytes else part
-        done = 0
-        while done < view.nbytes:
-            done += stream.write(view[done:])
-
-
-def receive(stream: IO[bytes]) -> Any:
-    """Read one message; EOFError when the other end is gone."""
-    (count,) = struct.unpack("<Q", _exactly(stream, 8))
-    lengths = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
-    body, *buffers = [_exactly(stream, length) for length in lengths]
-    return pickle.loads(body, buffers=buffers)
-
-
-def _exactly(stream: IO[bytes], length: int) -> bytearray:
-    data = bytearray(length)
-    view, done = memoryview(data), 0
-    while done < length:
-        got: int = stream.readinto(view[done:])  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError
-        done += got
-    return data
+    pickle.dump(message, _Whole(stream), protocol=5)  # type: ignore[arg-type]
 
 
 class _Child:
@@ -119,6 +101,7 @@ class _Child:
             self._noise.close()
             folder.cleanup()
             raise
+        self._answers = io.BufferedReader(self.process.stdout)  # type: ignore[type-var]
         self._end = weakref.finalize(self, _end, self.process, self._noise, folder)
 
     def close(self) -> None:
@@ -129,10 +112,10 @@ class _Child:
         """Send a request and return the answer; an interrupted request leaves no child behind."""
         if not self._end.alive:
             raise Crashed("the session is closed")
-        timer = threading.Timer(self.timeout_s, self._stop) if self.timeout_s is not None else None
+        timer = threading.Timer(self.timeout_s or 0.0, self._stop)
+        timer.daemon = True
         try:
-            if timer is not None:
-                timer.daemon = True
+            if self.timeout_s is not None:
                 timer.start()
             kind, answer = self._exchange(request)
         except (EOFError, OSError):
@@ -145,8 +128,7 @@ class _Child:
             self.close()
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
         if kind in _REASONS:
             raise _REASONS[kind](answer)
         if kind == "bug":
@@ -163,17 +145,15 @@ class _Child:
 
     def _exchange(self, request: tuple[object, ...]) -> tuple[str, Any]:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        if not self._greeted:
-            seen = b""
-            while not seen.endswith(_READY):
-                byte = self.process.stdout.read(1)
-                if not byte:
-                    raise EOFError
-                seen = (seen + byte)[-len(_READY) :]
-            self._greeted = True
+        seen = _READY if self._greeted else b""
+        while not seen.endswith(_READY):
+            byte = self._answers.read(1)
+            if not byte:
+                raise EOFError
+            seen = (seen + byte)[-len(_READY) :]
+        self._greeted = True
         send(self.process.stdin, request)
-        kind, answer = receive(self.process.stdout)
+        kind, answer = pickle.load(self._answers)
         return kind, answer
 
     def _stop(self) -> None:
@@ -231,30 +211,24 @@ class IsolatedSession(Session):
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
         return self._child.process.pid
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Return the named outputs (None: all)."""
-        result: dict[str, Array] = self._child.ask("infer", _plain(feeds), None if outputs is None else list(outputs))
-        return result
+        wanted = None if outputs is None else list(outputs)
+        return cast("dict[str, Array]", self._child.ask("infer", _plain(feeds), wanted))
 
     def peak_bytes(self) -> int | None:
-        """Return the rise of the child's resident memory; None when the child is gone."""
-        try:
-            peak: int | None = self._child.ask("peak")
-        except (Crashed, TimedOut):
-            return None
-        return peak
+        with contextlib.suppress(Crashed, TimedOut):
+            return cast("int | None", self._child.ask("peak"))
+        return None
 
     def close(self) -> None:
-        """End the child."""
         self._child.close()
 
 
 @final
-class IsolatedBench:
-    """The parent's end of a `Bench`: a backend in a child process of this host."""
+class IsolatedBench(Bench):
+    """The parent's end: a backend in a child process of this host."""
 
     def __init__(self, backend: TimedBackend, options: Options) -> None:
         self._options = options
@@ -268,51 +242,38 @@ class IsolatedBench:
             raise
 
     def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
-        """Send a model and its inputs to the child, unless it has just them."""
         held = self._held.get(key)
         if held is None or held[0] != artifact.digest or held[1] is not feeds:
             self._child.ask("add", key, *_anywhere(artifact._held, self._options), _plain(feeds))
             self._held[key] = artifact.digest, feeds
 
     def drop(self, key: str) -> None:
-        """Forget a model."""
         if self._held.pop(key, None) is not None:
             self._child.ask("drop", key)
 
     def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
-        """Load models and warm them up."""
-        opened: list[Opened] = self._child.ask("open", list(keys), warm_s, runs)
-        return opened
+        return cast("list[Opened]", self._child.ask("open", list(keys), warm_s, runs))
 
     def shut(self) -> None:
-        """Free all loaded models; a dead child has freed them."""
-        with contextlib.suppress(Crashed, TimedOut):
+        with contextlib.suppress(Crashed, TimedOut):  # a dead child has freed its models
             self._child.ask("shut")
 
     def run(self, order: Sequence[str]) -> list[float]:
-        """Return the seconds of each run."""
-        seconds: list[float] = self._child.ask("run", list(order))
-        return seconds
+        return cast("list[float]", self._child.ask("run", list(order)))
 
     def profile(self, key: str, runs: int) -> Profile:
-        """Return what the backend's `profile` returns."""
-        profile: Profile = self._child.ask("profile", key, runs)
-        return profile
+        return cast("Profile", self._child.ask("profile", key, runs))
 
     def outputs(self, key: str) -> dict[str, Array]:
-        """Return the outputs of one run."""
-        outputs: dict[str, Array] = self._child.ask("outputs", key)
-        return outputs
+        return cast("dict[str, Array]", self._child.ask("outputs", key))
 
     def warnings(self) -> tuple[str, ...]:
-        """Return the log lines that make timings doubtful."""
         if not self._doubts:
             return ()
         said = (_LOG_PREFIX.sub("", line) for line in self._child.said() if re.search(self._doubts, line))
         return tuple(dict.fromkeys(line[:300] for line in said))
 
     def close(self) -> None:
-        """End the child."""
         self._child.close()
 
 
@@ -336,7 +297,7 @@ def main() -> None:
     """Be the child: answer requests until the pipe closes."""
     # Ctrl-C reaches the whole process group: the parent decides, and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    requests, replies = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     # Whatever prints to standard output goes to standard error from here on; nobody else reads the requests.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -349,7 +310,7 @@ def main() -> None:
 def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     server = _Server()
     while True:
-        request, *arguments = receive(requests)
+        request, *arguments = pickle.load(requests)
         try:
             answer: object = getattr(server, f"on_{request}")(*arguments)
             kind = "done"
@@ -411,16 +372,12 @@ class _Server:
         self._free(*self.runners)
         for key in keys:
             self.runners[key] = self.backend.runner(*self.models[key])
-        return [
-            Opened(
-                run_s=warmed(functools.partial(self._repeat, key), warm_s, runs),
-                first_s=self.runners[key].first_s,
-            )
-            for key in keys
-        ]
 
-    def _repeat(self, key: str, times: int) -> list[float]:
-        return self.on_run([key] * times)
+        def opened(key: str) -> Opened:
+            run_s = warmed(lambda times: self.on_run([key] * times), warm_s, runs)
+            return Opened(run_s=run_s, first_s=self.runners[key].first_s)
+
+        return list(map(opened, keys))
 
     def on_shut(self) -> None:
         self._free(*self.runners)
@@ -444,17 +401,13 @@ class _Server:
 
     def on_outputs(self, key: str) -> dict[str, Array]:
         assert self.backend is not None
-        runner = self.backend.runner(*self.models[key])
-        try:
+        with contextlib.closing(self.backend.runner(*self.models[key])) as runner:
             return {name: np.array(value) for name, value in runner.outputs().items()}
-        finally:
-            runner.close()
 
     def _free(self, *keys: str) -> None:
         for key in keys:
-            runner = self.runners.pop(key, None)
-            if runner is not None:
-                runner.close()
+            if key in self.runners:
+                self.runners.pop(key).close()
 
 
 def _forget_peak() -> int | None:
