@@ -12,13 +12,25 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
 
 from dilrewrite.errors import one_line
 from dilrewrite.model.elements import ELEMENTS, Element, pack, unpack
-from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, NodeRun, Options, Profile, Runnable, Session
+from dilrewrite.runtimes import (
+    Array,
+    CannotLoad,
+    CannotRun,
+    Io,
+    NodeRun,
+    Options,
+    Profile,
+    Runnable,
+    Runner,
+    Session,
+    TimedBackend,
+)
 
 if TYPE_CHECKING:
     from dilrewrite.forms.geometry import ConvGeometry
@@ -34,38 +46,31 @@ def conflict(install: str) -> str | None:
     installed = distributions()
     if len(installed) < 2:
         return None
-    both = " and ".join(installed)
     return (
-        f"{both} are installed and overwrite each other: "
+        f"{' and '.join(installed)} are installed and overwrite each other: "
         f"pip uninstall -y {' '.join(installed)}, then only one of them: {install}"
     )
 
 
 def missing(install: str, package: str = "onnxruntime") -> str | None:
     """Return None when `import onnxruntime` will work; else what is wrong, and how to `install` the `package`."""
-    twice = conflict(install)
-    if twice is not None:
+    twice, spec = conflict(install), importlib.util.find_spec("onnxruntime")
+    if twice is not None or (spec is not None and spec.origin is not None):
         return twice
-    spec = importlib.util.find_spec("onnxruntime")
     if spec is None:
         return f"{package} is not installed: {install}"
-    if spec.origin is None:
-        left = " ".join(distributions() or ["onnxruntime"])
-        return f"the installation of onnxruntime is broken: pip uninstall -y {left}, then {install}"
-    return None
+    left = " ".join(distributions() or ["onnxruntime"])
+    return f"the installation of onnxruntime is broken: pip uninstall -y {left}, then {install}"
 
 
 def distributions() -> list[str]:
     """Return the installed distributions of ONNX Runtime."""
-    return [name for name in _DISTRIBUTIONS if _installed(name)]
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    installed = []
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            installed.append(name)
+    return installed
 
 
 def reason(error: BaseException) -> str:
@@ -104,11 +109,10 @@ def _failures() -> tuple[type[BaseException], ...]:
     return (*own, RuntimeError, ValueError, TypeError, MemoryError)
 
 
-Provider = str | tuple[str, Mapping[str, str]]
-"""An execution provider, with its options when it has some."""
+Provider = tuple[str, Mapping[str, str]]
+"""An execution provider with its options."""
 
-CPU: tuple[Provider, ...] = ("CPUExecutionProvider",)
-
+CPU: tuple[Provider, ...] = (("CPUExecutionProvider", {}),)
 
 TIMED = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"}
 """Session configuration entries of what is timed: waiting threads burn their core, as in production, until a run ends.
@@ -145,23 +149,19 @@ def _load(
     if profile:
         settings.enable_profiling = True
         settings.profile_file_prefix = profile
-    model: str | bytes
-    if isinstance(runnable.model, Path):
-        model = str(runnable.model)
-    else:
-        model = runnable.model
-        if runnable.folder is not None:
-            folder = str(runnable.folder.absolute())
-            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    wanted = [name if isinstance(name, str) else (name[0], dict(name[1])) for name in providers]
+    model = str(runnable.model) if isinstance(runnable.model, Path) else runnable.model
+    if runnable.folder is not None and isinstance(model, bytes):
+        folder = str(runnable.folder.absolute())
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     try:
         for library in options.custom_op_library:
             settings.register_custom_ops_library(str(library))
         # Without fallback: it prints to standard output and goes on with other providers.
-        session = ort.InferenceSession(model, settings, providers=wanted, enable_fallback=0)
+        asked = [(name, dict(told)) if told else name for name, told in providers]
+        session = ort.InferenceSession(model, settings, providers=asked, enable_fallback=0)
     except _failures() as error:
         raise CannotLoad(reason(error)) from error
-    names = [name if isinstance(name, str) else name[0] for name in providers]
+    names = [name for name, _ in providers]
     given = session.get_providers()
     if given[: len(names)] != names:
         raise CannotLoad(f"ONNX Runtime uses {', '.join(given)} instead of {', '.join(names)}")
@@ -272,9 +272,6 @@ def _array(name: str, value: Any) -> Array:
     # The OrtValue's own numpy() refuses these types.
     memory = np.frombuffer(bytearray(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())), np.uint8)
     return unpack(memory, element, shape)
-
-
-# -- timing ----------------------------------------------------------------------------------------------------------
 
 
 def _contradicts(declared: Sequence[int | str | None], value: Any) -> bool:
@@ -430,17 +427,54 @@ def plain_name(name: str) -> str:
     return re.sub(r"^(InsertedPrecisionFreeCast_)*|(_bn|_nchwc|_token_\d+)*$", "", name)
 
 
-def refuses(geometry: ConvGeometry) -> str | None:
-    """Return why ONNX Runtime does not run a Conv as it is."""
-    if geometry.auto_pad.startswith("SAME"):
-        return "ONNX Runtime does not run SAME_* pads with dilation"
-    if min(pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)) < 0:
-        return "ONNX Runtime does not run negative pads"
-    return None
-
-
 def _shapes(entries: Any) -> tuple[tuple[int, ...] | None, ...]:
     """Return the shapes of `[{"float": [1, 3]}, ...]`."""
     if not isinstance(entries, list):
         return ()
     return tuple(tuple(map(int, next(iter(entry.values())))) if entry else None for entry in entries)
+
+
+# -- backends --------------------------------------------------------------------------------------------------------
+
+
+class OnnxRuntime(TimedBackend):
+    """What the backends on ONNX Runtime have in common: on exactly the execution `providers` that they name, in order.
+
+    `install`: the command that installs it; `on`: where outputs are left, in ONNX Runtime's words.
+    """
+
+    __slots__ = ()
+
+    install: ClassVar[str]
+    providers: ClassVar[Sequence[Provider]] = CPU
+    on: ClassVar[str] = "cpu"
+    trial: ClassVar[str | None] = None
+
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Load what the providers need, and say in a CannotLoad what of it cannot be loaded."""
+        return contextlib.nullcontext()
+
+    def conflict(self) -> str | None:
+        return conflict(self.install)
+
+    def settings(self, options: Options) -> dict[str, str]:
+        return {"intra_op_num_threads": "default" if options.threads is None else str(options.threads), **TIMED}
+
+    def refuses(self, geometry: ConvGeometry) -> str | None:
+        if geometry.auto_pad.startswith("SAME"):
+            return "ONNX Runtime does not run SAME_* pads with dilation"
+        if min(pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)) < 0:
+            return "ONNX Runtime does not run negative pads"
+        return None
+
+    def loaded(self, runnable: Runnable, options: Options) -> Session:
+        with self.explained():
+            return InProcess(runnable, options, self.providers)
+
+    def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
+        with self.explained():
+            return BoundRunner(runnable, options, feeds, self.providers, self.on)
+
+    def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
+        with self.explained():
+            return profile(runnable, options, feeds, runs, self.providers, self.on)

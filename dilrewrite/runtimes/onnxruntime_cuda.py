@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from dilrewrite.errors import one_line
 from dilrewrite.runtimes import (
@@ -22,27 +22,17 @@ from dilrewrite.runtimes import (
     Options,
     Profile,
     Runnable,
-    Runner,
-    Session,
     TimedBackend,
     TimedOut,
 )
 from dilrewrite.runtimes._nvidia import NoGpuError, driver, gpu, state
 from dilrewrite.runtimes._onnxruntime import (
     CPU,
-    TIMED,
-    BoundRunner,
-    InProcess,
+    OnnxRuntime,
     Provider,
-    conflict,
     distributions,
     missing,
-    profile,
-    refuses,
 )
-
-if TYPE_CHECKING:
-    from dilrewrite.forms.geometry import ConvGeometry
 
 INSTALL = "pip install 'dilrewrite[gpu]'"
 INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -75,7 +65,7 @@ _NOT_INITIALIZED = 3
 
 @final
 @dataclass(frozen=True, slots=True)
-class OnnxRuntimeCuda(TimedBackend):
+class OnnxRuntimeCuda(OnnxRuntime):
     """ONNX Runtime with its CUDA execution provider.
 
     `layout_ranks` is empty because `prefer_nhwc` is off. `doubts`: a Conv for which cuDNN's last resort was taken, and
@@ -85,11 +75,9 @@ class OnnxRuntimeCuda(TimedBackend):
     name: ClassVar = "onnxruntime_cuda"
     rank: ClassVar = 10
     doubts: ClassVar = "running in Fallback mode|Memcpy nodes are added"
-    trial: ClassVar = None
-
-    def conflict(self) -> str | None:
-        """Return None, or which distributions overwrite each other."""
-        return conflict(INSTALL)
+    install: ClassVar = INSTALL
+    providers: ClassVar = PROVIDERS
+    on: ClassVar = "cuda"
 
     def missing(self) -> str | None:
         """Return None when ONNX Runtime, the driver, a GPU and CUDA's libraries are there, else the first that is not.
@@ -124,10 +112,9 @@ class OnnxRuntimeCuda(TimedBackend):
         found = {"onnxruntime-gpu": str(ort.__version__), "CUDA": built, "cuDNN": cudnn}
         return {package: version for package, version in found.items() if version}
 
-    def loaded(self, runnable: Runnable, options: Options) -> Session:
-        """Load a model in this process."""
-        with explained(PROVIDER, "cuda"):
-            return InProcess(runnable, options, PROVIDERS)
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Load CUDA's libraries, and say in a CannotLoad which cannot be loaded."""
+        return explained(PROVIDER, "cuda")
 
     def device(self) -> str:
         """Return the GPU's name and the CUDA version of its driver."""
@@ -140,22 +127,12 @@ class OnnxRuntimeCuda(TimedBackend):
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the provider's options, the session's configuration entries, threads, and CUDA's own variables."""
-        threads = "default" if options.threads is None else str(options.threads)
         heeded = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        return {**PROVIDER_OPTIONS, "intra_op_num_threads": threads, **TIMED, **heeded}
+        return {**PROVIDER_OPTIONS, **OnnxRuntime.settings(self, options), **heeded}
 
     def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - by TF32
         """Return float16, which has TF32's fraction of 10 bits."""
         return "float16"
-
-    def refuses(self, geometry: ConvGeometry) -> str | None:
-        """Return why ONNX Runtime does not run a Conv as it is."""
-        return refuses(geometry)
-
-    def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
-        """Load a model and bind its inputs and outputs on the GPU."""
-        with explained(PROVIDER, "cuda"):
-            return BoundRunner(runnable, options, feeds, PROVIDERS, "cuda")
 
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run a model with the profiler, in a process of its own if the seconds are to mean anything.
@@ -170,8 +147,7 @@ class OnnxRuntimeCuda(TimedBackend):
         already the seconds of the profile are 0, and only its shapes are of use.
         """
         waits = wait_for_kernels()
-        with explained(PROVIDER, "cuda"):
-            found = profile(runnable, options, feeds, runs, PROVIDERS, "cuda")
+        found = OnnxRuntime.profile(self, runnable, options, feeds, runs)
         return found if waits else replace(found, seconds=(0.0,) * found.runs)
 
 

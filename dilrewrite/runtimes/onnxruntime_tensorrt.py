@@ -37,7 +37,7 @@ from dilrewrite.runtimes import (
     TimedOut,
 )
 from dilrewrite.runtimes._kept import place
-from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, Provider, profile, profiled, refuses
+from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, Provider, profile, profiled
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND as CUDA
 from dilrewrite.runtimes.onnxruntime_cuda import (
     PROVIDERS,
@@ -164,7 +164,7 @@ class OnnxRuntimeTensorRt(TimedBackend):
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
         """Return why ONNX Runtime does not run a Conv as it is."""
-        return refuses(geometry)
+        return CUDA.refuses(geometry)
 
     def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
         """Return the element type whose tolerance the precision has."""

@@ -40,7 +40,7 @@ from dilrewrite.runtimes import (
     timed_backend,
     warmed,
 )
-from dilrewrite.runtimes._onnxruntime import refuses
+from dilrewrite.runtimes.onnxruntime_cpu import BACKEND
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.writer import STRATEGY_KEY
@@ -190,7 +190,7 @@ class Backend(TimedBackend):
         return {"threads": str(options.threads), "setting": self.setting}
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
-        return refuses(geometry)
+        return BACKEND.refuses(geometry)
 
 
 @pytest.fixture
