@@ -564,7 +564,7 @@ def whole_model(
                 meter.close()
                 rows.append({**row, "not_run": str(error), "failed": True})
                 continue
-            rows.append({**row, **samples(compared), "first_s": dict(meter.last.first_s)})
+            rows.append({**row, **samples(compared), "first_s": dict(meter.first_s)})
     finally:
         _close(meter, path.stem, doubts)
 

@@ -20,7 +20,7 @@ from dilrewrite.errors import FailedError
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
-from dilrewrite.runtimes import Runnable, RuntimeFailure, TimedOut, timed_backends
+from dilrewrite.runtimes import RuntimeFailure, TimedOut, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood
@@ -259,27 +259,18 @@ class Tuning:
             groups.setdefault(question, []).append(winner.site.key)
             gains[question] = gains.get(question, 0.0) + (self.gain(winner.site, winner.strategy) or 0.0)
         ordered = [groups[question] for question in sorted(groups, key=lambda question: -gains[question])]
-
-        def keys(numbers: Sequence[int]) -> list[str]:
-            return [key for number in numbers for key in ordered[number]]
-
-        def version(numbers: Sequence[int]) -> tuple[Runnable, str]:
-            return self.original.version(make(set(keys(numbers))))
-
-        confirmed = self._confirmation().search(range(len(ordered)), version)
-        self.final = confirmed.final
-        self.attempts = tuple(Attempt(sites=tuple(keys(t.groups)), timing=t.timing) for t in confirmed.trials)
-        taken = set(keys(confirmed.groups))
+        confirmed = self._confirmation().search(ordered, lambda sites: self.original.version(make(set(sites))))
+        self.final, self.attempts = confirmed.final, confirmed.attempts
         return {
             winner.site.key: Why(
-                reason=Reason.NOT_CONFIRMED if confirmed.trials else Reason.VERSION_FAILED,
+                reason=Reason.NOT_CONFIRMED if confirmed.attempts else Reason.VERSION_FAILED,
                 strategy=winner.strategy,
                 timing=self.sites[winner.site.key].timings[winner.strategy].timing,
-                whole=confirmed.trials[0].timing if confirmed.trials else None,
+                whole=confirmed.attempts[0].timing if confirmed.attempts else None,
                 said=confirmed.failure,
             )
             for winner in winners
-            if winner.site.key not in taken
+            if winner.site.key not in confirmed.sites
         }
 
     def compare(self, proto: ModelProto, sites: Sequence[str]) -> None:

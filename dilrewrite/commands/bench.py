@@ -168,7 +168,7 @@ def _check_exports(options: CommandOptions, paths: Sequence[Path]) -> None:
 def _export(options: CommandOptions, meter: Meter, runnables: Sequence[Runnable], feeds: Mapping[str, Array]) -> None:
     exports.write(
         options.places,
-        meter.last.samples,
+        meter.samples,
         lambda number: profiled(meter.backend, runnables[number], meter.options, feeds, exports.PROFILE_RUNS),
         len(runnables),
     )

@@ -16,7 +16,11 @@ UNARY = frozenset(_BENDS | _SATURATES)
 THROUGH = UNARY | {"Add", "BatchNormalization", "Div", "Identity", "Mul", "PRelu", "Sub"}
 """What is taken along behind a Conv: operators that a runtime may fuse into it, or run in its layout."""
 
-SAME_LAYOUT = THROUGH | {"AveragePool", "Concat", "Conv", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize"}
+BOUNDED = frozenset({"Clip"})
+"""Those of which runtimes look at the constants' values."""
+
+_WINDOWS = {"AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize"}
+SAME_LAYOUT = THROUGH | _WINDOWS | {"Concat", "DequantizeLinear"}
 """Where one of these reads the last tensor, the model goes on in the layout of a Conv."""
 
 SKIP_REASONS: dict[str, str] = {

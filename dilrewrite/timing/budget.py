@@ -72,6 +72,14 @@ class Budget:
         early = self.until_s - self.seconds * CONFIRMATION
         return early if self.winner else max(early, self.until_s - 4 * self.pairs * self.run_s - 1.0)
 
+    def opening_s(self, run_s: float) -> float:
+        """Return how long two sessions of the whole model, of which a run takes `run_s`, take to load and warm up."""
+        return 2 * self.load_s + 6 * run_s
+
+    def whole_s(self, run_s: float) -> float:
+        """Return how long the least comparison of whole models takes, about."""
+        return self.opening_s(run_s) + 2 * self.pairs * run_s
+
     def slice_s(self, comparisons: int) -> float:
         """Return how long one of `comparisons` may take in the time that is left for forms."""
         left = max(self.forms_until_s - self.now(), 0.0)

@@ -6,6 +6,7 @@ and a proof when it has won.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,7 +46,7 @@ from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.profiling import Profiled
-from dilrewrite.timing.stopwatch import MIN_PAIRS, VISIBLE, Comparison, Noise, Stopwatch
+from dilrewrite.timing.stopwatch import MIN_PAIRS, VISIBLE, Comparison, Noise, OutOfTime, Samples, Stopwatch
 
 FORM_ROUNDS = 2
 WHOLE_ROUNDS = 4
@@ -96,17 +97,6 @@ class _Native:
     mode: timing.Mode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Laps:
-    """What the last comparison of whole models that was not recalled left: seconds of all samples of both models.
-
-    `first_s`: seconds until the first run of a model was done, "before" and "after"; see `Bench.open`.
-    """
-
-    samples: tuple[list[float], list[float]] = ([], [])
-    first_s: Mapping[str, float] = field(default_factory=dict)
-
-
 @dataclass
 class Meter:
     """Measures on one backend within a budget. Made by `Meter.on`; `close` ends its worker."""
@@ -121,7 +111,10 @@ class Meter:
     """The largest noise of a Conv against itself."""
     tolerance: Tolerance | None = None
     """What outputs on the backend are held to against the original's; `None`: they are not compared."""
-    last: Laps = field(default_factory=Laps)
+    samples: Samples = ([], [])
+    """Seconds of all samples of both models in the last comparison of whole models that was not recalled."""
+    first_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds until the first run of a model was done there, "before" and "after"; see `Bench.open`."""
     doubts: dict[str, None] = field(default_factory=dict)
     """What makes timings doubtful, in the order in which it was seen."""
     _bench: Bench | None = None
@@ -149,12 +142,10 @@ class Meter:
             self._bench.close()
             self._bench = None
 
-    def watch(self, deadline_s: float) -> Stopwatch:
+    def watch(self, deadline_s: float, *, strict: bool = False) -> Stopwatch:
         """Return a stopwatch for what stands on the worker."""
-        budget = self.budget
-        return Stopwatch(
-            self.worker(), deadline_s=deadline_s, clock=budget.now, tick=budget.tick, pace=self.backend.pace
-        )
+        budget, pace = self.budget, self.backend.pace
+        return Stopwatch(self.worker(), deadline_s, strict, clock=budget.now, tick=budget.tick, pace=pace)
 
     # -- where the time goes -------------------------------------------------------------------------------------
 
@@ -218,13 +209,14 @@ class Meter:
             budget.winner = budget.winner or recalled.outcome is Outcome.WON
         native: _Native | None = None
         for form, key in pending:
+            results[form.strategy] = result = FormTiming(outcome=Outcome.NO_TIME)
             if budget.now() + budget.overhead_s >= budget.forms_until_s:
-                results[form.strategy] = FormTiming(outcome=Outcome.NO_TIME)
                 continue
-            if native is None:
-                native = self._calibrated(question, slice_s)
             bar = min((t.timing.ratio for t in results.values() if t.outcome in PLACED and t.timing), default=math.inf)
-            result = self._timed(native, form, slice_s, bar if must_go else min(bar, 1.0))
+            with contextlib.suppress(OutOfTime):
+                native = native or self._calibrated(question, slice_s)
+                if budget.now() < budget.forms_until_s:
+                    result = self._timed(native, form, slice_s, bar if must_go else min(bar, 1.0))
             results[form.strategy] = result
             budget.winner = budget.winner or result.outcome is Outcome.WON
             if result.outcome not in PASSING:
@@ -243,16 +235,9 @@ class Meter:
             rewritten = rewrite(question.model, [(question.site, form.fragment)], normalised, _own).proto
             models = {"keep": (native.model, question.feeds), "form": (rewritten.SerializeToString(), question.feeds)}
             self._stand(self.worker(), models)
-            watch = self.watch(self.budget.forms_until_s)
-            comparison = watch.compare(
-                "keep",
-                "form",
-                slice_s,
-                noise=native.noise,
-                mode=native.mode,
-                rounds=FORM_ROUNDS,
-                hopeless=timing.HOPELESS * bar,
-            )
+            watch = self.watch(self.budget.forms_until_s, strict=True)
+            how: dict[str, Any] = {"noise": native.noise, "mode": native.mode, "rounds": FORM_ROUNDS}
+            comparison = watch.compare("keep", "form", slice_s, **how, hopeless=timing.HOPELESS * bar)
             if comparison.faster:
                 self._agree("keep", "form", Runnable(model=native.model), question.feeds)
         except RuntimeFailure as error:
@@ -283,7 +268,8 @@ class Meter:
     def _against_itself(self, question: Question, model: bytes, slice_s: float) -> tuple[Noise, timing.Mode]:
         try:
             self._stand(self.worker(), {"keep": (model, question.feeds), "twin": (model, question.feeds)})
-            return self.watch(self.budget.forms_until_s).noise("keep", "twin", slice_s, rounds=FORM_ROUNDS)
+            watch = self.watch(self.budget.forms_until_s, strict=True)
+            return watch.noise("keep", "twin", slice_s, rounds=FORM_ROUNDS)
         except (Crashed, TimedOut) as error:
             self.close()
             raise CannotRun(str(error)) from error
@@ -357,8 +343,8 @@ class Meter:
         self._stand(worker, {"before": (before, feeds), "after": (after, feeds)})
         self._agree("before", "after", before, feeds)
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
-        first_s: dict[str, float] = {key: s for key, s in watch.first_s.items() if key in ("before", "after")}
-        self.last = Laps(samples=watch.samples, first_s=first_s)
+        self.samples = watch.samples
+        self.first_s = {key: watch.first_s[key] for key in ("before", "after") if key in watch.first_s}
         self._doubt(comparison)
         if budget.now() > budget.until_s:
             fewest = watch.opening_s + 2 * budget.pairs * watch.pair_s + least
@@ -370,7 +356,7 @@ class Meter:
         self, watch: Stopwatch, model: tuple[Runnable, Mapping[str, Array]], left_s: float, run_s: float
     ) -> tuple[float, timing.Mode]:
         """Time the original against itself once, where there is time; return what opening takes, and how to time."""
-        opening_s = 2 * self.budget.load_s + 6 * run_s
+        opening_s = self.budget.opening_s(run_s)
         if self.noise is not None or left_s <= 3 * (2 * self.budget.pairs * run_s) + 2 * opening_s:
             return opening_s, "interleaved"
         self._stand(self.worker(), {"before": model, "twin": model})
@@ -399,7 +385,7 @@ class Meter:
             doubts=tuple(self.doubts),
             source=backend.source,
             unit=backend.unit,
-            first_run_s=self.last.first_s,
+            first_run_s=self.first_s,
             state_after=backend.state(),
             **more,
         )

@@ -13,7 +13,6 @@ import hashlib
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -27,7 +26,8 @@ from dilrewrite.proof.numbers import Numbers, entering, resized
 from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
-from dilrewrite.sites.known import SAME_LAYOUT, THROUGH
+from dilrewrite.sites.known import BOUNDED, SAME_LAYOUT, THROUGH
+from dilrewrite.sites.operators import operators
 from dilrewrite.splice.editor import Reader
 from dilrewrite.timing.profiling import Profiled, Shape
 
@@ -82,9 +82,8 @@ def ask(
         _lead_in(behind, model.graph)
         _lead_out(behind, model.graph)
     for value in model.graph.input:
-        if value.name in behind.shapes:
-            element, shape = NUMBERED[value.type.tensor_type.elem_type].name, behind.shapes[value.name]
-            io = Io(name=value.name, element=element, shape=shape)
+        if (shape := behind.shapes.get(value.name)) is not None:
+            io = Io(name=value.name, element=NUMBERED[value.type.tensor_type.elem_type].name, shape=shape)
             feeds[value.name] = random_values(io, shape, np.random.default_rng(len(feeds)))
     sites = [own for own in find(model).sites if len(own.nodes) == len(site.nodes)]
     if [own.meaning for own in sites] != [site.meaning]:
@@ -105,18 +104,10 @@ def _input_shape(site: Site, profiled: Profiled) -> Shape:
         return run.shapes[0]
     geometry = entering(site)
     declared = (geometry.batch, geometry.in_channels, *geometry.extents)
-    if any(size is None for size in declared):
+    sizes = tuple(size for size in declared if size is not None)
+    if len(sizes) < len(declared):
         raise LookupError("its sizes are not known")
-    return tuple(size for size in declared if size is not None)
-
-
-def _with_channels(site: Site, profiled: Profiled, shape: Shape) -> ConvGeometry:
-    """Return the geometry with channels as in the profiled run, where they are known at run time only."""
-    weight = profiled.tensors.get((site.scope, site.part.weight.name))
-    outputs = site.part.geometry.out_channels
-    if outputs is None and weight is not None:
-        outputs = weight[0]
-    return replace(site.part.geometry, in_channels=shape[1], out_channels=outputs)
+    return sizes
 
 
 # -- behind the site ---------------------------------------------------------------------------------------------------
@@ -137,7 +128,7 @@ class _Behind:
     ends: dict[str, bool] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
-    others: int = 0
+    computed: int = 0
 
     def __post_init__(self) -> None:
         self.nodes, self.geometry = self.source.parts(self.site), entering(self.site)
@@ -159,41 +150,38 @@ class _Behind:
                 node = here.nodes[index]
                 if index in done:
                     continue
-                if len(done) < MOST_NODES and self._fits(node, index):
+                if len(done) < MOST_NODES and self._fits(node, follows=index in self.site.follow):
                     word = f"next_{len(done)}"
                     done.add(index)
-                    self.others += len(self._others(node))
+                    self.computed += list(self._others(node).values()).count(None)
                     self.taken[word] = node
                     self.names[node.output[0]] = word
                     pending.append(node.output[0])
                 else:
-                    known = node.domain in DEFAULT_DOMAINS
-                    onward = known and node.op_type in SAME_LAYOUT | {"DequantizeLinear"}
+                    onward = node.domain in DEFAULT_DOMAINS and node.op_type in SAME_LAYOUT
                     self.ends[name] = self.ends.get(name, False) or onward
             if not readers or here.captured[name] or name in here.outputs:
                 self.ends.setdefault(name, False)
 
-    def _others(self, node: NodeProto) -> list[str]:
-        """Return the tensors of others that a node reads and that are no constants."""
-        outside = [name for name in node.input if name and name not in self.names]
-        return [name for name in outside if self.source.constant(self.site.scope, name) is None]
+    def _others(self, node: NodeProto) -> dict[str, TensorProto | None]:
+        """Return the tensors from elsewhere that a node reads, with the values of those that are constants."""
+        outside = (name for name in node.input if name and name not in self.names)
+        return {name: self.source.constant(self.site.scope, name) for name in outside}
 
-    def _fits(self, node: NodeProto, index: int) -> bool:
+    def _fits(self, node: NodeProto, *, follows: bool) -> bool:
         """Say whether a node can be copied: everything else that it reads is a constant or has a known shape."""
-        follows = index in self.site.follow
-        if node.domain not in DEFAULT_DOMAINS or len([name for name in node.output if name]) != 1:
+        if node.domain not in DEFAULT_DOMAINS or sum(map(bool, node.output)) != 1:
             return False
         if not follows and node.op_type not in THROUGH:
             return False
         if any(attribute.ref_attr_name for attribute in node.attribute):
             return False
         others = self._others(node)
-        if others and (follows or self.others + len(others) > MOST_OTHERS):
+        computed = [name for name, constant in others.items() if constant is None]
+        if computed and (follows or self.computed + len(computed) > MOST_OTHERS):
             return False
-        outside = (name for name in node.input if name and name not in self.names)
-        constants = (self.source.constant(self.site.scope, name) for name in outside)
-        small = all(product(tuple(each.dims)) <= MOST_ELEMENTS for each in constants if each is not None)
-        return small and all(self.shape(name) is not None for name in others)
+        small = all(product(tuple(each.dims)) <= MOST_ELEMENTS for each in others.values() if each is not None)
+        return small and all(self.shape(name) is not None for name in computed)
 
     def shape(self, name: str) -> Shape | None:
         """Return the shape that a tensor of the model had in the profiled run."""
@@ -203,8 +191,12 @@ class _Behind:
 def _cut(behind: _Behind, read: Reader) -> tuple[ModelProto, dict[str, Array]]:
     """Return the site and what is taken along as a model, and the values of weights and bias that are inputs."""
     site, source, geometry = behind.site, behind.source, behind.geometry
-    single = len(site.nodes) == 1
-    alone = resized(site, _with_channels(site, behind.profiled, behind.shapes["x"])) if single else site
+    alone = site
+    if len(site.nodes) == 1:  # with channels as it ran, where they are known at run time only
+        weight = behind.shape(site.part.weight.name)
+        outputs = site.part.geometry.out_channels or (weight[0] if weight is not None else None)
+        channels = behind.shapes["x"][1]
+        alone = resized(site, replace(site.part.geometry, in_channels=channels, out_channels=outputs))
     numbers = Numbers(source=source, site=alone, element=geometry.element, rng=np.random.default_rng(0), reals=True)
 
     def outside(word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
@@ -226,12 +218,11 @@ def _cut(behind: _Behind, read: Reader) -> tuple[ModelProto, dict[str, Array]]:
 
 
 def _neutral(constant: TensorProto, op: str, read: Reader) -> Array:
-    """Return values of the same type and shape; floats get a value of no meaning, except a Clip's bounds."""
-    element = NUMBERED[constant.data_type]
-    floating = element.name in FLOATS
-    if op == "Clip" or not (floating or op == "QuantizeLinear"):
+    """Return values of the same type and shape, of no meaning except where a runtime looks at them."""
+    if op in BOUNDED:
         return np.asarray(read(constant))
-    value = 0.5 if floating else 128 if element.name == "uint8" else 0
+    element = NUMBERED[constant.data_type]
+    value = 0.5 if element.name in FLOATS else 128 if element.name == "uint8" else 0
     return np.full(tuple(constant.dims), value).astype(element.dtype)
 
 
@@ -258,28 +249,27 @@ def _lead_in(behind: _Behind, graph: GraphProto) -> None:
         others = shape is not None and shape[1:2] >= (CHANNELS,) and behind.site.input_quantization is None
         if shape is None or len(shape) != behind.geometry.rank + 2 or not (name == "x" or others):
             continue
+        channels = min(CHANNELS, shape[1])
         value.name = "source" if name == "x" else f"{name}_source"
-        behind.shapes[value.name] = (shape[0], min(CHANNELS, shape[1]), *shape[2:])
+        behind.shapes[value.name] = (shape[0], channels, *shape[2:])
         dim = value.type.tensor_type.shape.dim[1]
         dim.Clear()
-        dim.dim_value = min(CHANNELS, shape[1])
-        kind = NUMBERED[value.type.tensor_type.elem_type].dtype
-        _add(graph, _pointwise(value.name, name, (shape[1], dim.dim_value, *(1,) * (len(shape) - 2)), kind))
+        dim.dim_value = channels
+        _add(graph, _pointwise(behind, value.name, name, (shape[1], channels), value))
     graph.node.extend(nodes)
 
 
 def _lead_out(behind: _Behind, graph: GraphProto) -> None:
     """Put a 1x1 Conv behind every output where the layout goes on."""
-    rank = behind.geometry.rank
     for value, (name, onward) in zip(graph.output, behind.ends.items(), strict=True):
-        shape, kind = behind.shape(name), NUMBERED[value.type.tensor_type.elem_type]
-        channels = behind.site.parts[-1].geometry.out_channels
+        shape, channels = behind.shape(name), behind.site.parts[-1].geometry.out_channels
         if shape is not None:  # a sum with another tensor may have more of them than the Conv makes
-            channels = shape[1] if len(shape) == rank + 2 else None
-        if not onward or channels is None or (kind.name in FLOATS and behind.site.input_quantization is not None):
+            channels = shape[1] if len(shape) == behind.geometry.rank + 2 else None
+        floating = NUMBERED[value.type.tensor_type.elem_type].name in FLOATS
+        if not onward or channels is None or (floating and behind.site.input_quantization is not None):
             continue
         word, value.name = value.name, f"{value.name}_end"
-        _add(graph, _pointwise(word, value.name, (CHANNELS, channels, *(1,) * rank), kind.dtype))
+        _add(graph, _pointwise(behind, word, value.name, (CHANNELS, channels), value))
 
 
 def _add(graph: GraphProto, other: GraphProto) -> None:
@@ -287,31 +277,35 @@ def _add(graph: GraphProto, other: GraphProto) -> None:
     graph.initializer.extend(other.initializer)
 
 
-def _pointwise(source: str, result: str, shape: Shape, kind: np.dtype[Any]) -> GraphProto:
-    """Return a Conv with weights of this shape as a graph; on integers between DequantizeLinear and QuantizeLinear."""
+def _pointwise(
+    behind: _Behind, source: str, result: str, channels: tuple[int, int], value: ValueInfoProto
+) -> GraphProto:
+    """Return the site's operator with a kernel of ones as a graph; on integers between Dequantize- and QuantizeLinear.
+
+    `channels`: out and in. `value` has the element type.
+    """
+    rng, word, shape = np.random.default_rng(1), f"{result}_pointwise", (*channels, *(1,) * behind.geometry.rank)
+    op, kind = operators()[behind.site.part.operator].op, NUMBERED[value.type.tensor_type.elem_type].dtype
+    attributes = {"kernel_shape": shape[2:]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import onnx_graphsurgeon as gs
 
-    rng, word = np.random.default_rng(1), f"{result}_pointwise"
-    x, y = gs.Variable(source, kind), gs.Variable(result, kind)
-    attributes = {"kernel_shape": [1] * (len(shape) - 2)}
-    if kind.kind not in "iu":
-        weight = gs.Constant(word, (rng.standard_normal(shape) / CHANNELS).astype(kind))
-        nodes = [gs.Node("Conv", word, attributes, [x, weight], [y])]
-    else:
-        codes = rng.integers(-100, 100, shape).astype(np.int8)
-        values = {"scale": np.float32(0.05), "zero": np.array(0 if kind.kind == "i" else 128, kind), "codes": codes}
-        values |= {"codes_scale": np.float32(0.01), "codes_zero": np.int8(0)}
-        given = {name: gs.Constant(f"{word}_{name}", np.asarray(value)) for name, value in values.items()}
-        a, b, c = (gs.Variable(f"{word}_{name}", np.float32) for name in "xwy")
-        nodes = [
-            gs.Node("DequantizeLinear", "", {}, [x, given["scale"], given["zero"]], [a]),
-            gs.Node("DequantizeLinear", "", {}, [given["codes"], given["codes_scale"], given["codes_zero"]], [b]),
-            gs.Node("Conv", word, attributes, [a, b], [c]),
-            gs.Node("QuantizeLinear", "", {}, [c, given["scale"], given["zero"]], [y]),
-        ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        x, y = gs.Variable(source, kind), gs.Variable(result, kind)
+        if kind.kind not in "iu":
+            weight = gs.Constant(word, (rng.standard_normal(shape) / CHANNELS).astype(kind))
+            nodes = [gs.Node(op, word, attributes, [x, weight], [y])]
+        else:
+            codes = rng.integers(-100, 100, shape).astype(np.int8)
+            values = {"scale": np.float32(0.05), "zero": np.array(0 if kind.kind == "i" else 128, kind), "codes": codes}
+            values |= {"codes_scale": np.float32(0.01), "codes_zero": np.int8(0)}
+            given = {name: gs.Constant(f"{word}_{name}", np.asarray(array)) for name, array in values.items()}
+            a, b, c = (gs.Variable(f"{word}_{name}", np.float32) for name in "xwy")
+            nodes = [
+                gs.Node("DequantizeLinear", "", {}, [x, given["scale"], given["zero"]], [a]),
+                gs.Node("DequantizeLinear", "", {}, [given["codes"], given["codes_scale"], given["codes_zero"]], [b]),
+                gs.Node(op, word, attributes, [a, b], [c]),
+                gs.Node("QuantizeLinear", "", {}, [c, given["scale"], given["zero"]], [y]),
+            ]
         graph: GraphProto = gs.export_onnx(gs.Graph(nodes, inputs=[x], outputs=[y]), do_type_check=False).graph
     return graph

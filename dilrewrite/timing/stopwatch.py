@@ -54,6 +54,7 @@ TICK_S = 1e-9
 CONFIDENCE = 0.95
 
 Mode = Literal["interleaved", "blocks"]
+Samples = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +152,10 @@ class Comparison:
 @functools.cache
 def _rank(pairs: int) -> int:
     """Return which Walsh average, counted from either end, bounds the interval of `CONFIDENCE`; 1 for the outermost."""
-    counts: NDArray[np.float64] = np.ones(1)
+    shares: NDArray[np.float64] = np.ones(1)
     for rank in range(1, pairs + 1):  # the null distribution of the signed-rank statistic, exactly
-        wider = np.zeros(len(counts) + rank)
-        wider[: len(counts)] += counts / 2
-        wider[rank:] += counts / 2
-        counts = wider
-    below = np.cumsum(counts)
-    return max(int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right")), 1)
+        shares = (np.pad(shares, (0, rank)) + np.pad(shares, (rank, 0))) / 2
+    return max(int(np.searchsorted(np.cumsum(shares), (1 - CONFIDENCE) / 2, side="right")), 1)
 
 
 def signed_rank_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -167,11 +164,17 @@ def signed_rank_interval(values: Sequence[float]) -> tuple[float, float, float]:
     The Hodges-Lehmann estimate, and the Wilcoxon signed-rank interval of at least `CONFIDENCE` (with fewer than
     `MIN_PAIRS` values, the widest one there is).
     """
-    ordered = np.asarray(values, np.float64)
-    i, j = np.triu_indices(len(ordered))
-    averages = np.sort((ordered[i] + ordered[j]) / 2)
-    rank = _rank(len(ordered))
+    given = np.asarray(values, np.float64)
+    i, j = np.triu_indices(len(given))
+    averages = np.sort((given[i] + given[j]) / 2)
+    rank = _rank(len(given))
     return float(np.median(averages)), float(averages[rank - 1]), float(averages[-rank])
+
+
+def _ratio(samples: Samples, offset: float = 0.0) -> dict[str, float]:
+    """Return `ratio`, `low` and `high` of the second of two models, the interval widened by `offset` on both sides."""
+    centre, low, high = signed_rank_interval(np.log(np.divide(samples[1], samples[0])).tolist())
+    return {"ratio": math.exp(centre), "low": math.exp(low - offset), "high": math.exp(high + offset)}
 
 
 def timing(samples: Sequence[float]) -> Timing:
@@ -196,6 +199,10 @@ def turns(pairs: int) -> list[tuple[int, int]]:
     return [(0, 1) if pair % 2 == 0 else (1, 0) for pair in range(pairs)]
 
 
+class OutOfTime(Exception):  # noqa: N818 - says nothing about what was timed
+    """The deadline came before the fewest pairs had run."""
+
+
 class Loads(Protocol):
     """What of a `Bench` a stopwatch needs: models are there already."""
 
@@ -216,12 +223,14 @@ class Loads(Protocol):
 class Stopwatch:
     """Times models that are on a `bench`, by their keys.
 
-    `deadline_s` (on `clock`) is when to stop: what is under way still gets its fewest pairs. `tick` is called now
-    and then while it runs. `pace`: the least that the backend wants; its `seconds` hold for what is timed to the end.
+    `deadline_s` (on `clock`) is when to stop: what is under way still gets its fewest pairs; when `strict` only if one
+    more message does, and else `OutOfTime` is raised. `tick` is called now and then while it runs. `pace`: the least
+    that the backend wants; its `seconds` hold for what is timed to the end.
     """
 
     bench: Loads
     deadline_s: float = math.inf
+    strict: bool = False
     clock: Callable[[], float] = time.monotonic
     tick: Callable[[], None] = lambda: None
     pace: Pace = field(default_factory=Pace)
@@ -231,8 +240,9 @@ class Stopwatch:
     """Seconds of the last pair of runs."""
     first_s: dict[str, float] = field(default_factory=dict)
     """Seconds until the first run of each session was done, as it was first loaded, where the runtime tells."""
-    samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    samples: Samples = field(default_factory=lambda: ([], []))
     """Seconds of every sample of the last comparison."""
+    _late: bool = False
 
     def noise(self, first: str, twin: str, slice_s: float, *, rounds: int = 1) -> tuple[Noise, Mode]:
         """Time a model against `twin`, the same model in a session of its own, for about `slice_s` seconds.
@@ -240,13 +250,15 @@ class Stopwatch:
         Interleaved, with new sessions `rounds` times; when that is above `QUIET`, and time is left, in blocks.
         """
         try:
-            found = self._noise(*self._interleaved(first, twin, slice_s, rounds))
-            if found.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
-                return found, "interleaved"
-            blocks = self._noise(*self._blocks(first, twin, slice_s))
+            samples = self._interleaved(first, twin, slice_s, rounds)
+            noise = Noise(**_ratio(samples), pairs=len(samples[0]))
+            if noise.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
+                return noise, "interleaved"
+            samples = self._blocks(first, twin, slice_s)
         finally:
             self.bench.shut()
-        return (blocks, "blocks") if blocks.level < found.level else (found, "interleaved")
+        blocks = Noise(**_ratio(samples), pairs=len(samples[0]))
+        return (blocks, "blocks") if blocks.level < noise.level else (noise, "interleaved")
 
     def compare(
         self,
@@ -265,47 +277,49 @@ class Stopwatch:
         `hopeless`: look at `SCREEN_PAIRS` first, and leave it at that when the second loses by more than this in each,
         or no time is left.
         """
-        a: list[float] = []
-        b: list[float] = []
+        samples: Samples = ([], [])
         try:
             if hopeless < math.inf:
                 start = self.clock()
-                a, b = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
+                samples = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
                 slice_s -= self.clock() - start
-            if a and (self._left() <= 0 or min(y / x for x, y in zip(a, b, strict=True)) > hopeless):
+            if samples[0] and (self._left() <= 0 or np.divide(samples[1], samples[0]).min() > hopeless):
                 mode = "interleaved"
             elif mode == "blocks" and self._blocks_fit(first, second, slice_s):
-                a, b = self._blocks(first, second, slice_s)
+                samples = self._blocks(first, second, slice_s)
             else:
                 mode = "interleaved"
-                a, b = self._interleaved(first, second, max(slice_s, 0.0), rounds)
+                samples = self._interleaved(first, second, max(slice_s, 0.0), rounds)
         finally:
             self.bench.shut()
-        self.samples = a, b
-        centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
-        offset = noise.offset if noise is not None else 0.0
+        self.samples = samples
         return Comparison(
-            first=timing(a),
-            second=timing(b),
-            ratio=math.exp(centre),
-            low=math.exp(low - offset),
-            high=math.exp(high + offset),
-            pairs=len(a),
+            first=timing(samples[0]),
+            second=timing(samples[1]),
+            **_ratio(samples, noise.offset if noise is not None else 0.0),
+            pairs=len(samples[0]),
             noise=noise.level if noise is not None else None,
             mode=mode,
         )
 
-    @staticmethod
-    def _noise(a: Sequence[float], b: Sequence[float]) -> Noise:
-        centre, low, high = signed_rank_interval(np.log(np.divide(b, a)).tolist())
-        return Noise(ratio=math.exp(centre), low=math.exp(low), high=math.exp(high), pairs=len(a))
+    @property
+    def fewest(self) -> int:
+        """Return how many pairs there must be."""
+        return max(MIN_PAIRS, self.pace.pairs)
 
     def _left(self) -> float:
         return self.deadline_s - self.clock()
 
+    def _in_time(self) -> Loads:
+        """Return the bench for a message; when `strict`, one is the last that begins after the deadline."""
+        if self.strict and self._late:
+            raise OutOfTime
+        self._late = self._left() <= 0
+        return self.bench
+
     def _open(self, keys: Sequence[str], runs: int = 3) -> list[float]:
         """Load these models and no others, and warm them up; return the seconds of the last run of each."""
-        opened = self.bench.open(keys, self.pace.warm_s, runs)
+        opened = self._in_time().open(keys, self.pace.warm_s, runs)
         for key, model in zip(keys, opened, strict=True):
             if model.first_s is not None:
                 self.first_s.setdefault(key, model.first_s)
@@ -313,43 +327,30 @@ class Stopwatch:
 
     def _interleaved(
         self, first: str, second: str, slice_s: float, rounds: int, *, fewest: int | None = None
-    ) -> tuple[list[float], list[float]]:
+    ) -> Samples:
         """Run pairs in turn, `fewest` at least; without a slice no more than these."""
         fewest = self.fewest if fewest is None else fewest
-        a: list[float] = []
-        b: list[float] = []
+        samples: Samples = ([], [])
         start = self.clock()
         for number in range(rounds):
-            keys = (first, second) if number % 2 == 0 else (second, first)
             opened = self.clock()
-            slowest = self._open(keys)
+            slowest = self._open((first, second) if number % 2 == 0 else (second, first))
             pair_s = max(sum(slowest), 1e-6)
-            repeats = max(1, math.ceil(SAMPLE_S / max(min(slowest), 1e-6)))
-            repeats = min(repeats, 10)
-            if slice_s > 0:
-                repeats = max(repeats, math.ceil(self.pace.seconds / (MAX_PAIRS * pair_s)))
             self.opening_s, self.pair_s = self.clock() - opened, pair_s
+            repeats = min(math.ceil(SAMPLE_S / max(min(slowest), 1e-6)), 10)
             share = (slice_s - (self.clock() - start) - self.opening_s * (rounds - number - 1)) / (rounds - number)
             share = min(share, self._left())
             if slice_s > 0:
+                repeats = max(repeats, math.ceil(self.pace.seconds / (MAX_PAIRS * pair_s)))
                 share = max(share, self.pace.seconds / rounds)
-            until = self.clock() + share
             pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
-            pairs += pairs % 2
-            pairs = max(pairs, -(-fewest // rounds))
-            self._pairs((first, second), (a, b), pairs, repeats, until)
-            if self._left() <= 0 and len(a) >= fewest:
+            pairs = max(pairs + pairs % 2, -(-fewest // rounds))
+            self._pairs((first, second), samples, pairs, repeats, self.clock() + share)
+            if self._left() <= 0 and len(samples[0]) >= fewest:
                 break
-        return a, b
+        return samples
 
-    @property
-    def fewest(self) -> int:
-        """Return how many pairs there must be."""
-        return max(MIN_PAIRS, self.pace.pairs)
-
-    def _pairs(
-        self, keys: tuple[str, str], samples: tuple[list[float], list[float]], pairs: int, repeats: int, until: float
-    ) -> None:
+    def _pairs(self, keys: tuple[str, str], samples: Samples, pairs: int, repeats: int, until: float) -> None:
         """Run `pairs` pairs and append their samples, in parts that are short enough to stop between.
 
         The fewest there must be are run in any case, further ones as long as `until` has not come. Who begins goes on
@@ -362,26 +363,27 @@ class Stopwatch:
                 return
             odd = len(samples[0]) % 2
             some = turns(odd + min(part, pairs - done))[odd:]
-            seconds = iter(self.bench.run([keys[who] for turn in some for who in turn for _ in range(repeats)]))
-            for turn in some:
-                for who in turn:
-                    sample = sum(next(seconds) for _ in range(repeats)) / repeats
-                    samples[who].append(max(sample, TICK_S))
+            order = [who for turn in some for who in turn]
+            seconds = self._in_time().run([keys[who] for who in order for _ in range(repeats)])
+            for who, sample in zip(order, np.reshape(seconds, (-1, repeats)).mean(axis=1).tolist(), strict=True):
+                samples[who].append(max(sample, TICK_S))
             done += len(some)
             self.tick()
 
-    def _blocks(self, first: str, second: str, slice_s: float) -> tuple[list[float], list[float]]:
+    def _blocks(self, first: str, second: str, slice_s: float) -> Samples:
         """Run pairs of blocks, one session at a time; a sample is the median of a block."""
-        samples: tuple[list[float], list[float]] = ([], [])
+        samples: Samples = ([], [])
         keys = (first, second)
         start = self.clock()
         for pair, turn in enumerate(turns(MAX_PAIRS)):
-            if pair >= self.fewest and pair % 2 == 0 and (self.clock() - start > slice_s or self._left() <= 0):
+            over = self._left() <= 0 or (pair % 2 == 0 and self.clock() - start > slice_s)
+            if pair >= self.fewest and over:
                 break
             for who in turn:
                 (seconds,) = self._open([keys[who]], 2)
                 runs = min(max(3, math.ceil(BLOCK_S / max(seconds, 1e-6))), 50)
-                samples[who].append(max(float(np.median(self.bench.run([keys[who]] * runs))), TICK_S))
+                block = self._in_time().run([keys[who]] * runs)
+                samples[who].append(max(float(np.median(block)), TICK_S))
             self.tick()
         return samples
 

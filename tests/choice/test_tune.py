@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
-from dilrewrite.choice.confirm import Confirmation, Confirmed, Trial
+from dilrewrite.choice.confirm import Confirmation, Confirmed
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.original import TIMED_LENGTHS, Original
@@ -947,19 +948,20 @@ def confirming(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Confirming
         seen: list[Confirming] = []
 
         def search(
-            self: Confirmation, groups: Sequence[int], make: Callable[[Sequence[int]], tuple[Runnable, str]]
+            self: Confirmation, groups: Sequence[Sequence[str]], make: Callable[[Sequence[str]], tuple[Runnable, str]]
         ) -> Confirmed:
             assert self.before.model
             assert self.feeds
-            tried = [tuple(groups), *((group,) for group in groups)]
+            tried = [tuple(itertools.chain(*groups)), *map(tuple, groups)]
             made = []
             for some in tried:
                 runnable, name = make(some)
                 assert isinstance(runnable.model, bytes)
                 made.append((ModelProto.FromString(runnable.model), name))
-            seen.append(Confirming(tuple(groups), self.digest, self.run_s, made))
-            trials = tuple(Trial(groups=some, timing=compared(1 - 0.1 * len(some))) for some in tried)
-            return Confirmed(groups=accepted, trials=trials, final=compared(0.8) if accepted else None)
+            seen.append(Confirming(tuple(range(len(groups))), self.digest, self.run_s, made))
+            attempts = tuple(Attempt(sites=some, timing=compared(1 - 0.1 * len(some))) for some in tried)
+            taken = tuple(itertools.chain(*(groups[number] for number in accepted)))
+            return Confirmed(sites=taken, attempts=attempts, final=compared(0.8) if accepted else None)
 
         monkeypatch.setattr(Confirmation, "search", search)
         return seen

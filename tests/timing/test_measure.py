@@ -17,7 +17,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite import record
-from dilrewrite.choice.confirm import Confirmation, Confirmed, Trial
+from dilrewrite.choice.confirm import Confirmation, Confirmed
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import plan, strategies
@@ -49,6 +49,7 @@ from dilrewrite.timing.budget import CONFIRMATION, FEWEST_S, MOST_S, OVERHEAD_S,
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.ledger import feeds_digest
 from dilrewrite.timing.measure import WHOLE_ROUNDS, Answer, Form, Meter
+from dilrewrite.timing.measurement import Attempt
 from dilrewrite.timing.neighbourhood import Question, ask
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.profiling import Profiled, SiteRun
@@ -395,6 +396,40 @@ def test_proofs_run_on_the_clock(machine: Machine) -> None:
     found = words(answer(one, given=forms(prove=prove)))
     assert found == {name: "won: 0.50x" if name == "space_to_batch" else BUDGET for name in FORMS}
     assert 1000 < one.budget.now() < 1010
+
+
+@pytest.mark.parametrize("budget_s", [0.5, 3.0, 10.0, 60.0])
+@pytest.mark.parametrize("run_s", [0.01, 0.3, 5.0, 100.0])
+@pytest.mark.parametrize("unsteady", [False, True])
+def test_one_message_at_most_begins_after_the_deadline(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, budget_s: float, run_s: float, unsteady: bool
+) -> None:
+    """Whatever a Conv takes, and in whatever step time is up."""
+    messages: list[float] = []
+    under_way: list[str] = []
+
+    def noted(name: str, send: Callable[..., Any]) -> Callable[..., Any]:
+        def sent(*arguments: Any, **options: Any) -> Any:
+            if not under_way:  # what warms a session up is no message of its own
+                messages.append(machine.now)
+            under_way.append(name)
+            result = send(*arguments, **options)
+            under_way.pop()
+            return result
+
+        return sent
+
+    for name in ("open", "run"):
+        monkeypatch.setattr(Bench, name, noted(name, getattr(Bench, name)))
+    machine.base = dict.fromkeys(("keep", *FORMS), run_s)
+    machine.factor = lambda key, run: 1.2 if unsteady and key != "keep" and run % 3 else 1.0
+    one = meter(machine, budget_s=budget_s)
+    began_s = machine.now
+    found = answer(one)
+    assert not one.budget.winner
+    assert sum(message - began_s >= one.budget.forms_until_s for message in messages) <= 1
+    if run_s * 2 * SCREEN_PAIRS > budget_s:
+        assert words(found) == dict.fromkeys(FORMS, BUDGET)
 
 
 def test_progress_stays_within_the_budget(machine: Machine) -> None:
@@ -1027,10 +1062,11 @@ def confirm(
     """Confirm groups that save these shares of the time; all at once they take `together` times what they should."""
     made: list[tuple[int, ...]] = []
 
-    def make(groups: Sequence[int]) -> tuple[Runnable, str]:
-        made.append(tuple(groups))
+    def make(sites: Sequence[str]) -> tuple[Runnable, str]:
+        groups = tuple(map(int, sites))
+        made.append(groups)
         machine.now += making_s
-        name = ",".join(map(str, groups))
+        name = ",".join(sites)
         saved = 1 - sum(effects[group] for group in groups)
         machine.base[name] = run_s * saved * (together if len(groups) == len(effects) else 1)
         return Runnable(model=name.encode()), name
@@ -1038,16 +1074,16 @@ def confirm(
     machine.base["before"] = run_s
     before = Runnable(model=b"before")
     confirmation = Confirmation(meter=one, before=before, digest="b", feeds=FEEDS, run_s=run_s)
-    return confirmation.search(range(len(effects)), make), made
+    return confirmation.search([[str(group)] for group in range(len(effects))], make), made
 
 
 def test_all_at_once(models: Machine) -> None:
     found, made = confirm(meter(models), models, [0.2, 0.1, -0.05])
     assert made == [(0, 1, 2)]
-    assert found.groups == (0, 1, 2)
+    assert found.sites == ("0", "1", "2")
     assert found.failure is None
-    assert found.trials == (Trial(groups=(0, 1, 2), timing=found.trials[0].timing),)
-    assert found.final == found.trials[0].timing
+    assert found.attempts == (Attempt(sites=("0", "1", "2"), timing=found.attempts[0].timing),)
+    assert found.final == found.attempts[0].timing
     assert found.final is not None
     assert found.final.ratio == pytest.approx(0.75)
 
@@ -1055,7 +1091,7 @@ def test_all_at_once(models: Machine) -> None:
 def test_one_alone(models: Machine) -> None:
     found, made = confirm(meter(models), models, [-0.1])
     assert made == [(0,)]
-    assert found.groups == ()
+    assert found.sites == ()
     assert found.final is None
     assert found.failure is None
 
@@ -1063,9 +1099,9 @@ def test_one_alone(models: Machine) -> None:
 def test_a_half_that_wins(models: Machine) -> None:
     found, made = confirm(meter(models), models, [0.2, 0.1, -0.5, 0.1])
     assert made[:3] == [(0, 1, 2, 3), (0, 1), (2, 3)]
-    assert found.groups == (0, 1)
-    assert [attempt.groups for attempt in found.trials] == made
-    assert found.final == found.trials[1].timing
+    assert found.sites == ("0", "1")
+    assert [tuple(map(int, attempt.sites)) for attempt in found.attempts] == made
+    assert found.final == found.attempts[1].timing
 
 
 def test_versions_that_compute_something_else_are_left_and_the_rest_is_searched(models: Machine) -> None:
@@ -1074,21 +1110,21 @@ def test_versions_that_compute_something_else_are_left_and_the_rest_is_searched(
     one.tolerance = STRICT
     found, made = confirm(one, models, [0.2, 0.1, 0.5, 0.1])
     assert made[:3] == [(0, 1, 2, 3), (0, 1), (2, 3)]
-    assert found.groups == (0, 1)
+    assert found.sites == ("0", "1")
     assert str(found.failure).startswith("output 'y': ")
 
 
 def test_a_quarter_that_wins(models: Machine) -> None:
     found, made = confirm(meter(models), models, [-0.3, -0.3, -0.3, 0.2, -0.3])
     assert made == [(0, 1, 2, 3, 4), (0, 1, 2), (3, 4), (0, 1), (2,), (3,), (4,), (0,), (1,)]
-    assert found.groups == (3,)
+    assert found.sites == ("3",)
 
 
 def test_the_better_half(models: Machine) -> None:
     """Both win alone and lose together."""
     found, made = confirm(meter(models), models, [0.1, 0.3], together=2.0)
     assert made == [(0, 1), (0,), (1,)]
-    assert found.groups == (1,)
+    assert found.sites == ("1",)
     assert found.final is not None
     assert found.final.ratio == pytest.approx(0.7)
 
@@ -1096,9 +1132,9 @@ def test_the_better_half(models: Machine) -> None:
 def test_nothing_wins(models: Machine) -> None:
     found, made = confirm(meter(models), models, [0.0, -0.1, 0.0])
     assert made == [(0, 1, 2), (0, 1), (2,), (0,), (1,)]
-    assert found.groups == ()
+    assert found.sites == ()
     assert found.final is None
-    assert len(found.trials) == len(made)
+    assert len(found.attempts) == len(made)
     assert found.failure is None
 
 
@@ -1106,13 +1142,13 @@ def test_the_search_ends_with_the_budget(models: Machine) -> None:
     one = meter(models, budget_s=3.0)
     found, made = confirm(one, models, [-0.3] * 8, run_s=0.1)
     assert 1 <= len(made) < 5
-    assert found.groups == ()
+    assert found.sites == ()
     over = meter(models, budget_s=3.0)
     models.now += 100
     found, made = confirm(over, models, [0.3, 0.3], run_s=0.1)
     assert made == [(0, 1)], "one attempt in any case"
-    assert found.groups == (0, 1)
-    assert found.trials[0].timing.pairs >= MIN_PAIRS
+    assert found.sites == ("0", "1")
+    assert found.attempts[0].timing.pairs >= MIN_PAIRS
 
 
 def test_making_versions_is_on_the_clock(models: Machine) -> None:
@@ -1129,8 +1165,8 @@ def test_a_version_that_fails(models: Machine, kind: type[Exception]) -> None:
     one = meter(models)
     found, made = confirm(one, models, [0.2, 0.2, 0.2, 0.2])
     assert made == [(0, 1, 2, 3), (0, 1), (2, 3), (0,), (1,)]
-    assert found.groups == (2, 3)
-    assert [attempt.groups for attempt in found.trials] == [(2, 3), (0,)]
+    assert found.sites == ("2", "3")
+    assert [attempt.sites for attempt in found.attempts] == [("2", "3"), ("0",)]
     assert all(worker.closed for worker in models.workers[:-1])
 
 
@@ -1138,7 +1174,7 @@ def test_every_version_fails(models: Machine) -> None:
     models.fails = lambda what, key, _: CannotLoad("too large") if (what, key) == ("open", "after") else None
     found, made = confirm(meter(models), models, [0.2, 0.2])
     assert len(made) == 3
-    assert found == Confirmed(groups=(), trials=(), final=None, failure="too large")
+    assert found == Confirmed(sites=(), attempts=(), final=None, failure="too large")
 
 
 @pytest.mark.parametrize(

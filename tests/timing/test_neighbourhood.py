@@ -876,6 +876,36 @@ def newer(model: ModelProto) -> None:
     model.ir_version = 10
 
 
+def later_opset(model: ModelProto) -> None:
+    model.opset_import[0].version += 1
+
+
+def follower(op: str) -> Callable[[ModelProto], None]:
+    """Put another operator behind the site."""
+
+    def edit(model: ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.input[0] == "c")
+        node.CopyFrom(make(op, ["c"], node.output))
+
+    return edit
+
+
+def computed(place: int) -> Callable[[ModelProto], None]:
+    """Compute the site's weights, or its bias, from what they were."""
+
+    def edit(model: ModelProto) -> None:
+        site = next(node for node in model.graph.node if node.name == "site")
+        model.graph.node.insert(0, make("Neg", [site.input[place]], ["negative"]))
+        next(node for node in model.graph.node if node.name == "site").input[place] = "negative"
+
+    return edit
+
+
+def computed_bias(model: ModelProto) -> None:
+    with_bias(model)
+    computed(2)(model)
+
+
 OTHER: dict[str, Callable[[ModelProto], None]] = {
     "dilation": set_attribute("dilations", [3, 3]),
     "pads": set_attribute("pads", [1, 2, 1, 2]),
@@ -888,6 +918,11 @@ OTHER: dict[str, Callable[[ModelProto], None]] = {
     "unknown height": unknown(2),
     "unknown width": unknown(3),
     "opset": newer,
+    "opset alone": later_opset,
+    "another activation": follower("Tanh"),
+    "a pooling behind it": follower("GlobalAveragePool"),
+    "computed weights": computed(1),
+    "computed bias": computed_bias,
 }
 
 
@@ -896,6 +931,14 @@ def test_other_sites_are_other_questions(name: str) -> None:
     model = CLIPPED()
     sizes = {"size0": 1, "size2": 12, "size3": 12}
     assert key(changed(model, OTHER[name]), **sizes) != key(model)
+
+
+def test_every_change_makes_a_question_of_its_own() -> None:
+    """But that all weights from outside are one: what they are computed from is not timed."""
+    model, sizes = CLIPPED(), {"size0": 1, "size2": 12, "size3": 12}
+    keys = {name: key(changed(model, edit), **sizes) for name, edit in OTHER.items() if name != "computed weights"}
+    assert len(set(keys.values())) == len(keys)
+    assert key(changed(model, OTHER["computed weights"])) == keys["weights that may be given"]
 
 
 def test_other_surroundings_are_other_questions() -> None:
@@ -1052,7 +1095,7 @@ def test_the_most_frequent_size_is_asked_for() -> None:
     assert asked.feeds["x"].shape == (1, 2, 30)
 
 
-def computed(*nodes: NodeProto, x: Sequence[int | str], weights: Weights | None = None) -> ModelProto:
+def computed_conv(*nodes: NodeProto, x: Sequence[int | str], weights: Weights | None = None) -> ModelProto:
     """A Conv whose weights are an input of unknown shape."""
     return build(
         [conv_node("x", "c", "v", dilations=[2], pads=[2, 2], kernel_shape=[3]), *nodes],
@@ -1066,7 +1109,7 @@ def computed(*nodes: NodeProto, x: Sequence[int | str], weights: Weights | None 
 @pytest.mark.parametrize("norm", [True, False])
 def test_channels_that_the_run_alone_knows(x: list[int | str], norm: bool) -> None:
     node = normed("c", "y") if norm else make("Relu", ["c"], ["y"])
-    model = computed(node, x=x, weights=NORM if norm else None)
+    model = computed_conv(node, x=x, weights=NORM if norm else None)
     site = find(model).sites[0]
     assert site.geometry.out_channels is None
     asked = question(model, o=16, i=5, k=3, n=1)
