@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import models_for_tests as tiny
+from tests.forms_for_tests import skip_what_names_one_that_is_gone
 
 
 def pytest_configure() -> None:
@@ -26,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take one case in n of a test marked `grid(n)`, or the first where that is none, unless `--full` asks for all."""
+    skip_what_names_one_that_is_gone(items)
     if config.option.full:
         return
 
