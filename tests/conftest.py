@@ -60,3 +60,10 @@ def _no_measuring(
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run whole models in this process: a child each takes most of a test's time, and is tested elsewhere."""
     tiny.in_process(monkeypatch)
+
+
+@pytest.fixture
+def profiled_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profile in this process, likewise."""
+    for module in ("timing.profiling", "choice.original"):
+        monkeypatch.setattr(f"dilrewrite.{module}.profiled", lambda backend, *given: backend.profile(*given))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -539,6 +541,42 @@ def run(path: Path, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.n
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def uninstalled(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Let a package, and the distributions whose names begin with its name, not be there."""
+    find, version = importlib.util.find_spec, importlib.metadata.version
+
+    def told(name: str) -> str:
+        if name.startswith(package):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", told)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+
+
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time each form for a moment only; no timing is too noisy to be kept, as on a busy machine it may be."""
+    from dilrewrite.timing import budget, ledger
+
+    for name, seconds in (("FEWEST_S", 0.02), ("MOST_S", 0.1), ("OVERHEAD_S", 0.05)):
+        monkeypatch.setattr(budget, name, seconds)
+    monkeypatch.setattr(ledger, "lasting", lambda _: True)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[GraphProto], object]) -> None:
+    """Let every rewritten model be another than the one that was proved: `change` edits its graph."""
+    from dilrewrite.choice import whole
+
+    real = whole.rewrite
+
+    def slip(*arguments: Any) -> Any:
+        result = real(*arguments)
+        change(result.proto.graph)
+        return result
+
+    monkeypatch.setattr(whole, "rewrite", slip)
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,6 @@ from dilrewrite.runtimes import (
     Options,
     Profile,
     Runnable,
-    TimedBackend,
     TimedOut,
     onnxruntime_cpu,
     timed_backend,
@@ -68,18 +67,7 @@ X20 = {"x": (1, 2, 20)}
 # -- tunings -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run models in this process: a child each takes most of a test's time, and is tested elsewhere."""
-    tiny.in_process(monkeypatch)
-
-    def here(
-        backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
-    ) -> Profile:
-        return backend.profile(runnable, options, feeds, runs)
-
-    monkeypatch.setattr("dilrewrite.timing.profiling.profiled", here)
-    monkeypatch.setattr("dilrewrite.choice.original.profiled", here)
+pytestmark = pytest.mark.usefixtures("in_process", "profiled_in_process")
 
 
 @pytest.fixture
@@ -1033,17 +1021,26 @@ def test_only_the_winners_are_confirmed(tuning: Callable[..., Tuning], confirmin
     assert seen[0].groups == (0,)
 
 
-def whole(result: Comparison | Exception) -> Callable[..., Comparison]:
-    def fake(*_: Any, **__: Any) -> Comparison:
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    return fake
+Whole = Callable[[Comparison | Exception], None]
 
 
-def test_a_version_that_stands_in_any_case(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Meter, "whole", whole(compared(1.3)))
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> Whole:
+    """Give all comparisons of whole models one result."""
+
+    def given(result: Comparison | Exception) -> None:
+        def fake(*_: Any, **__: Any) -> Comparison:
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        monkeypatch.setattr(Meter, "whole", fake)
+
+    return given
+
+
+def test_a_version_that_stands_in_any_case(tuning: Callable[..., Tuning], whole: Whole) -> None:
+    whole(compared(1.3))
     one = ran(tuning(chain(2)), 0.5)
     one.compare(one.original.model.proto, ["main/c0"])
     assert one.final == compared(1.3)
@@ -1052,18 +1049,16 @@ def test_a_version_that_stands_in_any_case(tuning: Callable[..., Tuning], monkey
 
 
 @pytest.mark.parametrize("kind", [CannotLoad, CannotRun, Crashed, TimedOut])
-def test_a_version_that_cannot_be_timed(
-    tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
-) -> None:
-    monkeypatch.setattr(Meter, "whole", whole(kind("it broke")))
+def test_a_version_that_cannot_be_timed(tuning: Callable[..., Tuning], whole: Whole, kind: type[Exception]) -> None:
+    whole(kind("it broke"))
     one = ran(tuning(chain(2)), 0.5)
     one.compare(one.original.model.proto, ["main/c0"])
     assert one.final is None
     assert run.notes_of(one) == [words(Reason.WHOLE_FAILED, said="it broke")]
 
 
-def test_against_another_model(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Meter, "whole", whole(compared(1.1)))
+def test_against_another_model(tuning: Callable[..., Tuning], whole: Whole) -> None:
+    whole(compared(1.1))
     one = tuning(conv1d())
     one.time_against(Subject(conv1d(), Path()))
     assert one.final == compared(1.1)
@@ -1071,10 +1066,8 @@ def test_against_another_model(tuning: Callable[..., Tuning], monkeypatch: pytes
 
 
 @pytest.mark.parametrize("kind", [CannotLoad, CannotRun, Crashed, TimedOut])
-def test_another_model_that_does_not_run(
-    tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
-) -> None:
-    monkeypatch.setattr(Meter, "whole", whole(kind("it broke")))
+def test_another_model_that_does_not_run(tuning: Callable[..., Tuning], whole: Whole, kind: type[Exception]) -> None:
+    whole(kind("it broke"))
     with pytest.raises(FailedError, match="onnxruntime_cpu cannot time the models: it broke"):
         tuning(conv1d()).time_against(Subject(conv1d(), Path()))
 
@@ -1122,8 +1115,8 @@ def test_a_plan(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) 
     assert instead(one, sites[0]) is None
 
 
-def test_what_the_report_says(tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Meter, "whole", whole(compared(0.7)))
+def test_what_the_report_says(tuning: Callable[..., Tuning], whole: Whole) -> None:
+    whole(compared(0.7))
     one = tuning(conv1d(length=None), budget_s=12.5, shapes={"x": (1, 2, 40)}, threads=1)
     assert one.start()
     one.meter.noise = Noise(ratio=1.0, low=0.99, high=1.01, pairs=8)

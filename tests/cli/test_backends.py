@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import onnxruntime
@@ -10,7 +9,7 @@ import pytest
 
 from dilrewrite.runtimes import backends
 from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
-from tests.models_for_tests import cli
+from tests.models_for_tests import cli, uninstalled
 
 
 def test_lists_every_backend_with_versions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,10 +30,8 @@ def test_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
 def test_tells_how_to_install_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = importlib.util.find_spec
     monkeypatch.setattr(OnnxRuntimeCpu, "versions", lambda self: pytest.fail("it loads what is missing"))  # noqa: ARG005
-    monkeypatch.setattr("dilrewrite.runtimes._onnxruntime.distributions", list)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    uninstalled(monkeypatch, "onnxruntime")
     outcome = cli(capsys, "backends")
     assert outcome.code == 0
     assert "onnxruntime is not installed: pip install 'dilrewrite[cpu]'" in outcome.out

@@ -793,11 +793,7 @@ def test_output_that_appears_meanwhile_is_not_replaced(place: Place) -> None:
 
 
 def test_no_runtime(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
+    tiny.uninstalled(monkeypatch, "onnxruntime")
     path = save(conv1d(), place.models / "m.onnx")
     words = ["onnxruntime is not installed", "pip install 'dilrewrite[cpu]'"]
     check(place, capsys, Bad(["optimize", path, "-o", place.out / "o.onnx", *PHASES], words, 4))

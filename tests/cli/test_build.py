@@ -29,13 +29,11 @@ import dilrewrite.cli.build as command
 from dilrewrite.cli import main
 from dilrewrite.options import Building
 from dilrewrite.runtimes import _nvidia
-from dilrewrite.tensorrt import bindings, cuda, fidelity, layers, make, precision
+from dilrewrite.tensorrt import bindings, fidelity, layers, make, precision
 from tests import models_for_tests as tiny
 from tests.models_for_tests import MODELS, cli, conv1d, conv2d, conv_node, listing, save, save_external, values
 from tests.tensorrt.rtx import FLAVOUR as RTX
-from tests.tensorrt.rtx import needs_rtx
-
-NO_GPU = "there is no NVIDIA driver"
+from tests.tensorrt.rtx import NO_GPU, needs_rtx, only, without_gpu
 
 Capsys = pytest.CaptureFixture[str]
 Data = dict[str, Any]
@@ -53,15 +51,9 @@ def driver() -> bool:
 needs_no_driver = pytest.mark.skipif(driver(), reason="an NVIDIA driver is installed")
 
 
-def pretend(patch: pytest.MonkeyPatch) -> None:
-    """No GPU, whatever this machine has; whole models run in this process."""
-    tiny.in_process(patch)
-    patch.setattr(cuda, "missing", lambda: NO_GPU)
-
-
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch)
+    without_gpu(monkeypatch)
 
 
 def side_car(engine: Path) -> Data:
@@ -126,7 +118,7 @@ class Command:
 def run_once(model: Path, engine: Path, *arguments: object) -> Command:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        pretend(patch)
+        without_gpu(patch)
         code = main(["build", str(model), "-o", str(engine), *map(str, arguments)])
     assert code == 0, err.getvalue()
     return Command(model, engine, out.getvalue(), err.getvalue())
@@ -577,8 +569,7 @@ def _unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("an engine was begun")
 
     monkeypatch.setattr("dilrewrite.tensorrt.engines.build", fails)
-    monkeypatch.setattr(bindings, "missing", lambda flavour: None if flavour == RTX else "gone")
-    monkeypatch.setattr(bindings, "installed", lambda flavour: flavour == RTX)
+    only(monkeypatch, RTX)
 
 
 @pytest.mark.usefixtures("_unbuilt")

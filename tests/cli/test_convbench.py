@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from dilrewrite.cli.convbench import run
 from dilrewrite.pytorch import convbench
 from dilrewrite.pytorch.configurations import BUILT_IN
 from dilrewrite.timing.stopwatch import MIN_PAIRS
-from tests.models_for_tests import cli, listing
+from tests.models_for_tests import cli, listing, uninstalled
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -110,8 +109,7 @@ def test_an_output_that_exists(capsys: Capsys, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_nothing_runs")
 def test_without_torch(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for a list, and after what is wrong with the arguments."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    uninstalled(monkeypatch, "torch")
     outcome = cli(capsys, "convbench", CONFIGURATION)
     assert (outcome.code, outcome.out) == (4, "")
     assert outcome.err == "dilrewrite: torch is not installed; pip install 'dilrewrite[torch]'\n"

@@ -21,27 +21,19 @@ from dilrewrite.cli import main
 from dilrewrite.commands import bench as commands_bench
 from dilrewrite.commands import optimize as commands_optimize
 from dilrewrite.errors import DiffersError, FailedError
-from dilrewrite.tensorrt import bindings, cuda, exports
+from dilrewrite.tensorrt import bindings, exports
 from tests import models_for_tests as tiny
 from tests.models_for_tests import Outcome, cli, conv1d, conv2d, listing, save, save_external
 from tests.tensorrt.rtx import FLAVOUR as RTX
-from tests.tensorrt.rtx import needs_rtx
-
-NO_GPU = "there is no NVIDIA driver"
+from tests.tensorrt.rtx import NO_GPU, needs_rtx, only, without_gpu
 
 Capsys = pytest.CaptureFixture[str]
 Data = dict[str, Any]
 
 
-def pretend(patch: pytest.MonkeyPatch) -> None:
-    """No GPU, whatever this machine has; whole models run in this process."""
-    tiny.in_process(patch)
-    patch.setattr(cuda, "missing", lambda: NO_GPU)
-
-
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch)
+    without_gpu(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +43,7 @@ def _built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = save(conv2d(), folder / "m.onnx")
     err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
-        pretend(patch)
+        without_gpu(patch)
         code = main(["build", str(path), "--precision", "fp16", "--quiet"])
     assert code == 0, err.getvalue()
     return folder
@@ -493,8 +485,7 @@ def test_no_engine_where_dilation_is_left(capsys: Capsys, tmp_path: Path) -> Non
 @pytest.fixture
 def _any_flavour(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flavour is there, whatever is installed."""
-    monkeypatch.setattr(bindings, "missing", lambda flavour: None if flavour == RTX else "gone")
-    monkeypatch.setattr(bindings, "installed", lambda flavour: flavour == RTX)
+    only(monkeypatch, RTX)
 
 
 @pytest.mark.usefixtures("_any_flavour")

@@ -307,6 +307,7 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and sys.unraisablehook
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("to", [">&-", ">/dev/full", "<&- >&-", ">&- 2>&-", ">/dev/full 2>/dev/full"])
 @pytest.mark.parametrize("command", ["--version", "inspect m.onnx", "inspect m.onnx --json", "optimize m.onnx --quiet"])
+@pytest.mark.grid(3)
 def test_standard_output_is_closed_or_full(model: Path, command: str, to: str) -> None:
     line = f'exec "{sys.executable}" -m dilrewrite {command} {to}'
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, cwd=model.parent)

@@ -29,7 +29,7 @@ from dilrewrite.reports import reasons
 from dilrewrite.runtimes import CannotRun, backends
 from dilrewrite.runtimes._worker import IsolatedBench
 from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
-from dilrewrite.timing import budget, ledger, measure
+from dilrewrite.timing import measure
 from dilrewrite.timing.measure import Answer, Meter
 from dilrewrite.timing.outcome import FormTiming, outcome
 from dilrewrite.timing.outcome import Outcome as Became
@@ -54,7 +54,7 @@ from tests.models_for_tests import (
 from tests.mutants import MUTANTS
 from tests.words import says, words
 
-pytestmark = pytest.mark.measures
+pytestmark = [pytest.mark.measures, pytest.mark.usefixtures("in_process", "profiled_in_process")]
 
 Capsys = pytest.CaptureFixture[str]
 Make = Callable[[], ModelProto]
@@ -64,10 +64,7 @@ Data = dict[str, Any]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Time each form for a moment only, and keep timings for this test alone."""
-    tiny.in_process(monkeypatch)
-    for name, seconds in (("FEWEST_S", 0.02), ("MOST_S", 0.1), ("OVERHEAD_S", 0.05)):
-        monkeypatch.setattr(budget, name, seconds)
-    monkeypatch.setattr(ledger, "lasting", lambda _: True)  # nor is any timing quiet there
+    tiny.quick(monkeypatch)
     monkeypatch.setattr(tune, "NEGLIGIBLE", -1.0)  # on a busy machine no Conv's share of these models is certain
     monkeypatch.setenv("DILREWRITE_CACHE", str(tmp_path_factory.mktemp("timings") / "timings.sqlite"))
 
@@ -589,15 +586,12 @@ def test_what_differs_after_measuring(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretend: Callable[..., None]
 ) -> None:
     """A fast model that computes something else: no model, no decisions, a report."""
-    real = whole.rewrite
 
-    def slip(*arguments: Any) -> Any:
-        result = real(*arguments)
-        tensor = result.proto.graph.initializer[0]
+    def double(graph: onnx.GraphProto) -> None:
+        tensor = graph.initializer[0]
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
-        return result
 
-    monkeypatch.setattr(whole, "rewrite", slip)
+    tiny.spoil(monkeypatch, double)
     pretend({"im2col": 0.5}, lambda _: 0.6)
     path = save(conv1d(), tmp_path / "m.onnx")
     before = listing(tmp_path)
@@ -826,11 +820,7 @@ def test_backends_that_are_none(
 def test_backends_that_are_not_installed(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], name: str
 ) -> None:
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr("dilrewrite.runtimes._onnxruntime.distributions", list)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    tiny.uninstalled(monkeypatch, "onnxruntime")
     assert all(backends()[known].missing() for known in ("onnxruntime_cpu", "onnxruntime_cuda"))
     path = save(conv1d(), tmp_path / "m.onnx")
     outcome = cli(capsys, *command, path, "--backend", name)

@@ -503,11 +503,17 @@ class FakeClock:
         self.now += seconds
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """What `rewrite_module` reads the time from."""
+    found = FakeClock()
+    monkeypatch.setattr(rewriting, "time", SimpleNamespace(perf_counter=found.perf_counter))
+    return found
+
+
 @pytest.mark.parametrize("overrun", [0.5, 1.0, 3.0])
-def test_the_budget_is_kept(overrun: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_is_kept(overrun: float, clock: FakeClock) -> None:
     """Each timing takes so many times what it was given; the rest gets less, or is left out."""
-    clock = FakeClock()
-    monkeypatch.setattr(rewriting, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     module = nn.Sequential(*(nn.Conv1d(2, 2, 3, padding=d, dilation=d) for d in (2, 3, 4, 5, 6)))
     timings = Scripted(TAP_SUM, passing=lambda seconds: clock.pass_by(seconds * overrun))
     report = rewrite_module(module, torch.randn(1, 2, 40), budget=9.0, timings=timings)
@@ -547,9 +553,7 @@ def test_a_slow_module_is_not_timed_against_itself(
     assert now[0] <= max(5.0 * 1.5, probing.FEWEST_RUNS * step_s * 1.001), "the first pairs are enough when time is up"
 
 
-def test_the_report_tells_the_price(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock()
-    monkeypatch.setattr(rewriting, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+def test_the_report_tells_the_price(clock: FakeClock) -> None:
     timings = Scripted(TAP_SUM, whole=0.75, passing=lambda _seconds: clock.pass_by(0.5))
     report = rewrite_module(small(), data(2, 3, 12), timings=timings)
     assert report.probe_s == pytest.approx(0.5 * len(timings.asked))

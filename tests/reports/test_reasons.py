@@ -11,7 +11,6 @@ import dilrewrite
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.reports import reasons
-from dilrewrite.timing import budget, ledger
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.stopwatch import Comparison
 from tests import models_for_tests as tiny
@@ -85,12 +84,10 @@ def optimized(path: Path, folder: Path, name: str) -> Any:
 
 
 @pytest.mark.measures
+@pytest.mark.usefixtures("in_process", "profiled_in_process")
 def test_other_words_miss_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor do they change what is decided; only what is read."""
-    tiny.in_process(monkeypatch)
-    for name, seconds in (("FEWEST_S", 0.02), ("MOST_S", 0.1), ("OVERHEAD_S", 0.05)):
-        monkeypatch.setattr(budget, name, seconds)
-    monkeypatch.setattr(ledger, "lasting", lambda _: True)  # on a busy machine no timing is quiet
+    tiny.quick(monkeypatch)
     path = tiny.save(tiny.conv1d(length=64), tmp_path / "m.onnx")
     first = optimized(path, tmp_path, "one.onnx")
     for table in ("OUTCOMES", "WORDS", "CONDITIONS"):

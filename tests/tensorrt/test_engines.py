@@ -37,7 +37,7 @@ from dilrewrite.tensorrt.precision import DATATYPES, ROUNDS_TO, prepare
 from tests import models_for_tests as tiny
 from tests.models_for_tests import conv1d, conv2d, conv_node, listing, save, save_external, values
 from tests.tensorrt.rtx import FLAVOUR as RTX
-from tests.tensorrt.rtx import needs_rtx
+from tests.tensorrt.rtx import NO_GPU, needs_rtx, only, without_gpu
 
 PLAN = b"ptrt: made up"
 GPU = "a GPU, driver for CUDA 13.0"
@@ -127,13 +127,11 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """TensorRT 10.13 without a GPU; whole models run in this process."""
-    tiny.in_process(monkeypatch)
+    without_gpu(monkeypatch)
     found = Bench(monkeypatch)
     monkeypatch.setattr(engines, "build", found.build)
-    monkeypatch.setattr(bindings, "missing", lambda flavour: None if flavour == "tensorrt" else "gone")
-    monkeypatch.setattr(bindings, "installed", lambda flavour: flavour == "tensorrt")
+    only(monkeypatch, "tensorrt")
     monkeypatch.setattr(bindings, "load", lambda flavour, **_: SimpleNamespace(flavour=flavour, version="10.13"))
-    monkeypatch.setattr(cuda, "missing", lambda: "there is no GPU")
     return found
 
 
@@ -373,9 +371,9 @@ def test_a_model_that_onnx_runtime_does_not_run(bench: Bench, tmp_path: Path) ->
 
 def test_the_gpu_is_not_there(bench: Bench, tmp_path: Path) -> None:
     model = saved(tmp_path)
-    bench.gpu(model=model.proto, absent="tensorrt builds engines here and runs none: there is no GPU")
+    bench.gpu(model=model.proto, absent=f"tensorrt builds engines here and runs none: {NO_GPU}")
     found = made(model).report
-    assert found.checked == "not run: tensorrt builds engines here and runs none: there is no GPU"
+    assert found.checked == f"not run: tensorrt builds engines here and runs none: {NO_GPU}"
     assert found.device is None
 
 
@@ -542,8 +540,7 @@ def test_tensorrt_finds_weights_outside(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Any, word: str
 ) -> None:
     """Engines of the same weights, wherever they were, have the same layers and take the same memory."""
-    tiny.in_process(monkeypatch)
-    monkeypatch.setattr(cuda, "missing", lambda: "there is no GPU")
+    without_gpu(monkeypatch)
     (tmp_path / "in").mkdir()
     paths = [
         save_external(conv2d(channels=8), tmp_path / "m.onnx"),

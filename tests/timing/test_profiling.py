@@ -171,18 +171,6 @@ def renamed(model: ModelProto, name: str) -> ModelProto:
 # -- real runs -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the profiler in this process: a child each takes most of a test's time."""
-
-    def here(
-        backend: TimedBackend, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int
-    ) -> Profile:
-        return backend.profile(runnable, options, feeds, runs)
-
-    monkeypatch.setattr(ISOLATED, here)
-
-
 def run(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, SiteRun]:
     """Profile a model; how each site ran, by its key."""
     sites = find(model).sites
@@ -316,7 +304,7 @@ CASES: dict[str, Ran] = {
 }
 
 
-@pytest.mark.usefixtures("_in_process")
+@pytest.mark.usefixtures("profiled_in_process")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_every_site_tells_how_it_ran(case: Ran) -> None:
     found = run(case.model(), case.feeds)
@@ -339,7 +327,7 @@ def test_in_a_child_process() -> None:
     assert all(ran.share is not None and 0 <= ran.share <= 1 for ran in found.values())
 
 
-@pytest.mark.usefixtures("_in_process")
+@pytest.mark.usefixtures("profiled_in_process")
 def test_tensors_of_all_scopes_have_their_shapes() -> None:
     model = loop(f"a = {conv(2)} (v, w) b = Add (a, x) r = {conv(4)} (b, w)")
     sites = find(model).sites
@@ -353,7 +341,7 @@ def test_tensors_of_all_scopes_have_their_shapes() -> None:
     assert (ScopePath(), "a") not in found.tensors
 
 
-@pytest.mark.usefixtures("_in_process")
+@pytest.mark.usefixtures("profiled_in_process")
 def test_a_twin_of_the_name_takes_no_share() -> None:
     """An undilated Conv of the main graph makes a tensor that has the name of a site's output in a function."""
     model = text(
@@ -440,7 +428,7 @@ def test_the_reason_is_told_where_the_timed_run_fails(monkeypatch: pytest.Monkey
         run(conv1d(), {"x": ones(1, 2, 16)})
 
 
-@pytest.mark.usefixtures("_in_process")
+@pytest.mark.usefixtures("profiled_in_process")
 def test_what_does_not_run_at_all() -> None:
     with pytest.raises((CannotLoad, CannotRun), match="Dilation not supported"):
         run(tiny.same_upper(), {"x": ones(1, 2, 15)})
