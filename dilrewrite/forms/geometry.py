@@ -168,7 +168,7 @@ class ConvGeometry:
         if self.in_channels is None or self.out_channels is None:
             return None
         count = self.out_channels * self.in_channels // self.group * product(self.kernel)
-        return count * int(self.element.strip("bfloat")) // 8
+        return count * int("".join(filter(str.isdigit, self.element))) // 8
 
     def span(self, axis: int) -> int:
         """Return the extent that the dilated kernel covers."""

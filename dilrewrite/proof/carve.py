@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -90,7 +91,7 @@ def carve(
         for place, name in enumerate(node.output):
             names[name] = name and (f"{word}_out{place}" if place else word)
             copy.output.append(names[name])
-    types = _element_types(sub.graph)
+    types = _element_types(sub)
     sub.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in outputs)
     return sub
 
@@ -112,16 +113,19 @@ def _taken(sub: ModelProto, given: ValueInfoProto | TensorProto, word: str) -> s
     return given.name
 
 
-def _element_types(graph: GraphProto) -> dict[str, int]:
-    """Return the element types of a sub-model's tensors: its operators compute in the type of what they read first."""
-    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for node in graph.node:
-        kind = types[node.input[1 if node.op_type == "DequantizeLinear" else 0]]
-        if node.op_type == "QuantizeLinear":
-            named = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
-            kind = types.get("".join(node.input[2:]), named or TensorProto.UINT8)
-        types.update(dict.fromkeys(node.output, kind))
+def _element_types(sub: ModelProto) -> dict[str, int]:
+    """Return the element types of a sub-model's tensors: an operator makes that of an input, or the only one it has."""
+    opsets = {entry.domain: entry.version for entry in sub.opset_import}
+    types = {value.name: value.type.tensor_type.elem_type for value in sub.graph.input}
+    types |= {tensor.name: tensor.data_type for tensor in sub.graph.initializer}
+    for node in sub.graph.node:
+        schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+        made, pairs = schema.outputs[0], zip(node.input, schema.inputs, strict=False)
+        alike = [types[name] for name, formal in pairs if name and formal.type_str == made.type_str]
+        named = [a.i for a in node.attribute if a.name == "output_dtype" and a.i]
+        only = sorted(made.types)[-1]  # QuantizeLinear makes uint8 where nothing says so
+        kind = TensorProto.DataType.Value(only.removeprefix("tensor(").rstrip(")").upper())
+        types.update(dict.fromkeys(node.output, [*alike, *named, kind][0]))
     return types
 
 

@@ -14,7 +14,7 @@ from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED, dtype
 from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source, tensor
 from dilrewrite.runtimes import Array
-from dilrewrite.sites import Site
+from dilrewrite.sites import Operand, Site
 
 EXACT_LIMIT = 2**24
 """Whole numbers up to here are exact in float32, in whatever order they are added."""
@@ -75,11 +75,12 @@ class Numbers:
         self.outputs, self.terms = self.weights[0], product(self.weights[1:])
         self.additions = sum(product(shape[1:]) + 1 for shape in shapes)
         self.zero = 0
+        self.integers = self.part.weight.element not in (None, *FLOATS)
         small = {"float16": 15, "bfloat16": 7}.get(self.part.geometry.element, 2**20)
         self.highest_input, highest = exact_ranges(
             math.prod(product(shape[1:]) for shape in shapes),
             weights=product(self.weights),
-            highest_weight=127 if self.part.weight_quantization else small,
+            highest_weight=127 if self.integers else small,
             highest_input={"float16": 2**11, "bfloat16": 2**8}.get(self.element, 2**20),
         )
         self.highest_weight = max(1, int(highest ** (1 / len(shapes))))
@@ -93,8 +94,9 @@ class Numbers:
         if place == 0 and (kind == "x_f" or node.input[0] == self.site.inputs[0]):
             geometry = entering(self.site)
             return self._input("x", self.input_element, (geometry.batch, geometry.in_channels, *geometry.extents))
-        if kind == "conv":
-            return self._operand("w" if place == 1 else "b")
+        for name, operand in (("w", self.part.weight), ("b", self.part.bias)):
+            if kind == "conv" and operand is not None and operand.name == node.input[place]:
+                return self._operand(name, operand)
         known = self.source.constant(self.site.scope, node.input[place])
         if kind not in ("x_f", "w_f", "b_f", "quantized"):
             return self._other(node.input[place], known)
@@ -120,22 +122,23 @@ class Numbers:
         dims = [size if size is not None else f"{name}{axis}" for axis, size in enumerate(shape)]
         return helper.make_tensor_value_info(name, NAMED[element].number, dims)
 
-    def _operand(self, name: str) -> ValueInfoProto | TensorProto:
-        """Return the weights or bias of a Conv, that are not quantised."""
-        operand, shape = (self.part.weight, self.weights) if name == "w" else (self.part.bias, (self.outputs,))
-        assert operand is not None, "the Conv has no such input"
+    def _operand(self, name: str, operand: Operand) -> ValueInfoProto | TensorProto:
+        """Return the weights or bias of a Conv, that are not dequantised."""
+        shape, element = self.weights if name == "w" else (self.outputs,), self.element
+        if self.integers:
+            element = operand.element or element
         if self.reals:
-            values = self.rng.standard_normal(shape, dtype=np.float32)
+            values: Array = self.rng.standard_normal(shape, dtype=np.float32)
             values *= np.float32(1 / math.sqrt(self.terms) if name == "w" else 1.0)
         else:
             high = self.highest_weight if name == "w" else 1000 if len(self.site.parts) == 1 else 3
-            values = whole_numbers(self.rng, shape, -high, high).astype(np.float32)
-        values = values.astype(dtype(self.element), copy=False)
+            values = whole_numbers(self.rng, shape, -high, high)
+        values = values.astype(dtype(element), copy=False)
         if operand.is_constant and not (self.given and name == "w"):
             return tensor(values)
         name += f".{self.number}" if self.number else ""
         self.feeds[name] = values
-        return self._input(name, self.element, (None,) * len(shape) if operand.shape is None else shape)
+        return self._input(name, element, (None,) * len(shape) if operand.shape is None else shape)
 
     def _other(self, name: str, known: TensorProto | None) -> TensorProto:
         """Return small whole numbers for a constant of another node; what is no float is a setting, and stays."""
@@ -170,7 +173,7 @@ class Numbers:
     def input(self, shape: tuple[int, ...]) -> Array:
         """Return whole numbers for the input, in a range in which every partial sum is exact; or reals."""
         kind = dtype(self.input_element)
-        if self.site.input_quantization is not None:
+        if self.site.storage is not None:
             # scales are powers of two, at most 4 apart: in units of the smallest, products and sums stay exact
             reach = max(1, min(127, EXACT_LIMIT // 8 // max(1, self.terms * (self.highest_weight + 3))))
             info = np.iinfo(kind)

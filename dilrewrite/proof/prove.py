@@ -189,7 +189,7 @@ class Trial:
 
     def run(self, runtime: Backend, model: ModelProto, inputs: Sequence[Array], threads: int | None) -> list[Array]:
         """Return the output of the sub-model, or its rewritten form, for each input."""
-        optimize = self.numbers.site.input_quantization is None
+        optimize = self.numbers.site.storage is None
         options = Options(threads=threads, isolated=False, optimize=optimize)
         with runtime.session(Runnable(model=model.SerializeToString()), options) as session:
             return [next(iter(session.run({"x": x, **self.numbers.feeds}).values())) for x in inputs]
@@ -268,8 +268,8 @@ def _structure(fragment: Fragment, group: int) -> object:
 
 def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Proof:
     geometry = entering(site)
-    whole = _exact(prover, source, site, fragment, "float32")
-    if not whole.passed or site.input_quantization is not None:
+    whole = _exact(prover, source, site, fragment, "float32" if geometry.element in FLOATS else geometry.element)
+    if not whole.passed or site.storage is not None:
         return whole
     if geometry.element == "float64":  # bfloat16 cannot hold the whole numbers; its rounding is measured below
         own = _exact(prover, source, site, fragment, geometry.element)
@@ -311,7 +311,7 @@ def _whole(prover: Prover, trial: Trial, runtime: Backend, shapes: Sequence[tupl
 
 def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, element: str) -> Proof:
     """Run fragment and original on whole numbers of `element`; equal bit for bit to the exact result."""
-    runtime, geometry = prover.runtime if element == "float32" else prover.reference, entering(site)
+    runtime, geometry = prover.reference if element == "float64" else prover.runtime, entering(site)
     trial = Trial(Numbers(source=source, site=site, element=element, rng=np.random.default_rng(prover.seed)))
     shapes = tuple(input_shape(concrete(geometry, extents)) for extents in sample_extents(geometry))
     twin = f" ({element} twin)" if element != geometry.element else ""

@@ -56,7 +56,8 @@ class Dequantized:
 class Part:
     """An operator of a site that computes with weights: its node's index, how it is read and written, its operands.
 
-    `operator` is the file of `sites/operators/`; `geometry` what the node computes by itself.
+    `operator` is the file of `sites/operators/`; `geometry` what the node computes by itself. `storage` is the element
+    type of the data where it is not that of the geometry, `fill` what their padding holds (`None`: 0).
     `weight_quantization`/`bias_quantization` are set when the operand stands behind a DequantizeLinear of constants
     (`weight`/`bias` is then the quantised tensor), `input_quantization` when the input does.
     """
@@ -69,6 +70,8 @@ class Part:
     weight_quantization: Dequantized | None = None
     bias_quantization: Dequantized | None = None
     input_quantization: Dequantized | None = None
+    storage: str | None = None
+    fill: Operand | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +134,7 @@ class Site:
     @property
     def storage(self) -> str | None:
         """Return the element type of the tensor that a fragment reads, when it is quantised."""
-        quantization = self.part.input_quantization
-        return quantization.source.element if quantization else None
+        return self.part.storage
 
     def absorbed(self, fragment: Fragment) -> tuple[int, ...]:
         """Return the places of the nodes that a fragment replaces: the site's, and what follows if it takes that in."""

@@ -93,11 +93,9 @@ class Region:
         self.writer.like(original, [self.map[step.source], *original.input[1:]], output)
 
     def _fill_value(self) -> str:
-        """Return the name of the scalar zero point of the input, empty when that is 0."""
-        if self.quantization is None or self.quantization.zero_point is None:
-            return ""
-        zero, editor = self.quantization.zero_point, self.editor
-        if zero.is_constant and not np.any(editor.read(editor.tensor(zero))):
+        """Return the name of the scalar that padding holds, empty when that is 0."""
+        zero, editor = self.site.part.fill, self.editor
+        if zero is None or (zero.is_constant and not np.any(editor.read(editor.tensor(zero)))):
             return ""  # TensorRT takes no integer constant here
         if zero.shape == ():
             return zero.name

@@ -59,6 +59,8 @@ class Conv:
             weight_quantization=weight_quantization,
             bias_quantization=bias_quantization,
             input_quantization=source,
+            storage=source.source.element if source is not None else None,
+            fill=source.zero_point if source is not None else None,
         )
 
     def check(self, scope: Scope, index: int) -> None:
