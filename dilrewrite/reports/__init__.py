@@ -20,28 +20,28 @@ def check_report_folder(
 
     They replace reports of before; other files of these names only by `force`. `formats`: those asked for.
     """
-    another = "name another folder"
+
+    def unusable(why: str, hint: str = "name another folder") -> UsageError:
+        return UsageError(f"--report {shown(folder)}: {why}", hint=hint)
+
     files = written(formats)
     try:
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--report {shown(folder)}: is not a folder", hint=another)
+            raise unusable("is not a folder")
         if not folder.parent.is_dir():
-            raise UsageError(f"--report {shown(folder)}: {shown(folder.parent)} is not a folder", hint="make it first")
+            raise unusable(f"{shown(folder.parent)} is not a folder", "make it first")
         strangers = [name for name in files if os.path.lexists(folder / name) and not is_report(folder / name)]
     except OSError as error:
-        raise UsageError(f"--report {shown(folder)}: cannot be reached: {reason(error)}", hint=another) from error
+        raise unusable(f"cannot be reached: {reason(error)}") from error
     if strangers and not force:
-        raise UsageError(
-            f"--report {shown(folder)}: {strangers[0]} exists and is no report of dilrewrite",
-            hint=f"{another}, or give --force where the command has it",
-        )
+        hint = "name another folder, or give --force where the command has it"
+        raise unusable(f"{strangers[0]} exists and is no report of dilrewrite", hint)
     for other in others:
         if other.absolute() == folder.absolute():
-            raise UsageError(f"--report {shown(folder)}: is a place for a model too", hint=another)
+            raise unusable("is a place for a model too")
         for name in files:
-            place = folder / name
-            if same_place(place, other):
-                raise UsageError(f"--report {shown(folder)}: {name} would replace {shown(other)}", hint=another)
+            if same_place(folder / name, other):
+                raise unusable(f"{name} would replace {shown(other)}")
 
 
 def write_reports(report: Report, folder: Path, staging: Staging, formats: Sequence[str] = ()) -> None:

@@ -62,9 +62,7 @@ class CandidateReport:
     cause: str = ""
     """Why it has no time, in the words of the runtime or the proof; may be empty."""
     timing: Comparison | None = None
-    """This form (`second`) against the Conv as it is (`first`), both with the site's neighbours; `None` when it was not
-    timed.
-    """
+    """This form (`second`) against the Conv as it is (`first`), with the site's neighbours; `None` when not timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,29 +94,21 @@ class SiteReport:
     max_dilation_left: int
     """Largest dilation of what stands there now; 1 for none."""
     proof: Proof | None = None
-    """Proof of the form taken, or of the form that turned out wrong; `None` when nothing was to be proved, or with
-    `--verify none`.
-    """
+    """Proof of the form taken, or of the one that is wrong; `None` for no form to prove, or with `--verify none`."""
     candidates: tuple[CandidateReport, ...] = ()
     """The forms that apply, cheapest by estimate first."""
     refused: tuple[Refusal, ...] = ()
     """The forms that do not apply or were not proved."""
     share: float | None = None
-    """Share of the model's time that it takes, 0 to 1, by the quickest of some runs of every node under the profiler;
-    `None` when not measured.
-    """
+    """Share of the model's time, 0 to 1, by each node's quickest run under the profiler; `None` when not measured."""
     share_interval: tuple[float, float] | None = None
     """The least and the most that `share` may be, by parts of those runs; `None` when not measured."""
     ran: tuple[tuple[int, ...], ...] = ()
-    """The input shapes that the model gave it in one run, most frequent first; more than one in a Loop whose sizes
-    change; empty when not measured.
-    """
+    """Its input shapes in one run of the model, most frequent first; several in a Loop; empty when not measured."""
     question: int | None = None
     """Sites with the same number were measured as one; `None` when there was nothing to measure."""
     predicted_gain: float | None = None
-    """Share of the model's time that the form taken saves, by the site's timings; below 0 for a loss; `None` when not
-    measured.
-    """
+    """Share of the model's time that the form saves by the site's timings, below 0 a loss; `None` when not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,16 +172,13 @@ class Report:
     before: ModelReport
     """The original; of `verify` and `bench`, the first model or engine."""
     after: ModelReport | None = None
-    """The model written, or that a dry run would write; of `verify` and `bench`, the second model or engine; `None`
-    when there is none.
-    """
+    """The model written, or that a dry run would write; of `verify` and `bench`, the second one; `None` for none."""
     output: str | None = None
     """Path of the model written, or of `build` the engine; `None` when none was."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The command's options as used, by name; values are JSON values."""
     sites: tuple[SiteReport, ...] = ()
-    """Every dilated Conv that could be rewritten, in the order of the model; empty for `build`, `verify` and `bench`.
-    """
+    """Every dilated Conv that could be rewritten, in the model's order; empty for `build`, `verify` and `bench`."""
     skipped: tuple[Skipped, ...] = ()
     """Dilated nodes that are never rewritten; of `verify`, those of the second model."""
     normalised: tuple[Normalisation, ...] = ()

@@ -59,9 +59,6 @@ def groups(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     return list(members.values())
 
 
-# -- sentences that differ in numbers --------------------------------------------------------------------------------
-
-
 def merged(texts: Sequence[str], names: Iterable[str] = ()) -> list[tuple[str, int]]:
     """Return texts that differ in numbers and in `names` only as one sentence each, and how many they are.
 
@@ -131,9 +128,7 @@ def change(before: int, after: int) -> str:
 
 def gain(share: float | None) -> str:
     """Return a share of the model's time with its sign, below 0 for a loss."""
-    if share is None:
-        return NOTHING
-    return "about 0" if abs(share) < 0.0005 else f"{100 * share:+.1f} %"
+    return NOTHING if share is None else "about 0" if abs(share) < 0.0005 else f"{100 * share:+.1f} %"
 
 
 def summed(shares: Iterable[float | None]) -> float | None:

@@ -63,12 +63,6 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
     yield "Engine", engine.engine_blocks(report.engine, brief) if report.engine is not None else ()
     if brief and report.command != "inspect" and report.status != "rewritten":
         yield "Forms that refused", _bullets(forms.refusals(report))
-    yield from _rest(report, brief)
-
-
-def _rest(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.Block]]]:
-    """Yield what is not about sites."""
-    verdict = report.verdict
     yield "Left alone", _bullets(models.skipped(report.skipped, brief))
     changes = models.normalised(report.normalised, brief)
     yield "Attributes changed without changing the function", _bullets(changes)

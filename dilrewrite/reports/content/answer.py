@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite import machine
@@ -36,9 +37,6 @@ def tone(report: Report) -> str:
     final = report.measurement.final if report.measurement is not None else None
     slower = report.status == "rewritten" and final is not None and final.slower
     return "warn" if slower else TONES.get(report.status, "")
-
-
-# -- why, and whether equal ------------------------------------------------------------------------------------------
 
 
 def why_kept(report: Report, sites: Iterable[SiteReport] | None = None) -> str:
@@ -114,7 +112,6 @@ def answer(report: Report) -> str:
 
 
 def _answer(report: Report) -> str:
-    """Return what came of the model."""
     total = len(report.sites) + sum(node.convolution for node in report.skipped)
     convs, before = count(total, "dilated Conv"), report.before.path
     after = report.after.path if report.after is not None else "the other model"
@@ -156,7 +153,6 @@ def _answer(report: Report) -> str:
 
 
 def _kept(report: Report, total: int) -> str:
-    """Return why nothing was rewritten."""
     measurement, other = report.measurement, total - len(report.sites)
     kept = f"all {total}" if total > 1 else "the only dilated Conv"
     others = f" ({other} of them cannot be rewritten)" if other else ""
@@ -257,9 +253,6 @@ def _benched(report: Report) -> str:
     return f"{before} takes {milliseconds(final.first.median_s)} ms{where} ({spread}{noise})"
 
 
-# -- what follows ----------------------------------------------------------------------------------------------------
-
-
 def next_steps(report: Report) -> list[str]:
     """Return what a user may do who wants more, most promising first."""
     measurement, chosen = report.measurement, report.status in CHOSEN
@@ -315,10 +308,9 @@ def tiles(report: Report) -> Iterator[Tile]:
     if share is not None:
         yield Tile("Share of time", percent(share), "goes to the dilated Convs")
     if report.status in CHOSEN and (measurement is None or measurement.estimated_s is None):
-        forms = units.groups((s for s in report.sites if s.action == "rewritten"), lambda site: site.strategy)
-        below = ", ".join(f"{some[0].strategy} {len(some)}" for some in forms)
+        forms = Counter(site.strategy for site in report.sites if site.action == "rewritten")
         verb = "Convs rewritten" if report.output is not None else "Convs to rewrite"
-        yield Tile(verb, f"{report.rewritten} of {len(report.sites)}", below or "all kept")
+        yield Tile(verb, f"{report.rewritten} of {len(report.sites)}", units.pairs(forms.items()) or "all kept")
     both = [model for model in (before, after) if model is not None]
     kinds = list(map(is_engine, both))
     if all(kinds):

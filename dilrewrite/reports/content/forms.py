@@ -61,9 +61,6 @@ def native(site: SiteReport) -> Timing | None:
     return max((timing for *_, timing in forms), key=lambda timing: timing.pairs).first
 
 
-# -- groups of sites -------------------------------------------------------------------------------------------------
-
-
 def form_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     """Yield the forms of all sites, once for those that were measured as one or agree in everything.
 
@@ -169,9 +166,6 @@ def _group(site: SiteReport, report: Report, brief: bool) -> list[doc.Block]:
         return [*blocks, *figures]
     refused = f", {count(len(site.refused), 'refusal')}" if site.refused else ""
     return [*blocks, doc.Fold(f"All figures and estimates, cheapest first{refused}", tuple(figures))]
-
-
-# -- one site --------------------------------------------------------------------------------------------------------
 
 
 def _chart(site: SiteReport, report: Report) -> doc.Chart:

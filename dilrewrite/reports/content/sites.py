@@ -128,8 +128,6 @@ def proof(site: SiteReport) -> str:
     )
 
 
-# -- the sites -------------------------------------------------------------------------------------------------------
-
 Group = Sequence[tuple[int, SiteReport]]
 """Sites that read the same, with their numbers."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import importlib.resources
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import starmap
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document
@@ -18,19 +18,20 @@ from dilrewrite.reports.units import clean
 SIGNS = {"good": "✓", "warn": "!", "bad": "✗"}  # of a status by its tone
 ARROW = '<span class="arrow">-&gt;</span>'  # no line ends within it
 INLINE = frozenset({"a", "b", "code", "path", "rect", "span", "td", "th"})  # they do not end a line of the source
+LINES = {"whisker": "M3 7H21M3 3V11M21 3V11", "mark": "M12 0V14"}  # looks in a legend that are no box
 WIDTH, HEIGHT = 1000, 24  # the size of a plot in its own units; it is stretched to the width there is
 
 
 def render(report: Report) -> str:
     """Return a page from the answer to the details; charts are SVG, long parts fold, and there is no script."""
-    page = document(report)
+    page, style = document(report), importlib.resources.files(__package__).joinpath("page.css")
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", escape(f"dilrewrite {page.command}: {page.status}: {page.path}")),
-        element("style", Html(_style())),
+        element("style", Html(style.read_text(encoding="utf-8"))),
     )
     body = element("body", element("main", *_page(page)))
     return f"<!doctype html>\n{element('html', head, body, lang='en')}"
@@ -38,14 +39,6 @@ def render(report: Report) -> str:
 
 OPENING = r"<!doctype html>\s*<html[^>]*>\s*<head>.*<title>dilrewrite \w+: "
 REPORT = Format(render=render, filename="report.html", default=True, opening=OPENING)
-
-
-@functools.cache
-def _style() -> str:
-    return importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-
-
-# -- markup ----------------------------------------------------------------------------------------------------------
 
 
 class Html(str):
@@ -92,9 +85,6 @@ def element(tag: str, *content: doc.Inline, **attributes: str | None) -> Html:
             opening += f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"'
     end = "" if tag in INLINE else "\n"
     return Html(f"<{opening}>{end}" if tag == "meta" else f"<{opening}>{text(content)}</{tag}>{end}")
-
-
-# -- the page --------------------------------------------------------------------------------------------------------
 
 
 def _page(page: doc.Document) -> Iterator[Html]:
@@ -158,9 +148,6 @@ def _table(table: doc.Table) -> Html:
     return _scroll(table.title, element("table", head, element("tbody", *lines)))
 
 
-# -- charts ----------------------------------------------------------------------------------------------------------
-
-
 def ticks(most: float) -> list[float]:
     """Return at most six round numbers, from 0 to the first one that is at least `most`."""
     power = 10.0 ** math.floor(math.log10(most / 5))
@@ -182,13 +169,13 @@ def _plot(bar: doc.Bar, end: float) -> Html:
     def x(value: float) -> str:
         return _coordinate(WIDTH * min(max(value / end, 0.0), 1.0))
 
-    parts = []
-    if bar.drawn:
-        parts.append(element("rect", class_=bar.kind, x="0", y="4", width=x(bar.value), height="16"))
+    def box(kind: str, start: str, width: str) -> Html:
+        return element("rect", class_=kind, x=start, y="4", width=width, height="16")
+
+    parts = [box(bar.kind, "0", x(bar.value))] if bar.drawn else []
     if bar.drawn and bar.gone > 0:
         start = x(bar.value - bar.gone)
-        width = _coordinate(float(x(bar.value)) - float(start))
-        parts.append(element("rect", class_="gone", x=start, y="4", width=width, height="16"))
+        parts.append(box("gone", start, _coordinate(float(x(bar.value)) - float(start))))
     if _cut(bar, end):
         parts.append(element("path", class_="cut", d=f"M955 {HEIGHT}L967 0M975 {HEIGHT}L987 0"))
     elif bar.low is not None and bar.high is not None and math.isfinite(bar.low + bar.high):
@@ -220,22 +207,12 @@ def _chart(chart: doc.Chart) -> Html:
         rows.append(element("div", label, _plot(bar, scale[-1]), says, class_="row"))
     names = [element("span", f"{tick:g}", style=f"left:{_coordinate(100 * i / last)}%") for i, tick in enumerate(scale)]
     axis = element("div", element("div", *names, class_="axis"), class_="row", aria_hidden="true")
-    return element(
-        "figure",
-        element("figcaption", chart.title),
-        element("div", *rows, class_="rows"),
-        axis,
-        _legend(chart.legend) if chart.legend else "",
-    )
+    legend = element("p", *starmap(_key, chart.legend), class_="legend") if chart.legend else ""
+    return element("figure", element("figcaption", chart.title), element("div", *rows, class_="rows"), axis, legend)
 
 
-def _legend(legend: Sequence[tuple[str, str]]) -> Html:
-    lines = {"whisker": "M3 7H21M3 3V11M21 3V11", "mark": "M12 0V14"}
-    keys = []
-    for kind, name in legend:
-        if kind in lines:
-            shape = element("path", class_=kind, d=lines[kind])
-        else:
-            shape = element("rect", class_=kind, x="1", y="2", width="22", height="10")
-        keys.append(element("span", _svg("swatch", 14, [shape], 24, aria_hidden="true"), name))
-    return element("p", *keys, class_="legend")
+def _key(kind: str, name: str) -> Html:
+    shape = element("rect", class_=kind, x="1", y="2", width="22", height="10")
+    if kind in LINES:
+        shape = element("path", class_=kind, d=LINES[kind])
+    return element("span", _svg("swatch", 14, [shape], 24, aria_hidden="true"), name)
