@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections import Counter
 from collections.abc import Collection, Mapping
 
 import ml_dtypes
@@ -16,6 +15,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.errors import FailedError, MissingError, one_line
@@ -33,6 +33,17 @@ from dilrewrite.model.walk import (
 
 BF16_OPSET = 22
 """The first opset whose Conv and ConvTranspose take bfloat16."""
+
+
+LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+_CONVERTER_FAILURES = (
+    RuntimeError,
+    ValueError,
+    onnx.version_converter.ConvertError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+)
 
 
 # -- reading a model -------------------------------------------------------------------------------------------------
@@ -103,38 +114,33 @@ def fold_biases(proto: ModelProto) -> tuple[ModelProto, int]:
 
     The product is the same float32 product that the runtime would form, bit for bit.
     """
-    made = _plain(proto)
-    values = constants(made)
-    found: dict[str, TensorProto] = {}
-    for node in all_nodes(made):
-        if node.op_type != "DequantizeLinear" or node.domain not in DEFAULT_DOMAINS:
-            continue
-        stored, scale = values.get(node.input[0]), values.get(node.input[1])
-        if stored is None or scale is None or stored.data_type != TensorProto.INT32:
-            continue
-        if scale.data_type != TensorProto.FLOAT or len(scale.dims) > 1:  # another result type, or blocks
-            continue
-        zero = values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if zero is not None and np.any(numpy_helper.to_array(zero)):
-            continue
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        codes, factors = numpy_helper.to_array(stored), numpy_helper.to_array(scale)
-        if factors.ndim == 1 and factors.size > 1:
-            axis = axis + codes.ndim if axis < 0 else axis
-            axis = min(axis, codes.ndim - 1)
-            factors = factors.reshape([-1 if place == axis else 1 for place in range(codes.ndim)])
-        else:
-            factors = factors.reshape(())
-        product = codes.astype(np.float32) * factors.astype(np.float32)
-        found[node.output[0]] = numpy_helper.from_array(np.ascontiguousarray(product, np.float32), node.output[0])
-    if not found:
-        return proto, 0
-    for graph in graphs(made.graph):
-        gone = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in found]
-        for node in gone:
-            graph.node.remove(node)
-            graph.initializer.append(found[node.output[0]])
-    return made, len(found)
+    plain = _plain(proto)
+    values, count = constants(plain), 0
+    for graph in graphs(plain.graph):
+        for node in list(graph.node):
+            if node.op_type == "DequantizeLinear" and node.domain in DEFAULT_DOMAINS:
+                product = _dequantised(node, values)
+                if product is not None:
+                    graph.node.remove(node)
+                    graph.initializer.append(numpy_helper.from_array(product, node.output[0]))
+                    count += 1
+    return (plain, count) if count else (proto, 0)
+
+
+def _dequantised(node: NodeProto, values: Mapping[str, TensorProto]) -> NDArray[np.float32] | None:
+    """Return what a DequantizeLinear makes of int32 constants; None for any other."""
+    stored, scale, zero = (values.get(name) for name in [*node.input, ""][:3])
+    if stored is None or scale is None or stored.data_type != TensorProto.INT32:
+        return None
+    if scale.data_type != TensorProto.FLOAT or len(scale.dims) > 1:  # another result type, or blocks
+        return None
+    if zero is not None and np.any(numpy_helper.to_array(zero)):
+        return None
+    codes, factors = numpy_helper.to_array(stored), numpy_helper.to_array(scale)
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    axis = min(axis + codes.ndim if axis < 0 else axis, codes.ndim - 1)
+    shape = [-1 if place == axis else 1 for place in range(codes.ndim)] if factors.size > 1 else ()
+    return np.ascontiguousarray(codes.astype(np.float32) * factors.reshape(shape), np.float32)
 
 
 # -- float16 ---------------------------------------------------------------------------------------------------------
@@ -161,8 +167,8 @@ def to_float16(proto: ModelProto, stays: Collection[str] = ()) -> ModelProto:
         ) from error
     source = _plain(proto)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # of values that float16 rounds to 0: it is verified as a whole
+        # It warns of values that float16 rounds to 0: the result is verified as a whole.
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *stays]
             made: ModelProto = float16.convert_float_to_float16(source, keep_io_types=True, op_block_list=blocked)
     except Exception as error:
@@ -179,19 +185,12 @@ def to_float16(proto: ModelProto, stays: Collection[str] = ()) -> ModelProto:
 
 def _name_nodes(proto: ModelProto) -> None:
     """Give every node a name of its own."""
-    taken = Counter(node.name for node in all_nodes(proto))
-    seen: set[str] = set()
+    taken = {node.name for node in all_nodes(proto)}
+    seen = {""}
     for number, node in enumerate(all_nodes(proto)):
-        if node.name and node.name not in seen:
-            seen.add(node.name)
-            continue
-        stem = node.name or f"{node.op_type}_{number}"
-        name, more = stem, 0
-        while not name or name in seen or (name in taken and name != node.name):
-            more += 1
-            name = f"{stem}_{more}"
-        node.name = name
-        seen.add(name)
+        if node.name in seen:
+            node.name = _fresh(node.name or f"{node.op_type}_{number}", taken)
+        seen.add(node.name)
 
 
 def _mend_casts(proto: ModelProto) -> None:
@@ -199,16 +198,12 @@ def _mend_casts(proto: ModelProto) -> None:
     main = proto.graph
     casts: dict[str, NodeProto] = {}
     for node in [node for node in main.node if node.op_type == "Cast"]:
-        if node.output[0] in casts:  # the same Cast for a second reader
+        if casts.setdefault(node.output[0], node) is not node:  # the same Cast for a second reader
             main.node.remove(node)
-        else:
-            casts[node.output[0]] = node
-    homes = {
-        name: graph
-        for graph in list(graphs_in(main.node))
-        for name in (*(value.name for value in graph.input), *(name for node in graph.node for name in node.output))
-    }
-    homes |= {tensor.name: graph for graph in list(graphs_in(main.node)) for tensor in graph.initializer}
+    homes: dict[str, GraphProto] = {}
+    for graph in graphs_in(main.node):
+        homes |= {name: graph for node in graph.node for name in node.output}
+        homes |= {entry.name: graph for entry in (*graph.input, *graph.initializer)}
     for node in casts.values():
         source = node.input[0]
         while source in casts:  # from one operator that stays in float32 to the next
@@ -233,31 +228,34 @@ def to_bfloat16(original: ModelProto, half: ModelProto) -> ModelProto:
     for graph in graphs(made.graph):
         for tensor in graph.initializer:
             _to_bfloat16(tensor, named.get(tensor.name))
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.BFLOAT16
-            kind = value.type.sequence_type.elem_type.tensor_type
-            if value.type.HasField("sequence_type") and kind.elem_type == TensorProto.FLOAT16:
-                kind.elem_type = TensorProto.BFLOAT16
         for node in graph.node:
             exact = {a.name: a.t for a in twins[node.name].attribute} if node.name in twins else {}
             for attribute in node.attribute:
                 if attribute.HasField("t"):
                     _to_bfloat16(attribute.t, exact.get(attribute.name))
-                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
-                    attribute.i = TensorProto.BFLOAT16
+        _retype(graph, (TensorProto.FLOAT16,), TensorProto.BFLOAT16)
     return _raise_opset(made)
 
 
 def _to_bfloat16(tensor: TensorProto, source: TensorProto | None) -> None:
-    if tensor.data_type != TensorProto.FLOAT16:
-        return
-    given = source if source is not None and source.data_type == TensorProto.FLOAT else tensor
-    values = numpy_helper.to_array(given).astype(np.float32)
-    rounded = values.astype(ml_dtypes.bfloat16)
-    tensor.CopyFrom(
-        TensorProto(name=tensor.name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=rounded.tobytes())
-    )
+    if tensor.data_type == TensorProto.FLOAT16:
+        given = source if source is not None and source.data_type == TensorProto.FLOAT else tensor
+        rounded = numpy_helper.to_array(given).astype(np.float32).astype(ml_dtypes.bfloat16)
+        tensor.data_type = TensorProto.BFLOAT16
+        tensor.ClearField("int32_data")
+        tensor.raw_data = rounded.tobytes()
+
+
+def _retype(graph: GraphProto, old: Collection[int], new: int) -> None:
+    """Have a graph declare, and its nodes make, values of one element type in place of others."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for tensor in (value.type.tensor_type, value.type.sequence_type.elem_type.tensor_type):
+            if tensor.elem_type in old:
+                tensor.elem_type = new
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i in old:
+                attribute.i = new
 
 
 def _raise_opset(proto: ModelProto) -> ModelProto:
@@ -268,21 +266,12 @@ def _raise_opset(proto: ModelProto) -> ModelProto:
     for graph in graphs(proto.graph):
         del graph.value_info[:]  # the float16 converter's are not all right, and the next one insists on them
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             raised: ModelProto = onnx.version_converter.convert_version(proto, BF16_OPSET)
-    except (
-        RuntimeError,
-        ValueError,
-        onnx.version_converter.ConvertError,
-        onnx.shape_inference.InferenceError,
-        onnx.checker.ValidationError,
-    ) as error:
-        raise FailedError(
-            f"bfloat16 needs opset {BF16_OPSET}, and ONNX's version converter fails on the model: "
-            f"{one_line(error)[:200]}",
-            hint=f"export the model with opset {BF16_OPSET} or later",
-        ) from error
+    except _CONVERTER_FAILURES as error:
+        why = f"bfloat16 needs opset {BF16_OPSET}, and ONNX's version converter fails on the model: "
+        hint = f"export the model with opset {BF16_OPSET} or later"
+        raise FailedError(why + one_line(error)[:200], hint=hint) from error
     raised.ir_version = max(raised.ir_version, 10)  # the one that came with opset 22
     _name_nodes(raised)
     return _mend_resizes(raised, version)
@@ -307,9 +296,6 @@ def _mend_resizes(proto: ModelProto, opset: int) -> ModelProto:
     return proto
 
 
-LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
-
 def twin(proto: ModelProto) -> ModelProto:
     """Return a float32 model that computes what one in float16 or bfloat16 does, each result rounded to that type.
 
@@ -321,18 +307,14 @@ def twin(proto: ModelProto) -> ModelProto:
     kinds = {name: kind for name, (kind, _) in inferred(proto).items()}
     taken = set(kinds) | {name for node in all_nodes(proto) for name in (*node.input, *node.output)}
     for graph in graphs(made.graph):
-        for tensor in graph.initializer:
-            _widened(tensor)
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type in LOW:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        held = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+        for tensor in (*graph.initializer, *held):
+            if tensor.data_type in LOW:
+                values = numpy_helper.to_array(tensor).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+        _retype(graph, LOW, TensorProto.FLOAT)
         nodes: list[NodeProto] = []
         for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    _widened(attribute.t)
-                if attribute.name in ("to", "dtype") and attribute.i in LOW:
-                    attribute.i = TensorProto.FLOAT
             nodes.append(node)
             for place, name in enumerate(node.output):
                 low_type = kinds.get(name)
@@ -355,9 +337,3 @@ def _fresh(name: str, taken: set[str]) -> str:
         made = f"{name}_{number}"
     taken.add(made)
     return made
-
-
-def _widened(tensor: TensorProto) -> None:
-    if tensor.data_type in LOW:
-        values = numpy_helper.to_array(tensor).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))

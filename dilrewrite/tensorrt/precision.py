@@ -8,13 +8,14 @@ Nothing is converted in silence: what a model holds already is taken as it is, o
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from dilrewrite.errors import UsageError
-from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, graphs
+from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes
 from dilrewrite.options import PRECISIONS
 from dilrewrite.sites.known import CONVOLVES, SAVED, saved_by_runtime
 from dilrewrite.tensorrt.convert import BF16_STAYS, constants, fold_biases, inferred, to_bfloat16, to_float16
@@ -42,12 +43,7 @@ _QDQ = (
     "weight_type QInt8, and extra_options ActivationSymmetric and WeightSymmetric"
 )
 
-_NEVER_QUANTISED = (
-    TensorProto.UINT8,
-    TensorProto.INT16,
-    TensorProto.UINT16,
-    TensorProto.UINT4,
-)
+_NEVER_QUANTISED = (TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT4)
 """Types of zero points that TensorRT does not take; int32 is that of biases, which are dequantised before."""
 
 _INTEGER_OPERATORS = (
@@ -81,25 +77,17 @@ def held(proto: ModelProto) -> str:
     if any(node.op_type == "QuantizeLinear" and node.domain in DEFAULT_DOMAINS for node in nodes):
         return "int8-qdq"
     types = _weight_types(proto)
-    if types[TensorProto.FLOAT16] > types[TensorProto.FLOAT]:
-        return "fp16"
-    if types[TensorProto.BFLOAT16] > types[TensorProto.FLOAT]:
-        return "bf16"
-    return "fp32"
+    lower = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+    return next((name for name, kind in lower.items() if types[kind] > types[TensorProto.FLOAT]), "fp32")
 
 
 def _weight_types(proto: ModelProto) -> Counter[int]:
     """Count the element types of the weights of convolutions; of all initializers where there are none."""
-    kinds: dict[str, int] = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    for node in all_nodes(proto):
-        if node.op_type == "Constant" and node.output:
-            kinds.update((node.output[0], a.t.data_type) for a in node.attribute if a.name == "value")
-    known = {name: kind for name, (kind, _) in inferred(proto).items()}
-    found: Counter[int] = Counter()
-    for node in all_nodes(proto):
-        if node.op_type in CONVOLVES and len(node.input) > 1:
-            found[kinds.get(node.input[1]) or known.get(node.input[1]) or known.get(node.output[0], 0)] += 1
-    return found or Counter(kinds.values())
+    stored = {name: tensor.data_type for name, tensor in constants(proto).items()}
+    kinds = {name: kind for name, (kind, _) in inferred(proto).items() if kind} | stored
+    convolutions = [node for node in all_nodes(proto) if node.op_type in CONVOLVES and len(node.input) > 1]
+    of_weights = Counter(kinds.get(node.input[1]) or kinds.get(node.output[0], 0) for node in convolutions)
+    return of_weights or Counter(stored.values())
 
 
 def needs_values(proto: ModelProto, precision: str | None) -> bool:
@@ -129,39 +117,27 @@ def refuse(proto: ModelProto, where: str) -> None:
     if integer:
         counted = ", ".join(f"{count} {name}" for name, count in sorted(integer.items()))
         raise UsageError(f"{where}: {counted}: TensorRT has no such operators", hint=_QDQ)
-    known = inferred(proto)
-    constants = {output for node in nodes if node.op_type == "Constant" for output in node.output}
-    constants |= {tensor.name for graph in graphs(proto.graph) for tensor in graph.initializer}
-    double = [name for name, (kind, _) in known.items() if kind == TensorProto.DOUBLE and name not in constants]
+    known, values = inferred(proto), constants(proto)
+    double = [name for name, (kind, _) in known.items() if kind == TensorProto.DOUBLE and name not in values]
     if double:
         raise UsageError(
             f"{where}: {len(double)} float64 tensors, {double[0]!r} for one: TensorRT would compute them in float32",
             hint="export the model in float32",
         )
-    high = [(name, rank) for name, (_, rank) in known.items() if rank > MAX_RANK]
-    if high:
-        name, rank = high[0]
-        raise UsageError(
-            f"{where}: {name!r} has {rank} dimensions: TensorRT takes at most {MAX_RANK}",
-            hint="reshape in steps of fewer dimensions",
-        )
-    _refuse_zero_points(proto, where)
+    for name, (_, rank) in known.items():
+        if rank > MAX_RANK:
+            raise UsageError(
+                f"{where}: {name!r} has {rank} dimensions: TensorRT takes at most {MAX_RANK}",
+                hint="reshape in steps of fewer dimensions",
+            )
+    quantising = [node for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    _refuse_zero_points([values[n.input[2]] for n in quantising if len(n.input) > 2 and n.input[2] in values], where)
 
 
-def _refuse_zero_points(proto: ModelProto, where: str) -> None:
-    others: Counter[str] = Counter()
-    shifted = 0
-    values = constants(proto)
-    for node in all_nodes(proto):
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3 or not node.input[2]:
-            continue
-        zero = values.get(node.input[2])
-        if zero is None or zero.data_type == TensorProto.INT32:
-            continue
-        if zero.data_type in _NEVER_QUANTISED:
-            others[TensorProto.DataType.Name(zero.data_type).lower()] += 1
-        elif zero.data_type == TensorProto.INT8 and np.any(numpy_helper.to_array(zero)):
-            shifted += 1
+def _refuse_zero_points(zeros: Sequence[TensorProto], where: str) -> None:
+    kinds = Counter(zero.data_type for zero in zeros if zero.data_type in _NEVER_QUANTISED)
+    others = {TensorProto.DataType.Name(kind).lower(): count for kind, count in kinds.items()}
+    shifted = sum(zero.data_type == TensorProto.INT8 and bool(np.any(numpy_helper.to_array(zero))) for zero in zeros)
     symmetric = f"TensorRT takes symmetric int8 only; {_QDQ}"
     if others:
         told = " and ".join(f"{count} Q/DQ nodes have a {kind} zero point" for kind, count in sorted(others.items()))
