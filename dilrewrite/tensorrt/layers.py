@@ -7,10 +7,11 @@ that are not known are passed over; a list without a single layer is an error, n
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,26 +120,20 @@ def from_log(messages: Iterable[str]) -> Layers:
 
     Raises FailedError when it listed none that can be read.
     """
-    found: list[Layer] = []
-    memory: dict[str, int] = {}
-    listed = False
-    for message in messages:
-        told = _MEMORY.search(message)
-        if told:
-            memory[told[1].lower().replace(" ", "_") + "_bytes"] = int(told[2])
-        if not message.startswith("Layers:"):
-            continue
-        listed = True
-        for line in message.split("\n")[1:]:
-            if not line.startswith("Name: "):
-                if line.strip() and not line.startswith(" "):
-                    break  # the next section: the engine's own inputs and outputs
-                continue
-            found.append(_logged(line))
-    if not found:
-        why = "lists no layers" if not listed else "has a list of layers that cannot be read"
+    messages = list(messages)
+    lists = [message.split("\n")[1:] for message in messages if message.startswith("Layers:")]
+    layers = [_logged(line) for lines in lists for line in _first_section(lines) if line.startswith("Name: ")]
+    if not layers:
+        why = "lists no layers" if not lists else "has a list of layers that cannot be read"
         raise FailedError(f"the build log {why}", hint="this version of TensorRT writes it differently; report it")
-    return Layers(source=BUILD_LOG, layers=tuple(found), memory=memory)
+    told = filter(None, map(_MEMORY.search, messages))
+    memory = {match[1].lower().replace(" ", "_") + "_bytes": int(match[2]) for match in told}
+    return Layers(source=BUILD_LOG, layers=tuple(layers), memory=memory)
+
+
+def _first_section(lines: Sequence[str]) -> Iterator[str]:
+    """Yield the lines before the next section, which is of the engine's own inputs and outputs."""
+    return itertools.takewhile(lambda line: line.startswith(("Name: ", " ")) or not line.strip(), lines)
 
 
 def _logged(line: str) -> Layer:
@@ -164,23 +159,16 @@ def _fields(line: str) -> dict[str, str]:
 
 def _outer_fields(line: str) -> dict[str, str]:
     """Return the fields of `Name: a, LayerType: b, Inputs: [ { Name: ... }], ...`: those outside of any bracket."""
-    starts = []
+    fields: list[re.Match[str]] = []
     depth = 0
     head, separator, tail = line.partition(", Metadata: ")  # ends the line, and names may hold brackets
     for place, character in enumerate(head):
-        if character in "[{":
-            depth += 1
-        elif character in "]}":
-            depth = max(depth - 1, 0)
-        elif depth == 0 and (place == 0 or character == ","):
-            match = _FIELD.match(head, place)
-            if match:
-                starts.append((place, match.end(), match[1]))
-    ends = [place for place, _, _ in starts[1:]] + [len(head)]
-    found = {name: head[begin:end] for (_, begin, name), end in zip(starts, ends, strict=True)}
-    if separator:
-        found["Metadata"] = tail
-    return found
+        depth = max(depth + (character in "[{") - (character in "]}"), 0)
+        if depth == 0 and (place == 0 or character == ",") and (match := _FIELD.match(head, place)):
+            fields.append(match)
+    ends = [match.start() for match in fields[1:]] + [len(head)]
+    found = {match[1]: head[match.end() : end] for match, end in zip(fields, ends, strict=True)}
+    return {**found, "Metadata": tail} if separator else found
 
 
 def _types(tensors: str) -> tuple[str, ...]:
@@ -202,11 +190,11 @@ def from_inspector(text: str) -> Layers:
         plain = json.loads(text)
     except ValueError as error:
         raise FailedError(f"the engine inspector's text is no JSON: {error}", hint=hint) from error
-    entries: Sequence[Any] = plain.get("Layers", []) if isinstance(plain, dict) else []
-    found = [_inspected(entry) for entry in entries if isinstance(entry, dict)]
-    if not found:
+    entries = plain.get("Layers", []) if isinstance(plain, dict) else []
+    layers = tuple(_inspected(entry) for entry in entries if isinstance(entry, dict))
+    if not layers:
         raise FailedError("the engine inspector tells no layers in detail", hint=hint)
-    return Layers(source=INSPECTOR, layers=tuple(found), memory={})
+    return Layers(source=INSPECTOR, layers=layers, memory={})
 
 
 def _inspected(entry: dict[str, Any]) -> Layer:
@@ -235,13 +223,10 @@ _FORMATS = {
 
 
 def _tensors(entries: Any) -> tuple[str, ...]:
-    found = []
-    for entry in entries if isinstance(entries, list) else []:
-        if not isinstance(entry, dict):
-            continue
-        told = entry.get("Datatype")
-        if told is None:
-            prose = str(entry.get("Format/Datatype", "")).lower()
-            told = next((word for key, word in _FORMATS.items() if key in prose), "unknown")
-        found.append(str(told))
-    return tuple(found)
+    dicts = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return tuple(str(entry.get("Datatype", _in_prose(entry))) for entry in dicts)
+
+
+def _in_prose(entry: dict[str, Any]) -> str:
+    prose = str(entry.get("Format/Datatype", "")).lower()
+    return next((word for key, word in _FORMATS.items() if key in prose), "unknown")

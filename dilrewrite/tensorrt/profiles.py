@@ -6,7 +6,7 @@ divide): so every size is tried here first, with ONNX's shape inference on the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -74,36 +74,33 @@ def settle(proto: ModelProto, asked: Asked, where: str) -> dict[str, Profile]:
                     f"--{kind}: {where} has no input {name!r}", hint=f"its inputs: {', '.join(map(repr, inputs))}"
                 )
             sizes = inputs[name]
-            if sizes is not None and (
-                len(sizes) != len(shape) or any(a not in (None, b) for a, b in zip(sizes, shape, strict=True))
-            ):
-                told = "x".join("?" if size is None else str(size) for size in sizes)
-                raise UsageError(f"--{kind}: input {name!r} is {told}, which {_text(shape)} does not fit")
-    found: dict[str, Profile] = {}
-    for name, sizes in inputs.items():
-        if sizes is not None and None not in sizes:
-            continue
-        some = [asked[kind][name] for kind in KINDS if asked[kind].get(name)]
-        if not some:
-            told = "of unknown rank" if sizes is None else "x".join("?" if s is None else str(s) for s in sizes)
+            declares = shape if sizes is None else sizes
+            if len(declares) != len(shape) or any(a not in (None, b) for a, b in zip(declares, shape, strict=True)):
+                raise UsageError(f"--{kind}: input {name!r} is {_text(sizes)}, which {_text(shape)} does not fit")
+    unknown = [name for name, sizes in inputs.items() if sizes is None or None in sizes]
+    return {name: _profile(name, inputs[name], asked, where) for name in unknown}
+
+
+def _profile(name: str, sizes: Sequence[int | None] | None, asked: Asked, where: str) -> Profile:
+    given = [asked[kind][name] for kind in KINDS if asked[kind].get(name)]
+    if not given:
+        raise UsageError(
+            f"{where}: input {name!r} is {_text(sizes)}: an engine needs its sizes",
+            hint=f"give --min, --opt and --max {name}:..., or --opt alone for one size",
+        )
+    low, high = asked["min"].get(name) or given[0], asked["max"].get(name) or given[-1]
+    best = asked["opt"].get(name) or high
+    for smaller, larger, words in ((low, best, ("--min", "--opt")), (best, high, ("--opt", "--max"))):
+        if len(smaller) != len(larger) or any(a > b for a, b in zip(smaller, larger, strict=True)):
             raise UsageError(
-                f"{where}: input {name!r} is {told}: an engine needs its sizes",
-                hint=f"give --min, --opt and --max {name}:..., or --opt alone for one size",
+                f"input {name!r}: {words[0]} {_text(smaller)} is above {words[1]} {_text(larger)}",
+                hint="each size must be min <= opt <= max",
             )
-        low, high = asked["min"].get(name) or some[0], asked["max"].get(name) or some[-1]
-        best = asked["opt"].get(name) or high
-        for smaller, larger, words in ((low, best, ("--min", "--opt")), (best, high, ("--opt", "--max"))):
-            if len(smaller) != len(larger) or any(a > b for a, b in zip(smaller, larger, strict=True)):
-                raise UsageError(
-                    f"input {name!r}: {words[0]} {_text(smaller)} is above {words[1]} {_text(larger)}",
-                    hint="each size must be min <= opt <= max",
-                )
-        found[name] = Profile(min=low, opt=best, max=high)
-    return found
+    return Profile(min=low, opt=best, max=high)
 
 
-def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+def _text(sizes: Sequence[int | None] | None) -> str:
+    return "of unknown rank" if sizes is None else "x".join("?" if size is None else str(size) for size in sizes)
 
 
 # -- whether the graph takes the sizes -------------------------------------------------------------------------------
@@ -142,12 +139,11 @@ def unfit(proto: ModelProto, shapes: Mapping[str, Shape]) -> str | None:
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         text = one_line(error)
         return text.partition("Inference error(s): ")[2] or text
-    known = {
+    known = {  # with negative sizes, which no other reading keeps
         value.name: [
             size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim
         ]
         for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
-        if value.type.tensor_type.HasField("shape")
     }
     for node in inferred.graph.node:
         if node.domain not in DEFAULT_DOMAINS:
@@ -174,27 +170,17 @@ def _blame(proto: ModelProto, shapes: Mapping[str, Shape], kind: str, wrong: str
     }
     for name, axes in open_axes.items():
         for axis in reversed(axes):
-
-            def fits(size: int, name: str = name, axis: int = axis) -> bool:
-                shape = (*shapes[name][:axis], size, *shapes[name][axis + 1 :])
-                return unfit(proto, {**shapes, name: shape}) is None
-
-            size = shapes[name][axis]
-            near = [found for found in (_nearest(fits, size, -1), _nearest(fits, size, 1)) if found is not None]
-            if near:
-                legal = " and ".join(map(str, near))
-                return (
-                    f"--{kind}: input {name!r}, axis {axis}: {size} does not fit: {wrong}; the nearest that do: {legal}"
-                )
+            near = [_nearest(proto, shapes, name, axis, step) for step in (-1, 1)]
+            legal = " and ".join(str(size) for size in near if size is not None)
+            if legal:
+                here = f"--{kind}: input {name!r}, axis {axis}: {shapes[name][axis]} does not fit"
+                return f"{here}: {wrong}; the nearest that do: {legal}"
     told = ", ".join(f"{name}:{_text(shape)}" for name, shape in shapes.items())
     return f"--{kind} {told}: does not fit the graph: {wrong}"
 
 
-def _nearest(fits: Callable[[int], bool], size: int, step: int) -> int | None:
-    for distance in range(1, REACH + 1):
-        candidate = size + step * distance
-        if candidate < 1:
-            return None
-        if fits(candidate):
-            return candidate
-    return None
+def _nearest(proto: ModelProto, shapes: Mapping[str, Shape], name: str, axis: int, step: int) -> int | None:
+    shape = shapes[name]
+    sizes = range(shape[axis] + step, max(shape[axis] + step * (REACH + 1), 0), step)
+    fitting = (s for s in sizes if unfit(proto, {**shapes, name: (*shape[:axis], s, *shape[axis + 1 :])}) is None)
+    return next(fitting, None)
