@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, ClassVar, final
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
-from dilrewrite.options import PRECISIONS
 from dilrewrite.runtimes import (
     Array,
     CannotLoad,
@@ -48,7 +47,8 @@ from dilrewrite.runtimes.onnxruntime_cuda import (
     wait_for_kernels,
 )
 from dilrewrite.tensorrt import bindings
-from dilrewrite.tensorrt.precision import OWN, ROUNDS_TO, held
+from dilrewrite.tensorrt.backend import EngineBuilder
+from dilrewrite.tensorrt.precision import held
 
 if TYPE_CHECKING:
     from dilrewrite.forms.geometry import ConvGeometry
@@ -75,26 +75,15 @@ _WORDS = f"{PROVIDER}|install TensorRT libraries"
 
 @final
 @dataclass(frozen=True, slots=True)
-class OnnxRuntimeTensorRt(TimedBackend):
+class OnnxRuntimeTensorRt(EngineBuilder):
     """ONNX Runtime with its TensorRT execution provider, and CUDA's for what TensorRT does not take.
 
-    It runs every Conv in layouts of its own. `doubts`: those of CUDA's provider, and nodes outside TensorRT's engines.
+    `doubts`: those of CUDA's provider, and nodes outside TensorRT's engines.
     """
 
     name: ClassVar = "onnxruntime_tensorrt"
     rank: ClassVar = -5
-    layout_ranks: ClassVar = frozenset({1, 2, 3})
     doubts: ClassVar = f"run outside TensorRT|{CUDA.doubts}"
-
-    precision: str = OWN
-
-    def __post_init__(self) -> None:
-        if self.precision not in (OWN, *PRECISIONS):
-            raise ValueError(f"precision={self.precision} is not one of {', '.join((OWN, *PRECISIONS))}")
-
-    def building(self, precision: str | None) -> TimedBackend:
-        """Return it as it builds engines of a precision."""
-        return self if precision is None else replace(self, precision=precision)
 
     def conflict(self) -> str | None:
         """Return None, or which distributions overwrite each other."""
@@ -133,11 +122,7 @@ class OnnxRuntimeTensorRt(TimedBackend):
     def loaded(self, runnable: Runnable, options: Options) -> Session:
         """Load a model in this process."""
         with _explained():
-            return InProcess(runnable, options, _providers(runnable, self._told, options, {}))
-
-    @property
-    def _told(self) -> str | None:
-        return None if self.precision == OWN else self.precision
+            return InProcess(runnable, options, _providers(runnable, self.told, options, {}))
 
     def device(self) -> str:
         """Return the GPU's name and the CUDA version of its driver."""
@@ -149,14 +134,14 @@ class OnnxRuntimeTensorRt(TimedBackend):
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return both providers' options, and what else CUDA's depends on; no path, which is another each time."""
-        own = _provider_options(self._told, options.scratch, options.scratch)
-        if self._told is None:
+        own = _provider_options(self.told, options.scratch, options.scratch)
+        if self.told is None:
             own.update(dict.fromkeys(_PRECISIONS, "as the model's types need it"))
         if options.scratch is not None:
             own["trt_timing_cache_path"] = "where built engines are kept"
             own["trt_engine_cache_path"] = "in it, a folder for each model and its shapes"
         return {
-            "precision": self._told or "the model's own",
+            "precision": self.told or "the model's own",
             "TF32": "as the provider has it: allowed in float32, and no option forbids it",
             **own,
             **CUDA.settings(options),
@@ -166,17 +151,13 @@ class OnnxRuntimeTensorRt(TimedBackend):
         """Return why ONNX Runtime does not run a Conv as it is."""
         return CUDA.refuses(geometry)
 
-    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
-        """Return the element type whose tolerance the precision has."""
-        return ROUNDS_TO.get(self.precision, "float16")
-
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model, bind its inputs and outputs on the GPU, and run it once with the profiler to see where it runs.
 
         Raises CannotRun where no node ran by TensorRT, and says on standard error when some did not.
         """
         with tempfile.TemporaryDirectory(prefix="dilrewrite-") as folder, _explained():
-            providers = _providers(runnable, self._told, options, feeds)
+            providers = _providers(runnable, self.told, options, feeds)
             runner = BoundRunner(runnable, options, feeds, providers, "cuda", str(Path(folder) / "profile"))
             try:
                 _judge(profiled(runner, 0))
@@ -194,7 +175,7 @@ class OnnxRuntimeTensorRt(TimedBackend):
         apart = replace(options, scratch=None if options.scratch is None else options.scratch / "profiled")
         waits = wait_for_kernels()
         with _explained():
-            found = profile(runnable, options, feeds, runs, _providers(runnable, self._told, apart, feeds), "cuda")
+            found = profile(runnable, options, feeds, runs, _providers(runnable, self.told, apart, feeds), "cuda")
         return found if waits else replace(found, seconds=(0.0,) * found.runs)
 
 

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, ValueInfoProto
 
 from dilrewrite.errors import DilrewriteError, one_line
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.load import load
-from dilrewrite.model.walk import copied
 from dilrewrite.options import PRECISIONS, Building
 from dilrewrite.runtimes import (
     Array,
@@ -36,14 +34,16 @@ from dilrewrite.runtimes import (
     Runner,
     Session,
     TimedBackend,
+    contained,
 )
+from dilrewrite.runtimes._artifact import external_files
 from dilrewrite.runtimes._kept import get, place, store
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu, state
 from dilrewrite.tensorrt import bindings, cuda
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import Layers
-from dilrewrite.tensorrt.make import TIMING_CACHE, build
-from dilrewrite.tensorrt.precision import OWN, ROUNDS_TO, prepare
+from dilrewrite.tensorrt.make import TIMING_CACHE, Built, build
+from dilrewrite.tensorrt.precision import OWN, ROUNDS_TO, needs_values, prepare
 from dilrewrite.tensorrt.profiles import Profile as Sizes
 from dilrewrite.tensorrt.profiles import declared
 from dilrewrite.tensorrt.run import Engine, RunOptions, TimedRun, layer_times, median_layer_times
@@ -57,16 +57,10 @@ NO_GRAPH = "no CUDA graph could be captured: small models are timed with what la
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRt(TimedBackend):
-    """TensorRT on the first GPU. It runs every Conv in layouts of its own. `precision`: what engines compute in."""
+class EngineBuilder(TimedBackend):
+    """A runtime that builds engines. They run every Conv in layouts of their own, and compute in `precision`."""
 
-    name: ClassVar = "tensorrt"
-    flavour: ClassVar[str] = "tensorrt"
-    rank: ClassVar = -10
     layout_ranks: ClassVar = frozenset({1, 2, 3})
-    doubts: ClassVar = "^no CUDA graph"
-    pace: ClassVar = PACE
-    tells_layers: ClassVar = True
 
     precision: str = OWN
 
@@ -78,22 +72,42 @@ class TensorRt(TimedBackend):
         """Return it as it builds engines of a precision."""
         return self if precision is None else replace(self, precision=precision)
 
+    @property
+    def told(self) -> str | None:
+        """The precision that was asked for; None for the model's own."""
+        return None if self.precision == OWN else self.precision
+
+    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
+        """Return the element type whose tolerance the precision has."""
+        return ROUNDS_TO.get(self.precision, "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRt(EngineBuilder):
+    """TensorRT on the first GPU."""
+
+    name: ClassVar = "tensorrt"
+    flavour: ClassVar[str] = "tensorrt"
+    rank: ClassVar = -10
+    doubts: ClassVar = "^no CUDA graph"
+    pace: ClassVar = PACE
+    tells_layers: ClassVar = True
+
     def missing(self) -> str | None:
         """Return None when the library, a driver, a GPU and torch are there, else the first that is not."""
         why = bindings.missing(self.flavour)
-        if why is not None:
-            return why
-        gone = cuda.missing()
-        return None if gone is None else f"{self.flavour} builds engines here and runs none: {gone}"
+        if why is None and (gone := cuda.missing()) is not None:
+            why = f"{self.flavour} builds engines here and runs none: {gone}"
+        return why
 
     def versions(self) -> dict[str, str]:
         """Return the versions of TensorRT, of torch and of the driver."""
-        found = {self.flavour: bindings.load(self.flavour).version}
+        versions = {self.flavour: bindings.load(self.flavour).version}
         with contextlib.suppress(ImportError):
             import torch
 
-            found["torch"] = str(torch.__version__)
-        return found
+            versions["torch"] = str(torch.__version__)
+        return versions
 
     def loaded(self, runnable: Runnable, options: Options) -> Session:
         """Load a model or an engine in this process."""
@@ -116,36 +130,33 @@ class TensorRt(TimedBackend):
         eager = {"kernel specialization": "eager"} if self.flavour == "tensorrt-rtx" else {}
         heeded = {name: os.environ[name] for name in ("NVIDIA_TF32_OVERRIDE",) if name in os.environ}
         return {
-            "precision": "the model's own" if self.precision == OWN else self.precision,
+            "precision": self.told or "the model's own",
             "time": "GPU, by CUDA events, transfers excluded",
             "CUDA graph": "where it can be captured",
             **eager,
             **heeded,
         }
 
-    def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
-        """Return the element type whose tolerance the precision has."""
-        return ROUNDS_TO.get(self.precision, "float16")
-
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Build an engine for the shapes of `feeds`, load it and bind its inputs on the GPU."""
         engine = self.load(runnable, options, feeds)
-        with _one_line(CannotRun):
-            runner = TimedRun(engine, feeds)
+        runner = TimedRun(engine, feeds)
         if not runner.captured:
             print(NO_GRAPH, file=sys.stderr)  # as runtimes do: `doubts` finds it
-        self._keep_runtime_cache(engine)
+        path, data = engine.options.runtime_cache, engine.runtime_cache()
+        if path is not None and data is not None:
+            store(path, data)
         return runner
 
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run an engine with TensorRT's profiler, layer by layer. A layer has the names of the ONNX nodes in it."""
         engine = self.load(runnable, options, feeds)
+        timed = TimedRun(engine, feeds)
+        for _ in range(3):
+            timed.run()
+        whole = float(np.median([timed.run() for _ in range(max(runs, 10))]))
+        timed.close()
         with _one_line(CannotRun):
-            timed = TimedRun(engine, feeds)
-            for _ in range(3):
-                timed.run()
-            whole = float(np.median([timed.run() for _ in range(max(runs, 10))]))
-            timed.close()
             layers = engine.layers()
             times = median_layer_times(layer_times(engine, feeds, max(runs, 10)))
         return Profile(seconds=(max(whole, sum(times.values())),), nodes=tuple(_node_runs(layers, times)))
@@ -162,55 +173,54 @@ class TensorRt(TimedBackend):
     def load(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Engine:
         """Return an engine on the GPU, of an ONNX model for the shapes of `feeds`, or one that was built before."""
         library = self.library()
-        plan = _engine_bytes(runnable) if runnable.engine else self.plan(library, runnable, options, feeds)
+        if not runnable.engine:
+            plan = self.plan(library, runnable, options, feeds)
+        else:
+            plan = runnable.model if isinstance(runnable.model, bytes) else runnable.model.read_bytes()
         cache = options.scratch / RUNTIME_CACHE if options.scratch is not None else None
-        gpu_reached = cuda.Cuda()
-        if gpu_reached.source != self.source:
-            raise ValueError(f"times would be {gpu_reached.source}, and {self.name} states them as {self.source}")
-        with _one_line(CannotLoad):
-            return Engine(library, gpu_reached, plan, RunOptions(runtime_cache=cache))
+        device = cuda.Cuda()
+        if device.source != self.source:
+            raise ValueError(f"times would be {device.source}, and {self.name} states them as {self.source}")
+        return Engine(library, device, plan, RunOptions(runtime_cache=cache))
 
     def plan(self, library: Library, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> bytes:
         """Return the engine of an ONNX model, as it is kept when it was built before."""
-        proto, folder = _model(runnable)
-        precision = None if self.precision == OWN else self.precision
         shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}
-        kept = cache = None
-        timings = b""
-        if options.scratch is not None:
-            about = [self.name, library.version, precision, sorted(shapes.items())]
-            kept, cache = place(options.scratch, runnable, about), options.scratch / TIMING_CACHE
-            engine = get(kept)
-            if engine is not None:
-                return engine
-            timings = get(cache) or b""
-        proto = _with_values(proto, folder, precision)
+        if options.scratch is None:
+            return self._built(library, runnable, shapes, None).plan
+        about = [self.name, library.version, self.told, sorted(shapes.items())]
+        kept, cache = place(options.scratch, runnable, about), options.scratch / TIMING_CACHE
+        plan = get(kept)
+        if plan is None:
+            built = self._built(library, runnable, shapes, cache)
+            plan = built.plan
+            store(kept, plan)
+            if built.timing_cache is not None:
+                store(cache, built.timing_cache)
+        return plan
+
+    def _built(
+        self, library: Library, runnable: Runnable, shapes: Mapping[str, tuple[int, ...]], cache: Path | None
+    ) -> Built:
+        """Build an engine; `cache`: the file that holds timings of earlier builds."""
+        proto, folder = _model(runnable)
+        if folder is not None and external_files(proto) and needs_values(proto, self.told):
+            proto = contained(runnable)
         with _one_line(CannotLoad):
-            prepared = prepare(proto, precision, "the model")
-            profiles = {
-                name: Sizes(min=shapes[name], opt=shapes[name], max=shapes[name])
-                for name, sizes in declared(prepared.proto).items()
-                if (sizes is None or None in sizes) and name in shapes
-            }
-            built = build(
+            prepared = prepare(proto, self.told, "the model")
+            return build(
                 library,
                 prepared.proto,
                 Building(timing_cache=cache),
-                profiles=profiles,
+                profiles={
+                    name: Sizes(min=shapes[name], opt=shapes[name], max=shapes[name])
+                    for name, sizes in declared(prepared.proto).items()
+                    if (sizes is None or None in sizes) and name in shapes
+                },
                 folder=folder,
                 tf32=prepared.precision != "fp32",
-                timing_cache=timings,
+                timing_cache=(get(cache) if cache is not None else None) or b"",
             )
-        if kept is not None and cache is not None:
-            store(kept, built.plan)
-            if built.timing_cache is not None:
-                store(cache, built.timing_cache)
-        return built.plan
-
-    def _keep_runtime_cache(self, engine: Engine) -> None:
-        path, data = engine.options.runtime_cache, engine.runtime_cache()
-        if path is not None and data is not None:
-            store(path, data)
 
 
 @final
@@ -232,34 +242,12 @@ def _one_line(kind: type[CannotLoad] | type[CannotRun]) -> Iterator[None]:
         raise kind(error.message) from error
 
 
-def _engine_bytes(runnable: Runnable) -> bytes:
-    return runnable.model.read_bytes() if isinstance(runnable.model, Path) else runnable.model
-
-
 def _model(runnable: Runnable) -> tuple[ModelProto, Path | None]:
     if isinstance(runnable.model, Path):
         with _one_line(CannotLoad):
-            found = load(runnable.model)
-        return found.proto, found.folder
+            model = load(runnable.model)
+        return model.proto, model.folder
     return ModelProto.FromString(runnable.model), runnable.folder
-
-
-def _with_values(proto: ModelProto, folder: Path | None, precision: str | None) -> ModelProto:
-    """Return the model with its external weights in memory where a conversion needs their values."""
-    external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer)
-    quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
-    if folder is None or not external or not (quantized or precision in ("fp16", "bf16")):
-        return proto
-    made = copied(proto)
-    onnx.external_data_helper.load_external_data_for_model(made, str(folder))
-    return made
-
-
-def _ios(proto: ModelProto) -> tuple[tuple[Io, ...], tuple[Io, ...]]:
-    """Return the inputs and outputs that a model declares."""
-    own = {tensor.name for tensor in proto.graph.initializer}
-    inputs = tuple(_io(value) for value in proto.graph.input if value.name not in own)
-    return inputs, tuple(_io(value) for value in proto.graph.output)
 
 
 def _io(value: ValueInfoProto) -> Io:
@@ -271,11 +259,10 @@ def _io(value: ValueInfoProto) -> Io:
 
 def _node_runs(layers: Layers, times: Mapping[str, float]) -> Iterator[NodeRun]:
     """Yield a run for each layer; the inspector's names are those of the profiler."""
-    known = {layer.name: layer for layer in layers.layers}
+    named = {layer.name: (" + ".join(layer.nodes) or layer.name, layer.kind) for layer in layers.layers}
     for name, seconds in times.items():
-        layer = known.get(name)
-        nodes = " + ".join(layer.nodes) if layer is not None and layer.nodes else name
-        yield NodeRun(name=nodes, op=layer.kind if layer is not None else "", seconds=seconds, provider=name)
+        nodes, kind = named.get(name, (name, ""))
+        yield NodeRun(name=nodes, op=kind, seconds=seconds, provider=name)
 
 
 @final
@@ -290,11 +277,12 @@ class EngineSession(Session):
         self._shapes: dict[str, tuple[int, ...]] = {}
         if runnable.engine:
             self._engine = backend.load(runnable, options, {})
-            self.inputs: tuple[Io, ...] = self._engine.inputs
-            self.outputs: tuple[Io, ...] = self._engine.outputs
+            self.inputs, self.outputs = self._engine.inputs, self._engine.outputs
         else:
             proto, _ = _model(runnable)
-            self.inputs, self.outputs = _ios(proto)
+            known = declared(proto)
+            self.inputs = tuple(_io(value) for value in proto.graph.input if value.name in known)
+            self.outputs = tuple(map(_io, proto.graph.output))
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the named outputs (None: all)."""
@@ -302,8 +290,8 @@ class EngineSession(Session):
         if self._engine is None or (not self._runnable.engine and shapes != self._shapes):
             self._engine = self._backend.load(self._runnable, self._options, feeds)
             self._shapes = shapes
-        found = self._engine.run(feeds)
-        return found if outputs is None else {name: found[name] for name in outputs}
+        values = self._engine.run(feeds)
+        return values if outputs is None else {name: values[name] for name in outputs}
 
     def close(self) -> None:
         """Free the engine."""

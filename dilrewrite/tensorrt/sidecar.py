@@ -5,11 +5,11 @@ An engine tells nothing without the library, the GPU and the version that it was
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shlex
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import Layer, Layers, entry_of
 from dilrewrite.tensorrt.make import Tensor
 from dilrewrite.tensorrt.precision import DATATYPES, Prepared
-from dilrewrite.tensorrt.profiles import Profile
+from dilrewrite.tensorrt.profiles import KINDS, Profile
 
 SCHEMA_VERSION = 1
 
@@ -42,15 +42,12 @@ def place(engine: Path) -> Path:
 
 def is_engine(path: Path) -> bool:
     """Say whether an argument names an engine rather than a model: by its name, or by how its content begins."""
-    if path.suffix in ENDINGS:
-        return True
-    try:
-        if not is_file(path):
-            return False
-        with path.open("rb") as file:
-            return file.read(4) in (b"ptrt", b"vtrt", b"ftrt")
-    except OSError:
-        return False
+    if path.suffix not in ENDINGS:
+        with contextlib.suppress(OSError):
+            if is_file(path):
+                with path.open("rb") as file:
+                    return file.read(4) in (b"ptrt", b"vtrt", b"ftrt")
+    return path.suffix in ENDINGS
 
 
 def check_precision(
@@ -62,69 +59,64 @@ def check_precision(
     in float32, and said so. Raises FailedError for an engine that computes others in another type than was asked for:
     never a silent float32 engine.
     """
-    found = layers.datatypes(names)
+    kinds = layers.datatypes(names)
     if not names:
-        return found
-    if not found:
+        return kinds
+    if not kinds:
         raise FailedError(
             f"{where}: no layer of the engine is known for a convolution, so its precision cannot be told",
             hint="report this with the layers of --verbose",
         )
     wanted = DATATYPES[prepared.precision]
-    right = sum(count for kind, count in found.items() if kind in wanted)
+    right = any(kind in wanted for kind in kinds)
     told_of = [layer for layer in layers.convolutions(names) if not layer.hides_types(names)]
     if not told_of:  # an engine is strongly typed, so the model's types are its own
-        return found
-    strict = Counter(layer.reads(names) for layer in told_of if not any(entry_of(node, stays) for node in layer.nodes))
-    others = {kind: count for kind, count in strict.items() if kind not in wanted}
-    told = ", ".join(f"{count} in {kind}" for kind, count in found.items())
+        return kinds
+    strict = [layer for layer in told_of if not any(entry_of(node, stays) for node in layer.nodes)]
+    told = ", ".join(f"{count} in {kind}" for kind, count in kinds.items())
     if prepared.precision == "int8-qdq":
         if not right:
             raise FailedError(
                 f"{where}: built from a QDQ model, and no convolution runs in int8 ({told})",
                 hint="Q/DQ must stand on the inputs and the weights of the convolutions",
             )
-    elif others and prepared.converted:
+    elif prepared.converted and any(layer.reads(names) not in wanted for layer in strict):
         raise FailedError(f"{where}: {prepared.precision} was asked for, and the engine's convolutions are {told}")
     elif not right:
         raise FailedError(f"{where}: the model is in {prepared.precision}, and the engine's convolutions are {told}")
-    return found
+    return kinds
 
 
 def trtexec(
     flavour: str, onnx: str, engine: str, options: Building, prepared: Prepared, profiles: Mapping[str, Profile]
 ) -> str:
     """Return the command of TensorRT's own tool that builds about the same engine of the same ONNX file."""
-    tool = "tensorrt_rtx" if flavour == "tensorrt-rtx" else "trtexec"
-    parts = [tool, f"--onnx={onnx}", f"--saveEngine={engine}"]
-    if flavour == "tensorrt":
-        parts.append("--stronglyTyped")
-    for kind in ("min", "opt", "max"):
-        shapes = ",".join(f"{name}:{'x'.join(map(str, getattr(p, kind)))}" for name, p in profiles.items())
-        if shapes:
-            parts.append(f"--{kind}Shapes={shapes}")
-    parts.append("--profilingVerbosity=detailed")
-    if prepared.precision == "fp32":
-        parts.append("--noTF32")
-    if options.workspace_mib is not None:
-        parts.append(f"--memPoolSize=workspace:{options.workspace_mib}M")
-    if options.optimization_level is not None:
-        parts.append(f"--builderOptimizationLevel={options.optimization_level}")
-    if options.timing_cache is not None and flavour == "tensorrt":
-        parts.append(f"--timingCacheFile={shown(Path(options.timing_cache.name))}")
-    if options.compute_capabilities:
-        parts.append(f"--computeCapabilities={','.join(options.compute_capabilities)}")
-    if options.device is not None:
-        parts.append(f"--device={options.device}")
-    parts += [f"--dynamicPlugins={shown(Path(plugin.name))}" for plugin in options.plugins]
-    switches = {
+    rtx, cache, workspace = flavour == "tensorrt-rtx", options.timing_cache, options.workspace_mib
+    shapes = {
+        kind: ",".join(f"{name}:{'x'.join(map(str, getattr(profile, kind)))}" for name, profile in profiles.items())
+        for kind in KINDS
+    }
+    given: dict[str, object] = {  # switches that are on, and values that are not None
+        "--onnx": onnx,
+        "--saveEngine": engine,
+        "--stronglyTyped": not rtx,
+        **{f"--{kind}Shapes": text or None for kind, text in shapes.items()},
+        "--profilingVerbosity": "detailed",
+        "--noTF32": prepared.precision == "fp32",
+        "--memPoolSize": None if workspace is None else f"workspace:{workspace}M",
+        "--builderOptimizationLevel": options.optimization_level,
+        "--timingCacheFile": None if cache is None or rtx else shown(Path(cache.name)),
+        "--computeCapabilities": ",".join(options.compute_capabilities) or None,
+        "--device": options.device,
+        **{f"--dynamicPlugins={shown(Path(plugin.name))}": True for plugin in options.plugins},
         "--refit": options.refit,
         "--stripWeights": options.strip_plan,
         "--versionCompatible": options.version_compatible,
         "--allowWeightStreaming": options.weight_streaming,
     }
-    parts += [switch for switch, on in switches.items() if on]
-    return shlex.join(parts)
+    texts = {name: name if value is True else f"{name}={value}" for name, value in given.items()}
+    parts = [text for name, text in texts.items() if given[name] is not None and given[name] is not False]
+    return shlex.join(["tensorrt_rtx" if rtx else "trtexec", *parts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,18 +248,19 @@ def read(engine: Path) -> EngineReport:
     if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(f"{shown(file)} is no side-car of an engine that this version knows", hint=hint)
     try:
-        found: EngineReport = record.read(EngineReport, plain, "the file")
+        report: EngineReport = record.read(EngineReport, plain, "the file")
     except TypeError as error:
         raise UsageError(f"{shown(file)} is no side-car of an engine: {error}", hint=hint) from error
-    for word, value, known in (("flavour", found.flavour, FLAVOURS), ("precision", found.precision.built, PRECISIONS)):
+    flavour, precision = report.flavour, report.precision.built
+    for word, value, known in (("flavour", flavour, FLAVOURS), ("precision", precision, PRECISIONS)):
         if value not in known:
             raise UsageError(f"{shown(file)}: the {word} {value!r} is none of {', '.join(known)}", hint=hint)
     try:
         with engine.open("rb") as data:
-            same = engine.stat().st_size == found.bytes
-            same = same and hashlib.file_digest(data, "sha256").hexdigest() == found.sha256
+            same = engine.stat().st_size == report.bytes
+            same = same and hashlib.file_digest(data, "sha256").hexdigest() == report.sha256
     except OSError as error:
         raise UsageError(f"{shown(engine)} cannot be read: {error}", hint="check the file") from error
     if not same:
         raise UsageError(f"{shown(file)} is of another engine than {shown(engine)}", hint=hint)
-    return found
+    return report
