@@ -72,8 +72,8 @@ def missing(flavour: str) -> str | None:
     if not installed(flavour):
         return f"{flavour} is not installed: {INSTALL[flavour]}"
     try:
-        _import(flavour)
-    except (ImportError, OSError, AttributeError, FileNotFoundError) as error:
+        importlib.import_module(module_name(flavour))
+    except (ImportError, OSError, AttributeError) as error:
         return f"{flavour} is installed and cannot be imported ({one_line(error)}): {INSTALL[flavour]}"
     return None
 
@@ -84,27 +84,21 @@ def choose(flavour: str) -> str:
     Raises UsageError for an unknown one and MissingError when it, or for `auto` none, is there.
     """
     if flavour == "auto":
-        for known in FLAVOURS:
-            if installed(known) and missing(known) is None:
-                return known
-        raise MissingError(
-            "no TensorRT is installed", hint=f"{INSTALL['tensorrt']}, or {INSTALL['tensorrt-rtx']} for RTX GPUs"
-        )
+        ready = next((known for known in FLAVOURS if missing(known) is None), None)
+        if ready is None:
+            install = f"{INSTALL['tensorrt']}, or {INSTALL['tensorrt-rtx']} for RTX GPUs"
+            raise MissingError("no TensorRT is installed", hint=install)
+        return ready
     if flavour not in FLAVOURS:
         raise UsageError(f"--flavour {flavour}: not one of auto, {', '.join(FLAVOURS)}")
-    why = missing(flavour)
-    if why is not None:
+    if (why := missing(flavour)) is not None:
         raise MissingError(why)
     return flavour
 
 
-def _import(flavour: str) -> Module:
-    return cast("Module", importlib.import_module(module_name(flavour)))
-
-
 def load(flavour: str, *, tell: Callable[[str], None] | None = None) -> Library:
     """Import a flavour (a name out of `FLAVOURS`); `tell` gets every message of its log."""
-    module = _import(flavour)
+    module = cast("Module", importlib.import_module(module_name(flavour)))
     return Library(flavour, module, Log(module, tell))
 
 
@@ -128,10 +122,7 @@ class Log:
             elif _KEPT.search(message):
                 self.messages.append(message)
 
-        def init(made: Any) -> None:
-            base.__init__(made)
-
-        self.handle: Any = type("DilrewriteLog", (base,), {"__init__": init, "log": log})()
+        self.handle: Any = type("DilrewriteLog", (base,), {"log": log})()
 
     def clear(self) -> None:
         """Forget what was said."""

@@ -153,18 +153,14 @@ BF16_STAYS = ("ConvTranspose", "GRU", "LSTM", "RNN")
 def to_float16(proto: ModelProto, stays: Collection[str] = ()) -> ModelProto:
     """Return a float32 model converted to float16 by ONNX Runtime's converter; inputs and outputs stay float32.
 
-    `stays`: operators that are left in float32 besides.
-
-    The converter leaves nodes without names and out of order: both are mended here. Operators that it keeps in float32
-    (its block list) stay so.
-    Raises MissingError without ONNX Runtime, FailedError where it fails.
+    `stays`: operators that are left in float32 besides those on the converter's own block list. It leaves nodes without
+    names and out of order: both are mended here. Raises MissingError without ONNX Runtime, FailedError where it fails.
     """
     try:
         from onnxruntime.transformers import float16
     except ImportError as error:
-        raise MissingError(
-            f"converting to float16 needs ONNX Runtime: {error}", hint="pip install 'dilrewrite[cpu]'"
-        ) from error
+        why = f"converting to float16 needs ONNX Runtime: {error}"
+        raise MissingError(why, hint="pip install 'dilrewrite[cpu]'") from error
     source = _plain(proto)
     try:
         # It warns of values that float16 rounds to 0: the result is verified as a whole.
@@ -221,8 +217,7 @@ def to_bfloat16(original: ModelProto, half: ModelProto) -> ModelProto:
 
     Weights are rounded once, from the float32 of `original`. The opset is raised to one whose Conv takes bfloat16.
     """
-    made = copied(half)
-    source = _plain(original)
+    made, source = copied(half), _plain(original)
     named = {tensor.name: tensor for graph in graphs(source.graph) for tensor in graph.initializer}
     twins = {node.name: node for node in all_nodes(source)}
     for graph in graphs(made.graph):
@@ -313,20 +308,14 @@ def twin(proto: ModelProto) -> ModelProto:
                 values = numpy_helper.to_array(tensor).astype(np.float32)
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
         _retype(graph, LOW, TensorProto.FLOAT)
-        nodes: list[NodeProto] = []
-        for node in graph.node:
-            nodes.append(node)
+        for node in list(graph.node):
             for place, name in enumerate(node.output):
-                low_type = kinds.get(name)
-                if low_type not in LOW or node.op_type in ("Constant", "Loop", "If", "Scan"):
-                    continue
-                exact, low = _fresh(f"{name}_exact", taken), _fresh(f"{name}_low", taken)
-                node.output[place] = exact
-                nodes.append(helper.make_node("Cast", [exact], [low], name=low, to=low_type))
-                nodes.append(helper.make_node("Cast", [low], [name], name=f"{low}_up", to=TensorProto.FLOAT))
-        copies = list(map(copied, nodes))
-        del graph.node[:]
-        graph.node.extend(copies)
+                if kinds.get(name) in LOW and node.op_type not in ("Constant", "Loop", "If", "Scan"):
+                    exact, low = _fresh(f"{name}_exact", taken), _fresh(f"{name}_low", taken)
+                    node.output[place] = exact
+                    graph.node.append(helper.make_node("Cast", [exact], [low], name=low, to=kinds[name]))
+                    graph.node.append(helper.make_node("Cast", [low], [name], name=f"{low}_up", to=TensorProto.FLOAT))
+        permute(graph.node, sorted_places(graph.node))
     return made
 
 

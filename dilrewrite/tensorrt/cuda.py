@@ -22,14 +22,6 @@ TORCH = "pip install torch"
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """A GPU: its name, and its L2 cache in bytes."""
-
-    name: str
-    l2_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Buffer:
     """Memory on the GPU: where it begins, its size, and torch's tensor, with which it is freed."""
 
@@ -52,7 +44,7 @@ def missing() -> str | None:
 
 @final
 class Cuda:
-    """A GPU; its streams, events and graphs are torch's own.
+    """A GPU: its `name`, its L2 cache in bytes, and what it does; its streams, events and graphs are torch's own.
 
     Raises CannotRun where torch does not reach it, and for what it does not do, out of memory above all.
     """
@@ -69,11 +61,8 @@ class Cuda:
             raise CannotRun(f"there is no GPU {index}: torch sees {torch.cuda.device_count()}")
         self._index = index
         torch.cuda.set_device(index)
-
-    def device(self) -> Device:
-        """Return what it is."""
-        properties = self._torch.cuda.get_device_properties(self._index)
-        return Device(str(properties.name), int(getattr(properties, "L2_cache_size", 0)))
+        properties = torch.cuda.get_device_properties(index)
+        self.name, self.l2_bytes = str(properties.name), int(getattr(properties, "L2_cache_size", 0))
 
     def stream(self) -> Any:
         """Make a queue of work that is not the default one."""

@@ -199,7 +199,7 @@ def _compare_conversion(
 ) -> fidelity.Fidelity | None:
     """Compare a converted model with the float32 one; `None` where nothing was converted."""
     prepared = ready.prepared
-    if not prepared.converted or prepared.precision not in fidelity.UNIT_ROUNDOFF:
+    if not prepared.converted:
         return None
     progress("compare with float32", 0, 1)
     settings = replace(settings, shapes={**ready.best, **settings.shapes})
@@ -252,9 +252,6 @@ def _report(ready: _Ready, built: Built, *, file: str, sha256: str, **more: Any)
         trtexec=sidecar.trtexec(flavour, name, file, ready.started.building, prepared, ready.sizes),
         **more,
     )
-
-
-# -- parts -----------------------------------------------------------------------------------------------------------
 
 
 def _where(model: Model) -> str:

@@ -24,12 +24,12 @@ def write(exports: Places, samples: Sequence[Sequence[float]], profile: Callable
     """Write what was asked for of `count` models; `samples`: seconds of their runs, `profile` makes a profile now."""
     with Staging(force=True) as staging:
         for number in range(count):
-            if exports.export_times is not None:
-                runs = [{"computeMs": seconds * 1e3} for seconds in samples[number]]
-                staging.add_text(_other(exports.export_times, number), json.dumps(runs, indent=1) + "\n")
-            if exports.export_profile is not None:
-                layers = _layers(profile(number))
-                staging.add_text(_other(exports.export_profile, number), json.dumps(layers, indent=1) + "\n")
+            for option, place in places(exports, 1):
+                if option == "--export-profile":
+                    entries = _layers(profile(number))
+                else:
+                    entries = [{"computeMs": seconds * 1e3} for seconds in samples[number]]
+                staging.add_text(_other(place, number), json.dumps(entries, indent=1) + "\n")
         staging.commit()
 
 

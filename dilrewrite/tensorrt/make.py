@@ -56,7 +56,7 @@ class Built:
 
 def build(
     library: Library,
-    model: ModelProto | bytes,
+    model: ModelProto,
     options: Building,
     *,
     profiles: Mapping[str, Profile] | None = None,
@@ -94,7 +94,7 @@ def build(
 
 
 def _parsed(
-    library: Library, model: ModelProto | bytes, options: Building, folder: Path | None
+    library: Library, model: ModelProto, options: Building, folder: Path | None
 ) -> tuple[Builder, INetworkDefinition]:
     """Return a builder, and the network that the model becomes in it."""
     module = library.module
@@ -107,9 +107,8 @@ def _parsed(
     network = builder.create_network(1 << int(strongly) if strongly else 0)
     if options.plugins:
         _load_plugins(library, builder, network, options.plugins)
-    serialized = model if isinstance(model, bytes) else model.SerializeToString()
     path = str((folder or Path.cwd()).absolute() / "model.onnx")
-    parsed, parser = library.parse(network, serialized, path)
+    parsed, parser = library.parse(network, model.SerializeToString(), path)
     if not parsed:
         raise UsageError(
             f"{library.flavour} {library.version} does not take the model: {library.reasons(parser)}",
@@ -280,9 +279,6 @@ def _monitor(library: Library, cancel: _Cancel, progress: Progress) -> Any:
         except BaseException as error:  # raised again after the build
             cancel.error, cancel.wanted = error, True
 
-    def init(made: Any) -> None:
-        base.__init__(made)
-
     def phase_start(_self: Any, name: str, parent: str | None, steps: int) -> None:
         if parent is None:
             cancel.phases[name] = max(steps, 1)
@@ -299,7 +295,7 @@ def _monitor(library: Library, cancel: _Cancel, progress: Progress) -> Any:
         if total is not None:
             tell(total, total)
 
-    body = {"__init__": init, "phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish}
+    body = {"phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish}
     return type("DilrewriteMonitor", (base,), body)()
 
 

@@ -68,9 +68,6 @@ class Prepared:
     changes: tuple[str, ...] = ()
 
 
-# -- what a model holds ----------------------------------------------------------------------------------------------
-
-
 def held(proto: ModelProto) -> str:
     """Return the precision that a model is in: `int8-qdq`, `fp16`, `bf16`, or `fp32` (also where no Conv tells)."""
     nodes = list(all_nodes(proto))
@@ -144,9 +141,6 @@ def _refuse_zero_points(zeros: Sequence[TensorProto], where: str) -> None:
         raise UsageError(f"{where}: {told}", hint=symmetric)
     if shifted:
         raise UsageError(f"{where}: {shifted} Q/DQ nodes have a zero point other than 0", hint=symmetric)
-
-
-# -- the way ---------------------------------------------------------------------------------------------------------
 
 
 def prepare(proto: ModelProto, precision: str | None, where: str) -> Prepared:

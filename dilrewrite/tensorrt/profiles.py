@@ -103,9 +103,6 @@ def _text(sizes: Sequence[int | None] | None) -> str:
     return "of unknown rank" if sizes is None else "x".join("?" if size is None else str(size) for size in sizes)
 
 
-# -- whether the graph takes the sizes -------------------------------------------------------------------------------
-
-
 def check(proto: ModelProto, profiles: Mapping[str, Profile], where: str) -> None:
     """Raise `UsageError` when the graph does not take the smallest, best or largest sizes.
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from dilrewrite.runtimes import Array, CannotRun, TimeKind
 from dilrewrite.tensorrt.bindings import Library, Log
-from dilrewrite.tensorrt.cuda import Device
 from dilrewrite.tensorrt.protocols import Module
 
 Shape = tuple[int, ...]
@@ -203,6 +202,7 @@ class FakeCuda:
     `captures`: how many graphs can be captured before it fails. `memory_bytes` is kept to: what is alive counts.
     """
 
+    name: str = "Fake GPU"
     l2_bytes: int = 0
     memory_bytes: int = 1 << 20
     captures: int = 1 << 20
@@ -222,9 +222,6 @@ class FakeCuda:
     @property
     def source(self) -> TimeKind:
         return TimeKind.ESTIMATED
-
-    def device(self) -> Device:
-        return Device("Fake GPU", self.l2_bytes)
 
     def stream(self) -> FakeStream:
         made = FakeStream(self, 0x1000 + len(self.streams))

@@ -104,7 +104,7 @@ def test_waiting_for_the_first_event_does_not_finish_what_is_behind_it() -> None
 
 def test_it_never_passes_for_a_measurement() -> None:
     assert FakeCuda().source is TimeKind.ESTIMATED
-    assert "Fake" in FakeCuda().device().name
+    assert "Fake" in FakeCuda().name
 
 
 # -- wrong runners ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dilrewrite.errors import FailedError
 from dilrewrite.runtimes import Array, CannotLoad, CannotRun, Io, TimeKind
 from dilrewrite.tensorrt import cuda as torch_cuda
 from dilrewrite.tensorrt import run
-from dilrewrite.tensorrt.cuda import Cuda, Device
+from dilrewrite.tensorrt.cuda import Cuda
 from dilrewrite.tensorrt.run import MOST_SETS, Engine, RunOptions, TimedRun, layer_times, median_layer_times
 from tests.tensorrt.fake_gpu import (
     FakeCuda,
@@ -675,7 +675,7 @@ def test_a_capture_that_torch_ends_is_one_line(torch: FakeTorch) -> None:
 def test_torch_tells_time_and_the_device() -> None:
     cuda = Cuda()
     assert cuda.event().elapsed_time(cuda.event()) == 250.0
-    assert cuda.device() == Device("Fake GPU", 5)
+    assert (cuda.name, cuda.l2_bytes) == ("Fake GPU", 5)
 
 
 # -- a driver, without a GPU ------------------------------------------------------------------------------------------
