@@ -114,7 +114,7 @@ def sizes(proto: ModelProto, given: Mapping[str, Shape]) -> Asked:
                 size if size is not None else best[i] if i == 0 else max(int(factor * best[i]), 1)
                 for i, size in enumerate(declared)
             )
-    return Asked(min=asked[0], opt=asked[1], max=asked[2])
+    return dict(zip(profiles.KINDS, asked, strict=True))
 
 
 # -- one engine ------------------------------------------------------------------------------------------------------

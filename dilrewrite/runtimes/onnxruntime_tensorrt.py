@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
@@ -26,7 +26,6 @@ from dilrewrite.runtimes import (
     CannotLoad,
     CannotRun,
     Crashed,
-    NodeRun,
     Options,
     Profile,
     Runnable,
@@ -66,8 +65,6 @@ PROVIDER_OPTIONS = {"trt_cuda_graph_enable": "False", "trt_detailed_build_log": 
 
 A CUDA graph is captured only where every node is TensorRT's, so with it forms would not be compared alike.
 """
-
-_CACHES = ("trt_timing_cache", "trt_engine_cache")
 
 _WORDS = f"{PROVIDER}|install TensorRT libraries"
 """What ONNX Runtime says when it cannot load the provider."""
@@ -193,18 +190,11 @@ def _judge(profile: Profile) -> None:
     if PROVIDER not in ran:
         counts = ", ".join(f"{name} ran {count}" for name, count in ran.items())
         raise CannotRun(f"TensorRT runs no node of the model: {counts or 'no node ran at all'}")
-    outside = [node for node in profile.nodes if node.provider != PROVIDER]
+    outside = [f"{node.op} {node.name!r} ({node.provider})" for node in profile.nodes if node.provider != PROVIDER]
     if outside:
-        these = f"{_named(outside[:3])}{', ...' if len(outside) > 3 else ''}"
-        print(
-            f"[W:dilrewrite] {len(outside)} of {len(profile.nodes)} nodes run outside TensorRT: {these}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _named(nodes: Sequence[NodeRun]) -> str:
-    return ", ".join(f"{node.op} {node.name!r} ({node.provider})" for node in nodes)
+        these = ", ".join([*outside[:3], *(["..."] if len(outside) > 3 else [])])
+        counts = f"{len(outside)} of {len(profile.nodes)} nodes run outside TensorRT"
+        print(f"[W:dilrewrite] {counts}: {these}", file=sys.stderr, flush=True)
 
 
 # -- the provider's options ------------------------------------------------------------------------------------------
@@ -222,13 +212,11 @@ def _providers(
 
 def _provider_options(precision: str | None, timings: Path | None, engines: Path | None) -> dict[str, str]:
     """Return the provider's options; `timings` and `engines` are the folders of its caches."""
-    allowed = {option: str(precision == name) for option, name in _PRECISIONS.items()}
-    caches = {}
-    for cache, folder in zip(_CACHES, (timings, engines), strict=True):
-        caches[f"{cache}_enable"] = str(folder is not None)
-        if folder is not None:
-            caches[f"{cache}_path"] = str(folder)
-    return {**allowed, **PROVIDER_OPTIONS, **caches}
+    own = {option: str(precision == name) for option, name in _PRECISIONS.items()} | PROVIDER_OPTIONS
+    for cache, folder in (("trt_timing_cache", timings), ("trt_engine_cache", engines)):
+        own |= {f"{cache}_enable": str(folder is not None)}
+        own |= {f"{cache}_path": str(folder)} if folder is not None else {}
+    return own
 
 
 def _engines(runnable: Runnable, precision: str | None, options: Options, feeds: Mapping[str, Array]) -> Path | None:

@@ -109,9 +109,9 @@ def measured_sizes(started: Started, settings: Settings) -> dict[str, tuple[int,
     for name, shape in given.items():
         profile = sizes.get(name)
         if profile is not None and not profile.holds(shape):
-            shape_, low, high = ("x".join(map(str, some)) for some in (shape, profile.min, profile.max))
+            low, high = profiles.text(profile.min), profiles.text(profile.max)
             raise UsageError(
-                f"input {name!r}: {shape_} is outside of the engine's profile, {low} to {high}",
+                f"input {name!r}: {profiles.text(shape)} is outside of the engine's profile, {low} to {high}",
                 hint="give --min, --opt and --max that hold it",
             )
     return {**{name: size.opt for name, size in sizes.items() if name not in given}, **settings.shapes}

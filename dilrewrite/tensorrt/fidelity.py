@@ -52,16 +52,10 @@ def bound(proto: ModelProto, precision: str) -> float:
     for node in proto.graph.node:  # in topological order
         before = max((depth.get(name, 0) for name in node.input), default=0)
         rounds = any(kinds.get(name, (TensorProto.FLOAT16, 0))[0] in LOW for name in node.output)
-        for name in node.output:
-            depth[name] = before + rounds * _results(node.attribute)
+        inside = [len(attribute.g.node) for attribute in node.attribute if attribute.HasField("g")]
+        depth.update(dict.fromkeys(node.output, before + rounds * max([1, *inside])))
     longest = max(depth.values(), default=1)
     return SLACK * UNIT_ROUNDOFF[precision] * math.sqrt(max(longest, 4))
-
-
-def _results(attributes: object) -> int:
-    """Return how many results in a row a node makes: those in its largest graph, or one."""
-    inside = [len(attribute.g.node) for attribute in attributes if attribute.HasField("g")]  # type: ignore[attr-defined]
-    return max([1, *inside])
 
 
 def compare(original: ModelProto, prepared: Prepared, folder: Path, settings: Settings, where: str) -> Fidelity:

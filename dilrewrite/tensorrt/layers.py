@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ INSPECTOR = "engine inspector"
 _FIELD = re.compile(r"(?:^|, )([A-Za-z][A-Za-z /_]*?): ")
 _HEAD = re.compile(r"Name: (.*?), LayerType: (\w+)(?=, Inputs: )")
 _ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$|,? ?\[[A-Z][A-Za-z ]*: )")
+_DATATYPE = re.compile(r"Datatype: (\w+)")
 _CONVOLVES = re.compile(r"correlation|deconv|conv", re.IGNORECASE)
 _MAY_HOLD_ONE = re.compile(r"fusion|myelin|foreign", re.IGNORECASE)
 _MEMORY = re.compile(r"(Max Scratch Memory|Total Activation Memory|Total Weights Memory): (\d+) bytes")
@@ -122,7 +123,8 @@ def from_log(messages: Iterable[str]) -> Layers:
     """
     messages = list(messages)
     lists = [message.split("\n")[1:] for message in messages if message.startswith("Layers:")]
-    layers = [_logged(line) for lines in lists for line in _first_section(lines) if line.startswith("Name: ")]
+    lines = [line for lines in lists for line in _first_section(lines) if line.startswith("Name: ")]
+    layers = [_layer(_fields(line), _DATATYPE.findall) for line in lines]
     if not layers:
         why = "lists no layers" if not lists else "has a list of layers that cannot be read"
         raise FailedError(f"the build log {why}", hint="this version of TensorRT writes it differently; report it")
@@ -136,15 +138,15 @@ def _first_section(lines: Sequence[str]) -> Iterator[str]:
     return itertools.takewhile(lambda line: line.startswith(("Name: ", " ")) or not line.strip(), lines)
 
 
-def _logged(line: str) -> Layer:
-    fields = _fields(line)
+def _layer(fields: Mapping[str, Any], types: Callable[[Any], Iterable[str]]) -> Layer:
+    """Return a layer of what is told of it; `types` reads the element types of its inputs or outputs."""
     return Layer(
-        name=fields.get("Name", ""),
-        kind=fields.get("LayerType", "unknown"),
-        inputs=_types(fields.get("Inputs", "")),
-        outputs=_types(fields.get("Outputs", "")),
-        nodes=onnx_nodes(fields.get("Metadata", "")),
-        tactic=fields.get("TacticName", ""),
+        name=str(fields.get("Name", "")),
+        kind=str(fields.get("LayerType", "unknown")),
+        inputs=tuple(types(fields.get("Inputs", ""))),
+        outputs=tuple(types(fields.get("Outputs", ""))),
+        nodes=onnx_nodes(str(fields.get("Metadata", ""))),
+        tactic=str(fields.get("TacticName", "")),
     )
 
 
@@ -171,10 +173,6 @@ def _outer_fields(line: str) -> dict[str, str]:
     return {**found, "Metadata": tail} if separator else found
 
 
-def _types(tensors: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"Datatype: (\w+)", tensors))
-
-
 def onnx_nodes(metadata: str) -> tuple[str, ...]:
     """Return the names of the ONNX nodes in a layer's metadata, each once."""
     return tuple(dict.fromkeys(_ONNX.findall(metadata)))
@@ -191,21 +189,10 @@ def from_inspector(text: str) -> Layers:
     except ValueError as error:
         raise FailedError(f"the engine inspector's text is no JSON: {error}", hint=hint) from error
     entries = plain.get("Layers", []) if isinstance(plain, dict) else []
-    layers = tuple(_inspected(entry) for entry in entries if isinstance(entry, dict))
+    layers = tuple(_layer(entry, _inspected_types) for entry in entries if isinstance(entry, dict))
     if not layers:
         raise FailedError("the engine inspector tells no layers in detail", hint=hint)
     return Layers(source=INSPECTOR, layers=layers, memory={})
-
-
-def _inspected(entry: dict[str, Any]) -> Layer:
-    return Layer(
-        name=str(entry.get("Name", "")),
-        kind=str(entry.get("LayerType", "unknown")),
-        inputs=_tensors(entry.get("Inputs")),
-        outputs=_tensors(entry.get("Outputs")),
-        nodes=onnx_nodes(str(entry.get("Metadata", ""))),
-        tactic=str(entry.get("TacticName", "")),
-    )
 
 
 _FORMATS = {
@@ -222,11 +209,9 @@ _FORMATS = {
 """The element type in TensorRT 10's `Format/Datatype`: prose ("Row major linear FP32"), or a word ("Half")."""
 
 
-def _tensors(entries: Any) -> tuple[str, ...]:
-    dicts = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return tuple(str(entry.get("Datatype", _in_prose(entry))) for entry in dicts)
-
-
-def _in_prose(entry: dict[str, Any]) -> str:
-    prose = str(entry.get("Format/Datatype", "")).lower()
-    return next((word for key, word in _FORMATS.items() if key in prose), "unknown")
+def _inspected_types(entries: Any) -> Iterator[str]:
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            prose = str(entry.get("Format/Datatype", "")).lower()
+            told = next((word for key, word in _FORMATS.items() if key in prose), "unknown")
+            yield told if entry.get("Datatype") is None else str(entry["Datatype"])

@@ -76,7 +76,7 @@ def settle(proto: ModelProto, asked: Asked, where: str) -> dict[str, Profile]:
             sizes = inputs[name]
             declares = shape if sizes is None else sizes
             if len(declares) != len(shape) or any(a not in (None, b) for a, b in zip(declares, shape, strict=True)):
-                raise UsageError(f"--{kind}: input {name!r} is {_text(sizes)}, which {_text(shape)} does not fit")
+                raise UsageError(f"--{kind}: input {name!r} is {text(sizes)}, which {text(shape)} does not fit")
     unknown = [name for name, sizes in inputs.items() if sizes is None or None in sizes]
     return {name: _profile(name, inputs[name], asked, where) for name in unknown}
 
@@ -85,7 +85,7 @@ def _profile(name: str, sizes: Sequence[int | None] | None, asked: Asked, where:
     given = [asked[kind][name] for kind in KINDS if asked[kind].get(name)]
     if not given:
         raise UsageError(
-            f"{where}: input {name!r} is {_text(sizes)}: an engine needs its sizes",
+            f"{where}: input {name!r} is {text(sizes)}: an engine needs its sizes",
             hint=f"give --min, --opt and --max {name}:..., or --opt alone for one size",
         )
     low, high = asked["min"].get(name) or given[0], asked["max"].get(name) or given[-1]
@@ -93,13 +93,14 @@ def _profile(name: str, sizes: Sequence[int | None] | None, asked: Asked, where:
     for smaller, larger, words in ((low, best, ("--min", "--opt")), (best, high, ("--opt", "--max"))):
         if len(smaller) != len(larger) or any(a > b for a, b in zip(smaller, larger, strict=True)):
             raise UsageError(
-                f"input {name!r}: {words[0]} {_text(smaller)} is above {words[1]} {_text(larger)}",
+                f"input {name!r}: {words[0]} {text(smaller)} is above {words[1]} {text(larger)}",
                 hint="each size must be min <= opt <= max",
             )
     return Profile(min=low, opt=best, max=high)
 
 
-def _text(sizes: Sequence[int | None] | None) -> str:
+def text(sizes: Sequence[int | None] | None) -> str:
+    """Return sizes in words; `?` is an unknown one."""
     return "of unknown rank" if sizes is None else "x".join("?" if size is None else str(size) for size in sizes)
 
 
@@ -134,8 +135,8 @@ def unfit(proto: ModelProto, shapes: Mapping[str, Shape]) -> str | None:
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        text = one_line(error)
-        return text.partition("Inference error(s): ")[2] or text
+        why = one_line(error)
+        return why.partition("Inference error(s): ")[2] or why
     known = {  # with negative sizes, which no other reading keeps
         value.name: [
             size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim
@@ -172,7 +173,7 @@ def _blame(proto: ModelProto, shapes: Mapping[str, Shape], kind: str, wrong: str
             if legal:
                 here = f"--{kind}: input {name!r}, axis {axis}: {shapes[name][axis]} does not fit"
                 return f"{here}: {wrong}; the nearest that do: {legal}"
-    told = ", ".join(f"{name}:{_text(shape)}" for name, shape in shapes.items())
+    told = ", ".join(f"{name}:{text(shape)}" for name, shape in shapes.items())
     return f"--{kind} {told}: does not fit the graph: {wrong}"
 
 

@@ -25,7 +25,7 @@ from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import Layer, Layers, entry_of
 from dilrewrite.tensorrt.make import Tensor
 from dilrewrite.tensorrt.precision import DATATYPES, Prepared
-from dilrewrite.tensorrt.profiles import KINDS, Profile
+from dilrewrite.tensorrt.profiles import KINDS, Profile, text
 
 SCHEMA_VERSION = 1
 
@@ -93,14 +93,13 @@ def trtexec(
     """Return the command of TensorRT's own tool that builds about the same engine of the same ONNX file."""
     rtx, cache, workspace = flavour == "tensorrt-rtx", options.timing_cache, options.workspace_mib
     shapes = {
-        kind: ",".join(f"{name}:{'x'.join(map(str, getattr(profile, kind)))}" for name, profile in profiles.items())
-        for kind in KINDS
+        kind: ",".join(f"{n}:{text(getattr(profile, kind))}" for n, profile in profiles.items()) for kind in KINDS
     }
-    given: dict[str, object] = {  # switches that are on, and values that are not None
+    arguments: dict[str, object] = {  # switches that are on, and values that are not None
         "--onnx": onnx,
         "--saveEngine": engine,
         "--stronglyTyped": not rtx,
-        **{f"--{kind}Shapes": text or None for kind, text in shapes.items()},
+        **{f"--{kind}Shapes": given or None for kind, given in shapes.items()},
         "--profilingVerbosity": "detailed",
         "--noTF32": prepared.precision == "fp32",
         "--memPoolSize": None if workspace is None else f"workspace:{workspace}M",
@@ -114,9 +113,11 @@ def trtexec(
         "--versionCompatible": options.version_compatible,
         "--allowWeightStreaming": options.weight_streaming,
     }
-    texts = {name: name if value is True else f"{name}={value}" for name, value in given.items()}
-    parts = [text for name, text in texts.items() if given[name] is not None and given[name] is not False]
-    return shlex.join(["tensorrt_rtx" if rtx else "trtexec", *parts])
+    parts = ["tensorrt_rtx" if rtx else "trtexec"]
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            parts.append(name if value is True else f"{name}={value}")
+    return shlex.join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

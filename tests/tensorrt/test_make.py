@@ -581,7 +581,7 @@ def test_a_builder_that_is_not_made(library: Library, monkeypatch: pytest.Monkey
 # -- running it without a GPU ----------------------------------------------------------------------------------------
 
 
-NO_GPU: Any = SimpleNamespace(device=lambda: SimpleNamespace(name="no GPU"))
+NO_GPU: Any = SimpleNamespace(name="no GPU")
 
 
 @pytest.mark.usefixtures("no_driver")
