@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +180,18 @@ class Profile:
     def runs(self) -> int:
         """Return how many runs there were."""
         return len(self.seconds)
+
+
+def repeated(run: Callable[[], float], nodes: Callable[[int], Iterable[NodeRun]], runs: int) -> Profile:
+    """Return a `profile`: `run` runs a model once and returns the seconds, `nodes` tells of the last one, by number."""
+    if runs:
+        run()
+    seconds: list[float] = []
+    told: list[NodeRun] = []
+    for number in range(max(runs, 1)):
+        seconds.append(run())
+        told += nodes(number)
+    return Profile(seconds=tuple(seconds), nodes=tuple(told))
 
 
 class Runner(Protocol):

@@ -24,6 +24,7 @@ from dilrewrite.runtimes import (
     TimedBackend,
     artifact,
     contained,
+    repeated,
 )
 
 if TYPE_CHECKING:
@@ -96,16 +97,7 @@ class OpenCvDnn(TimedBackend):
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run a model, and read after each run what each layer took; one that is fused into another takes nothing."""
         net = _Net(self, runnable, options, feeds)
-        if runs:
-            net.run()
-        seconds: list[float] = []
-        layers: list[NodeRun] = []
-        for run in range(max(runs, 1)):
-            start = time.perf_counter()
-            net.run()
-            seconds.append(time.perf_counter() - start)
-            layers += net.layers(run)
-        return Profile(seconds=tuple(seconds), nodes=tuple(layers))
+        return repeated(net.run, net.layers, runs)
 
 
 class _Net:
@@ -134,9 +126,11 @@ class _Net:
         except cv2.error as error:
             raise CannotRun(_line(error)) from error
 
-    def run(self) -> None:
-        """Run once."""
+    def run(self) -> float:
+        """Run once; return the seconds."""
+        start = time.perf_counter()
         self._forward()
+        return time.perf_counter() - start
 
     def outputs(self) -> dict[str, Array]:
         """Run once and return all outputs."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -20,6 +21,7 @@ from dilrewrite.runtimes import (
     Runner,
     TimedBackend,
     contained,
+    repeated,
 )
 
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -56,7 +58,8 @@ class OpenVinoCpu(TimedBackend):
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the plug-in's settings."""
-        return {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY", **_threads(options)}
+        threads = {} if options.threads is None else {"INFERENCE_NUM_THREADS": str(options.threads)}
+        return {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY", **threads}
 
     def rounds_to(self, options: Options) -> str:  # noqa: ARG002 - a setting of its own
         """Return the element type of the precision."""
@@ -69,20 +72,7 @@ class OpenVinoCpu(TimedBackend):
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run a model with the plug-in's counters: what a node that is fused takes is its neighbour's."""
         request = _Request(self, runnable, options, feeds, {"PERF_COUNT": True})
-        if runs:
-            request.run()
-        seconds: list[float] = []
-        nodes: list[NodeRun] = []
-        for run in range(max(runs, 1)):
-            seconds.append(request.run())
-            for node in request.counters():
-                name, took = str(node.node_name), node.real_time.total_seconds()
-                nodes.append(NodeRun(name=name, op=str(node.node_type), seconds=took, run=run))
-        return Profile(seconds=tuple(seconds), nodes=tuple(nodes))
-
-
-def _threads(options: Options) -> dict[str, str]:
-    return {} if options.threads is None else {"INFERENCE_NUM_THREADS": str(options.threads)}
+        return repeated(request.run, request.counters, runs)
 
 
 class _Request:
@@ -96,7 +86,7 @@ class _Request:
         runnable: Runnable,
         options: Options,
         feeds: Mapping[str, Array],
-        more: Mapping[str, object] | None = None,
+        more: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         try:
             import openvino
@@ -110,8 +100,9 @@ class _Request:
                 core.add_extension(str(library))
             model = core.read_model(proto.SerializeToString(), b"")
             model.reshape({name: list(np.shape(value)) for name, value in feeds.items()})
-            compiled = core.compile_model(model, "CPU", {**backend.settings(options), **(more or {})})
-            self._request: Any = compiled.create_infer_request()
+            self._tensors = {op.get_friendly_name(): sorted(op.output(0).get_names()) for op in model.get_ops()}
+            self._compiled: Any = core.compile_model(model, "CPU", {**backend.settings(options), **more})
+            self._request: Any = self._compiled.create_infer_request()
         except Exception as error:  # it raises whatever its parts do
             raise CannotLoad(_line(error)) from error
         try:
@@ -134,13 +125,24 @@ class _Request:
         results = [self._request.get_output_tensor(place).data for place in range(len(self._names))]
         return dict(zip(self._names, map(np.array, results), strict=True))
 
-    def counters(self) -> list[Any]:
-        """Return what each node that ran took in the last run."""
-        return [node for node in self._request.get_profiling_info() if node.real_time.total_seconds() > 0]
+    def counters(self, run: int) -> Iterator[NodeRun]:
+        """Yield what each node that ran took in the last run.
+
+        A Conv may have the name of a constant that was folded into it: it stands for the last node that it holds.
+        """
+        holds = {
+            op.get_friendly_name(): str(op.get_rt_info()["originalLayersNames"].astype(str)).split(",")
+            for op in self._compiled.get_runtime_model().get_ops()
+        }
+        for node in self._request.get_profiling_info():
+            name, kind, seconds = str(node.node_name), str(node.node_type), node.real_time.total_seconds()
+            tensors = self._tensors.get(holds.get(name, [name])[-1], []) if kind == "Convolution" else []
+            if seconds > 0:
+                yield NodeRun(name=name, op=kind, seconds=seconds, stands_for="".join(tensors[:1]), run=run)
 
     def close(self) -> None:
         """Free the model."""
-        self._request = None
+        self._request = self._compiled = None
 
 
 def _line(error: BaseException) -> str:

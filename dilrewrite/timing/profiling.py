@@ -186,8 +186,8 @@ class _Times:
         outside = dict(enumerate(timed.seconds))
         for run in timed.nodes:
             place = _place(run.name, places, wanted)
-            if place is None:
-                place = by_output.get(run.stands_for or run.name)
+            if place not in wanted:
+                place = by_output.get(run.stands_for or run.name, place)
             if run.run not in outside or (place and any(subgraphs(containers[place[0]].node[place[1]]))):
                 continue
             nodes[place or run.name][run.run] += run.seconds

@@ -25,6 +25,7 @@ from dilrewrite.runtimes import (
     CannotRun,
     Crashed,
     Options,
+    Profile,
     Runnable,
     TimedBackend,
     artifact,
@@ -114,6 +115,57 @@ def test_it_finds_the_shares_of_the_nodes(name: str) -> None:
     assert 0 < run.share < 1
     assert run.shapes == ((1, 16, 4000),)
     assert found.seconds > 0
+
+
+def fused() -> ModelProto:
+    """Two dilated Convs with what runtimes fuse into them: a normalisation, a sum, activations."""
+    constants = {name: np.ones(16, np.float32) for name in ("scale", "shift", "mean", "variance")}
+    return build(
+        [
+            conv_node("x", "a", "w0", dilations=[2, 2], pads=[2] * 4),
+            helper.make_node("BatchNormalization", ["a", *constants], ["n"]),
+            helper.make_node("Relu", ["n"], ["r"]),
+            conv_node("r", "b", "w1", dilations=[3, 3], pads=[3] * 4),
+            helper.make_node("Add", ["b", "x"], ["s"]),
+            helper.make_node("Relu", ["s"], ["y"]),
+        ],
+        {"x": [1, 16, 48, 48]},
+        {"y": None},
+        {"w0": values(16, 16, 3, 3), "w1": values(16, 16, 3, 3, seed=1), **constants},
+    )
+
+
+def check_fused(runtime: TimedBackend) -> None:
+    """Each of these Convs has its share, and together they have most of the time."""
+    proto = fused()
+    sites = find(proto).sites
+    found = profiling.profile(runtime, Subject(proto, Path()), sites, OPTIONS, {"x": values(1, 16, 48, 48)})
+    shares = [found.sites[site.key].share for site in sites]
+    assert None not in shares, "a fused node has the name of none of its parts, and stands for none"
+    assert sum(filter(None, shares)) > 0.4
+
+
+@EVERY
+def test_a_fused_node_stands_for_its_parts(name: str) -> None:
+    check_fused(ready(name))
+
+
+@pytest.mark.parametrize("name", ["last part", "own name", "left out"])
+def test_a_profile_that_loses_what_is_fused_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = ready("onnxruntime_cpu")
+    profile = profiling.profiled
+
+    def losing(*given: Any) -> Profile:
+        found = profile(*given)
+        if not given[2].optimize:
+            return found
+        others = {"last part": "dilrewrite_5_", "own name": "fused_7", "left out": ""}
+        nodes = [dataclasses.replace(n, name=others[name], stands_for="") if "Conv" in n.op else n for n in found.nodes]
+        return dataclasses.replace(found, nodes=tuple(node for node in nodes if node.name))
+
+    monkeypatch.setattr(profiling, "profiled", losing)
+    with pytest.raises(AssertionError, match="a fused node has the name of none of its parts"):
+        check_fused(runtime)
 
 
 @EVERY
