@@ -106,7 +106,6 @@ class Session(Protocol):
 
         Raises CannotRun, and in an isolated session Crashed and TimedOut; after these two the session is of no use.
         """
-        ...
 
     def peak_bytes(self) -> int | None:
         """Return how far the process' resident memory rose above what it was before the session was made.
@@ -117,7 +116,6 @@ class Session(Protocol):
 
     def close(self) -> None:
         """End the session and its process; a second call does nothing."""
-        ...
 
     def __enter__(self) -> Self:
         return self
@@ -200,22 +198,18 @@ class Runner(Protocol):
     @property
     def first_s(self) -> float | None:
         """Return the seconds until its first run was done, where the runtime tells what it compiles."""
-        ...
 
     def run(self) -> float | None:
         """Run once and wait for the end; return the seconds where the runtime knows better than a clock around it.
 
         Raises CannotRun.
         """
-        ...
 
     def outputs(self) -> dict[str, Array]:
         """Run once and return all outputs that are tensors. Raises CannotRun."""
-        ...
 
     def close(self) -> None:
         """Free the model."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,39 +245,30 @@ class Bench(Protocol):
 
     def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
         """Keep a model and its inputs under `key`; replaces what was there."""
-        ...
 
     def drop(self, key: str) -> None:
         """Forget a model; nothing happens when there is none."""
-        ...
 
     def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
         """Load these models in this order, and free all others; then warm each up as `warmed` does."""
-        ...
 
     def shut(self) -> None:
         """Free all loaded models; nothing happens after a crash."""
-        ...
 
     def run(self, order: Sequence[str]) -> list[float]:
         """Run loaded models by key, one after the other; return the seconds of each run."""
-        ...
 
     def profile(self, key: str, runs: int) -> Profile:
         """Load a model apart, run it once to warm up and then `runs` times (0: the profile is of that one run)."""
-        ...
 
     def outputs(self, key: str) -> dict[str, Array]:
         """Load a model apart, run it once and return its outputs."""
-        ...
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the runtime said that makes timings doubtful, each once."""
-        ...
 
     def close(self) -> None:
         """End it; a second call does nothing."""
-        ...
 
 
 class TimedBackend(Backend):
@@ -397,12 +382,9 @@ def backend(name: str) -> Backend:
     known = backends()
     if name not in known:
         raise UsageError(f"there is no backend {name!r}", hint=f"known are {', '.join(known)}")
-    conflict = known[name].conflict()
-    if conflict is not None:
-        raise UsageError(f"backend {name}: {conflict}")
-    missing = known[name].missing()
-    if missing is not None:
-        raise MissingError(f"backend {name}: {missing}")
+    for error, why in ((UsageError, known[name].conflict), (MissingError, known[name].missing)):
+        if (text := why()) is not None:
+            raise error(f"backend {name}: {text}")
     return known[name]
 
 
@@ -420,11 +402,11 @@ def timed_backend(text: str) -> TimedBackend:
     known = timed_backends()
     name = text.partition(":")[0]
     if name == "auto":
-        asked = [found for found in known.values() if found.rank >= 0]
-        ready = next((found for found in asked if found.missing() is None), None)
-        if ready is not None:
-            return ready
-        text = name = asked[-1].name
+        for found in known.values():
+            if found.rank >= 0:
+                text = name = found.name
+                if found.missing() is None:
+                    return found
     if name in known:  # what is wrong with a setting is told where the runtime is not installed, too
         chosen = settings.parse(text, known, "--backend", f"--backend {text}: no backend")[1]
         backend(name)

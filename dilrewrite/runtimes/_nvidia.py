@@ -7,9 +7,11 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from dilrewrite.errors import one_line
+
+T = TypeVar("T")
 
 _NO_DEVICE = 100
 
@@ -52,16 +54,7 @@ def gpu() -> tuple[str, tuple[int, int]]:
 
 def driver_version() -> str:
     """Return the version of the NVIDIA driver; empty when nothing tells it."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            told = pynvml.nvmlSystemGetDriverVersion()
-        finally:
-            pynvml.nvmlShutdown()
-    except (ImportError, OSError, _nvml_error()):
-        return ""
+    told = _asked(lambda nvml: nvml.nvmlSystemGetDriverVersion(), "")
     return told.decode() if isinstance(told, bytes) else str(told)
 
 
@@ -70,36 +63,36 @@ def state(index: int = 0) -> dict[str, float]:
 
     Only read, never set.
     """
-    try:
-        import pynvml
 
-        pynvml.nvmlInit()
-    except (ImportError, OSError, _nvml_error()):
-        return {}
-    found: dict[str, float] = {}
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        readings: dict[str, Callable[[], float]] = {
-            "sm_clock_mhz": lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-            "memory_clock_mhz": lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
-            "power_w": lambda: float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1e3,
-            "temperature_c": lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-            "throttle_reasons": lambda: float(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
+    def readings(nvml: Any) -> dict[str, float]:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        asked: dict[str, Callable[[], float]] = {
+            "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         }
-        for name, reading in readings.items():
-            with contextlib.suppress(_nvml_error()):
-                found[name] = reading()
-    except _nvml_error():
-        return found
-    finally:
-        pynvml.nvmlShutdown()
-    return found
+        told: dict[str, float] = {}
+        for name, reading in asked.items():
+            with contextlib.suppress(nvml.NVMLError):
+                told[name] = float(reading())
+        return told
+
+    return _asked(readings, {})
 
 
-def _nvml_error() -> type[Exception]:
+def _asked(ask: Callable[[Any], T], otherwise: T) -> T:
+    """Return what NVIDIA's management library tells, or `otherwise` where it is not there or does not work."""
     try:
         import pynvml
-    except ImportError:
-        return OSError
-    error: type[Exception] = pynvml.NVMLError
-    return error
+    except (ImportError, OSError):
+        return otherwise
+    try:
+        pynvml.nvmlInit()
+        try:
+            return ask(pynvml)
+        finally:
+            pynvml.nvmlShutdown()
+    except (OSError, pynvml.NVMLError):
+        return otherwise

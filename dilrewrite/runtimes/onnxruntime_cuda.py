@@ -84,9 +84,8 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
         Loads no runtime in this process, and none at all where there is no GPU.
         """
-        wanted = unready("cuda")
-        if wanted is not None:
-            return wanted
+        if (gone := unready("cuda")) is not None:
+            return gone
         try:
             self.bench(Options(timeout_s=60)).close()
         except (CannotLoad, Crashed, TimedOut) as error:
@@ -137,14 +136,9 @@ class OnnxRuntimeCuda(OnnxRuntime):
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run a model with the profiler, in a process of its own if the seconds are to mean anything.
 
-        ONNX Runtime notes for a node how long the host was busy with it, and the host only queues kernels on the GPU;
-        its wheels are built without CUPTI, which would tell the GPU's own times. So the driver is made to wait for each
-        kernel, and a node's seconds are those of its kernels and of launching them. They are larger than without
-        waiting, most of all for small kernels: shares of the whole, no timings. A copy inside the GPU is not waited
-        for.
-
-        The driver asks for that once, when CUDA starts: afterwards every run in this process waits. Where CUDA runs
-        already the seconds of the profile are 0, and only its shapes are of use.
+        ONNX Runtime notes how long the host was busy with a node, which only queues kernels. So the driver is made to
+        wait for each: shares of the whole, no timings. It asks for that once, when CUDA starts; where CUDA runs already
+        the seconds of the profile are 0, and only its shapes are of use.
         """
         waits = wait_for_kernels()
         found = OnnxRuntime.profile(self, runnable, options, feeds, runs)
