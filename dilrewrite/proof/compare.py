@@ -201,8 +201,7 @@ def _ulp(before: Array, diff: NDArray[np.float64]) -> float | None:
     if before.dtype.kind != "f":
         return None
     with np.errstate(all="ignore"):
-        spacing = np.asarray(np.spacing(np.abs(before)), np.float64)
-        steps = np.abs(diff) / spacing
+        steps = np.abs(diff) / np.asarray(np.spacing(np.abs(before)), np.float64)
     return float(np.max(steps[np.isfinite(steps)], initial=0.0))
 
 

@@ -172,13 +172,11 @@ def _inference(proto: ModelProto) -> Iterator[Finding]:
 
 def _node_errors(text: str) -> Iterator[Finding]:
     """Yield the errors that inference joins into one, with their nodes."""
-    starts = [*_AT.finditer(text)]
-    if not starts:  # it concerns no node alone, as two functions of one name do
+    _, *parts = _AT.split(text)
+    if not parts:  # it concerns no node alone, as two functions of one name do
         yield Finding(_MADE_UP.sub("?", text), text)
-        return
-    for start, end in zip(starts, [*(each.start() for each in starts[1:]), len(text)], strict=True):
-        reason = text[start.end() : end].strip()
-        yield Finding(_MADE_UP.sub("?", reason), f"{start['op']} {start['name'] or '(no name)'}: {reason}")
+    for op, name, reason in zip(parts[::3], parts[1::3], map(str.strip, parts[2::3]), strict=True):
+        yield Finding(_MADE_UP.sub("?", reason), f"{op} {name or '(no name)'}: {reason}")
 
 
 def _contradictions(graph: GraphProto, inferred: GraphProto) -> Iterator[Finding]:

@@ -95,12 +95,8 @@ def smaller(geometry: ConvGeometry) -> ConvGeometry:
             break
         geometry = min(shorter, key=lambda other: sorted((extent or 0 for extent in other.extents), reverse=True))
     if too_large():
-        group = min(geometry.group, FEW)
-
-        def fewer(channels: int | None) -> int | None:
-            return None if channels is None else group * min(channels // geometry.group, FEW)
-
-        ins, outs = fewer(geometry.in_channels), fewer(geometry.out_channels)
+        group, given = min(geometry.group, FEW), (geometry.in_channels, geometry.out_channels)
+        ins, outs = (None if count is None else group * min(count // geometry.group, FEW) for count in given)
         geometry = replace(geometry, group=group, in_channels=ins, out_channels=outs)
     return geometry
 
