@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
@@ -35,9 +35,10 @@ from dilrewrite.runtimes import (
     TimedOut,
 )
 from dilrewrite.runtimes._kept import place
-from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, Provider, profile, profiled
+from dilrewrite.runtimes._onnxruntime import BoundRunner, InProcess, OnnxRuntime, Provider, profile, profiled
 from dilrewrite.runtimes.onnxruntime_cuda import BACKEND as CUDA
 from dilrewrite.runtimes.onnxruntime_cuda import (
+    INSTALL,
     PROVIDERS,
     explained,
     provider_library,
@@ -48,9 +49,6 @@ from dilrewrite.runtimes.onnxruntime_cuda import (
 from dilrewrite.tensorrt import bindings
 from dilrewrite.tensorrt.backend import EngineBuilder
 from dilrewrite.tensorrt.precision import held
-
-if TYPE_CHECKING:
-    from dilrewrite.forms.geometry import ConvGeometry
 
 PROVIDER = "TensorrtExecutionProvider"
 
@@ -72,7 +70,7 @@ _WORDS = f"{PROVIDER}|install TensorRT libraries"
 
 @final
 @dataclass(frozen=True, slots=True)
-class OnnxRuntimeTensorRt(EngineBuilder):
+class OnnxRuntimeTensorRt(EngineBuilder, OnnxRuntime):
     """ONNX Runtime with its TensorRT execution provider, and CUDA's for what TensorRT does not take.
 
     `doubts`: those of CUDA's provider, and nodes outside TensorRT's engines.
@@ -81,10 +79,8 @@ class OnnxRuntimeTensorRt(EngineBuilder):
     name: ClassVar = "onnxruntime_tensorrt"
     rank: ClassVar = -5
     doubts: ClassVar = f"run outside TensorRT|{CUDA.doubts}"
-
-    def conflict(self) -> str | None:
-        """Return None, or which distributions overwrite each other."""
-        return CUDA.conflict()
+    install: ClassVar = INSTALL
+    trial: ClassVar = "onnxruntime_cpu"
 
     def missing(self) -> str | None:
         """Return None when ONNX Runtime, a GPU, CUDA's and TensorRT's libraries are there, else the first that is not.
@@ -143,10 +139,6 @@ class OnnxRuntimeTensorRt(EngineBuilder):
             **own,
             **CUDA.settings(options),
         }
-
-    def refuses(self, geometry: ConvGeometry) -> str | None:
-        """Return why ONNX Runtime does not run a Conv as it is."""
-        return CUDA.refuses(geometry)
 
     def runner(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> Runner:
         """Load a model, bind its inputs and outputs on the GPU, and run it once with the profiler to see where it runs.

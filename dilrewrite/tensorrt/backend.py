@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, ValueInfoProto
 
 from dilrewrite.errors import DilrewriteError, one_line
@@ -247,7 +248,10 @@ def _model(runnable: Runnable) -> tuple[ModelProto, Path | None]:
         with _one_line(CannotLoad):
             model = load(runnable.model)
         return model.proto, model.folder
-    return ModelProto.FromString(runnable.model), runnable.folder
+    try:
+        return ModelProto.FromString(runnable.model), runnable.folder
+    except DecodeError as error:
+        raise CannotLoad(f"it is no ONNX model: {one_line(error)}") from error
 
 
 def _io(value: ValueInfoProto) -> Io:

@@ -138,6 +138,8 @@ def test_what_tensorrt_does_not_take_cannot_be_loaded() -> None:
     )
     with pytest.raises(CannotLoad, match=r"tensorrt-rtx .* does not take the model"):
         RTX.plan(RTX.library(), Runnable(model=pads.SerializeToString()), Options(), {})
+    with pytest.raises(CannotLoad, match="it is no ONNX model"):
+        RTX.plan(RTX.library(), Runnable(model=b"no model"), Options(), {})
 
 
 # -- runs, on a fake GPU ----------------------------------------------------------------------------------------------
