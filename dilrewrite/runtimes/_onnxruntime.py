@@ -180,7 +180,6 @@ class InProcess(Session):
         self.outputs: tuple[Io, ...] = tuple(_io(value, scalars) for value in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Return the named outputs (None: all)."""
         assert self._session is not None, "the session is closed"
         names = [output.name for output in self.outputs] if outputs is None else list(outputs)
         elements = {output.name: output.element for output in self.outputs}
@@ -198,7 +197,6 @@ class InProcess(Session):
             raise CannotRun(reason(error)) from error
 
     def close(self) -> None:
-        """Free the session."""
         self._session = None
 
 
@@ -222,11 +220,8 @@ def _scalars(model: bytes | Path, values: Sequence[Any]) -> frozenset[str]:
     with contextlib.suppress(DecodeError):  # a model in ONNX Runtime's own format
         proto.ParseFromString(model.read_bytes() if isinstance(model, Path) else model)
     declared = [*proto.graph.input, *proto.graph.output]
-    return frozenset(
-        value.name
-        for value in declared
-        if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim
-    )
+    tensors = {value.name: value.type.tensor_type for value in declared}
+    return frozenset(name for name, t in tensors.items() if t.HasField("shape") and not t.shape.dim)
 
 
 def _plain(value: Array) -> Array:
@@ -261,9 +256,8 @@ def _ort_value(name: str, value: Array) -> Any:
 def _array(name: str, value: Any) -> Array:
     tensor = re.fullmatch(r"tensor\((\w+)\)", value.data_type())
     if tensor is None:
-        raise CannotRun(
-            f"output {name!r} is {value.data_type()}: not possible beside bfloat16, float8 or 4-bit tensors"
-        )
+        why = "not possible beside bfloat16, float8 or 4-bit tensors"
+        raise CannotRun(f"output {name!r} is {value.data_type()}: {why}")
     if tensor[1] not in _SPECIAL:
         return cast("Array", value.numpy())
     element, shape = _SPECIAL[tensor[1]], tuple(value.shape())
@@ -347,7 +341,6 @@ class BoundRunner:
             raise CannotRun(reason(error)) from error
 
     def outputs(self) -> dict[str, Array]:
-        """Run once and return all outputs that are tensors."""
         try:
             if self._feeds is not None:
                 names = [output.name for output in self._session.get_outputs()]
@@ -365,7 +358,6 @@ class BoundRunner:
         return Path(self._session.end_profiling())
 
     def close(self) -> None:
-        """Free the session."""
         self._binding = None
         self._session = None
 

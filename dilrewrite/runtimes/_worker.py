@@ -55,6 +55,10 @@ _LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
 _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
 
 
+_GONE = (EOFError, OSError, pickle.UnpicklingError)
+"""What is raised where the other end is gone, before a message or in the middle of one."""
+
+
 class _Whole:
     """A stream without a buffer, on which a write is a whole one."""
 
@@ -118,7 +122,7 @@ class _Child:
             if self.timeout_s is not None:
                 timer.start()
             kind, answer = self._exchange(request)
-        except (EOFError, OSError):
+        except _GONE:
             crashed = self._obituary()
             self.close()
             if self._late:
@@ -301,7 +305,7 @@ def main() -> None:
     # Whatever prints to standard output goes to standard error from here on; nobody else reads the requests.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(*_GONE):
         replies.write(_READY)
         _serve(requests, replies)
     os._exit(0)  # at once: runtimes take their time to leave

@@ -133,7 +133,6 @@ class _Net:
         return time.perf_counter() - start
 
     def outputs(self) -> dict[str, Array]:
-        """Run once and return all outputs."""
         return dict(zip(self._names, self._forward(), strict=True))
 
     def _forward(self) -> Any:
@@ -151,7 +150,6 @@ class _Net:
             yield NodeRun(name=plain, op=kind, seconds=took / self._cv2.getTickFrequency(), run=run)
 
     def close(self) -> None:
-        """Free the model."""
         self._net = None
 
 

@@ -120,7 +120,6 @@ class _Request:
         return float(self._request.latency) / 1e3
 
     def outputs(self) -> dict[str, Array]:
-        """Run once and return all outputs."""
         self.run()
         results = [self._request.get_output_tensor(place).data for place in range(len(self._names))]
         return dict(zip(self._names, map(np.array, results), strict=True))
@@ -141,7 +140,6 @@ class _Request:
                 yield NodeRun(name=name, op=kind, seconds=seconds, stands_for="".join(tensors[:1]), run=run)
 
     def close(self) -> None:
-        """Free the model."""
         self._request = self._compiled = None
 
 

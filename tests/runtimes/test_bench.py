@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
+import pickle
 import signal
 import sys
 import time
@@ -33,6 +35,7 @@ from dilrewrite.runtimes import (
     Runnable,
     TimedBackend,
     TimedOut,
+    _worker,
     artifact,
     profiled,
     timed_backend,
@@ -319,6 +322,22 @@ def test_a_bench_is_one_process_and_ends_with_close() -> None:
     ):
         with pytest.raises(Crashed, match="closed"):
             ask()
+
+
+def test_an_answer_that_breaks_off_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = _worker.send
+
+    def killing(stream: Any, message: object) -> None:
+        send(stream, message)
+        broken = io.BytesIO(pickle.dumps(("done", b"x" * 100))[:-20])
+        monkeypatch.setattr(bench._child, "_answers", broken)
+        os.kill(pid(bench), signal.SIGKILL)
+
+    with opened() as bench:
+        bench.run([])
+        monkeypatch.setattr(_worker, "send", killing)
+        with pytest.raises(Crashed, match="SIGKILL"):
+            bench.run([])
 
 
 def test_what_is_said_by_the_child_is_a_warning_when_it_matters(
