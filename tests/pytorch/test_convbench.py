@@ -78,7 +78,7 @@ def applying(configuration: Configuration) -> list[str]:
 
 @needs_torch
 @pytest.mark.measures
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("one", PASSES)
 @pytest.mark.parametrize(("text", "name"), [(text, name) for text in TINY for name in applying(parse(text))])
 def test_a_pass_of_a_method(text: str, name: str, one: str) -> None:
@@ -107,7 +107,7 @@ LARGER = parse("i128x32x32,k128x3x3,b4,d4x4")
 
 @needs_torch
 @pytest.mark.measures
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("one", PASSES)
 @pytest.mark.parametrize("name", applying(LARGER))
 def test_operators_account_for_nine_tenths_of_the_wall_time(name: str, one: str) -> None:
