@@ -13,13 +13,13 @@ Shape = tuple[int | None, ...]
 Typed = tuple[int, Shape | None]
 """An element type (0: unknown) and a shape (`None`: the rank is unknown too)."""
 
+UNKNOWN: Typed = (0, None)
+
 
 def value_shape(value: ValueInfoProto) -> Typed:
     """Return what a declaration says."""
     kind = value.type.tensor_type
-    if not value.type.HasField("tensor_type"):
-        return 0, None
-    if not kind.HasField("shape"):
+    if not kind.HasField("shape"):  # nor has what is no tensor
         return kind.elem_type, None
     dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in kind.shape.dim)
     return kind.elem_type, dims
@@ -53,7 +53,7 @@ def without_weights(proto: ModelProto) -> ModelProto:
 def _copy_fields(source: Any, target: Any, *, but: tuple[str, ...]) -> None:
     for descriptor, value in source.ListFields():
         name = descriptor.name
-        if name in but or name == "doc_string":  # inference needs no comments, and they need not be UTF-8
+        if name in (*but, "doc_string"):  # inference needs no comments, and they need not be UTF-8
             continue
         if isinstance(value, int | float | str | bytes):
             setattr(target, name, value)
@@ -71,15 +71,15 @@ def _copy_light(source: GraphProto, target: GraphProto) -> None:
         twin = target.node.add()
         _copy_fields(node, twin, but=("attribute",))
         for attribute in node.attribute:
-            made = twin.attribute.add()
-            _copy_fields(attribute, made, but=("t", "g", "graphs"))
+            copy = twin.attribute.add()
+            _copy_fields(attribute, copy, but=("t", "g", "graphs"))
             if attribute.HasField("t"):
-                made.t.CopyFrom(_hollow(attribute.t))
+                copy.t.CopyFrom(_hollow(attribute.t))
             if attribute.HasField("g"):
-                made.g.SetInParent()
-                _copy_light(attribute.g, made.g)
+                copy.g.SetInParent()
+                _copy_light(attribute.g, copy.g)
             for graph in attribute.graphs:
-                _copy_light(graph, made.graphs.add())
+                _copy_light(graph, copy.graphs.add())
 
 
 def _hollow(tensor: TensorProto) -> TensorProto:

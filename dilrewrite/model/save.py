@@ -8,11 +8,11 @@ from __future__ import annotations
 import copy
 import filecmp
 import hashlib
+import itertools
 import mmap
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped, unused-ignore]
@@ -63,15 +63,13 @@ def stage_model(
     that only the replaced `path` referred to. Returns a line for each that is left.
     """
     if external_data not in EXTERNAL_DATA_MODES:
-        raise UsageError(
-            f'external data mode "{external_data}" is unknown', hint=f"one of {', '.join(EXTERNAL_DATA_MODES)}"
-        )
-    for location in model.external_files:
-        if same_place(path, model.folder / location):
-            raise UsageError(f"{path} is a data file of the input", hint=ELSEWHERE)
+        problem = f'external data mode "{external_data}" is unknown'
+        raise UsageError(problem, hint=f"one of {', '.join(EXTERNAL_DATA_MODES)}")
+    if any(same_place(path, model.folder / location) for location in model.external_files):
+        raise UsageError(f"{path} is a data file of the input", hint=ELSEWHERE)
     here = path.absolute().parent
-    old = _old_data(model, path)
-    places = _places(model, _referenced_files(model, proto), path, external_data, old.own)
+    own, others = _old_data(model, path)
+    places = _places(model, _referenced_files(model, proto), path, external_data, own)
     locations = {location: new for location, (new, _) in places.items() if location != new}
     copies = {new: source for new, source in places.values() if source is not None}
     work, data = proto, None if spill or locations else _serialized(proto)
@@ -82,13 +80,10 @@ def stage_model(
         _make_parents(here, new, staging)
         staging.add_copy(here / new, source)
     staging.add_bytes(path, _original_bytes(model, work) or data, last=True)
-    staging.remove_afterwards(lambda: [file for file in old.own if not _mentioned(file, here)])
+    staging.remove_afterwards(lambda: [file for file in own if not _mentioned(file, here)])
     kept = {here / os.path.normpath(new) for new, _ in places.values()}
-    return tuple(
-        f"{shown(file)} is left: the replaced model referred to it, and something else may too"
-        for file in old.left
-        if file not in kept
-    )
+    remark = "is left: the replaced model referred to it, and something else may too"
+    return tuple(f"{shown(file)} {remark}" for file in others if file not in kept)
 
 
 def _relocated(
@@ -104,7 +99,11 @@ def _relocated(
     if data is None:
         chosen = _to_spill(work, spill)
         if chosen:
-            spilled = _data_name(path, _data_parts(chosen))
+            digest = hashlib.sha256()
+            for _, _, padding, values in _laid_out(chosen):
+                digest.update(padding)
+                digest.update(values)
+            spilled = _data_name(path, digest.hexdigest())
             staging.add_chunks(path.absolute().parent / spilled, _spilled(chosen, spilled), data=True)
         data = _serialized(work)
     if data is None:
@@ -137,7 +136,7 @@ def _referenced_files(model: Model, proto: ModelProto) -> dict[str, Path]:
 
 
 def _places(
-    model: Model, files: dict[str, Path], path: Path, mode: str, own: tuple[Path, ...]
+    model: Model, files: dict[str, Path], path: Path, mode: str, own: Collection[Path]
 ) -> dict[str, tuple[str, Path | None]]:
     """Return for every location the one that the output shall use, and the file to copy there (None: none)."""
     here = path.absolute().parent
@@ -178,20 +177,18 @@ def _places(
 
 def _free_name(wanted: str, taken: Collection[str]) -> str:
     stem, dot, suffix = wanted.rpartition(".")
-    candidate, number = wanted, 1
-    while candidate in taken:
-        candidate = f"{stem}.{number}.{suffix}" if dot else f"{wanted}.{number}"
-        number += 1
-    return candidate
+    numbered = (f"{stem}.{number}.{suffix}" if dot else f"{wanted}.{number}" for number in itertools.count(1))
+    return next(name for name in itertools.chain([wanted], numbered) if name not in taken)
 
 
 def _copy_name(path: Path, wanted: str, source: Path, own: Collection[Path]) -> str:
     """Return the name of a copy: what a replaced output called it (`own`), the wanted one if free, or a new one."""
     place = path.absolute().parent / wanted
-    if place in own and _equal(place, source):
+    if place in own and not place.is_symlink() and filecmp.cmp(place, source, shallow=False):
         return wanted
     if own or os.path.lexists(place):
-        by_content = _data_name(path, _chunks(source))
+        with source.open("rb") as file:
+            by_content = _data_name(path, hashlib.file_digest(file, "sha256").hexdigest())
         if os.path.lexists(place) or path.absolute().with_name(by_content) in own:
             return by_content
     return wanted
@@ -210,48 +207,29 @@ def _stem(path: Path) -> str:
     return os.fsencode(path.stem)[:_STEM_BYTES].decode("utf-8", "ignore")
 
 
-def _data_name(path: Path, parts: Iterable[bytes]) -> str:
-    """Return the name of a data file of the output `path`, from what it holds: no other content ever gets it."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return f"{_stem(path)}-{digest.hexdigest()[:16]}.data"
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as source:
-        while chunk := source.read(2**20):
-            yield chunk
-
-
-def _equal(a: Path, b: Path) -> bool:
-    return not a.is_symlink() and filecmp.cmp(a, b, shallow=False)
+def _data_name(path: Path, digest: str) -> str:
+    """Return the name of a data file of `path`, from the SHA-256 of what it holds: no other content ever gets it."""
+    return f"{_stem(path)}-{digest[:16]}.data"
 
 
 # ---- data of a replaced output ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _OldData:
-    """The data files of a model that an output replaces, but for those of the input: `own` can go, `left` cannot."""
+def _old_data(model: Model, path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the data files of what is at `path`, but for the input's: its own, which can go, and others.
 
-    own: tuple[Path, ...]
-    left: tuple[Path, ...]
-
-
-def _old_data(model: Model, path: Path) -> _OldData:
-    """Return the data files of what is at `path`. Its own have a name as this tool gives, and no other model's."""
+    Its own have a name as this tool gives, and no other model's.
+    """
     here = path.absolute().parent
-    copied = {os.path.normpath(location) for location in model.external_files}
+    copies = {os.path.normpath(location) for location in model.external_files}
     own: list[Path] = []
-    left: list[Path] = []
+    others: list[Path] = []
     for location in _old_locations(path):
         file = here / location
-        if any(same_place(file, model.folder / data) for data in model.external_files):
-            continue
-        ours = location in copied or file.name.startswith((f"{_stem(path)}-", f"{_stem(path)}."))
-        (own if ours and not _mentioned(file, here, path.absolute()) else left).append(file)
-    return _OldData(tuple(own), tuple(left))
+        if not any(same_place(file, model.folder / data) for data in model.external_files):
+            ours = location in copies or file.name.startswith((f"{_stem(path)}-", f"{_stem(path)}."))
+            (own if ours and not _mentioned(file, here, path.absolute()) else others).append(file)
+    return own, others
 
 
 def _old_locations(path: Path) -> list[str]:
@@ -269,9 +247,9 @@ def _old_locations(path: Path) -> list[str]:
         if entry.key == "location" and isinstance(entry.value, str) and "\0" not in entry.value
     }
     root = path.absolute().parent.resolve()
-    found = sorted({os.path.normpath(value) for value in values if not value.startswith("/")})
+    names = sorted({os.path.normpath(value) for value in values if not value.startswith("/")})
     # A link is another's file, and so is what lies behind one or outside of the folder.
-    return [name for name in found if (root / name).is_file() and (root / name).resolve() == root / name]
+    return [name for name in names if (root / name).is_file() and (root / name).resolve() == root / name]
 
 
 def _mentioned(file: Path, here: Path, replaced: Path | None = None) -> bool:
@@ -317,54 +295,44 @@ def _make_parents(here: Path, location: str, staging: Staging) -> None:
 
 def _to_spill(work: ModelProto, spill: Collection[str]) -> list[TensorProto]:
     """Return the initializers named by `spill`, and the largest others until what stays can be serialized."""
-    inline = [
-        tensor
-        for body in containers(work, training=True)
-        for tensor in (body.initializer if isinstance(body, GraphProto) else ())
-        if not is_external(tensor) and byte_count(tensor) is not None
-    ]
-    missing = set(spill) - {tensor.name for tensor in inline}
+    graph, bodies = work.graph, [body for body in containers(work, training=True) if isinstance(body, GraphProto)]
+    held = [tensor for body in bodies for tensor in body.initializer if not is_external(tensor)]
+    inline = [(tensor, size) for tensor in held if (size := byte_count(tensor)) is not None]
+    missing = set(spill) - {tensor.name for tensor, _ in inline}
     assert not missing, f"not inline initializers: {sorted(missing)}"
-    chosen = [tensor for tensor in inline if tensor.name in spill]
-    others = [tensor for tensor in inline if tensor.name not in spill and (byte_count(tensor) or 0) >= _SPILL_BYTES]
-    graph = work.graph
+    chosen = [tensor for tensor, _ in inline if tensor.name in spill]
+    others = [(tensor, size) for tensor, size in inline if tensor.name not in spill and size >= _SPILL_BYTES]
     parts = (graph.initializer, graph.sparse_initializer, graph.node, graph.input, graph.output, graph.value_info)
     try:
         rest = sum(message.ByteSize() + 16 for part in (*parts, work.functions, work.training_info) for message in part)
     except EncodeError:  # one node with more than 2 GB in its bodies
-        return chosen + others
-    rest -= sum(byte_count(tensor) or 0 for tensor in chosen)
-    for tensor in sorted(others, key=lambda tensor: -(byte_count(tensor) or 0)):
+        return chosen + [tensor for tensor, _ in others]
+    rest -= sum(size for tensor, size in inline if tensor.name in spill)
+    for tensor, size in sorted(others, key=lambda other: -other[1]):
         if rest <= LIMIT_BYTES - LIMIT_BYTES // 64:  # some room for what was not counted
             break
         chosen.append(tensor)
-        rest -= byte_count(tensor) or 0
+        rest -= size
     return chosen
 
 
-def _data_parts(chosen: Iterable[TensorProto]) -> Iterator[bytes]:
-    """Yield the content of a data file: for each tensor the padding before it, and its bytes."""
-    offset = 0
+def _laid_out(chosen: Iterable[TensorProto]) -> Iterator[tuple[TensorProto, int, bytes, bytes]]:
+    """Yield, for each tensor of a data file, its place there, the padding before it, and its bytes."""
+    end = 0
     for tensor in chosen:
-        data = inline_bytes(tensor)
-        padding = bytes(-offset % _ALIGNMENT_BYTES)
-        yield padding
-        yield data
-        offset += len(padding) + len(data)
+        values, offset = inline_bytes(tensor), end + -end % _ALIGNMENT_BYTES
+        yield tensor, offset, bytes(offset - end), values
+        end = offset + len(values)
 
 
 def _spilled(chosen: Sequence[TensorProto], location: str) -> Iterator[bytes]:
     """Yield the content of a data file, turning each tensor into a reference to its part."""
-    parts, offset = _data_parts(chosen), 0
-    for tensor in chosen:
-        padding, data = next(parts), next(parts)
-        offset += len(padding)
+    for tensor, offset, padding, values in _laid_out(chosen):
         yield padding
-        yield data
+        yield values
         for field_name in _DATA_FIELDS:
             tensor.ClearField(field_name)  # type: ignore[arg-type, unused-ignore]
-        refer(tensor, location, offset, len(data))
-        offset += len(data)
+        refer(tensor, location, offset, len(values))
 
 
 def _original_bytes(model: Model, proto: ModelProto) -> bytes | None:

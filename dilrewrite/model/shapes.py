@@ -7,14 +7,27 @@ constants, the file says nothing else, and ONNX Runtime is known to compute it a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 from onnx import GraphProto, ModelProto, TypeProto
 
 from dilrewrite.model.doubts import Doubt, hide, limit_calls, runtime_doubts
-from dilrewrite.model.light import Shape, Typed, graph_shapes, value_shape, without_weights
-from dilrewrite.model.walk import DEFAULT_DOMAINS, containers, graphs, inverse, permute, sorted_places, subgraphs
+from dilrewrite.model.light import UNKNOWN, Shape, Typed, graph_shapes, value_shape, without_weights
+from dilrewrite.model.walk import (
+    DEFAULT_DOMAINS,
+    containers,
+    graphs,
+    inverse,
+    permute,
+    rearrange,
+    sorted_places,
+    subgraphs,
+)
+
+Claims = Mapping[str, list[Shape]]
+"""What a graph declares of its tensors, by name."""
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
@@ -32,14 +45,11 @@ def believed(light: ModelProto) -> ModelProto:
     claims = [_take_claims(graph, inner) for graph, inner in _graphs(light)]
     limit_calls(light)
     inferred = _inferred(light)
-    doubts = runtime_doubts(light, inferred)
-    if doubts:
-        hide(light, doubts)
-        inferred = _inferred(light)
-    doubts = _claim_doubts(light, inferred, claims)
-    if doubts:
-        hide(light, doubts)
-        inferred = _inferred(light)
+    for doubtful in (runtime_doubts, functools.partial(_claim_doubts, claims)):
+        doubts = doubtful(light, inferred)
+        if doubts:
+            hide(light, doubts)
+            inferred = _inferred(light)
     for graph, order in zip([*graphs(inferred.graph)], orders, strict=True):
         permute(graph.node, inverse(order))
     return inferred
@@ -54,10 +64,7 @@ def _forget_overridable(light: ModelProto) -> None:
         return
     for graph, _ in _graphs(light):
         inputs = {value.name for value in graph.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name not in inputs]
-        if len(kept) < len(graph.initializer):
-            del graph.initializer[:]
-            graph.initializer.extend(kept)
+        rearrange(graph.initializer, [None if tensor.name in inputs else 0 for tensor in graph.initializer])
 
 
 def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
@@ -75,7 +82,7 @@ def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
                 if _states_size(value.type):
                     _forget_shapes(value.type)
                 continue
-            element, known = shapes.get(value.name, (0, None))
+            element, known = shapes.get(value.name, UNKNOWN)
             if element:
                 value.type.tensor_type.elem_type = element
             declared = value_shape(value)[1]
@@ -107,22 +114,25 @@ def _graphs(proto: ModelProto) -> Iterator[tuple[GraphProto, bool]]:
 
 
 def _states_size(kind: TypeProto) -> bool:
-    which = kind.WhichOneof("value")
-    if which in ("sequence_type", "optional_type"):
-        return _states_size(getattr(kind, which).elem_type)
-    shape = getattr(kind, which).shape if which in ("tensor_type", "sparse_tensor_type") else None
-    return shape is not None and any(dim.HasField("dim_value") for dim in shape.dim)
+    tensor = _tensor_type(kind)
+    return tensor is not None and any(dim.HasField("dim_value") for dim in tensor.shape.dim)
 
 
 def _forget_shapes(kind: TypeProto) -> None:
+    tensor = _tensor_type(kind)
+    if tensor is not None:
+        tensor.ClearField("shape")
+
+
+def _tensor_type(kind: TypeProto) -> TypeProto.Tensor | TypeProto.SparseTensor | None:
+    """Return the type of the tensors in a sequence or an optional, or of a tensor itself."""
     which = kind.WhichOneof("value")
     if which in ("sequence_type", "optional_type"):
-        _forget_shapes(getattr(kind, which).elem_type)
-    elif which in ("tensor_type", "sparse_tensor_type"):
-        getattr(kind, which).ClearField("shape")
+        return _tensor_type(getattr(kind, which).elem_type)
+    return getattr(kind, which) if which in ("tensor_type", "sparse_tensor_type") else None
 
 
-def _take_claims(graph: GraphProto, inner: bool) -> dict[str, list[Shape]]:
+def _take_claims(graph: GraphProto, inner: bool) -> Claims:
     """Remove the declared shapes of a graph, but for the model's own tensor inputs, and return them.
 
     A runtime refuses other sizes at those; at the inputs of a subgraph it does not.
@@ -139,9 +149,7 @@ def _take_claims(graph: GraphProto, inner: bool) -> dict[str, list[Shape]]:
     for value in (*graph.value_info, *graph.output, *graph.input):
         if inner or value.name in makers or not value.type.HasField("tensor_type"):
             _forget_shapes(value.type)
-    kept = [value for value in graph.value_info if value.HasField("type")]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
+    rearrange(graph.value_info, [0 if value.HasField("type") else None for value in graph.value_info])
     return claims
 
 
@@ -152,36 +160,30 @@ def _inferred(light: ModelProto) -> ModelProto:
         return light  # an operator or opset that the installed onnx does not know
 
 
-def _claim_doubts(light: ModelProto, inferred: ModelProto, claims: Sequence[Mapping[str, list[Shape]]]) -> list[Doubt]:
+def _claim_doubts(claims: Sequence[Claims], light: ModelProto, inferred: ModelProto) -> list[Doubt]:
     """Return the nodes of whose outputs, or inside which, the file says other sizes than inference finds."""
-    found: list[Doubt] = []
-    place = 0
+    doubts: list[Doubt] = []
+    claims_of_graphs = iter(claims)
 
-    def walk(graph: GraphProto, twin: GraphProto, *, owned: bool) -> bool:
+    def walk(graph: GraphProto, twin: GraphProto, *, inner: bool) -> bool:
         """Add the doubts of a graph; say whether its own inputs are in doubt."""
-        nonlocal place
-        said = claims[place]
-        place += 1
-        shapes = graph_shapes(twin)
+        said, shapes = next(claims_of_graphs), graph_shapes(twin)
         for node, other in zip(graph.node, twin.node, strict=True):
-            count = len(found)
-            inside = [
-                walk(below, below_twin, owned=True)
-                for (_, _, below), (_, _, below_twin) in zip(subgraphs(node), subgraphs(other), strict=True)
-            ]
-            known = {name: shapes.get(name, (0, None)) for name in node.output if name}
-            agreed = {name: _agreed(typed, said.get(name, ())) for name, typed in known.items()}
+            count = len(doubts)
+            pairs = zip(subgraphs(node), subgraphs(other), strict=True)
+            inside = [walk(below, below_twin, inner=True) for (_, _, below), (_, _, below_twin) in pairs]
+            inferred = {name: shapes.get(name, UNKNOWN) for name in node.output if name}
+            agreed = {name: _agreed(typed, said.get(name, ())) for name, typed in inferred.items()}
             if any(inside):
-                del found[count:]  # nothing inside is inferred any more
-                agreed = {name: (element, None) for name, (element, _) in known.items()}
-            if any(inside) or agreed != known:
-                found.append((graph, node, agreed))
-        return owned and any(
-            _agreed(shapes[value.name], said.get(value.name, ())) != shapes[value.name] for value in graph.input
-        )
+                del doubts[count:]  # nothing inside is inferred any more
+                agreed = {name: (element, None) for name, (element, _) in inferred.items()}
+            if any(inside) or agreed != inferred:
+                doubts.append((graph, node, agreed))
+        inputs = [value.name for value in graph.input] if inner else ()
+        return any(_agreed(shapes[name], said.get(name, ())) != shapes[name] for name in inputs)
 
-    walk(light.graph, inferred.graph, owned=False)
-    return found
+    walk(light.graph, inferred.graph, inner=False)
+    return doubts
 
 
 def _agreed(typed: Typed, claims: Sequence[Shape]) -> Typed:

@@ -20,7 +20,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped, unus
 from onnx import ModelProto, TensorProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.model.elements import NUMBERED, Element, unpack
+from dilrewrite.model.elements import NUMBERED, Element, pack, unpack
 from dilrewrite.model.walk import DEFAULT_DOMAINS, tensors
 from dilrewrite.staging import may, reason
 
@@ -90,31 +90,17 @@ def read_tensor(model: Model, tensor: TensorProto) -> npt.NDArray[Any]:
     The small types are ml_dtypes arrays, one element per value. A tensor whose data do not fit its dims, or whose
     external data have gone, is a UsageError.
     """
-    where = label(model, tensor)
-    element = _element(tensor)
-    if element is None:
-        if is_external(tensor):
-            inline = TensorProto(data_type=tensor.data_type, dims=tensor.dims, name=tensor.name)
-            inline.raw_data = _read_external(model, tensor, where).tobytes()
-            tensor = inline
-        try:
-            return np.asarray(onnx.numpy_helper.to_array(tensor))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{where}: element type {_type_name(tensor)} cannot be read",
-                hint="a newer onnx may know it: upgrade onnx",
-            ) from error
-    if is_external(tensor):
-        raw = _read_external(model, tensor, where)
+    where, element = label(model, tensor), _element(tensor)
+    if element is not None and is_external(tensor):
+        array = unpack(_read_external(model, tensor, where), element, tuple(tensor.dims))
+    elif element is not None and _inline_count(tensor) != byte_count(tensor):
+        raise _misfit(tensor, where, "it has", _inline_count(tensor))
     else:
-        raw = np.frombuffer(inline_bytes(tensor), np.uint8)
-        if raw.size != byte_count(tensor):
-            raise UsageError(
-                f"{where}: dims {list(tensor.dims)} of {_type_name(tensor)} need {byte_count(tensor)} bytes, "
-                f"it has {raw.size}",
-                hint=_DAMAGED,
-            )
-    array = unpack(raw, element, tuple(tensor.dims))
+        try:
+            array = np.asarray(onnx.numpy_helper.to_array(tensor, str(model.folder)))
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"{where}: element type {_type_name(tensor)} cannot be read"
+            raise UsageError(problem, hint="a newer onnx may know it: upgrade onnx") from error
     array.flags.writeable = False
     return array
 
@@ -127,6 +113,14 @@ def is_external(tensor: TensorProto) -> bool:
 def label(model: Model, tensor: TensorProto) -> str:
     """Return how an error names a tensor: by its file and its name."""
     return f"{model.path or 'model'}: " + (f'tensor "{tensor.name}"' if tensor.name else "an unnamed tensor")
+
+
+def _misfit(tensor: TensorProto, where: str, what: str, count: object) -> UsageError:
+    """Return that `what` of a tensor is another number of bytes than its dims need."""
+    dims, needed = list(tensor.dims), byte_count(tensor)
+    return UsageError(
+        f"{where}: dims {dims} of {_type_name(tensor)} need {needed} bytes, {what} {count}", hint=_DAMAGED
+    )
 
 
 def _type_name(tensor: TensorProto) -> str:
@@ -152,13 +146,7 @@ def inline_bytes(tensor: TensorProto) -> bytes:
     """Return the values as raw_data would hold them, from whichever field holds them."""
     if tensor.HasField("raw_data"):
         return bytes(tensor.raw_data)
-    element = NUMBERED[tensor.data_type]
-    values = getattr(tensor, element.field)
-    if element.field in ("float_data", "double_data", "int64_data"):
-        return np.array(values, {"f": np.float32, "d": np.float64, "i": np.int64}[element.field[0]]).tobytes()
-    # The bits of small floats stand there, not their values.
-    held = np.array(values, np.uint64 if element.field == "uint64_data" else np.int32)
-    return held.astype(f"u{element.dtype.itemsize}").tobytes()
+    return pack(onnx.numpy_helper.to_array(tensor), NUMBERED[tensor.data_type]).tobytes()
 
 
 def _inline_count(tensor: TensorProto) -> int:
@@ -180,15 +168,13 @@ def check_external_data(model: Model) -> tuple[tuple[str, ...], int]:
     for tensor in tensors(model.proto):
         where = label(model, tensor)
         _check_values(tensor, where)
-        if not is_external(tensor):
-            continue
-        location = location_of(tensor, where)
-        if location not in files:
-            files[location] = data_file(model, location, where)
-            sizes[location] = files[location].stat().st_size
-        _span(tensor, sizes[location], where)
-    distinct = {file.resolve(): sizes[location] for location, file in files.items()}
-    return tuple(files), sum(distinct.values())
+        if is_external(tensor):
+            location = location_of(tensor, where)
+            if location not in files:
+                files[location] = data_file(model, location, where)
+                sizes[location] = files[location].stat().st_size
+            _span(tensor, sizes[location], where)
+    return tuple(files), sum({file.resolve(): sizes[location] for location, file in files.items()}.values())
 
 
 def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
@@ -208,30 +194,28 @@ def _check_values(tensor: TensorProto, where: str) -> None:
     needed = byte_count(tensor)
     if needed is None or is_external(tensor) or _COUNTED_BYTES < needed <= LIMIT_BYTES:
         return
-    found = _inline_count(tensor) if needed <= LIMIT_BYTES else LIMIT_BYTES
-    if found != needed:
-        raise UsageError(
-            f"{where}: dims {list(tensor.dims)} of {_type_name(tensor)} need {needed} bytes, it has "
-            f"{'fewer' if needed > LIMIT_BYTES else found}",
-            hint=_DAMAGED,
-        )
+    count = _inline_count(tensor) if needed <= LIMIT_BYTES else LIMIT_BYTES
+    if count != needed:
+        raise _misfit(tensor, where, "it has", "fewer" if needed > LIMIT_BYTES else count)
 
 
 def location_of(tensor: TensorProto, where: str) -> str:
     """Return the location entry of an external tensor; refuse what could lead out of the folder by its spelling."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    hint = "save the model again with all external data beside it"
+    said = f"{where}: external data location {location!r}"
     if not location:
-        raise UsageError(f"{where} is external and names no location", hint=hint)
-    if not isinstance(location, str):  # protobuf gives bytes where a text is not UTF-8
-        raise UsageError(f"{where}: external data location {location!r} is not UTF-8", hint=hint)
-    if "\0" in location:
-        raise UsageError(f"{where}: external data location {location!r} is not a file name", hint=hint)
-    if location.startswith("/") or PureWindowsPath(location).drive:
-        raise UsageError(f'{where}: external data location "{location}" is an absolute path', hint=hint)
-    if Path(os.path.normpath(location)).parts[:1] == (os.pardir,):
-        raise UsageError(f'{where}: external data location "{location}" leaves the model\'s folder', hint=hint)
-    return location
+        problem = f"{where} is external and names no location"
+    elif not isinstance(location, str):  # protobuf gives bytes where a text is not UTF-8
+        problem = f"{said} is not UTF-8"
+    elif "\0" in location:
+        problem = f"{said} is not a file name"
+    elif location.startswith("/") or PureWindowsPath(location).drive:
+        problem = f'{where}: external data location "{location}" is an absolute path'
+    elif Path(os.path.normpath(location)).parts[:1] == (os.pardir,):
+        problem = f'{where}: external data location "{location}" leaves the model\'s folder'
+    else:
+        return location
+    raise UsageError(problem, hint="save the model again with all external data beside it")
 
 
 def data_file(model: Model, location: str, where: str) -> Path:
@@ -245,14 +229,12 @@ def data_file(model: Model, location: str, where: str) -> Path:
     try:
         real = file.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise UsageError(
-            f"{name} does not exist in {model.folder}", hint="put the file there, it belongs to the model"
-        ) from error
+        problem = f"{name} does not exist in {model.folder}"
+        raise UsageError(problem, hint="put the file there, it belongs to the model") from error
     homes = [model.folder.resolve()] + ([model.file.resolve().parent] if model.file is not None else [])
     if not any(real.is_relative_to(home) for home in homes):
-        raise UsageError(
-            f"{name} is a link to {real}, outside of the model's folder", hint="put the file itself beside the model"
-        )
+        problem = f"{name} is a link to {real}, outside of the model's folder"
+        raise UsageError(problem, hint="put the file itself beside the model")
     if not real.is_file():
         raise UsageError(f"{name} is not a regular file", hint="put the data file there, it belongs to the model")
     if not may(real, os.R_OK):
@@ -263,31 +245,19 @@ def data_file(model: Model, location: str, where: str) -> Path:
 def _span(tensor: TensorProto, file_bytes: int, where: str) -> tuple[int, int]:
     """Return offset and length of an external tensor in its file of `file_bytes`, or refuse."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    numbers: dict[str, int | None] = {"offset": None, "length": None}
-    for key in numbers:
-        if key in entries:
-            text = entries[key]
-            if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS:
-                raise UsageError(
-                    f"{where}: external data {key} {text[:_MOST_DIGITS]!r} is not a byte count",
-                    hint=_DAMAGED,
-                )
-            numbers[key] = int(text)
-    offset, length, needed = numbers["offset"] or 0, numbers["length"], byte_count(tensor)
-    if length is None:
-        length = needed if needed is not None else max(0, file_bytes - offset)
+    for key in ("offset", "length"):
+        text = entries.get(key, "0")
+        if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS:
+            problem = f"{where}: external data {key} {text[:_MOST_DIGITS]!r} is not a byte count"
+            raise UsageError(problem, hint=_DAMAGED)
+    offset, needed = int(entries.get("offset", 0)), byte_count(tensor)
+    length = int(entries.get("length", max(0, file_bytes - offset) if needed is None else needed))
     if needed is not None and length != needed:
-        raise UsageError(
-            f"{where}: dims {list(tensor.dims)} of {_type_name(tensor)} need {needed} bytes, "
-            f"its external data have {length}",
-            hint=_DAMAGED,
-        )
+        raise _misfit(tensor, where, "its external data have", length)
     if offset + length > file_bytes:
-        raise UsageError(
-            f'{where} is at bytes {offset} to {offset + length} of "{entries["location"]}", '
-            f"which has only {file_bytes} bytes",
-            hint="fetch the data file again: it is cut off, only a git-lfs pointer, or of another model",
-        )
+        place = f'bytes {offset} to {offset + length} of "{entries["location"]}", which has only {file_bytes} bytes'
+        hint = "fetch the data file again: it is cut off, only a git-lfs pointer, or of another model"
+        raise UsageError(f"{where} is at {place}", hint=hint)
     return offset, length
 
 

@@ -46,7 +46,7 @@ def check(proto: ModelProto, where: str) -> None:
         _check_input(value, where)
     for function in proto.functions:
         _Graphs(f"{where}: function {function.name}").nodes(function.node)
-    circle = _circle(function_calls(proto))
+    circle = _circle(function_calls(proto)[1])
     if circle:
         raise _refusal(where, f"the function {circle[0][1]!r} calls itself")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import graphlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from google.protobuf.message import Message  # type: ignore[import-untyped, unused-ignore]
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -114,38 +116,26 @@ def resolve(proto: ModelProto, path: ScopePath) -> Container:
     return scope
 
 
-def tensors(proto: ModelProto) -> Iterator[TensorProto]:
+_HOLDING = {
+    f"{kind}Proto" for kind in ("Attribute", "Function", "Graph", "Node", "SparseTensor", "Tensor", "TrainingInfo")
+}
+
+
+@functools.cache
+def _holders(kind: Any) -> list[str]:
+    """Return the fields of a message that may hold tensors, nodes after the constants beside them."""
+    fields = [field for field in kind.fields if field.message_type and field.message_type.name in _HOLDING]
+    return sorted((field.name for field in fields), key=lambda name: name == "node")
+
+
+def tensors(message: Message) -> Iterator[TensorProto]:
     """Yield every tensor of a model: (sparse) initializers at any depth, attributes, functions, training."""
-    yield from _tensors(proto.graph)
-    for function in proto.functions:
-        yield from _held(function.attribute_proto)
-        yield from _tensors(function)
-    for training in proto.training_info:
-        yield from _tensors(training.initialization)
-        yield from _tensors(training.algorithm)
-
-
-def _tensors(body: Container) -> Iterator[TensorProto]:
-    if isinstance(body, GraphProto):
-        yield from body.initializer
-        yield from _parts(body.sparse_initializer)
-    for node in body.node:
-        yield from _held(node.attribute)
-
-
-def _held(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
-    for attribute in attributes:
-        yield from (attribute.t,) if attribute.HasField("t") else ()
-        yield from attribute.tensors
-        yield from _parts((attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ())
-        yield from _parts(attribute.sparse_tensors)
-        for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-            yield from _tensors(graph)
-
-
-def _parts(sparse_tensors: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
-    for sparse in sparse_tensors:
-        yield from (getattr(sparse, part) for part in ("values", "indices") if sparse.HasField(part))
+    if isinstance(message, TensorProto):
+        yield message
+    for name in _holders(message.DESCRIPTOR):
+        value = getattr(message, name)
+        for part in value if not isinstance(value, Message) else (value,) if message.HasField(name) else ():
+            yield from tensors(part)
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -250,22 +240,18 @@ def function_key(item: NodeProto | FunctionProto) -> Key:
     return item.domain, item.op_type if isinstance(item, NodeProto) else item.name, item.overload
 
 
-def _bodies(proto: ModelProto) -> dict[Key, list[NodeProto]]:
+def function_calls(proto: ModelProto) -> tuple[dict[Key, list[NodeProto]], dict[Key, set[Key]]]:
+    """Return the nodes of each function, those of the graphs in it too, and the functions that it calls."""
     bodies: dict[Key, list[NodeProto]] = {}
     for function in proto.functions:
         bodies.setdefault(function_key(function), []).extend(nodes_in(function.node))
-    return bodies
-
-
-def function_calls(proto: ModelProto) -> dict[Key, set[Key]]:
-    """Return the functions that each function calls."""
-    bodies = _bodies(proto)
-    return {key: {function_key(node) for node in nodes} & bodies.keys() for key, nodes in bodies.items()}
+    return bodies, {key: {function_key(node) for node in nodes} & bodies.keys() for key, nodes in bodies.items()}
 
 
 def callers_last(proto: ModelProto) -> Iterator[tuple[Key, list[NodeProto]]]:
     """Yield the functions with all their nodes, those that they call before them; those of a circle are left out."""
-    bodies, sorter = _bodies(proto), graphlib.TopologicalSorter(function_calls(proto))
+    bodies, calls = function_calls(proto)
+    sorter = graphlib.TopologicalSorter(calls)
     with suppress(graphlib.CycleError):
         sorter.prepare()
     while sorter.is_active():

@@ -8,13 +8,13 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.model.light import Typed, graph_shapes, value_shape
+from dilrewrite.model.light import UNKNOWN, Typed, graph_shapes, value_shape
 from dilrewrite.model.shapes import infer_shapes
-from dilrewrite.model.walk import DEFAULT_DOMAINS, ScopePath, names_read, subgraphs
+from dilrewrite.model.walk import DEFAULT_DOMAINS, ScopePath, reads
 from dilrewrite.sites import Found, Normalisation, Site, Skipped
 from dilrewrite.sites.finders import finders
 from dilrewrite.sites.known import SAVED, saved_by_runtime, skip_reason
-from dilrewrite.sites.operators import dilations_of, operator_of
+from dilrewrite.sites.operators import dilations_of, operator_of, skipped
 from dilrewrite.sites.scopes import Scope, scopes
 
 
@@ -24,22 +24,17 @@ def find(proto: ModelProto) -> Found:
     Sites are in the order of the node lists, subgraphs after the graph that holds them, functions last.
     Raises `UsageError` naming the node for an invalid dilated Conv.
     """
-    sites: list[Site] = []
-    normalisations: list[Normalisation] = []
-    skipped: list[Skipped] = []
     inferred = infer_shapes(proto)
     misled = _misled(proto.graph, inferred.graph)
-    for scope in scopes(proto, inferred):
-        for index in range(len(scope.nodes)):
-            for item in _at(scope, index, misled):
-                if isinstance(item, Site):
-                    sites.append(item)
-                elif isinstance(item, Normalisation):
-                    normalisations.append(item)
-                else:
-                    skipped.append(item)
+    nodes = ((scope, index) for scope in scopes(proto, inferred) for index in range(len(scope.nodes)))
+    items = [item for scope, index in nodes for item in _at(scope, index, misled)]
     _check_sizes(inferred)
-    return Found(tuple(sites), tuple(normalisations), tuple(skipped), _remarks(proto))
+    return Found(
+        sites=tuple(item for item in items if isinstance(item, Site)),
+        normalisations=tuple(item for item in items if isinstance(item, Normalisation)),
+        skipped=tuple(item for item in items if isinstance(item, Skipped)),
+        remarks=_remarks(proto),
+    )
 
 
 def _at(scope: Scope, index: int, misled: Mapping[int, str]) -> Iterator[Site | Normalisation | Skipped]:
@@ -47,20 +42,15 @@ def _at(scope: Scope, index: int, misled: Mapping[int, str]) -> Iterator[Site | 
     for finder in finders().values():
         for item in finder.at(scope, index):
             source = _misleading(misled, scope.path, item.nodes) if isinstance(item, Site) else None
-            yield item if source is None else _left(scope, node, _MISLEADING.format(source))
+            yield item if source is None else skipped(scope, node, _MISLEADING.format(source))
     if operator_of(node) is None and max(dilations_of(node)[0], default=1) > 1 and _acts(node):
-        yield _left(scope, node, skip_reason(node))
+        yield skipped(scope, node, skip_reason(node))
 
 
 _MISLEADING = (
     "it follows from the output {!r}, whose declared shape is not known to be right; runtimes would believe it: "
     "correct or remove that shape"
 )
-
-
-def _left(scope: Scope, node: NodeProto, reason: str) -> Skipped:
-    name = node.name or (node.output[0] if node.output else node.op_type)
-    return Skipped(where=scope.where, name=name, op=node.op_type, dilations=dilations_of(node)[0], reason=reason)
 
 
 def _check_sizes(inferred: ModelProto) -> None:
@@ -103,32 +93,28 @@ def _misled(graph: GraphProto, twin: GraphProto) -> dict[int, str]:
     inference does not contradict, and the declaration is the model's interface: it is not for us to change.
     """
     shapes = graph_shapes(twin)
-    doubtful = [value for value in graph.output if not _holds(value_shape(value), shapes.get(value.name, (0, None)))]
+    doubtful = [value for value in graph.output if not _holds(value_shape(value), shapes.get(value.name, UNKNOWN))]
     readers: dict[str, list[int]] = {}
     for index, node in enumerate(graph.node) if doubtful else ():
-        for name in {*node.input, *(name for _, _, below in subgraphs(node) for name in names_read(below))}:
+        for name in reads(node):
             readers.setdefault(name, []).append(index)
-    found: dict[int, str] = {}
+    misled: dict[int, str] = {}
     for value in doubtful:
         queue = [value.name]
         while queue:
             for index in readers.get(queue.pop(), ()):
-                if index not in found:
-                    found[index] = value.name
-                    queue.extend(name for name in graph.node[index].output if name)
-    return found
+                if index not in misled:
+                    misled[index] = value.name
+                    queue += filter(None, graph.node[index].output)
+    return misled
 
 
 def _holds(declared: Typed, known: Typed) -> bool:
     """Say whether every size that is declared is known to be so."""
-    sizes, shape = declared[1], known[1]
-    if sizes is None or all(size is None for size in sizes):
-        return True
-    return (
-        shape is not None
-        and len(shape) == len(sizes)
-        and all(b in (None, a) for a, b in zip(shape, sizes, strict=True))
-    )
+    sizes, shape = declared[1] or (), known[1]
+    if shape is None or len(shape) != len(sizes):
+        shape = (None,) * len(sizes)
+    return all(size in (None, inferred) for size, inferred in zip(sizes, shape, strict=True))
 
 
 def _misleading(misled: Mapping[int, str], path: ScopePath, nodes: Sequence[int]) -> str | None:
@@ -141,7 +127,5 @@ def _misleading(misled: Mapping[int, str], path: ScopePath, nodes: Sequence[int]
 
 def _acts(node: NodeProto) -> bool:
     dilations, _ = dilations_of(node)
-    kernel = next((tuple(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)
-    if kernel is None or len(kernel) != len(dilations):
-        return True
-    return any(d > 1 and k > 1 for d, k in zip(dilations, kernel, strict=True))
+    kernel = next((a.ints for a in node.attribute if a.name == "kernel_shape"), ())
+    return len(kernel) != len(dilations) or any(d > 1 and k > 1 for d, k in zip(dilations, kernel, strict=True))

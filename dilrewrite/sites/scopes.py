@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from dilrewrite.model import walk
 from dilrewrite.model.elements import FLOATS, NAMED
-from dilrewrite.model.light import Typed, graph_shapes
+from dilrewrite.model.light import UNKNOWN, Typed, graph_shapes
 from dilrewrite.model.walk import DEFAULT_DOMAINS, Container, ScopePath, ends, names_in_training, names_read, subgraphs
 from dilrewrite.sites import Dequantized, Operand
 from dilrewrite.sites.known import UNARY
@@ -31,44 +33,49 @@ class Scope:
     opset: int
     ir_version: int
     shapes: Mapping[str, Typed]
-    producers: dict[str, int] = field(default_factory=dict)
-    consumers: dict[str, list[int]] = field(default_factory=dict)
-    captured: Counter[str] = field(default_factory=Counter)
-    initializers: dict[str, TensorProto] = field(default_factory=dict)
-    sparse: dict[str, Any] = field(default_factory=dict)
-    inputs: set[str] = field(default_factory=set)
-    outputs: set[str] = field(default_factory=set)
     trained: frozenset[str] = frozenset()
     nodes: Sequence[NodeProto] = field(init=False)
+    producers: dict[str, int] = field(init=False)
+    consumers: dict[str, list[int]] = field(init=False, default_factory=dict)
+    captured: Counter[str] = field(init=False, default_factory=Counter)
+    initializers: dict[str, TensorProto] = field(init=False, default_factory=dict)
+    inputs: set[str] = field(init=False)
+    outputs: set[str] = field(init=False)
+    names: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        container = self.container
-        self.nodes = container.node
-        for index, node in enumerate(container.node):
-            for name in node.output:
-                if name:
-                    self.producers[name] = index
+        self.nodes = self.container.node
+        self.producers = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
+        for index, node in enumerate(self.nodes):
             for name in node.input:
                 self.consumers.setdefault(name, []).append(index)
             for _, _, graph in subgraphs(node):
                 self.captured.update(names_read(graph))
-        if isinstance(container, GraphProto):
-            self.initializers = {tensor.name: tensor for tensor in container.initializer}
-            self.sparse = {sparse.values.name: sparse for sparse in container.sparse_initializer}
-        self.inputs, self.outputs = ends(container)
+        self.inputs, self.outputs = ends(self.container)
+        self.names = {*self.producers, *self.inputs}
+        if isinstance(self.container, GraphProto):
+            self.initializers = {tensor.name: tensor for tensor in self.container.initializer}
+            self.names.update(self.initializers, (one.values.name for one in self.container.sparse_initializer))
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        """Return what names the nodes in `where`: their names, with their places where these are not unique."""
+        counts = Counter(node.name for node in self.nodes)
+        return [
+            node.name if node.name and counts[node.name] == 1 else f"{node.name or node.op_type}#{index}"
+            for index, node in enumerate(self.nodes)
+        ]
 
     def _home(self, name: str) -> Scope | None:
         scope: Scope | None = self
-        while scope is not None:
-            if name in scope.producers or name in scope.initializers or name in scope.inputs or name in scope.sparse:
-                return scope
+        while scope is not None and name not in scope.names:
             scope = scope.parent
-        return None
+        return scope
 
     def shape_of(self, name: str) -> Typed:
         """Return the element type and shape of a tensor that this scope sees."""
         home = self._home(name)
-        return home.shapes.get(name, (0, None)) if home else (0, None)
+        return home.shapes.get(name, UNKNOWN) if home else UNKNOWN
 
     def sole_consumer(self, name: str) -> int | None:
         """Return the one node of this scope that reads `name`, when nothing else does."""
@@ -81,35 +88,18 @@ class Scope:
 
     def operand(self, name: str) -> Operand:
         """Return how a tensor comes to a node of this scope."""
-        home = self._home(name)
-        if home is None:
-            return Operand(kind="computed", name=name, shape=None, element=None, scope=self.path)
-        if name in home.initializers and name not in home.producers:
-            tensor = home.initializers[name]
-            changes = (name in home.inputs and home.ir_version >= 4) or name in home.trained
-            return Operand(
-                kind="computed" if changes else "initializer",
-                name=name,
-                shape=tuple(tensor.dims),
-                element=ELEMENTS.get(tensor.data_type),
-                scope=home.path,
-            )
+        home = self._home(name) or self
         index = home.producers.get(name)
-        value = home.constant(index) if index is not None else None
-        if value is not None:
-            return Operand(
-                kind="constant",
-                name=name,
-                shape=tuple(value.dims),
-                element=ELEMENTS.get(value.data_type),
-                scope=home.path,
-                index=index,
-            )
-        element, dims = home.shapes.get(name, (0, None))
-        shape = None if dims is None or None in dims else tuple(size for size in dims if size is not None)
-        return Operand(
-            kind="computed", name=name, shape=shape, element=ELEMENTS.get(element), scope=home.path, index=index
-        )
+        tensor = home.initializers.get(name) if index is None else home.constant(index)
+        kind: Literal["initializer", "constant", "computed"] = "initializer" if index is None else "constant"
+        if tensor is None:
+            kind, (element, dims) = "computed", self.shape_of(name)
+            shape = None if dims is None or None in dims else tuple(size for size in dims if size is not None)
+        else:
+            element, shape = tensor.data_type, tuple(tensor.dims)
+            if index is None and ((name in home.inputs and home.ir_version >= 4) or name in home.trained):
+                kind = "computed"
+        return Operand(kind=kind, name=name, shape=shape, element=ELEMENTS.get(element), scope=home.path, index=index)
 
     def constant(self, index: int) -> TensorProto | None:
         """Return the tensor of a Constant node."""
@@ -178,37 +168,27 @@ class Scope:
 
 def scopes(proto: ModelProto, inferred: ModelProto) -> Iterator[Scope]:
     """Yield the node lists of a model, each before those inside it, functions last; `inferred` knows their shapes."""
+    opset, ir_version = _opset(proto.opset_import, 0), proto.ir_version
     bindings = [one for info in proto.training_info for one in (*info.initialization_binding, *info.update_binding)]
-
-    def walk(
-        graph: GraphProto, twin: GraphProto, path: ScopePath, where: str, parent: Scope | None, opset: int
-    ) -> Iterator[Scope]:
-        scope = Scope(path, where, graph, parent, opset, proto.ir_version, graph_shapes(twin))
-        if parent is None:
+    above: dict[ScopePath, Scope] = {}
+    for (path, container), (_, twin) in zip(walk.scopes(proto), walk.scopes(inferred), strict=True):
+        shapes = graph_shapes(twin) if isinstance(twin, GraphProto) else {}
+        if path.steps:
+            index, attribute, place = path.steps[-1]
+            parent = above[ScopePath(path.function, path.steps[:-1])]
+            where = f"{parent.where}/{parent.labels[index]}.{attribute}" + (f"[{place}]" if place else "")
+            scope = Scope(path, where, container, parent, parent.opset, ir_version, shapes)
+        elif isinstance(container, FunctionProto):
+            where = f"function {container.domain + ':' if container.domain else ''}{container.name}"
+            where += f"[{container.overload}]" if container.overload else ""
+            scope = Scope(path, where, container, None, _opset(container.opset_import, opset), ir_version, shapes)
+        else:
+            trained = frozenset(binding.key for binding in bindings)
+            scope = Scope(path, "main", container, None, opset, ir_version, shapes, trained)
             scope.captured.update(names_in_training(proto))
-            scope.trained = frozenset(binding.key for binding in bindings)
+        above[path] = scope
         yield scope
-        yield from below(scope, graph, twin)
 
-    def below(scope: Scope, container: Container, twin: Container) -> Iterator[Scope]:
-        names = Counter(node.name for node in container.node)
-        for index, (node, twin_node) in enumerate(zip(container.node, twin.node, strict=True)):
-            for (name, place, graph), (_, _, twin_graph) in zip(subgraphs(node), subgraphs(twin_node), strict=True):
-                path = ScopePath(scope.path.function, (*scope.path.steps, (index, name, place)))
-                unique = node.name if names[node.name] == 1 and node.name else f"{node.name or node.op_type}#{index}"
-                label = f"{scope.where}/{unique}.{name}" + (f"[{place}]" if place else "")
-                yield from walk(graph, twin_graph, path, label, scope, scope.opset)
 
-    def opset_of(imports: Sequence[onnx.OperatorSetIdProto], default: int) -> int:
-        return next((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default)
-
-    main_opset = opset_of(proto.opset_import, 0)
-    yield from walk(proto.graph, inferred.graph, ScopePath(), "main", None, main_opset)
-    for number, function in enumerate(proto.functions):
-        label = f"function {function.domain + ':' if function.domain else ''}{function.name}"
-        if function.overload:
-            label += f"[{function.overload}]"
-        opset = opset_of(function.opset_import, main_opset)
-        scope = Scope(ScopePath(number), label, function, None, opset, proto.ir_version, {})
-        yield scope
-        yield from below(scope, function, inferred.functions[number])
+def _opset(imports: Sequence[onnx.OperatorSetIdProto], default: int) -> int:
+    return next((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default)

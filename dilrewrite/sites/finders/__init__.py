@@ -20,7 +20,6 @@ class Finder(Protocol):
 
         Called for every node of every node list in their order. Raises `UsageError` naming a node that is invalid.
         """
-        ...
 
 
 @functools.cache

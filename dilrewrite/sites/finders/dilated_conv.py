@@ -11,7 +11,7 @@ from onnx import NodeProto
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.sites import Normalisation, Part, Site, Skipped
-from dilrewrite.sites.operators import Refused, dilations_of, operator_of, operators
+from dilrewrite.sites.operators import Refused, dilations_of, label_of, operator_of, operators, skipped
 from dilrewrite.sites.scopes import Scope
 
 MOST_WEIGHTS = 2**31
@@ -30,7 +30,6 @@ class DilatedConv:
         if name is None:
             return
         operator, (dilations, of_function) = operators()[name], dilations_of(node)
-        label = node.name or (node.output[0] if node.output else node.op_type)
         try:
             if not of_function and all(dilation == 1 for dilation in dilations):
                 operator.check(scope, index)
@@ -39,16 +38,15 @@ class DilatedConv:
             if part.geometry.dilated:
                 _check_weights(part.geometry)
         except Refused as refused:
-            yield Skipped(where=scope.where, name=label, op=node.op_type, dilations=dilations, reason=str(refused))
+            yield skipped(scope, node, str(refused))
             return
         except ValueError as error:
-            problem = f"{scope.where}: {node.op_type} {label!r} is invalid: {error}"
+            problem = f"{scope.where}: {node.op_type} {label_of(node)!r} is invalid: {error}"
             raise UsageError(problem, hint="export the model again or correct the node") from error
         plain, pads = _plain_dilations(part.geometry), _static_pads(part.geometry)
         if plain or pads:
-            yield Normalisation(
-                scope=scope.path, where=scope.where, index=index, name=label, dilations=plain, pads=pads
-            )
+            name = label_of(node)
+            yield Normalisation(scope=scope.path, where=scope.where, index=index, name=name, dilations=plain, pads=pads)
         if part.geometry.dilated:
             yield site_of(scope, part, node)
 

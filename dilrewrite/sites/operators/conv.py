@@ -19,14 +19,8 @@ from dilrewrite.sites.scopes import ELEMENTS, Scope
 MOST_TAPS = 2**16
 """A kernel axis with more taps is not rewritten: where each of them touches data could not be told in time."""
 
-ATTRIBUTE_TYPES = {
-    "auto_pad": AttributeProto.STRING,
-    "dilations": AttributeProto.INTS,
-    "group": AttributeProto.INT,
-    "kernel_shape": AttributeProto.INTS,
-    "pads": AttributeProto.INTS,
-    "strides": AttributeProto.INTS,
-}
+_SCHEMA: Any = onnx.defs.get_schema("Conv")
+ATTRIBUTE_TYPES = {name: int(known.type) for name, known in _SCHEMA.attributes.items()}
 
 
 @final
@@ -74,21 +68,11 @@ class Conv:
         for name, count in (("dilations", len(kernel)), ("strides", len(kernel)), ("pads", 2 * len(kernel))):
             _ints(values, name, count, 1)
 
-    def write(
-        self,
-        part: Part,  # noqa: ARG002 - the step says all
-        core: CoreConv,
-        operands: Operands,
-    ) -> tuple[list[str], Mapping[str, AttributeValue]]:
-        """Return the inputs and attributes of a fragment's Conv."""
-        source, weight, bias = operands.source(), operands.weight(), operands.bias()
-        return [source, weight, *([bias] if bias else [])], {
-            "dilations": core.dilations,
-            "group": core.group,
-            "kernel_shape": core.kernel,
-            "pads": core.pads,
-            "strides": core.strides,
-        }
+    def write(self, _: Part, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
+        """Return the inputs and attributes of a fragment's Conv: its step says all."""
+        inputs = [operands.source(), operands.weight(), operands.bias()]
+        window = {"dilations": core.dilations, "kernel_shape": core.kernel, "pads": core.pads, "strides": core.strides}
+        return [*filter(None, inputs)], {**window, "group": core.group}
 
 
 OPERATOR = Conv()
@@ -154,7 +138,7 @@ def _kernel(scope: Scope, node: NodeProto, given: Sequence[int] | None, weight: 
 def _geometry(
     scope: Scope, node: NodeProto, values: Mapping[str, Any], weight: Operand, element: str, *, quantized: bool
 ) -> ConvGeometry:
-    _, x_shape = scope.shape_of(node.input[0])
+    x_shape = scope.shape_of(node.input[0])[1]
     kernel = _kernel(scope, node, values.get("kernel_shape"), weight)
     rank = len(kernel)
     if rank < 1 or rank > MAX_RANK:
@@ -168,20 +152,19 @@ def _geometry(
         raise ValueError(f"auto_pad is {auto_pad!r}, not one of {', '.join(AUTO_PADS)}")
     pads = _ints(values, "pads", 2 * rank, 0) if auto_pad == "NOTSET" else (0,) * (2 * rank)
     group = int(values.get("group", 1))
-    channels = x_shape[1] if x_shape is not None else None
+    batch, channels, *extents = (None,) * (rank + 2) if x_shape is None else x_shape
     if weight.shape is not None:
         fitting = weight.shape[1] * group
-        if channels is not None and channels != fitting:
-            raise ValueError(
-                f"its input has {channels} channels, its weights {list(weight.shape)} with group {group} need {fitting}"
-            )
+        if channels not in (None, fitting):
+            need = f"its weights {list(weight.shape)} with group {group} need {fitting}"
+            raise ValueError(f"its input has {channels} channels, {need}")
         channels = fitting
     geometry = ConvGeometry(
-        batch=x_shape[0] if x_shape is not None else None,
+        batch=batch,
         in_channels=channels,
         out_channels=weight.shape[0] if weight.shape is not None else None,
         group=group,
-        extents=x_shape[2:] if x_shape is not None else (None,) * rank,
+        extents=tuple(extents),
         kernel=kernel,
         strides=_ints(values, "strides", rank, 1),
         dilations=_ints(values, "dilations", rank, 1),
