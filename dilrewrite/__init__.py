@@ -135,30 +135,17 @@ def verify(before: StrPath, after: StrPath, **options: Unpack[keywords.Verify]) 
 def bench(model: StrPath, other: StrPath | None = None, **options: Unpack[keywords.Bench]) -> Report:
     """Time an ONNX model on a runtime, or another one against it, in pairs and for about `budget_s` seconds.
 
-    In the report, `measurement.final` has `model` as the first and `other` as
-    the second; `measurement.noise` is `model` against itself. Nothing is taken from the cache of timings.
-    Both may be TensorRT engines that `build` wrote, of one flavour, on the GPU that they were built for.
-    What is exported of `other` goes to `<stem>.other<suffix>` beside `export_times` and `export_profile`.
+    In the report, `measurement.final` has `model` as the first and `other` as the second; `measurement.noise` is
+    `model` against itself. Nothing is taken from the cache of timings. Both may be TensorRT engines that `build` wrote,
+    of one flavour, on the GPU that they were built for. What is exported of `other` goes to `<stem>.other<suffix>`
+    beside `export_times` and `export_profile`.
     """
     from dilrewrite.commands.bench import bench as command
 
-    given: dict[str, Any] = dict(options)
-    progress = given.pop("progress", None) or silent
+    progress = options.pop("progress", None) or silent
     second = Path(other) if other is not None else None
-    return command(Path(model), second, CommandOptions.of(**given), progress=progress)
+    return command(Path(model), second, CommandOptions.of(**options), progress=progress)
 
 
-__all__ = [
-    "DiffersError",
-    "DilrewriteError",
-    "FailedError",
-    "MissingError",
-    "UsageError",
-    "__version__",
-    "bench",
-    "build",
-    "inspect",
-    "inspect_engine",
-    "optimize",
-    "verify",
-]
+__all__ = ["DiffersError", "DilrewriteError", "FailedError", "MissingError", "UsageError", "__version__"]
+__all__ += ["bench", "build", "inspect", "inspect_engine", "optimize", "verify"]

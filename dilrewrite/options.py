@@ -58,8 +58,10 @@ class Option:
         return self.flags.split()[0]
 
 
-def option(default: T, flags: str, text: str, metavar: str | None = None, **facts: Any) -> T:
-    """Return a field of a stage: its default, and the rest of its `Option`."""
+def option(default: T, flags: str, text: str, metavar: str | Sequence[str] | None = None, **facts: Any) -> T:
+    """Return a field of a stage: its default, and the rest of its `Option`. `metavar`: the only values, if several."""
+    if metavar is not None and not isinstance(metavar, str):
+        metavar, facts = "|".join(metavar), {"check": among(metavar), **facts}
     return field(default=default, metadata={"option": Option(flags, text, metavar, **facts)})
 
 
@@ -164,13 +166,7 @@ class Proving(Stage):
 
     shapes: tuple[str, ...] = option((), "--shape", "Size of an input with unknown extents. Repeatable.", _NAME_SIZES)
     inputs: Path | None = option(None, "--inputs", "Data to run on, by input name.", "FILE.npz")
-    verify: str = option(
-        "full",
-        "--verify",
-        "How much to prove; none only with --strategy.",
-        "full|sites|none",
-        check=among(VERIFY_LEVELS),
-    )
+    verify: str = option("full", "--verify", "How much to prove; none only with --strategy.", VERIFY_LEVELS)
     rtol: float | None = option(
         None, "--rtol", "Relative tolerance, instead of one by element type.", low=0, check=_finite("number")
     )
@@ -259,11 +255,7 @@ class Building(Stage):
 
     flavour: str = option("auto", "--flavour", "Which TensorRT builds the engine.", "auto|tensorrt|tensorrt-rtx")
     precision: str | None = option(
-        None,
-        "--precision",
-        "What the engine computes in. [default: what the model holds]",
-        "|".join(PRECISIONS),
-        check=among(PRECISIONS),
+        None, "--precision", "What the engine computes in. [default: what the model holds]", PRECISIONS
     )
     minima: tuple[str, ...] = option((), "--min", "Smallest size of an input. Repeatable.", _NAME_SIZES)
     optima: tuple[str, ...] = option((), "--opt", "Size to be fast at. Repeatable.", _NAME_SIZES)

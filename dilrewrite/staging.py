@@ -67,7 +67,7 @@ def check_destination(path: Path, *, force: bool, source: Path | None) -> None:
 class _Staged:
     temporary: Path
     destination: Path
-    force: bool
+    force: bool = False
     data: bool = False
     """Never replaces a file: one of equal content is as good, another one is a refusal, whatever is forced."""
     last: bool = False
@@ -202,30 +202,21 @@ class Staging:
 
     def _remove_obsolete(self, folders: set[Path]) -> None:
         """Remove old data files: alone in the folders, so that no other run counts on one of them."""
-        if self._obsolete and all(
-            folder in self._locks and _lock(self._locks[folder], alone=True) for folder in folders
-        ):
+        alone = (folder in self._locks and _lock(self._locks[folder], alone=True) for folder in folders)
+        if self._obsolete and all(alone):
             for path in (path for obsolete in self._obsolete for path in obsolete()):
                 with suppress(OSError):
                     path.unlink()
         self._obsolete.clear()
 
-    def _write(
-        self,
-        path: Path,
-        fill: Callable[[BinaryIO], None],
-        *,
-        force: bool = False,
-        data: bool = False,
-        last: bool = False,
-    ) -> None:
-        check_destination(path, force=force or data, source=None)
+    def _write(self, path: Path, fill: Callable[[BinaryIO], None], **how: bool) -> None:
         folder = path.absolute().parent
+        file = _Staged(_hidden(folder), path.absolute(), **how)
+        check_destination(path, force=file.force or file.data, source=None)
         for other in self._files:
             if other.destination.name == path.name and same_place(other.destination.parent, folder):
                 raise UsageError(f"{path} would be written twice", hint="give every output a place of its own")
         self._share(folder)
-        file = _Staged(_hidden(folder), path.absolute(), force, data, last)
         self._files.append(file)  # before it exists: an interrupt cannot come between
         try:
             with file.temporary.open("xb") as target:
@@ -331,17 +322,17 @@ def _signals_deferred() -> Iterator[None]:
         caught.append(number)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # what is None is not Python's, and could not be put back
+    handlers = {number: handler for number, handler in handlers.items() if handler is not None}
     try:
-        for number, handler in handlers.items():
-            if handler is not None:  # else it is not Python's, and could not be put back
-                signal.signal(number, defer)
+        for number in handlers:
+            signal.signal(number, defer)
         yield
     finally:
         for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        for caught_number in dict.fromkeys(caught):
-            signal.raise_signal(caught_number)
+            signal.signal(number, handler)
+        for received in dict.fromkeys(caught):
+            signal.raise_signal(received)
 
 
 def _status(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
@@ -383,10 +374,8 @@ def _exists(path: Path) -> UsageError:
 
 def _write_error(path: Path, error: OSError) -> DilrewriteError:
     if error.errno in _FULL:
-        return FailedError(
-            f"the disk is full (or a quota or size limit is reached): {path} could not be written "
-            f"({reason(error)}), and nothing was left of it",
-            hint=f"free some space or {ELSEWHERE}",
-        )
+        problem = f"{path} could not be written ({reason(error)}), and nothing was left of it"
+        hint = f"free some space or {ELSEWHERE}"
+        return FailedError(f"the disk is full (or a quota or size limit is reached): {problem}", hint=hint)
     kind = UsageError if error.errno in _BAD_PLACE else FailedError
     return kind(f"{path} could not be written: {reason(error)}", hint=ELSEWHERE)

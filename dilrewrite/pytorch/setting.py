@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from dilrewrite.options import Stage, among, option
+from dilrewrite.options import Stage, option
 
 ELEMENTS = ("float32", "bfloat16", "float16")
 
@@ -21,7 +21,7 @@ class Setting(Stage):
     """How it is timed."""
 
     device: str = option("cpu", "--device", "Where to run.", "cpu|cuda[:N]", check=_DEVICE)
-    element: str = option("float32", "--dtype", "Element type.", "|".join(ELEMENTS), check=among(ELEMENTS))
+    element: str = option("float32", "--dtype", "Element type.", ELEMENTS)
     channels_last: bool = option(False, "--channels-last", "Channels last in memory.")
     compiled: bool = option(False, "--compile", "Through torch.compile.")
     deterministic: bool = option(False, "--deterministic", "cuDNN's deterministic mode.")
