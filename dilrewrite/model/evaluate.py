@@ -5,6 +5,7 @@ Those of onnx that are wrong or too coarse for a proof are replaced by the ones 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -44,28 +45,19 @@ class Pad(OpRun):
     op_domain = ""
 
     def _run(
-        self,
-        data: Array,
-        pads: Sequence[int] | Array,
-        constant_value: Array | None = None,
-        axes: Array | None = None,
-        mode: str | None = None,
-        value: float | None = None,
+        self, data: Array, pads: Array, fill: Array | None = None, axes: Array | None = None, **attributes: Any
     ) -> tuple[Array]:
         where = range(data.ndim) if axes is None else [int(axis) % data.ndim for axis in axes]
         widths = [(0, 0)] * data.ndim
         for place, axis in enumerate(where):
             widths[axis] = (int(pads[place]), int(pads[place + len(where)]))
-        crop = tuple(
-            slice(max(0, -begin), max(0, extent + min(0, end)))
-            for extent, (begin, end) in zip(data.shape, widths, strict=True)
-        )
-        grow = [(max(0, begin), max(0, end)) for begin, end in widths]
-        how: Any = mode or "constant"
-        if how != "constant":
-            return (np.pad(data[crop], grow, mode=how),)
-        fill: Any = constant_value if constant_value is not None else (value or 0)
-        return (np.pad(data[crop], grow, constant_values=np.asarray(fill, data.dtype).reshape(())),)
+        ends = zip(data.shape, widths, strict=True)
+        inner = data[tuple(slice(max(0, -begin), max(0, extent + min(0, end))) for extent, (begin, end) in ends)]
+        grow, mode = np.maximum(widths, 0), cast("Any", attributes.get("mode") or "constant")
+        if mode != "constant":
+            return (np.pad(inner, grow, mode=mode),)
+        value = fill if fill is not None else attributes.get("value") or 0
+        return (np.pad(inner, grow, constant_values=np.asarray(value, data.dtype).reshape(())),)
 
 
 class BatchNormalization(OpRun):
@@ -93,15 +85,13 @@ class _AlongAxis(OpRun):
     def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
         if not x.size:
             return (x,)
-        values = x.astype(np.float32) if x.dtype in HALVES else x
-        given = any(attribute.name == "axis" for attribute in self.onnx_node.attribute)
-        if self.run_params["opsets"][""] >= 13:
-            y = type(self).along(values, axis if given and axis is not None else -1)
-        else:
-            first = (axis if given and axis is not None else 1) % max(1, x.ndim)
-            rows = int(np.prod(x.shape[:first], dtype=np.int64))
-            y = type(self).along(values.reshape(rows, -1), 1).reshape(x.shape)
-        return (y.astype(x.dtype, copy=False),)
+        values, joins = x.astype(np.float32) if x.dtype in HALVES else x, self.run_params["opsets"][""] < 13
+        if axis is None or all(attribute.name != "axis" for attribute in self.onnx_node.attribute):
+            axis = 1 if joins else -1
+        if joins:
+            rows = math.prod(x.shape[: axis % max(1, x.ndim)])
+            values, axis = values.reshape(rows, -1), 1
+        return (type(self).along(values, axis).reshape(x.shape).astype(x.dtype, copy=False),)
 
 
 def _softmax(x: Any, axis: int) -> Any:

@@ -36,12 +36,12 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
     or outside of the model's folder) is a UsageError.
     """
     path = Path(path)
-    read = _read_in_parts(path, weights=weights)
-    if read is None:
+    parts = _read_in_parts(path, weights=weights)
+    if parts is None:
         data = _read_model_file(path)
-        read = _parse(path, data), hashlib.sha256(data).hexdigest(), len(data)
+        parts = _parse(path, data), hashlib.sha256(data).hexdigest(), len(data)
         del data
-    proto, file_digest, model_bytes = read
+    proto, file_digest, model_bytes = parts
     check(proto, str(path))
     model = Model(
         path=path,
@@ -53,20 +53,14 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
         proto_digest=parts_digest(proto),
     )
     if model.ir_version < MIN_IR_VERSION:
-        raise UsageError(
-            f"{path}: IR version {model.ir_version} is not supported, the oldest is {MIN_IR_VERSION}",
-            hint="export the model again with a current exporter",
-        )
+        problem = f"{path}: IR version {model.ir_version} is not supported, the oldest is {MIN_IR_VERSION}"
+        raise UsageError(problem, hint="export the model again with a current exporter")
     if model.opset == 0:
-        raise UsageError(
-            f"{path}: the model imports no ai.onnx opset, so its operators have no meaning",
-            hint="the file is damaged or not a whole model: fetch or export it again",
-        )
+        problem = f"{path}: the model imports no ai.onnx opset, so its operators have no meaning"
+        raise UsageError(problem, hint="the file is damaged or not a whole model: fetch or export it again")
     if model.opset < MIN_OPSET:
-        raise UsageError(
-            f"{path}: opset {model.opset} is not supported, the oldest is {MIN_OPSET}",
-            hint="convert the model with onnx.version_converter, or export it again with a newer opset",
-        )
+        hint = "convert the model with onnx.version_converter, or export it again with a newer opset"
+        raise UsageError(f"{path}: opset {model.opset} is not supported, the oldest is {MIN_OPSET}", hint=hint)
     locations, data_bytes = check_external_data(model)
     if path.name in locations:  # its own large values, left in it
         locations, data_bytes = tuple(name for name in locations if name != path.name), data_bytes - model_bytes
@@ -83,10 +77,8 @@ def _read_model_file(path: Path) -> bytes:
         if info.st_size == 0:
             raise UsageError(f"{path} is empty", hint="fetch or export the model again")
         if info.st_size > LIMIT_BYTES:
-            raise UsageError(
-                f"{path} has {info.st_size} bytes: an ONNX file cannot be larger than 2 GB",
-                hint="export the model with external data",
-            )
+            problem = f"{path} has {info.st_size} bytes: an ONNX file cannot be larger than 2 GB"
+            raise UsageError(problem, hint="export the model with external data")
         return path.read_bytes()
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -99,15 +91,14 @@ def _parse(path: Path, data: bytes) -> ModelProto:
     try:
         proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
+        problem, hint = "is not an ONNX model", "name a binary .onnx file, or export one"
         if data.startswith(b"version https://git-lfs"):
-            raise UsageError(f"{path} is a git-lfs pointer, not the model", hint="run `git lfs pull`") from error
-        if data[4:8] == b"ORTM":
-            raise UsageError(
-                f"{path} is in ORT format, not ONNX", hint="name the .onnx file it was made from"
-            ) from error
-        if data[:1] == b"\x08":  # the tag of ir_version, with which every writer begins
-            raise UsageError(f"{path} is damaged or cut off: it begins like ONNX, then fails", hint=again) from error
-        raise UsageError(f"{path} is not an ONNX model", hint="name a binary .onnx file, or export one") from error
+            problem, hint = "is a git-lfs pointer, not the model", "run `git lfs pull`"
+        elif data[4:8] == b"ORTM":
+            problem, hint = "is in ORT format, not ONNX", "name the .onnx file it was made from"
+        elif data[:1] == b"\x08":  # the tag of ir_version, with which every writer begins
+            problem, hint = "is damaged or cut off: it begins like ONNX, then fails", again
+        raise UsageError(f"{path} {problem}", hint=hint) from error
     if not proto.HasField("graph"):
         raise UsageError(f"{path} is not a whole ONNX model: it has no graph", hint=again)
     return proto
@@ -125,15 +116,14 @@ def _read_in_parts(path: Path, *, weights: bool) -> tuple[ModelProto, str, int] 
 
     No more than one tensor is in memory twice; without `weights`, large ones refer to their place in the file.
     """
+    proto = ModelProto()
     with suppress(OSError, UnicodeError, DecodeError, _OddError):
         count = path.stat().st_size
-        if not _LARGE_BYTES < count <= LIMIT_BYTES:
-            return None
-        proto = ModelProto()
-        with path.open("rb") as file:
-            reader = _Reader(file, None if weights else path.name)
-            _merge(reader, proto, count)
-        return (proto, reader.digest.hexdigest(), count) if proto.HasField("graph") else None
+        if _LARGE_BYTES < count <= LIMIT_BYTES:
+            with path.open("rb") as file:
+                reader = _Reader(file, None if weights else path.name)
+                _merge(reader, proto, count)
+            return (proto, reader.digest.hexdigest(), count) if proto.HasField("graph") else None
     return None
 
 
@@ -157,13 +147,13 @@ class _Reader:
 
     def varint(self) -> tuple[bytes, int]:
         """Return the next number, its bytes first."""
-        found, value = b"", 0
-        while not found or found[-1] & 0x80:
-            if len(found) == 10:
+        data, value = b"", 0
+        while not data or data[-1] & 0x80:
+            if len(data) == 10:
                 raise _OddError
-            found += self.read(1)
-            value |= (found[-1] & 0x7F) << 7 * (len(found) - 1)
-        return found, value
+            data += self.read(1)
+            value |= (data[-1] & 0x7F) << 7 * (len(data) - 1)
+        return data, value
 
 
 _WIRE_VARINT, _WIRE_LENGTH = 0, 2
