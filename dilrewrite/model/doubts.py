@@ -14,17 +14,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from dilrewrite.model import walk
 from dilrewrite.model.light import UNKNOWN, Shape, Typed, graph_shapes
-from dilrewrite.model.walk import (
-    DEFAULT_DOMAINS,
-    Key,
-    callers_last,
-    containers,
-    expanded,
-    function_key,
-    graphs,
-    subgraphs,
-)
+from dilrewrite.model.walk import DEFAULT_DOMAINS, Key, function_key, subgraphs
 
 UNKNOWN_DOMAIN = "dilrewrite.unknown"
 """Of operators that stand in a copy for nodes whose results are not to be inferred."""
@@ -65,14 +57,14 @@ def runtime_doubts(light: ModelProto, inferred: ModelProto) -> list[Doubt]:
     risky, narrowing = _risky_functions(light)
     doubts: list[Doubt] = []
 
-    def walk(
+    def visit(
         graph: GraphProto, twin: GraphProto, outer: MutableMapping[str, Typed], around: MutableMapping[str, Any]
     ) -> None:
         shapes = ChainMap(graph_shapes(twin), outer)
         values = ChainMap(_constants(graph.node, graph.initializer), around)
         for node, other in zip(graph.node, twin.node, strict=True):
             for (_, _, below), (_, _, below_twin) in zip(subgraphs(node), subgraphs(other), strict=True):
-                walk(below, below_twin, shapes, values)
+                visit(below, below_twin, shapes, values)
             key, outputs = function_key(node), {name: shapes.get(name, UNKNOWN) for name in node.output if name}
             if key in risky:
                 doubts.append((graph, node, {name: (element, None) for name, (element, _) in outputs.items()}))
@@ -87,7 +79,7 @@ def runtime_doubts(light: ModelProto, inferred: ModelProto) -> list[Doubt]:
                 elif _narrows(node, source):
                     doubts.append((graph, node, outputs))
 
-    walk(light.graph, inferred.graph, {}, {})
+    visit(light.graph, inferred.graph, {}, {})
     return doubts
 
 
@@ -241,17 +233,12 @@ def limit_calls(light: ModelProto) -> None:
 
     onnx goes through a function again at every call: functions that call twice, 24 deep, are 16 million nodes.
     """
-    fatal: list[Doubt] = [
-        (body, node, {})
-        for body in containers(light)
-        for node in (body.node if isinstance(body, GraphProto) else ())
-        if node.op_type in FATAL
-    ]
-    hide(light, fatal)
-    sizes, total = expanded(light), 0
+    bodies = [body for body in walk.containers(light) if isinstance(body, GraphProto)]
+    hide(light, [(body, node, {}) for body in bodies for node in body.node if node.op_type in FATAL])
+    sizes, total = walk.expanded(light), 0
     beyond: list[Doubt] = []
     functions = {function_key(function) for function in light.functions}
-    for graph in graphs(light.graph) if functions else ():
+    for graph in walk.graphs(light.graph) if functions else ():
         for node in graph.node:
             key = function_key(node)
             size = sizes.get(key, MAX_EXPANDED + 1) if key in functions else 0
@@ -270,7 +257,7 @@ def _risky_functions(proto: ModelProto) -> tuple[set[Key], set[Key]]:
     risky: set[Key] = set()
     narrowing: set[Key] = set()
     widening: set[Key] = set()
-    for key, nodes in callers_last(proto):
+    for key, nodes in walk.callers_last(proto):
         values, calls = _constants(nodes, ()), {function_key(node) for node in nodes}
         own = [node for node in nodes if node.domain in DEFAULT_DOMAINS and node.output]
         if calls & narrowing or any(_narrows(node, UNKNOWN) for node in own):

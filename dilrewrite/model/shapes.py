@@ -11,20 +11,11 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
-from onnx import GraphProto, ModelProto, TypeProto
+from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto
 
 from dilrewrite.model.doubts import Doubt, hide, limit_calls, runtime_doubts
 from dilrewrite.model.light import UNKNOWN, Shape, Typed, graph_shapes, value_shape, without_weights
-from dilrewrite.model.walk import (
-    DEFAULT_DOMAINS,
-    containers,
-    graphs,
-    inverse,
-    permute,
-    rearrange,
-    sorted_places,
-    subgraphs,
-)
+from dilrewrite.model.walk import DEFAULT_DOMAINS, containers, graphs, permute, rearrange, sorted_places, subgraphs
 
 Claims = Mapping[str, list[Shape]]
 """What a graph declares of its tensors, by name."""
@@ -51,7 +42,7 @@ def believed(light: ModelProto) -> ModelProto:
             hide(light, doubts)
             inferred = _inferred(light)
     for graph, order in zip([*graphs(inferred.graph)], orders, strict=True):
-        permute(graph.node, inverse(order))
+        rearrange(graph.node, order)
     return inferred
 
 
@@ -76,28 +67,31 @@ def forget_unbelieved(proto: ModelProto, twin: ModelProto) -> None:
     """
     for (graph, inner), (other, _) in zip(_graphs(proto), _graphs(twin), strict=True):
         shapes = graph_shapes(other)
-        ends = (*graph.input, *graph.output) if inner else ()
-        for value, end in (*((value, False) for value in graph.value_info), *((value, True) for value in ends)):
-            if not value.type.HasField("tensor_type"):
-                if _states_size(value.type):
-                    _forget_shapes(value.type)
-                continue
-            element, known = shapes.get(value.name, UNKNOWN)
-            if element:
-                value.type.tensor_type.elem_type = element
-            declared = value_shape(value)[1]
-            if declared is None or all(size is None for size in declared):
-                continue
-            if known is None or len(known) != len(declared):
-                if not end:
-                    value.type.tensor_type.ClearField("shape")
-                    continue
-                known = (None,) * len(declared)
-                for dim in value.type.tensor_type.shape.dim:
-                    dim.ClearField("dim_param")  # equal names would be claims too
-            for dim, size in zip(value.type.tensor_type.shape.dim, known, strict=True):
-                if dim.HasField("dim_value") and dim.dim_value != size:
-                    dim.ClearField("dim_value")
+        for value in graph.value_info:
+            _correct(value, shapes.get(value.name, UNKNOWN), keeps_rank=False)
+        for value in (*graph.input, *graph.output) if inner else ():
+            _correct(value, shapes.get(value.name, UNKNOWN), keeps_rank=True)
+
+
+def _correct(value: ValueInfoProto, believed: Typed, *, keeps_rank: bool) -> None:
+    if not value.type.HasField("tensor_type"):
+        _forget_shapes(value.type, open_too=False)
+        return
+    (element, shape), kind, declared = believed, value.type.tensor_type, value_shape(value)[1]
+    if element:
+        kind.elem_type = element
+    if declared is None or all(size is None for size in declared):
+        return
+    if shape is None or len(shape) != len(declared):
+        if not keeps_rank:
+            kind.ClearField("shape")
+            return
+        shape = (None,) * len(declared)
+        for dim in kind.shape.dim:
+            dim.ClearField("dim_param")  # equal names would be claims too
+    for dim, size in zip(kind.shape.dim, shape, strict=True):
+        if dim.HasField("dim_value") and dim.dim_value != size:
+            dim.ClearField("dim_value")
 
 
 def declares(proto: ModelProto) -> bool:
@@ -113,23 +107,15 @@ def _graphs(proto: ModelProto) -> Iterator[tuple[GraphProto, bool]]:
 # -- claims ----------------------------------------------------------------------------------------------------------
 
 
-def _states_size(kind: TypeProto) -> bool:
-    tensor = _tensor_type(kind)
-    return tensor is not None and any(dim.HasField("dim_value") for dim in tensor.shape.dim)
-
-
-def _forget_shapes(kind: TypeProto) -> None:
-    tensor = _tensor_type(kind)
-    if tensor is not None:
-        tensor.ClearField("shape")
-
-
-def _tensor_type(kind: TypeProto) -> TypeProto.Tensor | TypeProto.SparseTensor | None:
-    """Return the type of the tensors in a sequence or an optional, or of a tensor itself."""
+def _forget_shapes(kind: TypeProto, *, open_too: bool = True) -> None:
+    """Remove the shape that a type states, also one without any size if `open_too`."""
     which = kind.WhichOneof("value")
     if which in ("sequence_type", "optional_type"):
-        return _tensor_type(getattr(kind, which).elem_type)
-    return getattr(kind, which) if which in ("tensor_type", "sparse_tensor_type") else None
+        _forget_shapes(getattr(kind, which).elem_type, open_too=open_too)
+    elif which in ("tensor_type", "sparse_tensor_type"):
+        tensor = getattr(kind, which)
+        if open_too or any(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            tensor.ClearField("shape")
 
 
 def _take_claims(graph: GraphProto, inner: bool) -> Claims:
