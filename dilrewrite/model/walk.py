@@ -192,7 +192,8 @@ def rearrange(repeated: Any, order: Sequence[int | None]) -> None:
 
 def permute(repeated: Any, places: Sequence[int]) -> None:
     """Put the messages of a repeated field in the order of `places`, which are those where they stand now."""
-    rearrange(repeated, sorted(range(len(places)), key=lambda place: places[place]))
+    ranks = sorted(range(len(places)), key=lambda place: places[place])
+    rearrange(repeated, ranks)
 
 
 def sorted_places(nodes: Sequence[NodeProto]) -> list[int]:
