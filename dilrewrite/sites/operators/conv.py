@@ -71,8 +71,13 @@ class Conv:
     def write(self, _: Part, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
         """Return the inputs and attributes of a fragment's Conv: its step says all."""
         inputs = [operands.source(), operands.weight(), operands.bias()]
-        window = {"dilations": core.dilations, "kernel_shape": core.kernel, "pads": core.pads, "strides": core.strides}
-        return [*filter(None, inputs)], {**window, "group": core.group}
+        return [*filter(None, inputs)], {
+            "dilations": core.dilations,
+            "group": core.group,
+            "kernel_shape": core.kernel,
+            "pads": core.pads,
+            "strides": core.strides,
+        }
 
 
 OPERATOR = Conv()
