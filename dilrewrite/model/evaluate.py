@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
+from onnx.reference.ops.op_loop import Loop as OnnxLoop
 
 from dilrewrite.model.convolve import HALVES, Array, Window, conv, conv_transpose
 
@@ -22,7 +23,6 @@ from dilrewrite.model.convolve import HALVES, Array, Window, conv, conv_transpos
 class Conv(OpRun):
     """Conv of every rank, with all pads and auto_pads; float16 and bfloat16 rounded once."""
 
-    op_domain = ""
     accumulate: DTypeLike | None = None
 
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
@@ -33,16 +33,12 @@ class Conv(OpRun):
 class ConvTranspose(OpRun):
     """ConvTranspose of every rank."""
 
-    op_domain = ""
-
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
         return (conv_transpose(x, w, b, attributes),)
 
 
 class Pad(OpRun):
     """Pad whose negative pads crop; onnx's refuses them."""
-
-    op_domain = ""
 
     def _run(
         self, data: Array, pads: Array, fill: Array | None = None, axes: Array | None = None, **attributes: Any
@@ -63,8 +59,6 @@ class Pad(OpRun):
 class BatchNormalization(OpRun):
     """BatchNormalization for inference; onnx's is wrong before opset 14."""
 
-    op_domain = ""
-
     def _run(
         self, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, **attributes: Any
     ) -> tuple[Array]:
@@ -79,7 +73,6 @@ class BatchNormalization(OpRun):
 class _AlongAxis(OpRun):
     """Softmax and its like: before opset 13 over all axes from `axis` (1 unless given) on; onnx's knows one axis."""
 
-    op_domain = ""
     along: ClassVar[Callable[[Any, int], Any]]
 
     def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
@@ -110,38 +103,27 @@ def _hardmax(x: Any, axis: int) -> Any:
     return y
 
 
-class Loop(OpRun):
+class Loop(OnnxLoop):
     """Loop; onnx's does not run without a condition, and joins scan outputs instead of stacking them."""
 
-    op_domain = ""
-    body: Evaluator
     _run_body: Any
 
-    def need_context(self) -> bool:
-        """Return True: the body reads outer values."""
-        return True
-
-    def _run(
+    def _run(  # type: ignore[override]
         self,
         count: Array | None = None,
         condition: Array | None = None,
-        *carried: Array,
-        body: Any = None,
+        *states: Array,
+        body: Any,
         context: Mapping[str, Array] | None = None,
-        attributes: Mapping[str, object] | None = None,
-        bindings: object = None,
+        **around: Any,
     ) -> tuple[Array, ...]:
-        states: list[Array] = list(carried)
-        body = body or self.body
-        names = body.input_names
         scans: list[list[Array]] = [[] for _ in range(len(body.output_names) - 1 - len(states))]
         iteration = 0
         while (condition is None or bool(condition)) and (count is None or iteration < int(count)):
-            feeds = dict(context or {})
-            going = np.array(True) if condition is None else condition
-            feeds |= zip(names, [np.array(iteration, np.int64), going, *states], strict=True)
-            condition, *results = self._run_body(feeds, attributes=attributes, bindings=bindings)
-            states = results[: len(states)]
+            given = np.array(iteration, np.int64), np.array(True) if condition is None else condition, *states
+            feeds = {**(context or {}), **dict(zip(body.input_names, given, strict=True))}
+            condition, *results = self._run_body(feeds, **around)
+            states = tuple(results[: len(states)])
             for scan, value in zip(scans, results[len(states) :], strict=True):
                 scan.append(value)
             iteration += 1
@@ -161,7 +143,6 @@ def _stacked(values: Sequence[Array], kind: onnx.TypeProto | None) -> Array:
 class _Wrapped(OpRun):
     """An operator of onnx, `inner`, of the model's opset or a later one."""
 
-    op_domain = ""
     oldest = 1
 
     def __init__(self, node: onnx.NodeProto, run_params: dict[str, Any]) -> None:

@@ -160,18 +160,13 @@ def _places(
     names: dict[Path, str] = {}  # one copy per file, whatever its spellings
     places: dict[str, tuple[str, Path | None]] = {}
     for location, file in files.items():
-        real = file.resolve()
+        real, source = file.resolve(), None
         if real not in names:
             wanted = f"{_stem(path)}.{Path(location).name}" if same else os.path.normpath(location)
-            names[real] = _copy_name(path, _free_name(wanted, used), real, own)
+            names[real], source = _copy_name(path, _free_name(wanted, used), real, own), file
             used.add(names[real])
         keeps_spelling = ".." not in Path(location).parts and os.path.normpath(location) == names[real]
-        places[location] = (location if keeps_spelling else names[real], file)
-    # Two spellings that both stay lead to one file: copy it once.
-    first: dict[str, str] = {}
-    for location, (new, _) in places.items():
-        if first.setdefault(os.path.normpath(new), location) != location:
-            places[location] = (new, None)
+        places[location] = (location if keeps_spelling else names[real], source)
     return places
 
 
