@@ -55,11 +55,9 @@ def check_calls(proto: ModelProto, where: str) -> None:
     """Raise `UsageError` for a model whose calls of functions stand for more nodes than a runtime can take."""
     total = written_out(proto) if proto.functions else 0
     if total > MAX_WRITTEN_OUT:
-        raise UsageError(
-            f"{where}: its functions stand for {total:,} nodes when every call is written out, as runtimes do; "
-            f"at most {MAX_WRITTEN_OUT:,} are run",
-            hint="export the model without functions that call each other many times",
-        )
+        problem = f"its functions stand for {total:,} nodes when every call is written out, as runtimes do"
+        hint = "export the model without functions that call each other many times"
+        raise _refusal(where, f"{problem}; at most {MAX_WRITTEN_OUT:,} are run", hint)
 
 
 def _refusal(where: str, problem: str, hint: str = _DAMAGED) -> UsageError:

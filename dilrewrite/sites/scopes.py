@@ -135,34 +135,27 @@ class Scope:
     def constant_dequantized(self, name: str) -> Dequantized | None:
         """Return the DequantizeLinear of constants, per tensor or per output channel, that makes `name`."""
         node = self.dequantized(name)
-        if node is None or node.axis not in (None, 0) or not node.source.is_constant or node.source.element is None:
+        if node is None or node.axis not in (None, 0) or node.source.element is None:
             return None
-        if not node.scale.is_constant or (node.zero_point is not None and not node.zero_point.is_constant):
-            return None
-        return node
+        operands = filter(None, (node.source, node.scale, node.zero_point))
+        return node if all(operand.is_constant for operand in operands) else None
 
     def follow(self, output: str, *, quantized: bool) -> tuple[int, ...]:
         """Return the places of what may move into a fragment with the node that makes `output` (see `Site.follow`)."""
         places: list[int] = []
-        name = output
-        while (reader := self.sole_consumer(name)) is not None:
+        while (reader := self.sole_consumer(output)) is not None:
             node = self.nodes[reader]
-            if node.domain not in DEFAULT_DOMAINS or node.input[0] != name or len(node.output) != 1:
+            if node.domain not in DEFAULT_DOMAINS or node.input[0] != output or len(node.output) != 1:
                 break
-            if (
-                node.op_type in UNARY
-                and not places
-                and all(self.operand(other).shape in ((), (1,)) for other in node.input[1:] if other)
-            ):
+            scalars = [self.operand(other).shape in ((), (1,)) for other in node.input[1:] if other]
+            if node.op_type in UNARY and not places and all(scalars):
                 places.append(reader)
-            elif node.op_type == "QuantizeLinear" and quantized:
-                scale = self.operand(node.input[1])
-                if scale.shape in ((), (1,)) and not any(a.name == "block_size" and a.i for a in node.attribute):
-                    places.append(reader)
-                break
-            else:
-                break
-            name = node.output[0]
+                output = node.output[0]
+                continue
+            blocked = any(a.name == "block_size" and a.i for a in node.attribute)
+            if node.op_type == "QuantizeLinear" and quantized and any(scalars[:1]) and not blocked:
+                places.append(reader)
+            break
         return tuple(places)
 
 
