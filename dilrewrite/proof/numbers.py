@@ -40,6 +40,15 @@ def exact_ranges(
     return max(1, min(budget // w, highest_input)), w
 
 
+QUANTIZING = ("x_f", "w_f", "b_f", "quantized")
+"""What nodes are called whose integers are made up; other constants that are no floats are settings, and stay."""
+
+
+def is_setting(constant: TensorProto) -> bool:
+    """Say whether a constant of a node, not of one that quantises, stays as it is."""
+    return NUMBERED[constant.data_type].name not in FLOATS
+
+
 def entering(site: Site) -> ConvGeometry:
     """Return the geometry whose input enters a site: its meaning, where that is a Conv, or its first operator's."""
     return site.meaning if isinstance(site.meaning, ConvGeometry) else site.part.geometry
@@ -98,7 +107,7 @@ class Numbers:
             if kind == "conv" and operand is not None and operand.name == node.input[place]:
                 return self._operand(name, operand)
         known = self.source.constant(self.site.scope, node.input[place])
-        if kind not in ("x_f", "w_f", "b_f", "quantized"):
+        if kind not in QUANTIZING:
             return self._other(node.input[place], known)
         if place == 0:
             return tensor(self._codes(kind))
@@ -144,7 +153,7 @@ class Numbers:
         """Return small whole numbers for a constant of another node; what is no float is a setting, and stays."""
         if known is None or known.data_location == TensorProto.EXTERNAL:
             raise LookupError(f"nothing is known of {name!r}, which enters it too")
-        if NUMBERED[known.data_type].name not in FLOATS:
+        if is_setting(known):
             return copied(known)
         return tensor(self.rng.integers(1, 3, tuple(known.dims)).astype(dtype(self.element)))
 

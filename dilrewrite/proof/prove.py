@@ -19,9 +19,10 @@ from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Node
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.elements import FLOATS, dtype
+from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source, carve
 from dilrewrite.proof.exact import exact
-from dilrewrite.proof.numbers import EXACT_LIMIT, Numbers, entering, resized
+from dilrewrite.proof.numbers import EXACT_LIMIT, QUANTIZING, Numbers, entering, is_setting, resized
 from dilrewrite.proof.sizes import concrete, footprint, input_shape, sample_extents, smaller
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, backend, timed_backends
 from dilrewrite.sites import Site
@@ -138,15 +139,18 @@ class Prover:
 
 
 def outline(source: Source, site: Site) -> tuple[object, ...]:
-    """Return what decides how the forms of a site are proved: all but its names, places and values."""
+    """Return what decides how the forms of a site are proved: all but its names, places and numbers."""
     operands = [operand for part in site.parts for operand in (part.weight, part.bias) if operand is not None]
-    computed = {operand.name for operand in operands if not operand.is_constant}
+    constant = {operand.name: operand.is_constant for operand in operands}
 
     def outside(word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
-        constant = source.constant(site.scope, node.input[place])
-        if constant is None or node.input[place] in computed:
+        name = node.input[place]
+        given = source.constant(site.scope, name)
+        if given is None or not constant.get(name, True):
             return ValueInfoProto(name=f"{word}_{place}")
-        return TensorProto(data_type=constant.data_type, dims=constant.dims)
+        if name not in constant and word.partition(".")[0] not in QUANTIZING and is_setting(given):
+            return copied(given)
+        return TensorProto(data_type=given.data_type, dims=given.dims)
 
     cut = carve(source.proto, site.scope, _nodes(source, site), outside, ())
     shapes = tuple(operand.shape for operand in operands)

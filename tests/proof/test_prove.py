@@ -27,7 +27,7 @@ from dilrewrite.proof.numbers import Numbers
 from dilrewrite.proof.prove import Prover, Rounding
 from dilrewrite.proof.sizes import sample_extents, smaller
 from dilrewrite.reports import reasons
-from dilrewrite.runtimes import CannotLoad, onnxruntime_cpu
+from dilrewrite.runtimes import CannotLoad, _onnxruntime
 from dilrewrite.sites import Dequantized, Operand, Site
 from dilrewrite.sites.find import find
 from dilrewrite.sites.finders.dilated_conv import site_of
@@ -221,7 +221,7 @@ def test_what_cannot_be_run_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch,
     def refuse(*_: Any) -> None:
         raise CannotLoad("opset 99 is not supported")
 
-    monkeypatch.setattr(onnxruntime_cpu, "InProcess", refuse)
+    monkeypatch.setattr(_onnxruntime, "InProcess", refuse)
     source, site = taken(conv1d())
     proof = Prover().prove(source, site, form(site))
     assert not proof.passed

@@ -14,7 +14,7 @@ import dilrewrite
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.proof.carve import Source
-from dilrewrite.proof.prove import Prover
+from dilrewrite.proof.prove import Prover, outline
 from dilrewrite.sites.find import find
 from dilrewrite.splice.region import Region
 from tests import models_for_tests as tiny
@@ -68,6 +68,14 @@ def test_every_form_is_proved(name: str) -> None:
     assert len(proofs) >= 4
     assert [proof.failure for proof in proofs if not proof.passed] == []
     assert all(proof.rounding is None for proof in proofs), "integers are not rounded"
+
+
+def test_a_proof_holds_for_its_zero_point_alone() -> None:
+    """What stays in the sub-model as it is decides what is asked."""
+    models = [model(zero=3), model(zero=3), model(zero=0)]
+    first, same, other = (outline(Source(proto), find(proto).sites[0]) for proto in models)
+    assert first == same
+    assert first != other
 
 
 def test_no_dilation_is_left(tmp_path: Path) -> None:
