@@ -235,12 +235,13 @@ class Promise:
     """What section 3's table says of a strategy.
 
     `refuses`: why it may refuse a case with a kernel as pruned; `eliminates`: it leaves no dilation above the allowed
-    one; `phases`: it computes sizes in the graph where an extent is unknown.
+    one; `phases`: it computes sizes in the graph where an extent is unknown; `quantized`: it takes quantised sites.
     """
 
     refuses: Callable[[Any, Case, Ints], str | None]
     eliminates: bool = True
     phases: bool = False
+    quantized: bool = True
 
 
 def never(_strategy: Any, _case: Case, _kernel: Ints) -> str | None:
@@ -281,7 +282,8 @@ PROMISES = {
     "space_to_group": Promise(overlapping, phases=True),
     "tap_prune": Promise(no_dead_end, eliminates=False),
     "tap_sum": Promise(
-        lambda strategy, case, kernel: unknown_or_large(strategy, case, lambda: 4 * math.prod(kernel) + 1)
+        lambda strategy, case, kernel: unknown_or_large(strategy, case, lambda: 4 * math.prod(kernel) + 1),
+        quantized=False,
     ),
     "tap_zones": Promise(
         lambda strategy, case, _: unknown_or_large(

@@ -26,6 +26,7 @@ from tests import naive
 from tests.cases import Case, cases
 from tests.contract import (
     OPERATOR,
+    PROMISES,
     RUN_ERRORS,
     ContractError,
     check_structure,
@@ -168,9 +169,9 @@ def _sizes(case: Case) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def refusal_allowed(name: str, strategy: Any, q: Quantized) -> str | None:
-    """Why a strategy may refuse a quantised site: the table, partial sums, no Pad of integers before opset 11."""
-    if name == "tap_sum":
-        return "partial sums leave the quantised domain"
+    """Why a strategy may refuse a quantised site: the table, its domain, no Pad of integers before opset 11."""
+    if name in PROMISES and not PROMISES[name].quantized:
+        return "the quantised domain"
     reason = may_refuse(name, strategy, q.case)
     if reason is None and q.case.opset < 11:
         return "opset 10 has no Pad for integers"
@@ -198,7 +199,7 @@ def check_quantized(name: str, strategy: Strategy, q: Quantized) -> str:
     site = found.sites[0]
     fragment = plan(name, strategy, site.geometry, q.case.opset, storage=site.storage)
     if isinstance(fragment, Refusal):
-        require(re.search(r"\d", fragment.reason) or OPERATOR.search(fragment.reason) or name == "tap_sum", "no number")
+        require(re.search(r"\d|quantised", fragment.reason) or OPERATOR.search(fragment.reason), "no number")
         allowed = refusal_allowed(name, strategy, q)
         require(allowed, f"refuses what the table says it takes: {fragment.reason}")
         if "no Pad" in str(allowed):
@@ -207,7 +208,8 @@ def check_quantized(name: str, strategy: Strategy, q: Quantized) -> str:
                 f"refuses for another reason than a Pad of integers: {fragment.reason}",
             )
         return "refused"
-    require(name != "tap_sum" or pruned_kernel(q.case) is None, "partial sums of a quantised Conv")
+    left = name in PROMISES and not PROMISES[name].quantized and pruned_kernel(q.case) is not None
+    require(not left, "it leaves the quantised domain")
     after = rewrite(model, [(site, fragment)], found.normalisations, numpy_helper.to_array).proto
     check_structure(name, strategy, q.case, model, after)
     check_elements(after)
