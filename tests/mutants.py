@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from dilrewrite.forms import builder, fragment, geometry
-from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
+from dilrewrite.forms.builder import Builder, Cut, Tensor
 from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.strategies import _phases, strategies
 from dilrewrite.splice import region
@@ -178,8 +178,8 @@ def right_only_at_divisible_lengths() -> Iterator[None]:
     """The samples beyond the last whole block are lost."""
 
     def wrong(build: Builder, layout: Layout) -> Tensor:
-        x, rank = build.x, len(layout.axes)
-        fronts, ends = ({place: getattr(a, side) for place, a in enumerate(layout.axes)} for side in ("front", "back"))
+        x = build.x
+        sides = {place + 2: (axis.front, axis.back) for place, axis in enumerate(layout.axes)}
         cuts = {}
         for place, axis in enumerate(layout.axes):
             if axis.idle:
@@ -188,8 +188,8 @@ def right_only_at_divisible_lengths() -> Iterator[None]:
             extent = build.extent(x, place + 2)
             whole = extent // step * step
             cuts[place + 2] = Cut(0, whole)
-            ends[place] += extent - whole
-        return build.pad(build.slice(x, cuts), axis_pads(rank, fronts), axis_pads(rank, ends))
+            sides[place + 2] = (axis.front, axis.back + (extent - whole))
+        return build.pad(build.slice(x, cuts), sides)
 
     with _everywhere(_phases.pad_axes, wrong):
         yield
@@ -283,9 +283,10 @@ def computed_same_pads_the_other_way() -> Iterator[None]:
     """As `same_pads_the_other_way`, where the pads are computed in the graph."""
     right = builder.Builder.pad
 
-    def wrong(self: Builder, tensor: Tensor, begin: Sequence[Any], end: Sequence[Any]) -> Tensor:
-        computed = any(isinstance(value, builder.Symbol) for value in begin)
-        return right(self, tensor, end, begin) if computed else right(self, tensor, begin, end)
+    def wrong(self: Builder, tensor: Tensor, sides: Mapping[int, tuple[Any, Any]]) -> Tensor:
+        computed = any(isinstance(begin, builder.Symbol) for begin, _ in sides.values())
+        turned = {axis: (end, begin) for axis, (begin, end) in sides.items()}
+        return right(self, tensor, turned if computed else sides)
 
     with mock.patch.object(builder.Builder, "pad", wrong):
         yield

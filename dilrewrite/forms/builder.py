@@ -226,9 +226,7 @@ class Builder:
         if not isinstance(extent, int):
             raise self._lacks("Slice with steps (opset 10)")
         count = -(-extent // step)
-        pads: list[Extent] = [0] * len(tensor.shape)
-        pads[axis] = count * step - extent
-        tensor = self.pad(tensor, [0] * len(tensor.shape), pads)
+        tensor = self.pad(tensor, {axis: (0, count * step - extent)})
         head, tail = tensor.shape[:axis], tensor.shape[axis + 1 :]
         before = [extent if isinstance(extent, int) and extent > 0 else 0 for extent in head]
         behind = [self.extent(tensor, place) for place in range(axis + 1, len(tensor.shape))]
@@ -236,8 +234,13 @@ class Builder:
         merged = self.reshape(self.slice(split, {axis + 1: Cut(0, 1)}), [*before, count, *behind])
         return Tensor(merged.name, (*head, count, *tail))
 
-    def pad(self, tensor: Tensor, begin: Sequence[Extent], end: Sequence[Extent]) -> Tensor:
-        """Pad every axis of `tensor` (batch and channels too) with zeros: the zero point of a quantised tensor."""
+    def pad(self, tensor: Tensor, sides: Mapping[int, tuple[Extent, Extent]]) -> Tensor:
+        """Pad `tensor` at the beginning and end of axes (counted with batch and channels) with zeros.
+
+        A quantised tensor is padded with its zero point.
+        """
+        axes = range(len(tensor.shape))
+        begin, end = ([sides.get(axis, (0, 0))[side] for axis in axes] for side in (0, 1))
         if all(value == 0 for value in (*begin, *end)):
             return tensor
         shape = []
@@ -424,8 +427,3 @@ def _length(extent: Extent | None, cut: Cut) -> Extent | None:
     if isinstance(extent, int) and isinstance(cut.start, int):
         return len(range(*slice(cut.start, cut.stop, cut.step).indices(extent)))
     return None
-
-
-def axis_pads(rank: int, axis_values: Mapping[int, Extent]) -> list[Extent]:
-    """Return pads for batch, channels and `rank` spatial axes from the values of some spatial axes."""
-    return [0, 0, *(axis_values.get(axis, 0) for axis in range(rank))]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dilrewrite import record
 from dilrewrite.errors import one_line
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.convbench import PASSES
@@ -44,10 +45,7 @@ def main() -> None:
         name = torch.cuda.get_device_name(setting.device) if cuda and setting.device != "cpu" else "cpu"
         say({"torch": torch.__version__, "cuda": cuda, "device": name, "keeps_memory": kept})
         return
-    plain = question["configuration"]
-    configuration = Configuration(
-        **{key: _tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
-    )
+    configuration = record.read(Configuration, question["configuration"], "configuration")
     torch.backends.cudnn.deterministic = setting.deterministic
     for one in PASSES:
         try:
@@ -77,20 +75,17 @@ def say(message: Mapping[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
-
-
 def answer(configuration: Configuration, name: str, direction: str, setting: Setting) -> dict[str, Any]:
     """Measure one pass of one method: peak memory first, by itself, then times in pairs with the native form."""
-    found: dict[str, Any] = {"peak_bytes": _peak(lambda: work(configuration, name, direction, setting), setting)}
+
+    def working(one: str) -> Work:
+        return work(configuration, one, direction, setting)
+
+    found: dict[str, Any] = {"peak_bytes": _peak(lambda: working(name), setting)}
     if setting.profile:
-        found["shares"] = shares(work(configuration, name, direction, setting), setting)
-    probes = {
-        key: Probe(lambda _passes, one=one: work(configuration, one, direction, setting), setting.device)  # type: ignore[misc]
-        for key, one in (("native", "keep"), ("own", name))
-    }
-    bench = TorchBench(probes, (direction,), setting.steps)
+        found["shares"] = shares(working(name), setting)
+    native, own = (Probe(lambda _passes, one=one: working(one), setting.device) for one in ("keep", name))  # type: ignore[misc]
+    bench = TorchBench({"native": native, "own": own}, (direction,), setting.steps)
     watch = Stopwatch(bench, pace=Pace(pairs=setting.repeats, warm_s=setting.warmup))
     found["comparison"] = dataclasses.asdict(watch.compare("native", "own", setting.seconds))
     return found
@@ -140,20 +135,17 @@ def _peak(make: Callable[[], Work], setting: Setting) -> int | None:
         ctypes.CDLL(None).malloc_trim(0)  # what another pass has freed
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    except OSError:
+        before = _resident("VmRSS")
+        make().run()
+        return max(0, _resident("VmHWM") - before)
+    except (OSError, LookupError):
         return None
-    before_b = _resident("VmRSS")
-    make().run()
-    peak = _resident("VmHWM")
-    return None if before_b is None or peak is None else max(0, peak - before_b)
 
 
-def _resident(word: str) -> int | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{word}:"):
-                return int(line.split()[1]) * 1024
-    return None
+def _resident(word: str) -> int:
+    """Return a figure of Linux' status of this process, in bytes; raises OSError or LookupError where there is none."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[word].split()[0]) * 1024
 
 
 # -- where the time goes ---------------------------------------------------------------------------------------------
@@ -163,43 +155,13 @@ KINDS = ("convolution", "layout", "padding", "rest", "freeing", "outside")
 nothing of these, as Python."""
 
 _CONVOLUTION = re.compile(r"convolution|conv_?(transpose)?[123]d|(add|b|badd)?(mm|bmm)|matmul|einsum")
-_PADDING = frozenset({"constantpadnd", "pad"})
-_LAYOUT = frozenset(
-    {
-        "asstrided",
-        "cat",
-        "clone",
-        "contiguous",
-        "copy",
-        "expand",
-        "expandas",
-        "flatten",
-        "indexput",
-        "movedim",
-        "narrow",
-        "newzeros",
-        "permute",
-        "repeat",
-        "reshape",
-        "reshapealias",
-        "select",
-        "selectbackward",
-        "slice",
-        "slicebackward",
-        "split",
-        "squeeze",
-        "stack",
-        "to",
-        "tocopy",
-        "transpose",
-        "unsafeview",
-        "unsqueeze",
-        "view",
-        "zero",
-        "zeros",
-    }
+_PADDING = re.compile("(constant)?pad(nd)?")
+_LAYOUT = re.compile(
+    "asstrided|cat|clone|contiguous|copy|expand(as)?|flatten|indexput|movedim|narrow|newzeros|permute|repeat|"
+    "reshape(alias)?|select(backward)?|slice(backward)?|split|squeeze|stack|to(copy)?|transpose|unsafeview|unsqueeze|"
+    "view|zeros?"
 )
-"""Without underscores, as the names of autograd's nodes are."""
+"""Padding and layout: of names without underscores, as those of autograd's nodes are."""
 
 
 def shares(made: Work, setting: Setting) -> dict[str, float]:
@@ -270,9 +232,9 @@ def kind_of(name: str) -> str | None:
     if _CONVOLUTION.search(plain):
         return "convolution"
     plain = plain.replace("_", "")
-    if plain in _PADDING:
+    if _PADDING.fullmatch(plain):
         return "padding"
-    return "layout" if plain in _LAYOUT else None
+    return "layout" if _LAYOUT.fullmatch(plain) else None
 
 
 if __name__ == "__main__":

@@ -220,8 +220,11 @@ def choices_of(layer: Any) -> Chosen | None:
     return own if isinstance(own, Chosen) and own.layer is layer and own.fits(layer.weight) else None
 
 
+def added(layer: Any, old: Chosen | None, shape: Sequence[int], name: str) -> Chosen:
+    """Return what was chosen for a Conv, and a method for inputs of about this shape."""
+    return Chosen.of(layer, {**(old.choices if old is not None else {}), bucket(shape): name})
+
+
 def choose(layer: Any, shape: Sequence[int], name: str) -> None:
     """Let inputs of about this shape be computed by a method, beside what was chosen for others."""
-    old = choices_of(layer)
-    choices = old.choices if old is not None else {}
-    layer.__dict__[ATTRIBUTE] = Chosen.of(layer, {**choices, bucket(shape): name})
+    layer.__dict__[ATTRIBUTE] = added(layer, choices_of(layer), shape, name)

@@ -19,8 +19,6 @@ GRAMMAR = "iCxWxH,kFxWxH,bN,sWxH,dWxH,psame|valid|WxH,gG"
 DIGITS = 9
 """No size has more."""
 
-_ITEM = re.compile(r"([a-z])([^,]*)")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
@@ -68,8 +66,8 @@ class Configuration:
 class MalformedError(UsageError):
     """A configuration that cannot be read: `text`, and the place in it, counted from 0."""
 
-    def __init__(self, message: str, text: str, place: int) -> None:
-        super().__init__(message, hint=f"the grammar is {GRAMMAR}")
+    def __init__(self, text: str, place: int, problem: str) -> None:
+        super().__init__(f"{text!r}: {problem}", hint=f"the grammar is {GRAMMAR}")
         self.text = text
         self.place = place
 
@@ -88,78 +86,81 @@ def parse(text: str) -> Configuration:
     Raises `MalformedError`, which points at the character, and `UsageError` for sizes that do not fit together.
     """
     if text.isdecimal() and text.isascii():
-        if text.lstrip("0") not in map(str, range(1, len(BUILT_IN) + 1)):
+        number = text.lstrip("0")
+        if number not in map(str, range(1, len(BUILT_IN) + 1)):
             listed = ", ".join(f"{number}: {name}" for number, (name, _) in enumerate(BUILT_IN, 1))
             raise UsageError(f"there is no built-in configuration {text}", hint=f"there are {listed}")
-        name, items = BUILT_IN[int(text.lstrip("0")) - 1]
+        name, items = BUILT_IN[int(number) - 1]
         return _read(items, name)
-    named = dict(BUILT_IN)
-    if text in named:
-        return _read(named[text], text)
-    return _read(text, "")
+    return _read(dict(BUILT_IN).get(text, text), text if text in dict(BUILT_IN) else "")
 
 
 def _read(text: str, name: str) -> Configuration:
-    items: dict[str, tuple[list[int] | str, int]] = {}
-    place = 0
-    for part in text.split(","):
-        item = _ITEM.fullmatch(part)
-        letter = part[:1]
-        if not part:
-            raise MalformedError(f"{text!r}: an item is missing", text, place)
-        if item is None or letter not in "ikbsdpg":
-            raise MalformedError(f"{text!r}: {letter!r} is none of i, k, b, s, d, p, g", text, place)
-        if letter in items:
-            raise MalformedError(f"{text!r}: {letter} is there twice", text, place)
-        if letter == "p" and item[2] in ("same", "valid"):
-            items[letter] = (item[2], place)
-        else:
-            items[letter] = (_numbers(text, item[2], place + 1, zero=letter == "p"), place)
-        place += len(part) + 1
+    word, items, places = _items(text)
     for letter, words in (("i", "the input, as i3x64x64"), ("k", "the kernel, as k128x3x3")):
         if letter not in items:
-            raise MalformedError(f"{text!r}: {words}, is missing", text, len(text))
-    (channels, *sizes), (filters, *kernel) = _list(items["i"][0]), _list(items["k"][0])
+            raise MalformedError(text, len(text), f"{words}, is missing")
+    (channels, *sizes), (filters, *kernel) = items["i"], items["k"]
     rank = len(sizes)
     if not 1 <= rank <= 3:
-        raise MalformedError(f"{text!r}: the input has {rank} extents, not 1 to 3", text, items["i"][1])
-    spatial = {"k": kernel, **{letter: _list(items[letter][0]) for letter in "sdp" if _has_list(items, letter)}}
+        raise MalformedError(text, places["i"], f"the input has {rank} extents, not 1 to 3")
+    spatial = {"k": kernel, **{letter: items[letter] for letter in "sdp" if letter in items}}
     for letter, values in spatial.items():
         if len(values) == 1 and letter != "k":
             spatial[letter] = values * rank
         elif len(values) != rank:
-            what = f"{letter} has {len(values)} sizes, and the input {rank} extents"
-            raise MalformedError(f"{text!r}: {what}", text, items[letter][1])
+            problem = f"{letter} has {len(values)} sizes, and the input {rank} extents"
+            raise MalformedError(text, places[letter], problem)
     for letter in "bg":
-        if letter in items and len(_list(items[letter][0])) != 1:
-            raise MalformedError(f"{text!r}: {letter} is one number", text, items[letter][1])
-    batch, groups = (_list(items[letter][0])[0] if letter in items else 1 for letter in "bg")
+        if len(items.get(letter, [1])) != 1:
+            raise MalformedError(text, places[letter], f"{letter} is one number")
     strides, dilations = spatial.get("s", [1] * rank), spatial.get("d", [2] * rank)
-    word = items.get("p", ("same", 0))[0]
     read = Configuration(
         text=text,
         name=name,
-        batch=batch,
+        batch=items.get("b", [1])[0],
         channels=channels,
         extents=tuple(reversed(sizes)),
         filters=filters,
-        kernel=tuple(reversed(spatial["k"])),
+        kernel=tuple(reversed(kernel)),
         strides=tuple(reversed(strides)),
         dilations=tuple(reversed(dilations)),
         padding=tuple(reversed(_pads(word, spatial, dilations))),
-        groups=groups,
+        groups=items.get("g", [1])[0],
     )
     geometry = read.geometry()
     reason = geometry.malformed()
     if reason:
-        raise MalformedError(f"{text!r}: {reason}", text, items["g"][1])
+        raise MalformedError(text, places["g"], reason)
     reason = geometry.invalid()
     if reason:
         raise UsageError(f"{text!r}: {reason}", hint="a larger input, a smaller kernel or dilation, or more pads")
     return read
 
 
-def _pads(word: list[int] | str, spatial: dict[str, list[int]], dilations: list[int]) -> list[tuple[int, int]]:
+def _items(text: str) -> tuple[str, dict[str, list[int]], dict[str, int]]:
+    """Return the word for the pads, and the numbers and the place of each item by its letter."""
+    word, place = "same", 0
+    items: dict[str, list[int]] = {}
+    places: dict[str, int] = {}
+    for part in text.split(","):
+        letter, sizes = part[:1], part[1:]
+        if not part:
+            raise MalformedError(text, place, "an item is missing")
+        if letter not in "ikbsdpg":
+            raise MalformedError(text, place, f"{letter!r} is none of i, k, b, s, d, p, g")
+        if letter in places:
+            raise MalformedError(text, place, f"{letter} is there twice")
+        places[letter] = place
+        if letter == "p" and sizes in ("same", "valid"):
+            word = sizes
+        else:
+            items[letter] = _numbers(text, sizes, place + 1, zero=letter == "p")
+        place += len(part) + 1
+    return word, items, places
+
+
+def _pads(word: str, spatial: dict[str, list[int]], dilations: list[int]) -> list[tuple[int, int]]:
     """Return the (begin, end) pads of each axis: numbers, none for "valid", those that keep the extents for "same"."""
     if "p" in spatial:
         return [(pad, pad) for pad in spatial["p"]]
@@ -172,31 +173,19 @@ def _pads(word: list[int] | str, spatial: dict[str, list[int]], dilations: list[
 def _numbers(text: str, sizes: str, place: int, *, zero: bool) -> list[int]:
     """Return the numbers of `3x64x64`, which begins at `place`; points at what is none."""
     numbers = []
-    for part in re.split(r"(x)", sizes):
-        if part == "x":
-            place += 1
-            continue
+    for part in sizes.split("x"):
         wrong = re.search(r"[^0-9]", part)
         if wrong is not None:
-            raise MalformedError(f"{text!r}: {wrong[0]!r} is neither a digit nor x", text, place + wrong.start())
+            raise MalformedError(text, place + wrong.start(), f"{wrong[0]!r} is neither a digit nor x")
         if not part:
-            raise MalformedError(f"{text!r}: a number is missing", text, place)
+            raise MalformedError(text, place, "a number is missing")
         if len(part.lstrip("0")) > DIGITS:
-            raise MalformedError(f"{text!r}: a number has more than {DIGITS} digits", text, place)
+            raise MalformedError(text, place, f"a number has more than {DIGITS} digits")
         if int(part) == 0 and not zero:
-            raise MalformedError(f"{text!r}: sizes are at least 1", text, place)
+            raise MalformedError(text, place, "sizes are at least 1")
         numbers.append(int(part))
-        place += len(part)
+        place += len(part) + 1
     return numbers
-
-
-def _list(value: list[int] | str) -> list[int]:
-    assert isinstance(value, list)
-    return value
-
-
-def _has_list(items: dict[str, tuple[list[int] | str, int]], letter: str) -> bool:
-    return letter in items and isinstance(items[letter][0], list)
 
 
 BUILT_IN: tuple[tuple[str, str], ...] = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -122,12 +123,10 @@ def run(
 
 
 def _method_rows(configuration: Configuration, name: str, setting: Setting) -> list[Row]:
+    row = functools.partial(Row, configuration=configuration.text, method=name)
     reason = method(name).refusal(configuration.geometry(element=setting.element))
     if reason is not None:
-        return [
-            Row(configuration=configuration.text, method=name, direction=one, failure=reason, refused=True)
-            for one in PASSES
-        ]
+        return [row(direction=one, failure=reason, refused=True) for one in PASSES]
     question = {
         "configuration": dataclasses.asdict(configuration),
         "method": name,
@@ -139,15 +138,11 @@ def _method_rows(configuration: Configuration, name: str, setting: Setting) -> l
     for one in PASSES:
         answer = answers.get(one)
         if not isinstance(answer, dict):
-            rows.append(
-                Row(configuration=configuration.text, method=name, direction=one, failure=failure or "no answer")
-            )
+            rows.append(row(direction=one, failure=failure or "no answer"))
             continue
         told = answer.get("comparison")
         rows.append(
-            Row(
-                configuration=configuration.text,
-                method=name,
+            row(
                 direction=one,
                 comparison=None if told is None else _comparison(told),
                 peak_bytes=answer.get("peak_bytes"),

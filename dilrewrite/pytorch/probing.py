@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,10 @@ FEWEST_RUNS = 2 * (3 + MIN_PAIRS)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is timed: `run` once is a sample; `prepare` goes before it, outside of the clock; `close` undoes it all."""
+    """What is timed: `run` once is a sample; `prepare` goes before it, outside of the clock."""
 
     run: Callable[[], None]
     prepare: Callable[[], None] | None = None
-    close: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +59,26 @@ def work_of(
     """
     import torch
 
-    backward = "backward" in passes and bool(inputs)
-    if not backward:
+    if "backward" not in passes or not inputs:
 
-        def run_forward() -> None:
+        def run() -> None:
             with torch.no_grad():
                 forward()
 
-        return Work(run_forward)
-    if "forward" not in passes:
+    elif "forward" in passes:
+
+        def run() -> None:
+            outputs = forward()
+            torch.autograd.grad(outputs, inputs, upstream(outputs), allow_unused=True)
+
+    else:
         y = forward()
         gradient = upstream(y)
 
-        def run_backward() -> None:
+        def run() -> None:
             torch.autograd.grad(y, inputs, gradient, retain_graph=True, allow_unused=True)
 
-        return Work(run_backward)
-
-    def run_both() -> None:
-        outputs = forward()
-        torch.autograd.grad(outputs, inputs, upstream(outputs), allow_unused=True)
-
-    return Work(run_both)
+    return Work(run)
 
 
 def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Work:
@@ -92,23 +90,16 @@ def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Wo
     if call.channels_last:
         x = x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     x.requires_grad_(call.needs_grad)
-    weight = layer.weight.detach().clone().requires_grad_(layer.weight.requires_grad)
-    bias = layer.bias
-    if bias is not None:
-        bias = bias.detach().clone().requires_grad_(bias.requires_grad)
-    form = (
-        functools.partial(type(layer)._conv_forward, layer)
-        if name == NATIVE
-        else Chosen.of(layer, {bucket(call.shape): name})
-    )
+    weight, bias = _own(layer.weight), _own(layer.bias)
+    native = functools.partial(type(layer)._conv_forward, layer)
+    form = native if name == NATIVE else Chosen.of(layer, {bucket(call.shape): name})
     inputs = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
-    gradients: dict[tuple[int, ...], Any] = {}
+    gradients: list[Any] = []
 
     def upstream(y: Any) -> Any:
-        if tuple(y.shape) not in gradients:
-            drawn = torch.randn(y.shape, device=y.device, generator=generator)
-            gradients[tuple(y.shape)] = drawn.to(y.dtype)
-        return gradients[tuple(y.shape)]
+        if not gradients:
+            gradients.append(torch.randn(y.shape, device=y.device, generator=generator).to(y.dtype))
+        return gradients[0]
 
     def forward() -> Any:
         kind = None if call.autocast is None else getattr(torch, call.autocast)
@@ -117,6 +108,11 @@ def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Wo
             return form(x, weight, bias)
 
     return work_of(forward, inputs, passes, upstream)
+
+
+def _own(tensor: Any) -> Any:
+    """Return a copy that wants a gradient where the tensor does."""
+    return tensor if tensor is None else tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _module_work(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None], passes: tuple[str, ...]) -> Work:
@@ -211,10 +207,7 @@ class TorchBench:
 
     def shut(self) -> None:
         """Free all tensors."""
-        while self._works:
-            work = self._works.popitem()[1]
-            if work.close is not None:
-                work.close()
+        self._works.clear()
 
 
 def timed(run: Callable[[], None], device: str, steps: int = 1) -> float:
@@ -237,11 +230,11 @@ def timed(run: Callable[[], None], device: str, steps: int = 1) -> float:
 
 
 def step_timings(
-    first: Probe, second: Probe, passes: tuple[str, ...], seconds: float, *, whole: bool = False, prune: bool = True
+    first: Probe, second: Probe, passes: tuple[str, ...], seconds: float, *, whole: bool = False
 ) -> Comparison:
     """Time `second` against `first` for about so many seconds; a `whole` module against itself before, if time allows.
 
-    `prune`: leave a second that clearly loses after its first pairs.
+    What is no whole module, and clearly loses, is left after its first pairs.
     """
     bench = TorchBench({"first": first, "twin": first, "second": second}, passes)
     watch = Stopwatch(bench, deadline_s=time.monotonic() + seconds)
@@ -250,9 +243,7 @@ def step_timings(
         if whole and seconds >= 2 * FEWEST_RUNS * _once(bench, "first"):
             noise, _ = watch.noise("first", "twin", seconds / 3)
             seconds *= 2 / 3
-        return watch.compare(
-            "first", "second", seconds, noise=noise, hopeless=HOPELESS if prune and not whole else float("inf")
-        )
+        return watch.compare("first", "second", seconds, noise=noise, hopeless=math.inf if whole else HOPELESS)
     finally:
         bench.shut()
 

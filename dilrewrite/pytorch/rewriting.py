@@ -20,8 +20,10 @@ from dilrewrite.forms.strategies import strategies
 from dilrewrite.pytorch.chosen import (
     ATTRIBUTE,
     NATIVE,
+    Bucket,
     Call,
     Chosen,
+    added,
     bucket,
     choices_of,
     each,
@@ -137,16 +139,18 @@ def _rewrite(
 ) -> tuple[list[LayerChoice], Comparison | None]:
     """Probe the Convs and the whole module until the clock shows about `end`, and set what wins."""
     layers = [layer for _, layer in candidates]
-    before = [choices_of(layer) for layer in layers]
+    before = {id(layer): choices_of(layer) for layer in layers}
     start = time.perf_counter()
     calls = _calls(module, arguments, layers)
     chosen = _probe_all(candidates, calls, probing, start + (end - start) * 2 / 3)
     # What was chosen for these sizes before is chosen anew.
-    plain, fast = {}, {}
-    for layer, old, choice in zip(layers, before, chosen, strict=True):
-        call = calls.get(id(layer))
-        plain[id(layer)] = _without(old, call)
-        fast[id(layer)] = _with(layer, plain[id(layer)], call, choice)
+    plain, fast = dict(before), {}
+    for layer, choice in zip(layers, chosen, strict=True):
+        if id(layer) in calls:
+            plain[id(layer)] = _without(before[id(layer)], bucket(calls[id(layer)].shape))
+        fast[id(layer)] = plain[id(layer)]
+        if choice.method != NATIVE:
+            fast[id(layer)] = added(layer, plain[id(layer)], calls[id(layer)].shape, choice.method)
     whole: Comparison | None = None
     if any(choice.method != NATIVE for choice in chosen):
         states = [functools.partial(_set_all, layers, state) for state in (plain, fast)]
@@ -160,19 +164,16 @@ def _rewrite(
 
 def restore_module(module: nn.Module) -> int:
     """Let PyTorch compute every Conv of a module again; return how many were rewritten."""
-    count = 0
-    for layer in module.modules():
-        if isinstance(layer.__dict__.get(ATTRIBUTE), Chosen):
-            del layer.__dict__[ATTRIBUTE]
-            count += 1
-    return count
+    layers = [layer for layer in module.modules() if isinstance(layer.__dict__.get(ATTRIBUTE), Chosen)]
+    for layer in layers:
+        del layer.__dict__[ATTRIBUTE]
+    return len(layers)
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
 def _check(passes: Sequence[str], only: Sequence[str] | None, budget: float) -> None:
-    """Raise `UsageError` for unknown passes or methods, and for a budget that is none."""
     wrong = [name for name in passes if name not in PASSES]
     if wrong or not passes:
         raise UsageError(f"passes {', '.join(wrong) or 'are empty'}: not some of {', '.join(PASSES)}")
@@ -265,7 +266,7 @@ class _Probing:
         try:
             whole = self.compare(first, second, self.passes, seconds, whole=True)
         except RuntimeError as error:  # out of memory, or no gradient to ask for
-            return None, f"the whole module could not be timed: {_line(error)}"
+            return None, f"the whole module could not be timed: {one_line(error)[:200]}"
         slow = f"the whole module takes {whole.ratio:.2f} with it, not faster beyond noise"
         return whole, "" if whole.faster else slow
 
@@ -307,7 +308,7 @@ def _probe(name: str, layer: Any, call: Call, probing: _Probing, seconds: float)
         try:
             forms[candidate] = probing.compare(first, second, probing.passes, left)
         except RuntimeError as error:  # out of memory, or an operator that the device does not have
-            failed[candidate] = f"failed: {_line(error)}"
+            failed[candidate] = f"failed: {one_line(error)[:200]}"
     winners = [candidate for candidate, timing in forms.items() if timing.faster]
     best = min(winners, key=lambda candidate: forms[candidate].ratio, default=NATIVE)
     if best != NATIVE:
@@ -330,19 +331,10 @@ def _probe(name: str, layer: Any, call: Call, probing: _Probing, seconds: float)
     )
 
 
-def _without(old: Chosen | None, call: Call | None) -> Chosen | None:
-    """Return what was chosen before, without what was for inputs like this call's; None when nothing is left."""
-    if old is None or call is None:
-        return old
-    choices = {sizes: name for sizes, name in old.choices.items() if sizes != bucket(call.shape)}
-    return replace(old, choices=choices) if choices else None
-
-
-def _with(layer: Any, old: Chosen | None, call: Call | None, choice: LayerChoice) -> Chosen | None:
-    """Return what was chosen before, and what is chosen now."""
-    if call is None or choice.method == NATIVE:
-        return old
-    return Chosen.of(layer, {**(old.choices if old is not None else {}), bucket(call.shape): choice.method})
+def _without(old: Chosen | None, sizes: Bucket) -> Chosen | None:
+    """Return what was chosen before for inputs of other sizes; None when nothing is left."""
+    choices = {} if old is None else {ends: name for ends, name in old.choices.items() if ends != sizes}
+    return replace(old, choices=choices) if old is not None and choices else None
 
 
 def _set_all(layers: Sequence[Any], state: Mapping[int, Chosen | None]) -> None:
@@ -355,10 +347,5 @@ def _set_all(layers: Sequence[Any], state: Mapping[int, Chosen | None]) -> None:
 
 
 def _not_confirmed(choice: LayerChoice, why: str) -> LayerChoice:
-    if choice.method == NATIVE:
-        return choice
-    return replace(choice, method=NATIVE, reason=f"{choice.reason}, but {why}")
-
-
-def _line(error: Exception) -> str:
-    return one_line(error)[:200]
+    reason = f"{choice.reason}, but {why}"
+    return choice if choice.method == NATIVE else replace(choice, method=NATIVE, reason=reason)

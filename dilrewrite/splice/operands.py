@@ -131,9 +131,7 @@ def _lower(builder: Builder, tensor: Tensor, edit: WeightEdit) -> Tensor:
             if d == 1 or k == 1:
                 continue
             apart = builder.reshape(tensor, [0, 0, *kernel[: axis + 1], 1, *kernel[axis + 1 :]])
-            ends = [0] * (rank + 3)
-            ends[axis + 3] = d - 1
-            padded = builder.pad(apart, [0] * (rank + 3), ends)
+            padded = builder.pad(apart, {axis + 3: (0, d - 1)})
             kernel[axis] = k * d
             joined = builder.reshape(padded, [0, 0, *kernel])
             kernel[axis] = d * (k - 1) + 1

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Symbol, Tensor, Unsupported, axis_pads
+from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Symbol, Tensor, Unsupported
 from dilrewrite.forms.fragment import FILL, CoreConv, CoreFill, Fragment, Node, RepeatOutputs, TakeTaps, X
 from dilrewrite.forms.geometry import ConvGeometry, Window
 from tests.contract import session
@@ -135,10 +135,6 @@ def test_a_bound_changes_no_value() -> None:
     assert bounded == Symbol(h.name, 12)
 
 
-def test_axis_pads_puts_spatial_axes_behind_batch_and_channels() -> None:
-    assert axis_pads(3, {1: 4}) == [0, 0, 0, 4, 0]
-
-
 # -- slices and pads ---------------------------------------------------------------------------------------------
 
 CUTS = {
@@ -209,6 +205,10 @@ PADS = {
 }
 
 
+def sides(begin: Sequence[int], end: Sequence[int]) -> dict[int, tuple[int, int]]:
+    return dict(enumerate(zip(begin, end, strict=True)))
+
+
 def padded(begin: Sequence[int], end: Sequence[int], fill: int = 0, x: np.ndarray = IMAGE) -> np.ndarray:
     return np.pad(x, list(zip(begin, end, strict=True)), constant_values=fill)
 
@@ -218,7 +218,7 @@ def padded(begin: Sequence[int], end: Sequence[int], fill: int = 0, x: np.ndarra
 @pytest.mark.parametrize("opset", OPSETS)
 def test_known_pads_at_every_opset(opset: int, geometry: ConvGeometry, name: str) -> None:
     b = Builder(geometry, opset)
-    made = b.pad(b.x, *PADS[name])
+    made = b.pad(b.x, sides(*PADS[name]))
     assert np.array_equal(run(b, made), padded(*PADS[name]))
     (node,) = [node for node in b.finish("test", made).enter if node.op == "Pad"]
     assert bool(node.attributes) == (opset < 11)
@@ -231,9 +231,9 @@ def test_computed_pads(opset: int) -> None:
     front, back = b.bounded(8 - h, 8), b.bounded(9 - h, 9)
     if opset < 10:
         with pytest.raises(Unsupported, match=rf"opset {opset} has no Pad .*\(opset 11\).*\(opset 10\)"):
-            b.pad(b.x, [0, 0, front, 1], [0, 0, back, 0])
+            b.pad(b.x, {2: (front, back), 3: (1, 0)})
         return
-    made = b.pad(b.x, [0, 0, front, 1], [0, 0, back, 0])
+    made = b.pad(b.x, {2: (front, back), 3: (1, 0)})
     assert np.array_equal(run(b, made), padded([0, 0, 2, 1], [0, 0, 3, 0]))
     # the same nodes at another size: 8 - 7 in front, 9 - 7 behind
     other = np.ones((1, 4, 7, 2), np.float32)
@@ -242,7 +242,7 @@ def test_computed_pads(opset: int) -> None:
 
 def test_pads_of_nothing_are_none() -> None:
     b = Builder(KNOWN, 17)
-    assert b.pad(b.x, [0] * 4, [0] * 4) is b.x
+    assert b.pad(b.x, {0: (0, 0), 3: (0, 0)}) is b.x
 
 
 @pytest.mark.parametrize("storage", ["uint8", "int8"])
@@ -251,10 +251,10 @@ def test_quantised_pads_are_filled_with_the_zero_point(opset: int, storage: str)
     b = Builder(replace(KNOWN, quantized=True), opset, storage=storage)
     if opset < 11:
         with pytest.raises(Unsupported, match=rf"opset {opset} has no Pad for {storage} \(opset 11\)"):
-            b.pad(b.x, *PADS["both"])
+            b.pad(b.x, sides(*PADS["both"]))
         return
     x = (IMAGE % 100).astype(storage)
-    assert np.array_equal(run(b, b.pad(b.x, *PADS["both"]), x), padded(*PADS["both"], fill=7, x=x))
+    assert np.array_equal(run(b, b.pad(b.x, sides(*PADS["both"])), x), padded(*PADS["both"], fill=7, x=x))
 
 
 # -- layout ------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_conv_without_bias_repeats_none() -> None:
 
 def test_finish_sorts_what_comes_before_and_after_the_core() -> None:
     b = Builder(UNKNOWN, 17)
-    x = b.pad(b.x, [0, 0, 1, 1], [0, 0, 1, 1])
+    x = b.pad(b.x, {2: (1, 1), 3: (1, 1)})
     y = build_conv(b, x)
     length = b.extent(b.x, 2) // 2  # of the input, although made after the Conv
     z = b.slice(y, {2: Cut(0, length)})
@@ -406,7 +406,7 @@ def test_a_sum_is_a_chain_of_adds_and_makes_the_core_partial(count: int) -> None
 
 def test_names_are_never_made_twice() -> None:
     b = Builder(UNKNOWN, 17)
-    y = b.slice(b.pad(build_conv(b), [0, 0, 1, 0], [0, 0, 0, 1]), {2: Cut(1), 3: Cut(0, END, 2)})
+    y = b.slice(b.pad(build_conv(b), {2: (1, 0), 3: (0, 1)}), {2: Cut(1), 3: Cut(0, END, 2)})
     b.extent(y, 2)
     fragment = b.finish("test", y)
     made = [name for node in (*fragment.enter, *fragment.exit) for name in node.outputs]
@@ -418,7 +418,7 @@ def test_names_are_never_made_twice() -> None:
 
 def test_elements_moved_counts_what_layout_operators_write() -> None:
     b = Builder(KNOWN, 17)
-    y = b.transpose(b.pad(b.x, [0, 0, 0, 0], [0, 0, 0, 1]), [0, 1, 3, 2])
+    y = b.transpose(b.pad(b.x, {3: (0, 1)}), [0, 1, 3, 2])
     assert b.finish("test", y).elements_moved == 2 * (2 * 4 * 6 * 10)
     blind = Builder(UNKNOWN, 17)
     assert blind.finish("test", blind.transpose(blind.x, [0, 1, 3, 2])).elements_moved is None

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, cast
 
 from dilrewrite import settings
 from dilrewrite.discover import discover
-from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsupported, axis_pads
+from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsupported
 from dilrewrite.forms.fragment import Fragment, TakeTaps
 from dilrewrite.forms.geometry import ConvGeometry
 
@@ -151,20 +151,17 @@ def _enter(builder: Builder, given: ConvGeometry, explicit: ConvGeometry, normal
         if front or back:
             cuts[axis + 2] = Cut(-front, END if back == 0 else back if extent is None else extent + back)
     x = builder.slice(x, cuts)
-    begins: dict[int, Extent] = {}
-    ends: dict[int, Extent] = {}
+    sides: dict[int, tuple[Extent, Extent]] = {}
     for axis in explicit.axes:
         if explicit.pads_begin[axis] is not None:
             continue
         # total = max((ceil(H/s) - 1)*s + span - H, 0), split in halves; odd ones go to the end (UPPER) or front (LOWER)
-        extent_, stride, span = builder.extent(x, axis + 2), explicit.strides[axis], explicit.span(axis)
-        last = ((extent_ + (stride - 1)) // stride - 1) * stride
-        total = builder.positive(last + span - extent_)
+        cells, stride, span = builder.extent(x, axis + 2), explicit.strides[axis], explicit.span(axis)
+        last = ((cells + (stride - 1)) // stride - 1) * stride
+        total = builder.positive(last + span - cells)
         small = builder.bounded(total // 2, (span - 1) // 2)
         large = builder.bounded(total - small, span // 2)
-        upper = explicit.auto_pad == "SAME_UPPER"
-        begins[axis], ends[axis] = (small, large) if upper else (large, small)
-    if begins:
-        x = builder.pad(x, axis_pads(explicit.rank, begins), axis_pads(explicit.rank, ends))
-        x = Tensor(x.name, (x.shape[0], x.shape[1], *normal.extents))
+        sides[axis + 2] = (small, large) if explicit.auto_pad == "SAME_UPPER" else (large, small)
+    if sides:
+        x = Tensor(builder.pad(x, sides).name, (x.shape[0], x.shape[1], *normal.extents))
     builder.x = x

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, axis_pads
+from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, Window, ceil_div
 from dilrewrite.forms.layout import AxisLayout, Layout
 
@@ -95,10 +95,8 @@ def plan_axis(
 
 def pad_axes(builder: Builder, layout: Layout) -> Tensor:
     """Write the explicit zeros."""
-    rank = len(layout.axes)
-    begin = axis_pads(rank, {place: axis.front for place, axis in enumerate(layout.axes)})
-    end = axis_pads(rank, {place: axis.back for place, axis in enumerate(layout.axes) if axis.back is not None})
-    return builder.pad(builder.x, begin, end)
+    sides = {place + 2: (axis.front, 0 if axis.back is None else axis.back) for place, axis in enumerate(layout.axes)}
+    return builder.pad(builder.x, sides)
 
 
 def thin_axes(builder: Builder, x: Tensor, layout: Layout) -> Tensor:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import final
 
-from dilrewrite.forms.builder import END, Builder, Cut, Tensor, axis_pads
+from dilrewrite.forms.builder import END, Builder, Cut, Tensor
 from dilrewrite.forms.fragment import TapsToInputs
 from dilrewrite.forms.geometry import ConvGeometry, Window, product
 from dilrewrite.forms.strategies import Strategy
@@ -33,9 +33,8 @@ class Im2col(Strategy):
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit padding, one slice per tap, Concat, and the Conv with kernel 1."""
-        begin, end = geometry.static_pads
-        pads = [axis_pads(geometry.rank, dict(enumerate(side))) for side in (begin, end)]
-        x = builder.pad(builder.x, *pads)
+        sides = enumerate(zip(*geometry.static_pads, strict=True))
+        x = builder.pad(builder.x, {axis + 2: pads for axis, pads in sides})
         stepped = builder.opset >= 10  # before, the stride stays on the Conv
         parts = []
         for taps in itertools.product(*map(range, geometry.kernel)):

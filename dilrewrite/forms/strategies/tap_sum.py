@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import final
 
-from dilrewrite.forms.builder import Builder, Cut, Tensor, axis_pads
+from dilrewrite.forms.builder import Builder, Cut, Extent, Tensor
 from dilrewrite.forms.fragment import TakeTaps
 from dilrewrite.forms.geometry import ConvGeometry, Window, product
 from dilrewrite.forms.strategies import Strategy
@@ -46,13 +46,14 @@ class TapSum(Strategy):
         for chosen in itertools.product(*map(range, geometry.kernel)):
             if not all(taps.live(t) for taps, t in zip(axis_taps, chosen, strict=True)):
                 continue
-            cuts, front, back = {}, {}, {}
+            cuts: dict[int, Cut] = {}
+            sides: dict[int, tuple[Extent, Extent]] = {}
             for axis, t in enumerate(chosen):
                 lo, hi, s = axis_taps[axis].lo[t], axis_taps[axis].hi[t], geometry.strides[axis]
                 shift = t * geometry.dilations[axis] - begin[axis]
                 cuts[axis + 2] = Cut(lo * s + shift, (hi - 1) * s + shift + 1)
-                front[axis], back[axis] = lo, outs[axis] - hi
-            whole = not any(front.values()) and not any(back.values())
+                sides[axis + 2] = (lo, outs[axis] - hi)
+            whole = not any(map(any, sides.values()))
             y = builder.conv(
                 builder.slice(builder.x, cuts),
                 Window.point(geometry.strides),
@@ -60,7 +61,7 @@ class TapSum(Strategy):
                 bias_times=1 if whole and not bias_added else 0,
             )
             bias_added = bias_added or whole
-            parts.append(builder.pad(y, axis_pads(geometry.rank, dict(front)), axis_pads(geometry.rank, dict(back))))
+            parts.append(builder.pad(y, sides))
         if not bias_added:
             parts.append(builder.fill(outs))
         return builder.sum(parts)
