@@ -62,16 +62,6 @@ class Phases:
     stride: int
     dilation: int
 
-    @property
-    def disjoint(self) -> bool:
-        """Say whether the phases are disjoint residue classes (s' = 1), so that layout operators can form them."""
-        return self.stride == 1 or self.block == 1
-
-    @property
-    def idle(self) -> bool:
-        """Say whether the axis is left as it is."""
-        return self.grain == 1 and self.block == 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -357,8 +347,9 @@ class ConvGeometry:
         return Phases(grain=grain, block=block, stride=s // grain, dilation=rest // block)
 
     def overlapping(self, max_dilation: int = 1) -> int | None:
-        """Return the first axis whose phases overlap (s' > 1 with a block above 1), or `None`."""
-        return next((axis for axis in self.axes if not self.phases(axis, max_dilation).disjoint), None)
+        """Return the first axis whose phases are not disjoint (s' > 1 with a block above 1), or `None`."""
+        phases = [self.phases(axis, max_dilation) for axis in self.axes]
+        return next((axis for axis, phase in enumerate(phases) if phase.stride > 1 and phase.block > 1), None)
 
     # -- zones ---------------------------------------------------------------------------------------------------
 

@@ -14,20 +14,15 @@ if TYPE_CHECKING:
     from dilrewrite.pytorch import methods
     from dilrewrite.pytorch.rewriting import LayerChoice, Rewriting, restore_module, rewrite_module
 
-_LAZY = {
-    "LayerChoice": "rewriting",
-    "Rewriting": "rewriting",
-    "restore_module": "rewriting",
-    "rewrite_module": "rewriting",
-}
+_OF_REWRITING = ("LayerChoice", "Rewriting", "restore_module", "rewrite_module")
 
 
 def __getattr__(name: str) -> object:
     """Load what is asked for."""
     if name == "methods":  # the folder of methods; `methods.methods()` lists them
         return importlib.import_module("dilrewrite.pytorch.methods")
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"dilrewrite.pytorch.{_LAZY[name]}"), name)
+    if name in _OF_REWRITING:
+        return getattr(importlib.import_module("dilrewrite.pytorch.rewriting"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

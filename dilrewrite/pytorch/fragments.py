@@ -102,9 +102,8 @@ def _accumulate(node: Node, steps: list[tuple[str, Step, tuple[str, ...]]]) -> N
 
 
 def _slice(node: Node, constants: Constants) -> Step:
-    starts, stops = constants[node.inputs[1]], constants[node.inputs[2]]
-    axes = constants[node.inputs[3]] if len(node.inputs) > 3 and node.inputs[3] else range(len(starts))
-    strides = constants[node.inputs[4]] if len(node.inputs) > 4 and node.inputs[4] else [1] * len(starts)
+    starts, stops, axes, *steps = (constants[name] for name in node.inputs[1:])
+    strides = steps[0] if steps else [1] * len(starts)
     cuts = {axis: slice(a, b, c) for axis, a, b, c in zip(axes, starts, stops, strides, strict=True)}
     index = tuple(cuts.get(axis, slice(None)) for axis in range(max(cuts) + 1))
     return lambda x: x[index]
@@ -173,16 +172,6 @@ def _depth_to_space(node: Node, _constants: Constants) -> Step:
     return step
 
 
-def _squeeze(node: Node, constants: Constants) -> Step:
-    axes = tuple(constants[node.inputs[1]])
-    return lambda x: x.squeeze(axes)
-
-
-def _unsqueeze(node: Node, constants: Constants) -> Step:
-    (axis,) = constants[node.inputs[1]]
-    return lambda x: x.unsqueeze(axis)
-
-
 _OPERATORS: Mapping[str, Callable[[Node, Constants], Step]] = {
     "Slice": _slice,
     "Pad": _pad,
@@ -191,8 +180,6 @@ _OPERATORS: Mapping[str, Callable[[Node, Constants], Step]] = {
     "Concat": _concat,
     "SpaceToDepth": _space_to_depth,
     "DepthToSpace": _depth_to_space,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
 }
 
 

@@ -55,7 +55,7 @@ def plan_axis(
     g, b, k, s = phases.grain, phases.block, geometry.kernel[axis], geometry.strides[axis]
     p0, p1 = (pads[axis] for pads in geometry.static_pads)
     extent, total = geometry.extents[axis], geometry.out_extent(axis)
-    if phases.idle:
+    if g == b == 1:
         return AxisLayout(extent=extent, samples=extent), (p0, p1), AxisLayout(extent=total, samples=total)
     if extent is not None and g == 1 and phases.stride == 1:
         front, samples = p0 % b, ceil_div(extent + p0 % b, b)

@@ -53,18 +53,10 @@ class WeightGradient:
             swapped = x.reshape(batch, group, per, *x.shape[2:]).permute(2, 1, 0, *range(3, 3 + rank))
             swapped = swapped.reshape(per, group * batch, *x.shape[2:])
             like = weight.new_empty(1).expand(outputs, batch, *outs)
+            # stride, padding, dilation, transposed, output padding, groups
+            settings = (list(geometry.dilations), [0] * rank, list(geometry.strides), False, [0] * rank, group)
             _, result, _ = torch.ops.aten.convolution_backward(
-                weight.transpose(0, 1),
-                swapped,
-                like,
-                None,
-                list(geometry.dilations),
-                [0] * rank,
-                list(geometry.strides),
-                False,
-                [0] * rank,
-                group,
-                [False, True, False],
+                weight.transpose(0, 1), swapped, like, None, *settings, [False, True, False]
             )
             y: Tensor = result.transpose(0, 1)
             return y if bias is None else y + bias.reshape(1, -1, *(1,) * rank)
