@@ -28,6 +28,7 @@ from dilrewrite.sites.known import CONVOLVES
 from dilrewrite.staging import Staging, is_file
 from dilrewrite.tensorrt import bindings, cuda, fidelity, profiles, sidecar
 from dilrewrite.tensorrt.convert import BF16_STAYS
+from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import parsed_name
 from dilrewrite.tensorrt.make import CURRENT, Built, build
 from dilrewrite.tensorrt.precision import ROUNDS_TO, Prepared, needs_values, prepare, refuse
@@ -194,21 +195,18 @@ class _Ready:
         return {name: size.opt for name, size in self.sizes.items()}
 
 
-def _compare_conversion(
-    ready: _Ready, proto: ModelProto, settings: Settings, progress: Progress
-) -> fidelity.Fidelity | None:
+def _compare_conversion(ready: _Ready, proto: ModelProto, settings: Settings, progress: Progress) -> Fidelity | None:
     """Compare a converted model with the float32 one; `None` where nothing was converted."""
-    prepared = ready.prepared
-    if not prepared.converted:
+    if not ready.prepared.converted:
         return None
     progress("compare with float32", 0, 1)
     settings = replace(settings, shapes={**ready.best, **settings.shapes})
-    answer = fidelity.compare(proto, prepared, ready.started.model.folder, settings, ready.where)
+    answer = fidelity.compare(proto, ready.prepared, ready.started.model.folder, settings, ready.where)
     progress("compare with float32", 1, 1)
     return answer
 
 
-def _precision(ready: _Ready, built: Built, conversion: fidelity.Fidelity | None) -> PrecisionReport:
+def _precision(ready: _Ready, built: Built, conversion: Fidelity | None) -> PrecisionReport:
     """Return what an engine computes in; raises FailedError where that is not what was asked for."""
     prepared = ready.prepared
     nodes = list(all_nodes(prepared.proto))
@@ -227,10 +225,9 @@ def _precision(ready: _Ready, built: Built, conversion: fidelity.Fidelity | None
 def _report(ready: _Ready, built: Built, *, file: str, sha256: str, **more: Any) -> EngineReport:
     """Return what is known of the engine `file`; `sha256`: of the ONNX file, `more`: further fields."""
     prepared, onnx, flavour = ready.prepared, ready.file, ready.started.flavour
-    source = onnx  # what the engine can be built from again: of a changed model, what `--save-onnx` may name
-    if onnx is not None and (prepared.converted or prepared.changes):
-        source = onnx.with_name(f"{onnx.stem}.{prepared.precision}.onnx")
-    name = _name(source) if source is not None else ""
+    name = _name(onnx) if onnx is not None else ""
+    if onnx is not None and (prepared.converted or prepared.changes):  # as `--save-onnx` may name it
+        name = shown(Path(f"{onnx.stem}.{prepared.precision}.onnx"))
     return EngineReport(
         file=file,
         bytes=len(built.plan),

@@ -35,12 +35,11 @@ MOST_SETS = 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """How an engine runs. `graph`: as a CUDA graph where it can be captured; `runtime_cache`: TensorRT for RTX's file
-    of compiled kernels, read when it is there and written when it has grown; `rotate`: take turns between buffers.
+    of compiled kernels, read when it is there.
     """
 
     graph: bool = True
     runtime_cache: Path | None = None
-    rotate: bool = True
 
 
 @final
@@ -234,8 +233,6 @@ class TimedRun:
 
     def _count(self, feeds: Mapping[str, Array]) -> int:
         """Return how many sets of inputs are larger than the L2 cache together."""
-        if not self.engine.options.rotate:
-            return 1
         nbytes = sum(np.asarray(value).nbytes for value in feeds.values())
         return min(max(2, math.ceil(2 * self.engine.cuda.l2_bytes / max(nbytes, 1))), MOST_SETS)
 

@@ -375,14 +375,6 @@ def test_sets_of_inputs_take_turns(options: RunOptions, l2_bytes: int, sets: int
     assert all(first != second for first, second in itertools.pairwise(read))
 
 
-def test_without_turns_there_is_one_set() -> None:
-    engine, cuda = loaded(options=RunOptions(rotate=False), cuda=FakeCuda(l2_bytes=1 << 20))
-    timed = TimedRun(engine, FEEDS)
-    timed.run()
-    timed.run()
-    assert len(cuda.the("upload")) == 1
-
-
 def test_an_input_without_elements_can_be_timed() -> None:
     script = FakeEngine(
         inputs=(FakeTensor(name="x", shape=(0, 3)),), outputs=(FakeTensor(name="y"),), computes=lambda _: {"y": X}
