@@ -72,7 +72,7 @@ def missing(flavour: str) -> str | None:
     if not installed(flavour):
         return f"{flavour} is not installed: {INSTALL[flavour]}"
     try:
-        importlib.import_module(module_name(flavour))
+        _import(flavour)
     except (ImportError, OSError, AttributeError) as error:
         return f"{flavour} is installed and cannot be imported ({one_line(error)}): {INSTALL[flavour]}"
     return None
@@ -96,9 +96,13 @@ def choose(flavour: str) -> str:
     return flavour
 
 
+def _import(flavour: str) -> Module:
+    return cast("Module", importlib.import_module(module_name(flavour)))
+
+
 def load(flavour: str, *, tell: Callable[[str], None] | None = None) -> Library:
     """Import a flavour (a name out of `FLAVOURS`); `tell` gets every message of its log."""
-    module = cast("Module", importlib.import_module(module_name(flavour)))
+    module = _import(flavour)
     return Library(flavour, module, Log(module, tell))
 
 
