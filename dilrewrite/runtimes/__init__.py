@@ -95,6 +95,12 @@ class Io:
     shape: tuple[int | str | None, ...] | None
 
 
+def fits(shape: Sequence[int], declared: Sequence[int | str | None]) -> bool:
+    """Say whether a shape is the declared one; a size that is no number fits all."""
+    sizes = zip(declared, shape, strict=False)
+    return len(shape) == len(declared) and all(size == own for size, own in sizes if isinstance(size, int))
+
+
 class Session(Protocol):
     """A loaded model. One call at a time; closed by `close()` or by leaving its `with` block."""
 

@@ -30,6 +30,7 @@ from dilrewrite.runtimes import (
     Runner,
     Session,
     TimedBackend,
+    fits,
 )
 
 if TYPE_CHECKING:
@@ -268,14 +269,6 @@ def _array(name: str, value: Any) -> Array:
     return unpack(memory, element, shape)
 
 
-def _contradicts(declared: Sequence[int | str | None], value: Any) -> bool:
-    """Say whether an output has another shape than its declaration tells."""
-    shape = value.shape() if value.is_tensor() else []
-    return len(shape) != len(declared) or any(
-        isinstance(a, int) and a != b for a, b in zip(declared, shape, strict=True)
-    )
-
-
 @final
 class BoundRunner:
     """A session with its inputs bound where its nodes want them, and outputs left on the device: a run copies nothing.
@@ -336,7 +329,8 @@ class BoundRunner:
             self._session.run_with_iobinding(self._binding)
             self._binding.synchronize_outputs()
             if self._undeclared is None:
-                self._undeclared = any(map(_contradicts, self._declared, self._binding.get_outputs()))
+                shapes = [value.shape() if value.is_tensor() else [] for value in self._binding.get_outputs()]
+                self._undeclared = not all(map(fits, shapes, self._declared))
         except self._failures as error:
             raise CannotRun(reason(error)) from error
 

@@ -72,7 +72,7 @@ class OpenCvDnn(TimedBackend):
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the threads, and whether Winograd's way is allowed."""
-        return {"threads": "default" if options.threads is None else str(options.threads), "winograd": self.winograd}
+        return {**TimedBackend.settings(self, options), "winograd": self.winograd}
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
         """Return why OpenCV does not run a Conv as it is."""
@@ -106,10 +106,8 @@ class _Net:
     first_s: float | None = None
 
     def __init__(self, backend: OpenCvDnn, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> None:
-        try:
-            import cv2
-        except ImportError as error:
-            raise CannotLoad(f"cv2 cannot be imported: {error}") from error
+        import cv2
+
         self._cv2: Any = cv2
         if options.threads is not None:
             cv2.setNumThreads(options.threads)

@@ -46,9 +46,8 @@ class OpenVinoCpu(TimedBackend):
 
     def missing(self) -> str | None:
         """Return None when OpenVINO is installed."""
-        if importlib.util.find_spec("openvino") is None:
-            return "openvino is not installed: pip install 'dilrewrite[openvino]'"
-        return None
+        installed = importlib.util.find_spec("openvino") is not None
+        return None if installed else "openvino is not installed: pip install 'dilrewrite[openvino]'"
 
     def versions(self) -> dict[str, str]:
         """Return the version of OpenVINO."""
@@ -88,10 +87,8 @@ class _Request:
         feeds: Mapping[str, Array],
         more: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        try:
-            import openvino
-        except (ImportError, OSError) as error:
-            raise CannotLoad(f"openvino cannot be imported: {error}") from error
+        import openvino
+
         proto = contained(runnable)
         self._names = [output.name for output in proto.graph.output]
         try:

@@ -15,7 +15,7 @@ from dilrewrite.errors import one_line
 from dilrewrite.model.elements import dtype, element_name
 from dilrewrite.model.evaluate import Evaluator
 from dilrewrite.model.walk import put_in_order
-from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session, contained
+from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Io, Options, Runnable, Session, contained, fits
 
 
 @final
@@ -64,20 +64,13 @@ class ReferenceSession(Session):
             with contextlib.suppress(KeyError):
                 if wanted != "string" and value.dtype != dtype(wanted):
                     raise CannotRun(f"input {name} is {value.dtype} instead of {wanted}")
-            if declared.shape is not None and not _fits(given, declared.shape):
+            if declared.shape is not None and not fits(given, declared.shape):
                 sizes = ["?" if size is None else size for size in declared.shape]
                 raise CannotRun(f"input {name} is {list(given)} instead of {sizes}")
 
     def close(self) -> None:
         """Free the model."""
         self._evaluator = None
-
-
-def _fits(given: Sequence[int], declared: Sequence[int | str | None]) -> bool:
-    """Say whether a shape is a declared one; a size that is no number fits all."""
-    return len(given) == len(declared) and all(
-        not isinstance(size, int) or size == own for size, own in zip(declared, given, strict=True)
-    )
 
 
 def _reason(error: BaseException) -> str:
@@ -90,10 +83,8 @@ def _io(value: onnx.ValueInfoProto) -> Io:
         return Io(name=value.name, element=f"other:{value.type.WhichOneof('value')}", shape=None)
     tensor = value.type.tensor_type
     element = element_name(tensor.elem_type) or f"other:{tensor.elem_type}"
-    if not tensor.HasField("shape"):
-        return Io(name=value.name, element=element, shape=None)
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)
-    return Io(name=value.name, element=element, shape=shape)
+    sizes = (dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)
+    return Io(name=value.name, element=element, shape=tuple(sizes) if tensor.HasField("shape") else None)
 
 
 @final
