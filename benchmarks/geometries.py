@@ -260,7 +260,7 @@ def measured(conv: Conv, backend: Any, prover: Prover, options: argparse.Namespa
             source, site, profiled, lambda tensor: numpy_helper.to_array(tensor), backend.layout_ranks, bare=bare
         )
 
-    meter = Meter.on(backend, Cache.open(None), Budget(1e6), Options(threads=options.threads))
+    meter = Meter.on(backend, Cache(None), Budget(1e6), Options(threads=options.threads))
     meter.budget.begin()
     forms = [Form(strategy=c.strategy, fragment=c.fragment, prove=_proof(prover, source, site, c)) for c in wanted]
     try:

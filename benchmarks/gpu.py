@@ -416,7 +416,7 @@ def geometries(
         try:
             with precision_set(backend, precision) as asked:
                 sessions = Options(scratch=scratch)
-                meters[precision] = Meter.on(backend.building(asked), Cache.open(None), Budget(MOST_BUDGET_S), sessions)
+                meters[precision] = Meter.on(backend.building(asked), Cache(None), Budget(MOST_BUDGET_S), sessions)
         except LookupError as error:
             refused[precision] = str(error)
             continue
@@ -548,7 +548,7 @@ def whole_model(
         if one.name != "original":
             row = {"form": one.name, "sites": len(found.sites), "rewritten": one.rewritten}
             tasks.append((row, Runnable(model=one.proto.SerializeToString())))
-    meter = Meter.on(backend, Cache.open(None), Budget(MOST_BUDGET_S), Options(scratch=scratch))
+    meter = Meter.on(backend, Cache(None), Budget(MOST_BUDGET_S), Options(scratch=scratch))
     budget = meter.budget
     budget.begin()
     try:

@@ -7,7 +7,8 @@ except where dilation has to go.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.fragment import AddKernelAxis, CoreConv, Fragment
@@ -76,14 +77,8 @@ def assumed(geometry: ConvGeometry) -> ConvGeometry:
         extent if extent is not None else max(ASSUMED_EXTENTS[geometry.rank], 4 * geometry.span(axis))
         for axis, extent in enumerate(geometry.extents)
     )
-    channels = geometry.in_channels or 16 * geometry.group
-    return replace(
-        geometry,
-        batch=geometry.batch or 1,
-        in_channels=channels,
-        out_channels=geometry.out_channels or 16 * geometry.group,
-        extents=extents,
-    )
+    inside, outside = (channels or 16 * geometry.group for channels in (geometry.in_channels, geometry.out_channels))
+    return replace(geometry, batch=geometry.batch or 1, in_channels=inside, out_channels=outside, extents=extents)
 
 
 def candidates(
@@ -94,17 +89,12 @@ def candidates(
     refused: list[Refusal] = []
     for name, strategy in offered.items():
         chosen = with_max_dilation(strategy, max_dilation) if max_dilation > 1 else strategy
-        fixed = site.fixed_weights
-        fragment = plan(name, chosen, site.meaning, site.opset, storage=site.storage, fixed_weights=fixed)
-        if isinstance(fragment, Refusal):
-            refused.append(fragment)
-            continue
-        sized: Fragment | Refusal = fragment
-        if fragment.multiply_adds is None or fragment.elements_moved is None:
-            sizes = assumed(site.geometry)
-            sized = plan(name, chosen, sizes, site.opset, storage=site.storage, fixed_weights=fixed)
-        if isinstance(sized, Refusal):
-            refused.append(sized)
+        how: dict[str, Any] = {"storage": site.storage, "fixed_weights": site.fixed_weights}
+        fragment = sized = plan(name, chosen, site.meaning, site.opset, **how)
+        if isinstance(fragment, Fragment) and None in (fragment.multiply_adds, fragment.elements_moved):
+            sized = plan(name, chosen, assumed(site.geometry), site.opset, **how)
+        if isinstance(fragment, Refusal) or isinstance(sized, Refusal):
+            refused.append(next(one for one in (fragment, sized) if isinstance(one, Refusal)))
             continue
         assert sized.multiply_adds is not None, "every size is known or assumed"
         assert sized.elements_moved is not None
@@ -123,13 +113,13 @@ def candidates(
     return sorted(found, key=lambda candidate: candidate.order), refused
 
 
+@dataclass
 class Planner:
     """Plans sites with the given strategies, each distinct geometry once."""
 
-    def __init__(self, offered: Mapping[str, Strategy], max_dilation: int = 1) -> None:
-        self.offered = offered
-        self.max_dilation = max_dilation
-        self._known: dict[tuple[object, ...], tuple[list[Candidate], list[Refusal]]] = {}
+    offered: Mapping[str, Strategy]
+    max_dilation: int = 1
+    _known: dict[tuple[object, ...], tuple[list[Candidate], list[Refusal]]] = field(default_factory=dict)
 
     def candidates(self, site: Site) -> tuple[list[Candidate], list[Refusal]]:
         """Return what `candidates` returns for the site."""
@@ -168,17 +158,14 @@ def by_time(wanted: Sequence[Candidate], timings: Mapping[str, FormTiming]) -> t
     A form that was not timed is never faster.
     """
     forms = [(candidate, timings[candidate.strategy]) for candidate in wanted if candidate.strategy in timings]
-    compared = sorted(
-        ((candidate, form.timing) for candidate, form in forms if form.timing is not None),
-        key=lambda pair: pair[1].ratio,
-    )
+    compared = [(candidate, form.timing) for candidate, form in forms if form.timing is not None]
+    compared.sort(key=lambda pair: pair[1].ratio)
     faster = [(candidate, timing) for candidate, timing in compared if timing.faster]
     if faster:
         return [candidate for candidate, _ in faster], Why(reason=Reason.TIMED, timing=faster[0][1])
     if compared:
         best, timing = compared[0]
-        missing = len(wanted) - len(compared)
-        reason = Reason.SLOWER if timing.slower else Reason.TIE
+        reason, missing = Reason.SLOWER if timing.slower else Reason.TIE, len(wanted) - len(compared)
         return [], Why(reason=reason, strategy=best.strategy, timing=timing, number=missing, total=len(wanted))
     if forms:
         return [], Why(reason=Reason.UNTIMED, forms=tuple(form for _, form in forms))
@@ -195,20 +182,19 @@ def fastest(
     The timed ones first, fastest first, then the others in the order given, then those that failed. Forms that fewer
     devices run or that hold for less input come after all others, however fast they are here.
     """
-    ranked: list[tuple[tuple[bool, bool, float, int], Candidate, Why]] = []
-    for place, candidate in enumerate(wanted):
+    ranked: list[tuple[tuple[bool, bool, float], Candidate, Why]] = []
+    for candidate in wanted:
         form = timings.get(candidate.strategy)
-        lifted, inexact, _ = candidate.order
         if form is not None and form.timing is not None:
             rank, why = form.timing.ratio, Why(reason=Reason.TIMED, timing=form.timing)
         else:
             rank = 1e9 if form is not None and form.outcome in BROKEN else 1e6
             because = Why(reason=Reason.UNTIMED, forms=(form,)) if form is not None else missing
             why = Why(reason=Reason.ESTIMATED, because=because or Why(reason=Reason.UNKNOWN))
-        ranked.append(((lifted, inexact, rank, place), candidate, why))
+        ranked.append(((*candidate.order[:2], rank), candidate, why))
     ranked.sort(key=lambda entry: entry[0])
-    common = sum(not (lifted or inexact) and why.reason is Reason.TIMED for (lifted, inexact, *_), _, why in ranked)
-    if ranked and common > 1 and ranked[0][2].reason is Reason.TIMED:
+    common = sum(not any(order[:2]) and why.reason is Reason.TIMED for order, _, why in ranked)
+    if common > 1:
         ranked[0] = (*ranked[0][:2], replace(ranked[0][2], reason=Reason.FASTEST, number=common))
     return [(candidate, why) for _, candidate, why in ranked]
 

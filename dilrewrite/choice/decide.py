@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dilrewrite.choice import choose
@@ -25,49 +26,45 @@ from dilrewrite.sites.find import too_new
 from dilrewrite.timing.outcome import Outcome
 
 
-def matches(pattern: str | None, where: str, name: str, output: str = "") -> bool:
+def matches(pattern: str | None, node: Site | Skipped) -> bool:
     """Say whether the regular expression is found in a node's name, `where/name`, or output."""
-    return pattern is not None and any(re.search(pattern, text) for text in (name, f"{where}/{name}", output) if text)
+    names = (node.name, f"{node.where}/{node.name}", node.output if isinstance(node, Site) else "")
+    return pattern is not None and any(re.search(pattern, name) for name in names if name)
 
 
+def left_out(scope: Scope, node: Site | Skipped) -> Reason | None:
+    """Return why the user wants a node left as it is, by --only or --skip; `None` where nothing was said of it."""
+    if scope.only is not None and not matches(scope.only, node):
+        return Reason.NOT_NAMED
+    return Reason.SKIPPED if matches(scope.skip, node) else None
+
+
+@dataclass
 class Decider:
     """Decides about the sites of one model, `source`. `decided`: by a decisions file. `around` surrounds every proof.
 
     Raises `UsageError` for a strategy that does not exist.
     """
 
-    def __init__(
-        self,
-        scope: Scope,
-        proving: Proving,
-        source: Source,
-        decided: Mapping[str, Decided] | None = None,
-        around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
-        self.scope = scope
-        self.proving = proving
-        self.source = source
-        self.around = around
-        self.decided = decided
-        self.planner = choose.Planner(strategies(), scope.max_dilation)
-        self.forced: choose.Planner | None = None
-        if scope.strategy is not None:
-            self.forced = choose.Planner(dict([parse(scope.strategy)]), scope.max_dilation)
-        self._prover: Prover | None = None
+    scope: Scope
+    proving: Proving
+    source: Source
+    decided: Mapping[str, Decided] | None = None
+    around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
-    @property
-    def prover(self) -> Prover | None:
-        """Return the prover, made when it is first needed; `None` when nothing is to be proved."""
-        if self._prover is None and self.proving.verify != "none":
-            self._prover = Prover(seed=self.proving.seed, threads=self.proving.threads)
-        return self._prover
+    def __post_init__(self) -> None:
+        limit, strategy = self.scope.max_dilation, self.scope.strategy
+        self.planner = choose.Planner(strategies(), limit)
+        self.forced = choose.Planner(dict([parse(strategy)]), limit) if strategy is not None else None
+
+    @functools.cached_property
+    def _prover(self) -> Prover:
+        return Prover(seed=self.proving.seed, threads=self.proving.threads)
 
     def prove(self, site: Site, fragment: Fragment) -> Proof | None:
         """Return the proof of a form, `None` when nothing is to be proved."""
         with self.around():
-            return self.prover.prove(self.source, site, fragment) if self.prover else None
-
-    # -- before measuring ----------------------------------------------------------------------------------------
+            return self._prover.prove(self.source, site, fragment) if self.proving.verify != "none" else None
 
     def consider(self, site: Site) -> Considered:
         """Return which forms a site may get."""
@@ -75,43 +72,33 @@ class Decider:
         offered, refused = self.planner.candidates(site)
 
         def considered(why: Why | None, wanted: Sequence[choose.Candidate] = ()) -> Considered:
-            return Considered(
-                site=site,
-                offered=tuple(offered),
-                refused=tuple(refused),
-                wanted=tuple(wanted),
-                why=why,
-                measurable=why is None,
-            )
+            forms = Considered(site=site, offered=tuple(offered), refused=tuple(refused), wanted=tuple(wanted))
+            return replace(forms, why=why, measurable=why is None)
 
         if self.decided is not None:
             return considered(*self._replayed(site, self.decided[site.key]))
         newest = too_new(site.opset)
         if newest is not None:
             return considered(Why(reason=Reason.TOO_NEW, said=newest))
-        if scope.only is not None and not matches(scope.only, site.where, site.name, site.output):
-            return considered(Why(reason=Reason.NOT_NAMED))
-        if matches(scope.skip, site.where, site.name, site.output):
-            return considered(Why(reason=Reason.SKIPPED))
+        reason = left_out(scope, site)
+        if reason is not None:
+            return considered(Why(reason=reason))
         if scope.max_dilation > 1 and geometry.max_dilation <= scope.max_dilation:
             return considered(Why(reason=Reason.SMALL_DILATION, number=scope.max_dilation))
+        asked: list[choose.Candidate] = []
+        why = Why(reason=Reason.FORCED)
         if self.forced is not None:
             asked, denied = self.forced.candidates(site)
-            why = Why(reason=Reason.FORCED)
             if denied:
                 refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
                 why = Why(reason=Reason.REFUSED, refusals=(denied[0],))
             offered = [*asked, *(c for c in offered if c.strategy not in self.forced.offered)]
-            wanted = [candidate for candidate in asked if candidate.strategy != "keep"]
             if not scope.eliminate:
-                return considered(why, wanted)
-            wanted = choose.without_dilation([*wanted, *offered], scope.max_dilation)
-            if asked and wanted[:1] == asked:
-                return considered(why, wanted)
-            if wanted:
-                return considered(None, wanted)
+                return considered(why, [candidate for candidate in asked if candidate.strategy != "keep"])
         if scope.eliminate:
             wanted = choose.without_dilation(offered, scope.max_dilation)
+            if asked and wanted[:1] == asked:
+                return considered(why, wanted)
             return considered(None if wanted else Why(reason=Reason.CANNOT_GO, refusals=tuple(refused)), wanted)
         if not any(candidate.strategy == "keep" for candidate in offered):  # the opset cannot even spell its pads
             denials = tuple(refusal for refusal in refused if refusal.strategy == "keep")
@@ -132,8 +119,6 @@ class Decider:
                 hint="decide again, without --decisions",
             )
         return why, asked
-
-    # -- after measuring -----------------------------------------------------------------------------------------
 
     def settle(self, considered: Considered, measured: SiteMeasurement, keep: Why | None = None) -> Decision:
         """Return what becomes of a site: the first of the forms that come into question that is proved.
@@ -178,11 +163,7 @@ class Decider:
         return [(one, choose.by_time([one], measured.timings)[1]) for one in faster], otherwise
 
     def _kept(
-        self,
-        considered: Considered,
-        measured: SiteMeasurement,
-        why: Why,
-        unproved: tuple[Refusal, ...] = (),
+        self, considered: Considered, measured: SiteMeasurement, why: Why, unproved: tuple[Refusal, ...] = ()
     ) -> Decision:
         """Return that a site stays, with its SAME_* pads made explicit where a runtime needs that."""
         site = considered.site
@@ -193,12 +174,9 @@ class Decider:
         if isinstance(keep, Refusal):
             return decision
         proof = self.prove(site, keep)
-        return replace(
-            decision,
-            proof=proof,
-            wrong="keep" if proof is not None and proof.wrong else None,
-            explicit=keep if site.geometry.explicit().auto_pad != "NOTSET" else None,
-        )
+        wrong = "keep" if proof is not None and proof.wrong else None
+        explicit = keep if site.geometry.explicit().auto_pad != "NOTSET" else None
+        return replace(decision, proof=proof, wrong=wrong, explicit=explicit)
 
 
 def _refusals(unproved: Mapping[str, str]) -> tuple[Refusal, ...]:
@@ -207,22 +185,8 @@ def _refusals(unproved: Mapping[str, str]) -> tuple[Refusal, ...]:
 
 def remaining(decisions: Sequence[Decision], found: Found, scope: Scope) -> tuple[Decision | Skipped, ...]:
     """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only."""
-
-    def excused(where: str, name: str, output: str = "") -> bool:
-        if scope.only is not None and not matches(scope.only, where, name, output):
-            return True
-        return matches(scope.skip, where, name, output)
-
-    left: list[Decision | Skipped] = [
-        d
-        for d in decisions
-        if d.max_dilation > scope.max_dilation and not excused(d.site.where, d.site.name, d.site.output)
-    ]
-    left += [
-        node
-        for node in found.skipped
-        if node.convolution
-        and max(node.dilations, default=math.inf) > scope.max_dilation
-        and not excused(node.where, node.name)
-    ]
-    return tuple(left)
+    limit, skipped = scope.max_dilation, [node for node in found.skipped if node.convolution]
+    return (
+        *(one for one in decisions if one.max_dilation > limit and left_out(scope, one.site) is None),
+        *(one for one in skipped if max(one.dilations, default=math.inf) > limit and left_out(scope, one) is None),
+    )

@@ -64,59 +64,56 @@ def render(model: str, sites: Iterable[tuple[Site, str, str]], circumstances: Ma
 
 def read(path: Path) -> dict[str, Decided]:
     """Return the decisions in a file by site. Raises `UsageError` when it is no such file."""
-    where = f"--decisions {shown(path)}"
-    hint = "give a file that --save-decisions wrote"
+
+    def wrong(problem: object, hint: str = "make it again") -> UsageError:
+        return UsageError(f"--decisions {shown(path)}: {problem}", hint=hint)
+
+    other = "give a file that --save-decisions wrote"
     try:
         if path.exists() and not is_file(path):
-            raise UsageError(f"{where}: not a decisions file, not even a regular one", hint=hint)
+            raise wrong("not a decisions file, not even a regular one", other)
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageError(f"{where}: no such file") from error
+        raise wrong("no such file", "") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not a decisions file: {error}", hint=hint) from error
+        raise wrong(f"not a decisions file: {error}", other) from error
     version = data.get("dilrewrite_decisions") if isinstance(data, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool):
-        raise UsageError(f"{where}: not a decisions file", hint=hint)
+    if type(version) is not int:
+        raise wrong("not a decisions file", other)
     if version != FORMAT:
-        raise UsageError(f"{where}: of format {version}, this version reads {FORMAT}", hint="make it again")
-    found: dict[str, Decided] = {}
+        raise wrong(f"of format {version}, this version reads {FORMAT}")
     entries = data.get("sites")
     if not isinstance(entries, list):
-        raise UsageError(f"{where}: damaged: it has no list of sites", hint="make it again")
+        raise wrong("damaged: it has no list of sites")
+    found: dict[str, Decided] = {}
     for entry in entries:
         words = [entry.get(word) for word in ("site", "geometry", "strategy")] if isinstance(entry, dict) else [None]
         if not all(isinstance(word, str) for word in words):
             text = json.dumps(entry)
-            told = text if len(text) <= 200 else f"{text[:200]}..."
-            raise UsageError(f"{where}: damaged: {told} is no decision", hint="make it again")
+            raise wrong(f"damaged: {text if len(text) <= 200 else f'{text[:200]}...'} is no decision")
         key, geometry, strategy = map(str, words)
         if key in found:
-            raise UsageError(f"{where}: damaged: {key} is there twice", hint="make it again")
+            raise wrong(f"damaged: {key} is there twice")
         try:
             parse(strategy)
         except UsageError as error:
-            raise UsageError(f"{where}: {key}: {error.message.removeprefix('--strategy ')}", hint=error.hint) from error
+            raise wrong(f"{key}: {error.message.removeprefix('--strategy ')}", error.hint) from error
         found[key] = Decided(digest=geometry, strategy=strategy)
     return found
 
 
 def check(path: Path, decided: Mapping[str, Decided], sites: Sequence[Site]) -> None:
     """Raise `UsageError`, naming the node, unless the decisions are about exactly these sites."""
-    where = f"--decisions {shown(path)}"
-    hint = "the model has changed: decide again, without --decisions"
-    known = {site.key: site for site in sites}
-    for site in sites:
-        entry = decided.get(site.key)
-        if entry is None:
-            raise UsageError(
-                f"{where}: nothing is decided about the node {site.where}/{site.name or site.output}", hint=hint
-            )
-        if entry.digest != digest(site):
-            raise UsageError(
-                f"{where}: the node {site.where}/{site.name or site.output} is not what was decided about "
-                "(its geometry, types, opset, or what follows it)",
-                hint=hint,
-            )
-    for key in decided:
-        if key not in known:
-            raise UsageError(f"{where}: the model has no dilated Conv {key}", hint=hint)
+    problems = [
+        f"nothing is decided about the node {node}"
+        if entry is None
+        else f"the node {node} is not what was decided about (its geometry, types, opset, or what follows it)"
+        for site in sites
+        for node, entry in [(f"{site.where}/{site.name or site.output}", decided.get(site.key))]
+        if entry is None or entry.digest != digest(site)
+    ]
+    keys = {site.key for site in sites}
+    problems += [f"the model has no dilated Conv {key}" for key in decided if key not in keys]
+    if problems:
+        hint = "the model has changed: decide again, without --decisions"
+        raise UsageError(f"--decisions {shown(path)}: {problems[0]}", hint=hint)

@@ -71,8 +71,6 @@ class Original:
         serialized = proto.SerializeToString()
         return Runnable(model=serialized, folder=self.model.folder), hashlib.sha256(serialized).hexdigest()
 
-    # -- what it runs on -----------------------------------------------------------------------------------------
-
     def choose_inputs(self, meter: Meter) -> None:
         """Find data that it runs on. Raises `UsageError` when none can be made up, and what a session raises."""
         budget = meter.budget
@@ -105,10 +103,9 @@ class Original:
         longer = {}
         for symbol in [batch for batch in chooser.batches if batch not in chooser.roles][:FEW]:
             other = chooser.attempt("long", chooser.longer([symbol], sizes), session.run)
-            if other is not None:
-                with contextlib.suppress(RuntimeFailure):
-                    if self._convolved(meter, case) != self._convolved(meter, other):
-                        longer[symbol] = True
+            with contextlib.suppress(RuntimeFailure):
+                if other is not None and self._convolved(meter, case) != self._convolved(meter, other):
+                    longer[symbol] = True
         return longer
 
     def _convolved(self, meter: Meter, case: Case) -> set[tuple[int, ...]]:
@@ -116,8 +113,6 @@ class Original:
         options = replace(meter.options, optimize=False)
         profile = profiled(timed_backends()["onnxruntime_cpu"], self.runnable(), options, case.feeds, 1)
         return {run.inputs[0][2:] for run in profile.nodes if run.op in CONVOLVES and run.inputs and run.inputs[0]}
-
-    # -- where its time goes -------------------------------------------------------------------------------------
 
     def profile(self, meter: Meter) -> None:
         """Profile it on its data. Raises what `profiling.profile` raises."""
@@ -134,17 +129,16 @@ class Original:
         paths = zip(scopes(self.baseline), scopes(self.model.proto), strict=True)
         original = {there: here for (there, _), (here, _) in paths}
         tensors = {(original[scope], name): shape for (scope, name), shape in profiled.tensors.items()}
-        there = {(original[site.scope], site.output, len(site.nodes)): site for site in sites}
+        twins = {(original[site.scope], site.output, len(site.nodes)): site for site in sites}
         runs: dict[str, SiteRun] = {}
         for site in self.found.sites:
-            twin = there.get((site.scope, site.output, len(site.nodes)))
+            twin = twins.get((site.scope, site.output, len(site.nodes)))
             run = profiled.sites.get(twin.key) if twin is not None else None
             if run is None or twin is None:
                 run = SiteRun(share=None, shapes=(), times=1)
-            elif run.shapes and twin.inputs != site.inputs:
+            elif run.shapes and twin.inputs != site.inputs:  # the shape before its pads
                 quantization = site.input_quantization
-                source = quantization.source.name if quantization else site.inputs[0]
-                shape = tensors.get((site.scope, source))  # before its pads
+                shape = tensors.get((site.scope, quantization.source.name if quantization else site.inputs[0]))
                 run = replace(run, shapes=() if shape is None else (shape,))
             runs[site.key] = run
         return Profiled(seconds=profiled.seconds, sites=runs, tensors=tensors)

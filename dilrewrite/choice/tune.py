@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from onnx import ModelProto
 
 from dilrewrite import machine
 from dilrewrite.choice import choose
-from dilrewrite.choice.confirm import Confirmation
+from dilrewrite.choice.confirm import search
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.layers import compare_layers
@@ -51,7 +52,6 @@ class Tuning:
     min_gain: float = MARGIN
     forget: Callable[[], None] = lambda: None
     load: float | None = field(default_factory=machine.load)
-    state_before: Mapping[str, float] = field(default_factory=dict)
     failure: Why | None = None
     differs: Why | None = None
     """What the model computes otherwise on the timed runtime that has to be rewritten as it is."""
@@ -74,8 +74,7 @@ class Tuning:
         """
         meter = self.meter
         meter.budget.progress("measure", 0, 1)
-        self.state_before = meter.backend.state()
-        meter.budget.begin()
+        meter.begin()
         try:
             self.original.choose_inputs(meter)
             settings = self.original.settings
@@ -92,8 +91,6 @@ class Tuning:
             self.failure = Why(reason=Reason.PROFILE_SLOW if slow else Reason.MODEL_FAILED, said=str(error))
             return False
         return True
-
-    # -- sites ---------------------------------------------------------------------------------------------------
 
     def measure(self, considered: Sequence[Considered]) -> None:
         """Time the forms of the sites that timings decide about, the ones that take most time first."""
@@ -155,16 +152,10 @@ class Tuning:
 
     def _question(self, site: Site, *, bare: bool) -> Question:
         """Return what is timed for a site, without neighbours when `bare`. Raises LookupError where it cannot be."""
-        original = self.original
-        assert original.profiled is not None
-        return neighbourhood.ask(
-            self.decider.source,
-            site,
-            original.profiled,
-            lambda tensor: read_tensor(original.model, tensor),
-            self.meter.backend.layout_ranks,
-            bare=bare,
-        )
+        profiled, read = self.original.profiled, functools.partial(read_tensor, self.original.model)
+        assert profiled is not None
+        ranks = self.meter.backend.layout_ranks
+        return neighbourhood.ask(self.decider.source, site, profiled, read, ranks, bare=bare)
 
     def _form(self, site: Site, candidate: choose.Candidate, disproofs: list[tuple[str, Proof]]) -> Form:
         def prove() -> str | None:
@@ -210,15 +201,13 @@ class Tuning:
 
     def of(self, considered: Considered) -> SiteMeasurement:
         """Return what measuring says of a site."""
-        site = considered.site
-        if considered.measurable and site.key in self.sites:
-            return self.sites[site.key]
+        run = self.run_of(considered.site)
         if not considered.measurable:
-            return SiteMeasurement(run=self.run_of(site))
+            return SiteMeasurement(run=run)
+        if considered.site.key in self.sites:
+            return self.sites[considered.site.key]
         timings = {candidate.strategy: FormTiming(outcome=Outcome.NO_TIME) for candidate in considered.wanted}
-        return SiteMeasurement(timings=timings, why=not_measured(self.failure or Reason.BUDGET), run=self.run_of(site))
-
-    # -- the whole model -----------------------------------------------------------------------------------------
+        return SiteMeasurement(timings=timings, why=not_measured(self.failure or Reason.BUDGET), run=run)
 
     def gain(self, site: Site, strategy: str) -> float | None:
         """Return the share of the model's time that a form saves at a site, by its timings."""
@@ -231,21 +220,16 @@ class Tuning:
     @property
     def run_s(self) -> float:
         """Return the seconds of one run of the original: as timed, or else as profiled."""
-        timed = self.final or (self.attempts[0].timing if self.attempts else None)
+        timed = self.final or next((attempt.timing for attempt in self.attempts), None)
         if timed is not None:
             return timed.first.median_s
         return self.original.profiled.seconds if self.original.profiled is not None else 0.0
 
-    def _confirmation(self) -> Confirmation:
-        original = self.original
-        return Confirmation(
-            meter=self.meter,
-            before=original.runnable(),
-            digest=original.digest,
-            feeds=original.feeds,
-            run_s=self.run_s,
-            min_gain=self.min_gain,
-        )
+    def _against(self, proto: ModelProto, share: float) -> Comparison:
+        """Time the original against a version of it. Raises what `Meter.whole` does."""
+        original, (after, digest) = self.original, self.original.version(proto)
+        models, digests = (original.runnable(), after), (original.digest, digest)
+        return self.meter.whole(*models, digests, original.feeds, run_s=self.run_s, share=share)
 
     def confirm(self, winners: Sequence[Decision], make: Callable[[set[str]], ModelProto]) -> dict[str, Why]:
         """Return why winners stay as they are, by site: the whole model is not faster with them; `make` rewrites some.
@@ -259,7 +243,11 @@ class Tuning:
             groups.setdefault(question, []).append(winner.site.key)
             gains[question] = gains.get(question, 0.0) + (self.gain(winner.site, winner.strategy) or 0.0)
         ordered = [groups[question] for question in sorted(groups, key=lambda question: -gains[question])]
-        confirmed = self._confirmation().search(ordered, lambda sites: self.original.version(make(set(sites))))
+
+        def timed(sites: Sequence[str], share: float) -> Comparison:
+            return self._against(make(set(sites)), share)
+
+        confirmed = search(ordered, timed, self.meter.budget, run_s=self.run_s, min_gain=self.min_gain)
         self.final, self.attempts = confirmed.final, confirmed.attempts
         return {
             winner.site.key: Why(
@@ -278,7 +266,7 @@ class Tuning:
         if self.failure is not None:
             return
         try:
-            self.final = self._confirmation().timed(self.original.version(proto), CONFIRMATION)
+            self.final = self._against(proto, CONFIRMATION)
             self.attempts = (Attempt(sites=tuple(sites), timing=self.final),)
         except Differs as error:
             self.differs = Why(reason=Reason.DIFFERS, said=str(error))
@@ -291,13 +279,11 @@ class Tuning:
         Raises FailedError when one of them does not run.
         """
         meter, original = self.meter, self.original
-        self.state_before = meter.backend.state()
-        meter.budget.begin()
+        meter.begin()
         try:
             original.choose_inputs(meter)
-            self.final = meter.whole(
-                original.runnable(), other.runnable(), ("", ""), original.feeds, run_s=meter.budget.run_s
-            )
+            models, run_s = (original.runnable(), other.runnable()), meter.budget.run_s
+            self.final = meter.whole(*models, ("", ""), original.feeds, run_s=run_s)
         except RuntimeFailure as error:
             hint = "give sizes that both take with --shape" if original.made_up else ""
             why = too_new(original.model.opset) or "; ".join((str(error), *original.found.remarks))
@@ -312,11 +298,10 @@ class Tuning:
         except RuntimeFailure as error:
             self.meter.doubts[f"the layers were not timed: {error}"] = None
 
-    # -- the report ----------------------------------------------------------------------------------------------
-
     def measurement(self, *, predicted_ratio: float | None = None, estimated_s: float | None = None) -> Measurement:
         """Return what the report says of measuring."""
         meter, original = self.meter, self.original
+        others = (name for name, one in timed_backends().items() if name != meter.backend.name and not one.missing())
         return meter.measurement(
             original.feeds,
             estimated_s=estimated_s,
@@ -328,15 +313,9 @@ class Tuning:
             min_gain=self.min_gain,
             needed_s=meter.budget.needed_s(self.untimed) if self.untimed else None,
             made_up=original.made_up,
-            others=others(meter.backend.name),
+            others=tuple(others),
             layers=self.layers,
-            state_before=self.state_before,
         )
-
-
-def others(name: str) -> tuple[str, ...]:
-    """Return the backends besides `name` that are ready to time on."""
-    return tuple(other for other, found in timed_backends().items() if other != name and found.missing() is None)
 
 
 def _timed(entry: Considered) -> list[choose.Candidate]:

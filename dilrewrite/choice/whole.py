@@ -140,9 +140,8 @@ class Choosing:
         edits = [(d.site, d.fragment) for d in settled if d.fragment and (only is None or d.site.key in only)]
         kept = [(d.site, d.explicit) for d in settled if d.explicit]
         with self.clock("substitute"):
-            return rewrite(
-                self.model.proto, [*edits, *kept], self.found.normalisations, lambda t: read_tensor(self.model, t)
-            )
+            read = functools.partial(read_tensor, self.model)
+            return rewrite(self.model.proto, [*edits, *kept], self.found.normalisations, read)
 
     def _start(self, tuning: Tuning) -> bool:
         """Start measuring; False: the model does not run. Data that it does not take are an error only if it must."""

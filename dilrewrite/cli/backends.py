@@ -14,16 +14,13 @@ def run(*, as_json: bool) -> int:
     """List the runtimes: ready with versions, or what is missing and the command that installs it."""
     from dilrewrite.runtimes import backends
 
-    found = []
-    for name, backend in backends().items():
-        missing = backend.missing()
-        found.append({"name": name, "missing": missing, "versions": backend.versions() if missing is None else {}})
+    found = [(name, backend, backend.missing()) for name, backend in backends().items()]
+    versions = {name: backend.versions() for name, backend, missing in found if missing is None}
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        listed = [{"name": name, "missing": missing, "versions": versions.get(name, {})} for name, _, missing in found]
+        typer.echo(json.dumps(listed, indent=2))
         return 0
-    for entry in found:
-        versions = entry["versions"]
-        assert isinstance(versions, dict)
-        ready = "ready: " + ", ".join(f"{package} {version}" for package, version in versions.items())
-        typer.echo(f"{entry['name']:<20} {ready if entry['missing'] is None else entry['missing']}")
+    for name, _, missing in found:
+        ready = ", ".join(f"{package} {version}" for package, version in versions.get(name, {}).items())
+        typer.echo(f"{name:<20} {missing if missing is not None else f'ready: {ready}'}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -51,7 +52,8 @@ def run(configurations: tuple[str, ...], *, listed: bool, quiet: bool, **options
     parsed = [grammar.parse(text) for text in configurations or ("1", "2", "3")]
     if output is not None:
         check_destination(output, force=force, source=None)
-    _check_torch()
+    if importlib.util.find_spec("torch") is None:
+        raise MissingError("torch is not installed", hint="pip install 'dilrewrite[torch]'")
     with progress(hidden=quiet) as show_progress:
         result = convbench.run(parsed, setting, skip=skip, progress=show_progress)
     text = formats.FORMATS[form](result)
@@ -62,10 +64,3 @@ def run(configurations: tuple[str, ...], *, listed: bool, quiet: bool, **options
     elif not quiet:
         sys.stdout.write(text)
     return 0
-
-
-def _check_torch() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        raise MissingError("torch is not installed", hint="pip install 'dilrewrite[torch]'")

@@ -13,13 +13,10 @@ from dilrewrite.commands.places import Claims
 from dilrewrite.commands.run import Run, dilated, notes_of
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.keywords import Progress, silent
-from dilrewrite.model.load import load
-from dilrewrite.model.valid import check_calls
 from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
-from dilrewrite.proof.verdict import Subject
 from dilrewrite.reports import report
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, profiled, timed_backend
@@ -43,38 +40,29 @@ def bench(first: Path, second: Path | None, options: CommandOptions, *, progress
 def _models(run: Run, paths: Sequence[Path]) -> Report:
     options = run.options
     _check_exports(options, paths)
-    with run.clock("load"):
-        models = [load(path) for path in paths]
-    for path, model in zip(paths, models, strict=True):
-        check_calls(model.proto, shown(path))
+    models = [run.load(path) for path in paths]
     Claims(list(paths)).reports(options.places.report, options.places.report_format)
-    before, other = models[0], models[-1]
     if len(models) > 1:
-        trial.check_same_inputs(before.proto, other.proto, shown(paths[-1]))
-    settings = trial.settings(before, options.proving)
+        trial.check_same_inputs(models[0].proto, models[1].proto, shown(paths[1]))
+    settings = trial.settings(models[0], options.proving)
     found = [find(model.proto) for model in models]
     sessions = Options(threads=options.proving.threads, custom_op_library=options.proving.custom_op_library)
     meter = _meter(run, options.measuring.backend, sessions)
-    baseline = trial.runnable(before, before.proto, meter.backend)
-    original = Original(model=before, found=found[0], baseline=baseline, settings=settings)
-    decider = Decider(options.scope, options.proving, Source(before.proto))
-    tuning = Tuning(original=original, meter=meter, decider=decider)
-    runnable = trial.runnable(other, other.proto, meter.backend)
-    subject = Subject(runnable, other.folder, other.path if runnable is other.proto else None)
+    baselines = (trial.runnable(model, model.proto, meter.backend) for model in models)
+    originals = [Original(*parts, settings) for parts in zip(models, found, baselines, strict=True)]
+    decider = Decider(options.scope, options.proving, Source(models[0].proto))
+    tuning = Tuning(original=originals[0], meter=meter, decider=decider)
     with run.clock("measure"):
         try:
-            tuning.time_against(subject)
-            _export(options, meter, [original.runnable(), subject.runnable()][: len(paths)], original.feeds)
+            tuning.time_against(originals[-1].subject())
+            _export(options, meter, [original.runnable() for original in originals], originals[0].feeds)
         finally:
             tuning.close()
-    described = [
-        report.describe_model(model, model.proto, dilated=dilated(sites))
-        for model, sites in zip(models, found, strict=True)
-    ]
+    before, *after = (report.describe_model(m, m.proto, dilated=dilated(f)) for m, f in zip(models, found, strict=True))
     return run.report(
         "measured",
-        before=described[0],
-        after=described[1] if len(described) > 1 else None,
+        before=before,
+        after=after[0] if after else None,
         skipped=found[-1].skipped,
         measurement=tuning.measurement(),
         notes=(*notes_of(tuning), *dict.fromkeys(remark for sites in found for remark in sites.remarks)),
@@ -95,10 +83,9 @@ def _engines(run: Run, paths: Sequence[Path]) -> Report:
     with tempfile.TemporaryDirectory(prefix="dilrewrite-") as scratch:
         meter = _meter(run, name, Options(threads=options.proving.threads, scratch=Path(scratch)))
         runnables = [Runnable(model=path.absolute(), engine=True) for path in (first, paths[-1])]
-        state = meter.backend.state()
         with run.clock("measure"):
             try:
-                meter.budget.begin()
+                meter.begin()
                 feeds = _feeds(options, engine, runnables[0], meter)
                 final = meter.whole(runnables[0], runnables[1], ("", ""), feeds, run_s=meter.budget.run_s)
                 _export(options, meter, runnables[: len(paths)], feeds)
@@ -110,7 +97,7 @@ def _engines(run: Run, paths: Sequence[Path]) -> Report:
         "measured",
         before=report.describe_engine(engine, shown(first)),
         after=report.describe_engine(known[1], shown(paths[1])) if len(paths) > 1 else None,
-        measurement=meter.measurement(feeds, final=final, state_before=state),
+        measurement=meter.measurement(feeds, final=final),
         engine=engine,
     )
 

@@ -10,16 +10,13 @@ from dilrewrite.commands.places import Claims, data_files
 from dilrewrite.commands.run import Run, dilated
 from dilrewrite.errors import shown
 from dilrewrite.keywords import Progress, silent
-from dilrewrite.model.load import load
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import Model
-from dilrewrite.model.valid import check_calls
 from dilrewrite.options import Building, CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.reports import report, write_reports
 from dilrewrite.reports.report import Report
-from dilrewrite.sites.find import find
 from dilrewrite.staging import Staging
 from dilrewrite.tensorrt import engines, sidecar
 
@@ -36,9 +33,7 @@ def build(
 
 def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None] | None) -> Report:
     options = run.options
-    with run.clock("load"):
-        model = load(path)
-    check_calls(model.proto, shown(path))
+    model = run.load(path)
     target = options.places.output or path.with_suffix(".engine")
     started = engines.start(model, building, parse_shapes(options.proving.shapes))
     claims = Claims([path, *data_files(model)], force=options.places.force)
@@ -47,8 +42,7 @@ def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None]
     claims.claim(options.places.export_layer_info, "--export-layer-info")
     claims.reports(options.places.report, options.places.report_format)
     settings = trial.settings(model, options.proving)
-    with run.clock("find"):
-        found = find(model.proto)
+    found = run.find(model)
     with run.clock("build"):
         engine = engines.make(
             started,

@@ -22,7 +22,7 @@ from dilrewrite.proof.carve import Source
 from dilrewrite.reports import report
 from dilrewrite.reports.report import Report
 from dilrewrite.sites import Found
-from dilrewrite.sites.find import find
+from dilrewrite.timing.profiling import UNSEEN
 
 
 def inspect(path: Path, options: CommandOptions) -> Report:
@@ -32,8 +32,7 @@ def inspect(path: Path, options: CommandOptions) -> Report:
     with run.clock("load"):
         model = load(path, weights=profile)
     Claims([path]).reports(options.places.report, options.places.report_format)
-    with run.clock("find"):
-        found = find(model.proto)
+    found = run.find(model)
     with run.clock("plan"):
         planner = choose.Planner(strategies(), limit)
         considered = [
@@ -42,11 +41,11 @@ def inspect(path: Path, options: CommandOptions) -> Report:
             for offered, refused in [planner.candidates(site)]
         ]
     tuning = _profiled(run, model, found) if profile else None
-    why = Why(reason=Reason.INSPECTED)
     sites = []
     for entry in considered:
-        measured = SiteMeasurement(run=tuning.run_of(entry.site)) if tuning is not None else SiteMeasurement()
-        sites.append(report.describe_site(Decision(considered=entry, measured=measured, why=why)))
+        measured = SiteMeasurement(run=tuning.run_of(entry.site) if tuning is not None else UNSEEN)
+        decision = Decision(considered=entry, measured=measured, why=Why(reason=Reason.INSPECTED))
+        sites.append(report.describe_site(decision))
     result = run.report(
         "inspected",
         before=report.describe_model(model, model.proto, dilated=dilated(found)),

@@ -16,10 +16,8 @@ from dilrewrite.commands.places import Claims, data_files
 from dilrewrite.commands.run import Run, dilated, notes_of
 from dilrewrite.errors import shown
 from dilrewrite.keywords import Progress, silent
-from dilrewrite.model.load import load
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import Model
-from dilrewrite.model.valid import check_calls
 from dilrewrite.options import CommandOptions, Scope
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
@@ -28,8 +26,7 @@ from dilrewrite.proof.verdict import Settings, Verdict
 from dilrewrite.reports import reasons, report, write_reports
 from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.runtimes import backends, timed_backend
-from dilrewrite.sites import Found, Skipped
-from dilrewrite.sites.find import find
+from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.splice.rewrite import Rewritten, mark
 from dilrewrite.staging import Staging
 from dilrewrite.tensorrt import bindings, engines
@@ -78,9 +75,7 @@ class _Done:
 def _job(run: Run, path: Path, *, beside: bool) -> _Job:
     """Load the model, and check everything that can be before long work."""
     options, places = run.options, run.options.places
-    with run.clock("load"):
-        model = load(path)
-    check_calls(model.proto, shown(path))
+    model = run.load(path)
     target = places.output or path.with_name(f"{path.stem}.dilrewrite.onnx")
     engine = places.engine or target.with_suffix(".engine")
     started = None
@@ -99,9 +94,7 @@ def _job(run: Run, path: Path, *, beside: bool) -> _Job:
     settings = trial.settings(model, options.proving)
     if started is not None:
         engines.measured_sizes(started, settings)  # an error before long work
-    with run.clock("find"):
-        found = find(model.proto)
-    return _Job(run, model, found, settings, target, engine, started, reports)
+    return _Job(run, model, run.find(model), settings, target, engine, started, reports)
 
 
 def _choosing(job: _Job) -> Choosing:
@@ -141,10 +134,11 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     wrong = tuple(reasons.wrong(decision) for decision in settled if decision.wrong)
     if measures is not None and measures.differs is not None:
         wrong = (*wrong, reasons.words(measures.differs, measures.meter.backend.name))
+    verdict = None
     if wrong:
-        verdict: Verdict | None = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
-    else:
-        verdict = _verdict(job, chosen, changed) if not left else None  # nothing will be written then
+        verdict = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
+    elif not left:  # else nothing will be written
+        verdict = _verdict(job, chosen, changed)
     return _Done(chosen, notes_of(choosing.tuning), changed, left, verdict)
 
 
@@ -223,12 +217,11 @@ def _report(job: _Job, done: _Done) -> Report:
 
 def _unmatched(found: Found, scope: Scope) -> list[str]:
     """Return what the user may have meant otherwise."""
-    named = [(site.where, site.name, site.output) for site in found.sites]
-    named += [(node.where, node.name, "") for node in found.skipped]
+    nodes: list[Site | Skipped] = [*found.sites, *found.skipped]
     return [
         f"{option} {pattern} matches no dilated node"
         for option, pattern in (("--only", scope.only), ("--skip", scope.skip))
-        if pattern is not None and not any(matches(pattern, *names) for names in named)
+        if pattern is not None and not any(matches(pattern, node) for node in nodes)
     ]
 
 

@@ -6,14 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dilrewrite.choice.tune import Tuning
+from dilrewrite.errors import shown
 from dilrewrite.keywords import Progress, silent
+from dilrewrite.model.load import load
+from dilrewrite.model.tensors import Model
+from dilrewrite.model.valid import check_calls
 from dilrewrite.options import CommandOptions
 from dilrewrite.reports import reasons, report, write_reports
 from dilrewrite.reports.report import Report
 from dilrewrite.sites import Found
+from dilrewrite.sites.find import find
 from dilrewrite.staging import Staging
 
 
@@ -46,6 +52,18 @@ class Run:
     options: CommandOptions
     progress: Progress = silent
     clock: Clock = field(default_factory=Clock)
+
+    def load(self, path: Path) -> Model:
+        """Return the model at `path`, which is to be run."""
+        with self.clock("load"):
+            model = load(path)
+        check_calls(model.proto, shown(path))
+        return model
+
+    def find(self, model: Model) -> Found:
+        """Return what is dilated in a model."""
+        with self.clock("find"):
+            return find(model.proto)
 
     def report(self, status: str, **more: Any) -> Report:
         """Return the report; `more` are further fields of it."""

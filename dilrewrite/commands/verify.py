@@ -8,7 +8,6 @@ from dilrewrite.commands.places import Claims
 from dilrewrite.commands.run import Run, dilated
 from dilrewrite.errors import FailedError, shown
 from dilrewrite.model.load import load
-from dilrewrite.model.valid import check_calls
 from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.reports import report
@@ -24,10 +23,7 @@ def verify(before: Path, after: Path, options: CommandOptions) -> Report:
     run = Run("verify", options)
     if sidecar.is_engine(after):
         return run.written(_engine(before, after, run))
-    with run.clock("load"):
-        first, second = load(before), load(after)
-    check_calls(first.proto, shown(before))
-    check_calls(second.proto, shown(after))
+    first, second = run.load(before), run.load(after)
     Claims([before, after]).reports(options.places.report, options.places.report_format)
     found, found_after = find(first.proto), find(second.proto)
     settings = trial.settings(first, options.proving)

@@ -13,13 +13,11 @@ import json
 import os
 import stat
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, final
+from typing import Any, TypeVar, final
 
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.staging import is_file
@@ -47,8 +45,7 @@ def default_path() -> Path | None:
 
     That is $XDG_CACHE_HOME, or else what the platform has for it; None when there is neither it nor a home folder.
     """
-    given = os.environ.get("DILREWRITE_CACHE")
-    if given:
+    if given := os.environ.get("DILREWRITE_CACHE"):
         return Path(given)
     name = Path("dilrewrite", "timings.sqlite")
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -66,7 +63,7 @@ def default_path() -> Path | None:
 
 @final
 class Cache:
-    """What was measured, by what was asked. Made by `Cache.open`; for several threads and processes.
+    """What was measured, by what was asked, in the file `path` (None: in memory). For several threads and processes.
 
     A key is plain JSON data and found again by its canonical form: the order of a mapping does not matter, a tuple is
     a list, and 1, 1.0, "1" and true are four keys. Of two that put the same key, the last wins. The file and its
@@ -78,19 +75,12 @@ class Cache:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self._path = None if path is None else path.absolute()
         self._reads = self._writes = path is not None
         self._memory: dict[str, str] = {}
-        self._warnings: list[str] = []
-        self._lock = threading.Lock()
-
-    @classmethod
-    def open(cls, path: Path | None) -> Self:
-        """Return the cache in the file `path` (None: in memory only). Touches nothing yet."""
-        cache = cls(None if path is None else path.absolute())
+        self._warnings: dict[str, None] = {}
         if path is not None and sqlite3 is None:
-            cache._stop("this Python has no sqlite3", reading=True)
-        return cache
+            self._stop("this Python has no sqlite3", reading=True)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -100,13 +90,11 @@ class Cache:
     def get(self, key: Mapping[str, object]) -> dict[str, Any] | None:
         """Return what was put under the key; None when there is nothing that can be read."""
         digest = _digest(_text(key))
-        kept = self._memory.get(digest)
-        if kept is not None:
-            return _mapping(kept)
+        if digest in self._memory:
+            return _mapping(self._memory[digest])
         if not self._reads:
             return None
-        found = self._on_file(lambda path, exists: _read(path, digest) if exists else None, reading=True)
-        return _mapping(found)
+        return _mapping(self._on_file(lambda path, exists: _read(path, digest) if exists else None, reading=True))
 
     def put(self, key: Mapping[str, object], value: Mapping[str, object]) -> None:
         """Keep a value under the key, in place of what was there. A TypeError when either is not plain JSON data."""
@@ -118,19 +106,6 @@ class Cache:
         else:
             self._memory[digest] = answer
 
-    def close(self) -> None:
-        """Forget what is in memory, and use the file no more."""
-        self._reads = self._writes = False
-        self._memory.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _on_file(self, work: Callable[[Path, bool], T], *, reading: bool) -> T | None:
         """Return what `work` makes of the file and of whether it exists; None, with a warning, when that cannot be."""
         path = self._path
@@ -140,14 +115,10 @@ class Cache:
             try:
                 before = _status(path)
                 if before is not None and not stat.S_ISREG(before.st_mode):
-                    self._stop("it is no regular file", reading=True)
-                    return None
+                    raise _LeaveAloneError("it is no regular file")
                 return work(path, before is not None)
-            except _LeaveAloneError as error:
-                self._stop(_said(error), reading=True)
-                return None
-            except OSError as error:
-                self._stop(_said(error), reading=True)  # no way to the file, or no folder for it
+            except (_LeaveAloneError, OSError) as error:
+                self._stop(_said(error), reading=True)  # not ours, no way to the file, or no folder for it
                 return None
             except (_DamagedError, sqlite3.Error) as error:
                 last = error
@@ -163,9 +134,8 @@ class Cache:
                 self._stop(f"it is damaged ({_said(last)}) and cannot be set aside ({_said(error)})", reading=True)
                 return None
             if aside is not None:
-                self._warn(
-                    f"{shown(path)} is damaged ({_said(last)}): set aside as {shown(aside)}, and a new one is begun"
-                )
+                what = f"{shown(path)} is damaged ({_said(last)})"
+                self._warnings[f"{what}: set aside as {shown(aside)}, and a new one is begun"] = None
         assert last is not None
         self._stop(f"{_said(last)}, {_ATTEMPTS} times in a row", reading=reading or _is_damage(last))
         return None
@@ -173,15 +143,10 @@ class Cache:
     def _stop(self, problem: str, *, reading: bool) -> None:
         """Write to the file no more, and when `reading` leave it alone altogether."""
         assert self._path is not None
-        verb = "used" if reading else "written"
-        self._warn(f"{shown(self._path)} cannot be {verb}: {problem}; timings are kept for this run only")
+        what = f"{shown(self._path)} cannot be {'used' if reading else 'written'}: {problem}"
+        self._warnings[f"{what}; timings are kept for this run only"] = None
         self._writes = False
         self._reads = self._reads and not reading
-
-    def _warn(self, text: str) -> None:
-        with self._lock:
-            if text not in self._warnings:
-                self._warnings.append(text)
 
 
 def open_cache(path: Path | None, *, none: bool) -> Cache:
@@ -190,14 +155,14 @@ def open_cache(path: Path | None, *, none: bool) -> Cache:
     Raises `UsageError` for a file that was never one.
     """
     if none:
-        return Cache.open(None)
+        return Cache(None)
     if path is not None and is_file(path) and path.suffix != ".sqlite":
         head = b""
         with contextlib.suppress(OSError), path.open("rb") as file:  # the cache itself says what it cannot read
             head = file.read(16)
         if head and head != b"SQLite format 3\0":
             raise UsageError(f"--cache {shown(path)}: is no cache of timings", hint="name another file")
-    return Cache.open(path if path is not None else default_path())
+    return Cache(path if path is not None else default_path())
 
 
 # -- keys and values ---------------------------------------------------------------------------------------------------
@@ -299,11 +264,9 @@ def _set_aside(path: Path, found: os.stat_result | None) -> Path | None:
         turn.execute("BEGIN EXCLUSIVE")
         if not _is_at(path, found):
             return None
-        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        names = (
-            path.with_name(f"{path.name}.damaged-{time}{more}") for more in ("", *(f"-{n}" for n in range(2, 999)))
-        )
-        aside = next(name for name in names if not os.path.lexists(name))
+        name = f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        places = (path.with_name(f"{name}{more}") for more in ("", *(f"-{n}" for n in range(2, 999))))
+        aside = next(place for place in places if not os.path.lexists(place))
         with closing(_connect(path, "rw")) as last:
             try:
                 last.execute("BEGIN EXCLUSIVE")  # who is writing gets done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -50,14 +51,14 @@ class Ledger:
     def recall(self, key: Mapping[str, Any], kind: type[T], fits: Callable[[T], bool] = lambda _: True) -> T | None:
         """Return the record that the cache holds under `key`; None where it holds none that is whole and `fits`."""
         plain = self.cache.get({**key, **self.circumstances})
-        try:
-            value: T | None = None if plain is None else record.read(kind, plain, "the cache")
-        except TypeError:
+        if plain is None:
             return None
-        if value is None or not fits(value):
-            return None
-        self.recalled += 1
-        return value
+        with contextlib.suppress(TypeError):
+            value: T = record.read(kind, plain, "the cache")
+            if fits(value):
+                self.recalled += 1
+                return value
+        return None
 
     def keep(self, key: Mapping[str, Any], value: Any, timing: Comparison | None = None) -> None:
         """Count what was measured, and put the record into the cache if it lasts."""
@@ -74,11 +75,9 @@ def lasting(comparison: Comparison | None) -> bool:
 def feeds_digest(feeds: Mapping[str, Array]) -> str:
     """Return a digest of names, types, shapes and values."""
     text = hashlib.sha256()
-    for name in sorted(feeds):
-        value = feeds[name]
+    for name, value in sorted(feeds.items()):
         if isinstance(value, np.ndarray) and value.dtype.kind != "O":
-            text.update(f"{name} {value.dtype} {value.shape}".encode())
-            text.update(np.ascontiguousarray(value).tobytes())
+            text.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
         else:
             text.update(f"{name} {value!r}".encode())
     return text.hexdigest()

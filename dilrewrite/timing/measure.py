@@ -10,11 +10,9 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast
+from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, plan, strategies
@@ -37,16 +35,24 @@ from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.timing import agreement, profiling
-from dilrewrite.timing import budget as budgets
-from dilrewrite.timing import stopwatch as timing
-from dilrewrite.timing.budget import Budget
+from dilrewrite.timing.budget import OVERHEAD_S, Budget
 from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.ledger import Ledger, ProfileRecord, WholeRecord, feeds_digest
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.profiling import Profiled
-from dilrewrite.timing.stopwatch import MIN_PAIRS, VISIBLE, Comparison, Noise, OutOfTime, Samples, Stopwatch
+from dilrewrite.timing.stopwatch import (
+    HOPELESS,
+    MIN_PAIRS,
+    VISIBLE,
+    Comparison,
+    Mode,
+    Noise,
+    OutOfTime,
+    Samples,
+    Stopwatch,
+)
 
 FORM_ROUNDS = 2
 WHOLE_ROUNDS = 4
@@ -92,9 +98,9 @@ class _Native:
     """A question's Conv as it is: the model, and how it ran against itself."""
 
     question: Question
-    model: bytes
+    model: Runnable
     noise: Noise
-    mode: timing.Mode
+    mode: Mode
 
 
 @dataclass
@@ -115,6 +121,8 @@ class Meter:
     """Seconds of all samples of both models in the last comparison of whole models that was not recalled."""
     first_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds until the first run of a model was done there, "before" and "after"; see `Bench.open`."""
+    state_before: Mapping[str, float] = field(default_factory=dict)
+    """Readings of the device before measuring."""
     doubts: dict[str, None] = field(default_factory=dict)
     """What makes timings doubtful, in the order in which it was seen."""
     _bench: Bench | None = None
@@ -127,7 +135,10 @@ class Meter:
         budget.pairs = max(MIN_PAIRS, backend.pace.pairs)
         return cls(backend=backend, options=options, budget=budget, ledger=Ledger(backend, options, cache))
 
-    # -- the worker ----------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Start the clock."""
+        self.state_before = self.backend.state()
+        self.budget.begin()
 
     def worker(self) -> Bench:
         """Return the worker, started when it is first needed."""
@@ -147,8 +158,6 @@ class Meter:
         budget, pace = self.budget, self.backend.pace
         return Stopwatch(self.worker(), deadline_s, strict, clock=budget.now, tick=budget.tick, pace=pace)
 
-    # -- where the time goes -------------------------------------------------------------------------------------
-
     def profile(self, subject: Subject, digest: str, sites: Sequence[Site], feeds: Mapping[str, Array]) -> Profiled:
         """Profile the model on `feeds`; `digest` names the model. Raises what `profiling.profile` raises."""
         key = {"kind": "profile", "model": digest, "inputs": feeds_digest(feeds)}
@@ -164,8 +173,6 @@ class Meter:
             self.doubts[f"the profile of {self.backend.name} names no node of the model: every site may matter"] = None
         self.budget.profiled(profiled.seconds)
         return profiled
-
-    # -- forms of a site -----------------------------------------------------------------------------------------
 
     def answer(
         self, question: Question, plain: Callable[[], Question], forms: Sequence[Form], slice_s: float, *, must_go: bool
@@ -231,26 +238,23 @@ class Meter:
         """
         question, began = native.question, self.budget.now()
         try:
-            normalised = find(question.model).normalisations
-            rewritten = rewrite(question.model, [(question.site, form.fragment)], normalised, _own).proto
-            models = {"keep": (native.model, question.feeds), "form": (rewritten.SerializeToString(), question.feeds)}
-            self._stand(self.worker(), models)
+            self._stand(question.feeds, keep=native.model, form=_rewritten(question, form.fragment))
             watch = self.watch(self.budget.forms_until_s, strict=True)
             how: dict[str, Any] = {"noise": native.noise, "mode": native.mode, "rounds": FORM_ROUNDS}
-            comparison = watch.compare("keep", "form", slice_s, **how, hopeless=timing.HOPELESS * bar)
+            comparison = watch.compare("keep", "form", slice_s, **how, hopeless=HOPELESS * bar)
             if comparison.faster:
-                self._agree("keep", "form", Runnable(model=native.model), question.feeds)
+                self._agree("keep", "form", native.model, question.feeds)
         except RuntimeFailure as error:
             if isinstance(error, Crashed | TimedOut):
                 self.close()
             return FormTiming(outcome=FAILURES.get(type(error), Outcome.FAILED), cause=str(error))
-        self.budget.overhead_s = max(budgets.OVERHEAD_S, self.budget.now() - began - slice_s)
+        self.budget.overhead_s = max(OVERHEAD_S, self.budget.now() - began - slice_s)
         self._doubt(comparison)
         result = outcome(comparison)
         if result is Outcome.WON and (reason := form.prove()) is not None:
             return FormTiming(outcome=Outcome.UNPROVED, cause=reason)
         if comparison.pairs < MIN_PAIRS:
-            if min(y / x for x, y in zip(*watch.samples, strict=True)) <= timing.HOPELESS * bar:
+            if min(y / x for x, y in zip(*watch.samples, strict=True)) <= HOPELESS * bar:
                 return FormTiming(outcome=Outcome.NO_TIME)  # time was up after the first pairs
             result = result if comparison.slower else Outcome.OUTRUN
         return FormTiming(outcome=result, timing=comparison)
@@ -261,13 +265,13 @@ class Meter:
         noise, mode = self._against_itself(question, model, slice_s)
         if noise.level > VISIBLE and self.budget.now() + 2 * slice_s < self.budget.forms_until_s:
             again = self._against_itself(question, model, slice_s)
-            noise, mode = min((noise, mode), again, key=lambda found: found[0].level)
+            noise, mode = min((noise, mode), again, key=lambda told: told[0].level)
         self.form_noise = max(self.form_noise, noise.level)
         return _Native(question=question, model=model, noise=noise, mode=mode)
 
-    def _against_itself(self, question: Question, model: bytes, slice_s: float) -> tuple[Noise, timing.Mode]:
+    def _against_itself(self, question: Question, model: Runnable, slice_s: float) -> tuple[Noise, Mode]:
         try:
-            self._stand(self.worker(), {"keep": (model, question.feeds), "twin": (model, question.feeds)})
+            self._stand(question.feeds, keep=model, twin=model)
             watch = self.watch(self.budget.forms_until_s, strict=True)
             return watch.noise("keep", "twin", slice_s, rounds=FORM_ROUNDS)
         except (Crashed, TimedOut) as error:
@@ -300,16 +304,14 @@ class Meter:
 
         agreement.check(worker, original, other, tolerance, nudged)
 
-    def _stand(self, worker: Bench, models: Mapping[str, tuple[bytes | Runnable, Mapping[str, Array]]]) -> None:
+    def _stand(self, feeds: Mapping[str, Array], **models: Runnable) -> None:
         """Bring models to the worker, and nothing else."""
+        worker = self.worker()
         for key in ("keep", "twin", "form", "before", "after"):
             if key not in models:
                 worker.drop(key)
-        for key, (model, feeds) in models.items():
-            runnable = model if isinstance(model, Runnable) else Runnable(model=model)
-            worker.add(key, prepared(self.backend, runnable, feeds), feeds)
-
-    # -- whole models --------------------------------------------------------------------------------------------
+        for key, model in models.items():
+            worker.add(key, prepared(self.backend, model, feeds), feeds)
 
     def whole(
         self,
@@ -324,47 +326,53 @@ class Meter:
         """Time a model (`after`) against another as wholes, within `share` of the time that is left.
 
         `run_s`: what a run takes, about. At least two sessions and `MIN_PAIRS` pairs run, whatever the budget.
-        Raises CannotLoad, CannotRun (Differs where its outputs do), Crashed or TimedOut.
+        Raises CannotLoad, CannotRun (Differs where its outputs do), Crashed or TimedOut, and ends the worker.
         """
-        inputs = feeds_digest(feeds)
-        key = {"kind": "model", "before": digests[0], "after": digests[1], "inputs": inputs}
+        key = {"kind": "model", "before": digests[0], "after": digests[1], "inputs": feeds_digest(feeds)}
         recalled = self.ledger.recall(key, WholeRecord)
         if recalled is not None:
             self.noise = self.noise or recalled.noise
             return recalled.timing
-        budget, worker = self.budget, self.worker()
-        started = budget.now()
-        ends_s = started + max(budget.until_s - started, 0.0) * share
+        try:
+            comparison = self._whole(before, after, feeds, run_s, share)
+        except RuntimeFailure:
+            self.close()
+            raise
+        self._doubt(comparison)
+        self.ledger.keep(key, WholeRecord(timing=comparison, noise=self.noise), comparison)
+        return comparison
+
+    def _whole(
+        self, before: Runnable, after: Runnable, feeds: Mapping[str, Array], run_s: float, share: float
+    ) -> Comparison:
+        budget, started = self.budget, self.budget.now()
         watch = self.watch(budget.until_s)
-        opening_s, mode = self._calibrated_whole(watch, (before, feeds), ends_s - started, run_s)
+        ends_s = started + max(budget.until_s - started, 0.0) * share
+        opening_s, mode = self._calibrated_whole(watch, before, feeds, ends_s - started, run_s)
         least = opening_s + budget.pairs * (watch.pair_s or 2 * run_s)
         left = max(ends_s - budget.now(), 0.0)
         rounds = _rounds(opening_s, left)
-        self._stand(worker, {"before": (before, feeds), "after": (after, feeds)})
+        self._stand(feeds, before=before, after=after)
         self._agree("before", "after", before, feeds)
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
         self.samples = watch.samples
         self.first_s = {key: watch.first_s[key] for key in ("before", "after") if key in watch.first_s}
-        self._doubt(comparison)
         if budget.now() > budget.until_s:
             fewest = watch.opening_s + 2 * budget.pairs * watch.pair_s + least
             budget.floor_s += min(budget.now() - started, fewest)
-        self.ledger.keep(key, WholeRecord(timing=comparison, noise=self.noise), comparison)
         return comparison
 
     def _calibrated_whole(
-        self, watch: Stopwatch, model: tuple[Runnable, Mapping[str, Array]], left_s: float, run_s: float
-    ) -> tuple[float, timing.Mode]:
+        self, watch: Stopwatch, model: Runnable, feeds: Mapping[str, Array], left_s: float, run_s: float
+    ) -> tuple[float, Mode]:
         """Time the original against itself once, where there is time; return what opening takes, and how to time."""
         opening_s = self.budget.opening_s(run_s)
         if self.noise is not None or left_s <= 3 * (2 * self.budget.pairs * run_s) + 2 * opening_s:
             return opening_s, "interleaved"
-        self._stand(self.worker(), {"before": model, "twin": model})
-        rounds = _rounds(opening_s, left_s * 0.35)
-        self.noise, mode = watch.noise("before", "twin", left_s * 0.35, rounds=rounds)
+        self._stand(feeds, before=model, twin=model)
+        slice_s = left_s * 0.35
+        self.noise, mode = watch.noise("before", "twin", slice_s, rounds=_rounds(opening_s, slice_s))
         return watch.opening_s, mode
-
-    # -- the report ----------------------------------------------------------------------------------------------
 
     def measurement(self, feeds: Mapping[str, Array], **more: Any) -> Measurement:
         """Return what a report says of measuring on `feeds`, with `more` of its fields."""
@@ -386,6 +394,7 @@ class Meter:
             source=backend.source,
             unit=backend.unit,
             first_run_s=self.first_s,
+            state_before=self.state_before,
             state_after=backend.state(),
             **more,
         )
@@ -396,19 +405,19 @@ def _rounds(opening_s: float, slice_s: float) -> int:
     return next((rounds for rounds in (WHOLE_ROUNDS, 2) if rounds * opening_s < slice_s / 2), 1)
 
 
-# -- models and data ---------------------------------------------------------------------------------------------------
+def _rewritten(question: Question, fragment: Fragment) -> Runnable:
+    """Return the question's model with a form in the place of the Conv."""
+    normalised = find(question.model).normalisations
+    edited = rewrite(question.model, [(question.site, fragment)], normalised, numpy_helper.to_array)
+    return Runnable(model=edited.proto.SerializeToString())
 
 
-def _own(tensor: TensorProto) -> NDArray[np.generic]:
-    return numpy_helper.to_array(tensor)
-
-
-def _baseline(question: Question, backend: TimedBackend) -> bytes:
+def _baseline(question: Question, backend: TimedBackend) -> Runnable:
     """Return the question's model, with explicit pads where a runtime does not take the Conv as it is."""
-    if backend.refuses(question.site.geometry) is None:
-        return cast("bytes", question.model.SerializeToString())
     site = question.site
+    if backend.refuses(site.geometry) is None:
+        return Runnable(model=question.model.SerializeToString())
     keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
     if isinstance(keep, Refusal):
         raise CannotRun(f"it has no runnable form: {keep.reason}")
-    return cast("bytes", rewrite(question.model, [(site, keep)], (), _own).proto.SerializeToString())
+    return _rewritten(question, keep)

@@ -27,7 +27,7 @@ from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.sites.known import BOUNDED, SAME_LAYOUT, THROUGH
-from dilrewrite.sites.operators import operators
+from dilrewrite.sites.operators.conv import OPERATOR as CONV
 from dilrewrite.splice.editor import Reader
 from dilrewrite.timing.profiling import Profiled, Shape
 
@@ -59,13 +59,7 @@ class Question:
 
 
 def ask(
-    source: Source,
-    site: Site,
-    profiled: Profiled,
-    read: Reader,
-    layout_ranks: Collection[int],
-    *,
-    bare: bool = False,
+    source: Source, site: Site, profiled: Profiled, read: Reader, layout_ranks: Collection[int], *, bare: bool = False
 ) -> Question:
     """Return the question of a site of `source`, whose tensors' values `read` returns.
 
@@ -280,13 +274,12 @@ def _add(graph: GraphProto, other: GraphProto) -> None:
 def _pointwise(
     behind: _Behind, source: str, result: str, channels: tuple[int, int], value: ValueInfoProto
 ) -> GraphProto:
-    """Return the site's operator with a kernel of ones as a graph; on integers between Dequantize- and QuantizeLinear.
+    """Return a 1x1 Conv as a graph; on integers between DequantizeLinear and QuantizeLinear.
 
     `channels`: out and in. `value` has the element type.
     """
     rng, word, shape = np.random.default_rng(1), f"{result}_pointwise", (*channels, *(1,) * behind.geometry.rank)
-    op, kind = operators()[behind.site.part.operator].op, NUMBERED[value.type.tensor_type.elem_type].dtype
-    attributes = {"kernel_shape": shape[2:]}
+    kind, attributes = NUMBERED[value.type.tensor_type.elem_type].dtype, {"kernel_shape": shape[2:]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import onnx_graphsurgeon as gs
@@ -294,7 +287,7 @@ def _pointwise(
         x, y = gs.Variable(source, kind), gs.Variable(result, kind)
         if kind.kind not in "iu":
             weight = gs.Constant(word, (rng.standard_normal(shape) / CHANNELS).astype(kind))
-            nodes = [gs.Node(op, word, attributes, [x, weight], [y])]
+            nodes = [gs.Node(CONV.op, word, attributes, [x, weight], [y])]
         else:
             codes = rng.integers(-100, 100, shape).astype(np.int8)
             values = {"scale": np.float32(0.05), "zero": np.array(0 if kind.kind == "i" else 128, kind), "codes": codes}
@@ -304,7 +297,7 @@ def _pointwise(
             nodes = [
                 gs.Node("DequantizeLinear", "", {}, [x, given["scale"], given["zero"]], [a]),
                 gs.Node("DequantizeLinear", "", {}, [given["codes"], given["codes_scale"], given["codes_zero"]], [b]),
-                gs.Node(op, word, attributes, [a, b], [c]),
+                gs.Node(CONV.op, word, attributes, [a, b], [c]),
                 gs.Node("QuantizeLinear", "", {}, [c, given["scale"], given["zero"]], [y]),
             ]
         graph: GraphProto = gs.export_onnx(gs.Graph(nodes, inputs=[x], outputs=[y]), do_type_check=False).graph

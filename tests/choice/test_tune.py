@@ -14,7 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
-from dilrewrite.choice.confirm import Confirmation, Confirmed
+from dilrewrite.choice.confirm import Confirmed
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.original import TIMED_LENGTHS, Original
@@ -50,7 +50,7 @@ from dilrewrite.timing.measurement import Attempt
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
-from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
+from dilrewrite.timing.stopwatch import MARGIN, Comparison, Noise, Timing
 from tests import models_for_tests as tiny
 from tests.forms_for_tests import INEXACT
 from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
@@ -93,7 +93,7 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
         )
         meter = Meter.on(
             timed_backend("onnxruntime_cpu"),
-            Cache.open(None),
+            Cache(None),
             Budget(budget_s),
             Options(threads=options.proving.threads),
         )
@@ -371,7 +371,7 @@ def test_data_files_are_part_of_the_name(tuning: Callable[..., Tuning], tmp_path
 
 
 def test_a_profile_is_recalled(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
-    cache = Cache.open(tmp_path / "timings.sqlite")
+    cache = Cache(tmp_path / "timings.sqlite")
     found = []
     for _ in range(2):
         one = tuning(tiny.two_convs())
@@ -935,23 +935,35 @@ def confirming(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Confirming
     def accept(*accepted: int) -> list[Confirming]:
         seen: list[Confirming] = []
 
+        def whole(
+            _: Meter,
+            before: Runnable,
+            after: Runnable,
+            digests: tuple[str, str],
+            feeds: Any,
+            **options: float,
+        ) -> Comparison:
+            assert before.model
+            assert feeds
+            assert options["share"] == 0.8
+            assert isinstance(after.model, bytes)
+            seen[-1].made.append((ModelProto.FromString(after.model), digests[1]))
+            seen[-1] = replace(seen[-1], digest=digests[0], run_s=options["run_s"])
+            return compared(1 - 0.1 * len(seen[-1].made[-1][0].doc_string.split(",")))
+
         def search(
-            self: Confirmation, groups: Sequence[Sequence[str]], make: Callable[[Sequence[str]], tuple[Runnable, str]]
+            groups: Sequence[Sequence[str]], timed: Callable[..., Comparison], budget: Budget, **options: Any
         ) -> Confirmed:
-            assert self.before.model
-            assert self.feeds
+            seen.append(Confirming(tuple(range(len(groups))), "", 0.0, []))
             tried = [tuple(itertools.chain(*groups)), *map(tuple, groups)]
-            made = []
-            for some in tried:
-                runnable, name = make(some)
-                assert isinstance(runnable.model, bytes)
-                made.append((ModelProto.FromString(runnable.model), name))
-            seen.append(Confirming(tuple(range(len(groups))), self.digest, self.run_s, made))
-            attempts = tuple(Attempt(sites=some, timing=compared(1 - 0.1 * len(some))) for some in tried)
+            attempts = tuple(Attempt(sites=some, timing=timed(some, 0.8)) for some in tried)
+            assert options == {"run_s": seen[-1].run_s, "min_gain": MARGIN}
+            assert budget.seconds > 0
             taken = tuple(itertools.chain(*(groups[number] for number in accepted)))
             return Confirmed(sites=taken, attempts=attempts, final=compared(0.8) if accepted else None)
 
-        monkeypatch.setattr(Confirmation, "search", search)
+        monkeypatch.setattr(Meter, "whole", whole)
+        monkeypatch.setattr("dilrewrite.choice.tune.search", search)
         return seen
 
     return accept
@@ -1146,7 +1158,7 @@ def test_what_the_report_says(tuning: Callable[..., Tuning], whole: Whole) -> No
 def test_notes_in_order(tuning: Callable[..., Tuning], tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").mkdir()
     one = tuning(conv1d(length=None))
-    one.meter.ledger.cache = Cache.open(tmp_path / "cache.sqlite")
+    one.meter.ledger.cache = Cache(tmp_path / "cache.sqlite")
     assert one.start()
     one.failure = Why(reason=Reason.WHOLE_FAILED, said="no")
     cache, told = run.notes_of(one)

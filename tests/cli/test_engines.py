@@ -18,8 +18,7 @@ import pytest
 
 import dilrewrite
 from dilrewrite.cli import main
-from dilrewrite.commands import bench as commands_bench
-from dilrewrite.commands import optimize as commands_optimize
+from dilrewrite.commands import run as commands_run
 from dilrewrite.errors import DiffersError, FailedError
 from dilrewrite.tensorrt import bindings, exports
 from tests import models_for_tests as tiny
@@ -320,8 +319,7 @@ def test_a_backend_without_a_gpu_is_told_before_any_work(
     def read(*_: Any) -> Any:
         pytest.fail("the model was read")
 
-    for module in (commands_bench, commands_optimize):
-        monkeypatch.setattr(module, "load", read)
+    monkeypatch.setattr(commands_run, "load", read)
     path = tmp_path / "m.onnx"
     path.write_text("not even a model")
     fails(capsys, tmp_path, 4, [f"backend {backend}: "], command, path, "--backend", backend)
@@ -553,7 +551,7 @@ def test_what_is_known_before_any_work(
     options: Callable[[Path], Sequence[object]],
     words: Sequence[object],
 ) -> None:
-    monkeypatch.setattr(commands_optimize, "find", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(commands_run, "find", lambda *_: pytest.fail("work was begun"))
     path = save_external(conv1d(length="time"), tmp_path / "m.onnx")
     (tmp_path / "kept").write_text("mine")
     (tmp_path / "sub").mkdir()

@@ -275,7 +275,7 @@ def test_times_that_vary_by_more_than_a_limit_are_doubted(
     plans = {key: gpu[1].fake_plan(script) for key, script in scripts.items()}
     monkeypatch.setattr(Meter, "worker", lambda _self: bench)
     monkeypatch.setattr(TensorRtRtx, "device", lambda _self: "Fake GPU")
-    meter = Meter.on(STAND_IN, Cache.open(None), Budget(3, clock=Clock(0.05)))
+    meter = Meter.on(STAND_IN, Cache(None), Budget(3, clock=Clock(0.05)))
     meter.budget.begin()
     before, after = (Runnable(model=plans[key], engine=True) for key in ("before", "after"))
     found = meter.whole(before, after, ("1", "2"), FEEDS, run_s=0.02)

@@ -47,7 +47,8 @@ def change(path: Path, *statements: str) -> None:
 @functools.cache
 def content(count: int) -> bytes:
     """The bytes of a file with `count` timings."""
-    with tempfile.TemporaryDirectory() as folder, Cache.open(Path(folder, "t.sqlite")) as cache:
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Cache(Path(folder, "t.sqlite"))
         for number in range(count):
             cache.put({**KEY, "number": number} if number else KEY, VALUE)
         assert cache.warnings == ()
@@ -74,16 +75,16 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_put_is_found_again(path: Path) -> None:
-    with Cache.open(path) as cache:
-        assert cache.get(KEY) is None
-        cache.put(KEY, VALUE)
-        assert cache.get(KEY) == VALUE
-        assert cache.get({**KEY, "form": "tap_sum"}) is None
-        assert cache.warnings == ()
-    with Cache.open(path) as cache:
-        assert cache.get(KEY) == VALUE
-        cache.put(KEY, {"ratio": 2})
-        assert cache.get(KEY) == {"ratio": 2}
+    cache = Cache(path)
+    assert cache.get(KEY) is None
+    cache.put(KEY, VALUE)
+    assert cache.get(KEY) == VALUE
+    assert cache.get({**KEY, "form": "tap_sum"}) is None
+    assert cache.warnings == ()
+    cache = Cache(path)
+    assert cache.get(KEY) == VALUE
+    cache.put(KEY, {"ratio": 2})
+    assert cache.get(KEY) == {"ratio": 2}
     assert listing(path.parent).keys() == {path.name}
 
 
@@ -100,7 +101,7 @@ def test_a_row_is_readable_and_dated(path: Path) -> None:
 
 @pytest.mark.parametrize("kept_in", ["file", "memory"])
 def test_keys_are_canonical(kept_in: str, path: Path) -> None:
-    cache = Cache.open(path if kept_in == "file" else None)
+    cache = Cache(path if kept_in == "file" else None)
 
     def put(key: Mapping[str, object], number: int) -> None:
         cache.put(key, {"number": number})
@@ -123,7 +124,7 @@ def test_keys_are_canonical(kept_in: str, path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [{1: 2}, {"a": {None: 1}}, {"a": {1}}, {"a": b"x"}, {"a": Path("x")}, {"a": 1j}])
 def test_what_is_not_json_is_a_mistake(bad: Any, path: Path) -> None:
-    for cache in (Cache.open(path), Cache.open(None)):
+    for cache in (Cache(path), Cache(None)):
         with pytest.raises(TypeError):
             cache.get(bad)
         with pytest.raises(TypeError):
@@ -143,7 +144,7 @@ def test_values_come_back_as_they_were(path: Path) -> None:
         "g": 10**30,
     }
     wanted = {**value, "b": [1, [2.5, None]]}
-    for cache in (Cache.open(path), Cache.open(None)):
+    for cache in (Cache(path), Cache(None)):
         cache.put(KEY, value)
         found = cache.get(KEY)
         assert found == wanted
@@ -156,7 +157,7 @@ def test_values_come_back_as_they_were(path: Path) -> None:
 )
 def test_a_value_that_is_no_object_is_absent(value: str, path: Path) -> None:
     change(filled(path, 2), f"UPDATE timings SET value = {value}")
-    cache = Cache.open(path)
+    cache = Cache(path)
     assert cache.get(KEY) is None
     cache.put(KEY, VALUE)
     assert cache.get(KEY) == VALUE
@@ -168,22 +169,22 @@ def test_a_value_that_is_no_object_is_absent(value: str, path: Path) -> None:
 def test_a_deep_value_is_absent(path: Path) -> None:
     deep = '{"a":' * 100_000 + "1" + "}" * 100_000
     change(filled(path), f"UPDATE timings SET value = '{deep}'")
-    cache = Cache.open(path)
+    cache = Cache(path)
     assert cache.get(KEY) is None
     assert cache.warnings == ()
 
 
 def test_nothing_is_made_before_the_first_put(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "timings.sqlite"
-    with Cache.open(path) as cache:
-        assert cache.get(KEY) is None
-        assert listing(tmp_path) == {}
-        old = os.umask(0o027)
-        try:
-            cache.put(KEY, VALUE)
-        finally:
-            os.umask(old)
-        assert cache.warnings == ()
+    cache = Cache(path)
+    assert cache.get(KEY) is None
+    assert listing(tmp_path) == {}
+    old = os.umask(0o027)
+    try:
+        cache.put(KEY, VALUE)
+    finally:
+        os.umask(old)
+    assert cache.warnings == ()
     assert path.stat().st_mode & 0o777 == 0o640
     assert path.parent.stat().st_mode & 0o777 == 0o750
     assert rows(path)[0][2] == json.dumps(VALUE, sort_keys=True, separators=(",", ":"))
@@ -191,23 +192,13 @@ def test_nothing_is_made_before_the_first_put(tmp_path: Path) -> None:
 
 def test_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with Cache.open(None) as cache:
-        assert cache.get(KEY) is None
-        cache.put(KEY, VALUE)
-        assert cache.get(KEY) == VALUE
-        assert cache.warnings == ()
+    cache = Cache(None)
     assert cache.get(KEY) is None
-    assert Cache.open(None).get(KEY) is None
+    cache.put(KEY, VALUE)
+    assert cache.get(KEY) == VALUE
+    assert cache.warnings == ()
+    assert Cache(None).get(KEY) is None
     assert listing(tmp_path) == {}
-
-
-def test_after_the_end_the_file_is_left_alone(path: Path) -> None:
-    with Cache.open(path) as cache:
-        cache.put(KEY, VALUE)
-    assert cache.get(KEY) is None
-    cache.put(KEY, {})
-    cache.close()
-    assert Cache.open(path).get(KEY) == VALUE
 
 
 def test_a_relative_path_does_not_move_with_the_working_directory(
@@ -215,7 +206,7 @@ def test_a_relative_path_does_not_move_with_the_working_directory(
 ) -> None:
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
-    cache = Cache.open(Path("t.sqlite"))
+    cache = Cache(Path("t.sqlite"))
     monkeypatch.chdir(tmp_path / "there")
     cache.put(KEY, VALUE)
     assert listing(tmp_path).keys() == {"there", "t.sqlite"}
@@ -225,17 +216,17 @@ def test_a_relative_path_does_not_move_with_the_working_directory(
     "name", ["a b", "a?mode=ro", "a#b", "50%41", "größe", "a'b\"c", os.fsdecode(b"a\xff"), ":memory:"]
 )
 def test_any_name_will_do(name: str, tmp_path: Path) -> None:
-    cache = Cache.open(tmp_path / name / name)
+    cache = Cache(tmp_path / name / name)
     cache.put(KEY, VALUE)
     assert cache.warnings == ()
-    assert Cache.open(tmp_path / name / name).get(KEY) == VALUE
+    assert Cache(tmp_path / name / name).get(KEY) == VALUE
     assert [found.name for found in (tmp_path / name).iterdir()] == [name]
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("timings.sqlite")
-    Cache.open(tmp_path / "link").put(KEY, VALUE)
-    assert Cache.open(tmp_path / "timings.sqlite").get(KEY) == VALUE
+    Cache(tmp_path / "link").put(KEY, VALUE)
+    assert Cache(tmp_path / "timings.sqlite").get(KEY) == VALUE
 
 
 # ---- where it is kept ---------------------------------------------------------------------------------------------
@@ -285,7 +276,7 @@ def test_without_a_home_there_is_no_place(monkeypatch: pytest.MonkeyPatch) -> No
 
 def goes_on(path: Path, *words: str, reads: bool = False) -> Cache:
     """A run with a file that cannot be written: one warning that names it, and what is put is there until the end."""
-    cache = Cache.open(path)
+    cache = Cache(path)
     assert cache.get(KEY) == (VALUE if reads else None)
     for number in range(3):
         cache.put({"number": number}, VALUE)
@@ -416,13 +407,13 @@ def test_a_locked_file_is_not_waited_for_again(path: Path, monkeypatch: pytest.M
     assert len(waits) == 1
     with locked(path, "IMMEDIATE"):
         goes_on(path, "database is locked", reads=True)
-    assert Cache.open(path).get(KEY) == VALUE
+    assert Cache(path).get(KEY) == VALUE
     assert listing(path.parent).keys() == {path.name}
 
 
 def test_a_locked_file_is_waited_for(path: Path) -> None:
     filled(path)
-    cache = Cache.open(path)
+    cache = Cache(path)
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN EXCLUSIVE")
         free = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
@@ -430,7 +421,7 @@ def test_a_locked_file_is_waited_for(path: Path) -> None:
         cache.put({"a": 1}, VALUE)
         free.join()
     assert cache.warnings == ()
-    assert Cache.open(path).get({"a": 1}) == VALUE
+    assert Cache(path).get({"a": 1}) == VALUE
 
 
 def test_a_damaged_file_in_use_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +445,7 @@ def test_a_full_disk(limit: int, path: Path, monkeypatch: pytest.MonkeyPatch) ->
     if limit:
         filled(path)
     monkeypatch.setattr(module, "_connect", tight)
-    cache = Cache.open(path)
+    cache = Cache(path)
     big = {"big": "x" * 50_000}
     cache.put({"a": 1}, big)
     assert cache.get({"a": 1}) == big
@@ -462,7 +453,7 @@ def test_a_full_disk(limit: int, path: Path, monkeypatch: pytest.MonkeyPatch) ->
     cache.put({"b": 1}, big)
     (warning,) = cache.warnings
     assert "cannot be written: database or disk is full" in warning
-    assert Cache.open(path).get({"a": 1}) is None
+    assert Cache(path).get({"a": 1}) is None
 
 
 def test_a_size_limit_is_like_a_full_disk(path: Path) -> None:
@@ -471,7 +462,7 @@ def test_a_size_limit_is_like_a_full_disk(path: Path) -> None:
         import resource
         from pathlib import Path
         from dilrewrite.timing.cache import Cache
-        cache = Cache.open(Path({str(path)!r}))
+        cache = Cache(Path({str(path)!r}))
         cache.put({{"a": 1}}, {{"b": 2}})
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         for number in range(5):
@@ -485,7 +476,7 @@ def test_a_size_limit_is_like_a_full_disk(path: Path) -> None:
     )
     assert done.stdout.startswith("1 (")
     assert "cannot be written" in done.stdout
-    cache = Cache.open(path)
+    cache = Cache(path)
     assert cache.get({"a": 1}) == {"b": 2}
     assert cache.warnings == ()
 
@@ -493,7 +484,7 @@ def test_a_size_limit_is_like_a_full_disk(path: Path) -> None:
 def test_a_python_without_sqlite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sqlite3", None)
     goes_on(path, "no sqlite3")
-    assert Cache.open(None).warnings == ()
+    assert Cache(None).warnings == ()
     assert listing(path.parent) == {}
 
 
@@ -549,7 +540,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_file_is_set_aside(damage: str, first: str, path: Path) -> None:
     DAMAGES[damage](filled(path, 100))
     before = path.read_bytes()
-    cache = Cache.open(path)
+    cache = Cache(path)
     if first == "get":
         assert cache.get(KEY) is None
         assert not path.exists()
@@ -566,7 +557,7 @@ def test_a_damaged_file_is_set_aside(damage: str, first: str, path: Path) -> Non
     assert old.read_bytes() == before
     assert len(rows(path)) == 9
     assert listing(path.parent).keys() == {path.name, old.name, f"{path.name}.lock"}
-    assert Cache.open(path).get({"number": 8}) == {"n": 8}
+    assert Cache(path).get({"number": 8}) == {"n": 8}
 
 
 @pytest.mark.parametrize("kind", ["nothing in it", "database with nothing in it"])
@@ -575,10 +566,10 @@ def test_an_empty_file_is_not_damaged(kind: str, path: Path) -> None:
     if kind != "nothing in it":
         change(path, "CREATE TABLE t (a)", "DROP TABLE t")
         assert path.stat().st_size > 0
-    cache = Cache.open(path)
+    cache = Cache(path)
     assert cache.get(KEY) is None
     cache.put(KEY, VALUE)
-    assert Cache.open(path).get(KEY) == VALUE
+    assert Cache(path).get(KEY) == VALUE
     assert cache.warnings == ()
     assert listing(path.parent).keys() == {path.name}
 
@@ -591,7 +582,7 @@ def test_a_corrupt_page_is_found_when_it_is_reached(path: Path) -> None:
         roots = {root for (root,) in file.execute("SELECT rootpage FROM sqlite_master")}
     count = path.stat().st_size // size
     assert count > 6
-    cache = Cache.open(path)
+    cache = Cache(path)
     seen = 0
     page = next(page for page in range(count // 2, count) if page not in roots)
     patched(path, (page - 1) * size, b"\xa5" * size)
@@ -607,7 +598,7 @@ def test_a_corrupt_page_is_found_when_it_is_reached(path: Path) -> None:
         f"{path} is damaged (database disk image is malformed): set aside as {old}, and a new one is begun",
     )
     cache.put(KEY, VALUE)
-    assert Cache.open(path).get(KEY) == VALUE
+    assert Cache(path).get(KEY) == VALUE
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -618,7 +609,7 @@ def test_whatever_is_overwritten_nothing_is_raised(seed: int, path: Path) -> Non
     for _ in range(random_.randrange(1, 40)):
         end = 120 if random_.random() < 0.3 else path.stat().st_size
         patched(path, random_.randrange(end - 8), random_.randbytes(random_.choice([1, 2, 8])))
-    cache = Cache.open(path)
+    cache = Cache(path)
     for number in range(50):
         cache.get({**KEY, "number": number})
         cache.put({**KEY, "number": number}, {"new": number})
@@ -631,12 +622,12 @@ def test_damage_again_and_again(path: Path) -> None:
     """Each in the same second, so that names would clash."""
     for _ in range(3):
         path.write_bytes(b"no database")
-        cache = Cache.open(path)
+        cache = Cache(path)
         cache.put(KEY, VALUE)
         assert len(cache.warnings) == 1
     assert len(aside(path)) == 3
     assert all(old.read_bytes() == b"no database" for old in aside(path))
-    assert Cache.open(path).get(KEY) == VALUE
+    assert Cache(path).get(KEY) == VALUE
 
 
 def test_damage_that_comes_back_at_once_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -658,7 +649,7 @@ def test_a_half_written_file_is_rolled_back(path: Path) -> None:
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
     assert (path.parent / f"{path.name}-journal").stat().st_size > 0
-    cache = Cache.open(path)
+    cache = Cache(path)
     assert cache.get(KEY) == VALUE
     assert cache.warnings == ()
 
@@ -671,7 +662,7 @@ CROWD = """
     from dilrewrite.timing.cache import Cache
     me, puts = int(sys.argv[1]), int(sys.argv[2])
     for line in sys.stdin:  # all begin together, as far as they can
-        cache = Cache.open(Path(json.loads(line)))
+        cache = Cache(Path(json.loads(line)))
         cache.get({"shared": True})
         for number in range(puts):
             cache.put({"process": me, "number": number}, {"value": [me, number]})
@@ -720,7 +711,7 @@ def test_several_processes(path: Path) -> None:
     with crowd(4, 25) as run:
         assert run(path) == []
     assert len(rows(path)) == 4 * 25 + 5
-    cache = Cache.open(path)
+    cache = Cache(path)
     for me in range(4):
         for number in range(25):
             assert cache.get({"process": me, "number": number}) == {"value": [me, number]}
@@ -754,7 +745,7 @@ def test_several_processes_find_the_same_damage(tmp_path: Path) -> None:
 
 def test_several_threads(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
-    cache = Cache.open(path)
+    cache = Cache(path)
     wrong: list[object] = []
     begin = threading.Barrier(6)
 

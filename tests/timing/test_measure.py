@@ -17,7 +17,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite import record
-from dilrewrite.choice.confirm import Confirmation, Confirmed
+from dilrewrite.choice.confirm import Confirmed, search
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import plan, strategies
@@ -214,7 +214,7 @@ def meter(
     """A meter whose clock runs; `more` goes to its sessions, or else to its budget."""
     sessions = {name: more.pop(name) for name in ("threads", "custom_op_library") if name in more}
     budget = Budget(budget_s, clock=machine.clock, **more)
-    made = Meter.on(backend or Backend(), cache if cache is not None else Cache.open(None), budget, Options(**sessions))
+    made = Meter.on(backend or Backend(), cache if cache is not None else Cache(None), budget, Options(**sessions))
     budget.begin()
     return made
 
@@ -668,7 +668,7 @@ def test_closing_keeps_the_doubts(machine: Machine) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache.open(tmp_path / "timings.sqlite")
+    return Cache(tmp_path / "timings.sqlite")
 
 
 def test_what_was_timed_is_not_timed_again(machine: Machine, cache: Cache) -> None:
@@ -1062,19 +1062,18 @@ def confirm(
     """Confirm groups that save these shares of the time; all at once they take `together` times what they should."""
     made: list[tuple[int, ...]] = []
 
-    def make(sites: Sequence[str]) -> tuple[Runnable, str]:
+    def timed(sites: Sequence[str], share: float) -> Comparison:
         groups = tuple(map(int, sites))
         made.append(groups)
         machine.now += making_s
         name = ",".join(sites)
         saved = 1 - sum(effects[group] for group in groups)
         machine.base[name] = run_s * saved * (together if len(groups) == len(effects) else 1)
-        return Runnable(model=name.encode()), name
+        models = Runnable(model=b"before"), Runnable(model=name.encode())
+        return one.whole(*models, ("b", name), FEEDS, run_s=run_s, share=share)
 
     machine.base["before"] = run_s
-    before = Runnable(model=b"before")
-    confirmation = Confirmation(meter=one, before=before, digest="b", feeds=FEEDS, run_s=run_s)
-    return confirmation.search([[str(group)] for group in range(len(effects))], make), made
+    return search([[str(group)] for group in range(len(effects))], timed, one.budget, run_s=run_s), made
 
 
 def test_all_at_once(models: Machine) -> None:
@@ -1273,7 +1272,7 @@ def test_on_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     backend = timed_backend("onnxruntime_cpu")
 
     def made() -> Meter:
-        return Meter.on(backend, Cache.open(tmp_path / "timings.sqlite"), Budget(20.0), Options(threads=1))
+        return Meter.on(backend, Cache(tmp_path / "timings.sqlite"), Budget(20.0), Options(threads=1))
 
     first, later = made(), made()
     try:
