@@ -121,10 +121,8 @@ def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]
         bare = inspect.signature(function)
         own = [one for one in bare.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
         kinds = {name: getattr(kind, "__forward_arg__", kind) for name, kind in keywords.__annotations__.items()}
-        more = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=known.get(name), annotation=kind)
-            for name, kind in kinds.items()
-        ]
+        keyword = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+        more = [keyword(name, default=known.get(name), annotation=kind) for name, kind in kinds.items()]
         signature = bare.replace(parameters=[*own, *more])
 
         @functools.wraps(function)

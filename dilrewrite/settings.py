@@ -45,11 +45,8 @@ def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tup
 
 def spelled(name: str, plugin: object, default: object) -> str:
     """Return what `parse` makes a plug-in of: its name, and the settings that are not the default ones."""
-    settings = ",".join(
-        f"{field.name}={getattr(plugin, field.name)}"
-        for field in _fields(plugin)
-        if getattr(plugin, field.name) != getattr(default, field.name)
-    )
+    values = {field.name: getattr(plugin, field.name) for field in _fields(plugin)}
+    settings = ",".join(f"{key}={value}" for key, value in values.items() if value != getattr(default, key))
     return f"{name}:{settings}" if settings else name
 
 

@@ -218,14 +218,9 @@ _SUMMING = (
 
 _ALONG = {"Softmax": _softmax, "LogSoftmax": _log_softmax, "Hardmax": _hardmax}
 
+_OWN = (Conv, ConvTranspose, Pad, BatchNormalization, Loop, QuantizeLinear, DequantizeLinear)
 OPERATORS: tuple[type[OpRun], ...] = (
-    Conv,
-    ConvTranspose,
-    Pad,
-    BatchNormalization,
-    Loop,
-    QuantizeLinear,
-    DequantizeLinear,
+    *_OWN,
     *(type(name, (_InFloat32,), {}) for name in _SUMMING),
     *(type(name, (_AlongAxis,), {"along": staticmethod(along)}) for name, along in _ALONG.items()),
 )

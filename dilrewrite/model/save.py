@@ -107,11 +107,9 @@ def _relocated(
             staging.add_chunks(path.absolute().parent / spilled, _spilled(chosen, spilled), data=True)
         data = _serialized(work)
     if data is None:
-        raise FailedError(
-            f"{path} would exceed 2 GB, which no ONNX file can, even with all initializers of {_SPILL_BYTES} bytes "
-            "and more in a data file",
-            hint="store the large constants of the model as initializers",
-        )
+        stored = f"even with all initializers of {_SPILL_BYTES} bytes and more in a data file"
+        hint = "store the large constants of the model as initializers"
+        raise FailedError(f"{path} would exceed 2 GB, which no ONNX file can, {stored}", hint=hint)
     return work, data, spilled
 
 
@@ -145,10 +143,8 @@ def _places(
     outside = next((location for location, file in files.items() if not file.resolve().is_relative_to(root)), None)
     if mode == "reference" or (mode == "auto" and same and outside is None):
         if outside is not None:
-            raise UsageError(
-                f'{path} cannot refer to "{outside}": {files[outside].resolve()} lies outside of its folder',
-                hint="give --external-data copy",
-            )
+            problem = f'{path} cannot refer to "{outside}": {files[outside].resolve()} lies outside of its folder'
+            raise UsageError(problem, hint="give --external-data copy")
         return {
             location: (location if same else _as_location(file.resolve().relative_to(root), path), None)
             for location, file in files.items()
@@ -235,14 +231,10 @@ def _old_locations(path: Path) -> list[str]:
         proto = ModelProto.FromString(path.read_bytes())
     except (OSError, DecodeError):
         return []
-    values = {
-        entry.value
-        for tensor in filter(is_external, tensors(proto))
-        for entry in tensor.external_data
-        if entry.key == "location" and isinstance(entry.value, str) and "\0" not in entry.value
-    }
+    entries = [entry for tensor in filter(is_external, tensors(proto)) for entry in tensor.external_data]
+    values = [entry.value for entry in entries if entry.key == "location" and isinstance(entry.value, str)]
     root = path.absolute().parent.resolve()
-    names = sorted({os.path.normpath(value) for value in values if not value.startswith("/")})
+    names = sorted({os.path.normpath(value) for value in values if "\0" not in value and not value.startswith("/")})
     # A link is another's file, and so is what lies behind one or outside of the folder.
     return [name for name in names if (root / name).is_file() and (root / name).resolve() == root / name]
 

@@ -61,10 +61,8 @@ def _check_sizes(inferred: ModelProto) -> None:
     for value in inferred.graph.value_info:
         sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
         if min(sizes, default=0) < 0:
-            raise UsageError(
-                f"main: the tensor {value.name!r} would have the sizes {sizes}",
-                hint="the node that makes it does not fit its input: export the model again or correct the node",
-            )
+            hint = "the node that makes it does not fit its input: export the model again or correct the node"
+            raise UsageError(f"main: the tensor {value.name!r} would have the sizes {sizes}", hint=hint)
 
 
 def _remarks(proto: ModelProto) -> tuple[str, ...]:
@@ -80,10 +78,8 @@ def too_new(opset: int) -> str | None:
     newest = onnx.defs.onnx_opset_version()
     if opset <= newest:
         return None
-    return (
-        f"opset {opset} is newer than {newest}, the newest that onnx {onnx.__version__} knows: update onnx and "
-        "onnxruntime, or export the model with an older opset"
-    )
+    todo = "update onnx and onnxruntime, or export the model with an older opset"
+    return f"opset {opset} is newer than {newest}, the newest that onnx {onnx.__version__} knows: {todo}"
 
 
 def _misled(graph: GraphProto, twin: GraphProto) -> dict[int, str]:
