@@ -408,6 +408,8 @@ def timed_backend(text: str) -> TimedBackend:
     known = timed_backends()
     name = text.partition(":")[0]
     if name == "auto":
+        if text != name:
+            raise UsageError(f"--backend {text}: auto takes no settings", hint=f"name one of {', '.join(known)}")
         for found in known.values():
             if found.rank >= 0:
                 text = name = found.name

@@ -624,6 +624,11 @@ def test_auto_without_any_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
         timed_backend(NAME)
 
 
+def test_auto_takes_no_settings() -> None:
+    with pytest.raises(UsageError, match=r"--backend auto:precision=f16: auto takes no settings; name one of "):
+        timed_backend("auto:precision=f16")
+
+
 def test_auto_here_is_ready() -> None:
     found: TimedBackend = timed_backend("auto")
     assert found.missing() is None
