@@ -34,17 +34,16 @@ def overlap_refusal(geometry: ConvGeometry, max_dilation: int) -> str | None:
 def plan_phases(builder: Builder, geometry: ConvGeometry, max_dilation: int) -> Plan:
     """Return how `builder.x` is split; sizes that depend on an unknown extent become nodes."""
     axes = [plan_axis(builder, geometry, axis, max_dilation) for axis in geometry.axes]
+    enter, pads, leave = zip(*axes, strict=True)
     phases = [geometry.phases(axis, max_dilation) for axis in geometry.axes]
     window = Window(
         kernel=geometry.kernel,
         strides=tuple(phase.stride for phase in phases),
         dilations=tuple(phase.dilation for phase in phases),
-        begin=tuple(begin for _, (begin, _), _ in axes),
-        end=tuple(end for _, (_, end), _ in axes),
+        begin=tuple(begin for begin, _ in pads),
+        end=tuple(end for _, end in pads),
     )
-    enter = Layout(axes=tuple(axis for axis, _, _ in axes))
-    leave = Layout(axes=tuple(axis for _, _, axis in axes))
-    return Plan(enter=enter, window=window, leave=leave)
+    return Plan(enter=Layout(axes=enter), window=window, leave=Layout(axes=leave))
 
 
 def plan_axis(
@@ -59,9 +58,8 @@ def plan_axis(
         return AxisLayout(extent=extent, samples=extent), (p0, p1), AxisLayout(extent=total, samples=total)
     if extent is not None and g == 1 and phases.stride == 1:
         front, samples = p0 % b, ceil_div(extent + p0 % b, b)
-        enter = AxisLayout(
-            extent=extent, samples=samples, block=b, front=front, back=max(0, samples * b - front - extent)
-        )
+        back = max(0, samples * b - front - extent)
+        enter = AxisLayout(extent=extent, samples=samples, block=b, front=front, back=back)
         return enter, *enter.convolved(k, phases.dilation, p0, p1)
     # Zeros that would break the grid must be real. With g > 1 or overlapping phases that is all of them, and with an
     # unknown extent those beyond the kernel's reach too: every phase then has at least one sample.
@@ -80,7 +78,7 @@ def plan_axis(
         padded = per_phase * (g * b)
     else:  # the last sample of the last phase, and up to s - 1 more so that the difference below is never negative
         padded = (per_phase - 1) * (g * b) + ((b - 1) * s + (1 if static else s))
-    back = builder.bounded(padded - cells - front, p1 + b * s + s)
+    behind = builder.bounded(padded - cells - front, p1 + b * s + s)
     enter = AxisLayout(
         extent=extent,
         samples=per_phase if b > 1 or static else None,
@@ -88,7 +86,7 @@ def plan_axis(
         grain=g,
         step=s,
         front=front,
-        back=max(0, back) if isinstance(back, int) else back,
+        back=max(0, behind) if isinstance(behind, int) else behind,
     )
     return enter, (inside, 0), AxisLayout(extent=outs, samples=outputs, block=b, back=None, zeros=False)
 
