@@ -206,10 +206,7 @@ class Runner(Protocol):
         """Return the seconds until its first run was done, where the runtime tells what it compiles."""
 
     def run(self) -> float | None:
-        """Run once and wait for the end; return the seconds where the runtime knows better than a clock around it.
-
-        Raises CannotRun.
-        """
+        """Run once to the end; return the seconds where the runtime knows them better. Raises CannotRun."""
 
     def outputs(self) -> dict[str, Array]:
         """Run once and return all outputs that are tensors. Raises CannotRun."""

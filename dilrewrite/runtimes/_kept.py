@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +73,14 @@ def get(path: Path) -> bytes | None:
 
 def trim(root: Path, most_bytes: int = MOST_BYTES) -> None:
     """Remove the files that were not used for longest, until the others take no more than `most_bytes`."""
-    files = sorted(_files(root), key=lambda entry: -entry[0])
+    files = []
+    for path in root.rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
     held = 0
-    for _, size, path in files:
+    for _, size, path in sorted(files, key=lambda entry: -entry[0]):
         held += size
         if held > most_bytes:
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _files(root: Path) -> Iterator[tuple[float, int, Path]]:
-    for path in root.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                yield path.stat().st_mtime, path.stat().st_size, path

@@ -235,8 +235,6 @@ def _plain(value: Array) -> Array:
 
 def _special(value: Array) -> Element | None:
     """Return the type of an array that only the OrtValue interface takes."""
-    if value.dtype.isbuiltin == 1:
-        return None
     return next((element for element in _SPECIAL.values() if element.dtype == value.dtype), None)
 
 

@@ -54,7 +54,6 @@ _LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
 
 _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
 
-
 _GONE = (EOFError, OSError, pickle.UnpicklingError)
 """What is raised where the other end is gone, before a message or in the middle of one."""
 
@@ -79,10 +78,11 @@ def send(stream: IO[bytes], message: object) -> None:
 class _Child:
     """A child process that answers requests, seen from the parent. It starts in an empty folder of its own.
 
-    Its temporary files lie there too, and are gone afterwards even when it crashed.
+    Its temporary files lie there too, and are gone afterwards even when it crashed. `told`: its answer to `greeting`,
+    the first request; without one there is no child.
     """
 
-    def __init__(self, timeout_s: float | None) -> None:
+    def __init__(self, timeout_s: float | None, *greeting: object) -> None:
         self.timeout_s = timeout_s
         self._late = False
         self._greeted = False
@@ -106,15 +106,16 @@ class _Child:
             folder.cleanup()
             raise
         self._answers = io.BufferedReader(self.process.stdout)  # type: ignore[type-var]
-        self._end = weakref.finalize(self, _end, self.process, self._noise, folder)
-
-    def close(self) -> None:
-        """End the child."""
-        self._end()
+        self.close = weakref.finalize(self, _end, self.process, self._noise, folder)
+        try:
+            self.told = self.ask(*greeting)
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, *request: object) -> Any:
         """Send a request and return the answer; an interrupted request leaves no child behind."""
-        if not self._end.alive:
+        if not self.close.alive:
             raise Crashed("the session is closed")
         timer = threading.Timer(self.timeout_s or 0.0, self._stop)
         timer.daemon = True
@@ -141,7 +142,7 @@ class _Child:
 
     def said(self) -> list[str]:
         """Return the lines that the child wrote so far besides its answers."""
-        if not self._end.alive:
+        if not self.close.alive:
             return []
         # Not through the shared file position, at which the child writes.
         text = os.pread(self._noise.fileno(), 2**20, 0) if hasattr(os, "pread") else b""
@@ -206,12 +207,8 @@ class IsolatedSession(Session):
     outputs: tuple[Io, ...]
 
     def __init__(self, backend: Backend, runnable: Runnable, options: Options) -> None:
-        self._child = _Child(options.timeout_s)
-        try:
-            self.inputs, self.outputs = self._child.ask("load", pickle.dumps(backend), *_anywhere(runnable, options))
-        except BaseException:
-            self.close()
-            raise
+        self._child = _Child(options.timeout_s, "load", pickle.dumps(backend), *_anywhere(runnable, options))
+        self.inputs, self.outputs = self._child.told
 
     @property
     def pid(self) -> int:
@@ -238,12 +235,7 @@ class IsolatedBench(Bench):
         self._options = options
         self._doubts = backend.doubts
         self._held: dict[str, tuple[str, Mapping[str, Array]]] = {}
-        self._child = _Child(options.timeout_s)
-        try:
-            self._child.ask("bench", pickle.dumps(backend))
-        except BaseException:
-            self.close()
-            raise
+        self._child = _Child(options.timeout_s, "bench", pickle.dumps(backend))
 
     def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
         held = self._held.get(key)
@@ -339,10 +331,11 @@ def _loaded(pickled: bytes) -> Any:
 class _Server:
     """The child's state, and a method for each request."""
 
+    session: Session
+    before: int | None
+    backend: TimedBackend
+
     def __init__(self) -> None:
-        self.session: Session | None = None
-        self.before: int | None = None
-        self.backend: TimedBackend | None = None
         self.models: dict[str, tuple[Runnable, Options, Mapping[str, Array]]] = {}
         self.runners: dict[str, Runner] = {}
 
@@ -353,7 +346,6 @@ class _Server:
         return self.session.inputs, self.session.outputs
 
     def on_infer(self, feeds: Mapping[str, Array], outputs: list[str] | None) -> object:
-        assert self.session is not None
         return self.session.run(feeds, outputs)
 
     def on_peak(self) -> object:
@@ -372,7 +364,6 @@ class _Server:
         self.models.pop(key, None)
 
     def on_open(self, keys: list[str], warm_s: float, runs: int) -> list[Opened]:
-        assert self.backend is not None
         self._free(*self.runners)
         for key in keys:
             self.runners[key] = self.backend.runner(*self.models[key])
@@ -400,11 +391,9 @@ class _Server:
         return seconds
 
     def on_profile(self, key: str, runs: int) -> object:
-        assert self.backend is not None
         return self.backend.profile(*self.models[key], runs)
 
     def on_outputs(self, key: str) -> dict[str, Array]:
-        assert self.backend is not None
         with contextlib.closing(self.backend.runner(*self.models[key])) as runner:
             return {name: np.array(value) for name, value in runner.outputs().items()}
 

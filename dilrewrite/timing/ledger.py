@@ -8,7 +8,6 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -45,7 +44,7 @@ class Ledger:
             "versions": self.backend.versions(),
             "device": self.backend.device(),
             "settings": self.backend.settings(self.options),
-            "libraries": [_file_digest(path) for path in self.options.custom_op_library],
+            "libraries": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.options.custom_op_library],
         }
 
     def recall(self, key: Mapping[str, Any], kind: type[T], fits: Callable[[T], bool] = lambda _: True) -> T | None:
@@ -81,11 +80,6 @@ def feeds_digest(feeds: Mapping[str, Array]) -> str:
         else:
             text.update(f"{name} {value!r}".encode())
     return text.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,17 +42,7 @@ from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.profiling import Profiled
-from dilrewrite.timing.stopwatch import (
-    HOPELESS,
-    MIN_PAIRS,
-    VISIBLE,
-    Comparison,
-    Mode,
-    Noise,
-    OutOfTime,
-    Samples,
-    Stopwatch,
-)
+from dilrewrite.timing.stopwatch import HOPELESS, MIN_PAIRS, VISIBLE, Comparison, Mode, Noise, OutOfTime, Stopwatch
 
 FORM_ROUNDS = 2
 WHOLE_ROUNDS = 4
@@ -117,7 +107,7 @@ class Meter:
     """The largest noise of a Conv against itself."""
     tolerance: Tolerance | None = None
     """What outputs on the backend are held to against the original's; `None`: they are not compared."""
-    samples: Samples = ([], [])
+    samples: tuple[Sequence[float], Sequence[float]] = ((), ())
     """Seconds of all samples of both models in the last comparison of whole models that was not recalled."""
     first_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds until the first run of a model was done there, "before" and "after"; see `Bench.open`."""

@@ -208,15 +208,12 @@ class Loads(Protocol):
 
     def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:
         """Load these models in this order, and free all others; then warm each up as `warmed` does."""
-        ...
 
     def shut(self) -> None:
         """Free all loaded models."""
-        ...
 
     def run(self, order: Sequence[str]) -> list[float]:
         """Run loaded models by key, one after the other; return the seconds of each run."""
-        ...
 
 
 @dataclass
