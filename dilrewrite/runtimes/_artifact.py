@@ -41,11 +41,8 @@ class Artifact:
         """Return the model and its external data by location. Raises OSError."""
         import onnx
 
-        path, folder = self._held.model, self._held.folder
-        if isinstance(path, Path):
-            model, folder = path.read_bytes(), path.parent
-        else:
-            model = path
+        held, folder = self._held.model, self._held.folder
+        model, folder = (held.read_bytes(), held.parent) if isinstance(held, Path) else (held, folder)
         if folder is None:
             return model, {}
         places = external_files(onnx.load_model_from_string(model))

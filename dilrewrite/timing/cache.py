@@ -51,8 +51,7 @@ def default_path() -> Path | None:
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if caches.is_absolute():  # a relative one is to be ignored, says its specification
         return caches / name
-    local = os.environ.get("LOCALAPPDATA")
-    if sys.platform == "win32" and local:
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / name
     usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
     try:
@@ -307,5 +306,4 @@ def _is_at(path: Path, found: os.stat_result) -> bool:
 
 def _said(error: Exception) -> str:
     """Return an error in a few words."""
-    text = error.strerror if isinstance(error, OSError) else None
-    return (text or str(error) or type(error).__name__).lower()
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -126,10 +126,9 @@ class _Behind:
 
     def __post_init__(self) -> None:
         self.nodes, self.geometry = self.source.parts(self.site), entering(self.site)
-        self.names[self.site.output] = next(
-            word for word, node in self.nodes.items() if self.site.output in node.output
-        )
-        self.ends[self.site.output] = False
+        output = self.site.output
+        self.names[output] = next(word for word, node in self.nodes.items() if output in node.output)
+        self.ends[output] = False
 
     def look(self) -> None:
         """Take along what a runtime may fuse into the site, or run in its layout."""
@@ -164,11 +163,8 @@ class _Behind:
 
     def _fits(self, node: NodeProto, *, follows: bool) -> bool:
         """Say whether a node can be copied: everything else that it reads is a constant or has a known shape."""
-        if node.domain not in DEFAULT_DOMAINS or sum(map(bool, node.output)) != 1:
-            return False
-        if not follows and node.op_type not in THROUGH:
-            return False
-        if any(attribute.ref_attr_name for attribute in node.attribute):
+        plain = node.domain in DEFAULT_DOMAINS and not any(attribute.ref_attr_name for attribute in node.attribute)
+        if not plain or sum(map(bool, node.output)) != 1 or not (follows or node.op_type in THROUGH):
             return False
         others = self._others(node)
         computed = [name for name, constant in others.items() if constant is None]
