@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -70,7 +69,7 @@ class OpenVinoCpu(TimedBackend):
 
     def profile(self, runnable: Runnable, options: Options, feeds: Mapping[str, Array], runs: int) -> Profile:
         """Run a model with the plug-in's counters: what a node that is fused takes is its neighbour's."""
-        request = _Request(self, runnable, options, feeds, {"PERF_COUNT": True})
+        request = _Request(self, runnable, options, feeds, PERF_COUNT=True)
         return repeated(request.run, request.counters, runs)
 
 
@@ -80,12 +79,7 @@ class _Request:
     first_s: float | None = None
 
     def __init__(
-        self,
-        backend: OpenVinoCpu,
-        runnable: Runnable,
-        options: Options,
-        feeds: Mapping[str, Array],
-        more: Mapping[str, object] = MappingProxyType({}),
+        self, backend: OpenVinoCpu, runnable: Runnable, options: Options, feeds: Mapping[str, Array], **more: object
     ) -> None:
         import openvino
 

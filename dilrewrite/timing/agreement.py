@@ -82,5 +82,4 @@ def _nudged(value: Array, tolerance: Tolerance, rng: np.random.Generator) -> Arr
         return np.clip(numbers + rng.integers(-1, 2, value.shape), limits.min, limits.max).astype(value.dtype)
     size = np.abs(numbers)
     most = tolerance.rtol * size + tolerance.share * size.max(initial=0.0, where=np.isfinite(size)) + tolerance.atol
-    changed: Array = (numbers + most * rng.uniform(-1, 1, value.shape)).astype(value.dtype)
-    return changed
+    return np.asarray(numbers + most * rng.uniform(-1, 1, value.shape), value.dtype)
