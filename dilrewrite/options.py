@@ -78,6 +78,9 @@ def _finite(what: str) -> Check:
     return (lambda value: 0 <= value < math.inf), f"a finite {what} of at least 0 is needed"
 
 
+_TOLERANCE: dict[str, Any] = {"low": 0, "check": _finite("number")}
+_SECONDS: dict[str, Any] = {"low": 0, "check": _finite("number of seconds")}
+_MODE: Check = among(EXTERNAL_DATA_MODES)
 _LEVEL: Check = (range(6).__contains__, "not one of 0 to 5")
 _FILE: Check = (is_file, "no such file")
 _NAME_SIZES = "NAME:1x3xHxW"
@@ -103,9 +106,8 @@ class Stage:
     def of(cls, keywords: Mapping[str, Any]) -> Self:
         """Return the stage from keywords; paths may be strings, and tuples any sequence."""
         known = cls.options()
-        return cls(
-            **{name: _typed(value, known[name].kind) if name in known else value for name, value in keywords.items()}
-        )
+        values = {name: _typed(value, known[name].kind) if name in known else value for name, value in keywords.items()}
+        return cls(**values)
 
     def check(self) -> None:
         """Raise `UsageError` for a value that the option cannot have."""
@@ -167,12 +169,8 @@ class Proving(Stage):
     shapes: tuple[str, ...] = option((), "--shape", "Size of an input with unknown extents. Repeatable.", _NAME_SIZES)
     inputs: Path | None = option(None, "--inputs", "Data to run on, by input name.", "FILE.npz")
     verify: str = option("full", "--verify", "How much to prove; none only with --strategy.", VERIFY_LEVELS)
-    rtol: float | None = option(
-        None, "--rtol", "Relative tolerance, instead of one by element type.", low=0, check=_finite("number")
-    )
-    atol: float | None = option(
-        None, "--atol", "Absolute tolerance, instead of one by element type.", low=0, check=_finite("number")
-    )
+    rtol: float | None = option(None, "--rtol", "Relative tolerance, instead of one by element type.", **_TOLERANCE)
+    atol: float | None = option(None, "--atol", "Absolute tolerance, instead of one by element type.", **_TOLERANCE)
     seed: int = option(0, "--seed", "Seed of all random data.", low=0)
     threads: int | None = option(
         None, "--threads", "Threads inside an operator. [default: the runtime's]", low=1, high=4096
@@ -192,11 +190,7 @@ class Places(Stage):
         (), "--report-format", "A format to write instead: csv, junit, ... Repeatable.", "NAME", reported=False
     )
     external_data: str = option(
-        "auto",
-        "--external-data",
-        "What happens to data files of the model.",
-        "auto|copy|reference",
-        check=among(EXTERNAL_DATA_MODES),
+        "auto", "--external-data", "What happens to data files of the model.", "auto|copy|reference", check=_MODE
     )
     dry_run: bool = option(False, "--dry-run", "Measure and write nothing: show what would be.")
     force: bool = option(False, "--force", "Replace an existing output.")
@@ -221,12 +215,7 @@ class Measuring(Stage):
     profile: bool = option(False, "--profile", "Run the model, and show each Conv's share of its time.", reported=False)
     backend: str = option("auto", "--backend", "The runtime to time on; auto is the best that is ready.", "NAME")
     budget_s: float | None = option(
-        None,
-        "--budget",
-        "How long measuring may take; 0 measures nothing. [default: 60]",
-        "SECONDS",
-        low=0,
-        check=_finite("number of seconds"),
+        None, "--budget", "How long measuring may take; 0 measures nothing. [default: 60]", "SECONDS", **_SECONDS
     )
     min_gain_percent: float = option(
         2.0, "--min-gain", "What the whole model must save of its time to be rewritten.", "PERCENT"
@@ -316,9 +305,8 @@ def sizes(kind: str, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-STAGES: Mapping[str, type[Stage]] = {
-    kind.__name__.lower(): kind for kind in (Scope, Proving, Places, Measuring, Building)
-}
+_STAGES: tuple[type[Stage], ...] = (Scope, Proving, Places, Measuring, Building)
+STAGES = {stage.__name__.lower(): stage for stage in _STAGES}
 
 
 def every_option() -> dict[str, Option]:

@@ -31,12 +31,10 @@ def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tup
         if key not in offered:
             listed = ", ".join(f"{key}={value}" for key, value in offered.items()) or "none"
             raise UsageError(f"{option} {text}: {name} has no setting {key!r}", hint=f"its settings: {listed}")
-        if isinstance(offered[key], int):
-            if not value.isascii() or not value.isdigit() or len(value) > MOST_DIGITS or int(value) < 1:
-                raise UsageError(f"{option} {text}: {key}={value!r} is no whole number above 0")
-            values[key] = int(value)
-        else:
-            values[key] = value
+        whole = isinstance(offered[key], int)
+        if whole and not (value.isascii() and value.isdigit() and len(value) <= MOST_DIGITS and int(value) >= 1):
+            raise UsageError(f"{option} {text}: {key}={value!r} is no whole number above 0")
+        values[key] = int(value) if whole else value
     try:
         return name, cast("T", dataclasses.replace(cast("Any", default), **values)) if values else default
     except ValueError as error:

@@ -32,21 +32,20 @@ _DAMAGED = "the model is damaged: export it again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """An ONNX model without its external weights in memory, and where those lie."""
+    """An ONNX model without its external weights in memory, and where those lie.
+
+    `path`: as the user named it, None for a model made in memory; `folder`: absolute, external locations are relative
+    to it; `external_files`: the distinct ones in order of first use; `file_bytes`: of the model and those together.
+    `file_digest`: SHA-256 of the file (its re-serialization may differ); `proto_digest`: of the parts as loaded.
+    """
 
     path: Path | None
-    """The file as the user named it; None for a model that was made in memory."""
     proto: ModelProto
     folder: Path
-    """The folder that external-data locations are relative to; absolute, so no working directory matters."""
     external_files: tuple[str, ...]
-    """The distinct external-data locations, in order of first use."""
     file_bytes: int
-    """Size of the model file and its distinct external data files."""
     file_digest: str = field(default="", repr=False)
-    """SHA-256 of the file. Files of other writers may differ from their own re-serialization."""
     proto_digest: str = field(default="", repr=False)
-    """SHA-256 of the parts of `proto` as loaded, which tells whether it was edited."""
 
     @property
     def opset(self) -> int:
@@ -117,10 +116,8 @@ def label(model: Model, tensor: TensorProto) -> str:
 
 def _misfit(tensor: TensorProto, where: str, what: str, count: object) -> UsageError:
     """Return that `what` of a tensor is another number of bytes than its dims need."""
-    dims, needed = list(tensor.dims), byte_count(tensor)
-    return UsageError(
-        f"{where}: dims {dims} of {_type_name(tensor)} need {needed} bytes, {what} {count}", hint=_DAMAGED
-    )
+    needed = f"dims {list(tensor.dims)} of {_type_name(tensor)} need {byte_count(tensor)} bytes"
+    return UsageError(f"{where}: {needed}, {what} {count}", hint=_DAMAGED)
 
 
 def _type_name(tensor: TensorProto) -> str:
@@ -268,9 +265,8 @@ def _read_external(model: Model, tensor: TensorProto, where: str) -> npt.NDArray
         offset, length = _span(tensor, file.stat().st_size, where)
         raw = np.fromfile(file, np.uint8, count=length, offset=offset)
     except OSError as error:
-        raise UsageError(
-            f'{where}: "{location}" cannot be read: {reason(error)}', hint="check the data file"
-        ) from error
+        problem = f'{where}: "{location}" cannot be read: {reason(error)}'
+        raise UsageError(problem, hint="check the data file") from error
     if raw.size != length:
         raise UsageError(f'{where}: "{location}" was cut off while it was read', hint="leave it alone and try again")
     return raw

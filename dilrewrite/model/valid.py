@@ -83,10 +83,7 @@ def _check_texts(message: Message, where: str) -> None:
 
 @functools.cache
 def _fields(kind: Any) -> tuple[list[str], list[str]]:
-    """Return the names of a message's fields that are texts, and of those that are messages.
-
-    Comments are no matter: nothing reads them.
-    """
+    """Return the names of a message's text fields, but for comments, which nothing reads, and of its message fields."""
     texts = [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_STRING]
     inner = [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_MESSAGE]
     return [name for name in texts if name != "doc_string"], inner

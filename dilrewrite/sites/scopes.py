@@ -80,9 +80,7 @@ class Scope:
     def sole_consumer(self, name: str) -> int | None:
         """Return the one node of this scope that reads `name`, when nothing else does."""
         readers = self.consumers.get(name, [])
-        if len(readers) != 1 or self.captured[name] or name in self.outputs:
-            return None
-        return readers[0]
+        return readers[0] if len(readers) == 1 and not self.captured[name] and name not in self.outputs else None
 
     # -- operands ------------------------------------------------------------------------------------------------
 
