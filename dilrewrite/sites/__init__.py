@@ -148,29 +148,36 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalisation:
-    """A Conv whose attributes change without changing its function. `None` leaves an attribute as it is.
-
-    `scope` is its graph for programs, `where` in words; `index` its place in that node list; `name` the node's or its
-    output's. `dilations` are 1 on axes with kernel 1; `pads` stand in place of auto_pad: all begins, then all ends.
-    """
+    """A Conv whose attributes change without changing its function. `None` leaves an attribute as it is."""
 
     scope: ScopePath
+    """The graph it is in, for programs."""
     where: str
+    """The graph it is in, in words."""
     index: int
+    """Its place in that graph's node list, from 0."""
     name: str
+    """The node's name, or its output's."""
     dilations: tuple[int, ...] | None = None
+    """New dilations: 1 on axes with kernel 1."""
     pads: tuple[int, ...] | None = None
+    """Explicit pads in place of auto_pad: all begins, then all ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A dilated node that is not rewritten, and why. `dilations` is empty when the attribute refers to a function's."""
+    """A dilated node that is not rewritten, and why."""
 
     where: str
+    """The graph it is in."""
     name: str
+    """The node's name, or its output's."""
     op: str
+    """Operator."""
     dilations: tuple[int, ...]
+    """Its dilations; empty when the attribute refers to a function's."""
     reason: str
+    """Why it is left alone."""
 
     @property
     def convolution(self) -> bool:
