@@ -199,7 +199,8 @@ def check_quantized(name: str, strategy: Strategy, q: Quantized) -> str:
     site = found.sites[0]
     fragment = plan(name, strategy, site.geometry, q.case.opset, storage=site.storage)
     if isinstance(fragment, Refusal):
-        require(re.search(r"\d|quantised", fragment.reason) or OPERATOR.search(fragment.reason), "no number")
+        told = f"a refusal names the numbers or operator that it hangs on (see Strategy.refusal): {fragment.reason!r}"
+        require(re.search(r"\d|quantised", fragment.reason) or OPERATOR.search(fragment.reason), told)
         allowed = refusal_allowed(name, strategy, q)
         require(allowed, f"refuses what the table says it takes: {fragment.reason}")
         if "no Pad" in str(allowed):
