@@ -29,10 +29,12 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class ScopePath:
-    """Where a node list is: a function (its index) or the main graph (`None`), and the way down from there."""
+    """Where a node list is: a function (its index) or the main graph, and the way down from there."""
 
     function: int | None = None
+    """Index of the model's function; `None` for the main graph."""
     steps: tuple[Step, ...] = ()
+    """The way down from there: node index, attribute, place in the attribute's list of graphs (0 for a single one)."""
 
 
 def copied(message: M) -> M:
