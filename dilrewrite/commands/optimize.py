@@ -225,9 +225,6 @@ def _unmatched(found: Found, scope: Scope) -> list[str]:
     ]
 
 
-# -- writing -------------------------------------------------------------------------------------------------------
-
-
 def _written(job: _Job, done: _Done, result: Report) -> Report:
     """Write what came of the model; return the report with what there is to say of that."""
     places, rewritten, engine = job.run.options.places, done.chosen.rewritten, None
@@ -290,12 +287,9 @@ def _spill(model: Model, rewritten: Rewritten) -> list[str]:
 
 
 def _with_backend(options: CommandOptions) -> CommandOptions:
-    """Return the options with the backend that engines are built for, where it is ready and none was asked for.
-
-    Raises `UsageError` or `MissingError`, before any work, when the one that was asked for is not ready.
-    """
+    """Return the options with the backend that engines are built for, where it is ready and none was asked for."""
     if options.measuring.backend != "auto":
-        timed_backend(options.measuring.backend)
+        timed_backend(options.measuring.backend)  # an error when it is not ready
         return options
     if options.building is None or options.scope.decisions is not None:
         return options

@@ -71,10 +71,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's name; `kind`: `number` (right-aligned), `prose` (wide) or neither.
-
-    `below`: where width is scarce, it stands below the column before.
-    """
+    """A column; `kind`: `number` (right-aligned), `prose` (wide) or none; `below` the one before if room is scarce."""
 
     name: str
     kind: str = ""

@@ -198,10 +198,7 @@ def same(comparison: Comparison) -> str:
 
 
 def versus(comparison: Comparison, on: str = "") -> str:
-    """Return the second model against the first: `1.21x faster (14.2 ms -> 11.7 ms, 95 % interval 1.18 to 1.24x)`.
-
-    `on` follows what was found.
-    """
+    """Return the second model against the first: `1.21x faster{on} (14.2 ms -> 11.7 ms, 95 % interval ...)`."""
     if comparison.low <= 1 <= comparison.high:
         return f"no difference beyond the interval{on}: {same(comparison)}"
     speed, times = different(comparison)

@@ -25,10 +25,7 @@ GEOMETRY_KEY = (
 
 
 def geometry(conv: ConvGeometry) -> str:
-    """Return a Conv in short, as `GEOMETRY_KEY` says: `3x3 d12 s1 g1 256->256 28x28 p12`.
-
-    What is not the usual case follows: batch, element type, quantised.
-    """
+    """Return a Conv as `GEOMETRY_KEY` says, then what is unusual of it: `3x3 d12 s1 g1 256->256 28x28 p12 float16`."""
 
     def short(values: Sequence[int | None]) -> str:
         return dims(values[:1]) if len(set(values)) == 1 else dims(values)
@@ -133,10 +130,7 @@ Group = Sequence[tuple[int, SiteReport]]
 
 
 def _groups(report: Report) -> Sequence[Group]:
-    """Return the sites in groups that read the same.
-
-    With a measurement, sites that differ only in the numbers of their reason or proof, and in shares, are one group.
-    """
+    """Return the sites in groups that read the same; with a measurement, shares and numbers in texts may differ."""
 
     def key(item: tuple[int, SiteReport]) -> tuple[object, ...]:
         site = item[1]

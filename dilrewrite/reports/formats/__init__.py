@@ -37,10 +37,7 @@ def formats() -> dict[str, Format]:
 
 
 def written(names: Iterable[str] = ()) -> dict[str, Format]:
-    """Return the formats with a file: those of these names, the usual ones when there is none, by file name.
-
-    Raises `UsageError` for an unknown name.
-    """
+    """Return the formats of these names, the usual ones for no name, by file name; raises `UsageError` for others."""
     files = {name: form for name, form in formats().items() if form.filename is not None}
     names = list(names) or [name for name, form in files.items() if form.default]
     for name in names:

@@ -74,18 +74,14 @@ def _printed(report: Report | EngineReport, console: Console) -> str:
     page = engine_document(report) if isinstance(report, EngineReport) else document(report, brief=True)
     with console.capture() as captured:
         console.print(Text(clean(page.answer), style=f"bold {TONES.get(page.tone, '')}".rstrip()), soft_wrap=True)
-        for part in _page(page, console.width):
-            console.print(part)
+        for section in page.sections:
+            console.print()
+            if section.title:
+                console.print(Text(f"{section.title[0].lower()}{section.title[1:]}", style="bold"))
+            for block in section.blocks:
+                for part in _block(block, console.width):
+                    console.print(part)
     return "".join(line.rstrip() + "\n" for line in captured.get().split("\n")[:-1])
-
-
-def _page(page: doc.Document, width: int) -> Iterator[RenderableType]:
-    for section in page.sections:
-        yield Text()
-        if section.title:
-            yield Text(f"{section.title[0].lower()}{section.title[1:]}", style="bold")
-        for block in section.blocks:
-            yield from _block(block, width)
 
 
 def text(inline: doc.Inline, style: str = "") -> Text:
