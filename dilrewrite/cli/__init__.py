@@ -1,8 +1,4 @@
-"""The command line. One file per command; each parses, calls the library, prints, and returns the exit code.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage or unusable model, 3 results differ or the result is
-not valid ONNX, 4 something is missing, 130 interrupted.
-"""
+"""The command line. One file per command; each parses, calls the library, prints, and returns the exit code."""
 
 from __future__ import annotations
 

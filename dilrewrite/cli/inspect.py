@@ -25,9 +25,8 @@ def run(model: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
         return show(dilrewrite.inspect(model, **options), as_json=as_json, quiet=quiet)
     for option in ("profile", "report", "report_format"):
         if options[option]:
-            raise UsageError(
-                f"--{option.replace('_', '-')}: of an engine only the side-car is shown", hint="leave it out"
-            )
+            flag = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{flag}: of an engine only the side-car is shown", hint="leave it out")
     engine = dilrewrite.inspect_engine(model)
     if as_json:
         typer.echo(sidecar.render(engine), nl=False)

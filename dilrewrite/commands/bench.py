@@ -72,11 +72,9 @@ def _models(run: Run, paths: Sequence[Path]) -> Report:
 def _engines(run: Run, paths: Sequence[Path]) -> Report:
     """Time two engines of one flavour against each other, or one against itself."""
     options, first, known = run.options, paths[0], _read(paths)
-    engine, name = known[0], bindings.module_name(known[0].flavour)
-    if options.measuring.backend not in ("auto", name):
-        raise UsageError(
-            f"--backend {options.measuring.backend}: the engine is of {engine.flavour}", hint="leave it out"
-        )
+    engine, name, asked = known[0], bindings.module_name(known[0].flavour), options.measuring.backend
+    if asked not in ("auto", name):
+        raise UsageError(f"--backend {asked}: the engine is of {engine.flavour}", hint="leave it out")
     engines.check_runs(first, engine)
     Claims(list(paths)).reports(options.places.report, options.places.report_format)
     _check_exports(options, paths)

@@ -42,9 +42,7 @@ WORDS = {
     Reason.FORCED: "forced by --strategy",
     Reason.REFUSED: "{why.refusals[0].strategy} refuses: {why.refusals[0].reason}",
     Reason.CANNOT_GO: "no form leaves it without such a dilation ({refusals})",
-    Reason.NO_PADS: (
-        "no form applies, nor can its own pads be made explicit ({why.refusals[0].reason}): " + SPELL_PADS
-    ),
+    Reason.NO_PADS: "no form applies, nor can its own pads be made explicit ({why.refusals[0].reason}): " + SPELL_PADS,
     Reason.NO_FORM: "no other form applies",
     Reason.DECIDED: "by the decisions file",
     Reason.WRONG: "a form is wrong",

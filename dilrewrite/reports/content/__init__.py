@@ -48,10 +48,8 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
     dilated = ("Dilated Convs", sites.site_blocks(report, brief))
     measured = any(map(sites.was_measured, report.sites))
     estimated = measurement is not None and measurement.source is TimeKind.ESTIMATED
-    by_form = (
-        f"Forms, as {'estimated' if estimated else 'measured'}" if measured else "Forms, cheapest by estimate first"
-    )
-    by_site = (by_form, forms.form_blocks(report, brief))
+    known = f"as {'estimated' if estimated else 'measured'}" if measured else "cheapest by estimate first"
+    by_site = (f"Forms, {known}", forms.form_blocks(report, brief))
     yield from (by_site, dilated) if measured and not brief else (dilated, by_site)
     if brief:
         yield "Forms without a time", _bullets(forms.untimed(report))

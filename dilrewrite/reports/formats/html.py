@@ -136,9 +136,7 @@ def _scroll(title: str, table: Html) -> Html:
 def _table(table: doc.Table) -> Html:
     """Return a table in a box that scrolls. The first cell of a row is its heading."""
     kinds = [column.kind or None for column in table.columns]
-    top = [
-        element("th", column.name, scope="col", class_=kind) for column, kind in zip(table.columns, kinds, strict=True)
-    ]
+    top = [element("th", column.name, scope="col", class_=column.kind or None) for column in table.columns]
     lines = []
     for i, row in enumerate(table.rows, 1):
         first = element("th", row[0], scope="row", class_=kinds[0])

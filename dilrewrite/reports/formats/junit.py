@@ -34,8 +34,7 @@ def render(report: Report) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
-OPENING = r'<\?xml [^>]*>\s*<testsuites name="dilrewrite '
-REPORT = Format(render=render, filename="report.junit.xml", opening=OPENING)
+REPORT = Format(render=render, filename="report.junit.xml", opening=r'<\?xml [^>]*>\s*<testsuites name="dilrewrite ')
 
 
 def _sites(report: Report) -> Iterator[Case]:
