@@ -91,6 +91,8 @@ def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[ke
     progress, engine = given.pop("progress", None) or silent, given.pop("build_engine")
     beside = given.get("report") == "beside"
     wanted = CommandOptions.of(**{**given, "report": None} if beside else given)
+    if not isinstance(engine, bool) and not hasattr(engine, "items"):
+        raise TypeError(f"build_engine is {engine!r}, no bool and no mapping of the arguments of build()")
     if engine is not False:
         wanted = replace(wanted, building=Building.of({} if engine is True else engine))
     return command(Path(model), wanted, beside=beside, progress=progress)

@@ -127,7 +127,10 @@ def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]
 
         @functools.wraps(function)
         def call(*arguments: Any, **given: Any) -> Any:
-            signature.bind(*arguments, **given)  # TypeError for a keyword that is not there
+            try:
+                signature.bind(*arguments, **given)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
             return function(*arguments, **{**defaults, **given})
 
         call.__signature__ = signature  # type: ignore[attr-defined]

@@ -87,16 +87,23 @@ def test_a_broken_entry_point_is_a_line_and_not_the_end(
 ) -> None:
     made = package(zebra="THING = 1")
     (tmp_path / "bad_code.py").write_text("1 / 0")
-    installed(tmp_path, "their-broken", "dilrewrite.broken", {"ant": "bad_code:ONE", "bee": "no_such_code:ONE"})
+    (tmp_path / "exits_code.py").write_text("raise SystemExit(3)")
+    (tmp_path / "odd_code.py").write_text("ONE = 1")
+    codes = {"ant": "bad_code:ONE", "bee": "no_such_code:ONE", "cow": "exits_code:ONE", "dog": "odd_code:ONE"}
+    installed(tmp_path, "their-broken", "dilrewrite.broken", codes)
     for _ in range(2):
-        assert discover(made, "THING", "dilrewrite.broken") == {"zebra": 1}
+        assert discover(made, "THING", "dilrewrite.broken", ("real", "at")) == {"zebra": 1}
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(": it cannot")[0] for line in lines] == [
         "dilrewrite: bad_code:ONE, a plug-in of their-broken 1.2, is left out",
         "dilrewrite: no_such_code:ONE, a plug-in of their-broken 1.2, is left out",
+        "dilrewrite: exits_code:ONE, a plug-in of their-broken 1.2, is left out",
+        "dilrewrite: odd_code:ONE, a plug-in of their-broken 1.2, is left out",
     ]
     assert "ZeroDivisionError: division by zero" in lines[0]
     assert "ModuleNotFoundError: No module named 'no_such_code'" in lines[1]
+    assert lines[2].endswith("SystemExit: 3")
+    assert lines[3].endswith("TypeError: 1 has no at")
 
 
 def test_a_name_that_is_taken_names_both(package: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,15 @@ def test_an_unknown_keyword(call: Any, name: str) -> None:
         call()
 
 
+def test_a_wrong_call_names_the_function() -> None:
+    with pytest.raises(TypeError, match=r"^optimize\(\) got an unexpected keyword argument 'bugdet'"):
+        dilrewrite.optimize("a", bugdet=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^verify\(\) missing a required argument"):
+        dilrewrite.verify("a")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^build_engine is 'x', no bool and no mapping"):
+        dilrewrite.optimize("a", build_engine="x")  # type: ignore[arg-type]
+
+
 def test_strings_become_paths_and_sequences_tuples() -> None:
     options = CommandOptions.of(inputs="a.npz", shapes=["x:1"], custom_op_library=["l.so"], cache=None)
     assert options.proving.inputs == Path("a.npz")

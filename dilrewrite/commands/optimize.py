@@ -14,7 +14,7 @@ from dilrewrite.choice.reason import Reason
 from dilrewrite.choice.whole import Choosing, Chosen
 from dilrewrite.commands.places import Claims, data_files
 from dilrewrite.commands.run import Run, dilated, notes_of
-from dilrewrite.errors import shown
+from dilrewrite.errors import UsageError, shown
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import Model
@@ -77,6 +77,8 @@ def _job(run: Run, path: Path, *, beside: bool) -> _Job:
     options, places = run.options, run.options.places
     model = run.load(path)
     target = places.output or path.with_name(f"{path.stem}.dilrewrite.onnx")
+    if not target.name:
+        raise UsageError(f"{target} is a folder, not a place for a file", hint="name a file in it")
     engine = places.engine or target.with_suffix(".engine")
     started = None
     if options.building is not None:

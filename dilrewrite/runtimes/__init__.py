@@ -373,7 +373,10 @@ def profiled(
 
 def backends() -> dict[str, Backend]:
     """Return every backend by its name, ready or not."""
-    return cast("dict[str, Backend]", discover(sys.modules[__name__], "BACKEND", "dilrewrite.runtimes"))
+    return cast(
+        "dict[str, Backend]",
+        discover(sys.modules[__name__], "BACKEND", "dilrewrite.runtimes", ("name", "missing", "session")),
+    )
 
 
 def backend(name: str) -> Backend:

@@ -120,7 +120,7 @@ class _Net:
             raise CannotLoad(_line(error)) from error
         try:
             for name, value in feeds.items():
-                self._net.setInput(np.ascontiguousarray(value), name)
+                self._net.setInput(np.asarray(value, order="C"), name)
         except cv2.error as error:
             raise CannotRun(_line(error)) from error
 

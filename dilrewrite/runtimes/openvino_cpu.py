@@ -98,7 +98,7 @@ class _Request:
             raise CannotLoad(_line(error)) from error
         try:
             for name, value in feeds.items():
-                self._request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(value)))
+                self._request.set_tensor(name, openvino.Tensor(np.asarray(value, order="C")))
         except Exception as error:
             raise CannotRun(_line(error)) from error
 

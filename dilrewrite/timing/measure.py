@@ -282,17 +282,15 @@ class Meter:
         if tolerance is None:
             return
 
-        def nudged() -> Mapping[str, Array]:
-            inputs = agreement.nudge(feeds, tolerance)
-            worker.add("nudged", prepared(self.backend, model, inputs), inputs)
+        def anew(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
             try:
-                return worker.outputs("nudged")
-            except CannotRun:
+                with contextlib.closing(self.backend.bench(self.options)) as bench:
+                    bench.add("anew", prepared(self.backend, model, inputs), inputs)
+                    return bench.outputs("anew")
+            except RuntimeFailure:
                 return {}
-            finally:
-                worker.drop("nudged")
 
-        agreement.check(worker, original, other, tolerance, nudged)
+        agreement.check(worker, original, other, tolerance, feeds, anew)
 
     def _stand(self, feeds: Mapping[str, Array], **models: Runnable) -> None:
         """Bring models to the worker, and nothing else."""

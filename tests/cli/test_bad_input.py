@@ -473,6 +473,7 @@ OPTIONS: dict[str, Case] = {
     },
     "--only is no regex": with_options("--only", "(", words=["--only", "("]),
     "--skip is no regex": with_options("--skip", "*", words=["--skip", "*"]),
+    "-o is the folder": with_options("-o", ".", words=[". is a folder, not a place for a file"]),
     "--verify bogus": with_options("--verify", "bogus", words=["bogus", "full, sites, none"]),
     "--verify none alone": with_options("--verify", "none", words=["--strategy"], forced=False),
     "--max-dilation 0": with_options("--max-dilation", "0", words=["--max-dilation"]),

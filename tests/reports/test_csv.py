@@ -18,8 +18,11 @@ def rows(name: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_one_row_per_site(name):
-    sites = REPORTS[name].sites
-    for site, row in zip(sites, rows(name), strict=True):
+    sites, skipped, all_rows = REPORTS[name].sites, REPORTS[name].skipped, rows(name)
+    for node, row in zip(skipped, all_rows[len(sites) :], strict=True):
+        assert row["key"] == units.clean(f"{node.where}/{node.name}")
+        assert (row["geometry"], row["chosen"], row["reason"]) == (node.op, "keep", units.clean(node.reason))
+    for site, row in zip(sites, all_rows[: len(sites)], strict=True):
         assert None not in row
         assert row["key"] == units.clean(site.key)
         assert row["geometry"] == units.clean(content.sites.geometry(site.geometry))
@@ -44,4 +47,6 @@ def test_forms_have_a_ratio_or_a_reason():
 
 def test_odd_names_stay_in_their_cell():
     assert rows("odd-names")[0]["reason"] == units.clean(ODD)
-    assert len(formats()["csv"].render(REPORTS["odd-names"]).splitlines()) == 1 + len(REPORTS["odd-names"].sites)
+    assert len(formats()["csv"].render(REPORTS["odd-names"]).splitlines()) == 1 + len(
+        [*REPORTS["odd-names"].sites, *REPORTS["odd-names"].skipped]
+    )

@@ -74,10 +74,18 @@ def nowhere() -> ModelProto:
     return proto
 
 
+def scaled() -> ModelProto:
+    """A dilated Conv, and a number that multiplies what it gives."""
+    scale = helper.make_node("Mul", ["b", "s"], ["y"], name="last")
+    conv = conv_node("x", "b", "w", name="site", dilations=[4], pads=[4, 4])
+    return build([conv, scale], {"x": [1, 16, 40], "s": []}, {"y": [1, 16, 40]}, {"w": values(16, 16, 3)})
+
+
 MODELS: dict[str, tuple[ModelProto, dict[str, Any]]] = {
     "1-D": (conv1d(), {"x": values(1, 2, 16)}),
     "2-D": (conv2d(), {"x": values(1, 2, 12, 12)}),
     "three nodes": (three_nodes(), {"x": values(1, 16, 40)}),
+    "a scalar": (scaled(), {"x": values(1, 16, 40), "s": np.array(0.5, np.float32)}),
     "outputs without a shape": (nowhere(), {"x": values(1, 16, 40)}),
     "a size that is not known": (three_nodes(None), {"x": values(1, 16, 52)}),
 }

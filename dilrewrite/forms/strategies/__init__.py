@@ -60,7 +60,10 @@ class Refusal:
 @functools.cache
 def strategies() -> dict[str, Strategy]:
     """Return every strategy with its default settings, by name, in sorted order."""
-    return cast("dict[str, Strategy]", discover(sys.modules[__name__], "STRATEGY", "dilrewrite.strategies"))
+    return cast(
+        "dict[str, Strategy]",
+        discover(sys.modules[__name__], "STRATEGY", "dilrewrite.strategies", ("takes", "prunes", "finite_inputs_only")),
+    )
 
 
 def parse(text: str) -> tuple[str, Strategy]:

@@ -33,7 +33,10 @@ class Format:
 @functools.cache
 def formats() -> dict[str, Format]:
     """Return every format by name, in sorted order."""
-    return cast("dict[str, Format]", discover(sys.modules[__name__], "REPORT", "dilrewrite.reports"))
+    return cast(
+        "dict[str, Format]",
+        discover(sys.modules[__name__], "REPORT", "dilrewrite.reports", ("render", "filename", "default", "opening")),
+    )
 
 
 def written(names: Iterable[str] = ()) -> dict[str, Format]:

@@ -17,11 +17,15 @@ COLUMNS = ("key", "geometry", "forms", "chosen", "share", "reason")
 def render(report: Report) -> str:
     """Return a header, then a row per site: forms with ratio and interval, the one chosen, share of time, reason.
 
+    Dilated nodes that no form takes come last, with their operator as geometry.
+
     Ratios are times of a form divided by those of the Conv as it is; a form without a time says why; forms stand
     cheapest first by estimate, with semicolons between them. A share that is not known is empty.
     """
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *map(_row, report.sites)])
+    left = (["/".join((node.where, node.name)), node.op, "", "keep", "", node.reason] for node in report.skipped)
+    rows = [COLUMNS, *map(_row, report.sites), *(list(map(clean, row)) for row in left)]
+    csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()
 
 

@@ -56,7 +56,8 @@ def _checks(report: Report) -> Iterator[Case]:
         bad = "failure" if report.status == "not valid" else "skipped" if alone else ""
         yield "models", "ONNX checker", bad, alone
     for node in report.remaining:
-        yield "dilation", node, "failure", "keeps a dilation above the limit"
+        name, _, why = node.partition(": ")
+        yield "dilation", name, "failure", why or "keeps a dilation above the limit"
 
 
 def _outputs(report: Report) -> Iterator[Case]:

@@ -25,4 +25,4 @@ class Finder(Protocol):
 @functools.cache
 def finders() -> dict[str, Finder]:
     """Return every finder by the name of its file."""
-    return cast("dict[str, Finder]", discover(sys.modules[__name__], "FINDER", "dilrewrite.finders"))
+    return cast("dict[str, Finder]", discover(sys.modules[__name__], "FINDER", "dilrewrite.finders", ("at",)))

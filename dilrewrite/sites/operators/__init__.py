@@ -56,7 +56,10 @@ class Operator(Protocol):
 @functools.cache
 def operators() -> dict[str, Operator]:
     """Return every operator by the name of its file."""
-    return cast("dict[str, Operator]", discover(sys.modules[__name__], "OPERATOR", "dilrewrite.operators"))
+    return cast(
+        "dict[str, Operator]",
+        discover(sys.modules[__name__], "OPERATOR", "dilrewrite.operators", ("op", "read", "write")),
+    )
 
 
 def operator_of(node: NodeProto) -> str | None:
