@@ -117,7 +117,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     """The results of a short run on the CPU backend."""
     folder = tmp_path_factory.mktemp("stand-in")
     start = time.monotonic()
-    done = command("--backends", "onnxruntime_cpu", "--minutes", 0.1, "--only", "U2NetP", "--out", folder)
+    done = command("--backends", "onnxruntime_cpu", "--minutes", 0.25, "--only", "U2NetP", "--out", folder)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < 180
     return written(folder)
