@@ -294,10 +294,12 @@ class Sessions:
         self, backend: TimedBackend, proto: ModelProto, options: Options, feeds: Mapping[str, Array]
     ) -> dict[str, Array]:
         """The outputs of a model. Raises one of FAILURES."""
-        if self._child is None:
-            self._child = _Child(options.timeout_s)
+        load = "load", pickle.dumps(backend), Runnable(model=proto.SerializeToString()), options
         try:
-            self._child.ask("load", pickle.dumps(backend), Runnable(model=proto.SerializeToString()), options)
+            if self._child is None:
+                self._child = _Child(options.timeout_s, *load)
+            else:
+                self._child.ask(*load)
             found: dict[str, Array] = self._child.ask("infer", dict(feeds), None)
         except (Crashed, TimedOut):
             self.close()
