@@ -12,7 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from dilrewrite.forms.fragment import FILL, AttributeValue, Core, CoreConv, CoreFill, Fragment, Node, WeightEdit, X
+from dilrewrite.forms.fragment import (
+    FILL,
+    AttributeValue,
+    CoreConv,
+    CoreFill,
+    Fragment,
+    Node,
+    Step,
+    WeightEdit,
+    X,
+    makes,
+)
 from dilrewrite.forms.geometry import ConvGeometry, Window
 
 END: Final = 2**63 - 1
@@ -93,7 +104,7 @@ class Builder:
         self.quantized = self.storage != geometry.element
         self.x = Tensor(X, (geometry.batch, geometry.in_channels, *geometry.extents))
         self.weight_edits: tuple[WeightEdit, ...] = ()
-        self._nodes: list[Node | Core] = []
+        self._nodes: list[Step] = []
         self._constants: dict[tuple[int, ...], str] = {}
         self._computed: dict[tuple[str, ...], str] = {}
         self._exit: set[str] = set()
@@ -360,6 +371,11 @@ class Builder:
         self._multiply_adds = _plus_product(self._multiply_adds, work)
         return Tensor(name, (tensor.shape[0], outputs, *spatial))
 
+    def step(self, step: Step, shape: Sequence[Extent | None]) -> Tensor:
+        """Add a step of a region; return its (first) output."""
+        self._nodes.append(step)
+        return Tensor(makes(step)[0], tuple(shape))
+
     def plain_conv(self, geometry: ConvGeometry) -> Tensor:
         """Add the Conv of a normal geometry as it is."""
         return self.conv(self.x, geometry.window)
@@ -386,6 +402,20 @@ class Builder:
             total = self._layout(self._add("Add", [total.name, other.name]), total.shape)
         return total
 
+    def region(self, strategy: str, results: Sequence[str], spelling: str = "") -> Fragment:
+        """Return the fragment of a region: the steps as they were added."""
+        return Fragment(
+            strategy=strategy,
+            opset=self.opset,
+            steps=tuple(self._nodes),
+            constants={name: values for values, name in self._constants.items()},
+            results=tuple(results),
+            region=True,
+            multiply_adds=self._multiply_adds,
+            elements_moved=self._moved,
+            spelling=spelling,
+        )
+
     def finish(self, strategy: str, result: Tensor, spelling: str = "") -> Fragment:
         """Return the fragment whose output is `result`."""
         places = [
@@ -396,7 +426,7 @@ class Builder:
             opset=self.opset,
             steps=tuple(step for part in range(3) for step, at in zip(self._nodes, places, strict=True) if at == part),
             constants={name: values for values, name in self._constants.items()},
-            result=result.name,
+            results=(result.name,),
             partial=self.partial,
             multiply_adds=self._multiply_adds,
             elements_moved=self._moved,

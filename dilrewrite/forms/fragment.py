@@ -9,8 +9,9 @@ QuantizeLinear).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,12 +21,17 @@ from dilrewrite.errors import FailedError
 from dilrewrite.forms.geometry import acting_dilation
 
 X = "x"
-"""The name under which a fragment reads the site's input."""
+"""The name under which a fragment reads the site's (first) input; see `entering`."""
 
 FILL = "fill"
 """The name under which a fragment's Pad reads the padding value: the zero point of a quantised input."""
 
 AttributeValue = int | float | str | tuple[int, ...]
+
+
+def entering(count: int) -> tuple[str, ...]:
+    """Return the names under which a fragment reads the inputs of its site: x, x1, x2, ..."""
+    return tuple(f"{X}{place or ''}" for place in range(count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,10 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, AttributeValue]
+
+
+_GIVEN = re.compile(rf"{X}\d*")
+"""The names of the inputs of a site."""
 
 
 class WeightEdit(Protocol):
@@ -79,6 +89,21 @@ class AddKernelAxis:
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
         """Return the reshaped weights."""
         return np.expand_dims(weight, self.axis + 2)
+
+
+@dataclass(frozen=True, slots=True)
+class AddAxis:
+    """Give a constant one more axis of size 1, at `axis`."""
+
+    axis: int
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape with the new axis."""
+        return *shape[: self.axis], 1, *shape[self.axis :]
+
+    def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
+        """Return the constant with the new axis."""
+        return weight.reshape(self.shape(weight.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +160,17 @@ class CoreFill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A node of the user's model that goes on behind a part of the core: node `of` of its site, with another input."""
+    """A node of the user's model that goes on in the fragment: node `of` of its site and of what follows it.
 
-    source: str
-    output: str
+    It reads `sources`, by place, in place of its own inputs, constants with `edits`, and has `attributes` in place of its
+    own (`None`: without it).
+    """
+
     of: int
+    sources: Mapping[int, str]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    edits: Mapping[int, tuple[WeightEdit, ...]] = field(default_factory=dict)
 
 
 Core = CoreConv | CoreFill
@@ -150,12 +181,14 @@ def reads(step: Step) -> tuple[str, ...]:
     """Return the names that a step reads, weights and bias of the site aside."""
     if isinstance(step, Node):
         return tuple(name for name in step.inputs if name)
+    if isinstance(step, Kept):
+        return tuple(step.sources.values())
     return (step.repeats,) if isinstance(step, CoreFill) else (step.source,)
 
 
 def makes(step: Step) -> tuple[str, ...]:
     """Return the names that a step makes."""
-    return step.outputs if isinstance(step, Node) else (step.output,)
+    return step.outputs if isinstance(step, Node | Kept) else (step.output,)
 
 
 class MalformedFragmentError(FailedError):
@@ -167,7 +200,7 @@ class Fragment:
     """A rewritten Conv as data: its steps in the order in which they run.
 
     `constants` are 1-D int64 tensors. `partial`: the core's outputs are partial sums, so nothing that followed the
-    original Conv may move between core and exit. `opset` is the one that the nodes are spelled for.
+    original Conv may move between core and exit. `region`: layout operators (masks, cuts) may stand between cores. `opset` is the one that the nodes are spelled for.
     `multiply_adds` (of the core) and `elements_moved` (written by layout operators) are `None` when a size is unknown.
     `spelling` names the strategy with its settings, as `--strategy` takes it: it plans the form for other sizes.
     """
@@ -176,8 +209,9 @@ class Fragment:
     opset: int
     steps: tuple[Step, ...]
     constants: Mapping[str, tuple[int, ...]]
-    result: str
+    results: tuple[str, ...]
     partial: bool = False
+    region: bool = False
     multiply_adds: int | None = None
     elements_moved: int | None = None
     spelling: str = ""
@@ -213,8 +247,8 @@ class Fragment:
         """Say whether partial sums are added outside of the Convs, each rounded to the element type."""
         return any(node.op == "Add" for node in self.exit)
 
-    def keeping(self, count: int) -> Fragment:
-        """Return the fragment with the `count` nodes behind the original Conv as steps between core and exit.
+    def keeping(self, count: int, nodes: int = 1) -> Fragment:
+        """Return the fragment with the `count` nodes behind the `nodes` of the site as steps between core and exit.
 
         It is the same where they stay as they are: behind partial sums, and behind a lone Conv with no exit.
         """
@@ -224,7 +258,9 @@ class Fragment:
         for core in self.core:
             names = [*(f"{core.output}/{place}" for place in range(count)), core.output]
             steps.append(replace(core, output=names[0]))
-            steps += (Kept(source=names[of - 1], output=names[of], of=of) for of in range(1, count + 1))
+            steps += (
+                Kept(of=nodes - 1 + of, sources={0: names[of - 1]}, outputs=(names[of],)) for of in range(1, count + 1)
+            )
         return replace(self, steps=(*steps, *self.exit))
 
     def check(self) -> None:
@@ -240,9 +276,10 @@ class Fragment:
     def _problems(self) -> Iterator[str]:
         first, after = self._bounds()
         makers = {name: place for place, step in enumerate(self.steps) for name in makes(step)}
-        done: dict[str, int | None] = dict.fromkeys((X, FILL, *self.constants))
+        given = {name for step in self.steps for name in reads(step) if _GIVEN.fullmatch(name)}
+        done: dict[str, int | None] = dict.fromkeys((*given, FILL, *self.constants))
         for place, step in enumerate(self.steps):
-            if first <= place < after and isinstance(step, Node):
+            if first <= place < after and isinstance(step, Node) and not self.region:
                 yield f"{self._named(place)} stands inside the core, before {self._named(after - 1)}"
             for name in reads(step):
                 if name not in done:
@@ -254,8 +291,9 @@ class Fragment:
                     by = "is given" if earlier is None else f"{self._named(earlier)} makes too"
                     yield f"{self._named(place)} makes {name!r}, which {by}"
                 done[name] = place
-        if self.result not in makers:
-            yield f"no step of {self.strategy} makes its output {self.result!r}"
+        for name in self.results:
+            if name not in makers:
+                yield f"no step of {self.strategy} makes its output {name!r}"
 
     def _named(self, place: int) -> str:
         """Return a step by its place, its part of the fragment, its operator and the name that it makes."""
@@ -266,5 +304,5 @@ class Fragment:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that differ when the content does (the strategy's name and settings aside)."""
-        parts = (self.opset, self.steps, sorted(self.constants.items()), self.result, self.partial)
+        parts = (self.opset, self.steps, sorted(self.constants.items()), self.results, self.partial)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

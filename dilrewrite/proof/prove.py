@@ -264,7 +264,7 @@ def _structure(fragment: Fragment, group: int) -> object:
         elif isinstance(step, CoreConv):
             conv = replace(step, source="", output="", group=1)
             steps.append((read(step.source), read(step.output), Fraction(step.group, group), conv))
-    return steps, read(fragment.result), fragment.partial
+    return steps, read(fragment.results[0]), fragment.partial
 
 
 # -- the proof -------------------------------------------------------------------------------------------------------

@@ -84,10 +84,10 @@ def program(fragment: Fragment) -> Program:
         else:
             steps.append((node.outputs[0], _OPERATORS[node.op](node, fragment.constants), read))
     last = {name: place for place, (_, _, read) in enumerate(steps) for name in read}
-    for name in (fragment.result, WEIGHT, BIAS):
+    for name in (fragment.results[0], WEIGHT, BIAS):
         last.pop(name, None)
     done = [tuple(name for name, place in last.items() if place == number) for number in range(len(steps))]
-    return Program(tuple((*step, names) for step, names in zip(steps, done, strict=True)), fragment.result)
+    return Program(tuple((*step, names) for step, names in zip(steps, done, strict=True)), fragment.results[0])
 
 
 def _accumulate(node: Node, steps: list[tuple[str, Step, tuple[str, ...]]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dilrewrite.errors import FailedError
@@ -95,6 +96,7 @@ class Site:
     parts: tuple[Part, ...]
     opset: int
     ir_version: int
+    operands: Mapping[tuple[int, int], Operand] = field(default_factory=dict)
     follow: tuple[int, ...] = ()
     quantizes_output: bool = False
 
@@ -138,7 +140,7 @@ class Site:
 
     def absorbed(self, fragment: Fragment) -> tuple[int, ...]:
         """Return the places of the nodes that a fragment replaces: the site's, and what follows if it takes that in."""
-        taken = fragment.keeping(len(self.follow)) is not fragment
+        taken = fragment.keeping(len(self.follow), len(self.nodes)) is not fragment
         return (*self.nodes, *(self.follow if taken else ()))
 
     def covers(self, fragment: Fragment) -> frozenset[Place]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from dilrewrite.model import walk
 from dilrewrite.model.elements import FLOATS, NAMED
@@ -98,6 +99,20 @@ class Scope:
             if index is None and ((name in home.inputs and home.ir_version >= 4) or name in home.trained):
                 kind = "computed"
         return Operand(kind=kind, name=name, shape=shape, element=ELEMENTS.get(element), scope=home.path, index=index)
+
+    def small_integers(self, name: str, most: int) -> tuple[int, ...] | None:
+        """Return the values of a constant of up to `most` int64 or int32 elements."""
+        home = self._home(name) or self
+        index = home.producers.get(name)
+        tensor = home.initializers.get(name) if index is None else home.constant(index)
+        if tensor is None and index is not None and home.nodes[index].op_type == "Constant":
+            values = {a.name: a for a in home.nodes[index].attribute}
+            ints = values.get("value_ints") or values.get("value_int")
+            return None if ints is None else tuple(ints.ints) if ints.name == "value_ints" else (ints.i,)
+        small = tensor is not None and math.prod(tensor.dims) <= most and not tensor.external_data
+        if tensor is None or not small or tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
+            return None
+        return tuple(numpy_helper.to_array(tensor).ravel().tolist())
 
     def constant(self, index: int) -> TensorProto | None:
         """Return the tensor of a Constant node."""

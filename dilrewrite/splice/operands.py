@@ -73,7 +73,9 @@ class StepOperands:
         if zero is not None:
             inputs.append(self.repeated(zero, times, f"{word}_zero_point"))
         original = self._writer.original(quantization.index)
-        return self._writer.like(original, inputs, self._writer.name(f"{word}_dequantized"))
+        output = self._writer.name(f"{word}_dequantized")
+        self._writer.like(original, inputs, [output])
+        return output
 
     def _values(
         self, operand: Operand, zero_point: Operand | None, axis: int | None, edits: Sequence[WeightEdit]

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from dilrewrite.forms.fragment import FILL, Core, CoreConv, CoreFill, Fragment, Kept, Node, X
+from dilrewrite.forms.fragment import (
+    FILL,
+    Core,
+    CoreConv,
+    CoreFill,
+    Fragment,
+    Kept,
+    Node,
+    WeightEdit,
+    X,
+    entering,
+    makes,
+    reads,
+)
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.model.elements import NAMED
-from dilrewrite.sites import Site
+from dilrewrite.sites import Operand, Site
 from dilrewrite.sites.operators import operators
 from dilrewrite.splice.editor import Editor
 from dilrewrite.splice.operands import StepOperands
@@ -20,15 +35,18 @@ class Region:
     def __init__(self, editor: Editor, site: Site, fragment: Fragment) -> None:
         self.editor, self.site = editor, site
         self.indices = site.absorbed(fragment)
-        self.fragment = fragment.keeping(len(site.follow))
+        self.fragment = fragment.keeping(len(site.follow), len(site.nodes))
         self.writer = Writer(editor, site, fragment.strategy)
         self.absorbed: list[NodeProto] = [self.writer.original(index) for index in self.indices]
-        kept = self.indices[len(site.nodes) :]
-        self.of = [self.writer.original(index) for index in (*(part.index for part in site.parts), *kept)]
-        self.output: str = self.absorbed[-1].output[0]
-        self.quantization = site.input_quantization if fragment.enter else None
+        followed = len(self.indices) > len(site.nodes)
+        self.outputs = [self.absorbed[-1].output[0]] if followed else list(site.outputs)
+        conv = isinstance(site.meaning, ConvGeometry)
+        self.quantization = site.input_quantization if fragment.enter and conv else None
         self.named: set[int] = set()
-        self.map: dict[str, str] = {X: self.quantization.source.name if self.quantization else site.inputs[0]}
+        self.places: list[int] = []
+        self.map: dict[str, str] = dict(zip(entering(len(site.inputs)), site.inputs, strict=True))
+        if self.quantization is not None:
+            self.map[X] = self.quantization.source.name
 
     def build(self) -> list[NodeProto]:
         """Return the nodes that replace the region; its output keeps its name."""
@@ -37,9 +55,10 @@ class Region:
             self.map[word] = writer.constant(word, np.array(values, np.int64), TensorProto.INT64)
         if any(FILL in node.inputs for node in fragment.enter):
             self.map[FILL] = self._fill_value()
-        self.map[fragment.result] = self.output
+        self.map.update(zip(fragment.results, self.outputs, strict=True))
         number = 0
-        for step in fragment.steps:
+        self.places += [-1 if len(self.site.nodes) > 1 else max(self.indices)] * len(writer.nodes)
+        for step, place in zip(fragment.steps, self._places(), strict=True):
             number += isinstance(step, Core)
             if isinstance(step, Node):
                 writer.emit(step, self.map)
@@ -49,16 +68,39 @@ class Region:
                 self._conv(step, number)
             else:
                 self._fill(step)
+            self.places += [place] * (len(writer.nodes) - len(self.places))
         self._suspect()
         return writer.nodes
 
+    def _places(self) -> list[int]:
+        """Return where each step goes: a layout operator right behind what it reads, others where they stood."""
+        steps, site = self.fragment.steps, self.site
+        if len(site.nodes) == 1:
+            return [max(self.indices)] * len(steps)
+        nodes = self.editor.containers[site.scope].node
+        makers = {name: place for place, node in enumerate(nodes) for name in node.output}
+        behind = {x: makers.get(name, -1) for x, name in zip(entering(len(site.inputs)), site.inputs, strict=True)}
+        places = []
+        for step in steps:
+            if isinstance(step, Kept):
+                place = self.indices[step.of]
+            elif isinstance(step, CoreConv):
+                place = site.parts[step.of].index
+            else:
+                place = max((behind.get(name, -1) for name in reads(step)), default=-1)
+            places.append(place)
+            behind.update(dict.fromkeys(makes(step), place))
+        return places
+
     def _conv(self, core: CoreConv, number: int) -> None:
         """Append a Conv, the `number`-th part of the core; the first of each Conv of the user's keeps its name."""
-        part, original, writer = self.site.parts[core.of], self.of[core.of], self.writer
+        part, writer = self.site.parts[core.of], self.writer
+        original = writer.original(part.index)
         source = self.map[core.source]
         if self.quantization is not None and part.input_quantization is not None:
             before = writer.original(part.input_quantization.index)
-            source = writer.like(before, [source, *before.input[1:]], writer.name(f"{_word(core)}_input"))
+            source = writer.name(f"{_word(core)}_input")
+            writer.like(before, [self.map[core.source], *before.input[1:]], [source])
         word = "weight" if len(self.fragment.core) == 1 else f"weight_{number}"
         operator = operators()[part.operator]
         inputs, attributes = operator.write(part, core, StepOperands(writer, part, core, source, word))
@@ -88,9 +130,30 @@ class Region:
 
     def _kept(self, step: Kept, number: int) -> None:
         """Append a kept node behind the `number`-th part of the core."""
-        original = self.of[step.of]
-        output = self.writer.fresh(step.output, self.map, f"{original.op_type.lower()}_{number}")
-        self.writer.like(original, [self.map[step.source], *original.input[1:]], output)
+        original, writer = self.absorbed[step.of], self.writer
+        word = f"{original.op_type.lower()}_{number}" if number else original.op_type.lower()
+        outputs = [self.writer.fresh(output, self.map, word) for output in step.outputs]
+        inputs = list(original.input)
+        for place, source in step.sources.items():
+            inputs += [""] * (place + 1 - len(inputs))
+            inputs[place] = self.map[source]
+        for place, edits in step.edits.items():
+            inputs[place] = self._edited(self.site.operands[step.of, place], edits, word)
+        copy = writer.like(original, inputs, outputs, name="" if number else original.name)
+        kept = [attribute for attribute in copy.attribute if attribute.name not in step.attributes]
+        del copy.attribute[:]
+        copy.attribute.extend(kept)
+        writer.set(copy, step.attributes)
+
+    def _edited(self, operand: Operand, edits: tuple[WeightEdit, ...], word: str) -> str:
+        def values() -> tuple[NDArray[np.generic], int]:
+            tensor = self.editor.tensor(operand)
+            array = self.editor.read(tensor)
+            for edit in edits:
+                array = edit.apply(array, np.zeros((), array.dtype))
+            return array, tensor.data_type
+
+        return self.writer.shared_constant(("edit", *edits), operand, word, values)
 
     def _fill_value(self) -> str:
         """Return the name of the scalar that padding holds, empty when that is 0."""
@@ -111,7 +174,7 @@ class Region:
         """Note what may have lost its last user: operands of the nodes that go, and what they made for each other."""
         site, home = self.site, self.editor.home
         going = self.absorbed[: len(site.nodes)]
-        inside = {name for node in self.absorbed for name in node.output} - {"", self.output}
+        inside = {name for node in self.absorbed for name in node.output} - {"", *self.outputs}
         outside = {name for node in going for name in node.input} - {"", *inside, *site.inputs}
         dequantized = [self.quantization.output] if self.quantization is not None else []
         self.editor.suspects += [(home(site.scope, name), name) for name in sorted(outside)]

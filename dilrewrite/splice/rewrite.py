@@ -99,7 +99,7 @@ def _rewrite_scope(editor: Editor, path: ScopePath, edits: Sequence[tuple[Site, 
         nodes = region.build()
         for index in region.indices:
             order[index] = None
-        order += ((max(region.indices) << 20) + number for number in range(len(nodes)))
+        order += ((place << 20) + number for number, place in enumerate(region.places))
         fresh += nodes
     container.node.extend(fresh)
     rearrange(container.node, order)

@@ -51,10 +51,15 @@ class Writer:
     ) -> NodeProto:
         """Append a node."""
         made = NodeProto(op_type=op, name=name or self.name(op), input=inputs, output=outputs)
+        self.set(made, attributes)
+        return self.append(made)
+
+    @staticmethod
+    def set(node: NodeProto, attributes: Mapping[str, AttributeValue]) -> None:
+        """Write attributes that a node does not have."""
         for key, value in attributes.items():
             several = onnx.AttributeProto.INTS if isinstance(value, tuple) else None  # onnx cannot tell of an empty one
-            made.attribute.append(onnx.helper.make_attribute(key, value, attr_type=several))
-        return self.append(made)
+            node.attribute.append(onnx.helper.make_attribute(key, value, attr_type=several))
 
     def append(self, node: NodeProto) -> NodeProto:
         """Append a node that says which strategy made it, where the IR has room for that."""
@@ -110,11 +115,10 @@ class Writer:
         local[output] = local.get(output) or self.name(word)
         return local[output]
 
-    def like(self, original: NodeProto, inputs: Sequence[str], output: str) -> str:
-        """Append a copy of a node with other inputs and another output; return that."""
+    def like(self, original: NodeProto, inputs: Sequence[str], outputs: Sequence[str], name: str = "") -> NodeProto:
+        """Append a copy of a node with other inputs and outputs."""
         copy = copied(original)
-        copy.name = self.name(original.op_type)
+        copy.name = name or self.name(original.op_type)
         copy.input[:] = inputs
-        copy.output[:] = [output]
-        self.append(copy)
-        return output
+        copy.output[:] = outputs
+        return self.append(copy)

@@ -159,7 +159,7 @@ FRAGMENT = Fragment(
     opset=17,
     steps=(PAD, CORE, FILLED, CONCAT),
     constants={"const_1": (1, 2)},
-    result="y",
+    results=("y",),
 )
 
 
@@ -170,7 +170,7 @@ def test_max_dilation_counts_acting_axes_only() -> None:
 
 def test_enter_core_and_exit_are_the_steps_in_three_parts() -> None:
     assert (FRAGMENT.enter, FRAGMENT.core, FRAGMENT.exit) == ((PAD,), (CORE, FILLED), (CONCAT,))
-    lone = replace(FRAGMENT, steps=(PAD,), result="pad_1")
+    lone = replace(FRAGMENT, steps=(PAD,), results=("pad_1",))
     assert (lone.enter, lone.core, lone.exit) == ((PAD,), (), ())
     lone.check()
 

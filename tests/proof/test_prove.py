@@ -843,7 +843,7 @@ def test_a_chain_of_two_convs(pairs: None) -> None:  # noqa: ARG001
             )
             for number, d in enumerate(dilations)
         )
-        fragment = Fragment(strategy="chain", opset=site.opset, steps=cores, result="d", constants={})
+        fragment = Fragment(strategy="chain", opset=site.opset, steps=cores, results=("d",), constants={})
         proofs.append(Prover().prove(source, site, fragment))
     assert proofs[0].failure is None
     assert proofs[0].rounding is not None

@@ -27,7 +27,7 @@ class ByReshape:
         if len(meaning.kernel) > 1:
             return Refusal("by_reshape", f"it has {len(meaning.kernel)} axes")
         step = Node(op="MaxPool", inputs=(X,), outputs=("y",), attributes={"kernel_shape": meaning.kernel})
-        return Fragment(strategy="by_reshape", opset=opset, steps=(step,), constants={}, result="y")
+        return Fragment(strategy="by_reshape", opset=opset, steps=(step,), constants={}, results=("y",))
 
 
 @pytest.mark.parametrize("name", strategies())

@@ -1,0 +1,82 @@
+"""A chain of operators as data: what a site of many nodes means. No ONNX library here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from dilrewrite.forms.fragment import AttributeValue
+from dilrewrite.forms.geometry import ConvGeometry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """An operator of the default domain: its type, the names it reads (empty: left out) and makes, its attributes."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, AttributeValue]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """Operators in their order, the tensors that enter and leave, and what is known of all of them.
+
+    `constants` stay the same in every run; of those that hold a few integers (axes, pads) the `integers` are here, in
+    the order of memory. `shapes` are there where the number of axes is known. `convs`: what the Convs among the links
+    compute, by the link's place; they are the parts of the site, in this order.
+    `block`: of each spatial axis, for phases; none for a chain to lift.
+    """
+
+    links: tuple[Link, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, tuple[int | None, ...]]
+    constants: frozenset[str]
+    integers: Mapping[str, tuple[int, ...]]
+    opset: int
+    convs: Mapping[int, ConvGeometry] = field(default_factory=dict)
+    block: tuple[int, ...] = ()
+
+    def renamed(self) -> Chain:
+        """Return the chain with names by place, and of what it knows only what it reads and makes.
+
+        Equal chains are equal then, wherever they stand.
+        """
+        names = {"": ""}
+        for name in (*self.inputs, *(name for link in self.links for name in (*link.inputs, *link.outputs))):
+            names.setdefault(name, f"t{len(names)}")
+
+        def mine(values: Mapping[str, T]) -> dict[str, T]:
+            return {new: values[name] for name, new in names.items() if name in values}
+
+        links = tuple(
+            replace(
+                link,
+                inputs=tuple(names[name] for name in link.inputs),
+                outputs=tuple(names[name] for name in link.outputs),
+            )
+            for link in self.links
+        )
+        return replace(
+            self,
+            links=links,
+            inputs=tuple(names[name] for name in self.inputs),
+            outputs=tuple(names[name] for name in self.outputs),
+            shapes=mine(self.shapes),
+            constants=frozenset(names[name] for name in self.constants if name in names),
+            integers=mine(self.integers),
+        )
+
+    def __hash__(self) -> int:
+        """Return a hash of what the chain does."""
+        return hash((tuple((link.op, link.inputs, link.outputs) for link in self.links), self.inputs, self.outputs))
+
+    def rank(self, name: str) -> int | None:
+        """Return the number of axes of a tensor."""
+        shape = self.shapes.get(name)
+        return None if shape is None else len(shape)

@@ -1,0 +1,340 @@
+"""Which operators run the same with one more axis of size 1, and how each is spelled then.
+
+A tensor [N, C, L] is lifted to [N, C, 1, L]. In general a lifted tensor has an axis of size 1 with `right` axes behind
+it: 1 in [N, C, 1, L], 2 behind a transposition to [N, 1, L, C]. Counted from the right, for NumPy's broadcasting aligns
+there: an operand that broadcasts against a lifted tensor gets the axis when it has more than `right` axes.
+
+Every operator commutes with the new axis under the condition of its row in `ROWS`; one without a row stays outside.
+Operators as in ONNX, opsets 7 to 23.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from dilrewrite.forms.chain import Chain, Link
+from dilrewrite.forms.fragment import AttributeValue
+
+
+class As(Enum):
+    """How a lifted operator reads an input."""
+
+    IS = "as it is"
+    LIFTED = "in the layout"
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """The input with a new axis of size 1 at `axis`."""
+
+    axis: int
+
+
+Input = As | Insert | tuple[int, ...]
+"""What stands for an input of the user's operator; integers are a new constant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """An operator on lifted tensors: what it reads, which attributes it has in place of its own, its outputs' axis."""
+
+    inputs: tuple[Input, ...]
+    right: int
+    attributes: Mapping[str, AttributeValue] | None = None
+
+
+class Row(Protocol):
+    """The condition under which an operator commutes with a new axis that has `right` axes behind it."""
+
+    def __call__(self, link: Link, right: int, chain: Chain) -> Lifted | None:
+        """Return the lifted operator, None where it does not commute, or not enough is known."""
+        ...
+
+
+def shifted(axis: int, rank: int, right: int) -> int:
+    """Return where an axis of a tensor with `rank` axes stands when that is lifted."""
+    axis += rank if axis < 0 else 0
+    return axis if axis < rank - right else axis + 1
+
+
+def _first(link: Link) -> tuple[Input, ...]:
+    return As.LIFTED, *(As.IS for _ in link.inputs[1:])
+
+
+def elementwise(link: Link, right: int, chain: Chain) -> Lifted | None:  # noqa: ARG001
+    """Anything that computes each element of its first input by itself."""
+    return Lifted(_first(link), right) if len(link.outputs) == 1 else None
+
+
+def broadcast(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """All inputs against each other, NumPy's way."""
+    ranks = [chain.rank(name) if name else 0 for name in link.inputs]
+    known = [rank for rank in ranks if rank is not None]
+    if len(known) < len(ranks):
+        return None
+    inputs: list[Input] = []
+    for name, rank in zip(link.inputs, known, strict=True):
+        aligned = rank > right or rank == right == max(known)
+        inputs.append(As.IS if not aligned else Insert(rank - right) if name in chain.constants else As.LIFTED)
+    return Lifted(tuple(inputs), right)
+
+
+@dataclass(frozen=True)
+class Along:
+    """One axis, an attribute: `default` where it is not written; `every`: all inputs are data."""
+
+    default: int | None
+    every: bool = False
+    operands: bool = False
+
+    def __call__(self, link: Link, right: int, chain: Chain) -> Lifted | None:
+        rank, axis = chain.rank(link.inputs[0]), link.attributes.get("axis", self.default)
+        if rank is None or not isinstance(axis, int) or (self.operands and len(link.outputs) > 1):
+            return None
+        inputs = broadcast(link, right, chain) if self.every or self.operands else Lifted(_first(link), right)
+        return inputs and Lifted(inputs.inputs, right, {"axis": shifted(axis, rank, right)})
+
+
+def softmax(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Along one axis; before opset 13 over all axes from one on, where size 1 does not count."""
+    return Along(-1 if chain.opset >= 13 else 1)(link, right, chain)
+
+
+def channelwise(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """[N, C, ...] with operands [C]; the new axis is a spatial one."""
+    rank = chain.rank(link.inputs[0])
+    fits = rank is not None and rank - right >= 2 and len(link.outputs) == 1
+    return Lifted(_first(link), right) if fits else None
+
+
+WINDOW = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0, "output_shape": 1}
+
+
+def window(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """A window that slides along L of [N, C, L], with weights or without."""
+    if right != 1 or chain.rank(link.inputs[0]) != 3 or len(link.outputs) > 1:
+        return None
+    attributes: dict[str, AttributeValue] = {}
+    for name, value in link.attributes.items():
+        if name in WINDOW:
+            assert isinstance(value, tuple)
+            attributes[name] = (WINDOW[name], *value)
+        elif name == "pads":
+            assert isinstance(value, tuple)
+            attributes[name] = (0, value[0], 0, value[1])
+    inputs = tuple(Insert(2) if place == 1 else each for place, each in enumerate(_first(link)))
+    return Lifted(inputs, right, attributes)
+
+
+def _integers(link: Link, chain: Chain, name: str, place: int) -> tuple[int, ...] | None:
+    """Return integers that are an attribute in one opset and a constant input in another."""
+    value = link.attributes.get(name)
+    if isinstance(value, tuple):
+        return tuple(each for each in value if isinstance(each, int))
+    return chain.integers.get(link.inputs[place]) if len(link.inputs) > place and link.inputs[place] else None
+
+
+def _spelled(
+    link: Link, right: int, values: tuple[int, ...], name: str, place: int, inputs: tuple[Input, ...] | None = None
+) -> Lifted:
+    """Return the operator with other integers, where they stood."""
+    inputs = inputs or _first(link)
+    if name in link.attributes:
+        return Lifted(inputs, right, {name: values})
+    return Lifted((*inputs[:place], values, *inputs[place + 1 :]), right)
+
+
+def reduction(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Over axes that are known; without keepdims those behind the new axis go."""
+    rank, axes = chain.rank(link.inputs[0]), _integers(link, chain, "axes", 1)
+    if rank is None or not axes:
+        return None
+    moved = tuple(shifted(axis, rank, right) for axis in axes)
+    kept = link.attributes.get("keepdims", 1)
+    behind = right if kept else right - sum(axis > rank - right for axis in moved)
+    return _spelled(link, behind, moved, "axes", 1)
+
+
+def extreme(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """ArgMax and ArgMin: places along one axis."""
+    lifted = Along(0)(link, right, chain)
+    if lifted is None or lifted.attributes is None:
+        return None
+    axis, rank = lifted.attributes["axis"], chain.rank(link.inputs[0]) or 0
+    assert isinstance(axis, int)
+    gone = not link.attributes.get("keepdims", 1) and axis > rank - right
+    return Lifted(lifted.inputs, right - gone, lifted.attributes)
+
+
+def transpose(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """The new axis goes with the axis behind it."""
+    rank = chain.rank(link.inputs[0])
+    if rank is None:
+        return None
+    order = link.attributes.get("perm", tuple(reversed(range(rank))))
+    assert isinstance(order, tuple)
+    new = rank - right
+    places = [axis for axis in order if isinstance(axis, int)]
+    at = places.index(new) if new < rank else rank
+    moved = [shifted(axis, rank, right) for axis in places]
+    return Lifted(_first(link), rank - at, {"perm": (*moved[:at], new, *moved[at:])})
+
+
+def squeeze(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Axes that are known go."""
+    rank, axes = chain.rank(link.inputs[0]), _integers(link, chain, "axes", 1)
+    if rank is None or not axes:
+        return None
+    moved = tuple(shifted(axis, rank, right) for axis in axes)
+    return _spelled(link, right - sum(axis > rank - right for axis in moved), moved, "axes", 1)
+
+
+def unsqueeze(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Axes that are known come; the new axis stays before the axis behind it."""
+    rank, axes = chain.rank(link.inputs[0]), _integers(link, chain, "axes", 1)
+    if rank is None or not axes:
+        return None
+    whole = rank + len(axes)
+    come = {axis % whole for axis in axes}
+    stay = [axis for axis in range(whole) if axis not in come]
+    behind = whole - stay[rank - right] if right else 0
+    return _spelled(link, behind, tuple(shifted(axis, whole, behind) for axis in axes), "axes", 1)
+
+
+def pad(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Pads that are known, for all axes or those of the fourth input."""
+    rank, pads = chain.rank(link.inputs[0]), _integers(link, chain, "pads", 1)
+    if rank is None or pads is None:
+        return None
+    inputs = _first(link)
+    if len(link.inputs) > 3 and link.inputs[3]:
+        axes = chain.integers.get(link.inputs[3])
+        return Lifted((*inputs[:3], tuple(shifted(axis, rank, right) for axis in axes)), right) if axes else None
+    new = rank - right
+    begins, ends = pads[:rank], pads[rank:]
+    values = (*begins[:new], 0, *begins[new:], *ends[:new], 0, *ends[new:])
+    return _spelled(link, right, values, "pads", 1, inputs)
+
+
+def cut(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Slice: the axes that it names, or the first ones."""
+    rank, starts = chain.rank(link.inputs[0]), _integers(link, chain, "starts", 1)
+    axes = _integers(link, chain, "axes", 3)
+    named = "axes" in link.attributes or (len(link.inputs) > 3 and link.inputs[3] != "")
+    if rank is None or (axes is None and (named or starts is None)):
+        return None
+    axes = axes if axes is not None else tuple(range(len(starts or ())))
+    moved = tuple(shifted(axis, rank, right) for axis in axes)
+    if "starts" in link.attributes:
+        return Lifted(_first(link), right, {"axes": moved})
+    inputs = (*_first(link), As.IS)[: max(len(link.inputs), 4)]
+    return Lifted((*inputs[:3], moved, *inputs[4:]), right)
+
+
+def cumulate(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """CumSum: the axis is a constant."""
+    rank, axis = chain.rank(link.inputs[0]), chain.integers.get(link.inputs[1])
+    return Lifted((As.LIFTED, (shifted(axis[0], rank, right),)), right) if rank is not None and axis else None
+
+
+def matrices(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """MatMul of [..., M, K] with [K, M']: the new axis is one of the batch."""
+    ranks = [chain.rank(name) for name in link.inputs]
+    fits = right >= 2 and ranks[0] is not None and ranks[0] >= right and ranks[1] == 2
+    return Lifted(_first(link), right) if fits else None
+
+
+def quantization(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """QuantizeLinear and DequantizeLinear, per tensor or along one axis."""
+    scale = chain.rank(link.inputs[1])
+    if scale is None or scale > 1 or link.attributes.get("block_size"):
+        return None
+    along = Along(1)(link, right, chain)
+    return along if scale == 1 else Lifted(_first(link), right)
+
+
+_ELEMENTWISE = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor
+Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid
+Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh ThresholdedRelu"""
+_BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor"""
+_REDUCTIONS = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare"
+
+ROWS: Mapping[str, Callable[[Link, int, Chain], Lifted | None]] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
+    **dict.fromkeys(_BROADCAST.split(), broadcast),
+    **{f"Reduce{name}": reduction for name in _REDUCTIONS.split()},
+    **dict.fromkeys(("Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool"), window),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), channelwise),
+    **dict.fromkeys(("BatchNormalization", "GroupNormalization", "InstanceNormalization"), channelwise),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
+    **dict.fromkeys(("ArgMax", "ArgMin"), extreme),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantization),
+    "Concat": Along(None, every=True),
+    "CumSum": cumulate,
+    "LayerNormalization": Along(-1, operands=True),
+    "LpNormalization": Along(-1),
+    "MatMul": matrices,
+    "Pad": pad,
+    "Slice": cut,
+    "Split": Along(0),
+    "Squeeze": squeeze,
+    "Transpose": transpose,
+    "Unsqueeze": unsqueeze,
+}
+"""{operator: its row}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Of each tensor that can be lifted: how many axes stand behind the new one; of each link: how it is lifted."""
+
+    right: Mapping[str, int]
+    links: tuple[Lifted | None, ...]
+
+
+def spread(chain: Chain) -> Labels:
+    """Return how far the layout goes, both ways, from the data and outputs of 1-D convolutions."""
+    right: dict[str, int] = {}
+    links: list[Lifted | None] = [None] * len(chain.links)
+    touching: dict[str, list[int]] = {}
+    queue: deque[int] = deque()
+    for place, link in enumerate(chain.links):
+        if link.op not in ROWS:
+            continue
+        for name in (*link.inputs, *link.outputs):
+            touching.setdefault(name, []).append(place)
+        if link.op in SEEDS and chain.rank(link.inputs[0]) == 3:
+            queue.append(place)
+    while queue:
+        place = queue.popleft()
+        if links[place] is not None:
+            continue
+        link = chain.links[place]
+        begin = next((right[name] for name in link.inputs if name in right), None)
+        end = next((right[name] for name in link.outputs if name in right), None)
+        if begin is None and end is None:
+            begin = 1  # a seed
+        choices = [begin] if begin is not None else [end, *range((chain.rank(link.inputs[0]) or 0) + 1)]
+        for choice in choices:
+            lifted = ROWS[link.op](link, choice, chain) if choice is not None else None
+            if lifted is None or (end is not None and lifted.right != end):
+                continue
+            data = [name for name, how in zip(link.inputs, lifted.inputs, strict=False) if how is As.LIFTED]
+            if any(right.get(name, choice) != choice for name in data):
+                continue
+            links[place] = lifted
+            for names, label in ((data, choice), (link.outputs, lifted.right)):
+                for name in names:
+                    if name not in right:
+                        right[name] = label
+                        queue.extend(touching[name])
+            break
+    return Labels(right, tuple(links))
+
+
+SEEDS = ("Conv", "ConvTranspose")
