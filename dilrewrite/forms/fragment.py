@@ -162,8 +162,8 @@ class CoreFill:
 class Kept:
     """A node of the user's model that goes on in the fragment: node `of` of its site and of what follows it.
 
-    It reads `sources`, by place, in place of its own inputs, constants with `edits`, and has `attributes` in place of its
-    own (`None`: without it).
+    It reads `sources`, by place, in place of its own inputs, constants with `edits`, and has `attributes` in place of
+    its own (`None`: without it).
     """
 
     of: int
@@ -200,7 +200,8 @@ class Fragment:
     """A rewritten Conv as data: its steps in the order in which they run.
 
     `constants` are 1-D int64 tensors. `partial`: the core's outputs are partial sums, so nothing that followed the
-    original Conv may move between core and exit. `region`: layout operators (masks, cuts) may stand between cores. `opset` is the one that the nodes are spelled for.
+    original Conv may move between core and exit. `region`: layout operators (masks, cuts) may stand between cores.
+    `opset` is the one that the nodes are spelled for.
     `multiply_adds` (of the core) and `elements_moved` (written by layout operators) are `None` when a size is unknown.
     `spelling` names the strategy with its settings, as `--strategy` takes it: it plans the form for other sizes.
     """

@@ -1,8 +1,9 @@
 """Which operators run the same on phases in the batch, and what becomes of the padded cells around the data.
 
-A tensor [N, C, *H] lies as [N * P, C, *M]: P phases, `block` on each axis. Sample q of phase r is the cell r + q * block
-of an axis; the data stand in the cells `front <= cell < front + extent`. The cells around them are zeros behind the
-enter and behind a mask, and anything behind a Conv (docs/maths.md). An operator without a row in `ROWS` stays outside.
+A tensor [N, C, *H] lies as [N * P, C, *M]: P phases, `block` on each axis. Sample q of phase r is the cell
+r + q * block of an axis; the data stand in the cells `front <= cell < front + extent`. The cells around them are zeros
+behind the enter and behind a mask, and anything behind a Conv (docs/maths.md). An operator without a row in `ROWS`
+stays outside.
 """
 
 from __future__ import annotations

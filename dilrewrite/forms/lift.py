@@ -92,6 +92,7 @@ class Along:
     operands: bool = False
 
     def __call__(self, link: Link, right: int, chain: Chain) -> Lifted | None:
+        """Return the operator with its axis moved."""
         rank, axis = chain.rank(link.inputs[0]), link.attributes.get("axis", self.default)
         if rank is None or not isinstance(axis, int) or (self.operands and len(link.outputs) > 1):
             return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dilrewrite.forms.fragment import (
+    AddAxis,
     AddKernelAxis,
     CoreConv,
     CoreFill,
@@ -220,7 +221,7 @@ def _fill(repeats: Sequence[int]) -> Step:
     return step
 
 
-Edit = TakeTaps | RepeatOutputs | AddKernelAxis | TapsToInputs | SpreadTaps
+Edit = TakeTaps | RepeatOutputs | AddAxis | AddKernelAxis | TapsToInputs | SpreadTaps
 
 
 def _known(edit: WeightEdit) -> Edit:
@@ -236,6 +237,8 @@ def edited(edit: WeightEdit, weight: Tensor) -> Tensor:
             return weight.narrow(axis + 2, start, stop - start)
         case RepeatOutputs(times):
             return weight.repeat(times, *(1,) * (weight.dim() - 1))
+        case AddAxis(axis):
+            return weight.unsqueeze(axis)
         case AddKernelAxis(axis):
             return weight.unsqueeze(axis + 2)
         case TapsToInputs():

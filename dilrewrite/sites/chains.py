@@ -85,7 +85,8 @@ def _link(node: NodeProto, *, plain: bool) -> Link:
 @dataclass(frozen=True, slots=True)
 class View:
     """What a layout is to the cut: the tensors that may lie in it, and which inputs each link would read so (None: it
-    cannot be inside)."""
+    cannot be inside).
+    """
 
     tensors: frozenset[str]
     reads: tuple[tuple[bool, ...] | None, ...]
@@ -192,8 +193,8 @@ def region_sites(scope: Scope, block: tuple[int, ...] = ()) -> Iterator[Site]:
         first = scope.nodes[nodes[0]]
         yield Site(
             scope=scope.path, where=scope.where, name=first.name or first.output[0], nodes=nodes,
-            inputs=tuple(inputs), outputs=tuple(outputs), meaning=chain.renamed(), parts=tuple(parts.values()), opset=scope.opset,
-            ir_version=scope.ir_version, operands=operands,
+            inputs=tuple(inputs), outputs=tuple(outputs), meaning=chain.renamed(),
+            parts=tuple(parts.values()), opset=scope.opset, ir_version=scope.ir_version, operands=operands,
         )  # fmt: skip
 
 

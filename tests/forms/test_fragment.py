@@ -191,11 +191,12 @@ def test_kept_nodes_stand_behind_every_part_of_the_core() -> None:
     assert isinstance(conv, CoreConv)
     assert isinstance(first, Kept)
     assert isinstance(last, Kept)
-    assert (conv.output, first.output, last.output) == (first.source, last.source, "conv_1")
+    assert (first.sources, last.sources) == ({0: conv.output}, {0: first.outputs[0]})
+    assert last.outputs == ("conv_1",)
     assert (first.of, last.of) == (1, 2)
 
 
-@pytest.mark.parametrize("changes", [{"partial": True}, {"steps": (PAD, CORE), "result": "conv_1"}], ids=str)
+@pytest.mark.parametrize("changes", [{"partial": True}, {"steps": (PAD, CORE), "results": ("conv_1",)}], ids=str)
 def test_behind_partial_sums_and_a_lone_conv_nothing_is_kept_inside(changes: dict[str, object]) -> None:
     fragment = replace(FRAGMENT, **changes)
     assert fragment.keeping(1) is fragment
@@ -227,7 +228,7 @@ LATE = Node("Slice", ("y",), ("slice_1",), {})
             {"steps": (replace(PAD, outputs=("const_1",)), CORE, FILLED, CONCAT)},
             r"step 1 of keep \(enter, Pad, const_1\) makes 'const_1', which is given",
         ),
-        ({"result": "z"}, "no step of keep makes its output 'z'"),
+        ({"results": ("z",)}, "no step of keep makes its output 'z'"),
         ({"constants": {}}, r"step 1 of keep \(enter, Pad, pad_1\) reads 'const_1'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -275,7 +276,7 @@ def test_digest_says_whether_the_content_is_the_same() -> None:
         {"steps": (PAD, replace(CORE, of=1), FILLED, CONCAT)},
         {"steps": (PAD, CORE, FILLED)},
         {"constants": {"const_1": (1, 3)}},
-        {"result": "z"},
+        {"results": ("z",)},
         {"partial": True},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -1,4 +1,4 @@
-"""Every row of the lift table commutes with a new axis of size 1: per operator, per opset that changed it, per place."""
+"""Every row of the lift table commutes with a new axis of size 1: per operator, opset that changed it, and place."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ FIRST, LAST = 7, 23
 
 @dataclass(frozen=True)
 class Spec:
-    """A node: shapes (data), arrays (constants) and "" (left out) for its inputs, its attributes, opsets it holds for."""
+    """A node: shapes (data), arrays (constants), "" (left out) for its inputs; its attributes; opsets it holds for."""
 
     inputs: Sequence[tuple[int, ...] | Array | str] = (X,)
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -44,40 +44,65 @@ ALL = (0, 1, 2, 3)
 PER_CHANNEL = floats(4, 1)
 BITS = Spec((X, X), dtype=np.uint8, opsets=(18, LAST))
 LOGIC = Spec((X, X), dtype=np.bool_, rights=ALL)
-PAIRS = [Spec((X, X), rights=ALL), Spec((X, PER_CHANNEL)), Spec((X, (1, 4, 1))), Spec((X, (6,))), Spec((PER_CHANNEL, X)),
-         Spec((X, floats(6)), rights=(0, 1, 2)), Spec((X, floats(1, 4, 6)), rights=(0, 1, 2)), Spec((X, floats()), rights=ALL)]  # fmt: skip
+PAIRS = [
+    Spec((X, X), rights=ALL),
+    Spec((X, PER_CHANNEL)),
+    Spec((X, (1, 4, 1))),
+    Spec((X, (6,))),
+    Spec((PER_CHANNEL, X)),
+    Spec((X, floats(6)), rights=(0, 1, 2)),
+    Spec((X, floats(1, 4, 6)), rights=(0, 1, 2)),
+    Spec((X, floats()), rights=ALL),
+]
 INTEGERS = [Spec((X, X), dtype=np.int32, rights=ALL)]
 REDUCED = [
     Spec(attributes={"axes": axes, "keepdims": keep}, opsets=(FIRST, 12), rights=ALL)
-    for axes in ([1], [-1], [0, 2]) for keep in (0, 1)
+    for axes in ([1], [-1], [0, 2])
+    for keep in (0, 1)
 ] + [
-    Spec((X, ints(*axes)), {"keepdims": keep}, (18, LAST), rights=ALL) for axes in ([1], [-1], [0, 2]) for keep in (0, 1)
-]  # fmt: skip
+    Spec((X, ints(*axes)), {"keepdims": keep}, (18, LAST), rights=ALL)
+    for axes in ([1], [-1], [0, 2])
+    for keep in (0, 1)
+]
 POOLED = [
     Spec(attributes={"kernel_shape": [3], "strides": [2], "pads": [1, 0]}),
     Spec(attributes={"kernel_shape": [2]}),
 ]
 ALONG = [Spec(attributes={"axis": axis}, rights=ALL) for axis in (0, 1, 2)] + [
-    Spec(attributes={"axis": -1}, opsets=(13, LAST), rights=ALL), Spec(rights=ALL)]  # fmt: skip
+    Spec(attributes={"axis": -1}, opsets=(13, LAST), rights=ALL),
+    Spec(rights=ALL),
+]
 EXTREME = [Spec(attributes={"axis": axis, "keepdims": keep}, rights=ALL) for axis in (0, 2) for keep in (0, 1)]
 KERNEL = floats(8, 2, 3)
 
 SPECS: dict[str, list[Spec]] = {
-    **dict.fromkeys("Acos Asin Atanh Log Sqrt Reciprocal Acosh".split(), [Spec(rights=ALL)]),
-    **dict.fromkeys("Add Sub Mul Div Pow".split(), PAIRS),
-    **dict.fromkeys("Max Min Sum Mean".split(), [*(replace(pair, opsets=(8, LAST)) for pair in PAIRS), Spec((X, (4, 1), (6,)), opsets=(8, LAST))]),
+    **{key: [Spec(rights=ALL)] for key in ["Acos", "Asin", "Atanh", "Log", "Sqrt", "Reciprocal", "Acosh"]},
+    **dict.fromkeys(["Add", "Sub", "Mul", "Div", "Pow"], PAIRS),
+    **{
+        key: [*(replace(pair, opsets=(8, LAST)) for pair in PAIRS), Spec((X, (4, 1), (6,)), opsets=(8, LAST))]
+        for key in ["Max", "Min", "Sum", "Mean"]
+    },
     "PRelu": [Spec((X, PER_CHANNEL)), Spec((X, floats(1)), rights=ALL), Spec((X, floats(6)))],
-    **dict.fromkeys("And Or Xor".split(), [LOGIC]),
-    **dict.fromkeys("BitwiseAnd BitwiseOr BitwiseXor".split(), [BITS]),
+    **{key: [LOGIC] for key in ["And", "Or", "Xor"]},
+    **{key: [BITS] for key in ["BitwiseAnd", "BitwiseOr", "BitwiseXor"]},
     "BitwiseNot": [Spec(dtype=np.uint8, opsets=(18, LAST))],
     "BitShift": [Spec((X, X), {"direction": "LEFT"}, (11, LAST), dtype=np.uint8)],
     "Not": [Spec(dtype=np.bool_)],
     "Mod": [Spec((X, X), dtype=np.int32, opsets=(10, LAST))],
-    **dict.fromkeys("Equal Greater Less".split(), [Spec((X, X), opsets=(9, LAST)), Spec((X, PER_CHANNEL), opsets=(9, LAST))]),
-    **dict.fromkeys("GreaterOrEqual LessOrEqual".split(), [Spec((X, X), opsets=(12, LAST))]),
-    "Where": [Spec((floats(4, 1) > 0, X, X), opsets=(9, LAST)), Spec((floats(1, 4, 6) > 0, X, floats()), opsets=(9, LAST))],
+    **{
+        key: [Spec((X, X), opsets=(9, LAST)), Spec((X, PER_CHANNEL), opsets=(9, LAST))]
+        for key in ["Equal", "Greater", "Less"]
+    },
+    **{key: [Spec((X, X), opsets=(12, LAST))] for key in ["GreaterOrEqual", "LessOrEqual"]},
+    "Where": [
+        Spec((floats(4, 1) > 0, X, X), opsets=(9, LAST)),
+        Spec((floats(1, 4, 6) > 0, X, floats()), opsets=(9, LAST)),
+    ],
     "Cast": [Spec(attributes={"to": TensorProto.INT32}, opsets=(9, LAST))],
-    "Clip": [Spec(attributes={"min": -1.0, "max": 1.0}, opsets=(FIRST, 10)), Spec((X, floats(), floats() + 3), {}, (12, LAST))],
+    "Clip": [
+        Spec(attributes={"min": -1.0, "max": 1.0}, opsets=(FIRST, 10)),
+        Spec((X, floats(), floats() + 3), {}, (12, LAST)),
+    ],
     "Conv": [
         Spec((X, KERNEL), {"group": 2, "pads": [2, 1], "dilations": [2], "strides": [2], "kernel_shape": [3]}),
         Spec((X, floats(5, 4, 2), floats(5)), {}),
@@ -89,8 +114,11 @@ SPECS: dict[str, list[Spec]] = {
         Spec((X, floats(4, 3, 4)), {"strides": [2], "output_shape": [13]}),
         Spec((X, floats(4, 1, 3)), {"group": 4, "dilations": [2]}),
     ],
-    "AveragePool": [*POOLED, Spec(attributes={"kernel_shape": [3], "pads": [1, 1], "count_include_pad": 1}),
-                    Spec(attributes={"kernel_shape": [3], "strides": [2], "ceil_mode": 1}, opsets=(10, LAST))],
+    "AveragePool": [
+        *POOLED,
+        Spec(attributes={"kernel_shape": [3], "pads": [1, 1], "count_include_pad": 1}),
+        Spec(attributes={"kernel_shape": [3], "strides": [2], "ceil_mode": 1}, opsets=(10, LAST)),
+    ],
     "MaxPool": [*POOLED, Spec(attributes={"kernel_shape": [2], "dilations": [3]}, opsets=(10, LAST))],
     "LpPool": POOLED,
     "BatchNormalization": [Spec((X, *CHANNELS, floats(4), abs(floats(4))), opsets=(9, LAST))],
@@ -102,12 +130,18 @@ SPECS: dict[str, list[Spec]] = {
         Spec((X, floats(4, 6), floats(6)), {"axis": -2}, (17, LAST), rights=ALL),
     ],
     "LpNormalization": [Spec(attributes={"axis": axis, "p": 2}, rights=ALL) for axis in (0, 1, -1)],
-    "Concat": [Spec((X, X), {"axis": axis}, rights=(0, 1, 2)) for axis in (0, 1, 2)] + [Spec((X, floats(2, 3, 6)), {"axis": 1})],
+    "Concat": [Spec((X, X), {"axis": axis}, rights=(0, 1, 2)) for axis in (0, 1, 2)]
+    + [Spec((X, floats(2, 3, 6)), {"axis": 1})],
     "Split": [
-        Spec(attributes={"axis": axis, "split": split}, opsets=(FIRST, 12), outputs=2, rights=ALL) for axis, split in ((1, [1, 3]), (2, [4, 2]))
-    ] + [Spec((X, ints(1, 3)), {"axis": 1}, (13, LAST), 2, rights=ALL), Spec((X, ints(4, 2)), {"axis": -1}, (13, LAST), 2, rights=ALL)],
+        Spec(attributes={"axis": axis, "split": split}, opsets=(FIRST, 12), outputs=2, rights=ALL)
+        for axis, split in ((1, [1, 3]), (2, [4, 2]))
+    ]
+    + [
+        Spec((X, ints(1, 3)), {"axis": 1}, (13, LAST), 2, rights=ALL),
+        Spec((X, ints(4, 2)), {"axis": -1}, (13, LAST), 2, rights=ALL),
+    ],
     "CumSum": [Spec((X, np.array(axis, np.int64)), {}, (11, LAST), rights=ALL) for axis in (0, 1, -1)],
-    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), [Spec()]),
+    **{key: [Spec()] for key in ("GlobalAveragePool", "GlobalMaxPool")},
     "MatMul": [Spec((X, floats(6, 5)), rights=(2, 3)), Spec((X, floats(6, 5)), rights=(1,))],
     "Pad": [
         Spec(attributes={"pads": [0, 1, 2, 0, 0, 3]}, opsets=(FIRST, 10), rights=ALL),
@@ -132,7 +166,8 @@ SPECS: dict[str, list[Spec]] = {
         Spec((X,), {"axes": [1]}, (FIRST, 12), rights=ALL),
         *(Spec((X, ints(*axes)), {}, (13, LAST), rights=ALL) for axes in ([0], [-1], [1, 3], [2, 0])),
     ],
-    "Transpose": [Spec(attributes={"perm": perm}, rights=ALL) for perm in ([0, 2, 1], [2, 0, 1], [1, 2, 0])] + [Spec(rights=ALL)],
+    "Transpose": [Spec(attributes={"perm": perm}, rights=ALL) for perm in ([0, 2, 1], [2, 0, 1], [1, 2, 0])]
+    + [Spec(rights=ALL)],
     "QuantizeLinear": [
         Spec((X, floats() + 1.5, np.array(3, np.uint8)), {}, (10, LAST), rights=ALL),
         Spec((X, floats(4) + 3, np.zeros(4, np.int8)), {"axis": 1}, (13, LAST), rights=ALL),
@@ -145,7 +180,7 @@ SPECS: dict[str, list[Spec]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), ALONG),
     **dict.fromkeys(("ArgMax", "ArgMin"), EXTREME),
     **dict.fromkeys([op for op in ROWS if op.startswith("Reduce")], REDUCED),
-}  # fmt: skip
+}
 
 
 def opsets(op: str) -> list[int]:
@@ -231,8 +266,14 @@ def test_a_row_commutes(op: str, spec: Spec, opset: int, right: int) -> None:
         assert (op, right) in REFUSED, f"{op} refuses"
         return
     wanted = run(op, arrays, spec.attributes, opset, spec.outputs, fed)
-    got = run(op, read(lifted, arrays, right), {**spec.attributes, **(lifted.attributes or {})}, opset, spec.outputs,
-              fed + [False] * (len(lifted.inputs) - len(fed)))  # fmt: skip
+    got = run(
+        op,
+        read(lifted, arrays, right),
+        {**spec.attributes, **(lifted.attributes or {})},
+        opset,
+        spec.outputs,
+        fed + [False] * (len(lifted.inputs) - len(fed)),
+    )
     for before, after in zip(wanted, got, strict=True):
         expected = np.expand_dims(before, before.ndim - lifted.right)
         assert after.shape == expected.shape

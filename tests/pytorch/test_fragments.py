@@ -13,6 +13,7 @@ import pytest
 
 import dilrewrite.forms.fragment
 from dilrewrite.forms.fragment import (
+    AddAxis,
     AddKernelAxis,
     CoreFill,
     Fragment,
@@ -53,6 +54,7 @@ EDITS: list[tuple[WeightEdit, tuple[int, ...]]] = [
     (RepeatOutputs(1), (2, 3, 4)),
     (RepeatOutputs(4), (2, 3, 2, 2)),
     (RepeatOutputs(2), (3, 2, 1, 2, 3)),
+    (AddAxis(2), (2, 3, 4)),
     (AddKernelAxis(0), (2, 3, 4)),
     (AddKernelAxis(1), (2, 3, 4)),
     (AddKernelAxis(2), (2, 3, 4, 2)),

@@ -10,7 +10,8 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from dilrewrite.forms.fragment import Fragment, Node
-from dilrewrite.forms.strategies import Refusal, strategies
+from dilrewrite.forms.regions import region_forms
+from dilrewrite.forms.strategies import Refusal
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.sites import Site
 from dilrewrite.sites.chains import region_sites
@@ -32,7 +33,7 @@ def regions(model: ModelProto, strategy: str, block: tuple[int, ...]) -> list[tu
     edits = []
     for scope in scopes(model, infer_shapes(model)):
         for site in region_sites(scope, block):
-            fragment = strategies()[strategy].fragment(site.meaning, site.opset)  # type: ignore[attr-defined]
+            fragment = region_forms()[strategy].fragment(site.meaning, site.opset)
             if not isinstance(fragment, Refusal):
                 fragment.check()
                 edits.append((site, fragment))
@@ -79,7 +80,7 @@ def test_a_region_of_phases_computes_the_same(start: int) -> None:
 
 
 def test_without_masks_it_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dilrewrite.forms.strategies.phase_region._clean", lambda axes: True)
+    monkeypatch.setattr("dilrewrite.forms.regions.phase_region._clean", lambda _: True)
     total: Counter[str] = Counter()
     for seed in range(100):
         total += compared(Flat(seed), 6 + seed % 25, "phase_region", BLOCKS[seed % 5], unknown=False)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from dilrewrite.forms import lift
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import AddAxis, AddKernelAxis, CoreConv, Fragment, Kept, Node, Step, WeightEdit, entering
+from dilrewrite.forms.regions import RegionForm
 from dilrewrite.forms.strategies import Refusal
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class LiftRegion:
+class LiftRegion(RegionForm):
     """One Unsqueeze for each tensor that enters, one Squeeze for each that leaves; every operator gets one more axis.
 
     ONNX Runtime's CPU provider has a blocked layout for two spatial axes only, and stays in it from Conv to Conv.
     """
-
-    takes: ClassVar[tuple[type, ...]] = (Chain,)
 
     def fragment(self, chain: Chain, opset: int) -> Fragment | Refusal:
         """Return the lifted chain."""
@@ -89,4 +88,4 @@ def _conv(chain: Chain, of: int, source: str, output: str) -> CoreConv:
     )  # fmt: skip
 
 
-STRATEGY = LiftRegion()
+FORM = LiftRegion()

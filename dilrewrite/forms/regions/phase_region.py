@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 from dilrewrite.forms import grid
 from dilrewrite.forms.builder import INFER, Builder, Cut, Extent, Tensor, Unsupported
@@ -13,6 +13,7 @@ from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.fragment import CoreConv, Fragment, Kept, Node, entering
 from dilrewrite.forms.grid import Axes, Phased, data
 from dilrewrite.forms.layout import Layout
+from dilrewrite.forms.regions import RegionForm
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.forms.strategies._phases import join_phases, pad_axes, phases_first, sizes
 from dilrewrite.model.elements import NAMED
@@ -20,14 +21,12 @@ from dilrewrite.model.elements import NAMED
 
 @final
 @dataclass(frozen=True, slots=True)
-class PhaseRegion:
+class PhaseRegion(RegionForm):
     """[N, C, *H] -> [N*P, C, *M] for every tensor that enters, back for every one that leaves, zeros where they matter.
 
     Inside, a Conv whose dilation the block divides has that much less of it. `masks`: write zeros around the data where
     a Conv has to read them (docs/maths.md); without them the form is wrong, which the proofs notice.
     """
-
-    takes: ClassVar[tuple[type, ...]] = (Chain,)
 
     def fragment(self, chain: Chain, opset: int) -> Fragment | Refusal:
         """Return the chain on phases."""
@@ -171,7 +170,7 @@ class _Writer:
         """Return the tensor with zeros around its data: where ones, laid like it, say so."""
         if (tensor.name, _key(axes)) in self.masked:
             return self.masked[tensor.name, _key(axes)]
-        builder, chain = self.builder, self.chain
+        builder, _chain = self.builder, self.chain
         if builder.opset < 9:
             raise Unsupported(f"opset {builder.opset} has no Where (opset 9)")
         element = NAMED[self.geometry.element].number
@@ -180,7 +179,7 @@ class _Writer:
         if key not in self.masks:
             one = builder.step(_node("Cast", builder, [builder.constant([1])], {"to": element}), (1,))
             extents = [data(axis)[1] for axis in axes]
-            size = builder._vector([batch, 1, *extents])  # noqa: SLF001
+            size = builder._vector([batch, 1, *extents])
             ones = builder.step(_node("Expand", builder, [one.name, size]), (None, 1, *extents))
             laid = self._enter(Tensor(ones.name, (batch if isinstance(batch, int) else None, 1, *extents)), axes)
             self.masks[key] = builder.step(
@@ -196,7 +195,7 @@ class _Writer:
 
 
 def _node(op: str, builder: Builder, inputs: list[str], attributes: Mapping[str, int] | None = None) -> Node:
-    return Node(op, tuple(inputs), (builder._name(op.lower()),), dict(attributes or {}))  # noqa: SLF001
+    return Node(op, tuple(inputs), (builder._name(op.lower()),), dict(attributes or {}))
 
 
 def _clean(axes: Axes) -> bool:
@@ -219,4 +218,4 @@ def _pads(chain: Chain, link: Link) -> tuple[int, ...]:
     return pads
 
 
-STRATEGY = PhaseRegion()
+FORM = PhaseRegion()
