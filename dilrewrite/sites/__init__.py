@@ -189,9 +189,14 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a model holds: sites to rewrite, attribute changes for kept Convs, and nodes that are left alone."""
+    """What a model holds: sites to rewrite, attribute changes for kept Convs, and nodes that are left alone.
+
+    `regions`: chains that hang together around dilated Convs, as sites whose meaning is a `Chain`; they overlap with
+    sites and with each other.
+    """
 
     sites: tuple[Site, ...] = ()
+    regions: tuple[Site, ...] = ()
     normalisations: tuple[Normalisation, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()

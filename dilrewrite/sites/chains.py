@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,9 @@ from dilrewrite.sites.scopes import Scope
 
 MOST_INTEGERS = 64
 """A constant with more integers is no list of axes, pads or sizes."""
+
+MOST_BLOCKS = 6
+"""So many ways to split into phases are looked at: those that serve most Convs."""
 
 UNKNOWN, NODE = 256, 1024
 """Estimates for the cut: an unknown extent, and what one more layout operator costs, both in elements."""
@@ -153,6 +158,34 @@ def _elements(scope: Scope, name: str) -> int:
     for axis, size in enumerate(shape or ()):
         count *= size if isinstance(size, int) else UNKNOWN if axis else 1
     return count
+
+
+def blocks(chain: Chain) -> list[tuple[int, ...]]:
+    """Return the blocks of phases that come into question: dilations and what they share, of two Convs or more."""
+    dilations = [
+        tuple(d if k > 1 else 1 for k, d in zip(geometry.kernel, geometry.dilations, strict=True))
+        for geometry in chain.convs.values()
+        if geometry.dilated
+    ]
+    own = dict.fromkeys(dilations)
+    pairs = itertools.combinations(own, 2)
+    shared = (tuple(map(math.gcd, *pair)) for pair in pairs if len(pair[0]) == len(pair[1]))
+    served = {
+        block: sum(
+            len(each) == len(block) and not any(d % b for d, b in zip(each, block, strict=True)) for each in dilations
+        )
+        for block in (*own, *shared)
+        if max(block) > 1
+    }
+    best = sorted(served, key=lambda block: (-served[block], block))
+    return [block for block in best if served[block] > 1][:MOST_BLOCKS]
+
+
+def every_region(scope: Scope) -> Iterator[Site]:
+    """Yield the regions of a node list with two dilated Convs or more: to lift, and to split into phases."""
+    whole, _ = chain_of(scope)
+    for block in ((), *blocks(whole)):
+        yield from region_sites(scope, block)
 
 
 def region_sites(scope: Scope, block: tuple[int, ...] = ()) -> Iterator[Site]:

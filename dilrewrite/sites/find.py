@@ -12,25 +12,29 @@ from dilrewrite.model.light import UNKNOWN, Typed, graph_shapes, value_shape
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import DEFAULT_DOMAINS, ScopePath, reads
 from dilrewrite.sites import Found, Normalisation, Site, Skipped
+from dilrewrite.sites.chains import every_region
 from dilrewrite.sites.finders import finders
 from dilrewrite.sites.known import SAVED, saved_by_runtime, skip_reason
 from dilrewrite.sites.operators import dilations_of, operator_of, skipped
 from dilrewrite.sites.scopes import Scope, scopes
 
 
-def find(proto: ModelProto) -> Found:
+def find(proto: ModelProto, *, regions: bool = False) -> Found:
     """Return what the finders see in `proto`, and with the reason why not every other node with a dilation.
 
-    Sites are in the order of the node lists, subgraphs after the graph that holds them, functions last.
+    Sites are in the order of the node lists, subgraphs after the graph that holds them, functions last. `regions`: find
+    these too.
     Raises `UsageError` naming the node for an invalid dilated Conv.
     """
     inferred = infer_shapes(proto)
     misled = _misled(proto.graph, inferred.graph)
-    nodes = ((scope, index) for scope in scopes(proto, inferred) for index in range(len(scope.nodes)))
+    lists = list(scopes(proto, inferred))
+    nodes = ((scope, index) for scope in lists for index in range(len(scope.nodes)))
     items = [item for scope, index in nodes for item in _at(scope, index, misled)]
     _check_sizes(inferred)
     return Found(
         sites=tuple(item for item in items if isinstance(item, Site)),
+        regions=tuple(_regions(lists, misled)) if regions else (),
         normalisations=tuple(item for item in items if isinstance(item, Normalisation)),
         skipped=tuple(item for item in items if isinstance(item, Skipped)),
         remarks=_remarks(proto),
@@ -45,6 +49,13 @@ def _at(scope: Scope, index: int, misled: Mapping[int, str]) -> Iterator[Site | 
             yield item if source is None else skipped(scope, node, _MISLEADING.format(source))
     if operator_of(node) is None and max(dilations_of(node)[0], default=1) > 1 and _acts(node):
         yield skipped(scope, node, skip_reason(node))
+
+
+def _regions(lists: Sequence[Scope], misled: Mapping[int, str]) -> Iterator[Site]:
+    for scope in lists:
+        for site in every_region(scope):
+            if _misleading(misled, scope.path, site.nodes) is None:
+                yield site
 
 
 _MISLEADING = (
