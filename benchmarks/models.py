@@ -28,6 +28,7 @@ OWN = [
     {"name": "causal_tcn", "path": "models/causal_tcn.onnx", "arguments": ["--shape", "roll:1x88x4000"]},
     {"name": "hifigan_vocoder", "path": "models/hifigan_vocoder.onnx", "arguments": ["--shape", "mel:1x80x200"]},
     {"name": "meshnet3d", "path": "models/meshnet3d.onnx"},
+    {"name": "resnet_stage_os8", "path": "models/resnet_stage_os8.onnx"},
 ]
 
 

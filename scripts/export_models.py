@@ -97,6 +97,22 @@ class AsppSegmentation(nn.Module):
         return functional.interpolate(scores, size=image.shape[2:], mode="bilinear", align_corners=False)
 
 
+# ---- DRN: Yu, Koltun, Funkhouser, "Dilated Residual Networks", arXiv:1705.09914. Its groups 5 and 6, in which dilation
+# ---- stands in for strides: 1/8 of a 512x512 image. ----
+
+
+class ResidualStage(nn.Sequential):
+    """Four basic blocks, two of dilation 2 and two of 4: features [n, 64, H, W] -> [n, 96, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ResidualBlock(64, 64, dilation=2),
+            ResidualBlock(64, 64, dilation=2),
+            ResidualBlock(64, 96, dilation=4),
+            ResidualBlock(96, 96, dilation=4),
+        )
+
+
 # ---- HiFi-GAN: Kong et al., "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech
 # ---- Synthesis", arXiv:2010.05646. Upsampling of generator V3 (8, 8, 4), ResBlock1 of V1 and V2. ----
 
@@ -250,6 +266,12 @@ def normalised_images(n: int, size: int = 224) -> Tensor:
     return coarse + 0.3 * torch.randn(n, 3, size, size) + 0.5 * torch.randn(n, 3, 1, 1)
 
 
+def feature_maps(n: int, size: int = 64) -> Tensor:
+    """What a ReLU leaves of smooth maps with some noise."""
+    coarse = functional.interpolate(torch.randn(n, 64, 8, 8), size=(size, size), mode="bilinear", align_corners=False)
+    return functional.relu(coarse + 0.3 * torch.randn(n, 64, size, size))
+
+
 def log_mels(n: int, frames: int = 32) -> Tensor:
     """Natural logarithms of mel magnitudes, floored at 1e-5."""
     return (-5.0 + 2.0 * torch.randn(n, 80, frames)).clamp(min=-11.5)
@@ -360,6 +382,9 @@ class Demo:
 DEMOS = {
     "aspp_segmentation": Demo(
         module=AsppSegmentation, inputs=normalised_images, input_name="image", output_name="logits", dynamic={}
+    ),
+    "resnet_stage_os8": Demo(
+        module=ResidualStage, inputs=feature_maps, input_name="features", output_name="maps", dynamic={}
     ),
     "hifigan_vocoder": Demo(
         module=HifiganVocoder, inputs=log_mels, input_name="mel", output_name="audio", dynamic={0: "batch", 2: "frames"}

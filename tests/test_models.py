@@ -22,6 +22,7 @@ CONVS = {
     "causal_tcn": (12, {2: 2, 4: 2, 8: 2, 16: 2}),
     "hifigan_vocoder": (56, {3: 9, 5: 9}),
     "meshnet3d": (8, {2: 1, 4: 1, 8: 1}),
+    "resnet_stage_os8": (9, {2: 4, 4: 4}),
     "splice_sites": (15, {4: 2, 10: 2, 25: 2}),
 }
 # (model, input shape, output shape); the dynamic ones at two odd lengths
@@ -32,6 +33,7 @@ RUNS = [
     ("hifigan_vocoder", (1, 80, 7), (1, 1, 7 * 256)),
     ("hifigan_vocoder", (3, 80, 19), (3, 1, 19 * 256)),
     ("meshnet3d", (1, 1, 32, 32, 32), (1, 3, 32, 32, 32)),
+    ("resnet_stage_os8", (1, 64, 64, 64), (1, 96, 64, 64)),
     ("splice_sites", (1, 4, 37), (1, 3, 37)),
     ("splice_sites", (2, 4, 1203), (2, 3, 1203)),
 ]

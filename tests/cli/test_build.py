@@ -287,6 +287,7 @@ DEMOS = {
     "causal_tcn": ("roll:1x88x32",),
     "hifigan_vocoder": ("mel:1x80x8",),
     "meshnet3d": (),
+    "resnet_stage_os8": (),
     "splice_sites": ("sequence:1x4x256",),
 }
 

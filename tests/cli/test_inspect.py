@@ -16,7 +16,14 @@ from tests.words import words
 
 Capsys = pytest.CaptureFixture[str]
 
-DILATED = {"aspp_segmentation": 7, "causal_tcn": 8, "hifigan_vocoder": 18, "meshnet3d": 3, "splice_sites": 6}
+DILATED = {
+    "aspp_segmentation": 7,
+    "causal_tcn": 8,
+    "hifigan_vocoder": 18,
+    "meshnet3d": 3,
+    "resnet_stage_os8": 8,
+    "splice_sites": 6,
+}
 
 
 @pytest.mark.parametrize("name", DEMOS)

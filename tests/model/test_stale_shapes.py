@@ -102,7 +102,7 @@ SMALL: dict[str, Callable[[], ModelProto]] = {
         X1,
     ),
 }
-DEMOS = ("aspp_segmentation", "causal_tcn", "hifigan_vocoder", "meshnet3d", "splice_sites")
+DEMOS = ("aspp_segmentation", "causal_tcn", "hifigan_vocoder", "meshnet3d", "resnet_stage_os8", "splice_sites")
 SIZES = {
     "hifigan_vocoder": ((4,), (7,), (2,)),
     "reshaped": ((16,), (20,), (38,)),
@@ -293,6 +293,7 @@ OFFERED = {
     "causal_tcn": [OPEN_1D] * 8,
     "hifigan_vocoder": [OPEN_1D] * 18,
     "meshnet3d": [f"{ALWAYS} tap_sum tap_zones"] * 3,
+    "resnet_stage_os8": [f"{ALWAYS} space_to_axis tap_sum tap_zones"] * 8,
     "splice_sites": [OPEN_1D] * 6,
 }
 """The forms of every dilated Conv of the demo models, in the models' order."""

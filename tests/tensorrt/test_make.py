@@ -275,6 +275,7 @@ APPLY = {
     "causal_tcn": set(strategies()) - {"keep", "tap_prune", "tap_sum", "tap_zones"},
     "hifigan_vocoder": set(strategies()) - {"keep", "tap_prune", "tap_sum", "tap_zones"},
     "meshnet3d": set(strategies()) - {"keep", "lift", "space_to_axis", "tap_prune"},
+    "resnet_stage_os8": set(strategies()) - {"keep", "lift", "tap_prune"},
     "splice_sites": set(strategies()) - {"keep", "tap_prune", "tap_sum", "tap_zones"},
 }
 """Which strategies rewrite anything of a model; the others refuse all of its sites."""
