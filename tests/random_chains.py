@@ -1,6 +1,7 @@
 """Random 1-D networks of whole numbers: every operator of the lift table that is exact on them, wired at random."""
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,10 @@ class Net:
         outputs = [name for name in self.live if name not in read and name not in inputs]
         inner = [name for name in self.live if name in read and name not in inputs]
         outputs += self.rng.sample(inner, min(len(inner), self.rng.choice((0, 0, 1))))
+        return self.finished(inputs, outputs, unknown=unknown)
+
+    def finished(self, inputs: Iterable[str], outputs: Iterable[str] = (), *, unknown: bool) -> ModelProto:
+        """Return the network with these inputs and outputs (none: the last tensor)."""
 
         def value(name: str, given: bool) -> onnx.ValueInfoProto:
             c, length = self.live[name]
@@ -213,7 +218,7 @@ class Net:
             self.nodes,
             "net",
             [value(name, True) for name in inputs],
-            [value(name, False) for name in outputs],
+            [value(name, False) for name in outputs or [self.nodes[-1].output[0]]],
             self.weights,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import AttributeProto, NodeProto, helper
@@ -28,9 +28,13 @@ UNKNOWN, NODE = 256, 1024
 """Estimates for the cut: an unknown extent, and what one more layout operator costs, both in elements."""
 
 
-def chain_of(scope: Scope) -> tuple[Chain, dict[int, Part]]:
-    """Return the whole node list as a chain, and its Convs by place; an operator that is not plain data is named ""."""
-    parts = {place: part for place in range(len(scope.nodes)) if (part := _part(scope, place)) is not None}
+def parts_of(scope: Scope) -> dict[int, Part]:
+    """Return the Convs of a node list that can be parts of a region, by place."""
+    return {place: part for place in range(len(scope.nodes)) if (part := _part(scope, place)) is not None}
+
+
+def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
+    """Return the whole node list as a chain; an operator that is not plain data is named ""."""
     links = tuple(
         _link(node, plain=place in parts or operator_of(node) is None) for place, node in enumerate(scope.nodes)
     )
@@ -49,11 +53,10 @@ def chain_of(scope: Scope) -> tuple[Chain, dict[int, Part]]:
                     integers[name] = value
     for place, part in parts.items():
         constants.update(scope.nodes[place].input[1 : 3 if part.bias is not None and part.bias.is_constant else 2])
-    chain = Chain(
+    return Chain(
         links=links, inputs=(), outputs=(), shapes=shapes, constants=frozenset(constants), integers=integers,
         opset=scope.opset, convs={place: part.geometry for place, part in parts.items()},
     )  # fmt: skip
-    return chain, parts
 
 
 def _part(scope: Scope, place: int) -> Part | None:
@@ -116,8 +119,8 @@ def phased_view(chain: Chain, block: tuple[int, ...]) -> View:
     return View(frozenset(laid.axes), reads, frozenset(wanted))
 
 
-def regions(scope: Scope, chain: Chain, view: View) -> Iterator[frozenset[int]]:
-    """Yield the places of each set of nodes that hang together inside the best cut."""
+def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]:
+    """Yield the places of the nodes that hang together inside the best cut, in their order."""
     allowed = {place for place, each in enumerate(view.reads) if each is not None}
     if not view.wanted:
         return
@@ -145,11 +148,10 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[frozenset[int]]:
         members = [place for place in (flow.maker, *flow.readers) if place in group]
         for place in members[1:]:
             group[root(place)] = root(members[0])
-    parts: dict[int, set[int]] = {}
+    parts: dict[int, list[int]] = {}
     for place in sorted(chosen):
-        parts.setdefault(root(place), set()).add(place)
-    for part in parts.values():
-        yield frozenset(part)
+        parts.setdefault(root(place), []).append(place)
+    yield from map(tuple, parts.values())
 
 
 def _elements(scope: Scope, name: str) -> int:
@@ -181,61 +183,65 @@ def blocks(chain: Chain) -> list[tuple[int, ...]]:
     return [block for block in best if served[block] > 1][:MOST_BLOCKS]
 
 
-def every_region(scope: Scope) -> Iterator[Site]:
-    """Yield the regions of a node list with two dilated Convs or more: to lift, and to split into phases."""
-    whole, _ = chain_of(scope)
+def every_region(scope: Scope, *, lift_all: bool = False) -> Iterator[Site]:
+    """Yield the regions of a node list that hold a dilated Conv: to lift, and to split into phases.
+
+    `lift_all`: to lift also those that hold none.
+    """
+    parts = parts_of(scope)
+    if not any(part.geometry.dilated or (lift_all and part.geometry.rank == 1) for part in parts.values()):
+        return
+    whole = chain_of(scope, parts)
     for block in ((), *blocks(whole)):
-        yield from region_sites(scope, block)
+        yield from region_sites(scope, whole, parts, block, lift_all=lift_all and not block)
 
 
-def region_sites(scope: Scope, block: tuple[int, ...] = ()) -> Iterator[Site]:
-    """Yield the regions with a dilated Conv in them as sites: to lift, or to split into phases."""
-    whole, whole_parts = chain_of(scope)
+def region_sites(
+    scope: Scope, whole: Chain, parts: Mapping[int, Part], block: tuple[int, ...] = (), *, lift_all: bool = False
+) -> Iterator[Site]:
+    """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`)."""
     view = phased_view(whole, block) if block else lifted_view(whole)
     for places in regions(scope, whole, view):
-        nodes = tuple(sorted(places))
-        links = tuple(whole.links[place] for place in nodes)
-        if len(nodes) < 2 or not any(place in whole_parts and whole.convs[place].dilated for place in nodes):
-            continue
-        made = {name for link in links for name in link.outputs if name}
-        inputs = dict.fromkeys(
-            name for link in links for name in link.inputs if name and name not in made and name not in whole.constants
-        )
-        outputs = [
-            name
-            for name in dict.fromkeys(name for link in links for name in link.outputs if name)
-            if name in scope.outputs
-            or scope.captured[name]
-            or any(reader not in places for reader in scope.consumers.get(name, ()))
-            or _read_plainly(name, links, view, nodes)
-        ]
-        if set(inputs) & made:
-            continue
-        parts = {number: whole_parts[place] for number, place in enumerate(nodes) if place in whole_parts}
-        chain = replace(
-            whole, links=links, inputs=tuple(inputs), outputs=tuple(outputs),
-            convs={number: part.geometry for number, part in parts.items()},
-            block=block,
-        )  # fmt: skip
-        operands = {
-            (number, place): scope.operand(name)
-            for number, link in enumerate(links)
-            for place, name in enumerate(link.inputs)
-            if name in whole.constants
-        }
-        first = scope.nodes[nodes[0]]
-        yield Site(
-            scope=scope.path, where=scope.where, name=first.name or first.output[0], nodes=nodes,
-            inputs=tuple(inputs), outputs=tuple(outputs), meaning=chain.renamed(),
-            parts=tuple(parts.values()), opset=scope.opset, ir_version=scope.ir_version, operands=operands,
-        )  # fmt: skip
+        own = {number: parts[place] for number, place in enumerate(places) if place in parts}
+        if len(places) > 1 and any(lift_all or part.geometry.dilated for part in own.values()):
+            yield _site(scope, replace(whole, block=block), view, places, own)
 
 
-def _read_plainly(name: str, links: Sequence[Link], view: View, nodes: Sequence[int]) -> bool:
-    """Say whether a link reads a tensor as it is."""
-    for link, place in zip(links, nodes, strict=True):
-        reads = view.reads[place]
-        assert reads is not None
-        if any(read == name and not in_layout for read, in_layout in zip(link.inputs, reads, strict=True)):
-            return True
-    return False
+def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts: Mapping[int, Part]) -> Site:
+    """Return the nodes at `places` as a site; `parts` are its Convs, by their number among the nodes."""
+    links = tuple(whole.links[place] for place in places)
+    made = dict.fromkeys(name for link in links for name in link.outputs if name)
+    read = dict.fromkeys(name for link in links for name in link.inputs if name)
+    plainly, members = set(_read_plainly(links, [view.reads[place] for place in places])), set(places)
+    inputs = tuple(name for name in read if name not in made and name not in whole.constants)
+    outputs = tuple(
+        name
+        for name in made
+        if name in scope.outputs
+        or scope.captured[name]
+        or name in plainly
+        or any(reader not in members for reader in scope.consumers.get(name, ()))
+    )
+    chain = replace(
+        whole, links=links, inputs=inputs, outputs=outputs,
+        convs={number: part.geometry for number, part in parts.items()},
+    )  # fmt: skip
+    operands = {
+        (number, place): scope.operand(name)
+        for number, link in enumerate(links)
+        for place, name in enumerate(link.inputs)
+        if name in whole.constants
+    }
+    first = scope.nodes[places[0]]
+    return Site(
+        scope=scope.path, where=scope.where, name=first.name or first.output[0], nodes=places,
+        inputs=inputs, outputs=outputs, meaning=chain.renamed(),
+        parts=tuple(parts.values()), opset=scope.opset, ir_version=scope.ir_version, operands=operands,
+    )  # fmt: skip
+
+
+def _read_plainly(links: Sequence[Link], reads: Sequence[tuple[bool, ...] | None]) -> Iterator[str]:
+    """Yield the tensors that a link reads as they are."""
+    for link, each in zip(links, reads, strict=True):
+        assert each is not None
+        yield from (name for name, in_layout in zip(link.inputs, each, strict=False) if not in_layout)

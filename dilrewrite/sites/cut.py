@@ -37,7 +37,9 @@ def inside(flows: Iterable[Flow], wanted: Collection[int], allowed: Collection[i
     for flow in flows:
         maker = places.get(flow.maker, SINK)
         readers = {places.get(place, SINK) for place in flow.readers} - {maker}
-        if not readers:
+        if len(readers) == 1:
+            network.join(maker, min(readers), flow.weight, flow.weight)
+        if len(readers) < 2:
             continue
         leaves, enters = network.vertex(), network.vertex()  # a reader stands outside; a reader stands inside
         network.join(maker, leaves, flow.weight)
@@ -62,10 +64,10 @@ class _Network:
         self.edges.append([])
         return len(self.edges) - 1
 
-    def join(self, tail: int, head: int, room: int) -> None:
-        if tail == SINK or head == SOURCE:
+    def join(self, tail: int, head: int, room: int, back: int = 0) -> None:
+        if not back and (tail == SINK or head == SOURCE):
             return  # no flow needs it
-        for start, end, fits in ((tail, head, room), (head, tail, 0)):
+        for start, end, fits in ((tail, head, room), (head, tail, back)):
             self.edges[start].append(len(self.head))
             self.head.append(end)
             self.room.append(fits)

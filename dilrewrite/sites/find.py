@@ -19,11 +19,11 @@ from dilrewrite.sites.operators import dilations_of, operator_of, skipped
 from dilrewrite.sites.scopes import Scope, scopes
 
 
-def find(proto: ModelProto, *, regions: bool = False) -> Found:
+def find(proto: ModelProto, *, regions: bool = False, lift_all: bool = False) -> Found:
     """Return what the finders see in `proto`, and with the reason why not every other node with a dilation.
 
     Sites are in the order of the node lists, subgraphs after the graph that holds them, functions last. `regions`: find
-    these too.
+    these too; `lift_all`: also those of 1-D Convs without dilation.
     Raises `UsageError` naming the node for an invalid dilated Conv.
     """
     inferred = infer_shapes(proto)
@@ -34,7 +34,7 @@ def find(proto: ModelProto, *, regions: bool = False) -> Found:
     _check_sizes(inferred)
     return Found(
         sites=tuple(item for item in items if isinstance(item, Site)),
-        regions=tuple(_regions(lists, misled)) if regions else (),
+        regions=tuple(_regions(lists, misled, lift_all=lift_all)) if regions else (),
         normalisations=tuple(item for item in items if isinstance(item, Normalisation)),
         skipped=tuple(item for item in items if isinstance(item, Skipped)),
         remarks=_remarks(proto),
@@ -51,9 +51,9 @@ def _at(scope: Scope, index: int, misled: Mapping[int, str]) -> Iterator[Site | 
         yield skipped(scope, node, skip_reason(node))
 
 
-def _regions(lists: Sequence[Scope], misled: Mapping[int, str]) -> Iterator[Site]:
+def _regions(lists: Sequence[Scope], misled: Mapping[int, str], *, lift_all: bool) -> Iterator[Site]:
     for scope in lists:
-        for site in every_region(scope):
+        for site in every_region(scope, lift_all=lift_all):
             if _misleading(misled, scope.path, site.nodes) is None:
                 yield site
 

@@ -1,20 +1,22 @@
 """Regions of random networks, found, rewritten and run: equal bit for bit on whole numbers."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite.forms.fragment import Fragment, Node
 from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.sites import Site
-from dilrewrite.sites.chains import region_sites
+from dilrewrite.sites.chains import chain_of, parts_of, region_sites
+from dilrewrite.sites.find import find
 from dilrewrite.sites.scopes import scopes
 from dilrewrite.splice.rewrite import rewrite
 from tests.random_chains import Flat, Net
@@ -32,12 +34,26 @@ def regions(model: ModelProto, strategy: str, block: tuple[int, ...]) -> list[tu
     """Return the regions of a model that the strategy takes, each with its fragment."""
     edits = []
     for scope in scopes(model, infer_shapes(model)):
-        for site in region_sites(scope, block):
+        parts = parts_of(scope)
+        for site in region_sites(scope, chain_of(scope, parts), parts, block):
             fragment = region_forms()[strategy].fragment(site.meaning, site.opset)
             if not isinstance(fragment, Refusal):
                 fragment.check()
                 edits.append((site, fragment))
     return edits
+
+
+def spliced(model: ModelProto, sites: Sequence[Site], strategy: str = "lift_region") -> ModelProto:
+    """Return the model with regions rewritten, which the strategy takes."""
+    edits = []
+    for site in sites:
+        fragment = region_forms()[strategy].fragment(site.meaning, site.opset)
+        assert isinstance(fragment, Fragment), fragment
+        fragment.check()
+        edits.append((site, fragment))
+    rewritten = rewrite(model, edits, (), numpy_helper.to_array).proto
+    onnx.checker.check_model(rewritten)
+    return rewritten
 
 
 def compared(net: Net, size: int, strategy: str, block: tuple[int, ...], *, unknown: bool) -> Counter[str]:
@@ -60,6 +76,7 @@ def compared(net: Net, size: int, strategy: str, block: tuple[int, ...], *, unkn
     )
 
 
+@pytest.mark.grid(6)
 @pytest.mark.parametrize("start", range(0, 3000, 100))
 def test_a_lifted_region_computes_the_same(start: int) -> None:
     total: Counter[str] = Counter()
@@ -69,6 +86,7 @@ def test_a_lifted_region_computes_the_same(start: int) -> None:
     assert total["networks"] > 40
 
 
+@pytest.mark.grid(6)
 @pytest.mark.parametrize("start", range(0, 3000, 100))
 def test_a_region_of_phases_computes_the_same(start: int) -> None:
     total: Counter[str] = Counter()
@@ -85,3 +103,65 @@ def test_without_masks_it_computes_something_else(monkeypatch: pytest.MonkeyPatc
     for seed in range(100):
         total += compared(Flat(seed), 6 + seed % 25, "phase_region", BLOCKS[seed % 5], unknown=False)
     assert total["wrong"] > 10
+
+
+def stacks(convs: int) -> ModelProto:
+    """Return two stacks, 1-D and 2-D, of `convs` gated residual blocks each, a Reshape behind every tenth."""
+    nodes, weights, values = [], {}, []
+    for rank in (1, 2):
+        size, x = [1, 4, *[64] * rank], f"x{rank}"
+        values.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, size))
+        weights[f"sizes{rank}"] = np.array(size)
+        weights[f"wide{rank}"] = np.ones((8, 4, *[3] * rank), np.float32)
+        weights[f"point{rank}"] = np.ones((4, 4, *[1] * rank), np.float32)
+        for place in range(convs):
+            d = (2, 4, 8, 3, 6)[place % 5 if rank == 1 else place // 20 % 5]
+            block = f"{rank}_{place}"
+            given = {"dilations": [d] * rank, "pads": [d] * 2 * rank}
+            nodes += [
+                helper.make_node("Conv", [x, f"wide{rank}"], [f"{block}w"], **given),
+                helper.make_node("Split", [f"{block}w"], [f"{block}a", f"{block}b"], axis=1, num_outputs=2),
+                helper.make_node("Tanh", [f"{block}a"], [f"{block}t"]),
+                helper.make_node("Sigmoid", [f"{block}b"], [f"{block}s"]),
+                helper.make_node("Mul", [f"{block}t", f"{block}s"], [f"{block}g"]),
+                helper.make_node("Conv", [f"{block}g", f"point{rank}"], [f"{block}p"]),
+                helper.make_node("LeakyRelu", [f"{block}p"], [f"{block}l"]),
+                helper.make_node("Add", [x, f"{block}l"], [f"{block}r"]),
+                helper.make_node("Relu", [f"{block}r"], [f"{block}y"]),
+            ]
+            x = f"{block}y"
+            if place % 10 == 9:
+                nodes.append(helper.make_node("Reshape", [x, f"sizes{rank}"], [f"{block}z"]))
+                x = f"{block}z"
+        nodes.append(helper.make_node("Identity", [x], [f"y{rank}"]))
+    outputs = [onnx.ValueInfoProto(name=f"y{rank}") for rank in (1, 2)]
+    tensors = [numpy_helper.from_array(each, name) for name, each in weights.items()]
+    graph = helper.make_graph(nodes, "stacks", values, outputs, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_a_thousand_dilated_convs_among_ten_thousand_nodes() -> None:
+    model = stacks(550)
+    found = find(model, regions=True)
+    assert len(model.graph.node) > 10_000
+    assert len(found.sites) == 1100
+    blocks = Counter(site.meaning.block for site in found.regions)
+    assert blocks[()] == 55
+    assert {len(block) for block in blocks} == {0, 1, 2}
+    lifted = [site for site in found.regions if not site.meaning.block]
+    assert sum(part.geometry.dilated for site in lifted for part in site.parts) == 550
+
+
+def test_a_region_without_dilation_is_found_only_when_asked_for() -> None:
+    net = Net(0)
+    net.live = {"x": (4, 20)}
+    x = net.node("Conv", ["x", net.whole(4, 4, 3)], 4, 20, pads=[1, 1])
+    net.node("Conv", [net.node("Relu", [x], 4, 20), net.whole(4, 4, 3)], 4, 18)
+    model = net.finished({"x": (4, 20)}, unknown=True)
+    assert find(model, regions=True).regions == ()
+    (site,) = find(model, regions=True, lift_all=True).regions
+    assert site.nodes == (0, 1, 2)
+    rewritten = spliced(model, [site])
+    assert [node.op_type for node in rewritten.graph.node] == ["Unsqueeze", "Conv", "Relu", "Conv", "Squeeze"]
+    feeds = net.feeds(model)
+    np.testing.assert_array_equal(run(model, feeds)[0], run(rewritten, feeds)[0])
