@@ -2,8 +2,10 @@
 
 Run `python benchmarks/engines.py [MODEL.onnx ...] [--zoo DIR] [--models LIST.json] [--precision fp16]`: the models of
 this repository and those given are built as they are and with every strategy that does not refuse, all sites at once;
-so is one dilated Conv alone. Results go to benchmarks/results/engines-FLAVOUR.json and .md. Exits with 1 when a
-rewritten model fails whose original builds. What is built here is not proved here: tests and `optimize` do that.
+so is one dilated Conv alone. Results go to benchmarks/results/engines-FLAVOUR.json and .md. With `--regions` instead
+these models and the chains of `_chains.py` are built Conv by Conv and as regions, in two precisions; results go to
+engines-regions-FLAVOUR.json and .md. Exits with 1 when a rewritten model fails whose original builds. What is built
+here is not proved here: tests and `optimize` do that.
 """
 
 from __future__ import annotations
@@ -17,30 +19,28 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
+from _chains import CHAINS
 from _common import heading, retyped, table, write
+from _versions import region_versions, versions
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite import machine
 from dilrewrite.errors import DilrewriteError, MissingError
-from dilrewrite.forms.fragment import Fragment
-from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.model.load import load
-from dilrewrite.model.tensors import Model, read_tensor
+from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.options import Building
 from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.reports.report import environment
 from dilrewrite.runtimes._nvidia import NoGpuError, gpu
-from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
-from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.tensorrt import bindings, profiles, sidecar
 from dilrewrite.tensorrt.bindings import Library
 from dilrewrite.tensorrt.layers import parsed_name
@@ -66,39 +66,7 @@ SIZES = (
 )
 
 
-# -- models and their rewritten versions -----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A version of a model: the strategy's name or "original", how many of the sites are rewritten."""
-
-    name: str
-    proto: ModelProto
-    rewritten: int
-
-
-def variants(model: Model, found: Found, refused: dict[str, str]) -> Iterator[Variant]:
-    """The original, and the model with every site rewritten by each strategy; sites that it refuses stay.
-
-    Strategies that refuse every site go to `refused`, with the first reason.
-    """
-    yield Variant(name="original", proto=model.proto, rewritten=0)
-    for name, strategy in strategies().items():
-        if name == "keep":
-            continue
-        edits: list[tuple[Site, Fragment]] = []
-        for site in found.sites:
-            planned = plan(name, strategy, site.geometry, site.opset, storage=site.storage)
-            if isinstance(planned, Refusal):
-                refused.setdefault(name, planned.reason)
-            else:
-                edits.append((site, planned))
-        if not edits:
-            continue
-        refused.pop(name, None)
-        made = rewrite(model.proto, edits, found.normalisations, lambda tensor: read_tensor(model, tensor))
-        yield Variant(name=name, proto=made.proto, rewritten=len(edits))
+# -- models and the sizes that they are built for --------------------------------------------------------------------
 
 
 def sizes(proto: ModelProto, given: Mapping[str, Shape]) -> Asked:
@@ -157,13 +125,18 @@ def attempt(make: Callable[[], dict[str, Any]], place: Path | None = None) -> di
         return {"status": "refused", "reason": re.sub(r"; ModelImporter\.cpp.*$", "", text)}
 
 
+def given_sizes(entry: Mapping[str, Any]) -> dict[str, Shape]:
+    """The sizes that a list of models names."""
+    words = entry.get("arguments", [])
+    return dict(parse_shapes([words[i + 1] for i, word in enumerate(words) if word == "--shape"]))
+
+
 def of_model(
     library: Library, entry: Mapping[str, Any], precision: str | None, late: Callable[[], bool]
 ) -> list[dict[str, Any]]:
     """The rows of one model: its original, and each version."""
     path = Path(entry["path"])
-    words = entry.get("arguments", [])
-    given = parse_shapes([words[i + 1] for i, word in enumerate(words) if word == "--shape"])
+    given = given_sizes(entry)
     if late():
         return [{"model": path.name, "variant": "original", "status": BUDGET}]
     try:
@@ -174,7 +147,7 @@ def of_model(
         return [{"model": path.name, "variant": "original", "status": "refused", "reason": reason}]
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
-    for variant in variants(model, found, refused):
+    for variant in versions(model, found, refused):
         row: dict[str, Any] = {
             "model": path.name,
             "variant": variant.name,
@@ -293,7 +266,7 @@ def of_one_conv(library: Library, late: Callable[[], bool]) -> list[dict[str, An
         common = {"rank": rank, "place": place, "kind": kind, "divides": divides}
         refused: dict[str, str] = {}
         first: dict[str, Any] = {}
-        for variant in variants(model, find(proto), refused):
+        for variant in versions(model, find(proto), refused):
             if late():
                 rows.append({**common, "variant": variant.name, "status": BUDGET})
                 continue
@@ -307,6 +280,107 @@ def of_one_conv(library: Library, late: Callable[[], bool]) -> list[dict[str, An
             rows.append({**common, "variant": variant.name, **{key: made[key] for key in TOLD if key in made}})
         rows += [{**common, "variant": name, "status": "refuses", "reason": reason} for name, reason in refused.items()]
     return rows
+
+
+# -- regions ---------------------------------------------------------------------------------------------------------
+
+PER_SITE = ("space_to_batch", "lift")
+PRECISIONS = {"fp32": None, "fp16": "fp16"}
+"""float32 as the models have it (with TF32), and converted."""
+
+
+def as_regions(
+    library: Library, name: str, model: Model, given: Mapping[str, Shape], late: Callable[[], bool]
+) -> list[dict[str, Any]]:
+    """The rows of one model: its layers as it is, with a form at every site, and with its regions in another layout."""
+    rows: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+    by_site = (each for each in versions(model, find(model.proto), refused) if each.name in ("original", *PER_SITE))
+    for version in (*by_site, *region_versions(model, refused)):
+        for precision, asked in PRECISIONS.items():
+            row = {
+                "model": name,
+                "variant": version.name,
+                "precision": precision,
+                "rewritten": version.rewritten,
+                "regions": version.regions,
+                "left": len(find(version.proto).sites),
+            }
+            if late():
+                rows.append({**row, "status": BUDGET})
+                continue
+            made = attempt(
+                lambda proto=version.proto, asked=asked: engine(library, proto, asked, given, name, model.folder)
+            )
+            first = next((each for each in rows if each["precision"] == precision), None)
+            if made["status"] == "refused" and first is not None and first["status"] == "built":
+                made["status"] = "FAILED"
+            rows.append({**row, **{key: made[key] for key in (*TOLD, "build_seconds", "bytes") if key in made}})
+    return rows
+
+
+def layers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table of layers of whole models, as docs/backends.md has it."""
+    lines = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        phases = [row for row in own if row["variant"].startswith("phase_region")]
+        kinds = [
+            *([row for row in own if row["variant"] == form] for form in ("original", *PER_SITE, "lift_region")),
+            [row for row in phases if row["left"]],
+            [row for row in phases if not row["left"]],
+        ]
+        if kinds[0][0]["status"] == "built" and any(kinds[3:]):
+            lines.append((name, *(" / ".join(dict.fromkeys(_fewest(kind))) for kind in kinds)))
+    columns = ("", "#native", *(f"#`{form}`" for form in PER_SITE), "#lifted", "#phases", "#phases, none left")
+    return table(columns, lines)
+
+
+def _fewest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fewest layers in each precision; "-" where nothing is built."""
+    counts = [[row["layers"] for row in rows if row["precision"] == each and "layers" in row] for each in PRECISIONS]
+    return [str(min(some)) if some else "-" for some in counts]
+
+
+def regions_page(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The page of results of regions."""
+    lines = heading("Engines of models as regions", about)
+    lines += [
+        "Layers of the engines, without those that only signal or wait, of models and of chains of dilated Convs as "
+        "networks hold them: as they are, with a form at every Conv that takes it, and with chains in one layout. "
+        f"fp32: with TF32. {SIZES} No layer of these engines has run.",
+        "",
+        "The fewest layers of each kind, fp32 / fp16 where they differ:",
+        "",
+        "<!-- regions -->",
+        *layers(rows)[:-1],
+        "<!-- /regions -->",
+        "",
+    ]
+    columns = ("model", "version", "#regions", "#Convs", "#dilation left", "precision", "#layers", "#KiB", "#build, s")
+    lines += table(
+        columns,
+        [
+            (
+                row["model"],
+                f"`{row['variant']}`",
+                str(row["regions"] or "-"),
+                str(row["rewritten"] or "-"),
+                str(row["left"]),
+                row["precision"],
+                str(row["layers"]) if row["status"] == "built" else _why(row),
+                f"{row['bytes'] / 1024:.0f}" if "bytes" in row else "-",
+                f"{row['build_seconds']:.1f}" if "build_seconds" in row else "-",
+            )
+            for row in rows
+        ],
+    )
+    return lines
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    reason = f": {shortened(row['reason'])}" if "reason" in row else ""
+    return f"{row['status']}{reason}".replace("|", "\\|")
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
@@ -342,8 +416,7 @@ def _model_row(row: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[str, .
     sites = f"{row['rewritten']} of {row['sites']}" if row.get("rewritten") else "-"
     start = (row["model"].removesuffix(".onnx"), row["variant"], sites)
     if row["status"] != "built":
-        reason = f": {shortened(row['reason'])}" if "reason" in row else ""
-        return (*start, "-", "-", "-", "-", "-", "-", "-", f"{row['status']}{reason}".replace("|", "\\|"))
+        return (*start, "-", "-", "-", "-", "-", "-", "-", _why(row))
     more = f" ({row['layers'] - first['layers']:+d})" if row is not first else ""
     others = {
         kind: count
@@ -464,6 +537,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--zoo", type=Path, metavar="DIR", help="a folder: all of its .onnx files")
     parser.add_argument("--models", type=Path, metavar="LIST.json", help="a list as models.py takes it")
+    parser.add_argument("--regions", action="store_true", help="regions instead of every strategy")
     parser.add_argument("--flavour", default="tensorrt-rtx", choices=("auto", *bindings.FLAVOURS))
     parser.add_argument("--precision", choices=("fp32", "tf32", "fp16", "bf16"), help="default: the models' own")
     parser.add_argument("--budget", type=float, default=math.inf, metavar="S", help="seconds; what is left is not run")
@@ -484,30 +558,75 @@ def main() -> None:
     def late() -> bool:
         return time.monotonic() - start > options.budget
 
+    entries = [entry for entry in entries if options.only in Path(entry["path"]).name]
+    if options.regions:
+        failed = _regions(library, about, entries, options, late)
+    else:
+        failed = _strategies(library, about, entries, options, late)
+    for reason, where in by_reason(failed).items():
+        print(f"FAILED: {', '.join(where)}: {reason}", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+def _strategies(
+    library: Library,
+    about: dict[str, Any],
+    entries: Sequence[Mapping[str, Any]],
+    options: argparse.Namespace,
+    late: Callable[[], bool],
+) -> list[dict[str, Any]]:
+    """Build every model with every strategy, write the page, and return the rows that failed."""
+    start = time.monotonic()
     rows: list[dict[str, Any]] = []
     for entry in entries:
-        if options.only not in Path(entry["path"]).name:
-            continue
         began = time.monotonic()
         some = of_model(library, entry, options.precision, late)
         rows += some
-        counts = {status: sum(row["status"] == status for row in some) for status in ("built", "refused", "FAILED")}
-        told = _counted({status: count for status, count in counts.items() if count})
-        print(f"{some[0]['model']}: {told} ({time.monotonic() - began:.1f} s)", flush=True)
+        _tell(some, began)
     single = of_one_conv(library, late)
     print(f"one Conv: {len(single)} rows, {time.monotonic() - start:.0f} s in all", flush=True)
     asked = options.precision or "the model's own (float32: with TF32)"
     data = {"about": about, "precision": asked, "models": rows, "one_conv": single}
     suffix = f"-{options.precision}" if options.precision else ""
-    lines = page(about, rows, single, asked)
+    _write(f"engines-{about['backend']}{suffix}", data, page(about, rows, single, asked), options)
+    return [row for row in (*rows, *single) if row["status"] == "FAILED"]
+
+
+def _regions(
+    library: Library,
+    about: dict[str, Any],
+    entries: Sequence[Mapping[str, Any]],
+    options: argparse.Namespace,
+    late: Callable[[], bool],
+) -> list[dict[str, Any]]:
+    """Build every model and every chain as regions, write the page, and return the rows that failed."""
+    rows: list[dict[str, Any]] = []
+    models = [(Path(entry["path"]).stem, load(entry["path"]), given_sizes(entry)) for entry in entries]
+    models += [
+        (name, Model(proto=make(), path=None, folder=ROOT, external_files=(), file_bytes=0), {})
+        for name, make in CHAINS.items()
+        if options.only in name
+    ]
+    for name, model, given in models:
+        began = time.monotonic()
+        some = as_regions(library, name, model, given, late)
+        rows += some
+        _tell(some, began)
+    _write(f"engines-regions-{about['backend']}", {"about": about, "rows": rows}, regions_page(about, rows), options)
+    return [row for row in rows if row["status"] == "FAILED"]
+
+
+def _tell(rows: Sequence[Mapping[str, Any]], began: float) -> None:
+    counts = {status: sum(row["status"] == status for row in rows) for status in ("built", "refused", "FAILED")}
+    told = _counted({status: count for status, count in counts.items() if count})
+    print(f"{rows[0]['model']}: {told} ({time.monotonic() - began:.1f} s)", flush=True)
+
+
+def _write(name: str, data: dict[str, Any], lines: Sequence[str], options: argparse.Namespace) -> None:
     if options.only:
         print("\n".join(lines))
     else:
-        write(f"engines-{about['backend']}{suffix}", data, lines)
-    failed = [row for row in (*rows, *single) if row["status"] == "FAILED"]
-    for reason, where in by_reason(failed).items():
-        print(f"FAILED: {', '.join(where)}: {reason}", flush=True)
-    sys.exit(1 if failed else 0)
+        write(name, data, lines)
 
 
 if __name__ == "__main__":
