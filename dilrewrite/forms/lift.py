@@ -106,9 +106,9 @@ def softmax(link: Link, right: int, chain: Chain) -> Lifted | None:
 
 
 def channelwise(link: Link, right: int, chain: Chain) -> Lifted | None:
-    """[N, C, ...] with operands [C]; the new axis is a spatial one."""
+    """[N, C, ...] with operands [C]; the new axis is a spatial one. Opset 7 has a norm of every sample by itself."""
     rank = chain.rank(link.inputs[0])
-    fits = rank is not None and rank - right >= 2 and len(link.outputs) == 1
+    fits = rank is not None and rank - right >= 2 and len(link.outputs) == 1 and link.attributes.get("spatial", 1)
     return Lifted(_first(link), right) if fits else None
 
 
@@ -116,8 +116,10 @@ WINDOW = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0, 
 
 
 def window(link: Link, right: int, chain: Chain) -> Lifted | None:
-    """A window that slides along L of [N, C, L], with weights or without."""
+    """A window that slides along L of [N, C, L], with constant weights or without."""
     if right != 1 or chain.rank(link.inputs[0]) != 3 or len(link.outputs) > 1:
+        return None
+    if any(name not in chain.constants for name in link.inputs[1:2]):
         return None
     attributes: dict[str, AttributeValue] = {}
     for name, value in link.attributes.items():
@@ -254,8 +256,8 @@ def quantization(link: Link, right: int, chain: Chain) -> Lifted | None:
     scale = chain.rank(link.inputs[1])
     if scale is None or scale > 1 or link.attributes.get("block_size"):
         return None
-    along = Along(1)(link, right, chain)
-    return along if scale == 1 else Lifted(_first(link), right)
+    per_axis = scale == 1 and chain.opset >= 13
+    return Along(1)(link, right, chain) if per_axis else Lifted(_first(link), right)
 
 
 _ELEMENTWISE = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor
@@ -326,16 +328,24 @@ def spread(chain: Chain) -> Labels:
             if lifted is None or (end is not None and lifted.right != end):
                 continue
             data = [name for name, how in zip(link.inputs, lifted.inputs, strict=False) if how is As.LIFTED]
-            if any(right.get(name, choice) != choice for name in data):
+            if any(right.get(name, choice) != choice or not _liftable(name, choice, chain) for name in data):
+                continue
+            if not all(_liftable(name, lifted.right, chain) for name in link.outputs):
                 continue
             links[place] = lifted
             for names, label in ((data, choice), (link.outputs, lifted.right)):
-                for name in names:
+                for name in filter(None, names):
                     if name not in right:
                         right[name] = label
                         queue.extend(touching[name])
             break
     return Labels(right, tuple(links))
+
+
+def _liftable(name: str, right: int, chain: Chain) -> bool:
+    """Say whether a tensor can have an axis with so many behind it: not a constant, which has no maker to lift it."""
+    rank = chain.rank(name)
+    return not name or (rank is not None and rank >= right and name not in chain.constants)
 
 
 SEEDS = ("Conv", "ConvTranspose")

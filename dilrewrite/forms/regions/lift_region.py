@@ -49,6 +49,10 @@ class LiftRegion(RegionForm):
                 enter.append(Node("Unsqueeze", (x, *more), (names[name],), attributes))
         for of, (link, lifted) in enumerate(zip(chain.links, labels.links, strict=True)):
             assert lifted is not None
+            if of in chain.convs:
+                (names[link.outputs[0]],) = made = (f"{of}_0",)
+                core.append(_conv(chain, of, names[link.inputs[0]], *made))
+                continue
             sources: dict[int, str] = {}
             edits: dict[int, tuple[WeightEdit, ...]] = {}
             for place, how in enumerate(lifted.inputs):
