@@ -115,12 +115,13 @@ class Builder:
 
     # -- plumbing ------------------------------------------------------------------------------------------------
 
-    def _name(self, word: str) -> str:
+    def fresh(self, word: str) -> str:
+        """Return a name that nothing has yet."""
         self._count += 1
         return f"{word}_{self._count}"
 
     def _add(self, op: str, inputs: Sequence[str], attributes: Mapping[str, AttributeValue] | None = None) -> str:
-        output = self._name(op.lower())
+        output = self.fresh(op.lower())
         node = Node(op, tuple(inputs), (output,), dict(attributes or {}))
         self._nodes.append(node)
         if any(name in self._exit for name in node.inputs):
@@ -143,13 +144,13 @@ class Builder:
         """Return the name of a 1-D int64 constant."""
         key = tuple(values)
         if key not in self._constants:
-            self._constants[key] = self._name("const")
+            self._constants[key] = self.fresh("const")
         return self._constants[key]
 
     def _value(self, extent: Extent) -> str:
         return extent.name if isinstance(extent, Symbol) else self.constant([extent])
 
-    def _vector(self, extents: Sequence[Extent]) -> str:
+    def vector(self, extents: Sequence[Extent]) -> str:
         """Return a 1-D tensor of the extents."""
         static = _known(extents)
         if static is not None:
@@ -216,7 +217,7 @@ class Builder:
         starts, stops = [cut.start for cut in cuts.values()], [cut.stop for cut in cuts.values()]
         steps = {axis: cut.step for axis, cut in cuts.items() if cut.step != 1}
         if self.opset >= 10:
-            inputs = [tensor.name, self._vector(starts), self._vector(stops), self.constant(list(cuts))]
+            inputs = [tensor.name, self.vector(starts), self.vector(stops), self.constant(list(cuts))]
             if steps:
                 inputs.append(self.constant([cut.step for cut in cuts.values()]))
             return self._layout(self._add("Slice", inputs), shape)
@@ -263,7 +264,7 @@ class Builder:
             raise self._lacks(f"Pad for {self.storage} (opset 11)")
         pads = [*begin, *end]
         if self.opset >= 11:
-            inputs = [tensor.name, self._vector(pads), *([FILL] if on_integers else [])]
+            inputs = [tensor.name, self.vector(pads), *([FILL] if on_integers else [])]
             return self._layout(self._add("Pad", inputs), shape)
         static = _known(pads)
         if static is not None:
@@ -291,7 +292,7 @@ class Builder:
         sizes, rest = _known(tensor.shape), [extent for extent in dims if isinstance(extent, int)]
         if INFER in shape and sizes is not None and len(rest) == len(dims) - 1 and 0 not in rest:
             dims[list(shape).index(INFER)] = math.prod(sizes) // math.prod(rest)
-        return Tensor(self._add("Reshape", [tensor.name, self._vector(shape)]), tuple(dims))
+        return Tensor(self._add("Reshape", [tensor.name, self.vector(shape)]), tuple(dims))
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:
         """Permute the axes."""
@@ -347,7 +348,7 @@ class Builder:
         group = self.geometry.group if group is None else group
         outputs = self.geometry.out_channels if out_channels is None else out_channels
         dilations = tuple(d if k > 1 else 1 for d, k in zip(window.dilations, window.kernel, strict=True))
-        name = self._name("conv")
+        name = self.fresh("conv")
         self._nodes.append(
             CoreConv(
                 source=tensor.name,
@@ -371,10 +372,13 @@ class Builder:
         self._multiply_adds = _plus_product(self._multiply_adds, work)
         return Tensor(name, (tensor.shape[0], outputs, *spatial))
 
-    def step(self, step: Step, shape: Sequence[Extent | None]) -> Tensor:
-        """Add a step of a region; return its (first) output."""
+    def step(self, step: Step, shape: Sequence[Extent | None], work: Sequence[Extent | None] = ()) -> Tensor:
+        """Add a step of a region; return its (first) output. `work`: a Conv's multiply-adds per element of it."""
         self._nodes.append(step)
-        return Tensor(makes(step)[0], tuple(shape))
+        if isinstance(step, CoreConv):
+            self._multiply_adds = _plus_product(self._multiply_adds, (*shape, *work))
+        name = makes(step)[0]
+        return self._layout(name, shape) if isinstance(step, Node) else Tensor(name, tuple(shape))
 
     def plain_conv(self, geometry: ConvGeometry) -> Tensor:
         """Add the Conv of a normal geometry as it is."""
@@ -385,8 +389,8 @@ class Builder:
         outputs = self.geometry.out_channels
         if outputs is None:
             raise Unsupported("the number of output channels is not known")
-        name = self._name("fill")
-        repeats = self._vector([self.extent(self.x, 0), 1, *out_extents])
+        name = self.fresh("fill")
+        repeats = self.vector([self.extent(self.x, 0), 1, *out_extents])
         self._nodes.append(CoreFill(repeats=repeats, output=name))
         self._exit.add(name)
         return Tensor(name, (self.x.shape[0], outputs, *out_extents))

@@ -11,6 +11,9 @@ from dilrewrite.forms.geometry import ConvGeometry
 
 T = TypeVar("T")
 
+Size = tuple[str, int]
+"""An extent: that of a name, which stands for an unknown size, plus so many; the name is empty for a known extent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
@@ -29,7 +32,9 @@ class Chain:
     `constants` stay the same in every run; of those that hold a few integers (axes, pads) the `integers` are here, in
     the order of memory. `shapes` are there where the number of axes is known. `convs`: what the Convs among the links
     compute, by the link's place; they are the parts of the site, in this order.
-    `block`: of each spatial axis, for phases; none for a chain to lift.
+    `block`: of each spatial axis, for phases; none for a chain to lift. `elements`: the element types that are known.
+    `extents`: of tensors with unknown extents, which of those are equal but for a number. `nests`: links that are split
+    into phases again inside of these, each time fewer and by a block of their own.
     """
 
     links: tuple[Link, ...]
@@ -41,6 +46,9 @@ class Chain:
     opset: int
     convs: Mapping[int, ConvGeometry] = field(default_factory=dict)
     block: tuple[int, ...] = ()
+    elements: Mapping[str, str] = field(default_factory=dict)
+    extents: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
+    nests: tuple[tuple[tuple[int, ...], frozenset[int]], ...] = ()
 
     def renamed(self) -> Chain:
         """Return the chain with names by place, and of what it knows only what it reads and makes.
@@ -54,6 +62,10 @@ class Chain:
         def mine(values: Mapping[str, T]) -> dict[str, T]:
             return {new: values[name] for name, new in names.items() if name in values}
 
+        roots = {"": ""}
+        extents = mine(self.extents)
+        for root, _ in (size for sizes in extents.values() for size in sizes):
+            roots.setdefault(root, f"size{len(roots)}")
         links = tuple(
             replace(
                 link,
@@ -70,6 +82,8 @@ class Chain:
             shapes=mine(self.shapes),
             constants=frozenset(names[name] for name in self.constants if name in names),
             integers=mine(self.integers),
+            elements=mine(self.elements),
+            extents={name: tuple((roots[root], more) for root, more in sizes) for name, sizes in extents.items()},
         )
 
     def __hash__(self) -> int:

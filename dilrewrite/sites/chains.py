@@ -12,6 +12,7 @@ from onnx import AttributeProto, NodeProto, helper
 from dilrewrite.forms import grid, lift
 from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.fragment import AttributeValue
+from dilrewrite.model.elements import element_name
 from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
 from dilrewrite.sites.cut import OUTSIDE, Flow, inside
@@ -39,10 +40,13 @@ def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
         _link(node, plain=place in parts or operator_of(node) is None) for place, node in enumerate(scope.nodes)
     )
     names = {name for link in links for name in (*link.inputs, *link.outputs) if name}
-    shapes, integers, constants = {}, {}, set()
+    shapes, integers, constants, elements = {}, {}, set(), {}
     for name in names:
         operand = scope.operand(name)
         shape = operand.shape if operand.shape is not None else scope.shape_of(name)[1]
+        element = element_name(scope.shape_of(name)[0] or 0)
+        if element is not None:
+            elements[name] = element
         if shape is not None:
             shapes[name] = tuple(shape)
         if operand.is_constant:
@@ -53,10 +57,11 @@ def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
                     integers[name] = value
     for place, part in parts.items():
         constants.update(scope.nodes[place].input[1 : 3 if part.bias is not None and part.bias.is_constant else 2])
-    return Chain(
+    chain = Chain(
         links=links, inputs=(), outputs=(), shapes=shapes, constants=frozenset(constants), integers=integers,
-        opset=scope.opset, convs={place: part.geometry for place, part in parts.items()},
+        opset=scope.opset, convs={place: part.geometry for place, part in parts.items()}, elements=elements,
     )  # fmt: skip
+    return replace(chain, extents=grid.extents(chain))
 
 
 def _part(scope: Scope, place: int) -> Part | None:

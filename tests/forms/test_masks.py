@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dilrewrite.forms import grid
+from dilrewrite.forms import cells, grid
 from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.geometry import ConvGeometry
 
@@ -171,12 +171,12 @@ def test_the_table_of_operators_says_the_same(b: int) -> None:
             links=(link,), inputs=("x",), outputs=("y",), shapes=shapes, constants=frozenset("w"), integers={},
             opset=17, convs={0: geometry}, block=(b,),
         )  # fmt: skip
-        entered = grid.entered(x.extent, b, x.front)
+        entered = cells.entered(x.extent, b, x.front)
         assert (entered.samples, entered.back) == (x.cells.shape[1] // b, x.back)
-        phased = grid.conv(link, {"x": (entered,)}, grid.Space(chain, (b,)), geometry)
+        phased = grid.conv(link, {"x": (entered,)}, cells.Space(chain, (b,)), geometry)
         assert phased is not None
         how, (axis,) = inner(x, k, d, pads), phased.axes
-        assert grid.data(axis) == (how.front, how.extent, how.samples)
+        assert cells.data(axis) == (how.front, how.extent, how.samples)
         assert axis.back == how.samples * b - how.front - how.extent
         assert phased.needs == needs(x, pads)
         assert not phased.clean

@@ -98,7 +98,7 @@ def test_a_region_of_phases_computes_the_same(start: int) -> None:
 
 
 def test_without_masks_it_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dilrewrite.forms.regions.phase_region._clean", lambda _: True)
+    monkeypatch.setattr("dilrewrite.forms.regions._layers.Layers.full", lambda *_: True)
     total: Counter[str] = Counter()
     for seed in range(100):
         total += compared(Flat(seed), 6 + seed % 25, "phase_region", BLOCKS[seed % 5], unknown=False)

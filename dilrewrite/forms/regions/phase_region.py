@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.forms import grid
-from dilrewrite.forms.builder import INFER, Builder, Cut, Extent, Tensor, Unsupported
+from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor, Unsupported
+from dilrewrite.forms.cells import Phased
 from dilrewrite.forms.chain import Chain, Link
-from dilrewrite.forms.fragment import CoreConv, Fragment, Kept, Node, entering
-from dilrewrite.forms.grid import Axes, Phased, data
-from dilrewrite.forms.layout import Layout
+from dilrewrite.forms.fragment import CoreConv, Fragment, Kept, entering
+from dilrewrite.forms.geometry import product
 from dilrewrite.forms.regions import RegionForm
+from dilrewrite.forms.regions._layers import Layers
 from dilrewrite.forms.strategies import Refusal
-from dilrewrite.forms.strategies._phases import join_phases, pad_axes, phases_first, sizes
 from dilrewrite.model.elements import NAMED
 
 
@@ -24,94 +23,99 @@ from dilrewrite.model.elements import NAMED
 class PhaseRegion(RegionForm):
     """[N, C, *H] -> [N*P, C, *M] for every tensor that enters, back for every one that leaves, zeros where they matter.
 
-    Inside, a Conv whose dilation the block divides has that much less of it. `masks`: write zeros around the data where
-    a Conv has to read them (docs/maths.md); without them the form is wrong, which the proofs notice.
+    Inside, a Conv whose dilation the block divides has that much less of it; links of the chain's `nests` are split
+    again. Without the zeros the form is wrong (docs/maths.md), which the proofs notice.
     """
 
     def fragment(self, chain: Chain, opset: int) -> Fragment | Refusal:
         """Return the chain on phases."""
         if not chain.block:
             return Refusal("phase_region", "this region is one to lift")
-        laid = grid.spread(chain, chain.block)
-        alone = [link.op for link, phased in zip(chain.links, laid.links, strict=True) if phased is None]
+        alone = [
+            link.op
+            for link, phased in zip(chain.links, grid.spread(chain, chain.block).links, strict=True)
+            if phased is None
+        ]
         if alone:
             return Refusal("phase_region", f"{alone[0]} cannot run on phases here")
         try:
-            return _Writer(chain, opset).write([phased for phased in laid.links if phased is not None])
+            return _Writer(chain, opset).write()
         except Unsupported as lack:
             return Refusal("phase_region", str(lack))
 
 
 class _Writer:
-    """Writes one region: `lies` holds how each tensor inside lies, `plain` the tensors as they enter."""
+    """Writes one region, link by link, each in the innermost layer that it belongs to."""
 
     def __init__(self, chain: Chain, opset: int) -> None:
         self.chain = chain
-        self.geometry = next(iter(chain.convs.values()))
-        self.builder = Builder(self.geometry, opset)
+        self.builder = Builder(next(iter(chain.convs.values())), opset)
         given = zip(chain.inputs, entering(len(chain.inputs)), strict=True)
-        self.plain = {name: Tensor(x, chain.shapes.get(name, ())) for name, x in given}
-        self.lies: dict[tuple[str, tuple[tuple[int, int, int], ...]], tuple[Tensor, Axes]] = {}
-        self.masks: dict[object, Tensor] = {}
-        self.masked: dict[object, Tensor] = {}
+        plain = {name: Tensor(x, chain.shapes.get(name, ())) for name, x in given}
+        self.layers = Layers(chain, self.builder, plain)
+        self.makers = {name: of for of, link in enumerate(chain.links) for name in link.outputs}
 
-    def write(self, phased: list[Phased]) -> Fragment:
+    def write(self) -> Fragment:
         """Return the fragment."""
-        for of, (link, how) in enumerate(zip(self.chain.links, phased, strict=True)):
-            self._link(of, link, how)
-        results = []
-        for name in self.chain.outputs:
-            ((tensor, axes),) = [each for (own, _), each in self.lies.items() if own == name]
-            results.append(self._leave(tensor, axes).name)
+        for of, link in enumerate(self.chain.links):
+            self._link(of, link, 1 + sum(of in places for _, places in self.chain.nests))
+        results = [self.layers.at(name, 0).tensor.name for name in self.chain.outputs]
         return self.builder.region("phase_region", results)
 
-    # -- links ---------------------------------------------------------------------------------------------------
-
-    def _link(self, of: int, link: Link, how: Phased) -> None:
-        sources: dict[int, Tensor] = {}
-        clean = how.clean
+    def _link(self, of: int, link: Link, level: int) -> None:
+        rows = [layer.grid.links[of] for layer in self.layers.layers[1 : level + 1]]
+        how = rows[-1]
+        if how is None:
+            raise Unsupported(f"{link.op} cannot run on phases of phases here")
+        needs = any(row is not None and row.needs for row in rows)
+        clean, sources = how.clean, dict[int, Tensor]()
         for place, axes in enumerate(how.inputs):
-            name = link.inputs[place] if place < len(link.inputs) else ""
-            if axes is None:
-                if name in self.plain:
-                    sources[place] = self.plain[name]
+            name = link.inputs[place]
+            if not name or name in self.chain.constants:
                 continue
-            tensor, own = self._in_phases(name, axes)
-            if how.needs and not _clean(own):
-                tensor = self._masked(tensor, own)
-            elif not _clean(own):
-                clean = False
-            sources[place] = tensor
-        axes = tuple(replace(axis, zeros=clean) for axis in how.axes)
-        first = sources.get(0)
-        outputs = [f"{link.op.lower()}_{of}_{place}" if name else "" for place, name in enumerate(link.outputs)]
-        shape = self._shape(link.outputs[0], axes)
-        if how.grows and first is not None:
-            pads = _pads(self.chain, link)
-            sides: dict[int, tuple[Extent, Extent]] = {1: (pads[1], pads[len(axes) + 3])}
-            made = self.builder.pad(first, {**sides, **{place + 2: pair for place, pair in enumerate(how.grows)}})
-            outputs[0] = made.name
-        elif first is not None and (how.cuts if link.op == "Slice" else any(pair != (0, 0) for pair in how.cuts)):
-            size = first.shape
-            cuts = {place + 2: Cut(front, _int(size[place + 2]) - back) for place, (front, back) in enumerate(how.cuts)}
-            cut = self.builder.slice(first, cuts)
-            if of in self.chain.convs:
-                self._conv(of, cut, outputs[0], how, shape)
+            if axes is None:
+                each = place in how.repeated
+                sources[place] = self.layers.repeated(name, level) if each else self.layers.at(name, 0).tensor
+                continue
+            held = self.layers.at(name, level)
+            sound = held.clean or self.layers.full(name, level)
+            if how.fold:
+                sources[place] = self._bordered(name, level, how.fold)
+            elif needs and not sound:
+                sources[place] = self.layers.filled(name, level, self._zero(name))
             else:
-                outputs[0] = cut.name
-        elif of in self.chain.convs and first is not None:
-            self._conv(of, first, outputs[0], how, shape)
-        else:
-            step = Kept(
-                of=of,
-                sources={place: each.name for place, each in sources.items()},
-                outputs=tuple(outputs),
-                attributes=how.attributes or {},
-            )
-            self.builder.step(step, shape)
+                sources[place], clean = held.tensor, clean and sound
+        if how.fold:
+            self.layers.put(link.outputs[0], 0, self._folded(link, how, sources[0]), clean=True)
+            return
+        outputs = self._emit(of, link, how, sources, level)
         for name, output in zip(link.outputs, outputs, strict=True):
             if name:
-                self.lies[name, _key(axes)] = Tensor(output, self._shape(name, axes)), axes
+                self.layers.put(name, level, Tensor(output, self.layers.shape(name, level)), clean=clean)
+
+    def _emit(self, of: int, link: Link, how: Phased, sources: dict[int, Tensor], level: int) -> Sequence[str]:
+        """Add a link on phases; return the names of its outputs."""
+        first = sources[0] if 0 in sources else next(iter(sources.values()))
+        if how.grows:
+            pads, rank = grid.pads_of(link, self.chain) or (), len(how.grows)
+            sides: dict[int, tuple[Extent, Extent]] = {1: (pads[1], pads[rank + 3])}
+            sides |= {place + 2: pair for place, pair in enumerate(how.grows)}
+            return [self.builder.pad(first, sides).name]
+        if any(map(any, how.cuts)):
+            first = self.builder.slice(
+                first, {place + 2: _cut(first.shape[place + 2], *pair) for place, pair in enumerate(how.cuts)}
+            )
+        if how.cuts and of not in self.chain.convs:
+            return [first.name]
+        outputs = [f"{link.op.lower()}_{of}_{place}" if name else "" for place, name in enumerate(link.outputs)]
+        shape = self.layers.shape(link.outputs[0], level)
+        if of in self.chain.convs:
+            self._conv(of, first, outputs[0], how, shape)
+        else:
+            names = {place: each.name for place, each in sources.items()}
+            step = Kept(of=of, sources=names, outputs=tuple(outputs), attributes=how.attributes or {})
+            self.builder.step(step, shape)
+        return outputs
 
     def _conv(self, of: int, source: Tensor, output: str, how: Phased, shape: tuple[Extent | None, ...]) -> None:
         geometry, attributes = self.chain.convs[of], how.attributes or {}
@@ -123,99 +127,66 @@ class _Writer:
             dilations=dilations, pads=pads, group=geometry.group, weight=(), bias_times=int(geometry.bias),
             of=list(self.chain.convs).index(of),
         )  # fmt: skip
-        self.builder.step(core, shape)
+        inputs = geometry.in_channels
+        self.builder.step(core, shape, work=(inputs and inputs // geometry.group, *geometry.kernel))
 
-    def _shape(self, name: str, axes: Axes) -> tuple[Extent | None, ...]:
-        known = self.chain.shapes.get(name, (None, None))
-        batch = known[0] * math.prod(axis.block for axis in axes) if known[0] is not None else None
-        return batch, known[1], *(axis.samples for axis in axes)
+    # -- around the data -----------------------------------------------------------------------------------------
 
-    # -- in, out, zeros ------------------------------------------------------------------------------------------
+    def _zero(self, name: str) -> Tensor:
+        """Return what stands for zero in a tensor: what its QuantizeLinear makes of 0, if one made it."""
+        of = self.makers.get(name, -1)
+        link = self.chain.links[of]
+        if of < 0 or link.op != "QuantizeLinear":
+            return self.layers.number(0, self.layers.element(name))
+        if self.chain.shapes.get(link.inputs[1]) not in ((), (1,)):
+            raise Unsupported("zeros in a tensor that is quantised per channel")
+        zero = self.layers.number(0, self.layers.element(link.inputs[0]))
+        point = self.builder.fresh("zero_point")
+        return self.builder.step(Kept(of=of, sources={0: zero.name}, outputs=(point,)), (1,))
 
-    def _in_phases(self, name: str, axes: Axes) -> tuple[Tensor, Axes]:
-        known = self.lies.get((name, _key(axes)))
-        if known is None:
-            axes = tuple(grid.entered(data(axis)[1], axis.block, data(axis)[0]) for axis in axes)
-            known = self.lies[name, _key(axes)] = self._enter(self.plain[name], axes), axes
-        return known
+    def _bordered(self, name: str, level: int, fold: str) -> Tensor:
+        """Return a tensor with what does not count in a reduction around its data."""
+        held, element = self.layers.at(name, level), self.layers.element(name)
+        if self.layers.full(name, level) or (held.clean and fold in ("Sum", "Mean")):
+            return held.tensor
+        value = self.layers.number(0, element)
+        if fold in ("Max", "Min"):
+            sign = self.layers.number(-1 if fold == "Max" else 1, element)
+            value = self.layers.node("Div", [sign.name, value.name], (1,))
+        return self.layers.filled(name, level, value)
 
-    def _enter(self, tensor: Tensor, axes: Axes) -> Tensor:
-        builder, layout = self.builder, Layout(axes=axes)
-        builder.x = tensor
-        padded = pad_axes(builder, layout)
-        batch = builder.extent(tensor, 0) * layout.phases
-        channels = builder.extent(tensor, 1)
-        if layout.square is not None and builder.has_depth_to_space:
-            deep = builder.space_to_depth(padded, layout.square)
-            return builder.reshape(deep, [batch, channels, 0, 0])
-        first, lengths = phases_first(builder, padded, layout)
-        return builder.reshape(first, [batch, channels, *lengths])
+    def _folded(self, link: Link, how: Phased, tensor: Tensor) -> Tensor:
+        """Return a reduction over space and phases: [N * P, C, *M] -> [N, C, 1, ...]."""
+        axes = how.inputs[0] or ()
+        builder, ones, op = self.builder, [1] * len(axes), f"Reduce{'Sum' if how.fold == 'Mean' else how.fold}"
+        channels, batch = builder.extent(tensor, 1), self.chain.shapes.get(link.outputs[0], (None,))[0]
+        small = self._reduced(op, tensor, list(range(2, len(axes) + 2)), keep=True)
+        phases = product(axis.block for axis in axes)
+        apart = builder.reshape(Tensor(small.name, (None, channels, *ones)), [INFER, phases, channels, *ones])
+        folded = self._reduced(op, apart, [1], keep=False)
+        folded = Tensor(folded.name, (batch, channels, *ones))
+        if how.fold != "Mean":
+            return folded
+        element = self.layers.element(link.inputs[0])
+        count: Extent = 1
+        for axis in axes:
+            extent = self.layers.extent(axis)
+            count = extent * count if isinstance(count, int) else builder.arithmetic("Mul", count, extent)
+        number = self.layers.node("Cast", [builder.vector([count])], (1,), to=NAMED[element].number)
+        return self.layers.node("Div", [folded.name, number.name], folded.shape)
 
-    def _leave(self, tensor: Tensor, axes: Axes) -> Tensor:
-        builder, layout = self.builder, Layout(axes=axes)
-        channels = builder.extent(tensor, 1)
-        if layout.square is not None and builder.has_depth_to_space:
-            deep = builder.reshape(tensor, [INFER, channels * layout.phases, 0, 0])
-            joined = builder.depth_to_space(deep, layout.square)
-        else:
-            lengths = sizes(builder, tensor, layout)
-            apart = builder.reshape(tensor, [INFER, *layout.blocks, channels, *lengths])
-            uncut = Layout(axes=tuple(replace(axis, extent=None) for axis in axes))
-            joined = join_phases(builder, apart, uncut, lengths, batch=0)
-        return builder.slice(
-            joined, {place + 2: Cut(data(axis)[0], data(axis)[0] + data(axis)[1]) for place, axis in enumerate(axes)}
-        )
-
-    def _masked(self, tensor: Tensor, axes: Axes) -> Tensor:
-        """Return the tensor with zeros around its data: where ones, laid like it, say so."""
-        if (tensor.name, _key(axes)) in self.masked:
-            return self.masked[tensor.name, _key(axes)]
-        builder, _chain = self.builder, self.chain
-        if builder.opset < 9:
-            raise Unsupported(f"opset {builder.opset} has no Where (opset 9)")
-        element = NAMED[self.geometry.element].number
-        batch = self._batch()
-        key = batch, _key(axes)
-        if key not in self.masks:
-            one = builder.step(_node("Cast", builder, [builder.constant([1])], {"to": element}), (1,))
-            extents = [data(axis)[1] for axis in axes]
-            size = builder._vector([batch, 1, *extents])
-            ones = builder.step(_node("Expand", builder, [one.name, size]), (None, 1, *extents))
-            laid = self._enter(Tensor(ones.name, (batch if isinstance(batch, int) else None, 1, *extents)), axes)
-            self.masks[key] = builder.step(
-                _node("Cast", builder, [laid.name], {"to": NAMED["bool"].number}), laid.shape
-            )
-        zero = builder.step(_node("Cast", builder, [builder.constant([0])], {"to": element}), (1,))
-        masked = builder.step(_node("Where", builder, [self.masks[key].name, tensor.name, zero.name]), tensor.shape)
-        self.masked[tensor.name, _key(axes)] = masked
-        return masked
-
-    def _batch(self) -> Extent:
-        return self.builder.extent(next(iter(self.plain.values())), 0)
+    def _reduced(self, op: str, tensor: Tensor, axes: list[int], *, keep: bool) -> Tensor:
+        shape = [1 if place in axes else size for place, size in enumerate(tensor.shape) if keep or place not in axes]
+        if self.builder.opset >= (13 if op == "ReduceSum" else 18):
+            return self.layers.node(op, [tensor.name, self.builder.constant(axes)], shape, keepdims=int(keep))
+        return self.layers.node(op, [tensor.name], shape, axes=tuple(axes), keepdims=int(keep))
 
 
-def _node(op: str, builder: Builder, inputs: list[str], attributes: Mapping[str, int] | None = None) -> Node:
-    return Node(op, tuple(inputs), (builder._name(op.lower()),), dict(attributes or {}))
-
-
-def _clean(axes: Axes) -> bool:
-    return all(axis.clean for axis in axes)
-
-
-def _key(axes: Axes) -> tuple[tuple[int, int, int], ...]:
-    return tuple(data(axis) for axis in axes)
-
-
-def _int(extent: Extent | None) -> int:
-    assert isinstance(extent, int)
-    return extent
-
-
-def _pads(chain: Chain, link: Link) -> tuple[int, ...]:
-    given = link.attributes.get("pads")
-    pads = given if given is not None else chain.integers[link.inputs[1]]
-    assert isinstance(pads, tuple)
-    return pads
+def _cut(size: Extent | None, front: int, back: int) -> Cut:
+    """Return what is left of an axis."""
+    if isinstance(size, int):
+        return Cut(front, size - back)
+    return Cut(front, -back if back else END)
 
 
 FORM = PhaseRegion()
