@@ -24,7 +24,19 @@ def exact(
     *,
     magnitudes: bool = False,
 ) -> Array:
-    """Return the output of a sub-model of one output: integers as they are, anything else in `precise`.
+    """Return the output of a sub-model of one output, as `exactly` does."""
+    (result,) = exactly(model, feeds, precise, magnitudes=magnitudes)
+    return result
+
+
+def exactly(
+    model: ModelProto,
+    feeds: Mapping[str, Array],
+    precise: type[np.floating[Any]] = np.float64,
+    *,
+    magnitudes: bool = False,
+) -> list[Array]:
+    """Return the outputs of a sub-model: integers as they are, anything else in `precise`.
 
     NumPy's long double is finer than float64 where the machine has it, and slow. `magnitudes`: of Conv(|x|, |w|) + |b|
     in place of each Conv, which is how large the sums are that are rounded; the same of every operator of a site.
@@ -38,8 +50,8 @@ def exact(
     held = {name for node in model.graph.node if node.op_type in narrow for name in node.input}
     constants = evaluator.rt_inits_
     constants |= {name: _wide(values, precise) for name, values in constants.items() if name not in held}
-    (result,) = evaluator.run(None, {name: _wide(values, precise) for name, values in feeds.items()})
-    return cast("Array", result)
+    results = evaluator.run(None, {name: _wide(values, precise) for name, values in feeds.items()})
+    return cast("list[Array]", results)
 
 
 def _wide(values: Array, precise: type[np.floating[Any]]) -> Array:

@@ -7,7 +7,7 @@ The proof runs on a sub-model: the nodes of the site, cut out of the user's mode
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -15,76 +15,24 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dilrewrite.forms.builder import END
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Node
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source, carve
+from dilrewrite.proof.chains import ChainProver
 from dilrewrite.proof.exact import exact
 from dilrewrite.proof.numbers import EXACT_LIMIT, QUANTIZING, Numbers, entering, is_setting, resized
+from dilrewrite.proof.proof import Proof as Proof
+from dilrewrite.proof.proof import Rounding as Rounding
+from dilrewrite.proof.proof import differs
 from dilrewrite.proof.sizes import concrete, footprint, input_shape, sample_extents, smaller
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, backend, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounding:
-    """Errors against float64 as shares of `Conv(|x|, |w|) + |b|`, the largest over all outputs.
-
-    The ceiling is that of Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
-    """
-
-    native_error: float
-    """Error of the dilated Conv."""
-    new_error: float
-    """Error of the new form."""
-    limit: float
-    """4 times the native error plus one unit in the last place: `new_error` must not be above."""
-    ceiling: float | None
-    """The bound 2nu/(1-nu) for n terms and unit roundoff u, which `new_error` must not be above either; `None` where nu
-    is 1 or more.
-    """
-    difference: float
-    """Largest difference from the dilated Conv, as a share of its largest output."""
-
-    @property
-    def passed(self) -> bool:
-        """Say whether the new form rounds no worse than it may."""
-        return self.new_error <= self.limit and (self.ceiling is None or self.new_error <= self.ceiling)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """What was run and found on the sub-model of a site. It holds when `failure` is `None`."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    """Input shapes of the exact runs."""
-    elements: int
-    """Output elements compared bit for bit."""
-    backend: str
-    """Runtimes that ran the form."""
-    native_ran: bool
-    """Whether the original Conv ran for comparison; an integer convolution in float64 is the ground truth always."""
-    rounding: Rounding | None = None
-    """Rounding errors; `None` when not measured."""
-    failure: str | None = None
-    """What did not hold."""
-    ran: bool = True
-    """False when the runtime refused the form, which says nothing about it."""
-
-    @property
-    def passed(self) -> bool:
-        """Say whether the form is proved."""
-        return self.failure is None
-
-    @property
-    def wrong(self) -> bool:
-        """Say whether the form was shown to compute something else (not only to round worse, or not to run)."""
-        return self.failure is not None and self.ran and self.rounding is None
-
 
 KEPT_BYTES = 3 * 2**26
 """How much of the inputs and results of sites is kept between the proofs of their forms."""
@@ -108,17 +56,34 @@ class _Data:
 
 
 class Prover:
-    """Proves fragments, each distinct question once, and makes the data of a site once for all its forms."""
+    """Proves fragments, each distinct question once, and makes the data of a site once for all its forms.
 
-    def __init__(self, *, seed: int = 0, threads: int | None = None) -> None:
+    `read` gives the values of a constant of the model, external ones too; they are asked for regions.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+        read: Callable[[TensorProto], Array] = numpy_helper.to_array,
+    ) -> None:
         self.seed, self.threads = seed, threads
+        self._chains = ChainProver(seed=seed, threads=threads, read=read)
         self.runtime: Backend = backend("onnxruntime_cpu")
         self.reference: Backend = backend("reference")
         self._known: dict[tuple[object, ...], Proof] = {}
         self._kept: dict[tuple[object, ...], _Data] = {}
 
-    def prove(self, source: Source, site: Site, fragment: Fragment) -> Proof:
-        """Return the proof of `fragment` for a site of `source`; equal questions, but for names, are asked once."""
+    def prove(
+        self, source: Source, site: Site, fragment: Fragment, *, seen: Sequence[Mapping[str, Array]] = ()
+    ) -> Proof:
+        """Return the proof of `fragment` for a site of `source`; equal questions, but for names, are asked once.
+
+        `seen`: what entered a region in runs of the whole model (see `observe.py`), by tensor.
+        """
+        if isinstance(site.meaning, Chain):
+            return self._chains.prove(source, site, fragment, seen)
         key = (outline(source, site), fragment.digest())
         if key not in self._known:
             try:
@@ -309,7 +274,7 @@ def _whole(prover: Prover, trial: Trial, runtime: Backend, shapes: Sequence[tupl
     native = None
     if trial.runs_natively:
         outputs = trial.run(runtime, trial.model, inputs, prover.threads)
-        native = [same if _differs(same, y) else y for same, y in zip(outputs, results, strict=True)]
+        native = [same if differs(same, y) else y for same, y in zip(outputs, results, strict=True)]
     return _Data(inputs=inputs, results=results, native=native)
 
 
@@ -328,26 +293,12 @@ def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, eleme
         return done(elements=0, native_ran=False, failure=str(error), ran=False)
     failure = None
     for x, y, got, same in zip(data.inputs, data.results, outputs, data.native or outputs, strict=True):
-        problem, against = _differs(got, y), _differs(got, same)
+        problem, against = differs(got, y), differs(got, same)
         if problem or against:
             failure = f"input {list(x.shape)}: {problem or f'against the original: {against}'}"
             break
     elements = sum(got.size for got in outputs)
     return done(elements=elements, native_ran=trial.runs_natively, failure=failure)
-
-
-def _differs(got: Array, wanted: Array) -> str | None:
-    if got.shape != wanted.shape:
-        return f"output shape {list(got.shape)} instead of {list(wanted.shape)}"
-    exact = wanted.astype(got.dtype)
-    wrong = got != exact
-    if not wrong.any():
-        return None
-    first = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return (
-        f"{int(wrong.sum())} of {got.size} values differ, the first at {list(first)}: "
-        f"{float(got[first]):g} instead of {float(exact[first]):g}"
-    )
 
 
 def _reals(prover: Prover, trial: Trial, runtime: Backend) -> _Data:

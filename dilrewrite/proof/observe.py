@@ -1,0 +1,118 @@
+"""Sees what enters the regions of a model: whole-model runs with the tensors that enter as outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from onnx import ModelProto, ValueInfoProto
+
+from dilrewrite.errors import DilrewriteError
+from dilrewrite.forms.chain import Chain
+from dilrewrite.model.tensors import Model, read_tensor
+from dilrewrite.model.walk import ScopePath, copied
+from dilrewrite.proof.inputs import Case, Chooser
+from dilrewrite.proof.roles import Convolutions
+from dilrewrite.proof.trial import runnable
+from dilrewrite.proof.verdict import Settings
+from dilrewrite.runtimes import Array, CannotRun, Options, Runnable, RuntimeFailure, Session
+from dilrewrite.sites import Site
+
+WANTED = ("user", "given", "first", "smallest", "batch", "not divisible", "divisible")
+"""The cases that are run, in this order, of those that a verification would choose."""
+
+MOST_BYTES = 2**30
+"""No more values are kept; the cases that do not fit are left out."""
+
+
+class Observer:
+    """What enters the regions of a model, seen when it is first asked for, in one set of runs for all regions."""
+
+    def __init__(self, model: Model, regions: Sequence[Site], settings: Settings) -> None:
+        self._model, self._settings = model, settings
+        self._regions = [site for site in regions if site.scope == ScopePath()]
+        self._seen: list[dict[str, Array]] | None = None
+
+    def of(self, site: Site) -> Sequence[Mapping[str, Array]]:
+        """Return the values of the tensors that enter a region, one mapping for each set of inputs of the model.
+
+        There is none for a region in a subgraph or a function, and none where the model runs on nothing.
+        """
+        if site.scope != ScopePath():
+            return ()
+        if self._seen is None:
+            self._seen = self._runs()
+        wanted = set(site.inputs)
+        return [{name: case[name] for name in site.inputs} for case in self._seen if wanted <= case.keys()]
+
+    def _runs(self) -> list[dict[str, Array]]:
+        entering = dict.fromkeys(name for site in self._regions for name in site.inputs)
+        try:
+            proto = runnable(self._model, self._model.proto)
+            given = {value.name for value in proto.graph.input}
+            made = {name for node in proto.graph.node for name in node.output}
+            told = [name for name in entering if name in made]
+            fixed = {
+                tensor.name: read_tensor(self._model, tensor)
+                for tensor in proto.graph.initializer
+                if tensor.name in entering
+            }
+            bytes_ = telling(proto, told).SerializeToString()
+            options = Options(
+                threads=self._settings.threads,
+                optimize=False,
+                custom_op_library=self._settings.custom_op_library,
+                timeout_s=self._settings.timeout_s,
+            )
+            with self._settings.backend.session(Runnable(model=bytes_, folder=self._model.folder), options) as session:
+                return self._seen_in(session, proto, told, {name: fixed[name] for name in fixed}, given & set(entering))
+        except (RuntimeFailure, DilrewriteError, ValueError):  # a model above 2 GB is no message: ValueError
+            return []
+
+    def _seen_in(
+        self, session: Session, proto: ModelProto, told: Sequence[str], fixed: Mapping[str, Array], given: set[str]
+    ) -> list[dict[str, Array]]:
+        seen: list[dict[str, Array]] = []
+        held = 0
+        for case in self._cases(session, proto):
+            try:
+                values = session.run(case.feeds, told) if told else {}
+            except CannotRun:
+                continue
+            held += sum(array.nbytes for array in values.values())
+            if held > MOST_BYTES:
+                break
+            seen.append({**fixed, **{name: case.feeds[name] for name in given if name in case.feeds}, **values})
+        return seen
+
+    def _cases(self, session: Session, proto: ModelProto) -> list[Case]:
+        """Return what to run on: the same as a verification, as far as it is `WANTED`."""
+        own = [value.name for value in proto.graph.output]
+        chooser = Chooser(
+            session.inputs,
+            given=self._settings.shapes,
+            user=self._settings.inputs,
+            seed=self._settings.seed,
+            roles=Convolutions(proto).roles(),
+        )
+
+        def run(feeds: Mapping[str, Array]) -> None:
+            session.run(feeds, own)
+
+        first, sizes = chooser.first(run)
+        cases = [first, *chooser.more(sizes, self._step(), run)]
+        return sorted((case for case in cases if case.name in WANTED), key=lambda case: WANTED.index(case.name))
+
+    def _step(self) -> int:
+        """Return what lengths are a multiple of in one case: all dilations, within reason."""
+        chains = [site.meaning for site in self._regions if isinstance(site.meaning, Chain)]
+        dilations = [d for chain in chains for geometry in chain.convs.values() for d in geometry.dilations]
+        return min(max(math.lcm(*dilations), 2), 256)
+
+
+def telling(proto: ModelProto, names: Sequence[str]) -> ModelProto:
+    """Return a copy of a model that gives these tensors, too."""
+    result = copied(proto)
+    own = {value.name for value in proto.graph.output}
+    result.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in own)
+    return result
