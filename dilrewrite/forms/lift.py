@@ -116,10 +116,8 @@ WINDOW = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0, 
 
 
 def window(link: Link, right: int, chain: Chain) -> Lifted | None:
-    """A window that slides along L of [N, C, L], with constant weights or without."""
+    """A window that slides along L of [N, C, L], with weights or without."""
     if right != 1 or chain.rank(link.inputs[0]) != 3 or len(link.outputs) > 1:
-        return None
-    if any(name not in chain.constants for name in link.inputs[1:2]):
         return None
     attributes: dict[str, AttributeValue] = {}
     for name, value in link.attributes.items():
@@ -129,8 +127,10 @@ def window(link: Link, right: int, chain: Chain) -> Lifted | None:
         elif name == "pads":
             assert isinstance(value, tuple)
             attributes[name] = (0, value[0], 0, value[1])
-    inputs = tuple(Insert(2) if place == 1 else each for place, each in enumerate(_first(link)))
-    return Lifted(inputs, right, attributes)
+    inputs: list[Input] = [*_first(link)]
+    if len(inputs) > 1:
+        inputs[1] = Insert(2) if link.inputs[1] in chain.constants else As.LIFTED
+    return Lifted(tuple(inputs), right, attributes)
 
 
 def _integers(link: Link, chain: Chain, name: str, place: int) -> tuple[int, ...] | None:
@@ -267,9 +267,11 @@ _BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Great
 Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor"""
 _REDUCTIONS = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare"
 
+ELEMENTWISE, BROADCAST = _ELEMENTWISE.split(), _BROADCAST.split()
+
 ROWS: Mapping[str, Callable[[Link, int, Chain], Lifted | None]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
-    **dict.fromkeys(_BROADCAST.split(), broadcast),
+    **dict.fromkeys(ELEMENTWISE, elementwise),
+    **dict.fromkeys(BROADCAST, broadcast),
     **{f"Reduce{name}": reduction for name in _REDUCTIONS.split()},
     **dict.fromkeys(("Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool"), window),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), channelwise),

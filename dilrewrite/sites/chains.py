@@ -13,10 +13,12 @@ from dilrewrite.forms import grid, lift
 from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.fragment import AttributeValue
 from dilrewrite.model.elements import element_name
+from dilrewrite.model.light import Shape
 from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
 from dilrewrite.sites.cut import OUTSIDE, Flow, inside
 from dilrewrite.sites.operators import Refused, operator_of, operators
+from dilrewrite.sites.ranks import spread_ranks
 from dilrewrite.sites.scopes import Scope
 
 MOST_INTEGERS = 64
@@ -31,16 +33,22 @@ UNKNOWN, NODE = 256, 1024
 
 def parts_of(scope: Scope) -> dict[int, Part]:
     """Return the Convs of a node list that can be parts of a region, by place."""
-    return {place: part for place in range(len(scope.nodes)) if (part := _part(scope, place)) is not None}
+    parts = {place: part for place in range(len(scope.nodes)) if (part := _part(scope, place)) is not None}
+    return {place: part for place, part in parts.items() if _edits_alone(scope, part, parts)}
+
+
+def _edits_alone(scope: Scope, part: Part, parts: Mapping[int, Part]) -> bool:
+    """Say whether only Convs read what a DequantizeLinear of constants makes: others could not read it edited."""
+    made = [each.output for each in (part.weight_quantization, part.bias_quantization) if each is not None]
+    return all(reader in parts for name in made for reader in scope.consumers[name])
 
 
 def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
     """Return the whole node list as a chain; an operator that is not plain data is named ""."""
-    links = tuple(
-        _link(node, plain=place in parts or operator_of(node) is None) for place, node in enumerate(scope.nodes)
-    )
+    links = tuple(map(_link, scope.nodes))
     names = {name for link in links for name in (*link.inputs, *link.outputs) if name}
-    shapes, integers, constants, elements = {}, {}, set(), {}
+    shapes: dict[str, Shape] = {}
+    integers, constants, elements = {}, set(), {}
     for name in names:
         operand = scope.operand(name)
         shape = operand.shape if operand.shape is not None else scope.shape_of(name)[1]
@@ -57,6 +65,7 @@ def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
                     integers[name] = value
     for place, part in parts.items():
         constants.update(scope.nodes[place].input[1 : 3 if part.bias is not None and part.bias.is_constant else 2])
+    spread_ranks(links, parts, shapes, integers)
     chain = Chain(
         links=links, inputs=(), outputs=(), shapes=shapes, constants=frozenset(constants), integers=integers,
         opset=scope.opset, convs={place: part.geometry for place, part in parts.items()}, elements=elements,
@@ -78,9 +87,9 @@ def _part(scope: Scope, place: int) -> Part | None:
     return part if part.weight.is_constant and all(pad is not None and pad >= 0 for pad in pads) else None
 
 
-def _link(node: NodeProto, *, plain: bool) -> Link:
+def _link(node: NodeProto) -> Link:
     values: dict[str, AttributeValue] = {}
-    plain = plain and node.domain in DEFAULT_DOMAINS and not any(subgraphs(node))
+    plain = node.domain in DEFAULT_DOMAINS and not any(subgraphs(node))
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             plain = False
@@ -107,13 +116,17 @@ class View:
 
 
 def lifted_view(chain: Chain) -> View:
-    """Return the view of lifting a chain; every 1-D convolution is wanted."""
+    """Return the view of lifting a chain; every 1-D convolution with constant weights is wanted."""
     labels = lift.spread(chain)
     reads = tuple(
         None if each is None else tuple(how is lift.As.LIFTED for how in each.inputs) for each in labels.links
     )
-    wanted = {place for place, each in enumerate(reads) if each is not None and chain.links[place].op in lift.SEEDS}
-    return View(frozenset(labels.right), reads, frozenset(wanted))
+    wanted = frozenset(
+        place
+        for place, (link, each) in enumerate(zip(chain.links, reads, strict=True))
+        if each is not None and link.op in lift.SEEDS and link.inputs[1] in chain.constants
+    )
+    return View(frozenset(labels.right), reads, wanted)
 
 
 def phased_view(chain: Chain, block: tuple[int, ...]) -> View:
@@ -140,7 +153,9 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]
             continue
         if name in scope.outputs or scope.captured[name]:
             places.append(OUTSIDE)
-        flows.append(Flow(scope.producers.get(name, OUTSIDE), tuple(places), _elements(scope, name) + NODE))
+        flows.append(
+            Flow(scope.producers.get(name, OUTSIDE), tuple(places), _elements(chain.shapes.get(name, ())) + NODE)
+        )
     chosen = inside(flows, view.wanted, allowed)
     group = {place: place for place in chosen}
 
@@ -159,12 +174,8 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]
     yield from map(tuple, parts.values())
 
 
-def _elements(scope: Scope, name: str) -> int:
-    _, shape = scope.shape_of(name)
-    count = 1
-    for axis, size in enumerate(shape or ()):
-        count *= size if isinstance(size, int) else UNKNOWN if axis else 1
-    return count
+def _elements(shape: Sequence[int | None]) -> int:
+    return math.prod(UNKNOWN if size is None else size for size in shape[1:])
 
 
 def blocks(chain: Chain) -> list[tuple[int, ...]]:

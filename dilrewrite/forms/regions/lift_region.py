@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.forms import lift
-from dilrewrite.forms.chain import Chain
+from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.fragment import AddAxis, AddKernelAxis, CoreConv, Fragment, Kept, Node, Step, WeightEdit, entering
 from dilrewrite.forms.regions import RegionForm
 from dilrewrite.forms.strategies import Refusal
@@ -28,57 +28,61 @@ class LiftRegion(RegionForm):
         alone = [link.op for link, lifted in zip(chain.links, labels.links, strict=True) if lifted is None]
         if alone:
             return Refusal("lift_region", f"{alone[0]} cannot be lifted here")
-        constants: dict[str, tuple[int, ...]] = {}
-        names: dict[str, str] = {}
-        enter: list[Step] = []
-        core: list[Step] = []
-        leave: list[Step] = []
+        return _Writer(chain, opset, labels).write()
 
-        def axes(axis: int) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
-            if opset < 13:
-                return (), {"axes": (axis,)}
-            constants[f"axis_{axis}"] = (axis,)
-            return (f"axis_{axis}",), {}
 
-        given = dict(zip(chain.inputs, entering(len(chain.inputs)), strict=True))
-        for name, x in given.items():
-            names[name] = x
-            if name in labels.right:
-                names[name] = f"{x}_lifted"
-                more, attributes = axes((chain.rank(name) or 0) - labels.right[name])
-                enter.append(Node("Unsqueeze", (x, *more), (names[name],), attributes))
-        for of, (link, lifted) in enumerate(zip(chain.links, labels.links, strict=True)):
+class _Writer:
+    """Writes one region: `names` are those of lifted tensors, `given` of what enters, as it is."""
+
+    def __init__(self, chain: Chain, opset: int, labels: lift.Labels) -> None:
+        self.chain, self.opset, self.labels = chain, opset, labels
+        self.constants: dict[str, tuple[int, ...]] = {}
+        self.given = dict(zip(chain.inputs, entering(len(chain.inputs)), strict=True))
+        self.names: dict[str, str] = {}
+
+    def write(self) -> Fragment:
+        """Return the fragment."""
+        steps: list[Step] = []
+        for name, x in self.given.items():
+            if name in self.labels.right:
+                self.names[name] = f"{x}_lifted"
+                steps.append(self._layout("Unsqueeze", name, x, self.names[name]))
+        for of, (link, lifted) in enumerate(zip(self.chain.links, self.labels.links, strict=True)):
             assert lifted is not None
-            if of in chain.convs:
-                (names[link.outputs[0]],) = made = (f"{of}_0",)
-                core.append(_conv(chain, of, names[link.inputs[0]], *made))
-                continue
-            sources: dict[int, str] = {}
-            edits: dict[int, tuple[WeightEdit, ...]] = {}
-            for place, how in enumerate(lifted.inputs):
-                name = link.inputs[place] if place < len(link.inputs) else ""
-                if how is lift.As.LIFTED:
-                    sources[place] = names[name]
-                elif isinstance(how, lift.Insert):
-                    edits[place] = (AddAxis(how.axis),)
-                elif isinstance(how, tuple):
-                    sources[place] = f"integers_{'_'.join(map(str, how))}".replace("-", "minus")
-                    constants[sources[place]] = how
-                elif name in given:
-                    sources[place] = given[name]
-            outputs = tuple(f"{of}_{place}" if name else "" for place, name in enumerate(link.outputs))
-            names.update(zip(link.outputs, outputs, strict=True))
-            core.append(Kept(of=of, sources=sources, outputs=outputs, attributes=lifted.attributes or {}, edits=edits))
-        results = []
-        for place, name in enumerate(chain.outputs):
-            lifted_rank = chain.rank(name) or 0
-            more, attributes = axes(lifted_rank - labels.right[name])
-            results.append(f"y{place}")
-            leave.append(Node("Squeeze", (names[name], *more), (f"y{place}",), attributes))
+            steps.append(self._link(of, link, lifted))
+        results = tuple(f"y{place}" for place in range(len(self.chain.outputs)))
+        for name, y in zip(self.chain.outputs, results, strict=True):
+            steps.append(self._layout("Squeeze", name, self.names[name], y))
         return Fragment(
-            strategy="lift_region", opset=opset, steps=(*enter, *core, *leave), constants=constants,
-            results=tuple(results),
-        )  # fmt: skip
+            strategy="lift_region", opset=self.opset, steps=tuple(steps), constants=self.constants, results=results
+        )
+
+    def _layout(self, op: str, name: str, source: str, output: str) -> Node:
+        axis = (self.chain.rank(name) or 0) - self.labels.right[name]
+        if self.opset < 13:
+            return Node(op, (source,), (output,), {"axes": (axis,)})
+        self.constants[f"axis_{axis}"] = (axis,)
+        return Node(op, (source, f"axis_{axis}"), (output,), {})
+
+    def _link(self, of: int, link: Link, lifted: lift.Lifted) -> Step:
+        sources: dict[int, str] = {}
+        edits: dict[int, tuple[WeightEdit, ...]] = {}
+        for place, how in enumerate(lifted.inputs):
+            name = link.inputs[place] if place < len(link.inputs) else ""
+            if how is lift.As.LIFTED:
+                sources[place] = self.names[name]
+            elif isinstance(how, lift.Insert):
+                edits[place] = (AddAxis(how.axis),)
+            elif isinstance(how, tuple):
+                sources[place] = f"integers_{'_'.join(map(str, how))}".replace("-", "minus")
+                self.constants[sources[place]] = how
+            elif name in self.given:
+                sources[place] = self.given[name]
+        outputs = tuple(f"{of}_{place}" if name else "" for place, name in enumerate(link.outputs))
+        self.names.update(zip(link.outputs, outputs, strict=True))
+        if of in self.chain.convs:
+            return _conv(self.chain, of, sources[0], outputs[0])
+        return Kept(of=of, sources=sources, outputs=outputs, attributes=lifted.attributes or {}, edits=edits)
 
 
 def _conv(chain: Chain, of: int, source: str, output: str) -> CoreConv:

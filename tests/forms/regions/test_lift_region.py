@@ -72,6 +72,7 @@ INSIDE: dict[str, ModelProto] = {
         "n = LayerNormalization <axis = 1> (a, s) b = Sign (n)", {"s": whole(4, 9)}
     ),
     "weights that are an operand too": between("p = Add (a, w1) b = Conv (p, w1)", shape=(4, 4, 3)),
+    "weights of a transposed Conv that are given": between("b = ConvTranspose (a, w)", given=", float[4, 4, 2] w"),
     "a bias that is computed": between("m = ReduceMax <axes = [0, 2], keepdims = 0> (a) b = Conv (a, w1, m)"),
     "no data at all": between("b = Relu (a)", shape=(0, 4, 9)),
 }
@@ -87,9 +88,6 @@ def test_an_odd_operand_changes_nothing(name: str) -> None:
 OUTSIDE: dict[str, tuple[str, ModelProto]] = {
     "a constant that is computed": ("Relu", between("r = Relu (c) b = Add (a, r)", {"c": whole(1, 4, 9)})),
     "a Conv of a constant": ("Conv", between("r = Conv (c, w1) b = Add (a, r)", {"c": whole(1, 4, 11)})),
-    "weights of a transposed Conv that are given": (
-        "ConvTranspose", between("b = ConvTranspose (a, w)", given=", float[4, 4, 2] w"),
-    ),
     "a norm of every sample by itself": (
         "BatchNormalization",
         between(
@@ -118,9 +116,9 @@ def test_what_is_not_known_to_commute_stays_outside(name: str) -> None:
         assert same(model, "lift_region")
 
 
-@pytest.mark.parametrize("axis", [None, 0])
-def test_quantised_weights_get_the_axis_before_they_are_dequantised(axis: int | None) -> None:
-    model = between("b = Relu (a)")
+def quantised(middle: str, axis: int | None = None, shape: tuple[int, ...] = (2, 4, 9)) -> ModelProto:
+    """Return `between` with quantised weights of the first Conv."""
+    model = between(middle, shape=shape)
     integers = whole(4, 4, 3).astype(np.int8)
     scale = np.float32(2) if axis is None else np.arange(1, 5, dtype=np.float32)
     named = {"q": integers, "scale": scale, "zero": np.full(np.shape(scale), 1, np.int8)}
@@ -128,8 +126,19 @@ def test_quantised_weights_get_the_axis_before_they_are_dequantised(axis: int | 
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(each), name) for name, each in named.items())
     along = {} if axis is None else {"axis": axis}
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", list(named), ["w1"], name="dq", **along))
+    return model
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_quantised_weights_get_the_axis_before_they_are_dequantised(axis: int | None) -> None:
+    model = quantised("b = Relu (a)", axis)
     assert inside(model, "lift_region") == [("Conv", "Relu", "Conv")]
     assert same(model, "lift_region")
+
+
+def test_quantised_weights_that_are_an_operand_too_stay_as_they_are() -> None:
+    model = quantised("b = Add (a, w1)", shape=(4, 4, 3))
+    assert inside(model, "lift_region") == []
 
 
 def test_a_tensor_of_unknown_rank_is_not_lifted() -> None:
