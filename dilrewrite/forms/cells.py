@@ -144,9 +144,12 @@ class Space:
         return tuple(known if size is None else ("", size) for size, known in zip(shape[2:], unknown, strict=True))
 
     def natural(self, name: str, like: Axes = ()) -> Axes | None:
-        """Return how a tensor of floats lies when it enters, or when it enters beside one that lies `like` this."""
+        """Return how a tensor of floats lies when it enters, or when it enters beside one that lies `like` this.
+
+        A constant does not enter.
+        """
         sizes = self.sizes(name)
-        if sizes is None or self.chain.elements.get(name, FLOATS[0]) not in FLOATS:
+        if sizes is None or name in self.chain.constants or self.chain.elements.get(name, FLOATS[0]) not in FLOATS:
             return None
         if like:
             return like if sizes == tuple(axis.size for axis in like) else None

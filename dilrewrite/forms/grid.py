@@ -217,10 +217,10 @@ def cut(link: Link, known: Mapping[str, Axes], space: Space) -> Phased | None:
         if axis == 1:
             channel = True
             continue
-        old = axes[axis - 2]
-        part = _part(old, start, end) if axis and step == 1 else None
+        part = _part(axes[axis - 2], start, end) if axis and step == 1 else None
         if part is None:
             return None
+        old = axes[axis - 2]
         before, left = divmod(old.front + part[0], old.block)
         results[axis - 2], more = old.becomes(part[1], left)
         cuts[axis - 2] = (before, -more - before)

@@ -63,6 +63,8 @@ def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
                 value = scope.small_integers(name, MOST_INTEGERS)
                 if value is not None:
                     integers[name] = value
+            elif len(operand.shape or ()) <= 1 and scope.is_zero(name):
+                integers[name] = (0,)
     for place, part in parts.items():
         constants.update(scope.nodes[place].input[1 : 3 if part.bias is not None and part.bias.is_constant else 2])
     spread_ranks(links, parts, shapes, integers)

@@ -114,6 +114,14 @@ class Scope:
             return None
         return tuple(numpy_helper.to_array(tensor).ravel().tolist())
 
+    def is_zero(self, name: str) -> bool:
+        """Say whether a tensor is the constant 0, a single number."""
+        home = self._home(name) or self
+        index = home.producers.get(name)
+        tensor = home.initializers.get(name) if index is None else home.constant(index)
+        single = tensor is not None and math.prod(tensor.dims) == 1 and not tensor.external_data
+        return tensor is not None and single and not numpy_helper.to_array(tensor).any()
+
     def constant(self, index: int) -> TensorProto | None:
         """Return the tensor of a Constant node."""
         node = self.nodes[index]

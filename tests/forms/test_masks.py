@@ -186,6 +186,19 @@ def test_the_table_of_operators_says_the_same(b: int) -> None:
     assert count > 1_000
 
 
+@pytest.mark.parametrize(("outer", "inner_block"), itertools.product((2, 3, 4), repeat=2))
+def test_phases_of_phases_are_phases(outer: int, inner_block: int) -> None:
+    """Phase r0 and of that phase r1 are the cells r0 + r1 * outer, ...; ones brought in twice say where data are."""
+    for extent, front in itertools.product(range(1, 40), range(outer)):
+        for x in (np.arange(1.0, extent + 1)[None], np.ones((1, extent))):
+            cells, flat = Cells.entered(x, outer, front).cells, Cells.entered(x, outer * inner_block, front).cells
+            for r0, r1 in itertools.product(range(outer), range(inner_block)):
+                twice = Cells.entered(cells[:, r0::outer], inner_block, 0).cells[:, r1::inner_block]
+                once = flat[:, r0 + r1 * outer :: outer * inner_block]
+                assert twice.shape == once.shape
+                assert np.array_equal(twice, once)
+
+
 # -- chains ------------------------------------------------------------------------------------------------------------
 
 
