@@ -186,7 +186,8 @@ def test_the_table_of_operators_says_the_same(b: int) -> None:
     assert count > 1_000
 
 
-@pytest.mark.parametrize(("outer", "inner_block"), itertools.product((2, 3, 4), repeat=2))
+@pytest.mark.parametrize("outer", [2, 3, 4])
+@pytest.mark.parametrize("inner_block", [2, 3, 4])
 def test_phases_of_phases_are_phases(outer: int, inner_block: int) -> None:
     """Phase r0 and of that phase r1 are the cells r0 + r1 * outer, ...; ones brought in twice say where data are."""
     for extent, front in itertools.product(range(1, 40), range(outer)):
