@@ -64,6 +64,21 @@ class Net:
             attributes["kernel_shape"] = [k]
         self.bounded(self.node("Conv", [x, self.whole(outputs, c // group, k), *bias], outputs, out, **attributes))
 
+    def chomp(self) -> None:
+        """A causal Conv as it is often exported: padded on both sides, then the end cut off."""
+        x, c, length = self.pick()
+        k, d, s = self.rng.randint(2, 3), self.rng.choice((1, 2, 3, 4)), self.rng.choice((1, 1, 1, 2))
+        p = d * (k - 1)
+        out = (length + p - 1) // s + 1
+        cut = self.rng.choice((p, p, p + 1, 1)) // s
+        if not 0 < cut < out:
+            return
+        y = self.node("Conv", [x, self.whole(4, c, k)], 4, out, dilations=[d], strides=[s], pads=[p, p])
+        if self.rng.random() < 0.8:
+            del self.live[y]
+        ints = [self.constant([each], np.int64) for each in (0, -cut, self.rng.choice((2, -1)))]
+        self.bounded(self.node("Slice", [y, *ints], 4, out - cut))
+
     def transposed(self) -> None:
         x, c, length = self.pick()
         k, s, more = self.rng.randint(1, 4), self.rng.choice((1, 2)), 0
@@ -178,6 +193,8 @@ class Net:
         "operand",
         "transposed",
         "choose",
+        "chomp",
+        "chomp",
         "join",
         "cut",
         "pad",

@@ -34,7 +34,8 @@ class Chain:
     compute, by the link's place; they are the parts of the site, in this order.
     `block`: of each spatial axis, for phases; none for a chain to lift. `elements`: the element types that are known.
     `extents`: of tensors with unknown extents, which of those are equal but for a number. `nests`: links that are split
-    into phases again inside of these, each time fewer and by a block of their own.
+    into phases again inside of these, each time fewer and by a block of their own. `gone`: links that are done by
+    the `convs` before them (see `forms.chomp`); they are written as Identity.
     """
 
     links: tuple[Link, ...]
@@ -49,6 +50,7 @@ class Chain:
     elements: Mapping[str, str] = field(default_factory=dict)
     extents: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
     nests: tuple[tuple[tuple[int, ...], frozenset[int]], ...] = ()
+    gone: frozenset[int] = frozenset()
 
     def renamed(self) -> Chain:
         """Return the chain with names by place, and of what it knows only what it reads and makes.

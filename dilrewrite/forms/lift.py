@@ -133,7 +133,7 @@ def window(link: Link, right: int, chain: Chain) -> Lifted | None:
     return Lifted(tuple(inputs), right, attributes)
 
 
-def _integers(link: Link, chain: Chain, name: str, place: int) -> tuple[int, ...] | None:
+def integers(link: Link, chain: Chain, name: str, place: int) -> tuple[int, ...] | None:
     """Return integers that are an attribute in one opset and a constant input in another."""
     value = link.attributes.get(name)
     if isinstance(value, tuple):
@@ -153,7 +153,7 @@ def _spelled(
 
 def reduction(link: Link, right: int, chain: Chain) -> Lifted | None:
     """Over axes that are known; without keepdims those behind the new axis go."""
-    rank, axes = chain.rank(link.inputs[0]), _integers(link, chain, "axes", 1)
+    rank, axes = chain.rank(link.inputs[0]), integers(link, chain, "axes", 1)
     if rank is None or not axes:
         return None
     moved = tuple(shifted(axis, rank, right) for axis in axes)
@@ -189,7 +189,7 @@ def transpose(link: Link, right: int, chain: Chain) -> Lifted | None:
 
 def squeeze(link: Link, right: int, chain: Chain) -> Lifted | None:
     """Axes that are known go."""
-    rank, axes = chain.rank(link.inputs[0]), _integers(link, chain, "axes", 1)
+    rank, axes = chain.rank(link.inputs[0]), integers(link, chain, "axes", 1)
     if rank is None or not axes:
         return None
     moved = tuple(shifted(axis, rank, right) for axis in axes)
@@ -198,7 +198,7 @@ def squeeze(link: Link, right: int, chain: Chain) -> Lifted | None:
 
 def unsqueeze(link: Link, right: int, chain: Chain) -> Lifted | None:
     """Axes that are known come; the new axis stays before the axis behind it."""
-    rank, axes = chain.rank(link.inputs[0]), _integers(link, chain, "axes", 1)
+    rank, axes = chain.rank(link.inputs[0]), integers(link, chain, "axes", 1)
     if rank is None or not axes:
         return None
     whole = rank + len(axes)
@@ -210,7 +210,7 @@ def unsqueeze(link: Link, right: int, chain: Chain) -> Lifted | None:
 
 def pad(link: Link, right: int, chain: Chain) -> Lifted | None:
     """Pads that are known, for all axes or those of the fourth input."""
-    rank, pads = chain.rank(link.inputs[0]), _integers(link, chain, "pads", 1)
+    rank, pads = chain.rank(link.inputs[0]), integers(link, chain, "pads", 1)
     if rank is None or pads is None:
         return None
     inputs = _first(link)
@@ -225,8 +225,8 @@ def pad(link: Link, right: int, chain: Chain) -> Lifted | None:
 
 def cut(link: Link, right: int, chain: Chain) -> Lifted | None:
     """Slice: the axes that it names, or the first ones."""
-    rank, starts = chain.rank(link.inputs[0]), _integers(link, chain, "starts", 1)
-    axes = _integers(link, chain, "axes", 3)
+    rank, starts = chain.rank(link.inputs[0]), integers(link, chain, "starts", 1)
+    axes = integers(link, chain, "axes", 3)
     named = "axes" in link.attributes or (len(link.inputs) > 3 and link.inputs[3] != "")
     if rank is None or (axes is None and (named or starts is None)):
         return None

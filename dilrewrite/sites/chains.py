@@ -11,12 +11,13 @@ from onnx import AttributeProto, NodeProto, helper
 
 from dilrewrite.forms import grid, lift
 from dilrewrite.forms.chain import Chain, Link
+from dilrewrite.forms.chomp import chomped
 from dilrewrite.forms.fragment import AttributeValue
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.light import Shape
 from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
-from dilrewrite.sites.cut import OUTSIDE, Flow, inside
+from dilrewrite.sites.cut import ENDLESS, OUTSIDE, Flow, inside
 from dilrewrite.sites.operators import Refused, operator_of, operators
 from dilrewrite.sites.ranks import spread_ranks
 from dilrewrite.sites.scopes import Scope
@@ -72,6 +73,8 @@ def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
         links=links, inputs=(), outputs=(), shapes=shapes, constants=frozenset(constants), integers=integers,
         opset=scope.opset, convs={place: part.geometry for place, part in parts.items()}, elements=elements,
     )  # fmt: skip
+    readers = {place: scope.sole_consumer(link.outputs[0]) for place, link in enumerate(links) if place in parts}
+    chain = chomped(chain, {place: reader for place, reader in readers.items() if reader is not None})
     return replace(chain, extents=grid.extents(chain))
 
 
@@ -155,9 +158,8 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]
             continue
         if name in scope.outputs or scope.captured[name]:
             places.append(OUTSIDE)
-        flows.append(
-            Flow(scope.producers.get(name, OUTSIDE), tuple(places), _elements(chain.shapes.get(name, ())) + NODE)
-        )
+        weight = ENDLESS if chain.gone.intersection(places) else _elements(chain.shapes.get(name, ())) + NODE
+        flows.append(Flow(scope.producers.get(name, OUTSIDE), tuple(places), weight))
     chosen = inside(flows, view.wanted, allowed)
     group = {place: place for place in chosen}
 
@@ -219,7 +221,11 @@ def region_sites(
 ) -> Iterator[Site]:
     """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`)."""
     view = phased_view(whole, block) if block else lifted_view(whole)
+    pairs = [(scope.producers[whole.links[place].inputs[0]], place) for place in whole.gone]
     for places in regions(scope, whole, view):
+        members = set(places)
+        if any((maker in members) != (place in members) for maker, place in pairs):
+            continue  # no layout has room for both
         own = {number: parts[place] for number, place in enumerate(places) if place in parts}
         if len(places) > 1 and any(lift_all or part.geometry.dilated for part in own.values()):
             yield _site(scope, replace(whole, block=block), view, places, own)
@@ -242,7 +248,8 @@ def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts
     )
     chain = replace(
         whole, links=links, inputs=inputs, outputs=outputs,
-        convs={number: part.geometry for number, part in parts.items()},
+        convs={number: whole.convs[places[number]] for number in parts},
+        gone=frozenset(number for number, place in enumerate(places) if place in whole.gone),
     )  # fmt: skip
     operands = {
         (number, place): scope.operand(name)

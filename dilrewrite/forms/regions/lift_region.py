@@ -49,7 +49,10 @@ class _Writer:
                 steps.append(self._layout("Unsqueeze", name, x, self.names[name]))
         for of, (link, lifted) in enumerate(zip(self.chain.links, self.labels.links, strict=True)):
             assert lifted is not None
-            steps.append(self._link(of, link, lifted))
+            if of in self.chain.gone:
+                self.names[link.outputs[0]] = self.names[link.inputs[0]]
+            else:
+                steps.append(self._link(of, link, lifted))
         results = tuple(f"y{place}" for place in range(len(self.chain.outputs)))
         for name, y in zip(self.chain.outputs, results, strict=True):
             steps.append(self._layout("Squeeze", name, self.names[name], y))

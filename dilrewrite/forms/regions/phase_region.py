@@ -67,6 +67,10 @@ class _Writer:
         how = rows[-1]
         if how is None:
             raise Unsupported(f"{link.op} cannot run on phases of phases here")
+        if of in self.chain.gone:
+            held = self.layers.at(link.inputs[0], level)
+            self.layers.put(link.outputs[0], level, held.tensor, clean=held.clean)
+            return
         needs = any(row is not None and row.needs for row in rows)
         clean, sources = how.clean, dict[int, Tensor]()
         for place, axes in enumerate(how.inputs):
