@@ -2,11 +2,13 @@
 
 import itertools
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pytest
 
 from dilrewrite.sites.cut import OUTSIDE, Flow, inside
+
+Make = Callable[[random.Random, int], tuple[list[Flow], set[int], set[int]]]
 
 
 def cost(flows: Sequence[Flow], chosen: Collection[int]) -> int:
@@ -30,12 +32,29 @@ def graph(rng: random.Random, nodes: int) -> tuple[list[Flow], set[int], set[int
     return flows, wanted, {place for place, kind in enumerate(kinds) if kind != "blocked"}
 
 
+def tangled(rng: random.Random, nodes: int) -> tuple[list[Flow], set[int], set[int]]:
+    """Return the same with many tensors of one node and from outside, read twice by a node, weights alike or far apart.
+
+    Wanted nodes need not be allowed.
+    """
+    flows, wanted, allowed = graph(rng, nodes)
+    weights = rng.choice([(1,), (1, 2), (3, 2**40)])
+    for _ in range(rng.randint(0, nodes)):
+        maker = rng.choice((OUTSIDE, rng.randrange(nodes)))
+        readers = rng.choices(range(maker, nodes), k=rng.randint(1, 4))
+        flows.append(Flow(maker, tuple(reader for reader in readers if reader != maker), 1))
+    rng.shuffle(flows)
+    flows = [Flow(flow.maker, flow.readers, rng.choice(weights)) for flow in flows]
+    return flows, wanted | {place for place in range(nodes) if rng.random() < 0.1}, allowed
+
+
+@pytest.mark.parametrize("make", [graph, tangled])
 @pytest.mark.parametrize("seed", range(200))
-def test_no_other_cut_moves_less(seed: int) -> None:
+def test_no_other_cut_moves_less(seed: int, make: Make) -> None:
     rng = random.Random(seed)
-    flows, wanted, allowed = graph(rng, rng.randint(1, 9))
+    flows, wanted, allowed = make(rng, rng.randint(1, 9))
     chosen = inside(flows, wanted, allowed)
-    assert wanted <= chosen <= allowed
+    assert wanted <= chosen <= allowed | wanted
     free = sorted(allowed - wanted)
     cuts = [wanted.union(more) for count in range(len(free) + 1) for more in itertools.combinations(free, count)]
     least = min(cost(flows, cut) for cut in cuts)
@@ -55,14 +74,19 @@ def test_a_bottleneck_is_entered_once() -> None:
     assert inside(thick, {1, 5, 9}, range(12)) == set(range(12))
 
 
-def test_a_large_graph_is_cut_as_networkx_cuts_it() -> None:
+def test_without_anything_wanted_nothing_is_inside() -> None:
+    assert inside([Flow(OUTSIDE, (0, 1), 1), Flow(0, (1,), 1), Flow(1, (OUTSIDE,), 1)], (), (0, 1)) == set()
+    assert inside([], {3}, ()) == {3}
+
+
+@pytest.mark.parametrize(("make", "seed"), [(graph, 1), (tangled, 2), (tangled, 3), (tangled, 4)])
+def test_a_large_graph_is_cut_as_networkx_cuts_it(make: Make, seed: int) -> None:
     networkx = pytest.importorskip("networkx")
-    rng = random.Random(1)
-    flows, wanted, allowed = graph(rng, 2000)
+    flows, wanted, allowed = make(random.Random(seed), 2000)
     network = networkx.DiGraph()
     for place in wanted:
         network.add_edge("s", place)
-    for place in [OUTSIDE, *set(range(2000)) - allowed]:
+    for place in [OUTSIDE, *set(range(2000)) - allowed - wanted]:
         network.add_edge(place, "t")
     for number, flow in enumerate(flows):
         network.add_edge(flow.maker, (number, "leaves"), capacity=flow.weight)
