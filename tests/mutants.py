@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from onnx import ModelProto
 
-from dilrewrite.forms import builder, fragment, geometry
+from dilrewrite.forms import builder, cells, fragment, geometry, grid, lift
 from dilrewrite.forms.builder import Builder, Cut, Tensor
+from dilrewrite.forms.chain import Chain, Link
+from dilrewrite.forms.fragment import CoreConv, Fragment, Node
 from dilrewrite.forms.layout import Layout
-from dilrewrite.forms.strategies import _phases, strategies
+from dilrewrite.forms.regions import _layers, lift_region, phase_region
+from dilrewrite.forms.strategies import Refusal, _phases, strategies
 from dilrewrite.splice import region
+from tests.region_models import between, ints, whole
 
 Context = contextlib.AbstractContextManager[None]
 
@@ -289,4 +295,245 @@ def computed_same_pads_the_other_way() -> Iterator[None]:
         return right(self, tensor, turned if computed else sides)
 
     with mock.patch.object(builder.Builder, "pad", wrong):
+        yield
+
+
+# -- regions -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class OfRegions:
+    """A wrong version of a form of regions: how it is entered, and a model with a region on which it shows.
+
+    `block`: how the region is split into phases.
+    """
+
+    enter: Callable[[], Context]
+    form: str
+    model: Callable[[], ModelProto]
+    block: tuple[int, ...] = ()
+
+
+REGION_MUTANTS: dict[str, OfRegions] = {}
+"""Every mutant of a form of regions by name; `with REGION_MUTANTS[name].enter(): ...`."""
+
+Made = Callable[[Callable[[], Iterator[None]]], None]
+
+
+def lifted(middle: str, weights: Mapping[str, Any] | None = None, channels: int = 4) -> Made:
+    """Register a mutant of `lift_region`; it shows on a model with this between two Convs."""
+
+    def register(function: Callable[[], Iterator[None]]) -> None:
+        model = functools.partial(between, middle, weights, channels=channels)
+        REGION_MUTANTS[function.__name__] = OfRegions(contextlib.contextmanager(function), "lift_region", model)
+
+    return register
+
+
+def phased(middle: str, weights: Mapping[str, Any] | None = None, given: str = "", size: int = 9) -> Made:
+    """Register a mutant of `phase_region`; the model has two images, `size` by `size`."""
+
+    def register(function: Callable[[], Iterator[None]]) -> None:
+        model = functools.partial(between, middle, weights, shape=(2, 4, size, size), given=given)
+        made = contextlib.contextmanager(function)
+        REGION_MUTANTS[function.__name__] = OfRegions(made, "phase_region", model, (2, 2))
+
+    return register
+
+
+def _row(op: str, change: Callable[[Link, lift.Lifted, int], lift.Lifted]) -> Context:
+    """Change what an operator is lifted to."""
+    right = lift.ROWS[op]
+
+    def wrong(link: Link, behind: int, chain: Chain) -> lift.Lifted | None:
+        made = right(link, behind, chain)
+        return made and change(link, made, behind)
+
+    return mock.patch.dict(lift.ROWS, {op: wrong})  # type: ignore[arg-type]
+
+
+def _fragment(form: type, change: Callable[[Fragment], Fragment]) -> Any:
+    """Change the fragments of a form of regions."""
+    right = form.fragment  # type: ignore[attr-defined]
+
+    def wrong(self: Any, chain: Chain, opset: int) -> Fragment | Refusal:
+        made = right(self, chain, opset)
+        return change(made) if isinstance(made, Fragment) else made
+
+    return mock.patch.object(form, "fragment", wrong)
+
+
+@lifted("b = Relu (a)")
+def squeezed_along_the_wrong_axis() -> Iterator[None]:
+    """What leaves a lifted region loses its first axis."""
+
+    def wrong(made: Fragment) -> Fragment:
+        steps = (
+            dataclasses.replace(step, inputs=(step.inputs[0], "first"))
+            if isinstance(step, Node) and step.op == "Squeeze"
+            else step
+            for step in made.steps
+        )
+        return dataclasses.replace(made, steps=tuple(steps), constants={**made.constants, "first": (0,)})
+
+    with _fragment(lift_region.LiftRegion, wrong):
+        yield
+
+
+@lifted("b = Relu (a)")
+def lifted_behind_the_data() -> Iterator[None]:
+    """The new axis stands behind the data and not before them."""
+
+    def wrong(made: Fragment) -> Fragment:
+        return dataclasses.replace(made, constants={**made.constants, "axis_2": (3,)})
+
+    with _fragment(lift_region.LiftRegion, wrong):
+        yield
+
+
+@lifted("b = PRelu (a, c)", {"c": whole(4, 1)})
+def slope_as_it_was() -> Iterator[None]:
+    """A slope per channel gets no new axis."""
+    with _row("PRelu", lambda _, made, __: dataclasses.replace(made, inputs=(lift.As.LIFTED, lift.As.IS))):
+        yield
+
+
+@lifted("b = Concat <axis = 1> (a, a)", channels=8)
+def joined_along_the_axis_in_front() -> Iterator[None]:
+    """The axis of a Concat moves the wrong way."""
+    with _row("Concat", lambda _, made, __: dataclasses.replace(made, attributes={"axis": 0})):
+        yield
+
+
+@lifted("b = Concat <axis = 2> (a, a)")
+def joined_along_the_new_axis() -> Iterator[None]:
+    """The axis of a Concat stays, though it stands behind the new one."""
+    with _row("Concat", lambda link, made, _: dataclasses.replace(made, attributes=link.attributes)):
+        yield
+
+
+@lifted("b = Pad (a, p)", {"p": ints(0, 0, 1, 0, 0, 1)})
+def padded_along_the_new_axis() -> Iterator[None]:
+    """The pads of a Pad stay where they were, and the new axis has none at the end of the list."""
+
+    def wrong(_: Link, made: lift.Lifted, __: int) -> lift.Lifted:
+        pads = made.inputs[1]
+        assert isinstance(pads, tuple)
+        half = len(pads) // 2
+        begins, ends = (*pads[:2], pads[3], 0), (*pads[half : half + 2], pads[half + 3], 0)
+        return dataclasses.replace(made, inputs=(made.inputs[0], begins + ends, *made.inputs[2:]))
+
+    with _row("Pad", wrong):
+        yield
+
+
+@lifted("b = Slice (a, s, e, c, t)", {"s": ints(0), "e": ints(9), "c": ints(-1), "t": ints(2)})
+def cut_along_the_new_axis() -> Iterator[None]:
+    """The axis of a Slice stays, though it stands behind the new one."""
+    with _row(
+        "Slice", lambda _, made, __: dataclasses.replace(made, inputs=(*made.inputs[:3], (2,), *made.inputs[4:]))
+    ):
+        yield
+
+
+@phased("b = Exp (a)")
+def mask_dropped() -> Iterator[None]:
+    """No zeros are written around the data."""
+    with mock.patch.object(_layers.Layers, "full", return_value=True):
+        yield
+
+
+@phased("b = Exp (a)")
+def mask_behind_the_conv() -> Iterator[None]:
+    """The zeros are written around the output of the Conv that needs them, not around its input."""
+
+    def wrong(made: Fragment) -> Fragment:
+        masks = {step.outputs[0]: step for step in made.steps if isinstance(step, Node) and step.op == "Where"}
+        steps: list[fragment.Step] = []
+        for step in made.steps:
+            if isinstance(step, CoreConv) and step.source in masks:
+                where, data, zero = masks[step.source].inputs
+                steps.append(dataclasses.replace(step, source=data, output=f"{step.output}_bare"))
+                steps.append(Node("Where", (where, f"{step.output}_bare", zero), (step.output,), {}))
+            else:
+                steps.append(step)
+        return dataclasses.replace(made, steps=tuple(steps))
+
+    with _fragment(phase_region.PhaseRegion, wrong):
+        yield
+
+
+def _axes_behind_convs(change: Callable[[cells.Axis], cells.Axis]) -> Context:
+    """Change how the outputs of Convs are taken to lie."""
+    right = grid.conv
+
+    def wrong(*given: Any) -> cells.Phased | None:
+        made = right(*given)
+        axes = made.axes if made is not None else ()
+        return made and dataclasses.replace(made, axes=tuple(change(axis) if axis.block > 1 else axis for axis in axes))
+
+    return _everywhere(right, wrong)
+
+
+@phased("b = Relu (a)")
+def front_off_by_one() -> Iterator[None]:
+    """The data are thought to stand one cell further behind a Conv."""
+    with _axes_behind_convs(lambda axis: dataclasses.replace(axis, front=axis.front + 1)):
+        yield
+
+
+@phased("b = Relu (a)")
+def samples_off_by_one() -> Iterator[None]:
+    """Extents that the block does not divide have a sample too few."""
+    right = cells.Axis.becomes
+
+    def wrong(self: cells.Axis, extent: int, front: int) -> tuple[cells.Axis, int]:
+        axis, more = right(self, extent, front)
+        if axis.block == 1 or (front + extent) % axis.block == 0:
+            return axis, more
+        return dataclasses.replace(axis, cells=axis.cells - axis.block), more - 1
+
+    with mock.patch.object(cells.Axis, "becomes", wrong):
+        yield
+
+
+@phased("b = Relu (a)", size=8)
+def phases_in_reverse() -> Iterator[None]:
+    """On the way out the phases of each image are read from the last to the first."""
+    right = _layers.Layers._leave
+
+    def wrong(self: _layers.Layers, name: str, tensor: Tensor, axes: cells.Axes) -> Tensor:
+        batch, phases = tensor.shape[0], int(np.prod([axis.block for axis in axes]))
+        assert isinstance(batch, int)
+        order = np.arange(batch).reshape(-1, phases)[:, ::-1].ravel().tolist()
+        turned = self.node("Gather", [tensor.name, self.builder.constant(order)], tensor.shape, axis=0)
+        return right(self, name, turned, axes)
+
+    with mock.patch.object(_layers.Layers, "_leave", wrong):
+        yield
+
+
+@phased("m = ReduceSum (a, e) b = Add (m, a)", {"e": ints(2, 3)})
+def border_dropped() -> Iterator[None]:
+    """A reduction over space counts the cells around the data."""
+
+    def wrong(self: Any, name: str, level: int, _: str) -> Tensor:
+        made: Tensor = self.layers.at(name, level).tensor
+        return made
+
+    with mock.patch.object(phase_region._Writer, "_bordered", wrong):
+        yield
+
+
+@phased("b = Mul (c, a)", given=", float[2, 4, 1, 1] c")
+def images_repeated_in_turn() -> Iterator[None]:
+    """An operand with values of its own for each image is repeated as a whole."""
+
+    def wrong(self: _layers.Layers, name: str, level: int) -> Tensor:
+        tensor = self.at(name, 0).tensor
+        times = int(np.prod([block for layer in self.layers[1 : level + 1] for block in layer.block]))
+        repeats = self.builder.constant([times, *[1] * (len(tensor.shape) - 1)])
+        return self.node("Tile", [tensor.name, repeats], (None, *tensor.shape[1:]))
+
+    with mock.patch.object(_layers.Layers, "repeated", wrong):
         yield
