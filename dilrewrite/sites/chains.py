@@ -19,6 +19,7 @@ from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
 from dilrewrite.sites.cut import ENDLESS, OUTSIDE, Flow, inside
 from dilrewrite.sites.ends import ends
+from dilrewrite.sites.nests import nested
 from dilrewrite.sites.operators import Refused, operator_of, operators
 from dilrewrite.sites.ranks import spread_ranks
 from dilrewrite.sites.scopes import Scope
@@ -220,7 +221,10 @@ def every_region(scope: Scope, *, lift_all: bool = False) -> Iterator[Site]:
 def region_sites(
     scope: Scope, whole: Chain, parts: Mapping[int, Part], block: tuple[int, ...] = (), *, lift_all: bool = False
 ) -> Iterator[Site]:
-    """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`)."""
+    """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`).
+
+    A region of phases that leaves dilation comes once more, with what is split again inside.
+    """
     view = phased_view(whole, block) if block else lifted_view(whole)
     pairs = [(scope.producers[whole.links[place].inputs[0]], place) for place in whole.gone]
     for places in regions(scope, whole, view):
@@ -229,7 +233,10 @@ def region_sites(
             continue  # no layout has room for both
         own = {number: parts[place] for number, place in enumerate(places) if place in parts}
         if len(places) > 1 and any(lift_all or part.geometry.dilated for part in own.values()):
-            yield _site(scope, replace(whole, block=block), view, places, own)
+            site = _site(scope, replace(whole, block=block), view, places, own)
+            yield site
+            if isinstance(site.meaning, Chain) and block and (full := nested(site.meaning)) is not None:
+                yield replace(site, meaning=full)
 
 
 def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts: Mapping[int, Part]) -> Site:
