@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx import ModelProto, ValueInfoProto
 
@@ -11,15 +12,15 @@ from dilrewrite.errors import DilrewriteError
 from dilrewrite.forms.chain import Chain
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.model.walk import ScopePath, copied
-from dilrewrite.proof.inputs import Case, Chooser
+from dilrewrite.proof.inputs import SMALL, Case, Chooser, Run
 from dilrewrite.proof.roles import Convolutions
 from dilrewrite.proof.trial import runnable
 from dilrewrite.proof.verdict import Settings
-from dilrewrite.runtimes import Array, CannotRun, Options, Runnable, RuntimeFailure, Session
+from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, Session
 from dilrewrite.sites import Site
 
-WANTED = ("user", "given", "first", "smallest", "batch", "not divisible", "divisible")
-"""The cases that are run, in this order, of those that a verification would choose."""
+SOON_S = 10.0
+"""No further sizes are tried after so many seconds; one that runs is always waited for."""
 
 MOST_BYTES = 2**30
 """No more values are kept; the cases that do not fit are left out."""
@@ -72,22 +73,25 @@ class Observer:
     def _seen_in(
         self, session: Session, proto: ModelProto, told: Sequence[str], fixed: Mapping[str, Array], given: set[str]
     ) -> list[dict[str, Array]]:
+        names = list(told) or [value.name for value in proto.graph.output][:1]
+        ran: dict[int, dict[str, Array]] = {}
+
+        def run(feeds: Mapping[str, Array]) -> None:
+            ran[id(feeds)] = session.run(feeds, names)
+
         seen: list[dict[str, Array]] = []
         held = 0
-        for case in self._cases(session, proto):
-            try:
-                values = session.run(case.feeds, told) if told else {}
-            except CannotRun:
-                continue
+        for case in self._cases(session, proto, run):
+            values = ran.pop(id(case.feeds))
             held += sum(array.nbytes for array in values.values())
             if held > MOST_BYTES:
                 break
-            seen.append({**fixed, **{name: case.feeds[name] for name in given if name in case.feeds}, **values})
+            own = {name: case.feeds[name] for name in given if name in case.feeds}
+            seen.append({**fixed, **own, **{name: values[name] for name in told}})
         return seen
 
-    def _cases(self, session: Session, proto: ModelProto) -> list[Case]:
-        """Return what to run on: the same as a verification, as far as it is `WANTED`."""
-        own = [value.name for value in proto.graph.output]
+    def _cases(self, session: Session, proto: ModelProto, run: Run) -> Iterator[Case]:
+        """Yield what was run on: what a verification runs on first, then some of its sizes, as long as it is quick."""
         chooser = Chooser(
             session.inputs,
             given=self._settings.shapes,
@@ -95,13 +99,26 @@ class Observer:
             seed=self._settings.seed,
             roles=Convolutions(proto).roles(),
         )
-
-        def run(feeds: Mapping[str, Array]) -> None:
-            session.run(feeds, own)
-
+        start = time.monotonic()
         first, sizes = chooser.first(run)
-        cases = [first, *chooser.more(sizes, self._step(), run)]
-        return sorted((case for case in cases if case.name in WANTED), key=lambda case: WANTED.index(case.name))
+        yield first
+        extents, batches = chooser.extents, chooser.batches
+        base, step = max((sizes[extent] for extent in extents), default=0), self._step()
+        even = max(-(-base // step), 1) * step
+        lengths = {"not divisible": (even + 1, even - 1), "divisible": (even,), "smallest": SMALL} if extents else {}
+        tries: list[tuple[str, Sequence[str], Sequence[int]]] = [
+            *((name, extents, some) for name, some in lengths.items()),
+            *([("batch", batches, (2, 3))] if batches else []),
+        ]
+        known = [first.shapes]
+        for name, symbols, values in tries:
+            if time.monotonic() - start > SOON_S:
+                return
+            fresh = ({**sizes, **dict.fromkeys(symbols, value)} for value in values)
+            case = chooser.attempt(name, (each for each in fresh if chooser.shapes(each) not in known), run)
+            if case is not None:
+                known.append(case.shapes)
+                yield case
 
     def _step(self) -> int:
         """Return what lengths are a multiple of in one case: all dilations, within reason."""
