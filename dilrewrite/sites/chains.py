@@ -137,10 +137,14 @@ def lifted_view(chain: Chain) -> View:
 
 
 def phased_view(chain: Chain, block: tuple[int, ...]) -> View:
-    """Return the view of splitting a chain into phases; every dilated Conv that can be is wanted."""
+    """Return the view of splitting a chain into phases; Convs with taps along a split axis are wanted."""
     laid = grid.spread(chain, block)
     reads = tuple(None if each is None else tuple(axes is not None for axes in each.inputs) for each in laid.links)
-    wanted = {place for place, geometry in chain.convs.items() if geometry.dilated and reads[place] is not None}
+    wanted = {
+        place
+        for place, geometry in chain.convs.items()
+        if reads[place] is not None and any(b > 1 and k > 1 for b, k in zip(block, geometry.kernel, strict=True))
+    }
     return View(frozenset(laid.axes), reads, frozenset(wanted))
 
 

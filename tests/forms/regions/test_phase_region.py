@@ -1,8 +1,9 @@
 """Phases where operators have odd operands: the same, or outside."""
 
 import numpy as np
+import onnx
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from tests.region_models import Array, between, inside, ints, same, whole
 
@@ -130,3 +131,16 @@ def test_extents_below_the_block(size: tuple[int, int]) -> None:
     model = between("b = Exp (a)", {"w1": whole(4, 4, 3, 3) * 0}, shape=(2, 4, *size), dilation=4)
     assert inside(model, "phase_region", (4, 4)) == [("Conv", "Exp", "Conv")]
     assert same(model, "phase_region", (4, 4))
+
+
+def test_a_block_along_the_other_axis_serves_no_conv() -> None:
+    """Each 3 x 1 Conv keeps its dilation there, so nothing is gained by splitting."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> tiny (float[2, 4, 9, 9] x) => (float[2, 4, 9, 9] y) {'
+        " a = Conv <dilations = [2, 1], pads = [2, 0, 2, 0]> (x, w) b = Relu (a)"
+        " y = Conv <dilations = [2, 1], pads = [2, 0, 2, 0]> (b, w) }"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(whole(4, 4, 3, 1), "w"))
+    assert inside(model, "phase_region", (1, 2)) == []
+    assert inside(model, "phase_region", (2, 1)) == [("Conv", "Relu", "Conv")]
+    assert same(model, "phase_region", (2, 1))
