@@ -94,6 +94,7 @@ class Optimize(Verify, total=False):
     strategy: str | None
     eliminate: bool
     max_dilation: int
+    lift_all: bool
     only: str | None
     skip: str | None
     verify: Literal["full", "sites", "none"]

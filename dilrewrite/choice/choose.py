@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.fragment import AddKernelAxis, CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.strategies import Refusal, Strategy, plan, spelled, with_max_dilation
 from dilrewrite.sites import Place, Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
@@ -91,23 +92,22 @@ def candidates(
         chosen = with_max_dilation(strategy, max_dilation) if max_dilation > 1 else strategy
         how: dict[str, Any] = {"storage": site.storage, "fixed_weights": site.fixed_weights}
         fragment = sized = plan(name, chosen, site.meaning, site.opset, **how)
-        if isinstance(fragment, Fragment) and None in (fragment.multiply_adds, fragment.elements_moved):
+        unknown = isinstance(fragment, Fragment) and None in (fragment.multiply_adds, fragment.elements_moved)
+        if unknown and isinstance(site.meaning, ConvGeometry):
             sized = plan(name, chosen, assumed(site.geometry), site.opset, **how)
         if isinstance(fragment, Refusal) or isinstance(sized, Refusal):
             refused.append(next(one for one in (fragment, sized) if isinstance(one, Refusal)))
             continue
-        assert sized.multiply_adds is not None, "every size is known or assumed"
-        assert sized.elements_moved is not None
         found.append(
             Candidate(
                 strategy=name,
                 spelling=spelled(name, chosen),
                 fragment=fragment,
-                multiply_adds=sized.multiply_adds,
-                elements_moved=sized.elements_moved,
+                multiply_adds=sized.multiply_adds or 0,
+                elements_moved=sized.elements_moved or 0,
                 covers=site.covers(fragment),
-                holds_for=holds_for(site, chosen, fragment),
-                only_prunes=chosen.only_prunes,
+                holds_for=holds_for(site, chosen, fragment) if isinstance(site.meaning, ConvGeometry) else (),
+                only_prunes=isinstance(site.meaning, ConvGeometry) and chosen.only_prunes,
             )
         )
     return sorted(found, key=lambda candidate: candidate.order), refused
@@ -128,6 +128,11 @@ class Planner:
             self._known[key] = candidates(site, self.offered, self.max_dilation)
         found, refused = self._known[key]
         return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
+
+
+def region_planner(max_dilation: int = 1) -> Planner:
+    """Return what plans regions."""
+    return Planner(cast("Mapping[str, Strategy]", region_forms()), max_dilation)
 
 
 def worth_timing(found: Sequence[Candidate]) -> list[Candidate]:

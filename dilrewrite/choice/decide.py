@@ -11,18 +11,23 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from onnx import numpy_helper
+
 from dilrewrite.choice import choose
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.decisions import Decided
 from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.errors import UsageError
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Proof, Prover
+from dilrewrite.runtimes import Array
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import too_new
+from dilrewrite.splice.editor import Reader
 from dilrewrite.timing.outcome import Outcome
 
 
@@ -42,6 +47,7 @@ def left_out(scope: Scope, node: Site | Skipped) -> Reason | None:
 @dataclass
 class Decider:
     """Decides about the sites of one model, `source`. `decided`: by a decisions file. `around` surrounds every proof.
+    `seen`: what entered a region when the model ran. `read` gives the values of a constant.
 
     Raises `UsageError` for a strategy that does not exist.
     """
@@ -50,21 +56,28 @@ class Decider:
     proving: Proving
     source: Source
     decided: Mapping[str, Decided] | None = None
+    seen: Callable[[Site], Sequence[Mapping[str, Array]]] = lambda _: ()
     around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    read: Reader = numpy_helper.to_array
 
     def __post_init__(self) -> None:
         limit, strategy = self.scope.max_dilation, self.scope.strategy
         self.planner = choose.Planner(strategies(), limit)
+        self.region_planner = choose.region_planner(limit)
         self.forced = choose.Planner(dict([parse(strategy)]), limit) if strategy is not None else None
 
     @functools.cached_property
     def _prover(self) -> Prover:
-        return Prover(seed=self.proving.seed, threads=self.proving.threads)
+        return Prover(seed=self.proving.seed, threads=self.proving.threads, read=self.read)
 
     def prove(self, site: Site, fragment: Fragment) -> Proof | None:
         """Return the proof of a form, `None` when nothing is to be proved."""
         with self.around():
-            return self._prover.prove(self.source, site, fragment) if self.proving.verify != "none" else None
+            if self.proving.verify == "none":
+                return None
+            if isinstance(site.meaning, Chain):
+                return self._prover.prove(self.source, site, fragment, seen=self.seen(site))
+            return self._prover.prove(self.source, site, fragment)
 
     def consider(self, site: Site) -> Considered:
         """Return which forms a site may get."""
@@ -76,7 +89,7 @@ class Decider:
             return replace(forms, why=why, measurable=why is None)
 
         if self.decided is not None:
-            return considered(*self._replayed(site, self.decided[site.key]))
+            return considered(*self.replayed(site, self.decided[site.key]))
         newest = too_new(site.opset)
         if newest is not None:
             return considered(Why(reason=Reason.TOO_NEW, said=newest))
@@ -106,7 +119,8 @@ class Decider:
         wanted = choose.worth_timing(offered)
         return considered(None if wanted else Why(reason=Reason.NO_FORM), wanted)
 
-    def _replayed(self, site: Site, decided: Decided) -> tuple[Why, list[choose.Candidate]]:
+    def replayed(self, site: Site, decided: Decided) -> tuple[Why, list[choose.Candidate]]:
+        """Return the form that the file says. Raises `UsageError` where it does not apply."""
         name, strategy = parse(decided.strategy)
         why = Why(reason=Reason.DECIDED)
         if name == "keep":
@@ -168,7 +182,7 @@ class Decider:
         """Return that a site stays, with its SAME_* pads made explicit where a runtime needs that."""
         site = considered.site
         decision = Decision(considered=considered, measured=measured, why=why, unproved=unproved)
-        if not site.geometry.auto_pad.startswith("SAME"):
+        if isinstance(site.meaning, Chain) or not site.geometry.auto_pad.startswith("SAME"):
             return decision
         keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
         if isinstance(keep, Refusal):

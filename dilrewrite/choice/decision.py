@@ -21,7 +21,7 @@ class Considered:
 
     `offered` are the forms that apply, `refused` the others; `wanted` those of which it may get one, the first to try
     in front: none, when it stays as it is. `why`: why it does, or why the wanted ones are wanted, `None` where
-    measuring tells. `measurable`: timings decide between the wanted ones.
+    measuring tells. `measurable`: timings decide between the wanted ones. `inside`: keys of the sites in a region.
     """
 
     site: Site
@@ -30,6 +30,7 @@ class Considered:
     wanted: tuple[Candidate, ...]
     why: Why | None = None
     measurable: bool = False
+    inside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class Decision:
     `candidate`: the form that it gets (`None`: kept). `explicit` makes a kept Conv one that runtimes take: its SAME_*
     pads, which depend on an unknown extent, become a computed Pad. `unproved`: forms that were to be used, with what
     the proof said. `wrong`: one of them that is not equal to the site, by `proof`. `gain`: of the model's time, by its
-    timing.
+    timing. `region`: it goes with that region, which leaves the `dilation_left`.
     """
 
     considered: Considered
@@ -67,6 +68,8 @@ class Decision:
     unproved: tuple[Refusal, ...] = ()
     wrong: str | None = None
     gain: float | None = None
+    region: Decision | None = None
+    dilation_left: int = 1
 
     @property
     def site(self) -> Site:
@@ -81,6 +84,8 @@ class Decision:
     @property
     def strategy(self) -> str:
         """Return the name of the form."""
+        if self.region is not None:
+            return self.region.strategy
         return self.candidate.strategy if self.candidate is not None else "keep"
 
     @property
@@ -91,4 +96,8 @@ class Decision:
     @property
     def max_dilation(self) -> int:
         """Return the dilation that is left."""
-        return self.fragment.max_dilation if self.fragment is not None else self.site.geometry.max_dilation
+        if self.region is not None:
+            return self.dilation_left
+        if self.fragment is not None:
+            return self.fragment.max_dilation
+        return max(part.geometry.max_dilation for part in self.site.parts)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dilrewrite._version import __version__
 from dilrewrite.errors import UsageError, shown
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import parse
-from dilrewrite.sites import Site
+from dilrewrite.sites import Found, Site
 from dilrewrite.staging import is_file
 
 FORMAT = 1
@@ -34,8 +35,9 @@ class Decided:
 
 def digest(site: Site) -> str:
     """Return 16 hexadecimal digits for all that decides how a site can be rewritten."""
+    conv = isinstance(site.meaning, ConvGeometry)
     data = {
-        "geometry": dataclasses.asdict(site.geometry),
+        "geometry": dataclasses.asdict(site.geometry) if conv else repr(site.meaning),
         "opset": site.opset,
         "storage": site.storage,
         "weight": site.fixed_weights,
@@ -102,8 +104,13 @@ def read(path: Path) -> dict[str, Decided]:
     return found
 
 
-def check(path: Path, decided: Mapping[str, Decided], sites: Sequence[Site]) -> None:
-    """Raise `UsageError`, naming the node, unless the decisions are about exactly these sites."""
+def _kind(key: str) -> str:
+    return "region" if "@" in key.rpartition("/")[2] else "dilated Conv"
+
+
+def check(path: Path, decided: Mapping[str, Decided], found: Found) -> None:
+    """Raise `UsageError`, naming the node, unless the decisions are about exactly these sites, and regions of them."""
+    sites = (*found.sites, *(region for region in found.regions if region.key in decided))
     problems = [
         f"nothing is decided about the node {node}"
         if entry is None
@@ -113,7 +120,7 @@ def check(path: Path, decided: Mapping[str, Decided], sites: Sequence[Site]) -> 
         if entry is None or entry.digest != digest(site)
     ]
     keys = {site.key for site in sites}
-    problems += [f"the model has no dilated Conv {key}" for key in decided if key not in keys]
+    problems += [f"the model has no {_kind(key)} {key}" for key in decided if key not in keys]
     if problems:
         hint = "the model has changed: decide again, without --decisions"
         raise UsageError(f"--decisions {shown(path)}: {problems[0]}", hint=hint)

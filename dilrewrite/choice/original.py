@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from onnx import ModelProto
 
+from dilrewrite.forms.chain import Chain
+from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import scopes
 from dilrewrite.proof.inputs import Case, Chooser
@@ -19,8 +21,10 @@ from dilrewrite.runtimes import Array, Runnable, RuntimeFailure, Session, backen
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
 from dilrewrite.sites.known import CONVOLVES
+from dilrewrite.sites.scopes import scopes as scopes_of
 from dilrewrite.timing.measure import Meter
 from dilrewrite.timing.profiling import UNSEEN, Profiled, SiteRun
+from dilrewrite.timing.stretch import Types
 
 TIMED_LENGTHS = {
     1: (1000, 4000, 16000, 512, 256, 128, 100, 64, 32, 16, 8, 4, 2, 1),
@@ -47,6 +51,12 @@ class Original:
     feeds: Mapping[str, Array] = field(default_factory=dict)
     made_up: bool = False
     profiled: Profiled | None = None
+
+    @functools.cached_property
+    def types(self) -> Types:
+        """Return the types of its tensors."""
+        lists = scopes_of(self.model.proto, infer_shapes(self.model.proto))
+        return {(scope.path, name): typed for scope in lists for name, typed in scope.shapes.items()}
 
     @functools.cached_property
     def digest(self) -> str:
@@ -144,5 +154,11 @@ class Original:
         return Profiled(seconds=profiled.seconds, sites=runs, tensors=tensors)
 
     def run_of(self, site: Site) -> SiteRun:
-        """Return how a site ran."""
-        return self.profiled.sites.get(site.key, UNSEEN) if self.profiled is not None else UNSEEN
+        """Return how a site ran; of a region only how often, as the sites in it."""
+        if self.profiled is None:
+            return UNSEEN
+        if isinstance(site.meaning, Chain):
+            inside = set(site.nodes)
+            own = (each for each in self.found.sites if each.scope == site.scope and inside.issuperset(each.nodes))
+            return replace(UNSEEN, times=max((self.run_of(each).times for each in own), default=1))
+        return self.profiled.sites.get(site.key, UNSEEN)

@@ -18,13 +18,14 @@ from dilrewrite.choice.layers import compare_layers
 from dilrewrite.choice.original import Original
 from dilrewrite.choice.reason import Condition, Reason, Why, not_measured
 from dilrewrite.errors import FailedError
+from dilrewrite.forms.chain import Chain
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import RuntimeFailure, TimedOut, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
-from dilrewrite.timing import neighbourhood
+from dilrewrite.timing import neighbourhood, stretch
 from dilrewrite.timing.agreement import Differs, allowed
 from dilrewrite.timing.budget import CONFIRMATION, estimated_s
 from dilrewrite.timing.measure import Answer, Form, Meter
@@ -92,8 +93,11 @@ class Tuning:
             return False
         return True
 
-    def measure(self, considered: Sequence[Considered]) -> None:
-        """Time the forms of the sites that timings decide about, the ones that take most time first."""
+    def measure(self, considered: Sequence[Considered], *, needed: bool = True) -> None:
+        """Time the forms of the sites that timings decide about, the ones that take most time first.
+
+        `needed`: what the budget does not reach is missing.
+        """
         entries = [entry for entry in considered if entry.measurable]
         if self.failure is not None:
             for entry in entries:
@@ -106,9 +110,10 @@ class Tuning:
                 if self.meter.budget.now() < self.meter.budget.forms_until_s:  # else not even its question is made
                     self._measure(entry, round(comparisons))
         missed = [group[0] for group in groups if any(entry.site.key not in self.sites for entry in group)]
-        timings = [form for answer in self.answers.values() for form in answer.forms.values()]
-        self.untimed = sum(len(entry.wanted) for entry in missed)
-        self.untimed += sum(form.outcome is Outcome.NO_TIME for form in timings)
+        timings = [f for group in groups if group[0] not in missed for f in self.of(group[0]).timings.values()]
+        if needed:
+            self.untimed += sum(len(entry.wanted) for entry in missed)
+            self.untimed += sum(form.outcome is Outcome.NO_TIME for form in timings)
 
     def _leave(self, entry: Considered, why: Why) -> None:
         """Note why a site is not measured."""
@@ -144,7 +149,7 @@ class Tuning:
     def _may_be_asked(self, entry: Considered) -> bool:
         """Say whether there is something to measure at a site; note why not."""
         run = self.run_of(entry.site)
-        if self.decider.scope.eliminate and len(entry.wanted) == 1:
+        if self.decider.scope.eliminate and len(entry.wanted) == 1 and not isinstance(entry.site.meaning, Chain):
             self._leave(entry, Why(reason=Reason.ONLY_FORM))
         elif run.share == 0.0 and not run.shapes:
             self._leave(entry, not_measured(Reason.DID_NOT_RUN))
@@ -154,6 +159,8 @@ class Tuning:
         """Return what is timed for a site, without neighbours when `bare`. Raises LookupError where it cannot be."""
         profiled, read = self.original.profiled, functools.partial(read_tensor, self.original.model)
         assert profiled is not None
+        if isinstance(site.meaning, Chain):
+            return stretch.ask(self.decider.source, site, profiled, self.original.types, read)
         ranks = self.meter.backend.layout_ranks
         return neighbourhood.ask(self.decider.source, site, profiled, read, ranks, bare=bare)
 
@@ -175,7 +182,7 @@ class Tuning:
         groups: dict[object, list[Considered]] = {}
         for entry in entries:
             site = entry.site
-            groups.setdefault((site.geometry, site.opset, site.storage, self.run_of(site).shapes), []).append(entry)
+            groups.setdefault((site.meaning, site.opset, site.storage, self.run_of(site).shapes), []).append(entry)
         most = {key: sum(_most(self.run_of(entry.site)) for entry in group) for key, group in groups.items()}
         order = sorted(groups, key=lambda key: -most[key])
         together = 0.0
@@ -190,7 +197,7 @@ class Tuning:
         for entry in considered:
             if entry.measurable:
                 timings = {one.strategy: FormTiming(outcome=Outcome.PLANNED) for one in _timed(entry)}
-                kinds[entry.site.geometry, entry.site.opset, entry.site.storage] = len(timings)
+                kinds[entry.site.meaning, entry.site.opset, entry.site.storage] = len(timings)
                 why = Why(reason=Reason.PLANNED, number=len(timings))
                 self.sites[entry.site.key] = SiteMeasurement(timings=timings, why=why)
         return self.measurement(estimated_s=round(estimated_s(kinds.values(), self.meter.budget.seconds), 1))
@@ -248,7 +255,8 @@ class Tuning:
             return self._against(make(set(sites)), share)
 
         confirmed = search(ordered, timed, self.meter.budget, run_s=self.run_s, min_gain=self.min_gain)
-        self.final, self.attempts = confirmed.final, confirmed.attempts
+        self.attempts += confirmed.attempts
+        self.final = confirmed.final or self.final
         return {
             winner.site.key: Why(
                 reason=Reason.NOT_CONFIRMED if confirmed.attempts else Reason.VERSION_FAILED,
@@ -267,7 +275,7 @@ class Tuning:
             return
         try:
             self.final = self._against(proto, CONFIRMATION)
-            self.attempts = (Attempt(sites=tuple(sites), timing=self.final),)
+            self.attempts += (Attempt(sites=tuple(sites), timing=self.final),)
         except Differs as error:
             self.differs = Why(reason=Reason.DIFFERS, said=str(error))
         except RuntimeFailure as error:

@@ -18,9 +18,9 @@ OWN = {
 
 
 @command(
-    "model output strategy eliminate max_dilation only skip backend budget_s min_gain_percent decisions save_decisions "
-    f"cache no_cache build_engine engine {ENGINE} shapes inputs verify report report_format no_report rtol atol "
-    "external_data dry_run force seed threads custom_op_library as_json quiet",
+    "model output strategy eliminate max_dilation lift_all only skip backend budget_s min_gain_percent decisions "
+    f"save_decisions cache no_cache build_engine engine {ENGINE} shapes inputs verify report report_format no_report "
+    "rtol atol external_data dry_run force seed threads custom_op_library as_json quiet",
     OWN,
 )
 def run(model: Path, output: Path | None, *, as_json: bool, quiet: bool, **options: Any) -> int:

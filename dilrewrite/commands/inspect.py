@@ -9,6 +9,7 @@ from dilrewrite.choice import choose, whole
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.reason import Reason, Why
+from dilrewrite.choice.regions import members
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.commands.places import Claims
 from dilrewrite.commands.run import Run, dilated, failure, notes_of
@@ -21,7 +22,7 @@ from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
 from dilrewrite.reports import report
 from dilrewrite.reports.report import Report
-from dilrewrite.sites import Found
+from dilrewrite.sites import Found, Site
 from dilrewrite.timing.profiling import UNSEEN
 
 
@@ -32,7 +33,7 @@ def inspect(path: Path, options: CommandOptions) -> Report:
     with run.clock("load"):
         model = load(path, weights=profile)
     Claims([path]).reports(options.places.report, options.places.report_format)
-    found = run.find(model)
+    found = run.find(model, regions=True)
     with run.clock("plan"):
         planner = choose.Planner(strategies(), limit)
         considered = [
@@ -40,6 +41,8 @@ def inspect(path: Path, options: CommandOptions) -> Report:
             for site in found.sites
             for offered, refused in [planner.candidates(site)]
         ]
+        regional = choose.region_planner(limit)
+        regions = [_inspected(region, regional, found) for region in found.regions]
     tuning = _profiled(run, model, found) if profile else None
     sites = []
     for entry in considered:
@@ -51,12 +54,20 @@ def inspect(path: Path, options: CommandOptions) -> Report:
         before=report.describe_model(model, model.proto, dilated=dilated(found)),
         options={"max_dilation": limit, **(options.plain() if profile else {})},
         sites=tuple(sites),
+        regions=tuple(map(report.describe_region, regions)),
         skipped=found.skipped,
         normalised=found.normalisations,
         measurement=tuning.measurement() if tuning is not None else None,
         notes=(*notes_of(tuning), *found.remarks),
     )
     return run.written(result)
+
+
+def _inspected(region: Site, planner: choose.Planner, found: Found) -> Decision:
+    offered, refused = planner.candidates(region)
+    inside = tuple(site.key for site in members(region, found.sites))
+    entry = Considered(site=region, offered=tuple(offered), refused=tuple(refused), wanted=(), inside=inside)
+    return Decision(considered=entry, measured=SiteMeasurement(), why=Why(reason=Reason.INSPECTED))
 
 
 def _profiled(run: Run, model: Model, found: Found) -> Tuning:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dilrewrite.choice import decisions, whole
+from dilrewrite.choice import decisions, regions, whole
 from dilrewrite.choice.decide import Decider, matches, remaining
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Reason
@@ -17,11 +17,12 @@ from dilrewrite.commands.run import Run, dilated, notes_of
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.save import stage_model
-from dilrewrite.model.tensors import Model
+from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.options import CommandOptions, Scope
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import parse_shapes
+from dilrewrite.proof.observe import Observer
 from dilrewrite.proof.verdict import Settings, Verdict
 from dilrewrite.reports import reasons, report, write_reports
 from dilrewrite.reports.report import Report, SiteReport
@@ -96,7 +97,7 @@ def _job(run: Run, path: Path, *, beside: bool) -> _Job:
     settings = trial.settings(model, options.proving)
     if started is not None:
         engines.measured_sizes(started, settings)  # an error before long work
-    return _Job(run, model, run.find(model), settings, target, engine, started, reports)
+    return _Job(run, model, run.find(model, regions=True), settings, target, engine, started, reports)
 
 
 def _choosing(job: _Job) -> Choosing:
@@ -105,18 +106,23 @@ def _choosing(job: _Job) -> Choosing:
     decided = None
     if options.scope.decisions is not None:
         decided = decisions.read(options.scope.decisions)
-        decisions.check(options.scope.decisions, decided, found.sites)
+        decisions.check(options.scope.decisions, decided, found)
     proofs = functools.partial(run.clock, "prove")
-    decider = Decider(options.scope, options.proving, Source(model.proto), decided, proofs)
+    read = functools.partial(read_tensor, model)
+    decider = Decider(options.scope, options.proving, Source(model.proto), decided, around=proofs, read=read)
     with run.clock("plan"):
         considered = [decider.consider(site) for site in found.sites]
+        around = regions.consider(decider, found)
     tuning = None
-    if found.sites and decided is None and options.measuring.seconds > 0:
+    if (found.sites or around) and decided is None and options.measuring.seconds > 0:
         settings = job.settings
         if job.started is not None:
             settings = replace(settings, shapes=engines.measured_sizes(job.started, settings))
         tuning = whole.tuning(model, found, decider, settings, options.measuring, options.building, run.progress)
-    return Choosing(model, found, considered, decider, tuning, run.clock, run.progress)
+        if not options.scope.eliminate:
+            around = [entry for entry in around if regions.may_gain(entry, tuning.meter.backend)]
+    decider.seen = Observer(model, [entry.site for entry in around], job.settings).of
+    return Choosing(model, found, around, considered, decider, tuning, run.clock, run.progress)
 
 
 def _done(job: _Job, choosing: Choosing) -> _Done:
@@ -128,12 +134,12 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     finally:
         if measures is not None:
             measures.close()
-    settled = chosen.settled
-    changed = bool(any(d.fragment or d.explicit for d in settled) or job.found.normalisations)
+    settled, every = chosen.settled, (*chosen.regions, *chosen.settled)
+    changed = bool(any(d.fragment or d.explicit for d in every) or job.found.normalisations)
     if proving.verify == "none" and changed:
         mark(chosen.rewritten.proto, "unverified")
     left = remaining(settled, job.found, scope) if scope.eliminate else ()
-    wrong = tuple(reasons.wrong(decision) for decision in settled if decision.wrong)
+    wrong = tuple(reasons.wrong(decision) for decision in every if decision.wrong)
     if measures is not None and measures.differs is not None:
         wrong = (*wrong, reasons.words(measures.differs, measures.meter.backend.name))
     verdict = None
@@ -154,7 +160,7 @@ def _verdict(job: _Job, chosen: Chosen, changed: bool) -> Verdict | None:
         return Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
     errors = [
         (decision.site, decision.proof.rounding.difference)
-        for decision in chosen.settled
+        for decision in (*chosen.regions, *chosen.settled)
         if decision.fragment is not None and decision.proof is not None and decision.proof.rounding is not None
     ]
     job.run.progress("verify", 0, 1)
@@ -172,7 +178,7 @@ def _status(job: _Job, done: _Done, sites: Sequence[SiteReport]) -> str:
         return "not valid"
     if done.left:
         return "dilation left"
-    if any(decision.fragment is not None for decision in done.chosen.settled):
+    if any(decision.fragment is not None for decision in (*done.chosen.regions, *done.chosen.settled)):
         return "rewritten"
     if not job.found.sites:
         return "nothing to rewrite"
@@ -186,6 +192,7 @@ def _report(job: _Job, done: _Done) -> Report:
     settled, measurement = done.chosen.settled, done.chosen.measurement
     on = measurement.backend if measurement is not None else ""
     sites = tuple(report.describe_site(decision, on) for decision in settled)
+    around = tuple(report.describe_region(decision, on) for decision in done.chosen.regions)
     status = _status(job, done, sites)
     written = status not in ("differs", "not valid", "dilation left")
     told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}
@@ -208,6 +215,7 @@ def _report(job: _Job, done: _Done) -> Report:
         output=shown(job.target) if written and not options.places.dry_run else None,
         options={**options.plain(), **building},
         sites=sites,
+        regions=around,
         skipped=found.skipped,
         normalised=found.normalisations,
         remaining=tuple(reasons.left(node, on) for node in done.left),
@@ -252,7 +260,7 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             )
             result = replace(result, notes=(*result.notes, *remarks))
             if places.save_decisions is not None:
-                staging.add_text(places.save_decisions, _decisions(result, done.chosen.settled))
+                staging.add_text(places.save_decisions, _decisions(result, done.chosen))
         if job.reports is not None and (places.report is not None or result.status != "dilation left"):
             write_reports(result, job.reports, staging, places.report_format)
         staging.commit()
@@ -272,11 +280,12 @@ def _chosen_on(result: Report, started: engines.Started) -> str:
     return f"{measurement.backend}, not measured on TensorRT"
 
 
-def _decisions(result: Report, settled: Sequence[Decision]) -> str:
+def _decisions(result: Report, chosen: Chosen) -> str:
     """Return the text of the decisions file."""
     facts = ("backend", "device", "versions", "settings", "inputs") if result.measurement is not None else ()
-    made_on = {name: getattr(result.measurement, name) for name in facts}
+    made_on, settled = {name: getattr(result.measurement, name) for name in facts}, chosen.settled
     sites = [(d.site, d.spelling, site.reason) for d, site in zip(settled, result.sites, strict=True)]
+    sites += [(d.site, d.spelling, reasons.of(d)) for d in chosen.regions if d.fragment is not None]
     return decisions.render(result.before.sha256, sites, made_on)
 
 

@@ -60,10 +60,10 @@ class Run:
         check_calls(model.proto, shown(path))
         return model
 
-    def find(self, model: Model) -> Found:
-        """Return what is dilated in a model."""
+    def find(self, model: Model, *, regions: bool = False) -> Found:
+        """Return what is dilated in a model, with its regions where these are asked for."""
         with self.clock("find"):
-            return find(model.proto)
+            return find(model.proto, regions=regions, lift_all=self.options.scope.lift_all)
 
     def report(self, status: str, **more: Any) -> Report:
         """Return the report; `more` are further fields of it."""

@@ -240,7 +240,11 @@ class Fragment:
     @property
     def max_dilation(self) -> int:
         """Return the largest dilation left in the core."""
-        convs = (core for core in self.core if isinstance(core, CoreConv))
+        return self.dilation_of()
+
+    def dilation_of(self, node: int | None = None) -> int:
+        """Return the largest dilation left in the Convs that compute a node of the site (`None`: in all)."""
+        convs = (core for core in self.core if isinstance(core, CoreConv) and node in (None, core.of))
         return max((acting_dilation(core.kernel, core.dilations) for core in convs), default=1)
 
     @property

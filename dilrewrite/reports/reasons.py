@@ -45,6 +45,8 @@ WORDS = {
     Reason.NO_PADS: "no form applies, nor can its own pads be made explicit ({why.refusals[0].reason}): " + SPELL_PADS,
     Reason.NO_FORM: "no other form applies",
     Reason.DECIDED: "by the decisions file",
+    Reason.IN_REGION: "rewritten with the region {why.said}",
+    Reason.LESS_THAN_SITES: "its Convs' own forms, or those of a region that shares nodes with it, are better",
     Reason.WRONG: "a form is wrong",
     Reason.UNPROVED: "{why.strategy} was not proved: {why.said}",
     Reason.TIMED: "takes {timing} of the dilated Conv's time",

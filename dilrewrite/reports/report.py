@@ -21,6 +21,7 @@ from dilrewrite._version import __version__
 from dilrewrite.choice.choose import Candidate
 from dilrewrite.choice.decision import Decision
 from dilrewrite.errors import shown
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.model.tensors import Model
@@ -109,6 +110,50 @@ class SiteReport:
     """Sites with the same number were measured as one; `None` when there was nothing to measure."""
     predicted_gain: float | None = None
     """Share of the model's time that the form saves by the site's timings, below 0 a loss; `None` when not measured."""
+    region: str | None = None
+    """The key of the region that it is rewritten with; `None` when it is rewritten or kept by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionReport:
+    """A chain of operators around dilated Convs that can be rewritten as one. Regions may overlap."""
+
+    where: str
+    """The graph it is in, as of a site."""
+    name: str
+    """Its first node's name, or its output's when it has none."""
+    key: str
+    """What names it in a model: where, first input and output, and `@lift` or `@` and the block."""
+    block: tuple[int, ...]
+    """Phases along each spatial axis; empty where the chain is lifted."""
+    opset: int
+    """Opset that applies to it."""
+    operators: Mapping[str, int]
+    """Number of its nodes by operator."""
+    members: tuple[str, ...]
+    """The keys of the sites in it."""
+    inputs: tuple[str, ...]
+    """The tensors that enter."""
+    outputs: tuple[str, ...]
+    """The tensors that leave."""
+    action: str
+    """`rewritten` or `kept`."""
+    strategy: str
+    """The form that was taken; `keep` when none was."""
+    reason: str
+    """Why that one."""
+    max_dilation_left: int
+    """Largest dilation of what stands there now; 1 for none."""
+    proof: Proof | None = None
+    """As of a site."""
+    candidates: tuple[CandidateReport, ...] = ()
+    """The forms that apply, cheapest by estimate first."""
+    refused: tuple[Refusal, ...] = ()
+    """The forms that do not apply or were not proved."""
+    question: int | None = None
+    """Regions with the same number were measured as one; `None` when there was nothing to measure."""
+    predicted_gain: float | None = None
+    """As of a site."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +224,8 @@ class Report:
     """The command's options as used, by name; values are JSON values."""
     sites: tuple[SiteReport, ...] = ()
     """Every dilated Conv that could be rewritten, in the model's order; empty for `build`, `verify` and `bench`."""
+    regions: tuple[RegionReport, ...] = ()
+    """The regions that were found and came into question, in the model's order."""
     skipped: tuple[Skipped, ...] = ()
     """Dilated nodes that are never rewritten; of `verify`, those of the second model."""
     normalised: tuple[Normalisation, ...] = ()
@@ -239,7 +286,7 @@ def describe_site(decision: Decision, backend: str = "") -> SiteReport:
         **same,
         multiply_adds=explicit.multiply_adds(),
         padding_share=None if share is None else 1 - share,
-        action="kept" if decision.fragment is None else "rewritten",
+        action="kept" if decision.fragment is None and decision.region is None else "rewritten",
         strategy=decision.strategy,
         reason=reasons.of(decision, backend),
         max_dilation_left=decision.max_dilation,
@@ -252,6 +299,32 @@ def describe_site(decision: Decision, backend: str = "") -> SiteReport:
         share=measured.run.share,
         share_interval=measured.run.interval,
         ran=measured.run.shapes,
+        question=measured.question,
+        predicted_gain=decision.gain,
+        region=decision.region.site.key if decision.region is not None else None,
+    )
+
+
+def describe_region(decision: Decision, backend: str = "") -> RegionReport:
+    """Return what is known and what was decided of a region; `backend`: what was measured on."""
+    region, measured, chain = decision.site, decision.measured, decision.site.meaning
+    assert isinstance(chain, Chain)
+    same = {name: getattr(region, name) for name in ("where", "name", "key", "opset", "inputs", "outputs")}
+    return RegionReport(
+        **same,
+        block=chain.block,
+        operators=dict(sorted(Counter(link.op for link in chain.links).items())),
+        members=decision.considered.inside,
+        action="kept" if decision.fragment is None else "rewritten",
+        strategy=decision.strategy,
+        reason=reasons.of(decision, backend),
+        max_dilation_left=decision.max_dilation,
+        proof=decision.proof,
+        candidates=tuple(
+            _candidate(candidate, measured.timings.get(candidate.strategy), backend)
+            for candidate in decision.considered.offered
+        ),
+        refused=(*decision.considered.refused, *decision.unproved),
         question=measured.question,
         predicted_gain=decision.gain,
     )

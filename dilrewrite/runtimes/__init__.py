@@ -281,10 +281,11 @@ class TimedBackend(Backend):
 
     `rank`: its place in the order in which `auto` asks; the highest that is ready is taken, none below 0. `doubts`: the
     regular expression of log lines that make timings doubtful. `layout_ranks`: the numbers of spatial axes of the Convs
-    that it runs in a layout of its own, not in N, C, extents. `source`, `unit`: where its times come from, and what
-    they count. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of an engine's layers, to be
-    compared with those of another engine. `trial`: the backend that looks for inputs that a model runs on; `None`: this
-    one.
+    that it runs in a layout of its own, not in N, C, extents. `dilation_costs`: whether it runs a dilated kernel slower
+    than an undilated one of its size (docs/performance.md), so that phases may gain time. `source`, `unit`: where its
+    times come from, and what they count. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
+    an engine's layers, to be compared with those of another engine. `trial`: the backend that looks for inputs that a
+    model runs on; `None`: this one.
     """
 
     __slots__ = ()
@@ -292,6 +293,7 @@ class TimedBackend(Backend):
     rank: ClassVar[int] = -100
     doubts: ClassVar[str] = ""
     layout_ranks: ClassVar[frozenset[int]] = frozenset()
+    dilation_costs: ClassVar[bool] = True
     source: ClassVar[TimeKind] = TimeKind.MEASURED
     unit: ClassVar[TimeUnit] = TimeUnit.SECONDS
     pace: ClassVar[Pace] = Pace()

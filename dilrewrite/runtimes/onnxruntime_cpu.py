@@ -17,6 +17,7 @@ class OnnxRuntimeCpu(OnnxRuntime):
     name: ClassVar = "onnxruntime_cpu"
     rank: ClassVar = 0
     layout_ranks: ClassVar = frozenset({2})
+    dilation_costs: ClassVar = False
     install: ClassVar = "pip install 'dilrewrite[cpu]'"
 
     def missing(self) -> str | None:

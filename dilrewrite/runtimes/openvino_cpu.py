@@ -36,6 +36,7 @@ class OpenVinoCpu(TimedBackend):
 
     name: ClassVar = "openvino_cpu"
     layout_ranks: ClassVar = frozenset({1, 2, 3})
+    dilation_costs: ClassVar = False
 
     precision: str = "f32"
 

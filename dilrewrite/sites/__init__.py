@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dilrewrite.errors import FailedError
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.model.walk import ScopePath
@@ -84,7 +85,6 @@ class Site:
     makes; weights are operands of the `parts`, which a fragment's Convs are numbered by. `meaning` is what strategies
     see. `follow` are the places of what comes right after and may stand between a fragment's core and exit: at most one
     unary operator, and the QuantizeLinear of a quantised site (`quantizes_output` when it is there). Sites may overlap.
-    `ends`: of a region, what stands around it and why it did not go along, in words.
     """
 
     scope: ScopePath
@@ -100,13 +100,16 @@ class Site:
     operands: Mapping[tuple[int, int], Operand] = field(default_factory=dict)
     follow: tuple[int, ...] = ()
     quantizes_output: bool = False
-    ends: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
-        """Return what names the site in files: scope and output tensor; of several nodes, the input too."""
+        """Return what names the site in files: scope and output tensor; of several nodes, the input too.
+
+        Of a region, also what is done to it: `@lift`, or the block of its phases, `@2x2`.
+        """
         begin = f"{self.inputs[0]}:" if len(self.nodes) > 1 else ""
-        return f"{self.where}/{begin}{self.output}"
+        kind = f"@{'x'.join(map(str, self.meaning.block)) or 'lift'}" if isinstance(self.meaning, Chain) else ""
+        return f"{self.where}/{begin}{self.output}{kind}"
 
     @property
     def output(self) -> str:

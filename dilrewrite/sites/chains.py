@@ -18,8 +18,6 @@ from dilrewrite.model.light import Shape
 from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
 from dilrewrite.sites.cut import ENDLESS, OUTSIDE, Flow, inside
-from dilrewrite.sites.ends import ends
-from dilrewrite.sites.nests import nested
 from dilrewrite.sites.operators import Refused, operator_of, operators
 from dilrewrite.sites.ranks import spread_ranks
 from dilrewrite.sites.scopes import Scope
@@ -164,8 +162,10 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]
             continue
         if name in scope.outputs or scope.captured[name]:
             places.append(OUTSIDE)
-        weight = ENDLESS if chain.gone.intersection(places) else _elements(chain.shapes.get(name, ())) + NODE
-        flows.append(Flow(scope.producers.get(name, OUTSIDE), tuple(places), weight))
+        maker = scope.producers.get(name, OUTSIDE)
+        nodes = 2 if maker in chain.convs else 1  # runtimes fuse a Conv with what follows, unless that is cut off
+        weight = _elements(chain.shapes.get(name, ())) + nodes * NODE
+        flows.append(Flow(maker, tuple(places), ENDLESS if chain.gone.intersection(places) else weight))
     chosen = inside(flows, view.wanted, allowed)
     group = {place: place for place in chosen}
 
@@ -225,10 +225,7 @@ def every_region(scope: Scope, *, lift_all: bool = False) -> Iterator[Site]:
 def region_sites(
     scope: Scope, whole: Chain, parts: Mapping[int, Part], block: tuple[int, ...] = (), *, lift_all: bool = False
 ) -> Iterator[Site]:
-    """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`).
-
-    A region of phases that leaves dilation comes once more, with what is split again inside.
-    """
+    """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`)."""
     view = phased_view(whole, block) if block else lifted_view(whole)
     pairs = [(scope.producers[whole.links[place].inputs[0]], place) for place in whole.gone]
     for places in regions(scope, whole, view):
@@ -236,11 +233,9 @@ def region_sites(
         if any((maker in members) != (place in members) for maker, place in pairs):
             continue  # no layout has room for both
         own = {number: parts[place] for number, place in enumerate(places) if place in parts}
-        if len(places) > 1 and any(lift_all or part.geometry.dilated for part in own.values()):
-            site = _site(scope, replace(whole, block=block), view, places, own)
-            yield site
-            if isinstance(site.meaning, Chain) and block and (full := nested(site.meaning)) is not None:
-                yield replace(site, meaning=full)
+        dilated = sum(part.geometry.dilated for part in own.values())
+        if len(places) > 1 and (lift_all or dilated > bool(block)):
+            yield _site(scope, replace(whole, block=block), view, places, own)
 
 
 def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts: Mapping[int, Part]) -> Site:
@@ -269,14 +264,11 @@ def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts
         for place, name in enumerate(link.inputs)
         if name in whole.constants
     }
-    able = {place for place, each in enumerate(view.reads) if each is not None}
-    borders = ([name for name in names if name in view.tensors] for names in (inputs, outputs))
     first = scope.nodes[places[0]]
     return Site(
         scope=scope.path, where=scope.where, name=first.name or first.output[0], nodes=places,
         inputs=inputs, outputs=outputs, meaning=chain.renamed(),
         parts=tuple(parts.values()), opset=scope.opset, ir_version=scope.ir_version, operands=operands,
-        ends=tuple(dict.fromkeys(ends(scope, whole, able, members, *borders))),
     )  # fmt: skip
 
 

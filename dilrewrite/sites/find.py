@@ -32,12 +32,13 @@ def find(proto: ModelProto, *, regions: bool = False, lift_all: bool = False) ->
     nodes = ((scope, index) for scope in lists for index in range(len(scope.nodes)))
     items = [item for scope, index in nodes for item in _at(scope, index, misled)]
     _check_sizes(inferred)
+    around, unread = _regions(lists, misled, lift_all=lift_all) if regions else ((), ())
     return Found(
         sites=tuple(item for item in items if isinstance(item, Site)),
-        regions=tuple(_regions(lists, misled, lift_all=lift_all)) if regions else (),
+        regions=around,
         normalisations=tuple(item for item in items if isinstance(item, Normalisation)),
         skipped=tuple(item for item in items if isinstance(item, Skipped)),
-        remarks=_remarks(proto),
+        remarks=(*_remarks(proto), *unread),
     )
 
 
@@ -51,11 +52,19 @@ def _at(scope: Scope, index: int, misled: Mapping[int, str]) -> Iterator[Site | 
         yield skipped(scope, node, skip_reason(node))
 
 
-def _regions(lists: Sequence[Scope], misled: Mapping[int, str], *, lift_all: bool) -> Iterator[Site]:
+def _regions(
+    lists: Sequence[Scope], misled: Mapping[int, str], *, lift_all: bool
+) -> tuple[tuple[Site, ...], tuple[str, ...]]:
+    """Return the regions of node lists, and why some were not looked for: a node that breaks its operator's rules."""
+    sites, unread = [], []
     for scope in lists:
-        for site in every_region(scope, lift_all=lift_all):
-            if _misleading(misled, scope.path, site.nodes) is None:
-                yield site
+        try:
+            found = list(every_region(scope, lift_all=lift_all))
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            unread.append(f"{scope.where}: no regions were looked for: {type(error).__name__}: {error}")
+            continue
+        sites += [site for site in found if site.outputs and _misleading(misled, scope.path, site.nodes) is None]
+    return tuple(sites), tuple(unread)
 
 
 _MISLEADING = (

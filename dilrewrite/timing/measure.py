@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from onnx import numpy_helper
 
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, plan, strategies
 from dilrewrite.proof.compare import Tolerance
@@ -403,7 +404,7 @@ def _rewritten(question: Question, fragment: Fragment) -> Runnable:
 def _baseline(question: Question, backend: TimedBackend) -> Runnable:
     """Return the question's model, with explicit pads where a runtime does not take the Conv as it is."""
     site = question.site
-    if backend.refuses(site.geometry) is None:
+    if isinstance(site.meaning, Chain) or backend.refuses(site.geometry) is None:
         return Runnable(model=question.model.SerializeToString())
     keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
     if isinstance(keep, Refusal):

@@ -17,6 +17,7 @@ from dilrewrite.choice import decisions, whole
 from dilrewrite.choice.reason import Reason
 from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.reports.report import Report
+from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
 from tests import models_for_tests as tiny
 from tests.models_for_tests import build, cli, conv1d, conv_node, listing, save, save_external, two_convs, values
@@ -738,11 +739,11 @@ def test_render_and_read(tmp_path: Path) -> None:
     assert {key: entry.strategy for key, entry in found.items()} == {"main/a": "keep", "main/y": "im2col"}
     assert [found[site.key].digest for site in sites] == [decisions.digest(site) for site in sites]
     assert content(path)["made_on"] == {"device": "a machine"}
-    decisions.check(path, found, sites)
+    decisions.check(path, found, Found(sites=sites))
     with pytest.raises(UsageError, match="main/early"):
-        decisions.check(path, {}, sites)
+        decisions.check(path, {}, Found(sites=sites))
     with pytest.raises(UsageError, match="no dilated Conv main/y"):
-        decisions.check(path, found, sites[:1])
+        decisions.check(path, found, Found(sites=sites[:1]))
 
 
 def test_digests_tell_sites_apart() -> None:

@@ -46,7 +46,6 @@ class Layers:
         self.known: dict[str, Extent] = {}
         self.parts: dict[str, tuple[Axis, int]] = {}
         self.masks: dict[object, Tensor] = {}
-        self.numbers: dict[tuple[int, str], Tensor] = {}
         self.masked: dict[tuple[str, int, str], Tensor] = {}
         space, inner = Space(chain, chain.block), chain
         self.given: dict[str, tuple[Tensor, int, int]] = {}
@@ -169,10 +168,8 @@ class Layers:
         builder, tensor = self.builder, self.at(name, 0).tensor
         times = product(block for layer in self.layers[1 : level + 1] for block in layer.block)
         ones = [1] * (len(tensor.shape) - 2)
-        channels = builder.extent(tensor, 1)
-        shape = tensor.shape[0], channels * times, *ones
-        tiled = self.node("Tile", [tensor.name, builder.constant([1, times, *ones])], shape)
-        return builder.reshape(tiled, [INFER, channels, *ones])
+        tiled = self.node("Tile", [tensor.name, builder.constant([1, times, *ones])], [None, None, *ones])
+        return builder.reshape(tiled, [INFER, builder.extent(tensor, 1), *ones])
 
     # -- zeros ---------------------------------------------------------------------------------------------------
 
@@ -185,10 +182,7 @@ class Layers:
 
     def number(self, value: int, element: str) -> Tensor:
         """Return a whole number as a tensor [1] of floats."""
-        if (value, element) not in self.numbers:
-            made = self.node("Cast", [self.builder.constant([value])], (1,), to=NAMED[element].number)
-            self.numbers[value, element] = made
-        return self.numbers[value, element]
+        return self.node("Cast", [self.builder.constant([value])], (1,), to=NAMED[element].number)
 
     def mask(self, name: str, level: int) -> Tensor:
         """Return where the data of a tensor are: ones, laid like it, as booleans."""

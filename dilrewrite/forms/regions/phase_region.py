@@ -25,12 +25,18 @@ class PhaseRegion(RegionForm):
 
     Inside, a Conv whose dilation the block divides has that much less of it; links of the chain's `nests` are split
     again. Without the zeros the form is wrong (docs/maths.md), which the proofs notice.
+
+    `block`: the largest phases along an axis that are asked for; 1 for any.
     """
+
+    block: int = 1
 
     def fragment(self, chain: Chain, opset: int) -> Fragment | Refusal:
         """Return the chain on phases."""
         if not chain.block:
             return Refusal("phase_region", "this region is one to lift")
+        if self.block not in (1, max(chain.block)):
+            return Refusal("phase_region", f"its block is {'x'.join(map(str, chain.block))}, not {self.block}")
         alone = [
             link.op
             for link, phased in zip(chain.links, grid.spread(chain, chain.block).links, strict=True)
@@ -166,7 +172,7 @@ class _Writer:
         channels, batch = builder.extent(tensor, 1), self.chain.shapes.get(link.outputs[0], (None,))[0]
         small = self._reduced(op, tensor, list(range(2, len(axes) + 2)), keep=True)
         phases = product(axis.block for axis in axes)
-        apart = builder.reshape(small, [INFER, phases, channels, *ones])
+        apart = builder.reshape(Tensor(small.name, (None, channels, *ones)), [INFER, phases, channels, *ones])
         folded = self._reduced(op, apart, [1], keep=False)
         folded = Tensor(folded.name, (batch, channels, *ones))
         if how.fold != "Mean":

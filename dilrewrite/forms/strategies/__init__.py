@@ -66,17 +66,24 @@ def strategies() -> dict[str, Strategy]:
     )
 
 
+def _named() -> dict[str, Strategy]:
+    """Return the forms of a Conv and those of a region."""
+    from dilrewrite.forms.regions import region_forms
+
+    return {**strategies(), **cast("dict[str, Strategy]", region_forms())}
+
+
 def parse(text: str) -> tuple[str, Strategy]:
-    """Return the strategy that `NAME[:key=value,...]` names, with the settings given.
+    """Return the strategy that `NAME[:key=value,...]` names, of a Conv or of a region, with the settings given.
 
     Raises `UsageError` for an unknown name, an unknown setting, or a value of the wrong type.
     """
-    return settings.parse(text, strategies(), "--strategy", f"--strategy {text}: no strategy")
+    return settings.parse(text, _named(), "--strategy", f"--strategy {text}: no strategy")
 
 
 def spelled(name: str, strategy: Strategy) -> str:
     """Return what `parse` makes this strategy of: its name, and the settings that are not the default ones."""
-    return settings.spelled(name, strategy, strategies()[name])
+    return settings.spelled(name, strategy, _named()[name])
 
 
 def with_max_dilation(strategy: Strategy, max_dilation: int) -> Strategy:
@@ -106,7 +113,10 @@ def plan(
         types = " or ".join(each.__name__ for each in strategy.takes)
         return Refusal(name, f"it takes {types}, not {type(meaning).__name__}")
     if not isinstance(meaning, ConvGeometry):
-        planned = cast("Fragment | Refusal", cast("Any", strategy).fragment(meaning, opset))
+        try:
+            planned = cast("Fragment | Refusal", cast("Any", strategy).fragment(meaning, opset))
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            return Refusal(name, f"a node breaks the rules of its operator: {type(error).__name__}: {error}")
         if isinstance(planned, Fragment):
             planned.check()
         return planned
