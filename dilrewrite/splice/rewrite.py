@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.model.shapes import declares, forget_unbelieved, infer_shapes
-from dilrewrite.model.walk import ScopePath, copied, rearrange, resolve
+from dilrewrite.model.walk import ScopePath, copied, permute, rearrange, resolve, sorted_places
 from dilrewrite.sites import Normalisation, Place, Site
 from dilrewrite.splice.clean import clean
 from dilrewrite.splice.editor import Editor, Reader
@@ -103,3 +103,5 @@ def _rewrite_scope(editor: Editor, path: ScopePath, edits: Sequence[tuple[Site, 
         fresh += nodes
     container.node.extend(fresh)
     rearrange(container.node, order)
+    if any(len(site.nodes) > 1 for site, _ in edits):  # what one region makes another may read
+        permute(container.node, sorted_places(container.node))
