@@ -5,16 +5,20 @@ it: 1 in [N, C, 1, L], 2 behind a transposition to [N, 1, L, C]. Counted from th
 there: an operand that broadcasts against a lifted tensor gets the axis when it has more than `right` axes.
 
 Every operator commutes with the new axis under the condition of its row in `ROWS`; one without a row stays outside.
-Operators as in ONNX, opsets 7 to 23.
+Operators as in ONNX, opsets 7 to 24.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.fragment import AttributeValue
@@ -34,7 +38,18 @@ class Insert:
     axis: int
 
 
-Input = As | Insert | tuple[int, ...]
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The input, a constant with a value per axis, with a 1 at `place`: an edit."""
+
+    place: int
+
+    def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
+        """Return the longer list."""
+        return np.insert(weight, self.place, 1)
+
+
+Input = As | Insert | Entry | tuple[int, ...]
 """What stands for an input of the user's operator; integers are a new constant."""
 
 
@@ -260,9 +275,77 @@ def quantization(link: Link, right: int, chain: Chain) -> Lifted | None:
     return Along(1)(link, right, chain) if per_axis else Lifted(_first(link), right)
 
 
-_ELEMENTWISE = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor
-Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid
-Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh ThresholdedRelu"""
+def gather(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Places along one axis; the axes of the indices come in its stead."""
+    lifted, places = Along(0)(link, right, chain), chain.rank(link.inputs[1])
+    if lifted is None or lifted.attributes is None or places is None:
+        return None
+    axis, rank = lifted.attributes["axis"], chain.rank(link.inputs[0]) or 0
+    assert isinstance(axis, int)
+    return Lifted(lifted.inputs, right + (places - 1 if axis > rank - right else 0), lifted.attributes)
+
+
+def expand(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Sizes that are known, against those of the data."""
+    sizes = chain.integers.get(link.inputs[1])
+    if sizes is None or chain.rank(link.inputs[0]) is None:
+        return None
+    new = len(sizes) - right
+    return Lifted((As.LIFTED, (*sizes[:new], 1, *sizes[new:]) if new > 0 else As.IS), right)
+
+
+def tile(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """Times that are known, for each axis."""
+    times, rank = chain.integers.get(link.inputs[1]), chain.rank(link.inputs[0])
+    if times is None or rank is None:
+        return None
+    return Lifted((As.LIFTED, (*times[: rank - right], 1, *times[rank - right :])), right)
+
+
+def reshape(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """To sizes that are known: those behind the new axis stay, and before it stays the number of elements."""
+    shape, sizes = chain.shapes.get(link.inputs[0]), chain.integers.get(link.inputs[1])
+    if shape is None or sizes is None or link.attributes.get("allowzero") or len(sizes) < right:
+        return None
+    new, at = len(shape) - right, len(sizes) - right
+    kept = [place for place in range(at) if sizes[place] == 0]
+    before = [size for place, size in enumerate(shape[:new]) if place not in kept]
+    after = [size for size in sizes[:at] if size]
+    if max(kept, default=-1) >= new or None in before or min(after, default=1) < 0:
+        return None
+    if math.prod(filter(None, before)) != math.prod(after) or (right > 1 and shape[new:] != sizes[at:]):
+        return None
+    return Lifted((As.LIFTED, (*sizes[:at], 1, *(sizes[at:] if right > 1 else (-1,) * right))), right)
+
+
+def resize(link: Link, right: int, chain: Chain) -> Lifted | None:
+    """[N, C, L] by factors or to sizes that are constants; others from opset 18 on, which names the axes."""
+    given, rest = link.attributes, 1 if link.op == "Upsample" or chain.opset < 11 else 2
+    odd = given.get("coordinate_transformation_mode") == "tf_crop_and_resize" or given.get("antialias")
+    if (
+        right != 1
+        or chain.rank(link.inputs[0]) != 3
+        or odd
+        or given.get("mode", "nearest") not in ("nearest", "linear")
+    ):
+        return None
+    inputs = list(_first(link))
+    values = [place for place in range(rest, len(inputs)) if chain.shapes.get(link.inputs[place], (0,)) != (0,)]
+    for place in values:
+        sizes = chain.integers.get(link.inputs[place])
+        inputs[place] = Entry(2) if sizes is None else (*sizes[:2], 1, *sizes[2:])
+    apart = given.get("axes") or given.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+    if not apart and all(link.inputs[place] in chain.constants for place in values):
+        return Lifted(tuple(inputs), right)
+    axes = given.get("axes", (0, 1, 2))
+    assert isinstance(axes, tuple)
+    moved = tuple(shifted(axis, 3, right) for axis in axes if isinstance(axis, int))
+    return Lifted(_first(link), right, {"axes": moved}) if chain.opset >= 18 else None
+
+
+_ELEMENTWISE = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf
+Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
+Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
 _BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
 Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor"""
 _REDUCTIONS = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare"
@@ -274,20 +357,26 @@ ROWS: Mapping[str, Callable[[Link, int, Chain], Lifted | None]] = {
     **dict.fromkeys(BROADCAST, broadcast),
     **{f"Reduce{name}": reduction for name in _REDUCTIONS.split()},
     **dict.fromkeys(("Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool"), window),
-    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), channelwise),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), channelwise),
     **dict.fromkeys(("BatchNormalization", "GroupNormalization", "InstanceNormalization"), channelwise),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
     **dict.fromkeys(("ArgMax", "ArgMin"), extreme),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantization),
     "Concat": Along(None, every=True),
     "CumSum": cumulate,
-    "LayerNormalization": Along(-1, operands=True),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), Along(-1, operands=True)),
+    **dict.fromkeys(("Resize", "Upsample"), resize),
+    "Expand": expand,
+    "Gather": gather,
     "LpNormalization": Along(-1),
     "MatMul": matrices,
+    "MeanVarianceNormalization": reduction,
     "Pad": pad,
+    "Reshape": reshape,
     "Slice": cut,
     "Split": Along(0),
     "Squeeze": squeeze,
+    "Tile": tile,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
 }

@@ -20,8 +20,8 @@ from dilrewrite.runtimes import Array
 REACH = 6
 """The whole numbers of a proof are of [-6, 6], but for sums on their way."""
 
-_ODD = """Asin Asinh Atan Atanh Celu Elu Erf Gelu HardSwish LeakyRelu Mish Selu Shrink Sin Sinh Softsign Sqrt Tan Tanh
-ThresholdedRelu"""
+_ODD = """Asin Asinh Atan Atanh Celu Elu Erf Gelu HardSwish LeakyRelu Mish Selu Shrink Sin Sinh Softsign Sqrt Swish Tan
+Tanh ThresholdedRelu"""
 _DIRTY = "Acos Acosh Cos Cosh Exp HardSigmoid Log Reciprocal Sigmoid Softplus"
 _MEANS = "L2 LogSum LogSumExp Mean Prod"
 
@@ -50,10 +50,10 @@ STAND_INS: Mapping[str, StandIn] = {
     "PRelu": StandIn("Mul"),
     **dict.fromkeys(("Softmax", "LogSoftmax"), StandIn("Hardmax")),
     "LpNormalization": StandIn("Hardmax", attributes={"axis": -1}),
-    "LayerNormalization": StandIn("Sum"),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), StandIn("Sum")),
     "BatchNormalization": StandIn("BatchNormalization", attributes={"epsilon": 0.0}),
     "InstanceNormalization": StandIn("BatchNormalization", 3, None, (0, 1), {"epsilon": 0.0}),
-    "GroupNormalization": StandIn("Clip", 1, (-3, 3)),
+    **dict.fromkeys(("GroupNormalization", "MeanVarianceNormalization"), StandIn("Clip", 1, (-3, 3))),
     **dict.fromkeys(("AveragePool", "LpPool"), StandIn("MaxPool")),
     **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool"), StandIn("GlobalMaxPool")),
     **dict.fromkeys(("Resize", "Upsample"), StandIn("", attributes={"mode": "nearest"})),

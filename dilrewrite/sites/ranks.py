@@ -13,9 +13,9 @@ from dilrewrite.forms.lift import BROADCAST, ELEMENTWISE, ROWS
 from dilrewrite.model.light import Shape
 from dilrewrite.sites import Part
 
-_SAME = """AveragePool BatchNormalization ConvTranspose CumSum DequantizeLinear GroupNormalization Hardmax
-InstanceNormalization LayerNormalization LogSoftmax LpNormalization LpPool LRN MaxPool Pad QuantizeLinear Resize Slice
-Softmax Split"""
+_SAME = """AveragePool BatchNormalization ConvTranspose CumSum DequantizeLinear GlobalAveragePool GlobalLpPool
+GlobalMaxPool GroupNormalization Hardmax InstanceNormalization LayerNormalization LogSoftmax LpNormalization LpPool LRN
+MaxPool MeanVarianceNormalization Pad QuantizeLinear Resize RMSNormalization Slice Softmax Split Tile Upsample"""
 
 SAME = frozenset(_SAME.split())
 """Operators whose first output has as many axes as their first input."""

@@ -131,9 +131,9 @@ def test_chains_that_share_an_input_are_one_region() -> None:
 
 
 def test_regions_apart_behind_a_tensor_that_neither_makes() -> None:
-    middle = [op("Reshape", "m like", "n"), op("Relu", "n", "o")]
+    middle = [op("Einsum", "m", "n", equation="abc->abc"), op("Relu", "n", "o")]
     nodes = [*chain("x", "m", inner="a"), *middle, *chain("o", "y", inner="b"), *chain("o", "z", inner="c")]
-    sites = lifted(model(nodes, "y z", weights={"like": np.array([0, 0, -1])}))
+    sites = lifted(model(nodes, "y z"))
     assert [len(site.parts) for site in sites] == [2, 4]
 
 
@@ -214,3 +214,66 @@ def test_computed_weights_and_biases_enter() -> None:
     (site,) = lifted(model([*weights, conv("x", "p"), *middle, conv("r", "y")]))
     assert site.inputs == ("nil", "x", "c")
     assert (len(site.nodes), len(site.parts)) == (5, 2)
+
+
+def snake(x: str, y: str) -> list[NodeProto]:
+    """x + sin(a x)^2 / a, a of shape [1, C, 1]; on whole numbers Sign stands for what is not exact."""
+    return [
+        op("Mul", f"{x} a", f"{y}1"), op("Sign", f"{y}1", f"{y}2"), op("Pow", f"{y}2 two", f"{y}3"),
+        op("Mul", f"a {y}3", f"{y}4"), op("Add", f"{x} {y}4", y),
+    ]  # fmt: skip
+
+
+def test_snake() -> None:
+    nodes = [conv("x", "p"), *snake("p", "q"), conv("q", "y", "v")]
+    (site,) = lifted(model(nodes, weights={"a": whole(1, 4, 1), "two": np.float32(2)}))
+    assert (len(site.nodes), site.inputs, site.outputs) == (7, ("x",), ("y",))
+
+
+def test_a_gated_activation() -> None:
+    nodes = [
+        conv("x", "p"), op("Concat", "p x", "q", axis=1), op("Split", "q", "l r", axis=-2), op("Sign", "l", "t"),
+        op("Ceil", "r", "s"), op("Mul", "t s", "m"), conv("m", "y"),
+    ]  # fmt: skip
+    (site,) = lifted(model(nodes))
+    assert len(site.nodes) == 7
+
+
+def test_something_over_channels_behind_a_transposition() -> None:
+    norm = [
+        op("Transpose", "p", "t", perm=[0, 2, 1]), op("ReduceMax", "t", "mean", axes=[-1]), op("Sub", "t mean", "u"),
+        op("Mul", "u scale", "v1"), op("Add", "v1 b", "w1"), op("Transpose", "w1", "q", perm=[0, 2, 1]),
+    ]  # fmt: skip
+    (site,) = lifted(model([conv("x", "p"), *norm, conv("q", "y")], weights={"scale": whole(4)}))
+    assert (len(site.nodes), site.outputs) == (8, ("y",))
+
+
+def test_a_layer_norm_behind_a_transposition_is_inside() -> None:
+    norm = [
+        op("Transpose", "p", "t", perm=[0, 2, 1]), op("LayerNormalization", "t scale b", "u"),
+        op("Transpose", "u", "q", perm=[0, 2, 1]), op("Sign", "q", "r"),
+    ]  # fmt: skip
+    (site,) = lifted(model([conv("x", "p"), *norm, conv("r", "y")], weights={"scale": whole(4)}))
+    assert len(site.nodes) == 6
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18])
+def test_resizing_between_convs(opset: int) -> None:
+    nodes = [conv("x", "p"), op("Resize", "p none twice", "q", mode="nearest"), conv("q", "y")]
+    weights = {"none": np.zeros(0, np.float32), "twice": np.array([1, 1, 2], np.float32)}
+    proto = model(nodes, weights=weights, opset=opset)
+    (site,) = lifted(proto)
+    assert len(site.nodes) == 3
+    rewritten = {tensor.name: list(tensor.dims) for tensor in spliced(proto, [site]).graph.initializer}
+    assert "twice" not in rewritten
+    assert [4] in rewritten.values()
+
+
+def test_where_casts_and_places() -> None:
+    nodes = [
+        conv("x", "p"), op("Greater", "p x", "g"), op("Where", "g p x", "q"),
+        op("Cast", "q", "i", to=TensorProto.INT32), op("Cast", "i", "f", to=TensorProto.FLOAT),
+        op("Gather", "f order", "h", axis=1), conv("h", "y"),
+    ]  # fmt: skip
+    (site,) = lifted(model(nodes, weights={"order": np.array([3, 1, 0, 0])}))
+    assert len(site.nodes) == 7

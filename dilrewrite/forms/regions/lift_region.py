@@ -76,6 +76,8 @@ class _Writer:
                 sources[place] = self.names[name]
             elif isinstance(how, lift.Insert):
                 edits[place] = (AddAxis(how.axis),)
+            elif isinstance(how, lift.Entry):
+                edits[place] = (how,)
             elif isinstance(how, tuple):
                 sources[place] = f"integers_{'_'.join(map(str, how))}".replace("-", "minus")
                 self.constants[sources[place]] = how
