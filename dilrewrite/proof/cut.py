@@ -53,7 +53,14 @@ def constants_of(source: Source, site: Site, read: Callable[[TensorProto], Array
                 scale, zero = (each.reshape(-1, *[1] * (codes.ndim - 1)) if each.size > 1 else each.reshape(())
                                for each in (scale, zero))  # fmt: skip
                 known[pair.output] = ((codes.astype(np.int32) - zero.astype(np.int32)) * scale).astype(scale.dtype)
-    return {place: value(operand.name) for place, operand in site.operands.items()}
+    nodes = source.scope(site.scope).nodes
+    made = {name for index in site.nodes for name in nodes[index].output}
+    return {
+        (number, place): value(name)
+        for number, index in enumerate(site.nodes)
+        for place, name in enumerate(nodes[index].input)
+        if name and ((number, place) in site.operands or name not in {*made, *site.inputs})
+    }
 
 
 def cut(

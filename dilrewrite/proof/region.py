@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import ModelProto, ValueInfoProto, helper
+from onnx import ModelProto, TypeProto, ValueInfoProto, helper
 
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Kept
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.model.elements import ELEMENTS, FLOATS, NUMBERED, dtype
+from dilrewrite.model.light import without_weights
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source
@@ -25,6 +26,15 @@ from dilrewrite.sites.scopes import scopes
 
 Feeds = Mapping[str, Array]
 """What enters a region, by tensor."""
+
+SHORT_WORK = 2**26
+"""A case of more multiplications is shortened for those runs that are slow."""
+TINY = (1, 2, 3, 5)
+"""Lengths that may be below the dilation."""
+MOST_STEPS = 8
+"""So many lengths are tried above the smallest: every remainder of most blocks."""
+MOST_BYTES = 2**30
+"""A region with larger weights is not proved: as a model of its own it would be too large for a message."""
 
 
 class Runs:
@@ -57,12 +67,14 @@ class Region:
         self.elements = (
             {name: _element_of(self.seen[0][name]) for name in site.inputs} if self.seen else _elements(source, site)
         )
+        if sum(values.nbytes for values in constants.values()) > MOST_BYTES:
+            raise LookupError("its weights are too large to prove it")
         self._work: dict[tuple[tuple[int, ...], ...], int] = {}
         self.cut = cut(site, self.nodes, constants, self.elements)
-        inferred = onnx.shape_inference.infer_shapes(self.cut.model)
-        known = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+        self._light = without_weights(self.cut.model)
+        known = _types(self._light)
         self.floats = [
-            all(not known.get(name) or NUMBERED[known[name]].name in FLOATS for name in node.output)
+            all(name not in known or NUMBERED[known[name].elem_type].name in FLOATS for name in node.output)
             for node in self.nodes
         ]
 
@@ -94,65 +106,102 @@ class Region:
     # -- sizes -------------------------------------------------------------------------------------------------------
 
     def cases(self) -> list[Feeds]:
-        """Return what to run on, by size; where nothing was seen, what may be, of which some may not run."""
-        if self.seen:
-            by_shapes = {tuple(feeds[name].shape for name in self.site.inputs): feeds for feeds in self.seen}
-            return sorted(by_shapes.values(), key=self.work)
+        """Return what to run on, by size, of which some may not run: what was seen, or else what may be.
+
+        Where all that was seen is large, its beginning comes first.
+        """
+        if not self.seen:
+            return sorted(self._made(), key=self.work)
+        by_shapes = {tuple(feeds[name].shape for name in self.site.inputs): feeds for feeds in self.seen}
+        cases = sorted(by_shapes.values(), key=self.work)
+        return [*self._shortened(cases[0]), *cases]
+
+    def _made(self) -> list[Feeds]:
         rng = np.random.default_rng(0)
-        shapes = [self.chain.shapes.get(name) for name in self.chain.inputs]
-        if None in shapes:
+        if any(name not in self.chain.shapes for name in self.chain.inputs):
             raise LookupError("nothing is known of the sizes of what enters it")
+        span = max((g.span(axis) for g in self.chain.convs.values() for axis in g.axes), default=1)
         cases = {}
-        for length in self._lengths():
-            filled = tuple(
-                tuple(size if size is not None else length if axis > 1 else 2 for axis, size in enumerate(shape or ()))
-                for shape in shapes
-            )
-            cases[filled] = {
-                name: _made(self.elements[name], shape, rng)
-                for name, shape in zip(self.site.inputs, filled, strict=True)
-            }
-        return sorted(cases.values(), key=self.work)
+        for length in (2 * span + 2, 2 * span + 1, 64, 128, 256):
+            filled = tuple(self._filled(name, length) for name in self.chain.inputs)
+            named = zip(self.site.inputs, filled, strict=True)
+            cases[filled] = {name: _random(self.elements[name], shape, rng) for name, shape in named}
+        return list(cases.values())
+
+    def _filled(self, name: str, length: int) -> tuple[int, ...]:
+        shape = self.chain.shapes[name]
+        numbers = [number for _, number in self.chain.extents.get(name, ())]
+        more = [0] * (len(shape) - len(numbers)) + numbers
+        pairs = enumerate(zip(shape, more, strict=True))
+        return tuple(
+            size if size is not None else max(1, length + number) if axis else 2 for axis, (size, number) in pairs
+        )
+
+    def _shortened(self, feeds: Feeds) -> list[Feeds]:
+        """Return the beginning of a case that is much work."""
+        work, base = self.work(feeds), self._base(feeds)
+        if work <= SHORT_WORK or not base:
+            return []
+        return self._beginnings(feeds, [max(1, base * SHORT_WORK // work)])
+
+    def _base(self, feeds: Feeds) -> int:
+        """Return the smallest of the unknown extents, 0 where all are known."""
+        return min((feeds[name].shape[axis] for name, axes in self._unknown().items() for axis in axes), default=0)
+
+    def _beginnings(self, feeds: Feeds, lengths: Sequence[int]) -> list[Feeds]:
+        """Return the beginnings of a case along the axes of unknown extent, by the length of the smallest of these."""
+        unknown, base = self._unknown(), self._base(feeds)
+
+        def cut(name: str, values: Array, length: int) -> Array:
+            parts = [slice(None)] * values.ndim
+            for axis in unknown[name]:
+                parts[axis] = slice(-(-values.shape[axis] * length // base))
+            return values[tuple(parts)]
+
+        short = [length for length in lengths if length < base]
+        return [{name: cut(name, values, length) for name, values in feeds.items()} for length in short]
+
+    def _unknown(self) -> dict[str, list[int]]:
+        """Return the axes of unknown extent of what enters."""
+        shapes = [self.chain.shapes.get(own, ()) for own in self.chain.inputs]
+        return {
+            name: [axis for axis, size in enumerate(shape) if axis and size is None]
+            for name, shape in zip(self.site.inputs, shapes, strict=True)
+        }
 
     def work(self, feeds: Feeds) -> int:
         """Return how many multiplications its Convs make, as far as inference tells; and one for each element."""
         shapes = tuple(feeds[name].shape for name in self.site.inputs)
         if shapes not in self._work:
-            model = copied(self.cut.model)
+            model = copied(self._light)
             for value in model.graph.input:
                 value.CopyFrom(_value(value, feeds[value.name].shape))
-            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-            known = {value.name: value.type.tensor_type.shape.dim for value in inferred.graph.value_info}
+            known = _types(model)
+            made = [(known.get(self.nodes[place].output[0]), geometry) for place, geometry in self.chain.convs.items()]
             self._work[shapes] = sum(values.size for values in feeds.values()) + sum(
-                math.prod(size.dim_value for size in known.get(self.nodes[place].output[0], ())) * _taps(geometry)
-                for place, geometry in self.chain.convs.items()
+                math.prod(size.dim_value for size in kind.shape.dim) * _taps(geometry)
+                for kind, geometry in made
+                if kind is not None
             )
         return self._work[shapes]
 
-    def _lengths(self) -> list[int]:
-        span = max((g.span(axis) for g in self.chain.convs.values() for axis in g.axes), default=1)
-        return [2 * span + 2, 2 * span + 1, 64, 128, 256]
-
     def more(self, feeds: Feeds) -> Iterator[Feeds]:
         """Yield further sizes like those of `feeds`: other batches, other lengths; not all of them need run."""
-        shapes = {
-            name: self.chain.shapes.get(own) for name, own in zip(self.site.inputs, self.chain.inputs, strict=True)
-        }
-        if None in shapes.values():
-            return
-        known = {name: shape for name, shape in shapes.items() if shape is not None}
-        if all(shape[0] is None for shape in known.values()):
+        shapes = [self.chain.shapes.get(own, (0,)) for own in self.chain.inputs]
+        if all(shape and shape[0] is None for shape in shapes):
             for batch in (1, 3):
                 yield {name: _resized(values, (batch, *values.shape[1:])) for name, values in feeds.items()}
-
-        def longer(name: str, step: int) -> tuple[int, ...]:
-            pairs = enumerate(zip(feeds[name].shape, known[name], strict=True))
-            return tuple(size + step if axis > 1 and own is None else size for axis, (size, own) in pairs)
-
-        for step in (1, 2, 3, -1, -2, -3):
-            wanted = {name: longer(name, step) for name in feeds}
-            if min(min(shape) for shape in wanted.values()) > 0:
-                yield {name: _resized(values, wanted[name]) for name, values in feeds.items()}
+        unknown = self._unknown()
+        if not any(unknown.values()):
+            return
+        yield from self._beginnings(feeds, TINY)
+        blocks = [self.chain.block, *(block for block, _ in self.chain.nests)] if self.chain.block else [(3,)]
+        for step in range(1, min(math.prod(map(max, blocks)), MOST_STEPS) + 1):
+            wanted = {
+                name: tuple(size + step if axis in unknown[name] else size for axis, size in enumerate(values.shape))
+                for name, values in feeds.items()
+            }
+            yield {name: _resized(values, wanted[name]) for name, values in feeds.items()}
 
 
 def _element_of(values: Array) -> str:
@@ -169,6 +218,13 @@ def _elements(source: Source, site: Site) -> dict[str, str]:
     raise LookupError("its node list is not there")
 
 
+def _types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
+    """Return the types that are known of what the nodes of a model make."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    kinds = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.output)}
+    return {name: kind for name, kind in kinds.items() if kind.elem_type}
+
+
 def _value(value: ValueInfoProto, shape: tuple[int, ...]) -> ValueInfoProto:
     return helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape)
 
@@ -177,7 +233,7 @@ def _taps(geometry: ConvGeometry) -> int:
     return math.prod(geometry.kernel) * (geometry.in_channels or geometry.group) // geometry.group
 
 
-def _made(element: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _random(element: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     values = rng.standard_normal(shape) if element in FLOATS else rng.integers(0, 2, shape)
     return np.asarray(values).astype(dtype(element))
 
