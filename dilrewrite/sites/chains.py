@@ -18,6 +18,7 @@ from dilrewrite.model.light import Shape
 from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
 from dilrewrite.sites.cut import ENDLESS, OUTSIDE, Flow, inside
+from dilrewrite.sites.ends import ends
 from dilrewrite.sites.operators import Refused, operator_of, operators
 from dilrewrite.sites.ranks import spread_ranks
 from dilrewrite.sites.scopes import Scope
@@ -264,11 +265,14 @@ def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts
         for place, name in enumerate(link.inputs)
         if name in whole.constants
     }
+    able = {place for place, each in enumerate(view.reads) if each is not None}
+    borders = ([name for name in names if name in view.tensors] for names in (inputs, outputs))
     first = scope.nodes[places[0]]
     return Site(
         scope=scope.path, where=scope.where, name=first.name or first.output[0], nodes=places,
         inputs=inputs, outputs=outputs, meaning=chain.renamed(),
         parts=tuple(parts.values()), opset=scope.opset, ir_version=scope.ir_version, operands=operands,
+        ends=tuple(dict.fromkeys(ends(scope, whole, able, members, *borders))),
     )  # fmt: skip
 
 
