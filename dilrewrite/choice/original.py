@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 from onnx import ModelProto
 
-from dilrewrite.forms.chain import Chain
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import scopes
@@ -127,6 +126,8 @@ class Original:
     def profile(self, meter: Meter) -> None:
         """Profile it on its data. Raises what `profiling.profile` raises."""
         sites = self.found.sites if self.baseline is self.model.proto else find(self.baseline).sites
+        if self.baseline is self.model.proto:
+            sites = (*sites, *self.found.regions)
         self.profiled = self._translated(meter.profile(self.subject(), self.digest, sites, self.feeds), sites)
 
     def _translated(self, profiled: Profiled, sites: Sequence[Site]) -> Profiled:
@@ -154,11 +155,5 @@ class Original:
         return Profiled(seconds=profiled.seconds, sites=runs, tensors=tensors)
 
     def run_of(self, site: Site) -> SiteRun:
-        """Return how a site ran; of a region only how often, as the sites in it."""
-        if self.profiled is None:
-            return UNSEEN
-        if isinstance(site.meaning, Chain):
-            inside = set(site.nodes)
-            own = (each for each in self.found.sites if each.scope == site.scope and inside.issuperset(each.nodes))
-            return replace(UNSEEN, times=max((self.run_of(each).times for each in own), default=1))
-        return self.profiled.sites.get(site.key, UNSEEN)
+        """Return how a site ran."""
+        return self.profiled.sites.get(site.key, UNSEEN) if self.profiled is not None else UNSEEN

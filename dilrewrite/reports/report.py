@@ -150,6 +150,8 @@ class RegionReport:
     """The forms that apply, cheapest by estimate first."""
     refused: tuple[Refusal, ...] = ()
     """The forms that do not apply or were not proved."""
+    share: float | None = None
+    """Share of the model's time, 0 to 1, of all its nodes, as of a site; `None` when not measured."""
     question: int | None = None
     """Regions with the same number were measured as one; `None` when there was nothing to measure."""
     predicted_gain: float | None = None
@@ -325,6 +327,7 @@ def describe_region(decision: Decision, backend: str = "") -> RegionReport:
             for candidate in decision.considered.offered
         ),
         refused=(*decision.considered.refused, *decision.unproved),
+        share=measured.run.share,
         question=measured.question,
         predicted_gain=decision.gain,
     )

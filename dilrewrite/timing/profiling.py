@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
+from dilrewrite.forms.chain import Chain
 from dilrewrite.model.walk import Container, ScopePath, copied, scopes, subgraphs
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
@@ -153,7 +154,7 @@ def digest(
         found[site.key] = SiteRun(
             share=share,
             interval=interval,
-            shapes=tuple(shape for shape, _ in counts.most_common()),
+            shapes=() if isinstance(site.meaning, Chain) else tuple(shape for shape, _ in counts.most_common()),
             times=sum(counts.values()),
         )
     return Profiled(
@@ -238,6 +239,8 @@ def _outputs(containers: Mapping[ScopePath, Container], sites: Sequence[Site]) -
                 readers[scope, name].append(index)
     found: dict[str, Place | None] = {}
     for site in sites:
+        if isinstance(site.meaning, Chain):
+            continue
         container = containers[site.scope]
         name = container.node[site.part.index].output[0]
         for _ in range(5):
