@@ -226,7 +226,7 @@ class Net:
         def value(name: str, given: bool) -> onnx.ValueInfoProto:
             c, length = self.live[name]
             spatial = length if isinstance(length, tuple) else (length,)
-            shape = ["N", c, "T"] if unknown else [2, c, *spatial]
+            shape = ["N", c, *(f"T{axis}" for axis in range(len(spatial)))] if unknown else [2, c, *spatial]
             if not given:
                 shape = [f"{name}_0", c, *(f"{name}_{axis + 2}" for axis in range(len(spatial)))]
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -249,55 +249,110 @@ class Net:
 
 
 class Flat(Net):
-    """A 2-D network for phases: dilated Convs of all kinds of pads, and what may stand between them."""
+    """A network for phases, of 1 to 3 spatial axes: dilated Convs of all kinds of pads, and what may stand between."""
+
+    def __init__(self, seed: int, rank: int = 2, opset: int = 17) -> None:
+        super().__init__(seed, opset)
+        self.rank = rank
+
+    def few(self, least: int, most: int) -> list[int]:
+        """Return a number for each axis."""
+        return [self.rng.randint(least, most) for _ in range(self.rank)]
 
     def conv(self) -> None:
         x, c, size = self.pick()
-        k, d = [self.rng.randint(1, 3) for _ in (0, 1)], [self.rng.choice((1, 2, 2, 2, 4, 3)) for _ in (0, 1)]
+        k, d = self.few(1, 3), [self.rng.choice((1, 2, 2, 2, 4, 3)) for _ in range(self.rank)]
         if self.rng.random() < 0.7:
-            d = [self.rng.choice((2, 4))] * 2
-        outputs = self.rng.choice((2, 4))
+            d = [self.rng.choice((2, 4))] * self.rank
+        group = self.rng.choice((1, 1, 1, c))
+        outputs = c if group == c else self.rng.choice((2, 4))
         reach = [a * (b - 1) for a, b in zip(d, k, strict=True)]
-        kind = self.rng.choice(("same", "same", "valid", "causal", "any"))
+        kind, none = self.rng.choice(("same", "same", "valid", "causal", "any")), [0] * self.rank
         begin, end = {
             "same": ([r // 2 for r in reach], [r - r // 2 for r in reach]),
-            "valid": ([0, 0], [0, 0]),
-            "causal": (reach, [0, 0]),
-            "any": ([self.rng.randint(0, 3) for _ in (0, 1)], [self.rng.randint(0, 3) for _ in (0, 1)]),
+            "valid": (none, none),
+            "causal": (reach, none),
+            "any": (self.few(0, 3), self.few(0, 3)),
         }[kind]
         out = tuple(n + a + b - r for n, a, b, r in zip(size, begin, end, reach, strict=True))
         if min(out) < 1:
             return
         bias = [self.whole(outputs)] if self.rng.random() < 0.5 else []
-        attributes = {"dilations": d, "pads": [*begin, *end], "kernel_shape": k}
-        self.bounded(self.node("Conv", [x, self.whole(outputs, c, *k), *bias], outputs, out, **attributes))
+        attributes = {"dilations": d, "pads": [*begin, *end], "kernel_shape": k, "group": group}
+        self.bounded(self.node("Conv", [x, self.whole(outputs, c // group, *k), *bias], outputs, out, **attributes))
 
     def operand(self) -> None:
         x, c, size = self.pick()
-        shape = self.rng.choice([(), (c, 1, 1), (1, c, 1, 1)])
+        shape = self.rng.choice([(), (c, *(1,) * self.rank), (1, c, *(1,) * self.rank)])
         self.bounded(self.node(self.rng.choice(("Add", "Mul", "Sub", "PRelu")), [x, self.whole(*shape)], c, size))
+
+    def gate(self) -> None:
+        """One value for each image and channel: a reduction over space, and it goes back to where it came from."""
+        x, c, size = self.pick()
+        op, axes = self.rng.choice(("ReduceMax", "ReduceMin", "ReduceSum", "GlobalMaxPool")), range(2, self.rank + 2)
+        given = [self.constant([*axes], np.int64)] if op == "ReduceSum" else []
+        attributes = {"axes": [*axes]} if op in ("ReduceMax", "ReduceMin") else {}
+        small = self.node(op, [x, *given], c, size, **attributes)
+        del self.live[small]
+        self.bounded(self.node(self.rng.choice(("Add", "Mul", "Max")), [self.alike(x), small], c, size))
+
+    def above(self) -> None:
+        """Zero does not stay zero."""
+        x, c, size = self.pick()
+        self.node("Clip", [x, self.constant(1.0), self.constant(3.0)], c, size)
+
+    def choose(self) -> None:
+        x, c, size = self.pick()
+        test = self.constant(self.numbers.random((c, *(1,) * self.rank)) < 0.5, np.bool_)
+        self.node("Where", [test, x, self.alike(x)], c, size)
+
+    def channels(self) -> None:
+        x, c, size = self.pick()
+        if c % 2 == 0:
+            first, second = self.name(), f"{self.name()}b"
+            self.nodes.append(helper.make_node("Split", [x], [first, second], axis=1, name=f"Split_{first}"))
+            self.live[first] = self.live[second] = (c // 2, size)
 
     def cut(self) -> None:
         x, c, size = self.pick()
         if min(size) > 5:
-            begin, end = self.rng.randint(0, 3), self.rng.randint(1, 2)
-            axis = self.rng.choice((2, 3))
-            ints = [self.constant([each], np.int64) for each in (begin, -end, axis)]
+            begin, end = self.rng.randint(0, 3), self.rng.randint(0, 2)
+            axis = self.rng.randrange(2, self.rank + 2)
+            ints = [self.constant([each], np.int64) for each in (begin, -end or 2**40, axis)]
             out = tuple(n - begin - end if place + 2 == axis else n for place, n in enumerate(size))
             self.node("Slice", [x, *ints], c, out)
 
+    def chomp(self) -> None:
+        """A Conv padded on both sides whose end is cut off again."""
+        x, c, size = self.pick()
+        n = self.rank
+        y = self.node(
+            "Conv", [x, self.whole(c, c, *(2,) * n)], c, tuple(m + 2 for m in size), dilations=[2] * n, pads=[2] * 2 * n
+        )
+        ints = [self.constant([each] * n, np.int64) for each in (0, -2)]
+        self.bounded(self.node("Slice", [y, *ints, self.constant([*range(2, n + 2)], np.int64)], c, size))
+
     def pad(self) -> None:
         x, c, size = self.pick()
-        begin, end = [self.rng.randint(0, 3) for _ in (0, 1)], [self.rng.randint(0, 3) for _ in (0, 1)]
-        pads = self.constant([0, 0, *begin, 0, 0, *end], np.int64)
-        self.node("Pad", [x, pads], c, tuple(n + a + b for n, a, b in zip(size, begin, end, strict=True)))
+        begin, end, more = self.few(0, 3), self.few(0, 3), self.rng.choice((0, 0, 1)) if c < 8 else 0
+        pads = self.constant([0, 0, *begin, 0, more, *end], np.int64)
+        out = tuple(n + a + b for n, a, b in zip(size, begin, end, strict=True))
+        value = [self.constant(0.0)] if self.rng.random() < 0.5 else []
+        self.node("Pad", [x, pads, *value], c + more, out)
+
+    def join(self) -> None:
+        x, c, size = self.pick()
+        y = self.rng.choice([name for name, sizes in self.live.items() if sizes[1] == size])
+        if c + self.live[y][0] <= 12:
+            self.node("Concat", [x, y], c + self.live[y][0], size, axis=self.rng.choice((1, -1 - self.rank)))
 
     def pool(self) -> None:
         x, c, size = self.pick()
         if min(size) > 2:
-            self.node("MaxPool", [x], c, tuple(n - 1 for n in size), kernel_shape=[2, 2])
+            self.node("MaxPool", [x], c, tuple(n - 1 for n in size), kernel_shape=[2] * self.rank)
 
     def sizes(self, length: int) -> tuple[int, ...]:
-        return length, self.rng.randint(5, 24)
+        most = 24 if self.rank < 3 else 9
+        return tuple(min(each, most) for each in (length, *self.few(3, most)))[: self.rank]
 
-    steps_more = ("operand", "cut", "pad", "pool", "join")
+    steps_more = ("operand", "cut", "chomp", "pad", "pool", "join", "gate", "above", "choose", "channels")

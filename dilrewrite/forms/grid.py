@@ -338,7 +338,8 @@ def within(chain: Chain, laid: Grid) -> Chain:
         if any(axis.root for axis in axes):
             extents[name] = tuple((axis.part, axis.cells // axis.block) for axis in axes)
     for place, (link, phased) in enumerate(zip(chain.links, laid.links, strict=True)):
-        changes = phased is None or phased.fold or phased.grows or any(map(any, phased.cuts))
+        moves = phased is not None and (any(map(any, phased.cuts)) if place in chain.convs else phased.cuts)
+        changes = phased is None or phased.fold or phased.grows or moves
         links.append(replace(link, op="") if changes else link)
         if phased is None or changes:
             continue

@@ -107,11 +107,10 @@ class Site:
     def key(self) -> str:
         """Return what names the site in files: scope and output tensor; of several nodes, the input too.
 
-        Of a region, also what is done to it: `@lift`, or the block of its phases, `@2x2`.
+        Of a region, also what is done to it: `@lift`, or the block of its phases and of those inside, `@2x2+2x2`.
         """
         begin = f"{self.inputs[0]}:" if len(self.nodes) > 1 else ""
-        kind = f"@{'x'.join(map(str, self.meaning.block)) or 'lift'}" if isinstance(self.meaning, Chain) else ""
-        return f"{self.where}/{begin}{self.output}{kind}"
+        return f"{self.where}/{begin}{self.output}{_layout(self.meaning)}"
 
     @property
     def output(self) -> str:
@@ -153,6 +152,14 @@ class Site:
     def covers(self, fragment: Fragment) -> frozenset[Place]:
         """Return all nodes that a fragment replaces: no other rewrite may touch them."""
         return frozenset((self.scope, index) for index in self.absorbed(fragment))
+
+
+def _layout(meaning: object) -> str:
+    """Return what is done to a chain, as its key ends."""
+    if not isinstance(meaning, Chain):
+        return ""
+    blocks = (meaning.block, *(block for block, _ in meaning.nests))
+    return f"@{'+'.join('x'.join(map(str, block)) for block in blocks) or 'lift'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

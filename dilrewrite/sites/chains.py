@@ -19,6 +19,7 @@ from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
 from dilrewrite.sites.cut import ENDLESS, OUTSIDE, Flow, inside
 from dilrewrite.sites.ends import ends
+from dilrewrite.sites.nests import nested
 from dilrewrite.sites.operators import Refused, operator_of, operators
 from dilrewrite.sites.ranks import spread_ranks
 from dilrewrite.sites.scopes import Scope
@@ -31,6 +32,10 @@ MOST_BLOCKS = 6
 
 UNKNOWN, NODE = 256, 1024
 """Estimates for the cut: an unknown extent, and what one more layout operator costs, both in elements."""
+
+
+UNIT = 64
+"""By so much dearer is an entry between the operators of a quantised unit, which runtimes fuse."""
 
 
 def parts_of(scope: Scope) -> dict[int, Part]:
@@ -165,7 +170,8 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]
             places.append(OUTSIDE)
         maker = scope.producers.get(name, OUTSIDE)
         nodes = 2 if maker in chain.convs else 1  # runtimes fuse a Conv with what follows, unless that is cut off
-        weight = _elements(chain.shapes.get(name, ())) + nodes * NODE
+        unit = maker != OUTSIDE and chain.links[maker].op in ("QuantizeLinear", "DequantizeLinear")
+        weight = (_elements(chain.shapes.get(name, ())) + nodes * NODE) * (UNIT if unit else 1)
         flows.append(Flow(maker, tuple(places), ENDLESS if chain.gone.intersection(places) else weight))
     chosen = inside(flows, view.wanted, allowed)
     group = {place: place for place in chosen}
@@ -226,7 +232,10 @@ def every_region(scope: Scope, *, lift_all: bool = False) -> Iterator[Site]:
 def region_sites(
     scope: Scope, whole: Chain, parts: Mapping[int, Part], block: tuple[int, ...] = (), *, lift_all: bool = False
 ) -> Iterator[Site]:
-    """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`)."""
+    """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`).
+
+    A region of phases that leaves dilation comes once more, with what is split again inside.
+    """
     view = phased_view(whole, block) if block else lifted_view(whole)
     pairs = [(scope.producers[whole.links[place].inputs[0]], place) for place in whole.gone]
     for places in regions(scope, whole, view):
@@ -236,7 +245,10 @@ def region_sites(
         own = {number: parts[place] for number, place in enumerate(places) if place in parts}
         dilated = sum(part.geometry.dilated for part in own.values())
         if len(places) > 1 and (lift_all or dilated > bool(block)):
-            yield _site(scope, replace(whole, block=block), view, places, own)
+            site = _site(scope, replace(whole, block=block), view, places, own)
+            yield site
+            if isinstance(site.meaning, Chain) and block and (full := nested(site.meaning)) is not None:
+                yield replace(site, meaning=full)
 
 
 def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts: Mapping[int, Part]) -> Site:

@@ -39,5 +39,6 @@ def test_right_forms_are_proved(name: str, regions: int) -> None:
     model = onnx.load(MODELS / f"{name}.onnx")
     source, prover = Source(model), Prover()
     proofs = [prover.prove(source, site, fragment) for site, fragment in forms(model)]
-    assert [proof.failure for proof in proofs] == [None] * regions
+    assert len(proofs) >= regions
+    assert [proof.failure for proof in proofs] == [None] * len(proofs)
     assert all(proof.elements > 500 and proof.rounding is not None for proof in proofs)

@@ -46,6 +46,7 @@ class Layers:
         self.known: dict[str, Extent] = {}
         self.parts: dict[str, tuple[Axis, int]] = {}
         self.masks: dict[object, Tensor] = {}
+        self.numbers: dict[tuple[int, str], Tensor] = {}
         self.masked: dict[tuple[str, int, str], Tensor] = {}
         space, inner = Space(chain, chain.block), chain
         self.given: dict[str, tuple[Tensor, int, int]] = {}
@@ -168,8 +169,10 @@ class Layers:
         builder, tensor = self.builder, self.at(name, 0).tensor
         times = product(block for layer in self.layers[1 : level + 1] for block in layer.block)
         ones = [1] * (len(tensor.shape) - 2)
-        tiled = self.node("Tile", [tensor.name, builder.constant([1, times, *ones])], [None, None, *ones])
-        return builder.reshape(tiled, [INFER, builder.extent(tensor, 1), *ones])
+        channels = builder.extent(tensor, 1)
+        shape = tensor.shape[0], channels * times, *ones
+        tiled = self.node("Tile", [tensor.name, builder.constant([1, times, *ones])], shape)
+        return builder.reshape(tiled, [INFER, channels, *ones])
 
     # -- zeros ---------------------------------------------------------------------------------------------------
 
@@ -182,7 +185,10 @@ class Layers:
 
     def number(self, value: int, element: str) -> Tensor:
         """Return a whole number as a tensor [1] of floats."""
-        return self.node("Cast", [self.builder.constant([value])], (1,), to=NAMED[element].number)
+        if (value, element) not in self.numbers:
+            made = self.node("Cast", [self.builder.constant([value])], (1,), to=NAMED[element].number)
+            self.numbers[value, element] = made
+        return self.numbers[value, element]
 
     def mask(self, name: str, level: int) -> Tensor:
         """Return where the data of a tensor are: ones, laid like it, as booleans."""

@@ -172,7 +172,7 @@ class _Writer:
         channels, batch = builder.extent(tensor, 1), self.chain.shapes.get(link.outputs[0], (None,))[0]
         small = self._reduced(op, tensor, list(range(2, len(axes) + 2)), keep=True)
         phases = product(axis.block for axis in axes)
-        apart = builder.reshape(Tensor(small.name, (None, channels, *ones)), [INFER, phases, channels, *ones])
+        apart = builder.reshape(small, [INFER, phases, channels, *ones])
         folded = self._reduced(op, apart, [1], keep=False)
         folded = Tensor(folded.name, (batch, channels, *ones))
         if how.fold != "Mean":
