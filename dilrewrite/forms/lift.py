@@ -315,7 +315,8 @@ def reshape(link: Link, right: int, chain: Chain) -> Lifted | None:
         return None
     if math.prod(filter(None, before)) != math.prod(after) or (right > 1 and shape[new:] != sizes[at:]):
         return None
-    return Lifted((As.LIFTED, (*sizes[:at], 1, *(sizes[at:] if right > 1 else (-1,) * right))), right)
+    behind = sizes[at:] if min(sizes[at:], default=1) > 0 else (-1,)
+    return Lifted((As.LIFTED, (*sizes[:at], 1, *behind)), right)
 
 
 def resize(link: Link, right: int, chain: Chain) -> Lifted | None:
@@ -331,6 +332,8 @@ def resize(link: Link, right: int, chain: Chain) -> Lifted | None:
         return None
     inputs = list(_first(link))
     values = [place for place in range(rest, len(inputs)) if chain.shapes.get(link.inputs[place], (0,)) != (0,)]
+    if not values:
+        return None  # opset 7 has the factors in an attribute
     for place in values:
         sizes = chain.integers.get(link.inputs[place])
         inputs[place] = Entry(2) if sizes is None else (*sizes[:2], 1, *sizes[2:])

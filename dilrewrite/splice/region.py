@@ -43,6 +43,7 @@ class Region:
         conv = isinstance(site.meaning, ConvGeometry)
         self.quantization = site.input_quantization if fragment.enter and conv else None
         self.named: set[int] = set()
+        self.kept: set[int] = set()
         self.places: list[int] = []
         self.map: dict[str, str] = dict(zip(entering(len(site.inputs)), site.inputs, strict=True))
         if self.quantization is not None:
@@ -139,7 +140,9 @@ class Region:
             inputs[place] = self.map[source]
         for place, edits in step.edits.items():
             inputs[place] = self._edited(self.site.operands[step.of, place], edits, word)
-        copy = writer.like(original, inputs, outputs, name="" if number else original.name)
+        name = "" if number or step.of in self.kept else original.name
+        self.kept.add(step.of)
+        copy = writer.like(original, inputs, outputs, name=name)
         kept = [attribute for attribute in copy.attribute if attribute.name not in step.attributes]
         del copy.attribute[:]
         copy.attribute.extend(kept)

@@ -75,6 +75,11 @@ INSIDE: dict[str, ModelProto] = {
     "weights of a transposed Conv that are given": between("b = ConvTranspose (a, w)", given=", float[4, 4, 2] w"),
     "a bias that is computed": between("m = ReduceMax <axes = [0, 2], keepdims = 0> (a) b = Conv (a, w1, m)"),
     "no data at all": between("b = Relu (a)", shape=(0, 4, 9)),
+    "no data for other channels": between(
+        "u = Reshape (a, s) v = Neg (u) b = Reshape (v, t)",
+        {"s": ints(0, 2, 2, 9), "t": ints(0, 4, 9)},
+        shape=(0, 4, 9),
+    ),
 }
 
 
@@ -94,6 +99,10 @@ OUTSIDE: dict[str, tuple[str, ModelProto]] = {
             "b = BatchNormalization <spatial = 0> (a, s, s, s, v)",
             {"s": whole(4, 9), "v": np.ones((4, 9), np.float32)}, opset=8,
         ),
+    ),
+    "factors in an attribute": (
+        "Upsample",
+        between('u = Upsample <scales = [1.0, 1.0, 2.0], mode = "nearest"> (a) b = Floor (u)', opset=8),
     ),
     "an axis list that is left out": ("ReduceSum", between("r = ReduceSum (a) b = Add (a, r)")),
     "pads that may be given": (

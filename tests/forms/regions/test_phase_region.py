@@ -133,6 +133,19 @@ def test_extents_below_the_block(size: tuple[int, int]) -> None:
     assert same(model, "phase_region", (4, 4))
 
 
+def test_zeros_of_a_quantised_tensor_have_a_node_of_their_own() -> None:
+    """What makes them is a QuantizeLinear too, and the user's stands before every Conv of the region."""
+    model = middle(
+        "k = Add (a, o) q = QuantizeLinear (k, s, z) d = DequantizeLinear (q, s, z) n = Neg (a)"
+        "c = Conv <dilations = [4, 4], pads = [4, 4, 4, 4]> (d, w1) r = Add (c, n)"
+        "b = Conv <dilations = [4, 4], pads = [4, 4, 4, 4]> (r, w1)",
+        {"o": np.float32(1), "s": np.float32(4), "z": np.uint8(9)},
+    )
+    (ops,) = inside(model, "phase_region", (4, 4))
+    assert ops[:2] == ("Add", "QuantizeLinear")
+    assert same(model, "phase_region", (4, 4))
+
+
 def test_a_block_along_the_other_axis_serves_no_conv() -> None:
     """Each 3 x 1 Conv keeps its dilation there, so nothing is gained by splitting."""
     model = onnx.parser.parse_model(
