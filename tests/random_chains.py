@@ -32,6 +32,19 @@ class Net:
         """Return a constant of few small whole numbers."""
         return self.constant(self.numbers.integers(-1, 2, shape) * (self.numbers.random(shape) < 0.4))
 
+    def weights_of(self, *shape: int) -> str:
+        """Return weights, at times quantised."""
+        if self.rng.random() < 0.8:
+            return self.whole(*shape)
+        values = self.numbers.integers(-1, 2, shape) * (self.numbers.random(shape) < 0.4)
+        channels = self.rng.random() < 0.5
+        scale, zero = (np.ones(shape[0]), np.zeros(shape[0])) if channels else (1.0, 2)
+        operands = [self.constant(values + (0 if channels else 2), np.int8), self.constant(scale)]
+        output = self.name()
+        inputs = [*operands, self.constant(zero, np.int8)]
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], axis=0))
+        return output
+
     def node(self, op: str, inputs: list[str], channels: int, length: int, **attributes: Any) -> str:
         output = self.name()
         self.nodes.append(helper.make_node(op, inputs, [output], name=f"{op}_{output}", **attributes))
@@ -62,7 +75,7 @@ class Net:
         attributes: dict[str, Any] = {"dilations": [d], "strides": [s], "pads": pads, "group": group}
         if self.rng.random() < 0.5:
             attributes["kernel_shape"] = [k]
-        self.bounded(self.node("Conv", [x, self.whole(outputs, c // group, k), *bias], outputs, out, **attributes))
+        self.bounded(self.node("Conv", [x, self.weights_of(outputs, c // group, k), *bias], outputs, out, **attributes))
 
     def chomp(self) -> None:
         """A causal Conv as it is often exported: padded on both sides, then the end cut off."""
@@ -143,6 +156,51 @@ class Net:
             ints = [self.constant([each], np.int64) for each in (begin, -end, self.rng.choice((2, -1)))]
             self.node("Slice", [x, *ints], c, length - begin - end)
 
+    def resized(self) -> None:
+        x, c, length = self.pick()
+        if length < 20:
+            scales = [self.constant(each) for each in ([], [1.0, 1.0, 2.0])]
+            corners = self.rng.choice(("half_pixel", "asymmetric", "align_corners"))
+            given = {"mode": "nearest", "coordinate_transformation_mode": corners}
+            self.node("Resize", [x, *scales], c, 2 * length, **given)
+
+    def places(self) -> None:
+        """Some channels, in another order, or some samples."""
+        x, c, length = self.pick()
+        axis = self.rng.choice((1, 2, -1))
+        count = self.rng.randint(1, 4)
+        size = c if axis == 1 else length
+        indices = self.constant([self.rng.randrange(-size, size) for _ in range(count)], np.int64)
+        self.node("Gather", [x, indices], *((count, length) if axis == 1 else (c, count)), axis=axis)
+
+    def repeated(self) -> None:
+        x, c, length = self.pick()
+        if self.rng.random() < 0.5:
+            sizes = self.rng.choice(([1, c, 1], [length], [2, 1, 1]))
+            self.node("Expand", [x, self.constant(sizes, np.int64)], c, length)
+        elif c < 8 and length < 20:
+            times = self.rng.choice(([1, 2, 1], [1, 1, 2]))
+            self.node("Tile", [x, self.constant(times, np.int64)], c * times[1], length * times[2])
+
+    def folded(self) -> None:
+        """Channels apart and, in another order, together again."""
+        x, c, length = self.pick()
+        if c % 2 == 0:
+            apart = self.node("Reshape", [x, self.constant([0, 2, c // 2, -1], np.int64)], c, length)
+            turned = self.node("Transpose", [apart], c, length, perm=[0, 2, 1, 3])
+            self.node("Reshape", [turned, self.constant([0, c, length or -1], np.int64)], c, length)
+            del self.live[apart], self.live[turned]
+
+    def quantized(self) -> None:
+        """Through integers and back, with scales of 1."""
+        x, c, length = self.pick()
+        channels = self.rng.random() < 0.5
+        scale, zero = ([1.0] * c, [0] * c) if channels else (1.0, 3)
+        operands = [self.constant(scale), self.constant(zero, np.int8)]
+        integers = self.node("QuantizeLinear", [x, *operands], c, length, axis=1)
+        self.node("DequantizeLinear", [integers, *operands], c, length, axis=1)
+        del self.live[integers]
+
     def pad(self) -> None:
         x, c, length = self.pick()
         begin, end = self.rng.randint(0, 3), self.rng.randint(0, 3)
@@ -195,6 +253,11 @@ class Net:
         "choose",
         "chomp",
         "chomp",
+        "resized",
+        "places",
+        "repeated",
+        "folded",
+        "quantized",
         "join",
         "cut",
         "pad",
@@ -239,6 +302,26 @@ class Net:
             self.weights,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+
+    def within(self, model: ModelProto) -> ModelProto:
+        """Return the network as both branches of an If, its weights outside."""
+        outputs = [value.name for value in model.graph.output]
+        branches = []
+        for branch in ("then_branch", "else_branch"):
+            graph = helper.make_graph(model.graph.node, branch, [], model.graph.output)
+            own = {name: f"{branch}_{name}" for node in graph.node for name in node.output}
+            for node in graph.node:
+                node.input[:] = [own.get(name, name) for name in node.input]
+                node.output[:] = [own[name] for name in node.output]
+            for value in graph.output:
+                value.name = own[value.name]
+            branches.append(graph)
+        test = numpy_helper.from_array(np.bool_(self.rng.random() < 0.5), "test")
+        node = helper.make_node("If", ["test"], outputs, then_branch=branches[0], else_branch=branches[1])
+        around = helper.make_graph(
+            [node], "net", model.graph.input, model.graph.output, [*model.graph.initializer, test]
+        )
+        return helper.make_model(around, opset_imports=model.opset_import, ir_version=8)
 
     def feeds(self, model: ModelProto) -> dict[str, Any]:
         """Return whole numbers for the inputs."""

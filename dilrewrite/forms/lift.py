@@ -212,14 +212,14 @@ def squeeze(link: Link, right: int, chain: Chain) -> Lifted | None:
 
 
 def unsqueeze(link: Link, right: int, chain: Chain) -> Lifted | None:
-    """Axes that are known come; the new axis stays before the axis behind it."""
+    """Axes that are known come; the new axis stays before the one behind it, or before those that come last."""
     rank, axes = chain.rank(link.inputs[0]), integers(link, chain, "axes", 1)
     if rank is None or not axes:
         return None
     whole = rank + len(axes)
     come = {axis % whole for axis in axes}
     stay = [axis for axis in range(whole) if axis not in come]
-    behind = whole - stay[rank - right] if right else 0
+    behind = whole - (stay[rank - right] if right else max(stay, default=-1) + 1)
     return _spelled(link, behind, tuple(shifted(axis, whole, behind) for axis in axes), "axes", 1)
 
 
