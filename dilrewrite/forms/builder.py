@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
+from dilrewrite.forms.extents import END as END
+from dilrewrite.forms.extents import Cut as Cut
+from dilrewrite.forms.extents import Extent as Extent
+from dilrewrite.forms.extents import Symbol as Symbol
+from dilrewrite.forms.extents import Tensor as Tensor
+from dilrewrite.forms.extents import known, length, plus_product, times
 from dilrewrite.forms.fragment import (
     FILL,
     AttributeValue,
@@ -26,69 +32,12 @@ from dilrewrite.forms.fragment import (
 )
 from dilrewrite.forms.geometry import ConvGeometry, Window
 
-END: Final = 2**63 - 1
-"""A Slice's end that means "to the last element"."""
-
 INFER: Final = -1
 """In a reshape: what is left over. Only for the batch: next to a zero-sized batch any other use is ambiguous."""
 
 
 class Unsupported(Exception):  # noqa: N818 - it is caught and becomes a refusal, never shown as an error
     """The opset lacks an operator that this form needs; the text says which."""
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """A size known at run time: the name of an int64 tensor of shape [1], and an upper bound when there is one.
-
-    Arithmetic with it adds nodes to its builder; `//` is for dividends of at least 0, since ONNX rounds towards zero.
-    """
-
-    name: str
-    bound: int | None = None
-    builder: Builder | None = field(default=None, repr=False, compare=False)
-
-    def _computed(self, op: str, a: Extent, b: Extent) -> Symbol:
-        assert self.builder is not None, "only a builder's sizes are computed with"
-        return self.builder.arithmetic(op, a, b)
-
-    def __add__(self, other: Extent) -> Symbol:
-        return self if other == 0 else self._computed("Add", self, other)
-
-    def __radd__(self, other: int) -> Symbol:
-        return self if other == 0 else self._computed("Add", other, self)
-
-    def __sub__(self, other: Extent) -> Symbol:
-        return self if other == 0 else self._computed("Sub", self, other)
-
-    def __rsub__(self, other: int) -> Symbol:
-        return self._computed("Sub", other, self)
-
-    def __mul__(self, other: int) -> Symbol:
-        return self if other == 1 else self._computed("Mul", self, other)
-
-    def __floordiv__(self, other: int) -> Symbol:
-        return self if other == 1 else self._computed("Div", self, other)
-
-
-Extent = int | Symbol
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor of the fragment: its name and what is known of its shape (`None`: not asked for yet)."""
-
-    name: str
-    shape: tuple[Extent | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The part `start:stop:step` of an axis; a negative int counts from the end."""
-
-    start: Extent = 0
-    stop: Extent = END
-    step: int = 1
 
 
 class Builder:
@@ -137,7 +86,7 @@ class Builder:
 
     def _layout(self, name: str, shape: Sequence[Extent | None]) -> Tensor:
         """Return the tensor that a layout operator makes, and count the elements that it writes."""
-        self._moved = _plus_product(self._moved, shape)
+        self._moved = plus_product(self._moved, shape)
         return Tensor(name, tuple(shape))
 
     def constant(self, values: Sequence[int]) -> str:
@@ -152,7 +101,7 @@ class Builder:
 
     def vector(self, extents: Sequence[Extent]) -> str:
         """Return a 1-D tensor of the extents."""
-        static = _known(extents)
+        static = known(extents)
         if static is not None:
             return self.constant(static)
         if len(extents) == 1:
@@ -213,7 +162,7 @@ class Builder:
             return tensor
         shape = list(tensor.shape)
         for axis, cut in cuts.items():
-            shape[axis] = _length(shape[axis], cut)
+            shape[axis] = length(shape[axis], cut)
         starts, stops = [cut.start for cut in cuts.values()], [cut.stop for cut in cuts.values()]
         steps = {axis: cut.step for axis, cut in cuts.items() if cut.step != 1}
         if self.opset >= 10:
@@ -221,7 +170,7 @@ class Builder:
             if steps:
                 inputs.append(self.constant([cut.step for cut in cuts.values()]))
             return self._layout(self._add("Slice", inputs), shape)
-        static_starts, static_stops = _known(starts), _known(stops)
+        static_starts, static_stops = known(starts), known(stops)
         if static_starts is None or static_stops is None:
             raise self._lacks("Slice with ends computed at run time (opset 10)")
         if not steps:
@@ -257,7 +206,7 @@ class Builder:
             return tensor
         shape = []
         for extent, b, e in zip(tensor.shape, begin, end, strict=True):
-            sizes = _known((extent, b, e))
+            sizes = known((extent, b, e))
             shape.append(sum(sizes) if sizes is not None else extent if (b, e) == (0, 0) else None)
         on_integers = self.quantized and tensor.name not in self._exit
         if on_integers and self.opset < 11:
@@ -266,7 +215,7 @@ class Builder:
         if self.opset >= 11:
             inputs = [tensor.name, self.vector(pads), *([FILL] if on_integers else [])]
             return self._layout(self._add("Pad", inputs), shape)
-        static = _known(pads)
+        static = known(pads)
         if static is not None:
             return self._layout(self._add("Pad", [tensor.name], {"pads": static}), shape)
         if self.opset < 10:
@@ -274,7 +223,7 @@ class Builder:
                 "Pad with amounts computed at run time (opset 11) nor Slice with ends computed at run time (opset 10)"
             )
         # Opset 10: pad by the upper bounds, then cut to the computed length.
-        widest = _known([value.bound if isinstance(value, Symbol) else value for value in pads])
+        widest = known([value.bound if isinstance(value, Symbol) else value for value in pads])
         assert widest is not None, "a computed pad has an upper bound"
         wide = Tensor(self._add("Pad", [tensor.name], {"pads": widest}), tuple(shape))
         cuts = {}
@@ -289,7 +238,7 @@ class Builder:
         dims: list[Extent | None] = [
             tensor.shape[i] if extent == 0 else None if extent == INFER else extent for i, extent in enumerate(shape)
         ]
-        sizes, rest = _known(tensor.shape), [extent for extent in dims if isinstance(extent, int)]
+        sizes, rest = known(tensor.shape), [extent for extent in dims if isinstance(extent, int)]
         if INFER in shape and sizes is not None and len(rest) == len(dims) - 1 and 0 not in rest:
             dims[list(shape).index(INFER)] = math.prod(sizes) // math.prod(rest)
         return Tensor(self._add("Reshape", [tensor.name, self.vector(shape)]), tuple(dims))
@@ -309,20 +258,20 @@ class Builder:
             if index != axis:
                 shape[index] = next((size for size in sizes if isinstance(size, int)), sizes[0])
                 continue
-            lengths = _known(sizes)
+            lengths = known(sizes)
             shape[index] = None if lengths is None else sum(lengths)
         return self._layout(self._add("Concat", [tensor.name for tensor in tensors], {"axis": axis}), shape)
 
     def space_to_depth(self, tensor: Tensor, block: int) -> Tensor:
         """[N, C, H, W] -> [N, block*block*C, H/block, W/block], channel (row phase * block + column phase) * C + c."""
         batch, channels, *extents = tensor.shape
-        shape = (batch, _times(channels, block * block), *(_times(extent, 1, block) for extent in extents))
+        shape = (batch, times(channels, block * block), *(times(extent, 1, block) for extent in extents))
         return self._layout(self._add("SpaceToDepth", [tensor.name], {"blocksize": block}), shape)
 
     def depth_to_space(self, tensor: Tensor, block: int) -> Tensor:
         """Undo `space_to_depth` (mode DCR)."""
         batch, channels, *extents = tensor.shape
-        shape = (batch, _times(channels, 1, block * block), *(_times(extent, block) for extent in extents))
+        shape = (batch, times(channels, 1, block * block), *(times(extent, block) for extent in extents))
         mode: dict[str, AttributeValue] = {"mode": "DCR"} if self.opset >= 11 else {}
         return self._layout(self._add("DepthToSpace", [tensor.name], {"blocksize": block, **mode}), shape)
 
@@ -368,15 +317,15 @@ class Builder:
             (extent + b + e - d * (k - 1) - 1) // s + 1 if isinstance(extent, int) else None
             for extent, b, e, d, k, s in slides
         )
-        work = (tensor.shape[0], outputs, *spatial, *window.kernel, _times(tensor.shape[1], 1, group))
-        self._multiply_adds = _plus_product(self._multiply_adds, work)
+        work = (tensor.shape[0], outputs, *spatial, *window.kernel, times(tensor.shape[1], 1, group))
+        self._multiply_adds = plus_product(self._multiply_adds, work)
         return Tensor(name, (tensor.shape[0], outputs, *spatial))
 
     def step(self, step: Step, shape: Sequence[Extent | None], work: Sequence[Extent | None] = ()) -> Tensor:
         """Add a step of a region; return its (first) output. `work`: a Conv's multiply-adds per element of it."""
         self._nodes.append(step)
         if isinstance(step, CoreConv):
-            self._multiply_adds = _plus_product(self._multiply_adds, (*shape, *work))
+            self._multiply_adds = plus_product(self._multiply_adds, (*shape, *work))
         name = makes(step)[0]
         return self._layout(name, shape) if isinstance(step, Node) else Tensor(name, tuple(shape))
 
@@ -436,28 +385,3 @@ class Builder:
             elements_moved=self._moved,
             spelling=spelling,
         )
-
-
-def _known(sizes: Sequence[Extent | None]) -> tuple[int, ...] | None:
-    """Return the sizes when all are integers."""
-    integers = tuple(size for size in sizes if isinstance(size, int))
-    return integers if len(integers) == len(sizes) else None
-
-
-def _plus_product(total: int | None, sizes: Sequence[Extent | None]) -> int | None:
-    """Return total + product of the sizes, `None` when one is not a known integer."""
-    integers = _known(sizes)
-    return None if total is None or integers is None else total + math.prod(integers)
-
-
-def _times(extent: Extent | None, factor: int, divisor: int = 1) -> int | None:
-    return extent * factor // divisor if isinstance(extent, int) else None
-
-
-def _length(extent: Extent | None, cut: Cut) -> Extent | None:
-    """Return the size of what is cut out of an axis."""
-    if isinstance(cut.stop, Symbol):
-        return cut.stop if cut.start == 0 and cut.step == 1 else None
-    if isinstance(extent, int) and isinstance(cut.start, int):
-        return len(range(*slice(cut.start, cut.stop, cut.step).indices(extent)))
-    return None
