@@ -33,7 +33,7 @@ from dilrewrite.sites import Site
 
 
 class ChainProver:
-    """Proves fragments of regions; equal questions, but for names, are asked once. `read` gives a constant's values."""
+    """Proves fragments of regions; equal questions are asked once. `read` gives a constant's values."""
 
     def __init__(self, *, seed: int, threads: int | None, read: Callable[[TensorProto], Array]) -> None:
         self.runs, self.read = Runs(seed=seed, threads=threads), read
@@ -44,10 +44,10 @@ class ChainProver:
         failed = functools.partial(Proof, shapes=(), elements=0, backend="none", native_ran=False, ran=False)
         try:
             constants = constants_of(source, site, self.read)
-            region = Region(source, site, fragment, constants, seen)
+            region = Region(self.runs, source, site, fragment, constants, seen)
         except LookupError as error:
             return failed(failure=str(error))
-        key = region.outline()
+        key = region.outline
         if key not in self._known:
             try:
                 self._known[key] = self._prove(region)

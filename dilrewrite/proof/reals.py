@@ -9,7 +9,7 @@ from dilrewrite.model.elements import FLOATS
 from dilrewrite.model.walk import copied
 from dilrewrite.proof.exact import exactly
 from dilrewrite.proof.proof import Rounding
-from dilrewrite.proof.region import Feeds, Region, Runs
+from dilrewrite.proof.region import Feeds, Own, Region, Runs
 from dilrewrite.proof.standins import WIDTHS, is_float
 from dilrewrite.runtimes import Array, CannotRun
 from dilrewrite.splice.rewrite import rewrite
@@ -19,44 +19,48 @@ REAL_WORK = 2**28
 
 
 def measured(runs: Runs, region: Region) -> Rounding:
-    """Compare the errors of the fragment and of the original against float64, on the values that were seen."""
-    feeds = _reals(runs, region)
+    """Compare the errors of the fragment and of the original against float64, on the values that were seen.
+
+    Where nothing computes the original in float64, the original itself is what the fragment is held to.
+    """
+    own = runs.once(region.about, lambda: _own(runs, region))
     after = rewrite(region.cut.model, [(region.cut.site, region.fragment)], (), numpy_helper.to_array).proto
-    runtime = runs.runtime if region.element in ("float32", "float16") else runs.reference
-    results = []
-    for model in (region.cut.model, after):
-        with runs.opened(model, runtime) as session:
-            results.append(session.run(feeds))
-    finest = np.longdouble if region.element == "float64" else np.float64
-    try:
-        with np.errstate(all="ignore"):
-            truth = exactly(_widened(region.cut.model), feeds, finest)
-    except Exception as error:  # the evaluator raises whatever its operators do
-        raise CannotRun(f"no float64 result to compare with: {error}") from error
+    with runs.opened(after, region.runtime) as session:
+        new = session.run(own.feeds)
     unit = FLOATS[region.element].roundoff
     found = [
-        _errors(native, new, true, unit)
-        for native, new, true in zip(results[0].values(), results[1].values(), truth, strict=True)
+        _errors(native, new[name], true, unit)
+        for (name, native), true in zip(own.native.items(), own.truth, strict=True)
         if is_float(native)
     ]
     nothing = Rounding(native_error=0.0, new_error=0.0, limit=2 * unit, ceiling=None, difference=0.0)
     return max(found, key=lambda each: each.new_error / each.limit, default=nothing)
 
 
-def _reals(runs: Runs, region: Region) -> Feeds:
-    """Return the largest of the small cases that the original runs on."""
+def _own(runs: Runs, region: Region) -> Own:
+    """Run the original on the largest of the small cases that it runs on."""
     cases = region.cases()
     fitting = [feeds for feeds in cases if region.work(feeds) <= REAL_WORK]
     why = ""
-    with runs.opened(region.cut.model, None if region.element != "float64" else runs.reference) as session:
+    with runs.opened(region.cut.model, region.runtime) as session:
         for feeds in (*reversed(fitting), *cases[len(fitting) :]):
             try:
-                session.run(feeds)
+                native = session.run(feeds)
             except CannotRun as error:
                 why = str(error)
                 continue
-            return feeds
+            return Own(feeds=feeds, native=native, truth=_truth(region, feeds) or list(native.values()))
     raise CannotRun(f"the original by itself: {why}")
+
+
+def _truth(region: Region, feeds: Feeds) -> list[Array] | None:
+    """Return what the original gives in float64, or finer; None where the evaluator lacks an operator."""
+    try:
+        with np.errstate(all="ignore"):
+            finest = np.longdouble if region.element == "float64" else np.float64
+            return exactly(_widened(region.cut.model), feeds, finest)
+    except Exception:  # it raises whatever its operators do
+        return None
 
 
 def _widened(model: ModelProto) -> ModelProto:
@@ -71,7 +75,8 @@ def _widened(model: ModelProto) -> ModelProto:
 
 def _errors(native: Array, new: Array, true: Array, unit: float) -> Rounding:
     """Return the errors of one output as shares of its largest value; what the original does not hold is left out."""
-    native, new = (np.asarray(values, true.dtype) for values in (native, new))
+    wide = np.result_type(true.dtype, np.float64)
+    native, new, true = (np.asarray(values, wide) for values in (native, new, true))
     if new.shape != true.shape:
         return Rounding(native_error=0.0, new_error=np.inf, limit=2 * unit, ceiling=None, difference=np.inf)
     held = np.isfinite(true) & np.isfinite(native)

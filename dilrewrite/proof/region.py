@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -20,12 +22,14 @@ from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.cut import Place, cut
-from dilrewrite.runtimes import Array, Backend, Options, Runnable, Session, backend
+from dilrewrite.runtimes import Array, Backend, CannotRun, Options, Runnable, Session, backend
 from dilrewrite.sites import Site
 from dilrewrite.sites.scopes import scopes
 
 Feeds = Mapping[str, Array]
 """What enters a region, by tensor."""
+Constants = Mapping[Place, Array]
+"""What the nodes of a region read besides."""
 
 SHORT_WORK = 2**26
 """A case of more multiplications is shortened for those runs that are slow."""
@@ -37,13 +41,29 @@ MOST_BYTES = 2**30
 """A region with larger weights is not proved: as a model of its own it would be too large for a message."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """What the original gives on reals: in its own precision, and in float64."""
+
+    feeds: Feeds
+    native: Mapping[str, Array]
+    truth: Sequence[Array]
+
+
 class Runs:
     """What models of regions are run with, in this process, as they are: without the runtime's optimisations."""
 
     def __init__(self, *, seed: int, threads: int | None) -> None:
+        self._last: tuple[object, Own] | None = None
         self.seed, self.threads = seed, threads
         self.runtime: Backend = backend("onnxruntime_cpu")
         self.reference: Backend = backend("reference")
+
+    def once(self, key: object, make: Callable[[], Own]) -> Own:
+        """Return what `make` returns, from memory where the key is the last one."""
+        if self._last is None or self._last[0] != key:
+            self._last = key, make()
+        return self._last[1]
 
     def opened(self, model: ModelProto, runtime: Backend | None = None) -> Session:
         """Load a model. Raises CannotLoad."""
@@ -55,13 +75,15 @@ class Region:
     """A region to prove. LookupError where too little is known of it."""
 
     def __init__(
-        self, source: Source, site: Site, fragment: Fragment, constants: Mapping[Place, Array], seen: Sequence[Feeds]
+        self, runs: Runs, source: Source, site: Site, fragment: Fragment, constants: Constants, seen: Sequence[Feeds]
     ) -> None:
         assert isinstance(site.meaning, Chain), "a region"
-        self.site, self.chain, self.fragment, self.constants = site, site.meaning, fragment, constants
+        self.runs, self.site, self.chain = runs, site, site.meaning
+        self.fragment, self.constants = fragment, constants
         nodes = source.scope(site.scope).nodes
         self.nodes = [nodes[place] for place in site.nodes]
         self.element = next(iter(self.chain.convs.values())).element if self.chain.convs else "float32"
+        self.runtime = runs.runtime if self.element in ("float32", "float16") else runs.reference
         self.kept = self._kept()
         self.seen = [feeds for feeds in seen if set(site.inputs) <= set(feeds)]
         self.elements = (
@@ -69,7 +91,6 @@ class Region:
         )
         if sum(values.nbytes for values in constants.values()) > MOST_BYTES:
             raise LookupError("its weights are too large to prove it")
-        self._work: dict[tuple[tuple[int, ...], ...], int] = {}
         self.cut = cut(site, self.nodes, constants, self.elements)
         self._light = without_weights(self.cut.model)
         known = _types(self._light)
@@ -78,17 +99,21 @@ class Region:
             for node in self.nodes
         ]
 
+    @property
     def outline(self) -> tuple[object, ...]:
-        """Return what decides how it is proved: all but its names and places."""
-        digest = hashlib.blake2b()
-        for place, values in sorted(self.constants.items()):
-            digest.update(repr((place, values.shape, values.dtype.name)).encode())
+        """Return what decides how it is proved."""
+        return self.chain, self.fragment.digest(), self.about
+
+    @functools.cached_property
+    def about(self) -> bytes:
+        """Return a digest of what the original does, and of what was seen of it."""
+        digest = hashlib.blake2b(self._light.SerializeToString(deterministic=True))
+        for _, values in sorted(self.constants.items()):
             digest.update(np.ascontiguousarray(values).tobytes())
-        for feeds in self.seen:
-            for name in self.site.inputs:
-                digest.update(repr(feeds[name].shape).encode())
-                digest.update(np.ascontiguousarray(feeds[name]).tobytes())
-        return self.chain, tuple(self.elements.values()), self.fragment.digest(), digest.digest()
+        for values in (feeds[name] for feeds in self.seen for name in self.site.inputs):
+            digest.update(repr(values.shape).encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.digest()
 
     def _kept(self) -> frozenset[int]:
         """Return the places of the nodes that go on in the fragment, each once."""
@@ -110,23 +135,27 @@ class Region:
 
         Where all that was seen is large, its beginning comes first.
         """
-        if not self.seen:
-            return sorted(self._made(), key=self.work)
-        by_shapes = {tuple(feeds[name].shape for name in self.site.inputs): feeds for feeds in self.seen}
-        cases = sorted(by_shapes.values(), key=self.work)
+        cases = self._smallest_first()
         return [*self._shortened(cases[0]), *cases]
+
+    def _smallest_first(self) -> list[Feeds]:
+        by_shapes = {
+            tuple(feeds[name].shape for name in self.site.inputs): feeds for feeds in self.seen or self._made()
+        }
+        return sorted(by_shapes.values(), key=_size)
 
     def _made(self) -> list[Feeds]:
         rng = np.random.default_rng(0)
         if any(name not in self.chain.shapes for name in self.chain.inputs):
             raise LookupError("nothing is known of the sizes of what enters it")
         span = max((g.span(axis) for g in self.chain.convs.values() for axis in g.axes), default=1)
-        cases = {}
+        cases: list[Feeds] = []
         for length in (2 * span + 2, 2 * span + 1, 64, 128, 256):
-            filled = tuple(self._filled(name, length) for name in self.chain.inputs)
-            named = zip(self.site.inputs, filled, strict=True)
-            cases[filled] = {name: _random(self.elements[name], shape, rng) for name, shape in named}
-        return list(cases.values())
+            named = [
+                (site, self._filled(own, length)) for site, own in zip(self.site.inputs, self.chain.inputs, strict=True)
+            ]
+            cases.append({name: _random(self.elements[name], shape, rng) for name, shape in named})
+        return cases
 
     def _filled(self, name: str, length: int) -> tuple[int, ...]:
         shape = self.chain.shapes[name]
@@ -170,20 +199,31 @@ class Region:
         }
 
     def work(self, feeds: Feeds) -> int:
-        """Return how many multiplications its Convs make, as far as inference tells; and one for each element."""
-        shapes = tuple(feeds[name].shape for name in self.site.inputs)
-        if shapes not in self._work:
-            model = copied(self._light)
-            for value in model.graph.input:
-                value.CopyFrom(_value(value, feeds[value.name].shape))
-            known = _types(model)
-            made = [(known.get(self.nodes[place].output[0]), geometry) for place, geometry in self.chain.convs.items()]
-            self._work[shapes] = sum(values.size for values in feeds.values()) + sum(
-                math.prod(size.dim_value for size in kind.shape.dim) * _taps(geometry)
-                for kind, geometry in made
-                if kind is not None
-            )
-        return self._work[shapes]
+        """Return about how many multiplications its Convs make: as many for each element as in the smallest case."""
+        return int(_size(feeds) * self._density)
+
+    @functools.cached_property
+    def _density(self) -> float:
+        """Return the multiplications for each element that enters, from a run of the original; 1 if there is none.
+
+        Shape inference would end this process where a size comes out negative.
+        """
+        model = copied(self.cut.model)
+        del model.graph.output[:]
+        for place in self.chain.convs:
+            told = f"sizes/{place}"
+            model.graph.node.append(helper.make_node("Shape", self.nodes[place].output[:1], [told]))
+            model.graph.output.append(ValueInfoProto(name=told))
+        with self.runs.opened(model, self.runtime) as session:
+            for feeds in self._smallest_first():
+                try:
+                    sizes = session.run(feeds).values()
+                except CannotRun:
+                    continue
+                pairs = zip(sizes, self.chain.convs.values(), strict=True)
+                work = sum(int(np.prod(shape)) * _taps(geometry) for shape, geometry in pairs)
+                return 1 + work / max(_size(feeds), 1)
+        return 1.0
 
     def more(self, feeds: Feeds) -> Iterator[Feeds]:
         """Yield further sizes like those of `feeds`: other batches, other lengths; not all of them need run."""
@@ -220,13 +260,13 @@ def _elements(source: Source, site: Site) -> dict[str, str]:
 
 def _types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
     """Return the types that are known of what the nodes of a model make."""
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    graph = onnx.shape_inference.infer_shapes(model).graph
     kinds = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.output)}
     return {name: kind for name, kind in kinds.items() if kind.elem_type}
 
 
-def _value(value: ValueInfoProto, shape: tuple[int, ...]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape)
+def _size(feeds: Feeds) -> int:
+    return sum(values.size for values in feeds.values())
 
 
 def _taps(geometry: ConvGeometry) -> int:
