@@ -69,7 +69,7 @@ SETTINGS = {"Clip": (1, 2), "Pad": (2,), "Resize": (1, 2), "Upsample": (1,), "Dr
 """Which inputs are settings: their values stay, made whole where they are compared with data or put among it."""
 
 _OVER_SPACE = """AveragePool GlobalAveragePool GlobalLpPool GroupNormalization InstanceNormalization
-LayerNormalization LpNormalization LpPool"""
+LayerNormalization LpPool MeanVarianceNormalization RMSNormalization"""
 OVER_SPACE = frozenset(_OVER_SPACE.split())
 """What sums over the places that phases take apart: a form may split it, so nothing stands for it there."""
 

@@ -36,7 +36,7 @@ SPOIL_WORK = 2**25
 MOST_CASES = 4
 """At so many sizes that were seen a region is proved."""
 MORE_WORK = 2**29
-"""Further sizes are made up as long as all cases together come to no more multiplications than this."""
+"""Further sizes are made up as long as these together come to no more multiplications than this."""
 
 
 class Exact:
@@ -134,8 +134,10 @@ class Exact:
             if not inputs:
                 raise CannotRun(f"the original by itself: {why}")
             known = {_shapes(each) for each in inputs}
+            room = MORE_WORK
             for feeds in self.region.more(inputs[0]):
-                if _shapes(feeds) not in known and self.region.work(feeds) * (len(inputs) + 1) <= MORE_WORK:
+                room -= self.region.work(feeds)
+                if _shapes(feeds) not in known and room >= 0:
                     run(session, self._whole(feeds))
         return inputs, results
 

@@ -85,6 +85,10 @@ MIDDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "joined": ("s = Sigmoid (a) t = Relu (a) c = Concat <axis = 1> (s, t) b, q = Split <axis = 1> (c)", {}),
     "pad": ("p = Pad (a, pads) b = Slice (p, one, end, two)", {"pads": ints(0, 0, 1, 0, 0, 2), "one": ints(1),
                                                               "end": ints(-1), "two": ints(2)}),
+    "resize": ('b = Resize <mode = "linear"> (a, , factors)', {"factors": np.array([1, 1, 2], np.float32)}),
+    "repeats": ("t = Tile (a, times) g = Gather <axis = 2> (t, places) r = Reshape (g, sizes) b = Sigmoid (r)",
+                {"times": ints(1, 1, 2), "places": ints(*range(1, 16, 2)), "sizes": ints(0, 4, -1)}),
+    "mean_and_variance": ("b = MeanVarianceNormalization <axes = [0, 2]> (a)", {}),
     "integers": (
         "q = QuantizeLinear (a, s, z) r = MaxPool <kernel_shape = [3], pads = [1, 1]> (q)"
         "b = DequantizeLinear (r, s, z)",
