@@ -15,20 +15,20 @@ UNKNOWN, ODD, CHEAPER = "not known to keep the layout", "does not keep the layou
 def ends(
     scope: Scope,
     whole: Chain,
-    able: Collection[int],
+    reads: Sequence[object],
     places: Collection[int],
     enters: Sequence[str],
     leaves: Sequence[str],
 ) -> Iterator[str]:
     """Yield what stands on the other side of each tensor that enters or leaves, and why.
 
-    `whole` is the chain of the node list, `able` the places of all links that could be inside, `places` of those that
-    are.
+    `whole` is the chain of the node list, `reads` is None for each link that cannot be inside, `places` are those of
+    the links that are.
     """
     rules = grid.ROWS if whole.block else lift.ROWS
 
     def node(place: int) -> str:
-        why = CHEAPER if place in able else ODD if whole.links[place].op in rules else UNKNOWN
+        why = CHEAPER if reads[place] is not None else ODD if whole.links[place].op in rules else UNKNOWN
         return f"{scope.nodes[place].op_type} {label_of(scope.nodes[place])!r}: {why}"
 
     for name in enters:
