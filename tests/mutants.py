@@ -317,6 +317,9 @@ class OfRegions:
 REGION_MUTANTS: dict[str, OfRegions] = {}
 """Every mutant of a form of regions by name; `with REGION_MUTANTS[name].enter(): ...`."""
 
+NESTED_MUTANTS: dict[str, OfRegions] = {}
+"""Those that are wrong only where phases are split again."""
+
 Made = Callable[[Callable[[], Iterator[None]]], None]
 
 
@@ -497,20 +500,46 @@ def samples_off_by_one() -> Iterator[None]:
         yield
 
 
-@phased("b = Relu (a)", size=8)
-def phases_in_reverse() -> Iterator[None]:
-    """On the way out the phases of each image are read from the last to the first."""
+def _reversed_phases(wrong: Callable[[_layers.Layers, str, cells.Axes], bool]) -> Context:
+    """Read the phases of each image from the last to the first on the way out of a layout, where `wrong` says so."""
     right = _layers.Layers._leave
 
-    def wrong(self: _layers.Layers, name: str, tensor: Tensor, axes: cells.Axes) -> Tensor:
-        batch, phases = tensor.shape[0], int(np.prod([axis.block for axis in axes]))
-        assert isinstance(batch, int)
-        order = np.arange(batch).reshape(-1, phases)[:, ::-1].ravel().tolist()
-        turned = self.node("Gather", [tensor.name, self.builder.constant(order)], tensor.shape, axis=0)
-        return right(self, name, turned, axes)
+    def leave(self: _layers.Layers, name: str, tensor: Tensor, axes: cells.Axes) -> Tensor:
+        if wrong(self, name, axes):
+            batch, phases = tensor.shape[0], int(np.prod([axis.block for axis in axes]))
+            assert isinstance(batch, int)
+            order = np.arange(batch).reshape(-1, phases)[:, ::-1].ravel().tolist()
+            tensor = self.node("Gather", [tensor.name, self.builder.constant(order)], tensor.shape, axis=0)
+        return right(self, name, tensor, axes)
 
-    with mock.patch.object(_layers.Layers, "_leave", wrong):
+    return mock.patch.object(_layers.Layers, "_leave", leave)  # type: ignore[return-value]
+
+
+@phased("b = Relu (a)", size=8)
+def phases_in_reverse() -> Iterator[None]:
+    """The phases of each image stand in the wrong order behind a region."""
+    with _reversed_phases(lambda *_: True):
         yield
+
+
+@contextlib.contextmanager
+def inner_phases_in_reverse() -> Iterator[None]:
+    """The phases of phases stand in the wrong order behind the inner layout."""
+    with _reversed_phases(lambda self, name, axes: len(self.layers) > 2 and axes == self.layers[2].grid.axes.get(name)):
+        yield
+
+
+NESTED_MUTANTS["inner_phases_in_reverse"] = OfRegions(
+    inner_phases_in_reverse,
+    "phase_region",
+    functools.partial(
+        between,
+        "c = Conv <dilations = [4, 4], pads = [4, 4, 4, 4]> (a, w1) d = Relu (c)"
+        "b = Conv <dilations = [4, 4], pads = [4, 4, 4, 4]> (d, w1)",
+        shape=(2, 4, 9, 9),
+    ),
+    (2, 2),
+)
 
 
 @phased("m = ReduceSum (a, e) b = Add (m, a)", {"e": ints(2, 3)})

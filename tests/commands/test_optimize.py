@@ -35,7 +35,7 @@ from tests.models_for_tests import (
     two_convs,
     values,
 )
-from tests.mutants import MUTANTS, TARGETS
+from tests.mutants import MUTANTS, NESTED_MUTANTS, REGION_MUTANTS, TARGETS
 from tests.proto_diff import diff
 from tests.words import says, words
 
@@ -616,6 +616,20 @@ def test_mutants_write_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         assert {name for name in listing(folder) if name.endswith(".onnx")} == {"m.onnx"}
         return
     pytest.fail("no model shows the mutant: it would be written")
+
+
+@pytest.mark.parametrize("name", [*REGION_MUTANTS, *NESTED_MUTANTS])
+def test_mutants_of_regions_write_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    mutant = (REGION_MUTANTS | NESTED_MUTANTS)[name]
+    path = save(mutant.model(), tmp_path / "m.onnx")
+    form = f"{mutant.form}:block={mutant.block[0]}" if mutant.block else mutant.form
+    with mutant.enter():
+        outcome = cli(capsys, "optimize", path, "--strategy", form, "--json")
+    assert outcome.code == 3
+    report = json.loads((tmp_path / "m.dilrewrite.report" / "report.json").read_text())
+    assert (report["status"], report["exit_code"]) == ("differs", 3)
+    assert any(f"{mutant.form} is wrong" in failure for failure in report["verdict"]["failures"])
+    assert {place for place in listing(tmp_path) if place.endswith(".onnx")} == {"m.onnx"}
 
 
 @pytest.mark.parametrize("strategy", ["keep", "space_to_batch", "im2col"])
