@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from dilrewrite.choice.reason import Condition, Reason, Why
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import AddKernelAxis, CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.regions import region_forms
@@ -82,6 +83,24 @@ def assumed(geometry: ConvGeometry) -> ConvGeometry:
     return replace(geometry, batch=geometry.batch or 1, in_channels=inside, out_channels=outside, extents=extents)
 
 
+def assumed_chain(chain: Chain) -> Chain:
+    """Return the chain with typical sizes for everything unknown."""
+    rank = len(chain.block) or 1
+
+    def size(place: int) -> int:
+        return 1 if place == 0 else 16 if place == 1 else ASSUMED_EXTENTS[rank]
+
+    shapes = {
+        name: tuple(size(place) if known is None else known for place, known in enumerate(shape))
+        for name, shape in chain.shapes.items()
+    }
+    convs = {
+        place: replace(geometry, batch=geometry.batch or 1, extents=tuple(e or size(2) for e in geometry.extents))
+        for place, geometry in chain.convs.items()
+    }
+    return replace(chain, shapes=shapes, convs=convs)
+
+
 def candidates(
     site: Site, offered: Mapping[str, Strategy], max_dilation: int = 1
 ) -> tuple[list[Candidate], list[Refusal]]:
@@ -93,8 +112,9 @@ def candidates(
         how: dict[str, Any] = {"storage": site.storage, "fixed_weights": site.fixed_weights}
         fragment = sized = plan(name, chosen, site.meaning, site.opset, **how)
         unknown = isinstance(fragment, Fragment) and None in (fragment.multiply_adds, fragment.elements_moved)
-        if unknown and isinstance(site.meaning, ConvGeometry):
-            sized = plan(name, chosen, assumed(site.geometry), site.opset, **how)
+        if unknown:
+            typical = assumed_chain(site.meaning) if isinstance(site.meaning, Chain) else assumed(site.geometry)
+            sized = plan(name, chosen, typical, site.opset, **how)
         if isinstance(fragment, Refusal) or isinstance(sized, Refusal):
             refused.append(next(one for one in (fragment, sized) if isinstance(one, Refusal)))
             continue

@@ -86,12 +86,12 @@ def left_in(region: Decision, site: Site) -> int:
 def estimated(region: Decision, inside: Sequence[Considered]) -> float:
     """Return by how much the estimate of a region is below that of its members' cheapest forms.
 
-    Without sizes there is none, and a region is taken only where its members cannot go by themselves.
+    Without one a region is taken only where its members cannot go by themselves.
     """
     assert region.candidate is not None
     if any(entry.why is not None and entry.why.reason is Reason.CANNOT_GO for entry in inside):
         return math.inf
-    if None in (region.candidate.fragment.multiply_adds, region.candidate.fragment.elements_moved):
+    if not region.candidate.multiply_adds:
         return -math.inf
     kept = ([one for one in entry.offered if one.strategy == "keep"] for entry in inside)
     cheapest = [(*entry.wanted, *keep)[:1] for entry, keep in zip(inside, kept, strict=True)]
