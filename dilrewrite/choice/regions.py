@@ -84,7 +84,7 @@ def left_in(region: Decision, site: Site) -> int:
 
 
 def estimated(region: Decision, inside: Sequence[Considered]) -> float:
-    """Return by how much the estimate of a region is below that of its members' cheapest forms.
+    """Return by how much the estimate of a region is below that of its members' cheapest forms and its other Convs.
 
     Without one a region is taken only where its members cannot go by themselves.
     """
@@ -95,4 +95,8 @@ def estimated(region: Decision, inside: Sequence[Considered]) -> float:
         return -math.inf
     kept = ([one for one in entry.offered if one.strategy == "keep"] for entry in inside)
     cheapest = [(*entry.wanted, *keep)[:1] for entry, keep in zip(inside, kept, strict=True)]
-    return sum(one.cost for some in cheapest for one in some) - region.candidate.cost
+    chain, own = region.site.meaning, {place for entry in inside for place in entry.site.nodes}
+    assert isinstance(chain, Chain)
+    convs = zip(region.site.parts, choose.assumed_chain(chain).convs.values(), strict=True)
+    others = sum(geometry.multiply_adds() or 0 for part, geometry in convs if part.index not in own)
+    return others + sum(one.cost for some in cheapest for one in some) - region.candidate.cost
