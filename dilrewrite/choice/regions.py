@@ -37,6 +37,8 @@ def _considered(decider: Decider, region: Site, inside: Sequence[Site]) -> Consi
     scope, forced = decider.scope, decider.forced
     if too_new(region.opset) is not None or any(left_out(scope, site) is not None for site in inside):
         return None
+    if scope.eliminate and all(site.geometry.max_dilation <= scope.max_dilation for site in inside):
+        return None
     offered, refused = decider.region_planner.candidates(region)
     considered = Considered(
         site=region, offered=tuple(offered), refused=tuple(refused), wanted=(), inside=tuple(s.key for s in inside)

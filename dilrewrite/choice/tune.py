@@ -44,7 +44,8 @@ class Tuning:
     """The measuring of one model. Made when something is to be measured; `close` ends its worker.
 
     `min_gain`: the share of its time that the whole model must save. `sites`: what was measured, or why nothing was, by
-    the site's key. `answers`: of the questions that they came to. `untimed`: how many forms the budget did not reach.
+    the site's key. `answers`, `of_regions`: of the questions that they came to. `untimed`: how many forms the budget
+    did not reach.
     """
 
     original: Original
@@ -58,6 +59,7 @@ class Tuning:
     """What the model computes otherwise on the timed runtime that has to be rewritten as it is."""
     sites: dict[str, SiteMeasurement] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
+    of_regions: dict[str, Answer] = field(default_factory=dict)
     untimed: int = 0
     attempts: tuple[Attempt, ...] = ()
     final: Comparison | None = None
@@ -128,20 +130,21 @@ class Tuning:
             self._leave(entry, not_measured(Reason.NO_QUESTION, str(error.args[0])))
             return
         disproofs: list[tuple[str, Proof]] = []
-        if question.key not in self.answers:
-            self.answers[question.key] = self.meter.answer(
+        answers = self.answers if not isinstance(site.meaning, Chain) else self.of_regions
+        if question.key not in answers:
+            answers[question.key] = self.meter.answer(
                 question,
                 lambda: self._question(site, bare=True),
                 [self._form(site, candidate, disproofs) for candidate in _timed(entry)],
                 self.meter.budget.slice_s(comparisons),
                 must_go=self.decider.scope.eliminate,
             )
-        answer = self.answers[question.key]
+        answer = answers[question.key]
         self.sites[site.key] = SiteMeasurement(
             timings=answer.forms,
             why=None if answer.failure is None else not_measured(Reason.CONV_FAILED, answer.failure),
             run=self.run_of(site),
-            question=list(self.answers).index(question.key) + 1,
+            question=list(answers).index(question.key) + 1,
             wrong=disproofs[-1] if disproofs else None,
         )
         self.meter.budget.tick()
@@ -243,10 +246,10 @@ class Tuning:
 
         Sites of one question go together, those that gain most first.
         """
-        groups: dict[int | None, list[str]] = {}
-        gains: dict[int | None, float] = {}
+        groups: dict[object, list[str]] = {}
+        gains: dict[object, float] = {}
         for winner in winners:
-            question = self.sites[winner.site.key].question
+            question = isinstance(winner.site.meaning, Chain), self.sites[winner.site.key].question
             groups.setdefault(question, []).append(winner.site.key)
             gains[question] = gains.get(question, 0.0) + (self.gain(winner.site, winner.strategy) or 0.0)
         ordered = [groups[question] for question in sorted(groups, key=lambda question: -gains[question])]

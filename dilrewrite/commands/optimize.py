@@ -121,7 +121,8 @@ def _choosing(job: _Job) -> Choosing:
         tuning = whole.tuning(model, found, decider, settings, options.measuring, options.building, run.progress)
         if not options.scope.eliminate:
             around = [entry for entry in around if regions.may_gain(entry, tuning.meter.backend)]
-    decider.seen = Observer(model, [entry.site for entry in around], job.settings).of
+    if not options.places.dry_run:
+        decider.seen = Observer(model, [entry.site for entry in around], job.settings).of
     return Choosing(model, found, around, considered, decider, tuning, run.clock, run.progress)
 
 

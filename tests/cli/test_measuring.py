@@ -24,6 +24,7 @@ import dilrewrite
 from dilrewrite.choice import tune, whole
 from dilrewrite.choice.reason import Reason, not_measured
 from dilrewrite.choice.tune import Tuning
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.proof import prove
 from dilrewrite.reports import reasons
 from dilrewrite.runtimes import CannotRun, backends
@@ -393,6 +394,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             runs = {
                 s.key: SiteRun(share=0.4, shapes=((1, s.geometry.in_channels, *s.geometry.extents),), times=1)
                 for s in sites
+                if isinstance(s.meaning, ConvGeometry)
             }
             return Profiled(seconds=0.02, sites=runs, tensors={})
 
