@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
@@ -16,6 +18,9 @@ from dilrewrite.splice.rewrite import rewrite
 
 REAL_WORK = 2**28
 """Reals are looked at in the largest case of no more multiplications than this, or in the smallest."""
+
+STEPS = 2.0**-4
+"""The share of the largest output that the error may be where a region quantises: any rounding may become a step."""
 
 
 def measured(runs: Runs, region: Region) -> Rounding:
@@ -33,6 +38,8 @@ def measured(runs: Runs, region: Region) -> Rounding:
         for (name, native), true in zip(own.native.items(), own.truth, strict=True)
         if is_float(native)
     ]
+    if any(node.op_type == "QuantizeLinear" for node in region.nodes):
+        found = [replace(each, limit=max(each.limit, STEPS)) for each in found]
     nothing = Rounding(native_error=0.0, new_error=0.0, limit=2 * unit, ceiling=None, difference=0.0)
     return max(found, key=lambda each: each.new_error / each.limit, default=nothing)
 

@@ -16,12 +16,14 @@ from onnx import ModelProto, TypeProto, ValueInfoProto, helper
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Kept
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.lift import BROADCAST, ELEMENTWISE
 from dilrewrite.model.elements import ELEMENTS, FLOATS, NUMBERED, dtype
 from dilrewrite.model.light import without_weights
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.cut import Place, cut
+from dilrewrite.proof.standins import SUMMING
 from dilrewrite.runtimes import Array, Backend, CannotRun, Options, Runnable, Session, backend
 from dilrewrite.sites import Site
 from dilrewrite.sites.scopes import scopes
@@ -124,7 +126,7 @@ class Region:
         places = Counter(
             step.of if isinstance(step, Kept) else convs[step.of] for step in steps if isinstance(step, Kept | CoreConv)
         )
-        if max(places.values(), default=0) > 1:
+        if any(count > 1 and self.nodes[place].op_type in SUMMING for place, count in places.items()):
             raise LookupError("a form that takes an operator apart is not known to the proof of regions")
         return frozenset(places)
 
@@ -158,13 +160,25 @@ class Region:
         return cases
 
     def _filled(self, name: str, length: int) -> tuple[int, ...]:
+        """Return a shape for what enters: two images, the channels that a Conv needs, `length` for unknown extents."""
         shape = self.chain.shapes[name]
         numbers = [number for _, number in self.chain.extents.get(name, ())]
         more = [0] * (len(shape) - len(numbers)) + numbers
-        pairs = enumerate(zip(shape, more, strict=True))
-        return tuple(
-            size if size is not None else max(1, length + number) if axis else 2 for axis, (size, number) in pairs
-        )
+        filled = [size or max(1, length + number) for size, number in zip(shape, more, strict=True)]
+        for axis, size in enumerate((2, self._channels(name))):
+            if axis < len(shape) and shape[axis] is None and size:
+                filled[axis] = size
+        return tuple(filled)
+
+    def _channels(self, name: str) -> int | None:
+        """Return the channels of what enters: those of the first Conv that reads it, or something of its shape."""
+        alike = {name}
+        for place, link in enumerate(self.chain.links):
+            if link.inputs and link.inputs[0] in alike and place in self.chain.convs:
+                return self.chain.convs[place].in_channels
+            if alike.intersection(link.inputs) and (link.op in ELEMENTWISE or link.op in BROADCAST):
+                alike.update(link.outputs)
+        return None
 
     def _shortened(self, feeds: Feeds) -> list[Feeds]:
         """Return the beginning of a case that is much work."""

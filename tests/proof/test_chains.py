@@ -22,6 +22,8 @@ from dilrewrite.proof.proof import Proof
 from dilrewrite.proof.prove import Prover
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
+from tests.forms.regions.test_lift_region import quantised
+from tests.forms.regions.test_phase_cases import quantised as quantised_units
 from tests.models_for_tests import MODELS
 from tests.random_chains import Flat, Net
 from tests.region_models import between, ints, whole
@@ -126,6 +128,20 @@ def test_other_element_types(element: str, rank: int) -> None:
     assert found
     assert [proof.failure for proof in found] == [None] * len(found)
     assert all("float32 twin" in proof.backend and proof.rounding is not None for proof in found)
+
+
+def test_quantised_weights() -> None:
+    for axis in (None, 0):
+        found = proofs(quantised("b = Relu (a)", axis))
+        assert found
+        assert [proof.failure for proof in found] == [None] * len(found)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_quantised_units_in_phases(signed: bool) -> None:
+    found = proofs(quantised_units(signed))
+    assert found
+    assert [proof.failure for proof in found] == [None] * len(found)
 
 
 def test_a_region_in_a_loop() -> None:
@@ -274,6 +290,20 @@ def test_weights_are_read_with_what_reads_the_model() -> None:
     ((site, fragment),) = regions(model, "lift_region", ())
     assert Prover(read=reader).prove(Source(model), site, fragment).passed
     assert sorted(read) == ["b1", "b2", "c", "w1", "w2"]
+
+
+def test_unknown_channels_are_those_of_a_conv() -> None:
+    model = between("b = Relu (a)", shape=(2, 4, 9))
+    for axis in range(3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].Clear()
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"x{axis}"
+    ((site, fragment),) = regions(model, "lift_region", ())
+    assert isinstance(site.meaning, Chain)
+    shapes = {**site.meaning.shapes, site.meaning.inputs[0]: (None, None, None)}
+    site = replace(site, meaning=replace(site.meaning, shapes=shapes))
+    proof = Prover().prove(Source(model), site, fragment)
+    assert proof.passed
+    assert {shape[1] for shape in proof.shapes} == {4}
 
 
 def test_sizes_of_which_nothing_is_known_are_said() -> None:
