@@ -20,7 +20,7 @@ from dilrewrite.model.tensors import Model
 from dilrewrite.options import CommandOptions, Proving
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
-from dilrewrite.reports import report
+from dilrewrite.reports import describe, report
 from dilrewrite.reports.report import Report
 from dilrewrite.sites import Found, Site
 from dilrewrite.timing.profiling import UNSEEN
@@ -48,13 +48,13 @@ def inspect(path: Path, options: CommandOptions) -> Report:
     for entry in considered:
         measured = SiteMeasurement(run=tuning.run_of(entry.site) if tuning is not None else UNSEEN)
         decision = Decision(considered=entry, measured=measured, why=Why(reason=Reason.INSPECTED))
-        sites.append(report.describe_site(decision))
+        sites.append(describe.site(decision))
     result = run.report(
         "inspected",
         before=report.describe_model(model, model.proto, dilated=dilated(found)),
         options={"max_dilation": limit, **(options.plain() if profile else {})},
         sites=tuple(sites),
-        regions=tuple(map(report.describe_region, regions)),
+        regions=tuple(map(describe.region, regions)),
         skipped=found.skipped,
         normalised=found.normalisations,
         measurement=tuning.measurement() if tuning is not None else None,

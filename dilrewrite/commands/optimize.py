@@ -24,8 +24,8 @@ from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.proof.observe import Observer
 from dilrewrite.proof.verdict import Settings, Verdict
-from dilrewrite.reports import reasons, report, write_reports
-from dilrewrite.reports.report import Report, SiteReport
+from dilrewrite.reports import describe, reasons, report, write_reports
+from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.runtimes import backends, timed_backend
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.splice.rewrite import Rewritten, mark
@@ -171,7 +171,7 @@ def _verdict(job: _Job, chosen: Chosen, changed: bool) -> Verdict | None:
     return verdict
 
 
-def _status(job: _Job, done: _Done, sites: Sequence[SiteReport]) -> str:
+def _status(job: _Job, done: _Done, sites: Sequence[SiteReport], around: Sequence[RegionReport]) -> str:
     verdict, options = done.verdict, job.run.options
     if verdict is not None and not verdict.passed:
         return "differs"
@@ -184,7 +184,7 @@ def _status(job: _Job, done: _Done, sites: Sequence[SiteReport]) -> str:
     if not job.found.sites:
         return "nothing to rewrite"
     cores = report.environment(options.proving.threads).cores
-    blind = not options.places.dry_run and report.inconclusive(sites, done.chosen.measurement, cores)
+    blind = not options.places.dry_run and report.inconclusive(sites, done.chosen.measurement, cores, around)
     return "inconclusive" if blind else "kept"
 
 
@@ -192,9 +192,9 @@ def _report(job: _Job, done: _Done) -> Report:
     model, found, options, verdict = job.model, job.found, job.run.options, done.verdict
     settled, measurement = done.chosen.settled, done.chosen.measurement
     on = measurement.backend if measurement is not None else ""
-    sites = tuple(report.describe_site(decision, on) for decision in settled)
-    around = tuple(report.describe_region(decision, on) for decision in done.chosen.regions)
-    status = _status(job, done, sites)
+    sites = tuple(describe.site(decision, on) for decision in settled)
+    around = tuple(describe.region(decision, on) for decision in done.chosen.regions)
+    status = _status(job, done, sites, around)
     written = status not in ("differs", "not valid", "dilation left")
     told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}
     left = sum(decision.max_dilation > 1 for decision in settled)

@@ -80,12 +80,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows whose first cell is their heading. With an `anchor`, links lead to rows: `anchor-1`, `anchor-2`, ..."""
+    """Rows whose first cell is their heading. Links lead to rows by their `anchors`, where there are any."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Inline, ...], ...]
-    anchor: str = ""
+    anchors: tuple[str, ...] = ()
 
 
 Cells = tuple[str, Callable[[T], Inline]] | bool
@@ -95,21 +95,21 @@ A name starts with `#` for numbers or `~` for prose, and then with `^` for a col
 """
 
 
-def grid(title: str, names: Iterable[str], rows: Iterable[Sequence[Inline]], anchor: str = "") -> Table:
+def grid(title: str, names: Iterable[str], rows: Iterable[Sequence[Inline]], anchors: Sequence[str] = ()) -> Table:
     """Return a table of rows, with columns of these names (see `Cells`)."""
     columns = []
     for name in names:
         kind = {"#": "number", "~": "prose"}.get(name[:1], "")
         rest = name[1:] if kind else name
         columns.append(Column(rest.removeprefix("^"), kind, rest.startswith("^")))
-    return Table(title, tuple(columns), tuple(map(tuple, rows)), anchor)
+    return Table(title, tuple(columns), tuple(map(tuple, rows)), tuple(anchors))
 
 
-def table(title: str, items: Iterable[T], *columns: Cells[T], anchor: str = "") -> Table:
+def table(title: str, items: Iterable[T], *columns: Cells[T], anchors: Sequence[str] = ()) -> Table:
     """Return a table with a row per item."""
     shown = [column for column in columns if not isinstance(column, bool)]
     rows = [[cell(item) for _, cell in shown] for item in items]
-    return grid(title, [name for name, _ in shown], rows, anchor)
+    return grid(title, [name for name, _ in shown], rows, anchors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,38 @@ class Chart:
     most: float
 
 
-Block = Paragraph | Bullets | Facts | Table | Fold | Chart
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One box of a drawing, `times` in a row. `kind` is its look: `edge` (enter, exit), `dilated` or none."""
+
+    kind: str
+    label: str
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Shapes in lines beside each other, which meet in what follows; one line is a frame. `times` in a row.
+
+    A line without shapes passes on what enters.
+    """
+
+    lines: tuple[tuple[Shape, ...], ...]
+    times: int = 1
+
+
+Shape = Box | Lines
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Shapes from left to right. What it says is in tables too: a format that does not draw leaves it out."""
+
+    title: str
+    shapes: tuple[Shape, ...]
+
+
+Block = Paragraph | Bullets | Facts | Table | Fold | Chart | Drawing
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Condition, Reason, Why
+from dilrewrite.forms.chain import Chain
 from dilrewrite.proof.inputs import SPELL_PADS
 from dilrewrite.sites import Skipped
 from dilrewrite.timing.outcome import FormTiming, Outcome
@@ -49,14 +50,14 @@ WORDS = {
     Reason.LESS_THAN_SITES: "its Convs' own forms, or those of a region that shares nodes with it, are better",
     Reason.WRONG: "a form is wrong",
     Reason.UNPROVED: "{why.strategy} was not proved: {why.said}",
-    Reason.TIMED: "takes {timing} of the dilated Conv's time",
-    Reason.FASTEST: "the fastest of {why.number} forms timed: takes {timing} of the dilated Conv's time",
+    Reason.TIMED: "takes {timing} of {whole}'s time",
+    Reason.FASTEST: "the fastest of {why.number} forms timed: takes {timing} of {whole}'s time",
     Reason.ESTIMATED: "the cheapest by estimate without dilation; {because}",
     Reason.SLOWER: "keep won by {ratio} over {why.strategy}{rest}",
     Reason.TIE: "no form is faster beyond noise: {why.strategy} takes {timing} of the time{rest}",
     Reason.UNTIMED: "{forms}",
     Reason.NOT_CONFIRMED: "{why.strategy} takes {timing} of the time here, but the whole model is not faster with it "
-    "beyond noise; it takes {whole}",
+    "beyond noise; it takes {whole_model}",
     Reason.VERSION_FAILED: "{why.strategy} takes {timing} of the time here, but the whole model failed: {why.said}",
     Reason.ONLY_FORM: "it is the only one",
     Reason.CANNOT_MATTER: "cannot matter: {share} of the time",
@@ -67,7 +68,7 @@ WORDS = {
     Reason.NO_BUDGET: "--budget 0",
     Reason.DID_NOT_RUN: "it did not run on these inputs",
     Reason.NO_QUESTION: "{why.said}",
-    Reason.CONV_FAILED: "the Conv alone does not run on {backend}: {why.said}",
+    Reason.CONV_FAILED: "{alone} alone does not run on {backend}: {why.said}",
     Reason.MODEL_FAILED: "the model does not run on {backend}: {why.said}",
     Reason.PROFILE_SLOW: "profiling the model on {backend} took too long: {why.said}",
     Reason.NO_DATA: "{why.said}",
@@ -99,38 +100,41 @@ def conditions(hangs_on: tuple[Condition, ...]) -> str:
     return " and ".join(CONDITIONS[condition] for condition in hangs_on)
 
 
-def cause(form: FormTiming, backend: str) -> str:
+def cause(form: FormTiming, backend: str, whole: str = "Conv") -> str:
     """Return why a form has no time, besides its outcome; may be empty."""
     if form.outcome is Outcome.NOT_MEASURED:
-        return f"the Conv alone does not run on {backend}: {form.cause}"
+        return f"the {whole} alone does not run on {backend}: {form.cause}"
     return form.cause
 
 
-def untimed(form: FormTiming, backend: str = "") -> str:
+def untimed(form: FormTiming, backend: str = "", whole: str = "Conv") -> str:
     """Return what became of a form that has no time."""
-    return ": ".join(filter(None, (OUTCOMES[form.outcome], cause(form, backend))))
+    return ": ".join(filter(None, (OUTCOMES[form.outcome], cause(form, backend, whole))))
 
 
-def words(why: Why, backend: str = "") -> str:
-    """Return a reason in words; `backend`: what was measured on."""
+def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
+    """Return a reason in words; `backend`: what was measured on; `whole`: what it is of, a Conv or a region."""
     return WORDS[why.reason].format(
         why=why,
         backend=backend,
         timing=between(why.timing),
         ratio=times(why.timing.ratio) if why.timing is not None else "",
-        whole=between(why.whole),
+        whole_model=between(why.whole),
+        whole="the dilated Conv" if whole == "Conv" else f"the {whole}",
+        alone=f"the {whole}",
         rest=f"; {why.number} of {why.total} forms not timed" if why.number else "",
         count=f"{why.number} form{'s' if why.number != 1 else ''}",
         share=small(why.share),
-        forms="; ".join(dict.fromkeys(untimed(form, backend) for form in why.forms)),
+        forms="; ".join(dict.fromkeys(untimed(form, backend, whole) for form in why.forms)),
         refusals="; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in why.refusals),
-        because=words(why.because, backend) if why.because is not None else "",
+        because=words(why.because, backend, whole) if why.because is not None else "",
     )
 
 
 def of(decision: Decision, backend: str = "") -> str:
     """Return why a site got what it got."""
-    parts = [words(decision.why, backend)]
+    whole = "region" if isinstance(decision.site.meaning, Chain) else "Conv"
+    parts = [words(decision.why, backend, whole)]
     if decision.candidate is not None:
         holds_for = conditions(decision.candidate.holds_for)
         parts += [f"exact for {holds_for} only"] if holds_for else []

@@ -10,7 +10,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,18 @@ from onnx import ModelProto
 
 from dilrewrite import machine
 from dilrewrite._version import __version__
-from dilrewrite.choice.choose import Candidate
-from dilrewrite.choice.decision import Decision
 from dilrewrite.errors import shown
-from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
-from dilrewrite.reports import reasons
 from dilrewrite.sites import Normalisation, Skipped
 from dilrewrite.sites.known import CONVOLUTIONS
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
-from dilrewrite.timing.outcome import FormTiming, Outcome
+from dilrewrite.timing.outcome import Outcome
 from dilrewrite.timing.stopwatch import VISIBLE, Comparison
 
 SCHEMA_VERSION = 2
@@ -115,6 +111,19 @@ class SiteReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegionNode:
+    """A node of a region."""
+
+    op: str
+    """Operator."""
+    dilation: int
+    """Its largest dilation; 1 for none."""
+    reads: tuple[int, ...]
+    """Places in the region, from 0, of the nodes whose results it reads; below 0 what enters: -1 the first of `inputs`.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegionReport:
     """A chain of operators around dilated Convs that can be rewritten as one. Regions may overlap."""
 
@@ -126,6 +135,8 @@ class RegionReport:
     """What names it in a model: where, first input and output, and `@lift` or `@` and the block."""
     block: tuple[int, ...]
     """Phases along each spatial axis; empty where the chain is lifted."""
+    nested: tuple[tuple[int, ...], ...]
+    """The phases that some of its nodes are split into again, inside of those; mostly none."""
     opset: int
     """Opset that applies to it."""
     operators: Mapping[str, int]
@@ -136,6 +147,8 @@ class RegionReport:
     """The tensors that enter."""
     outputs: tuple[str, ...]
     """The tensors that leave."""
+    ends: tuple[str, ...]
+    """What stands around it, and why that did not go along."""
     action: str
     """`rewritten` or `kept`."""
     strategy: str
@@ -156,6 +169,8 @@ class RegionReport:
     """Regions with the same number were measured as one; `None` when there was nothing to measure."""
     predicted_gain: float | None = None
     """As of a site."""
+    nodes: tuple[RegionNode, ...] = ()
+    """Its nodes, in an order in which they can run; empty of a region that is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,74 +293,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def describe_site(decision: Decision, backend: str = "") -> SiteReport:
-    """Return what is known and what was decided of a site; `backend`: what was measured on."""
-    site, measured = decision.site, decision.measured
-    explicit = site.geometry.explicit()
-    share = explicit.data_share()
-    same = {name: getattr(site, name) for name in ("where", "name", "output", "key", "opset", "geometry")}
-    return SiteReport(
-        **same,
-        multiply_adds=explicit.multiply_adds(),
-        padding_share=None if share is None else 1 - share,
-        action="kept" if decision.fragment is None and decision.region is None else "rewritten",
-        strategy=decision.strategy,
-        reason=reasons.of(decision, backend),
-        max_dilation_left=decision.max_dilation,
-        proof=decision.proof,
-        candidates=tuple(
-            _candidate(candidate, measured.timings.get(candidate.strategy), backend)
-            for candidate in decision.considered.offered
-        ),
-        refused=(*decision.considered.refused, *decision.unproved),
-        share=measured.run.share,
-        share_interval=measured.run.interval,
-        ran=measured.run.shapes,
-        question=measured.question,
-        predicted_gain=decision.gain,
-        region=decision.region.site.key if decision.region is not None else None,
-    )
-
-
-def describe_region(decision: Decision, backend: str = "") -> RegionReport:
-    """Return what is known and what was decided of a region; `backend`: what was measured on."""
-    region, measured, chain = decision.site, decision.measured, decision.site.meaning
-    assert isinstance(chain, Chain)
-    same = {name: getattr(region, name) for name in ("where", "name", "key", "opset", "inputs", "outputs")}
-    return RegionReport(
-        **same,
-        block=chain.block,
-        operators=dict(sorted(Counter(link.op for link in chain.links).items())),
-        members=decision.considered.inside,
-        action="kept" if decision.fragment is None else "rewritten",
-        strategy=decision.strategy,
-        reason=reasons.of(decision, backend),
-        max_dilation_left=decision.max_dilation,
-        proof=decision.proof,
-        candidates=tuple(
-            _candidate(candidate, measured.timings.get(candidate.strategy), backend)
-            for candidate in decision.considered.offered
-        ),
-        refused=(*decision.considered.refused, *decision.unproved),
-        share=measured.run.share,
-        question=measured.question,
-        predicted_gain=decision.gain,
-    )
-
-
-def _candidate(candidate: Candidate, form: FormTiming | None, backend: str) -> CandidateReport:
-    estimated = CandidateReport(
-        strategy=candidate.strategy,
-        multiply_adds=candidate.multiply_adds,
-        elements_moved=candidate.elements_moved,
-        nodes=len(candidate.fragment.steps),
-        max_dilation=candidate.fragment.max_dilation,
-    )
-    if form is None:
-        return estimated
-    return replace(estimated, outcome=form.outcome, cause=reasons.cause(form, backend), timing=form.timing)
-
-
 def describe_model(
     model: Model, proto: ModelProto, *, dilated: int, path: str | None = None, **more: Any
 ) -> ModelReport:
@@ -396,14 +343,16 @@ def _external_bytes(model: Model, proto: ModelProto) -> int:
     return sum((model.folder / location).stat().st_size for location in used)
 
 
-def inconclusive(sites: Sequence[SiteReport], measurement: Measurement | None, cores: int) -> bool:
-    """Say whether measuring could have missed a gain of `VISIBLE`: of a site that was kept, or of the whole model.
+def inconclusive(
+    sites: Sequence[SiteReport], measurement: Measurement | None, cores: int, regions: Sequence[RegionReport] = ()
+) -> bool:
+    """Say whether measuring could have missed a gain of `VISIBLE`: of what was kept, or of the whole model.
 
     Above a noise of `VISIBLE` it always could; where the noise is not known, under a load that leaves a run waiting.
     """
     if measurement is None:
         return False
-    if any(map(unclear, sites)) or loudest(measurement) > VISIBLE:
+    if any(map(unclear, sites)) or any(map(unclear, open_regions(regions, sites))) or loudest(measurement) > VISIBLE:
         return True
     timings = [attempt.timing for attempt in measurement.attempts]
     crowded = machine.crowded(measurement.load, cores)
@@ -415,9 +364,15 @@ def loudest(measurement: Measurement) -> float:
     return max(measurement.form_noise or 0.0, measurement.noise.level if measurement.noise is not None else 0.0)
 
 
-def unclear(site: SiteReport) -> bool:
-    """Say whether a site was kept although one of its forms may be faster for all that measuring could tell."""
+def unclear(site: SiteReport | RegionReport) -> bool:
+    """Say whether it was kept although one of its forms may be faster for all that measuring could tell."""
     return site.action == "kept" and any(form.outcome is Outcome.INCONCLUSIVE for form in site.candidates)
+
+
+def open_regions(regions: Sequence[RegionReport], sites: Sequence[SiteReport]) -> list[RegionReport]:
+    """Return the kept regions that hold a site that was kept too: the others' sites have forms that were preferred."""
+    kept = {site.key for site in sites if site.action == "kept"}
+    return [region for region in regions if region.action == "kept" and not kept.isdisjoint(region.members)]
 
 
 def dilated_convolutions(sites: int, skipped: tuple[Skipped, ...]) -> int:

@@ -131,6 +131,11 @@ def gain(share: float | None) -> str:
     return NOTHING if share is None else "about 0" if abs(share) < 0.0005 else f"{100 * share:+.1f} %"
 
 
+def left(dilation: int) -> str:
+    """Return a dilation that is left, `none` for 1."""
+    return str(dilation) if dilation > 1 else "none"
+
+
 def summed(shares: Iterable[float | None]) -> float | None:
     """Return the sum of what is known; `None` when nothing is."""
     known = [share for share in shares if share is not None]

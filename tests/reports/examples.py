@@ -14,7 +14,15 @@ from dilrewrite.model.walk import ScopePath
 from dilrewrite.proof.compare import OutputCheck
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.proof.verdict import CaseCheck, Verdict
-from dilrewrite.reports.report import CandidateReport, Environment, ModelReport, Report, SiteReport
+from dilrewrite.reports.report import (
+    CandidateReport,
+    Environment,
+    ModelReport,
+    RegionNode,
+    RegionReport,
+    Report,
+    SiteReport,
+)
 from dilrewrite.sites import Normalisation, Skipped
 from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import Layer
@@ -478,6 +486,173 @@ LOOPED = replace(
     ),
 )
 
+# -- regions ---------------------------------------------------------------------------------------------------------
+
+
+def chained(*nodes: str) -> tuple[RegionNode, ...]:
+    """Return nodes in words: `Conv d4 0 1`: operator, dilation, and where what it reads is made."""
+    return tuple(
+        RegionNode(
+            op=words[0],
+            dilation=next((int(word[1:]) for word in words if word[0] == "d"), 1),
+            reads=tuple(int(word) for word in words[1:] if word[0] != "d"),
+        )
+        for words in map(str.split, nodes)
+    )
+
+
+BLOCKS = chained(
+    *("Conv -1", "Relu 0", "Conv d2 1", "Relu 2", "Conv d2 3", "Relu 4", "Add 1 5", "Relu 6"),
+    *("Conv d4 7", "Relu 8", "Conv d4 9", "Relu 10", "Add 7 11", "Relu 12", "Conv 13"),
+)
+
+
+def region(name: str, **changes: Any) -> RegionReport:
+    """Return a region that is lifted; `nodes`, `members` as of one."""
+    nodes = changes.get("nodes") or BLOCKS
+    operators = {op: sum(node.op == op for node in nodes) for op in sorted({node.op for node in nodes})}
+    lifted = CandidateReport(
+        strategy="lift_region", multiply_adds=925_000_000, elements_moved=0, nodes=17, max_dilation=4
+    )
+    plain = RegionReport(
+        where="main",
+        name=name,
+        key=f"main/{name}_in:{name}_out@lift",
+        block=(),
+        nested=(),
+        opset=17,
+        operators=operators,
+        members=(),
+        inputs=(f"{name}_in",),
+        outputs=(f"{name}_out",),
+        ends=(f"'{name}_in': enters the node list", "Softmax 'classes': does not keep the layout as it stands"),
+        action="rewritten",
+        strategy="lift_region",
+        reason="takes 0.75x (0.73 to 0.76) of the region's time",
+        max_dilation_left=4,
+        proof=replace(PROOF, shapes=((1, 64, 7), (3, 64, 12))),
+        candidates=(replace(lifted, outcome=Outcome.WON, timing=versus(8.4, 6.3, 0.02)),),
+        refused=(),
+        share=0.71,
+        question=0,
+        predicted_gain=0.178,
+        nodes=BLOCKS,
+    )
+    return replace(plain, **changes)
+
+
+def not_taken(name: str, **changes: Any) -> RegionReport:
+    """Return a region of phases that was considered and is kept."""
+    phases = CandidateReport(
+        strategy="phase_region", multiply_adds=925_000_000, elements_moved=65_536, nodes=31, max_dilation=1
+    )
+    plain = {
+        "key": f"main/{name}_in:{name}_out@2",
+        "block": (2,),
+        "nested": ((2,),),
+        "action": "kept",
+        "strategy": "keep",
+        "reason": "its Convs' own forms, or those of a region that shares nodes with it, are better",
+        "proof": None,
+        "candidates": (replace(phases, outcome=Outcome.WON, timing=versus(6.1, 5.6)),),
+        "share": 0.52,
+        "question": 1,
+        "predicted_gain": None,
+        "nodes": (),
+    }
+    return region(name, **(plain | changes))
+
+
+LINE = conv(in_channels=64, out_channels=64, extents=(1000,), kernel=(3,), strides=(1,))
+
+
+def member(name: str, dilation: int, around: str, **changes: Any) -> SiteReport:
+    """Return a site that is rewritten with a region."""
+    plain = {
+        "geometry": replace(LINE, dilations=(dilation,), pads_begin=(dilation,), pads_end=(dilation,)),
+        "strategy": "lift_region",
+        "reason": f"rewritten with the region {around}",
+        "max_dilation_left": dilation,
+        "proof": None,
+        "candidates": CANDIDATES,
+        "share": 0.081,
+        "question": None,
+        "predicted_gain": None,
+        "region": around,
+    }
+    return won(name, **(plain | changes))
+
+
+AROUND = "main/stem_in:stem_out@lift"
+MEMBERS = (
+    member("b1/conv1", 2, AROUND, candidates=WON[:4], question=2),
+    member("b1/conv2", 2, AROUND),
+    member("b2/conv1", 4, AROUND),
+    member("b2/conv2", 4, AROUND, share=0.082),
+)
+REGIONS = replace(
+    REWRITTEN_MEASURED,
+    sites=(*MEMBERS, won("head", question=3), lost("tail", question=4)),
+    regions=(
+        region("stem", members=tuple(site.key for site in MEMBERS)),
+        not_taken("b1/conv1", members=tuple(site.key for site in MEMBERS)),
+        not_taken(
+            "tail",
+            reason="no form is faster beyond noise: phase_region takes 1.00x (0.97 to 1.02) of the time",
+            members=("main/tail_out", "main/tail2_out"),
+            nested=(),
+        ),
+    ),
+    measurement=replace(
+        MEASURED,
+        attempts=(
+            Attempt(sites=(AROUND, "main/head_out"), timing=versus(14.2, 11.7)),
+            Attempt(sites=(AROUND,), timing=versus(14.2, 12.4)),
+        ),
+    ),
+)
+LONG = chained(
+    "Conv -1",
+    *(
+        f"{what} {reads}"
+        for i in range(0, 600, 6)
+        for what, reads in (
+            (f"Conv d{3 ** (i // 6 % 4)}", i),
+            ("Split", i + 1),
+            ("Tanh", i + 2),
+            ("Sigmoid", i + 2),
+            ("Mul", f"{i + 3} {i + 4}"),
+            ("Add", f"{i} {i + 5}"),
+        )
+    ),
+)
+ALL_INSIDE = replace(
+    REGIONS,
+    options={"eliminate": True},
+    sites=tuple(
+        replace(site, key=f"main/{i}", candidates=CANDIDATES, question=None, share=None, region=around)
+        for i, (site, around) in enumerate(
+            zip(MEMBERS, (AROUND, AROUND, "main/b2_in:b2_out@2", "main/b2_in:b2_out@2"), strict=True)
+        )
+    ),
+    regions=tuple(
+        replace(one, reason="the cheapest by estimate", share=None, predicted_gain=None, question=None, candidates=())
+        for one in (
+            region("stem", members=("main/0", "main/1"), nodes=LONG),
+            not_taken(
+                "b2",
+                action="rewritten",
+                strategy="phase_region",
+                members=("main/2", "main/3"),
+                nodes=BLOCKS[7:],
+                proof=PROOF,
+                max_dilation_left=1,
+            ),
+        )
+    ),
+    measurement=None,
+)
+
 ODD = "/enc|oder/`tick` [bold]x[/bold] *a* _b_ <i> & $m$ \\ ü日本語\n\x1b[31m\u202e:smile: ~~s~~ 1. # [l](u)"
 
 # -- engines ---------------------------------------------------------------------------------------------------------
@@ -893,6 +1068,47 @@ REPORTS: dict[str, Report] = {
             final=replace(versus(2140, 1763), mode="blocks"),
             attempts=(),
         ),
+    ),
+    "regions": REGIONS,
+    "regions-alone": ALL_INSIDE,
+    "regions-inspected": replace(
+        REGIONS,
+        command="inspect",
+        status="inspected",
+        output=None,
+        after=None,
+        verdict=None,
+        measurement=None,
+        sites=tuple(
+            replace(
+                one,
+                action="kept",
+                strategy="keep",
+                reason="inspected only",
+                proof=None,
+                candidates=CANDIDATES,
+                predicted_gain=None,
+                region=None,
+                share=None,
+                question=None,
+            )
+            for one in REGIONS.sites
+        ),
+        regions=tuple(
+            replace(
+                one,
+                action="kept",
+                strategy="keep",
+                reason="inspected only",
+                proof=None,
+                share=None,
+                nodes=(),
+                predicted_gain=None,
+                candidates=(replace(one.candidates[0], outcome=None, timing=None),),
+            )
+            for one in REGIONS.regions
+        ),
+        seconds={},
     ),
     "measured-loop": LOOPED,
     "measured-inspected": replace(

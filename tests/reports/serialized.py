@@ -6,13 +6,16 @@ from collections.abc import Iterator
 
 from dilrewrite.reports.document import (
     Block,
+    Box,
     Bullets,
     Chart,
     Document,
+    Drawing,
     Facts,
     Fold,
     Inline,
     Paragraph,
+    Shape,
     Table,
 )
 from dilrewrite.reports.units import clean
@@ -58,7 +61,8 @@ def _block(block: Block) -> Iterator[str]:
         case Table():
             kinds = {"number": "#", "prose": "~", "": ""}
             heads = [f"{kinds[column.kind]}{'^' if column.below else ''}{column.name}" for column in block.columns]
-            yield f"table {block.title}{f' ({block.anchor})' if block.anchor else ''}: {' | '.join(heads)}"
+            anchor = f" ({block.anchors[0].rpartition('-')[0]})" if block.anchors else ""
+            yield f"table {block.title}{anchor}: {' | '.join(heads)}"
             yield from (f"  {' | '.join(map(inline, row))}" for row in block.rows)
         case Fold():
             look = f"{'group' if block.group else 'fold'}{' open' if block.shown else ''}"
@@ -71,3 +75,12 @@ def _block(block: Block) -> Iterator[str]:
                 numbers = " ".join(f"{n:.6g}" if n is not None else "-" for n in (bar.value, bar.low, bar.high))
                 rest = f"mark {bar.mark} gone {bar.gone:.6g}"
                 yield f"  {bar.kind} {numbers} {rest} | {inline(bar.label)} | {inline(bar.says)} | {clean(bar.name)}"
+        case Drawing():
+            yield f"drawing {block.title}: {' > '.join(map(_shape, block.shapes))}"
+
+
+def _shape(shape: Shape) -> str:
+    times = f" x{shape.times}" if shape.times > 1 else ""
+    if isinstance(shape, Box):
+        return f"[{shape.kind}{':' if shape.kind else ''}{clean(shape.label)}]{times}"
+    return f"({' | '.join(' > '.join(map(_shape, line)) for line in shape.lines)}){times}"

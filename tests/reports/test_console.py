@@ -59,7 +59,7 @@ def flat(text: str) -> str:
     return re.sub(r"[\s│]+", "", text)
 
 
-@pytest.mark.parametrize("name", ["measured", "inspected", "differs"])
+@pytest.mark.parametrize("name", ["measured", "inspected", "differs", "regions", "regions-inspected"])
 def test_golden(name):
     check_golden(f"{name}.txt", console.to_text(REPORTS[name]))
 

@@ -10,7 +10,18 @@ from tests.reports.html_examples import EXAMPLES
 from tests.reports.serialized import serialized
 
 FULL = {**REPORTS, **{name: EXAMPLES[name] for name in ("charts", "charts-undecided")}}
-BRIEF = ("kept", "differs", "many-equal", "inspected", "measured", "measured-kept", "measured-layers", "bench-one")
+BRIEF = (
+    "kept",
+    "differs",
+    "many-equal",
+    "inspected",
+    "measured",
+    "measured-kept",
+    "measured-layers",
+    "bench-one",
+    "regions",
+    "regions-inspected",
+)
 
 
 @pytest.mark.parametrize("name", FULL)

@@ -130,7 +130,7 @@ def test_file_name():
     assert formats()["html"].filename == "report.html"
 
 
-@pytest.mark.parametrize("name", ["charts"])
+@pytest.mark.parametrize("name", ["charts", "regions"])
 def test_golden(name):
     """Without the style sheet, which is a file of its own."""
     check_golden(f"{name}.html", re.sub("(?<=<style>).*(?=</style>)", "", render(ALL[name]), flags=re.DOTALL))

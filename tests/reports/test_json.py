@@ -12,7 +12,7 @@ from dilrewrite.reports.report import SCHEMA_VERSION, Report
 from dilrewrite.tensorrt import sidecar
 from tests.reports.examples import ODD, REPORTS, check_golden
 
-GOLDENS = ("rewritten", "bench", "built")
+GOLDENS = ("rewritten", "bench", "built", "regions")
 
 
 def parsed(name: str) -> dict:

@@ -10,7 +10,7 @@ import pytest
 from dilrewrite.reports import units
 from dilrewrite.reports.formats import formats
 from dilrewrite.reports.report import Report
-from tests.reports.examples import ODD, REPORTS
+from tests.reports.examples import AROUND, MEMBERS, ODD, PROOF, REPORTS, check_golden
 
 
 def suite(report: Report) -> ElementTree.Element:
@@ -35,8 +35,8 @@ def test_a_case_per_output_and_proof(name):
     report, element = REPORTS[name], suite(REPORTS[name])
     cases = list(element.iter("testcase"))
     names = [case.attrib["name"] for case in cases]
-    for site in report.sites:
-        assert (units.clean(site.key) in names) == (site.proof is not None or site.action == "rewritten")
+    for entry in (*report.sites, *report.regions):
+        assert (units.clean(entry.key) in names) == (entry.proof is not None or entry.action == "rewritten")
     checks = [check for case in report.verdict.cases for check in case.outputs] if report.verdict is not None else []
     assert all(units.clean(check.name) in names for check in checks)
     tags = {"failures": "failure", "skipped": "skipped"}
@@ -45,6 +45,23 @@ def test_a_case_per_output_and_proof(name):
     assert int(element.attrib["tests"]) == len(cases)
     bad = report.exit_code in (1, 3) and report.status != "not compared"
     assert (int(element.attrib["failures"]) > 0) >= bad
+
+
+def test_golden():
+    check_golden("regions.junit.xml", formats()["junit"].render(REPORTS["regions"]))
+
+
+def test_the_proof_of_a_region_is_that_of_its_sites():
+    report = REPORTS["regions"]
+    assert {outcomes(report)["proof", key] for key in (AROUND, *(site.key for site in MEMBERS))} == {("passed", "")}
+    wrong = replace(report.regions[0], proof=replace(PROOF, failure="7 of 7 elements differ"))
+    found = outcomes(replace(report, regions=(wrong,)))
+    assert found["proof", AROUND] == ("failure", "FAILED: 7 of 7 elements differ")
+    for site in MEMBERS:
+        assert found["proof", site.key] == ("failure", f"FAILED: 7 of 7 elements differ, with the region {AROUND}")
+    assert found["proof", "main/head_out"] == ("passed", "")
+    unproved = replace(report, regions=(replace(wrong, proof=None),))
+    assert outcomes(unproved)["proof", MEMBERS[0].key] == ("skipped", f"not proved, with the region {AROUND}")
 
 
 def test_equal():

@@ -51,7 +51,7 @@ def test_file_name():
     assert formats()["markdown"].filename == "report.md"
 
 
-@pytest.mark.parametrize("name", ["measured-loop", "built-odd-names"])
+@pytest.mark.parametrize("name", ["measured-loop", "built-odd-names", "regions"])
 def test_golden(name):
     check_golden(f"{name}.md", page(name))
 
@@ -74,16 +74,18 @@ def test_every_site_and_refusal_and_proof_is_there(name):
     report, text = REPORTS[name], page(name)
     whole = everything(text)
     if report.sites:
-        rows = table(text, "site", "geometry")
-        assert [row[1] for row in rows] == [units.clean(content.sites.site_name(site)) for site in report.sites]
+        rows = [row for found in tables(text) if {"site", "geometry"} <= set(found[0]) for row in found[1:]]
+        names = [units.clean(content.sites.site_name(site)) for site in report.sites]
+        assert sorted((int(row[0]), row[1]) for row in rows) == list(enumerate(names, 1))
     for site in report.sites:
         for refusal in site.refused:
             assert f"{refusal.strategy} refuses: {units.clean(refusal.reason)}" in whole
         for candidate in site.candidates:
             assert str(candidate.multiply_adds) in whole
-    proved = [number for number, site in enumerate(report.sites, 1) if site.proof is not None]
+    proved = [f"region {number}" for number, region in enumerate(report.regions, 1) if region.proof is not None]
+    proved += [str(number) for number, site in enumerate(report.sites, 1) if site.proof is not None]
     if proved:
-        assert [row[0] for row in table(text, "native error")] == [str(number) for number in proved]
+        assert [row[0] for row in table(text, "native error")] == proved
     for node in report.skipped:
         assert f"{units.clean(f'{node.where}/{node.name}')} ({units.clean(node.op)}" in whole
     for line in (*report.remaining, *content.models.notes(report)):

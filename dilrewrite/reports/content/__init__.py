@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
-from dilrewrite.reports.content import answer, engine, forms, models, sites, timing
+from dilrewrite.reports.content import answer, engine, forms, models, regions, sites, timing
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import TimeKind
 from dilrewrite.tensorrt.sidecar import EngineReport
@@ -45,6 +45,7 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
     if not brief:
         yield "Whole model", timing.whole_blocks(report, measurement) if measurement is not None else ()
         yield "Share of the model's time", sites.share_blocks(report)
+    yield "Regions", regions.region_blocks(report, brief)
     dilated = ("Dilated Convs", sites.site_blocks(report, brief))
     measured = any(map(sites.was_measured, report.sites))
     estimated = measurement is not None and measurement.source is TimeKind.ESTIMATED

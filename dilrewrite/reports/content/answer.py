@@ -11,10 +11,11 @@ from dilrewrite.proof.verdict import Verdict
 from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
 from dilrewrite.reports.content.models import identical, is_engine
+from dilrewrite.reports.content.regions import counted, taken, within
 from dilrewrite.reports.content.sites import was_measured, work
 from dilrewrite.reports.content.timing import alone, on, own_noise
 from dilrewrite.reports.document import Tile
-from dilrewrite.reports.report import Report, SiteReport, inconclusive, loudest, unclear
+from dilrewrite.reports.report import RegionReport, Report, SiteReport, inconclusive, loudest, open_regions, unclear
 from dilrewrite.reports.units import clean, count, milliseconds, percent, seconds
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
@@ -69,8 +70,9 @@ def equality(report: Report) -> str:
     if verdict.skipped is not None or not verdict.cases:
         told = verdict.skipped if verdict.level != "sites" else None
         reason = f": {units.shorten(clean(told), 160)}" if told else ""
-        rewritten = [site for site in report.sites if site.action == "rewritten"]
-        proved = bool(rewritten) and all(site.proof is not None and site.proof.passed for site in rewritten)
+        rewritten: list[SiteReport | RegionReport] = [one for one in report.regions if one.action == "rewritten"]
+        rewritten += [site for site in report.sites if site.action == "rewritten" and site.region is None]
+        proved = bool(rewritten) and all(one.proof is not None and one.proof.passed for one in rewritten)
         return f"{'every form proved, ' if proved else ''}whole model not run{reason}"
     able, total = compared(verdict)
     sets = count(len(verdict.cases), "input set")
@@ -119,7 +121,10 @@ def _answer(report: Report) -> str:
         case "rewritten":
             verb = "rewrote" if report.output is not None else "would rewrite"
             speed = f": {_gained(report.measurement)}" if report.measurement is not None else ""
-            done = f"{verb} {report.rewritten} of {convs}{speed}{_unclear(report)}"
+            what = f"{report.rewritten} of {convs}{within(report)}"
+            if not report.rewritten and taken(report):
+                what = f"{within(report).removeprefix(' in ')}, without dilation"
+            done = f"{verb} {what}{speed}{_unclear(report)}"
             return f"{done}; {equality(report)}; {_destination(report)}"
         case "kept" | "inconclusive":
             return _kept(report, total)
@@ -198,11 +203,13 @@ def _gained(measurement: Measurement) -> str:
 def _unbeaten(report: Report, measurement: Measurement) -> str:
     """Return why every site was kept, by what measuring found."""
     timed, untimed = ([site for site in report.sites if was_measured(site) is asked] for asked in (True, False))
-    if not timed:
+    regions = sum(map(was_measured, report.regions))
+    if not timed and not regions:
         return why_kept(report)
     fresh = measurement.measured or not measurement.recalled
     how = f"measured in {seconds(measurement.spent_s)}" if fresh else "measured earlier, recalled from the cache"
-    many = count(len(timed), "site") if not untimed else f"{len(timed)} of {len(report.sites)} sites"
+    some = count(len(timed), "site") if not untimed else f"{len(timed)} of {len(report.sites)} sites"
+    many = units.joined(some if timed else "", count(regions, "region") if regions else "", by=" and ")
     if measurement.attempts:
         versions = count(len(measurement.attempts), "rewritten version")
         text = f"no rewritten model beats the original{on(measurement)} ({versions} timed, {many} {how})"
@@ -210,7 +217,8 @@ def _unbeaten(report: Report, measurement: Measurement) -> str:
         what = "the dilated Conv" if len(report.sites) == 1 else "the dilated Convs"
         nothing = "nothing measured" if untimed else "nothing"
         text = f"{nothing} beats {what}{on(measurement)} ({many} {how})"
-    rest = f"; the {'others' if len(untimed) > 1 else 'other'}: {why_kept(report, untimed)}" if untimed else ""
+    others = "" if not timed else "the others: " if len(untimed) > 1 else "the other: "
+    rest = f"; {others}{why_kept(report, untimed)}" if untimed else ""
     return f"{text}{f'; {units.versus(measurement.final)}' if measurement.final is not None else ''}{rest}"
 
 
@@ -220,8 +228,10 @@ def _unseen(report: Report, measurement: Measurement) -> str:
     at, cores = [f"a noise of {percent(noise)}"] if noise else [], report.environment.cores
     if machine.crowded(measurement.load, cores):
         at.append(f"a load of {units.figure(measurement.load)} on {count(cores, 'core')}")
-    number = sum(map(unclear, report.sites))
-    where = f" at {number} of {count(len(report.sites), 'site')}" if number else ""
+    number, around = _unclear_parts(report)
+    some = f"at {number} of {count(len(report.sites), 'site')}" if number else ""
+    whole = f"{'in' if not number else 'and'} {count(around, 'region')}" if around else ""
+    where = "".join(f" {part}" for part in (some, whole) if part)
     missed = f"a gain of {100 * VISIBLE:g} % could have been missed{where}{on(measurement)}"
     return f"{missed}, at {' and '.join(at)}" if at else missed
 
@@ -229,10 +239,15 @@ def _unseen(report: Report, measurement: Measurement) -> str:
 def _unclear(report: Report) -> str:
     """Return for how many kept sites measuring says nothing; empty where it did not decide, or says something."""
     asked = any(report.options.get(name) for name in ("strategy", "eliminate", "decisions"))
-    if asked or not inconclusive(report.sites, report.measurement, report.environment.cores):
+    if asked or not inconclusive(report.sites, report.measurement, report.environment.cores, report.regions):
         return ""
-    number = sum(map(unclear, report.sites))
+    number = sum(_unclear_parts(report))
     return f"; inconclusive for {count(number, 'other')}" if number else "; inconclusive for what else may be gained"
+
+
+def _unclear_parts(report: Report) -> tuple[int, int]:
+    """Return for how many kept sites and regions measuring says nothing."""
+    return sum(map(unclear, report.sites)), sum(map(unclear, open_regions(report.regions, report.sites)))
 
 
 def _benched(report: Report) -> str:
@@ -274,14 +289,21 @@ def next_steps(report: Report) -> list[str]:
 
 
 def _to_measure(report: Report, measurement: Measurement) -> Iterator[str]:
-    if inconclusive(report.sites, measurement, report.environment.cores):
+    if inconclusive(report.sites, measurement, report.environment.cores, report.regions):
         yield "measure again on a quieter machine, with a larger --budget, or with fewer --threads than cores"
-    number = sum(any(form.outcome is Outcome.NO_TIME for form in site.candidates) for site in report.sites)
-    if number:
+    late = sum(map(_late, open_regions(report.regions, report.sites)))
+    number = sum(_late(site) for site in report.sites if site.region is None)
+    if number or late:
         needed = measurement.needed_s
         about = f"--budget {math.ceil(needed)} would do, about" if needed else "give a larger --budget"
-        which = f"{number} of {count(len(report.sites), 'site')}"
-        yield f"{which} {'was' if number == 1 else 'were'} not measured to the end: {about}"
+        some = f"{number} of {count(len(report.sites), 'site')}" if number else ""
+        which = units.joined(some, count(late, "region") if late else "", by=" and ")
+        yield f"{which} {'was' if number + late == 1 else 'were'} not measured to the end: {about}"
+
+
+def _late(entry: SiteReport | RegionReport) -> bool:
+    """Say whether the budget was spent before all forms of it had a time."""
+    return any(form.outcome is Outcome.NO_TIME for form in entry.candidates)
 
 
 def doubts(report: Report) -> list[str]:
@@ -311,6 +333,9 @@ def tiles(report: Report) -> Iterator[Tile]:
         forms = Counter(site.strategy for site in report.sites if site.action == "rewritten")
         verb = "Convs rewritten" if report.output is not None else "Convs to rewrite"
         yield Tile(verb, f"{report.rewritten} of {len(report.sites)}", units.pairs(forms.items()) or "all kept")
+        regions = [region for _, region in taken(report)]
+        if regions:
+            yield Tile("Regions", str(len(regions)), units.pairs(counted(regions)))
     both = [model for model in (before, after) if model is not None]
     kinds = list(map(is_engine, both))
     if all(kinds):

@@ -11,6 +11,7 @@ from dilrewrite.reports.content.sites import (
     NAME_LENGTH,
     RAN_SHAPES,
     SITE_NAMES,
+    Entry,
     Group,
     assumed,
     first_names,
@@ -43,18 +44,18 @@ def said(candidate: CandidateReport) -> str:
     return units.joined(OUTCOMES[candidate.outcome], more, by=" by " if candidate.outcome is Outcome.LOST else ": ")
 
 
-def without_time(site: SiteReport) -> list[list[CandidateReport]]:
+def without_time(site: Entry) -> list[list[CandidateReport]]:
     """Return the forms that measuring says something of but has no time for, in groups of equal outcome."""
     return units.groups((form for form in site.candidates if form.timing is None and form.outcome), said)
 
 
-def timed(site: SiteReport) -> list[tuple[str, str, Comparison]]:
+def timed(site: Entry) -> list[tuple[str, str, Comparison]]:
     """Return the forms that have a time: name, what measuring says, comparison."""
     return [(one.strategy, said(one), one.timing) for one in site.candidates if one.timing is not None]
 
 
-def native(site: SiteReport) -> Timing | None:
-    """Return the time of the Conv as it is, by the comparison with the most pairs; None where `keep` has its own."""
+def native(site: Entry) -> Timing | None:
+    """Return the time of it as it is, by the comparison with the most pairs; None where `keep` has its own."""
     forms = timed(site)
     if not forms or any(name == "keep" for name, *_ in forms):
         return None
@@ -106,7 +107,7 @@ def _fold(some: Group, report: Report, brief: bool, shown: bool) -> doc.Fold:
     content: list[doc.Block] = []
     for part in parts:
         content += [doc.Paragraph((_numbers(part), ":"))] if len(parts) > 1 else []
-        content += _group(part[0][1], report, brief)
+        content += one(part[0][1], report, brief)
     sizes = ran(first, 2 if brief else RAN_SHAPES)
     title: doc.Inline = (doc.code(geometry(first.geometry)), doc.muted(f" {sizes}" if sizes else ""))
     return doc.Fold(title, tuple(content), _about(some, report, brief), shown, group=True)
@@ -140,6 +141,8 @@ def _taken(sites: Sequence[SiteReport]) -> doc.Inline:
     """Return what was done at sites, and what measuring says of it."""
     site, forms = sites[0], timed(sites[0])
     many = f" ({count(len(sites), 'site')})" if len(sites) > 1 else ""
+    if site.region is not None:
+        return (doc.strong(form(site)), " of its region", many)
     if site.action == "rewritten":
         results = [f": {difference(timing)}" for name, _, timing in forms if name == site.strategy]
         return (doc.strong(form(site)), *results, many)
@@ -148,8 +151,8 @@ def _taken(sites: Sequence[SiteReport]) -> doc.Inline:
     return (doc.strong("kept"), *best, many)
 
 
-def _group(site: SiteReport, report: Report, brief: bool) -> list[doc.Block]:
-    """Return what is known of the forms of one site."""
+def one(site: Entry, report: Report, brief: bool) -> list[doc.Block]:
+    """Return what is known of the forms of one site, or of a region."""
     measured, untimed = was_measured(site), without_time(site)
     blocks: list[doc.Block] = []
     if measured and not brief:
@@ -168,8 +171,8 @@ def _group(site: SiteReport, report: Report, brief: bool) -> list[doc.Block]:
     return [*blocks, doc.Fold(f"All figures and estimates, cheapest first{refused}", tuple(figures))]
 
 
-def _chart(site: SiteReport, report: Report) -> doc.Chart:
-    """Return the Conv as it is and its timed forms as a chart."""
+def _chart(site: Entry, report: Report) -> doc.Chart:
+    """Return the Conv or region as it is and its timed forms as a chart."""
     taken = site.strategy if site.action == "rewritten" else ""
     keep, bars = native(site), []
     if keep is not None:
@@ -184,10 +187,11 @@ def _chart(site: SiteReport, report: Report) -> doc.Chart:
     most, matter = doc.reach(bars), doc.reach(bar for bar in bars if bar.kind != "other")
     if 0 < matter < most / OUT_OF_SCALE:
         most = OUT_OF_SCALE / 2 * matter
-    looks = (("keep", "the Conv as it is"), ("taken", "the form taken"), ("other", "another form"))
+    whole = "Conv" if isinstance(site, SiteReport) else "region"
+    looks = (("keep", f"the {whole} as it is"), ("taken", "the form taken"), ("other", "another form"))
     legend = tuple((kind, name) for kind, name in looks if kind in {bar.kind for bar in bars})
-    title = f"Time of the Conv with its neighbours, median, in milliseconds; ratio to keep [{units.INTERVAL}]"
-    mark = ("mark", "the Conv as it is, timed in turn with the form")
+    title = f"Time of the {whole} with its neighbours, median, in milliseconds; ratio to keep [{units.INTERVAL}]"
+    mark = ("mark", f"the {whole} as it is, timed in turn with the form")
     return doc.Chart(title, tuple(bars), (*legend, *TIME_LEGEND, mark), most)
 
 
@@ -197,7 +201,7 @@ def _badge(strategy: str, taken: str, report: Report) -> doc.Inline:
     return doc.Span("badge", "taken" if taken else "kept") if mine else ""
 
 
-def _estimates(site: SiteReport, brief: bool) -> doc.Table:
+def _estimates(site: Entry, brief: bool) -> doc.Table:
     about = " (assumed sizes)" if assumed(site) else ""
     number = units.amount if brief else str
     return doc.table(
@@ -207,7 +211,7 @@ def _estimates(site: SiteReport, brief: bool) -> doc.Table:
         (f"#multiply-adds{about}", lambda form: number(form.multiply_adds)),
         (f"#elements moved{about}", lambda form: number(form.elements_moved)),
         ("#nodes", lambda form: str(form.nodes)),
-        ("#dilation left", lambda form: str(form.max_dilation) if form.max_dilation > 1 else "none"),
+        ("#dilation left", lambda form: units.left(form.max_dilation)),
     )
 
 
@@ -215,7 +219,7 @@ Row = tuple[str, str, Timing, Comparison | None]
 """A form, what is said of it, its times, and how they compare with the Conv as it is."""
 
 
-def _timings(site: SiteReport, brief: bool) -> doc.Table:
+def _timings(site: Entry, brief: bool) -> doc.Table:
     """Return every figure of the timings, in milliseconds; in brief the Conv as it is in a row of its own."""
     lines: list[Row] = [(name, outcome, timing.second, timing) for name, outcome, timing in timed(site)]
     keep = native(site)

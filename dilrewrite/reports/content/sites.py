@@ -10,7 +10,7 @@ from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
-from dilrewrite.reports.report import Report, SiteReport
+from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.reports.units import NOTHING, count, dims, figure, numberless, percent
 
 MANY_ROWS = 40  # a longer table or list is folded
@@ -66,9 +66,12 @@ def work(site: SiteReport) -> tuple[int | None, float | None]:
     return known.multiply_adds(), site.padding_share if share is None else 1 - share
 
 
-def site_name(site: SiteReport) -> str:
-    """Return where a site is, and its node's name."""
-    return f"{site.where}/{site.name or site.output}"
+Entry = SiteReport | RegionReport
+
+
+def site_name(site: Entry) -> str:
+    """Return where a site or a region is, and its (first) node's name."""
+    return f"{site.where}/{site.name or (site.output if isinstance(site, SiteReport) else '')}"
 
 
 def short_name(site: SiteReport) -> doc.Span:
@@ -76,21 +79,21 @@ def short_name(site: SiteReport) -> doc.Span:
     return doc.code(units.shorten(units.clean(site_name(site)), NAME_LENGTH))
 
 
-def form(site: SiteReport) -> str:
-    """Return what was done at a site."""
+def form(site: Entry) -> str:
+    """Return what was done at a site, or with a region."""
     if site.action != "rewritten":
         return site.action
     return f"{site.strategy}{f' (leaves d{site.max_dilation_left})' if site.max_dilation_left > 1 else ''}"
 
 
-def was_measured(site: SiteReport) -> bool:
-    """Say whether a form of the site was timed."""
+def was_measured(site: Entry) -> bool:
+    """Say whether a form of it was timed."""
     return any(candidate.timing is not None for candidate in site.candidates)
 
 
-def assumed(site: SiteReport) -> bool:
+def assumed(site: Entry) -> bool:
     """Say whether a site's estimates stand on assumed sizes."""
-    return site.multiply_adds is None and bool(site.candidates)
+    return isinstance(site, SiteReport) and site.multiply_adds is None and bool(site.candidates)
 
 
 def share(site: SiteReport) -> str:
@@ -110,8 +113,8 @@ def _rounding(errors: Rounding) -> str:
     return f"rounding {f'{ratio:.1f}' if ratio < 1000 else figure(ratio)}x native"
 
 
-def proof(site: SiteReport) -> str:
-    """Return a site's proof in short: `exact (1 shape), rounding 1.2x native`."""
+def proof(site: Entry) -> str:
+    """Return a proof in short: `exact (1 shape), rounding 1.2x native`."""
     proof = site.proof
     if proof is None:
         return "not proved" if site.action == "rewritten" else NOTHING
@@ -129,8 +132,13 @@ Group = Sequence[tuple[int, SiteReport]]
 """Sites that read the same, with their numbers."""
 
 
+def alone(report: Report) -> list[tuple[int, SiteReport]]:
+    """Return the sites that are not rewritten with a region, with their numbers."""
+    return [item for item in enumerate(report.sites, 1) if item[1].region is None]
+
+
 def _groups(report: Report) -> Sequence[Group]:
-    """Return the sites in groups that read the same; with a measurement, shares and numbers in texts may differ."""
+    """Return these sites in groups that read the same; with a measurement, shares and numbers in texts may differ."""
 
     def key(item: tuple[int, SiteReport]) -> tuple[object, ...]:
         site = item[1]
@@ -142,7 +150,7 @@ def _groups(report: Report) -> Sequence[Group]:
         question = site.question if was_measured(site) else None
         return (question, shape(site), work(site), form(site), *map(numberless, texts))
 
-    return units.groups(enumerate(report.sites, 1), key)
+    return units.groups(alone(report), key)
 
 
 def _one(texts: Iterable[str]) -> str:
@@ -152,8 +160,12 @@ def _one(texts: Iterable[str]) -> str:
 
 
 def _proved(some: Group) -> doc.Inline:
-    text = _one(proof(site) for _, site in some)
-    return doc.Span("bad", text) if text.startswith("FAILED") else text
+    return toned(_one(proof(site) for _, site in some))
+
+
+def toned(proved: str) -> doc.Inline:
+    """Return what is said of a proof, in its tone."""
+    return doc.Span("bad", proved) if proved.startswith("FAILED") else proved
 
 
 def first_names(names: Sequence[str]) -> list[doc.Inline]:
@@ -163,12 +175,18 @@ def first_names(names: Sequence[str]) -> list[doc.Inline]:
 
 
 def site_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
-    """Yield one row per site, in brief per group that reads the same; figures known for no site have no column."""
-    if not report.sites:
-        return
-    groups: Sequence[Group] = _groups(report) if brief else [[item] for item in enumerate(report.sites, 1)]
-    sites, inspected = report.sites, report.command == "inspect"
-    known = [work(site) for site in sites]
+    """Yield one row per site, in brief per group that reads the same; those that go with a region stand there."""
+    groups: Sequence[Group] = _groups(report) if brief else [[item] for item in alone(report)]
+    if groups:
+        rows = site_table(groups, report, brief)
+        yield doc.Fold(f"All {sum(map(len, groups))} sites", (rows,)) if len(groups) > MANY_ROWS else rows
+        yield doc.Paragraph(doc.muted(f"Geometry: {GEOMETRY_KEY}."))
+
+
+def site_table(groups: Sequence[Group], report: Report, brief: bool, inside: bool = False) -> doc.Table:
+    """Return a table of sites; figures known for no site have no column. `inside`: those of one region."""
+    sites, inspected = [site for some in groups for _, site in some], report.command == "inspect"
+    known, decided = [work(site) for site in sites], not (inspected or inside)
     shares = any(site.share is not None for site in sites)
     gains = any(site.predicted_gain is not None for site in sites)
 
@@ -186,11 +204,7 @@ def site_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     def gained(some: Group) -> str:
         return units.gain(units.summed(site.predicted_gain for _, site in some))
 
-    def done(some: Group) -> doc.Inline:
-        site = some[0][1]
-        return doc.Span("good", form(site)) if site.action == "rewritten" else form(site)
-
-    site_table = doc.table(
+    return doc.table(
         "Dilated Convs",
         groups,
         ("##", lambda some: str(len(some) if brief else some[0][0])),
@@ -203,14 +217,18 @@ def site_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         and ("#multiply-adds", lambda some: units.amount(work(some[0][1])[0])),
         any(pad is not None for _, pad in known) and ("#^padding only", lambda some: percent(work(some[0][1])[1])),
         (inspected and brief) and ("~forms that apply", lambda some: _applicable(some[0][1])),
-        not inspected and ("form", done),
-        not inspected and ("~^why", lambda some: _one(site.reason for _, site in some)),
-        not inspected and ("~^proof", _proved),
+        decided and ("form", lambda some: done(some[0][1])),
+        decided and ("~^why", lambda some: _one(site.reason for _, site in some)),
+        decided and ("~^proof", _proved),
+        inside and ("#dilation left", lambda some: units.left(some[0][1].max_dilation_left)),
         not brief and ("output", lambda some: doc.code(some[0][1].output)),
-        anchor="" if brief else "site",
+        anchors=() if brief else [f"site-{number}" for some in groups for number, _ in some],
     )
-    yield doc.Fold(f"All {len(sites)} sites", (site_table,)) if len(groups) > MANY_ROWS else site_table
-    yield doc.Paragraph(doc.muted(f"Geometry: {GEOMETRY_KEY}."))
+
+
+def done(entry: Entry) -> doc.Inline:
+    """Return the form that was taken, in its tone."""
+    return doc.Span("good", form(entry)) if entry.action == "rewritten" else form(entry)
 
 
 def _applicable(site: SiteReport) -> str:
@@ -258,9 +276,16 @@ def link(number: int) -> doc.Span:
     return doc.Span("link", str(number), f"site-{number}")
 
 
+def region_link(number: int) -> doc.Span:
+    """Return a link to a region."""
+    return doc.Span("link", f"region {number}", f"region-{number}")
+
+
 def proof_blocks(report: Report) -> Iterator[doc.Block]:
     """Yield every figure of every proof."""
-    proved = [(number, site.proof) for number, site in enumerate(report.sites, 1) if site.proof is not None]
+    whole = [(region_link(number), region.proof) for number, region in enumerate(report.regions, 1)]
+    every = [*whole, *((link(number), site.proof) for number, site in enumerate(report.sites, 1))]
+    proved = [(where, proof) for where, proof in every if proof is not None]
     if not proved:
         return
     hold = sum(proof.failure is None for _, proof in proved)
@@ -268,13 +293,13 @@ def proof_blocks(report: Report) -> Iterator[doc.Block]:
     holding = doc.strong(f"{hold} of {len(proved)} hold.")
     yield doc.Paragraph((holding, method, doc.code("Conv(|x|, |w|) + |b|"), "."))
 
-    def rounding(head: str, field: str = "") -> doc.Cells[tuple[int, Proof]]:
+    def rounding(head: str, field: str = "") -> doc.Cells[tuple[doc.Span, Proof]]:
         return f"#{head}", lambda item: figure(getattr(item[1].rounding, field or head.replace(" ", "_"), None))
 
     proofs = doc.table(
         "Proofs",
         proved,
-        ("##", lambda item: link(item[0])),
+        ("##", lambda item: item[0]),
         ("input shapes", lambda item: ", ".join(map(dims, item[1].shapes)) or NOTHING),
         ("#elements", lambda item: str(item[1].elements)),
         ("ran on", lambda item: item[1].backend),

@@ -165,12 +165,17 @@ def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     if report.measurement is None or not report.measurement.attempts:
         return
 
+    inside = {region.key: len(region.members) for region in report.regions}
+
     def sites(attempt: Attempt) -> doc.Inline:
         if brief:
             return units.listed(attempt.sites, SITE_NAMES)
         few = len(attempt.sites) <= SITE_NAMES
-        whole = f"{len(attempt.sites)} of {len(report.sites)}"
+        whole = f"{number(attempt)} of {len(report.sites)}"
         return doc.codes(attempt.sites) if few else doc.Span("fold", doc.codes(attempt.sites), whole)
+
+    def number(attempt: Attempt) -> int:
+        return sum(inside.get(key, 1) for key in attempt.sites)
 
     title = "Versions of the model that were timed against the original"
     yield doc.Paragraph(f"{title}:")
@@ -178,8 +183,8 @@ def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         title,
         enumerate(report.measurement.attempts, 1),
         ("##", lambda item: str(item[0])),
-        ("#sites rewritten", lambda item: str(len(item[1].sites))),
-        ("~sites", lambda item: sites(item[1]) or units.NOTHING),
+        ("#sites rewritten", lambda item: str(number(item[1]))),
+        ("~sites" if not inside else "~sites and regions", lambda item: sites(item[1]) or units.NOTHING),
         ("#original ms", lambda item: units.milliseconds(item[1].timing.first.median_s)),
         ("#version ms", lambda item: units.milliseconds(item[1].timing.second.median_s)),
         ("#ratio", lambda item: units.ratio_of(item[1].timing)[0]),

@@ -112,7 +112,7 @@ def _block(block: doc.Block, width: int) -> Iterator[RenderableType]:
             yield Text(": ").join([text(block.title), Text("; ").join(about)] if about else [text(block.title)])
             for part in block.content:
                 yield from _block(part, width)
-        case doc.Chart():
+        case doc.Chart() | doc.Drawing():
             return
 
 

@@ -6,7 +6,7 @@ import html
 import importlib.resources
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import starmap
 
 from dilrewrite.reports import document as doc
@@ -127,6 +127,24 @@ def _block(block: doc.Block) -> Html:
             return element("details", summary, *map(_block, block.content), open=shown, class_=group)
         case doc.Chart():
             return _chart(block)
+        case doc.Drawing():
+            drawn = element("div", *_line(block.shapes), class_="flow")
+            return element("figure", element("figcaption", block.title), drawn)
+
+
+def _line(shapes: Sequence[doc.Shape]) -> list[Html]:
+    """Return shapes with arrows between them; what passes by has an arrow alone."""
+    arrow = element("span", "→", class_="to")
+    drawn = [part for shape in shapes for part in (arrow, _shape(shape))]
+    return drawn[1:] or [arrow]
+
+
+def _shape(shape: doc.Shape) -> Html:
+    times = element("b", f" ×{shape.times}", class_="times") if shape.times > 1 else ""
+    if isinstance(shape, doc.Box):
+        return element("span", shape.label, times, class_=f"node {shape.kind}".rstrip())
+    lines = [element("div", *_line(line), class_="flow") for line in shape.lines]
+    return element("div", *lines, times, class_="fork")
 
 
 def _scroll(title: str, table: Html) -> Html:
@@ -138,10 +156,10 @@ def _table(table: doc.Table) -> Html:
     kinds = [column.kind or None for column in table.columns]
     top = [element("th", column.name, scope="col", class_=column.kind or None) for column in table.columns]
     lines = []
-    for i, row in enumerate(table.rows, 1):
+    for i, row in enumerate(table.rows):
         first = element("th", row[0], scope="row", class_=kinds[0])
         rest = [element("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)]
-        lines.append(element("tr", first, *rest, id=f"{table.anchor}-{i}" if table.anchor else None))
+        lines.append(element("tr", first, *rest, id=table.anchors[i] if table.anchors else None))
     head = element("thead", element("tr", *top))
     return _scroll(table.title, element("table", head, element("tbody", *lines)))
 

@@ -9,7 +9,7 @@ from dilrewrite.reports.content.answer import FOUND_AFTER, answer
 from dilrewrite.reports.content.models import case_name, result
 from dilrewrite.reports.content.sites import proof
 from dilrewrite.reports.formats import Format
-from dilrewrite.reports.report import Report
+from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.reports.units import clean
 
 Case = tuple[str, str, str, str]
@@ -38,11 +38,15 @@ REPORT = Format(render=render, filename="report.junit.xml", opening=r'<\?xml [^>
 
 
 def _sites(report: Report) -> Iterator[Case]:
-    """Yield the proofs of the forms; a form that was taken unproved is skipped."""
-    for site in report.sites:
-        if site.proof is not None or site.action == "rewritten":
-            outcome = "skipped" if site.proof is None else "" if site.proof.passed else "failure"
-            yield "proof", site.key, outcome, proof(site)
+    """Yield the proofs of the forms; a form that was taken unproved is skipped. A site's may be that of its region."""
+    regions = {region.key: region for region in report.regions}
+    entries: list[RegionReport | SiteReport] = [*report.regions, *report.sites]
+    for entry in entries:
+        around = regions.get(entry.region or "") if isinstance(entry, SiteReport) else None
+        proved = entry if around is None else around
+        if proved.proof is not None or entry.action == "rewritten":
+            outcome = "skipped" if proved.proof is None else "" if proved.proof.passed else "failure"
+            yield "proof", entry.key, outcome, f"{proof(proved)}{f', with the region {around.key}' if around else ''}"
 
 
 def _checks(report: Report) -> Iterator[Case]:

@@ -76,7 +76,7 @@ def _block(block: doc.Block, level: int) -> Iterator[str]:
                 yield from (prose(line), "")
             for part in block.content:
                 yield from _block(part, level + 1)
-        case doc.Chart():
+        case doc.Chart() | doc.Drawing():
             return
 
 
