@@ -13,7 +13,7 @@ from dilrewrite.forms import grid, lift
 from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.chomp import chomped
 from dilrewrite.forms.fragment import AttributeValue
-from dilrewrite.model.elements import element_name
+from dilrewrite.model.elements import NAMED, element_name
 from dilrewrite.model.light import Shape
 from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
@@ -30,8 +30,8 @@ MOST_INTEGERS = 64
 MOST_BLOCKS = 6
 """So many ways to split into phases are looked at: those that serve most Convs."""
 
-UNKNOWN, NODE = 256, 1024
-"""Estimates for the cut: an unknown extent, and what one more layout operator costs, both in elements."""
+UNKNOWN, NODE = 256, 4096
+"""Estimates for the cut: an unknown extent, and what one more layout operator costs, in bytes."""
 
 
 UNIT = 64
@@ -170,8 +170,7 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]
             places.append(OUTSIDE)
         maker = scope.producers.get(name, OUTSIDE)
         nodes = 2 if maker in chain.convs else 1  # runtimes fuse a Conv with what follows, unless that is cut off
-        unit = maker != OUTSIDE and chain.links[maker].op in ("QuantizeLinear", "DequantizeLinear")
-        weight = (_elements(chain.shapes.get(name, ())) + nodes * NODE) * (UNIT if unit else 1)
+        weight = (_bytes(chain, name) + nodes * NODE) * (UNIT if _within_unit(chain, maker, places) else 1)
         flows.append(Flow(maker, tuple(places), ENDLESS if chain.gone.intersection(places) else weight))
     chosen = inside(flows, view.wanted, allowed)
     group = {place: place for place in chosen}
@@ -191,8 +190,18 @@ def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]
     yield from map(tuple, parts.values())
 
 
-def _elements(shape: Sequence[int | None]) -> int:
-    return math.prod(UNKNOWN if size is None else size for size in shape[1:])
+def _bytes(chain: Chain, name: str) -> int:
+    shape, element = chain.shapes.get(name, ()), NAMED[chain.elements.get(name, "float32")]
+    return math.prod(UNKNOWN if size is None else size for size in shape[1:]) * element.bits // 8
+
+
+def _within_unit(chain: Chain, maker: int, readers: Sequence[int]) -> bool:
+    """Say whether a tensor is one inside a quantised unit; phases, which write a zero point, need the integers too."""
+    made = chain.links[maker].op if maker != OUTSIDE else ""
+    if chain.block:
+        return made in ("QuantizeLinear", "DequantizeLinear")
+    read = {chain.links[place].op for place in readers if place != OUTSIDE}
+    return made == "DequantizeLinear" or "QuantizeLinear" in read
 
 
 def blocks(chain: Chain) -> list[tuple[int, ...]]:
@@ -234,9 +243,11 @@ def region_sites(
 ) -> Iterator[Site]:
     """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`).
 
-    A region of phases that leaves dilation comes once more, with what is split again inside.
+    A region to lift holds two Convs or more: the forms of one are those of its site. A region of phases that leaves
+    dilation comes once more, with what is split again inside.
     """
     view = phased_view(whole, block) if block else lifted_view(whole)
+    whole = replace(whole, block=block)
     pairs = [(scope.producers[whole.links[place].inputs[0]], place) for place in whole.gone]
     for places in regions(scope, whole, view):
         members = set(places)
@@ -244,8 +255,9 @@ def region_sites(
             continue  # no layout has room for both
         own = {number: parts[place] for number, place in enumerate(places) if place in parts}
         dilated = sum(part.geometry.dilated for part in own.values())
-        if len(places) > 1 and (lift_all or dilated > bool(block)):
-            site = _site(scope, replace(whole, block=block), view, places, own)
+        enough = dilated > 1 if block else len(members & view.wanted) > 1 and (lift_all or dilated > 0)
+        if enough:
+            site = _site(scope, whole, view, places, own)
             yield site
             if isinstance(site.meaning, Chain) and block and (full := nested(site.meaning)) is not None:
                 yield replace(site, meaning=full)

@@ -277,3 +277,21 @@ def test_where_casts_and_places() -> None:
     ]  # fmt: skip
     (site,) = lifted(model(nodes, weights={"order": np.array([3, 1, 0, 0])}))
     assert len(site.nodes) == 7
+
+
+def test_quantised_units_stay_whole() -> None:
+    def pair(x: str, y: str) -> list[NodeProto]:
+        return [op("QuantizeLinear", f"{x} one nil", f"{y}_q"), op("DequantizeLinear", f"{y}_q one nil", y)]
+
+    nodes = [
+        *pair("x", "p"), conv("p", "q"), *pair("q", "r"), op("Relu", "r", "s"), *pair("s", "t"), conv("t", "u"),
+        *pair("u", "y"),
+    ]  # fmt: skip
+    (site,) = lifted(model(nodes, weights={"one": np.float32(1), "nil": np.int8(0)}))
+    assert site.inputs == ("p_q",)
+    assert site.outputs == ("y_q",)
+
+
+def test_a_lone_conv_is_no_region() -> None:
+    nodes = [conv("x", "p"), op("Einsum", "p", "q", equation="abc->abc"), conv("q", "y")]
+    assert lifted(model(nodes)) == ()
