@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite.model.load import load
 from dilrewrite.model.walk import ScopePath
@@ -43,7 +44,7 @@ def observer(path: Path, **proving: Any) -> tuple[Observer, tuple[Site, ...]]:
 def run(model: ModelProto, feeds: Mapping[str, Any], names: list[str]) -> list[Any]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(telling(model, names).SerializeToString(), options)
+    session = ort.InferenceSession(telling(model, names, {}).SerializeToString(), options)
     return [np.asarray(each) for each in session.run(names, feeds)]
 
 
@@ -111,10 +112,43 @@ def test_nothing_is_seen_where_the_model_does_not_run(tmp_path: Path) -> None:
     assert seen.of(region) == []
 
 
-def test_nothing_is_seen_in_a_subgraph(tmp_path: Path) -> None:
+def looped(turns: int, operand: str = "s") -> ModelProto:
+    """Return a Loop whose body holds a region that reads what the body makes, and a state or a tensor from outside."""
+    body = onnx.parser.parse_graph(
+        "body (int64 i, bool go, float[2, 4, L] s) => (bool on, float[2, 4, L] t) {"
+        ' on = Identity (go) m = Einsum <equation = "ncl->ncl"> (s) a = Conv <dilations = [2], pads = [2, 2]> (m, w)'
+        f" b = Tanh (a) e = Add (b, {operand}) c = Conv <dilations = [4], pads = [4, 4]> (e, w)"
+        ' t = Einsum <equation = "ncl->ncl"> (c) }'
+    )
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> loops (float[2, 4, L] x) => (float[2, 4, L] y)'
+        f" <int64 n = {{{turns}}}> {{ }}"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(values(4, 4, 3) / 3, "w"))
+    model.graph.node.append(helper.make_node("Loop", ["n", "", "x"], ["y"], body=body))
+    return model
+
+
+@pytest.mark.parametrize("operand", ["s", "x"])
+def test_in_a_loop_the_first_turn_is_seen(tmp_path: Path, operand: str) -> None:
+    x = values(2, 4, 21, seed=7)
+    np.savez(tmp_path / "x.npz", x=x)
+    seen, (region, *_) = observer(save(looped(3, operand), tmp_path / "m.onnx"), inputs=tmp_path / "x.npz")
+    assert region.scope.steps
+    assert set(region.inputs) == {"m", operand}
+    (case,) = seen.of(region)
+    assert all(np.array_equal(value, x) for value in case.values())
+
+
+def test_a_loop_without_turns_shows_nothing(tmp_path: Path) -> None:
+    seen, (region, *_) = observer(save(looped(0), tmp_path / "m.onnx"))
+    assert seen.of(region) == []
+
+
+def test_nothing_is_seen_in_another_subgraph(tmp_path: Path) -> None:
     seen, (region, *_) = observer(save(tower(), tmp_path / "m.onnx"))
-    inner = replace(region, scope=ScopePath(None, ((0, "body", 0),)))
-    assert seen.of(inner) == ()
+    for steps in (((0, "then_branch", 0),), ((0, "body", 0), (1, "body", 0))):
+        assert seen.of(replace(region, scope=ScopePath(None, steps))) == ()
 
 
 def test_no_more_is_kept_than_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
