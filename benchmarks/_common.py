@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from dilrewrite.reports.report import environment
 from dilrewrite.runtimes import TimedBackend
 
 RESULTS = Path(__file__).parent / "results"
+BUSY = 1.5
+"""Above this load something else wants the cores."""
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def circumstances(backend: TimedBackend, threads: int | None) -> dict[str, Any]:
@@ -39,6 +43,14 @@ def heading(title: str, about: dict[str, Any]) -> list[str]:
     return [f"# {title}", "", f"{about['date']}; {about['device']}; {about['backend']}, {versions}{load}.", ""]
 
 
+def taken(about: dict[str, Any]) -> str:
+    """When and where figures were taken, in a line; that the machine was busy where it was."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    busy = (about["load_before"] or 0) > BUSY
+    load = f"; load before {about['load_before']}: **busy machine, for orientation only**" if busy else ""
+    return f"{about['date']}, {about['device']}, {versions}{load}."
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table; a column whose name starts with # holds numbers."""
     lines = [
@@ -53,6 +65,29 @@ def write(name: str, data: dict[str, Any], page: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text("\n".join(page).rstrip("\n") + "\n", encoding="utf-8")
+
+
+def between(page: str, mark: str) -> re.Match[str] | None:
+    """What stands between the markers `<!-- mark -->` and `<!-- /mark -->` of a page."""
+    mark = re.escape(mark)
+    return re.search(rf"(?<=^<!-- {mark} -->\n).*?(?=^<!-- /{mark} -->)", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def marked(mark: str, lines: Sequence[str]) -> list[str]:
+    """Lines of a page of results between the markers by which `into_docs` finds them."""
+    text = "\n".join(lines).rstrip("\n") + "\n"
+    return [f"<!-- {mark} -->", *text.splitlines(), f"<!-- /{mark} -->"]
+
+
+def into_docs(name: str, results: str, mark: str) -> None:
+    """Copy what stands between markers in a page of results into a page of docs/, which must have them."""
+    path = DOCS / name
+    page = path.read_text(encoding="utf-8")
+    place = between(page, mark)
+    made = between((RESULTS / results).read_text(encoding="utf-8"), mark)
+    if place is None or made is None:
+        raise LookupError(f"docs/{name} or benchmarks/results/{results} has no markers {mark}")
+    path.write_text(page[: place.start()] + made.group() + page[place.end() :], encoding="utf-8")
 
 
 def retyped(model: ModelProto, element: str) -> ModelProto:

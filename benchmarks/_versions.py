@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from onnx import ModelProto
 
@@ -15,9 +15,6 @@ from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
-
-ROUNDS = 6
-"""So often regions are looked for in what regions have made."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,74 +54,51 @@ def _per_site(found: Found, name: str, refused: dict[str, str]) -> list[tuple[Si
     return edits
 
 
-Block = tuple[int, ...]
-Choose = Callable[[Sequence[Block]], Block]
-
-
 def region_versions(model: Model, refused: dict[str, str]) -> Iterator[Version]:
-    """The model with its regions lifted; in phases once; and in phases until no dilation is left, in two ways.
+    """The model with its regions lifted, and in phases: of the block that serves most Convs, and of the largest one.
 
-    Once and the first way: by the block that serves most Convs (`2x2 + 2x2`: what was split by two is split by two once
-    more); the second way: by the largest block first. Convs that no region takes get `space_to_batch` in the end. Forms
-    that refuse every region go to `refused`, with the first reason.
+    In phases each once (`2x2`), and until no dilation is left: what is split by two is split inside once more
+    (`2x2 + 2x2`), and Convs that no region takes get `space_to_batch`. Forms that refuse every region go to `refused`,
+    with the first reason.
     """
-    blocks = _regions(find(model.proto, regions=True))
-    ways: list[tuple[Choose, int]] = [(min, 1)] if () in blocks else []
-    if any(blocks):
-        ways += [(_most, 1), (_most, ROUNDS), (max, ROUNDS)]
-    known: set[str] = set()
-    for choose, rounds in ways:
-        version = _in_rounds(model, choose, rounds, refused)
-        if version is not None and version.name not in known:
-            known.add(version.name)
-            yield version
-
-
-def _most(blocks: Sequence[Block]) -> Block:
-    return next(block for block in blocks if block)
-
-
-def _in_rounds(model: Model, choose: Choose, rounds: int, refused: dict[str, str]) -> Version | None:
-    """The model after so many rounds of regions, each of the block that is chosen from those that there are."""
-    taken: list[Block] = []
-    convs = regions = 0
-    form = ""
-    for _ in range(rounds):
-        found = find(model.proto, regions=True)
-        there = _regions(found)
-        if not any(there) and (taken or () not in there):
-            break
-        block = choose([*there])
-        form = "phase_region" if block else "lift_region"
-        planned = [(site, region_forms()[form].fragment(_chain(site), site.opset)) for site in there[block]]
-        edits = [(site, fragment) for site, fragment in planned if isinstance(fragment, Fragment)]
-        if not edits:
-            refused.setdefault(form, next(no.reason for _, no in planned if isinstance(no, Refusal)))
-            break
-        if not taken:
-            regions = len(edits)
-            convs = sum(geometry.dilated for site, _ in edits for geometry in _chain(site).convs.values())
-        taken.append(block)
-        model = dataclasses.replace(model, proto=_written(model, found, edits), path=None)
-    if not taken:
-        return None
-    refused.pop(form, None)
-    name = f"{form} {' + '.join('x'.join(map(str, block)) for block in taken)}".rstrip()
-    if rounds > 1:
-        found = find(model.proto)
-        rest = _per_site(found, "space_to_batch", {})
-        if rest:
-            name += " + space_to_batch"
-            model = dataclasses.replace(model, proto=_written(model, found, rest), path=None)
-    return Version(name=name, proto=model.proto, rewritten=convs, regions=regions)
-
-
-def _regions(found: Found) -> dict[Block, list[Site]]:
-    """Regions by block; the empty one is that of lifting."""
-    some: dict[Block, list[Site]] = {}
+    found = find(model.proto, regions=True)
+    by_block: dict[tuple[int, ...], list[Site]] = {}
     for site in found.regions:
-        some.setdefault(_chain(site).block, []).append(site)
-    return some
+        by_block.setdefault(_chain(site).block, []).append(site)
+    if () in by_block:
+        yield from _as_regions(model, found, by_block.pop(()), refused)
+    for block in dict.fromkeys((next(iter(by_block)), max(by_block))) if by_block else ():
+        once = [site for site in by_block[block] if not _chain(site).nests]
+        inside = {(site.scope, site.nodes): site for site in by_block[block]}  # what is split again comes last
+        yield from _as_regions(model, found, once, refused)
+        for version in _as_regions(model, found, list(inside.values()), refused):
+            again = dataclasses.replace(model, proto=version.proto, path=None)
+            left = find(version.proto)
+            rest = _per_site(left, "space_to_batch", {})
+            if rest:
+                proto = _written(again, left, rest)
+                yield dataclasses.replace(version, name=f"{version.name} + space_to_batch", proto=proto)
+            elif list(inside.values()) != once:
+                yield version
+
+
+def _as_regions(model: Model, found: Found, sites: Sequence[Site], refused: dict[str, str]) -> Iterator[Version]:
+    """The model with the regions of one block that are not refused, if there are any."""
+    form = "phase_region" if _chain(sites[0]).block else "lift_region"
+    planned = [(site, region_forms()[form].fragment(_chain(site), site.opset)) for site in sites]
+    edits = [(site, fragment) for site, fragment in planned if isinstance(fragment, Fragment)]
+    if not edits:
+        refused.setdefault(form, next(no.reason for _, no in planned if isinstance(no, Refusal)))
+        return
+    chains = [_chain(site) for site, _ in edits]
+    deepest = max(chains, key=lambda chain: len(chain.nests))
+    blocks = (deepest.block, *(block for block, _ in deepest.nests))
+    yield Version(
+        name=f"{form} {' + '.join('x'.join(map(str, block)) for block in blocks)}".rstrip(),
+        proto=_written(model, found, edits),
+        rewritten=sum(geometry.dilated for chain in chains for geometry in chain.convs.values()),
+        regions=len(edits),
+    )
 
 
 def _chain(site: Site) -> Chain:

@@ -4,8 +4,8 @@ Run `python benchmarks/engines.py [MODEL.onnx ...] [--zoo DIR] [--models LIST.js
 this repository and those given are built as they are and with every strategy that does not refuse, all sites at once;
 so is one dilated Conv alone. Results go to benchmarks/results/engines-FLAVOUR.json and .md. With `--regions` instead
 these models and the chains of `_chains.py` are built Conv by Conv and as regions, in two precisions; results go to
-engines-regions-FLAVOUR.json and .md. Exits with 1 when a rewritten model fails whose original builds. What is built
-here is not proved here: tests and `optimize` do that.
+engines-regions-FLAVOUR.json and .md, and the table into docs/backends.md. Exits with 1 when a rewritten model fails
+whose original builds. What is built here is not proved here: tests and `optimize` do that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from _chains import CHAINS
-from _common import heading, retyped, table, write
+from _common import heading, into_docs, marked, retyped, table, write
 from _versions import region_versions, versions
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -352,9 +352,7 @@ def regions_page(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[
         "",
         "The fewest layers of each kind, fp32 / fp16 where they differ:",
         "",
-        "<!-- regions -->",
-        *layers(rows)[:-1],
-        "<!-- /regions -->",
+        *marked("regions", layers(rows)),
         "",
     ]
     columns = ("model", "version", "#regions", "#Convs", "#dilation left", "precision", "#layers", "#KiB", "#build, s")
@@ -612,7 +610,10 @@ def _regions(
         some = as_regions(library, name, model, given, late)
         rows += some
         _tell(some, began)
-    _write(f"engines-regions-{about['backend']}", {"about": about, "rows": rows}, regions_page(about, rows), options)
+    name = f"engines-regions-{about['backend']}"
+    _write(name, {"about": about, "rows": rows}, regions_page(about, rows), options)
+    if not options.only:
+        into_docs("backends.md", f"{name}.md", "regions")
     return [row for row in rows if row["status"] == "FAILED"]
 
 

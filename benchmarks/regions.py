@@ -1,9 +1,9 @@
 """Regions against single Convs: chains of dilated Convs as they are, rewritten Conv by Conv, and as regions.
 
 Run `python benchmarks/regions.py [MODEL.onnx ...] [--models LIST.json] [--backend NAME] [--only TEXT] [--seconds S]`:
-the chains of `_chains.py` without a model, or the models given (LIST as for models.py), timed on one thread as `bench`
-times whole models. Results go to benchmarks/results/regions-BACKEND.json and .md; of models given, and of a part
-(--only), to the screen.
+the chains of `_chains.py` and the stage in models/, or the models given (LIST as for models.py), timed on one thread as
+`bench` times whole models. Results go to benchmarks/results/regions-BACKEND.json and .md, and the short table into
+docs/performance.md; of models given, and of a part (--only), to the screen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from _chains import CHAINS
-from _common import circumstances, heading, table, write
+from _common import circumstances, heading, into_docs, marked, table, taken, write
 from _versions import Version, region_versions, versions
 
 from dilrewrite.choice.original import Original
@@ -30,6 +30,7 @@ from dilrewrite.model.load import load
 from dilrewrite.model.tensors import Model
 from dilrewrite.options import Proving
 from dilrewrite.proof import trial
+from dilrewrite.proof.compare import Tolerance, compare
 from dilrewrite.runtimes import Array, Options, RuntimeFailure, TimedBackend, timed_backend
 from dilrewrite.sites.find import find
 from dilrewrite.timing.agreement import allowed
@@ -37,8 +38,14 @@ from dilrewrite.timing.budget import Budget
 from dilrewrite.timing.cache import open_cache
 from dilrewrite.timing.measure import Meter
 
+STAGE = Path(__file__).parents[1] / "models" / "resnet_stage_os8.onnx"
 SITE_FORMS = {1: ("space_to_batch", "lift", "space_to_axis"), 2: ("space_to_batch", "tap_zones")}
 """What is put at every Conv, by the number of spatial axes; the last holds for more."""
+
+SHOWN = ("onnxruntime_cpu", "opencv_dnn")
+"""The backends whose tables docs/performance.md has."""
+
+DIFFERS = "†: outputs differ by more than models may, `optimize` would not take it."
 
 
 def entries(options: argparse.Namespace) -> Iterator[tuple[str, Model, tuple[str, ...]]]:
@@ -50,9 +57,13 @@ def entries(options: argparse.Namespace) -> Iterator[tuple[str, Model, tuple[str
         words = list(entry.get("arguments", []))
         shapes = tuple(words[i + 1] for i, word in enumerate(words) if word == "--shape")
         yield Path(entry["path"]).stem, load(entry["path"]), shapes
-    for name, make in CHAINS.items() if not given else ():
+    if given:
+        return
+    for name, make in CHAINS.items():
         if options.only in name:
             yield name, Model(proto=make(), path=None, folder=Path.cwd(), external_files=(), file_bytes=0), ()
+    if options.only in STAGE.stem:
+        yield STAGE.stem, load(STAGE), ()
 
 
 def every_version(model: Model, refused: dict[str, str]) -> Iterator[Version]:
@@ -60,7 +71,9 @@ def every_version(model: Model, refused: dict[str, str]) -> Iterator[Version]:
     found = find(model.proto)
     rank = max((len(site.geometry.kernel) for site in found.sites), default=1)
     forms = SITE_FORMS[min(rank, 2)]
-    yield from (version for version in versions(model, found, refused) if version.name in forms)
+    some: dict[str, str] = {}
+    yield from (version for version in versions(model, found, some) if version.name in forms)
+    refused.update((form, why) for form, why in some.items() if form in forms)
     yield from region_versions(model, refused)
 
 
@@ -71,7 +84,7 @@ def measured(
     sessions = Options(threads=options.threads)
     settings = trial.settings(model, Proving(shapes=shapes, threads=options.threads))
     meter = Meter.on(backend, open_cache(None, none=True), Budget(options.seconds), sessions)
-    meter.tolerance = allowed(model.proto, backend.rounds_to(sessions), None, None)
+    tolerance = allowed(model.proto, backend.rounds_to(sessions), None, None)
     found = find(model.proto)
     original = Original(model, found, trial.runnable(model, model.proto, backend), settings)
     rows: list[dict[str, Any]] = []
@@ -88,7 +101,7 @@ def measured(
                 "left": len(find(version.proto).sites),
             }
             try:
-                row |= timed(meter, original, version, options.seconds)
+                row |= timed(meter, original, version, options.seconds, tolerance)
             except RuntimeFailure as error:
                 row["not_run"] = str(error)
             print(name, version.name, _ratio(row), flush=True)
@@ -101,10 +114,10 @@ def measured(
     return rows
 
 
-def timed(meter: Meter, original: Original, version: Version, seconds: float) -> dict[str, Any]:
-    """Time a version against the original; the first of a model takes longer, for the original against itself.
+def timed(meter: Meter, original: Original, version: Version, seconds: float, tolerance: Tolerance) -> dict[str, Any]:
+    """Time a version against the original, and compare what they give; raises RuntimeFailure.
 
-    Raises RuntimeFailure, also where the outputs differ by more than models' may.
+    The first of a model takes longer, for the original against itself.
     """
     run_s = meter.budget.run_s
     meter.budget = Budget(seconds if meter.noise else 1.5 * seconds, run_s=run_s)
@@ -113,17 +126,20 @@ def timed(meter: Meter, original: Original, version: Version, seconds: float) ->
     comparison = meter.whole(original.runnable(), after, ("", version.name), original.feeds, run_s=run_s)
     meter.budget.run_s = comparison.first.median_s
     bench = meter.worker()
+    before, after = bench.outputs("before"), bench.outputs("after")
+    checks = [compare(name, before[name], after.get(name), tolerance) for name in before]
     return {
         **dataclasses.asdict(comparison),
         "faster": comparison.faster,
-        "difference": difference(bench.outputs("before"), bench.outputs("after")),
+        "differs": "; ".join(str(check.note) for check in checks if not check.passed) or None,
+        "difference": max(difference(before[name], after[name]) for name in before),
     }
 
 
-def difference(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:
+def difference(before: Array, after: Array) -> float:
     """The largest difference of two outputs, as a share of the largest value."""
-    pairs = [(np.asarray(before[name], np.float64), np.asarray(after[name], np.float64)) for name in before]
-    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in pairs)
+    a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    return float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-30))
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
@@ -133,7 +149,12 @@ def _ratio(row: Mapping[str, Any]) -> str:
     if "ratio" not in row:
         return f"not run: {row['not_run']}".replace("|", "\\|").replace("\n", " ")[:200]
     text = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-    return f"**{text}**" if row["faster"] else text
+    return (f"**{text}**" if row["faster"] else text) + (" †" if row["differs"] else "")
+
+
+def _ms(timing: Mapping[str, float]) -> str:
+    value = timing["median_s"] * 1e3
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -143,7 +164,7 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"`{row['version']}`",
         f"{row['rewritten']} of {row['sites']}" if row.get("rewritten") else "-",
         str(row.get("left", "-")),
-        f"{first['median_s'] * 1e3:.3g}" if first else "-",
+        _ms(first) if first else "-",
         _ratio(row),
         f"{row['difference']:.1e}" if "difference" in row else "-",
     )
@@ -163,7 +184,7 @@ def short(rows: Sequence[Mapping[str, Any]], backend: str) -> list[str]:
             [row for row in phases if row["left"]],
             [row for row in phases if not row["left"]],
         )
-        native = f"{own[0]['first']['median_s'] * 1e3:.3g}" if own else "-"
+        native = _ms(own[0]["first"]) if own else "-"
         lines.append((name, native, *(_best(kind) for kind in kinds)))
     columns = (f"{backend}, one thread", "#ms", "Conv by Conv", "lifted", "phases, dilation left", "phases, none left")
     return table(columns, lines)
@@ -186,15 +207,15 @@ def page(rows: Sequence[Mapping[str, Any]], about: dict[str, Any], options: argp
         "interval. A strategy's name: at every Conv that it does not refuse. `phase_region 2x2 + 2x2`: in phases of "
         "2x2, and what is left of the dilation in there once more; `+ space_to_batch`: at the Convs that no region "
         "takes. *Left*: dilated Convs in the version. *Difference*: the largest one of the outputs on this runtime, as "
-        "a share of the largest value. "
+        "a share of the largest value; " + DIFFERS + " "
         f"One run of `python benchmarks/regions.py --backend {about['backend']}`.",
         "",
     ]
     columns = ("model", "version", "#Convs", "#left", "#original, ms", "#after / before", "#difference")
     lines += table(columns, [_row(row) for row in rows])
-    lines += ["The best of each kind, for docs/performance.md:", "", f"<!-- regions: {about['backend']} -->"]
-    lines += short(rows, about["backend"])[:-1]
-    return [*lines, f"<!-- /regions: {about['backend']} -->"]
+    lines += ["The best of each kind, for docs/performance.md:", ""]
+    told = f"{taken(about)} {DIFFERS}" if any(row.get("differs") for row in rows) else taken(about)
+    return [*lines, *marked(f"regions: {about['backend']}", [*short(rows, about["backend"]), told])]
 
 
 def main() -> None:
@@ -217,7 +238,10 @@ def main() -> None:
     if options.only or options.paths or options.models:
         print("\n".join(lines))
     else:
-        write(f"regions-{backend.name}", {"about": about, "seconds": options.seconds, "rows": rows}, lines)
+        name = f"regions-{backend.name}"
+        write(name, {"about": about, "seconds": options.seconds, "rows": rows}, lines)
+        if backend.name in SHOWN:
+            into_docs("performance.md", f"{name}.md", f"regions: {backend.name}")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,26 @@ def test_the_layers_of_the_forms_are_those_of_the_results() -> None:
     assert "FAILED" not in shown[1]
 
 
+REGIONS = [
+    ("backends.md", "engines-regions-tensorrt_rtx", "regions"),
+    ("performance.md", "regions-onnxruntime_cpu", "regions: onnxruntime_cpu"),
+    ("performance.md", "regions-opencv_dnn", "regions: opencv_dnn"),
+]
+
+
+@pytest.mark.parametrize(("page", "results", "mark"), REGIONS, ids=[results for _, results, _ in REGIONS])
+def test_the_tables_of_regions_are_those_of_the_results(page: str, results: str, mark: str) -> None:
+    marks = rf"^<!-- {mark} -->\n(\|.*?)^<!-- /{mark} -->"
+    shown, made = (
+        re.search(marks, path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for path in (ROOT / "docs" / page, ROOT / "benchmarks" / "results" / f"{results}.md")
+    )
+    assert shown is not None
+    assert made is not None
+    assert shown[1] == made[1], f"docs/{page}: copy the table from benchmarks/results/{results}.md"
+    assert "FAILED" not in shown[1]
+
+
 @pytest.fixture(scope="module")
 def summary() -> ModuleType:
     """benchmarks/convbench_summary.py, which is no part of the package."""
