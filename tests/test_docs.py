@@ -234,8 +234,9 @@ def test_a_strategy_has_its_own_rows(name: str) -> None:
         row("docs/training.md", "method", name)
 
 
-def test_no_row_of_a_strategy_is_left_over() -> None:
-    assert set(rows("README.md", "`--strategy`")) <= set(OWN)
+def test_every_form_of_a_region_has_its_row_and_no_row_is_left_over() -> None:
+    regional = {path.stem for path in (ROOT / "dilrewrite" / "forms" / "regions").glob("[!_]*.py")}
+    assert regional <= set(rows("README.md", "`--strategy`")) <= {*OWN, *regional}
 
 
 def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:

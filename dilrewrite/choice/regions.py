@@ -26,11 +26,12 @@ def members(region: Site, sites: Iterable[Site]) -> list[Site]:
 
 
 def consider(decider: Decider, found: Found) -> list[Considered]:
-    """Return the regions that come into question, each with the forms that it may get."""
+    """Return the regions that come into question, each with the forms that it may get; first those without dilation."""
     if decider.forced is not None and not set(decider.forced.offered) & set(region_forms()):
         return []
     entries = (_considered(decider, region, members(region, found.sites)) for region in found.regions)
-    return [entry for entry in entries if entry is not None]
+    kept = (entry for entry in entries if entry is not None)
+    return sorted(kept, key=lambda entry: min((one.fragment.max_dilation for one in entry.wanted), default=1))
 
 
 def _considered(decider: Decider, region: Site, inside: Sequence[Site]) -> Considered | None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from dilrewrite.forms.builder import Builder
+from typing import Final, Protocol
 
 END: Final = 2**63 - 1
 """A Slice's end that means "to the last element"."""
+
+
+class Computer(Protocol):
+    """Writes the nodes that compute with sizes: a builder."""
+
+    def arithmetic(self, op: str, a: Extent, b: Extent) -> Symbol:
+        """Return what an operator makes of two sizes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,7 @@ class Symbol:
 
     name: str
     bound: int | None = None
-    builder: Builder | None = field(default=None, repr=False, compare=False)
+    builder: Computer | None = field(default=None, repr=False, compare=False)
 
     def _computed(self, op: str, a: Extent, b: Extent) -> Symbol:
         assert self.builder is not None, "only a builder's sizes are computed with"

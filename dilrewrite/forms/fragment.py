@@ -191,6 +191,16 @@ def makes(step: Step) -> tuple[str, ...]:
     return step.outputs if isinstance(step, Node | Kept) else (step.output,)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A strategy's no, in a sentence."""
+
+    strategy: str
+    """Name of the form."""
+    reason: str
+    """Why it does not apply, or which proof failed."""
+
+
 class MalformedFragmentError(FailedError):
     """The steps of a fragment cannot be run in their order; the text names the strategy and the step."""
 

@@ -11,8 +11,7 @@ from typing import ClassVar, Protocol, cast
 
 from dilrewrite.discover import discover
 from dilrewrite.forms.chain import Chain
-from dilrewrite.forms.fragment import Fragment
-from dilrewrite.forms.strategies import Refusal
+from dilrewrite.forms.fragment import Fragment, Refusal
 
 
 class RegionForm(Protocol):

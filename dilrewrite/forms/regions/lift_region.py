@@ -7,9 +7,19 @@ from typing import final
 
 from dilrewrite.forms import lift
 from dilrewrite.forms.chain import Chain, Link
-from dilrewrite.forms.fragment import AddAxis, AddKernelAxis, CoreConv, Fragment, Kept, Node, Step, WeightEdit, entering
+from dilrewrite.forms.fragment import (
+    AddAxis,
+    AddKernelAxis,
+    CoreConv,
+    Fragment,
+    Kept,
+    Node,
+    Refusal,
+    Step,
+    WeightEdit,
+    entering,
+)
 from dilrewrite.forms.regions import RegionForm
-from dilrewrite.forms.strategies import Refusal
 
 
 @final

@@ -10,11 +10,10 @@ from dilrewrite.forms import grid
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor, Unsupported
 from dilrewrite.forms.cells import Phased
 from dilrewrite.forms.chain import Chain, Link
-from dilrewrite.forms.fragment import CoreConv, Fragment, Kept, entering
+from dilrewrite.forms.fragment import CoreConv, Fragment, Kept, Refusal, entering
 from dilrewrite.forms.geometry import product
 from dilrewrite.forms.regions import RegionForm
 from dilrewrite.forms.regions._layers import Layers
-from dilrewrite.forms.strategies import Refusal
 from dilrewrite.model.elements import NAMED
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
 from dilrewrite import settings
 from dilrewrite.discover import discover
 from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsupported
 from dilrewrite.forms.fragment import Fragment, TakeTaps
+from dilrewrite.forms.fragment import Refusal as Refusal
 from dilrewrite.forms.geometry import ConvGeometry
 
 
@@ -45,16 +45,6 @@ class Strategy(Protocol):
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit the form into `builder`, reading `builder.x`, and return its output [N, O, *Ho]."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A strategy's no, in a sentence."""
-
-    strategy: str
-    """Name of the form."""
-    reason: str
-    """Why it does not apply, or which proof failed."""
 
 
 @functools.cache
