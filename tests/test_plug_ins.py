@@ -27,6 +27,7 @@ ITERATING = (
 
 REGISTRIES = {
     "strategy": "dilrewrite.forms.strategies:strategies",
+    "region form": "dilrewrite.forms.regions:region_forms",
     "finder": "dilrewrite.sites.finders:finders",
     "operator": "dilrewrite.sites.operators:operators",
     "runtime": "dilrewrite.runtimes:timed_backends",
