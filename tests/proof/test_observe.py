@@ -112,12 +112,12 @@ def test_nothing_is_seen_where_the_model_does_not_run(tmp_path: Path) -> None:
     assert seen.of(region) == []
 
 
-def looped(turns: int, operand: str = "s") -> ModelProto:
-    """Return a Loop whose body holds a region that reads what the body makes, and a state or a tensor from outside."""
+def looped(turns: int, source: str = "m") -> ModelProto:
+    """Return a Loop whose body holds a region that reads a tensor from outside, and a state or what the body makes."""
     body = onnx.parser.parse_graph(
         "body (int64 i, bool go, float[2, 4, L] s) => (bool on, float[2, 4, L] t) {"
-        ' on = Identity (go) m = Einsum <equation = "ncl->ncl"> (s) a = Conv <dilations = [2], pads = [2, 2]> (m, w)'
-        f" b = Tanh (a) e = Add (b, {operand}) c = Conv <dilations = [4], pads = [4, 4]> (e, w)"
+        ' on = Identity (go) m = Einsum <equation = "ncl->ncl"> (s) a = Conv <dilations = [2], pads = [2, 2]>'
+        f" ({source}, w) b = Tanh (a) e = Add (b, x) c = Conv <dilations = [4], pads = [4, 4]> (e, w)"
         ' t = Einsum <equation = "ncl->ncl"> (c) }'
     )
     model = onnx.parser.parse_model(
@@ -129,13 +129,13 @@ def looped(turns: int, operand: str = "s") -> ModelProto:
     return model
 
 
-@pytest.mark.parametrize("operand", ["s", "x"])
-def test_in_a_loop_the_first_turn_is_seen(tmp_path: Path, operand: str) -> None:
+@pytest.mark.parametrize("source", ["m", "s"])
+def test_in_a_loop_the_first_turn_is_seen(tmp_path: Path, source: str) -> None:
     x = values(2, 4, 21, seed=7)
     np.savez(tmp_path / "x.npz", x=x)
-    seen, (region, *_) = observer(save(looped(3, operand), tmp_path / "m.onnx"), inputs=tmp_path / "x.npz")
+    seen, (region, *_) = observer(save(looped(3, source), tmp_path / "m.onnx"), inputs=tmp_path / "x.npz")
     assert region.scope.steps
-    assert set(region.inputs) == {"m", operand}
+    assert set(region.inputs) == {source, "x"}
     (case,) = seen.of(region)
     assert all(np.array_equal(value, x) for value in case.values())
 
