@@ -1,4 +1,4 @@
-"""Regions: what stands in them, how they are rewritten, drawn, and those that were considered and not taken."""
+"""Regions: what stands in them, how they are rewritten, drawn, and those that were considered and kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dilrewrite.reports.report import RegionReport, Report
 from dilrewrite.reports.units import NOTHING, count, dims, percent
 
 OPEN_REGIONS = 5  # so many regions are unfolded
-BRIEF_REASONS = 4  # so many reasons why regions are not taken are told in brief
+BRIEF_REASONS = 4  # so many reasons why regions are kept are told in brief
 
 Item = tuple[int, RegionReport]
 """A region with its number."""
@@ -109,10 +109,11 @@ def _found(items: Sequence[Item], brief: bool) -> doc.Table:
         ("##", lambda item: str(item[0])),
         ("region", lambda item: doc.code(site_name(item[1]))),
         ("^kind", lambda item: kind(item[1])),
+        brief and ("^enters -> leaves", lambda item: (some(item[1].inputs), " -> ", some(item[1].outputs))),
         ("#nodes", lambda item: str(_size(item[1]))),
         ("#^dilated Convs", lambda item: str(len(item[1].members))),
-        ("~enters", lambda item: some(item[1].inputs)),
-        ("~^leaves", lambda item: some(item[1].outputs)),
+        not brief and ("enters", lambda item: some(item[1].inputs)),
+        not brief and ("leaves", lambda item: some(item[1].outputs)),
         ("~ends at", lambda item: _ends(item[1], most)),
         not brief and ("key", lambda item: doc.code(item[1].key)),
         anchors=() if brief else [f"region-{number}" for number, _ in items],
@@ -184,31 +185,31 @@ def _drawing(region: RegionReport) -> doc.Drawing:
 
 
 def _short(region: RegionReport) -> doc.Inline:
-    """Return a region that is not taken."""
+    """Return a region in short."""
     inside = f" ({kind(region)}, {count(_size(region), 'node')}, {count(len(region.members), 'dilated Conv')})"
     return (doc.code(site_name(region)), inside)
 
 
 def _reasons(items: Sequence[Item]) -> doc.Block:
-    """Return why regions are not taken, those together that have the same reason."""
+    """Return why regions are kept, those together that have the same reason."""
     alike = units.groups((region for _, region in items), lambda region: units.numberless(region.reason))
     lines: list[doc.Inline] = []
     for some in alike[:BRIEF_REASONS]:
         ((reason, number),) = units.merged([region.reason for region in some])
         more = f" and {number - 1} more" if number > 1 else ""
-        lines.append(("not taken: ", _short(some[0]), more, f": {reason}"))
+        lines.append(("kept: ", _short(some[0]), more, f": {reason}"))
     rest = sum(map(len, alike[BRIEF_REASONS:]))
-    return doc.Bullets((*lines, *([f"not taken for other reasons: {rest}"] if rest else [])))
+    return doc.Bullets((*lines, *([f"kept for other reasons: {rest} more"] if rest else [])))
 
 
 def _others(items: Sequence[Item]) -> doc.Fold:
-    """Return the regions that are not taken, a row each."""
+    """Return the regions that are kept, a row each."""
 
     def timed(item: Item) -> str:
         return "; ".join(f"{one.strategy} {forms.said(one)}".rstrip() for one in item[1].candidates) or NOTHING
 
     rows = doc.table(
-        "Regions that are not taken",
+        "Regions that are kept",
         items,
         ("##", lambda item: str(item[0])),
         ("region", lambda item: doc.code(site_name(item[1]))),
@@ -216,8 +217,8 @@ def _others(items: Sequence[Item]) -> doc.Fold:
         ("#nodes", lambda item: str(_size(item[1]))),
         ("#dilated Convs", lambda item: str(len(item[1].members))),
         ("~forms", timed),
-        ("~why not", lambda item: item[1].reason),
+        ("~why", lambda item: item[1].reason),
         ("key", lambda item: doc.code(item[1].key)),
         anchors=[f"region-{number}" for number, _ in items],
     )
-    return doc.Fold(f"{count(len(items), 'region')} considered and not taken", (rows,))
+    return doc.Fold(f"{count(len(items), 'region')} considered and kept", (rows,))
