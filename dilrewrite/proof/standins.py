@@ -60,10 +60,15 @@ STAND_INS: Mapping[str, StandIn] = {
 }
 """{operator: what stands for it}; where the operator is "" it is the same one. Any other one is exact."""
 
-_SUMMING = """Add BatchNormalization Conv ConvTranspose CumSum DequantizeLinear MatMul Mul ReduceL1 ReduceSum
-ReduceSumSquare Sub Sum"""
+_SUMMING = """Add BatchNormalization Cast CastLike Conv ConvTranspose CumSum DequantizeLinear MatMul MaxPool Mul
+ReduceL1 ReduceSum ReduceSumSquare Sub Sum"""
 SUMMING = frozenset(_SUMMING.split())
 """What makes larger numbers of small ones: its outputs are made small again."""
+
+_STEPPING = """ArgMax ArgMin Cast Ceil Equal Floor Greater GreaterOrEqual Hardmax Less LessOrEqual LogSoftmax Mod
+QuantizeLinear Round Sign Softmax LpNormalization"""
+STEPPING = frozenset(_STEPPING.split())
+"""What may make much of a rounding, or has a stand-in that does."""
 
 SETTINGS = {"Clip": (1, 2), "Pad": (2,), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
 """Which inputs are settings: their values stay, made whole where they are compared with data or put among it."""
@@ -179,6 +184,8 @@ def _single(attribute: AttributeProto) -> AttributeProto:
     copy.CopyFrom(attribute)
     if copy.name in ("to", "output_dtype") and copy.i in WIDTHS:
         copy.i = TensorProto.FLOAT
+    if copy.name in ("min", "max", "value"):
+        copy.f = float(whole(np.array(copy.f)))
     return copy
 
 

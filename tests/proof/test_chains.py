@@ -107,6 +107,31 @@ def test_what_stands_for_an_operator_lies_like_it(middle: str) -> None:
     assert [proof.failure for proof in found] == [None] * len(found)
 
 
+def test_limits_that_are_attributes() -> None:
+    """Before opset 11; they are no whole numbers, and sums of such depend on their order."""
+    found = proofs(between("b = Clip <min = 0.1, max = 2.3> (a)", shape=(2, 4, 19), opset=10))
+    assert found
+    assert [proof.failure for proof in found] == [None] * len(found)
+
+
+@pytest.mark.parametrize(
+    ("middle", "ran"),
+    [
+        ("m = GlobalAveragePool (a) b = Add (a, m)", True),
+        ("m = GlobalAveragePool (a) s = Add (a, m) b = Round (s)", False),
+    ],
+)
+def test_a_difference_behind_a_mean_and_a_step_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch, middle: str, ran: bool
+) -> None:
+    model, site, fragment = phased(middle)
+    assert Prover().prove(Source(model), site, fragment).passed
+    monkeypatch.setattr(whole_runs, "_differs_much", lambda *_: "it differs")
+    proof = Prover().prove(Source(model), site, fragment)
+    assert not proof.passed
+    assert proof.ran is ran
+
+
 @pytest.mark.parametrize("name", ["Sigmoid", "Tanh", "Exp", "Mish", "Softplus"])
 def test_functions_in_phases_in_two_dimensions(name: str) -> None:
     found = proofs(between(f"b = {name} (a)", shape=(3, 4, 7, 9), opset=18))
