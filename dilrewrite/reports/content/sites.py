@@ -289,9 +289,11 @@ def proof_blocks(report: Report) -> Iterator[doc.Block]:
     if not proved:
         return
     hold = sum(proof.failure is None for _, proof in proved)
+    whole_proved = any(region.proof is not None for region in report.regions)
+    of_regions = ", of regions as shares of the largest output" if whole_proved else ""
     method = " Exact: bit for bit on whole numbers. Rounding: errors against float64, as shares of "
     holding = doc.strong(f"{hold} of {len(proved)} hold.")
-    yield doc.Paragraph((holding, method, doc.code("Conv(|x|, |w|) + |b|"), "."))
+    yield doc.Paragraph((holding, method, doc.code("Conv(|x|, |w|) + |b|"), f"{of_regions}."))
 
     def rounding(head: str, field: str = "") -> doc.Cells[tuple[doc.Span, Proof]]:
         return f"#{head}", lambda item: figure(getattr(item[1].rounding, field or head.replace(" ", "_"), None))
