@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from _common import retyped, table
-from engines import variants
+from _versions import versions
 from geometries import CONVS, Conv
 from geometries import model as geometry_model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -546,7 +546,7 @@ def whole_model(
     model = load(path)
     found = find(model.proto)
     tasks = [(choice, Runnable(model=scratch / CHOSEN))] if "chosen" in choice else []
-    for one in sorted(variants(model, found, {}), key=lambda one: _estimate(found, one.name)):
+    for one in sorted(versions(model, found, {}), key=lambda one: _estimate(found, one.name)):
         if one.name != "original":
             row = {"form": one.name, "sites": len(found.sites), "rewritten": one.rewritten}
             tasks.append((row, Runnable(model=one.proto.SerializeToString())))
@@ -618,7 +618,7 @@ def placements(backend: TimedBackend) -> Iterator[Task]:
 
             feeds = feeds_of(path, shapes)
             model = load(path)
-            for one in variants(model, find(model.proto), {}):
+            for one in versions(model, find(model.proto), {}):
                 if time.monotonic() >= until:
                     rows.append({"form": one.name, "not_run": BUDGET})
                     continue
