@@ -34,6 +34,8 @@ class Reason(enum.StrEnum):
     """By the decisions file."""
     IN_REGION = "in region"
     """It goes with the region that `said` names."""
+    NO_REGION = "no region"
+    """`strategy`: of regions only, and the site stands in none that it takes."""
     LESS_THAN_SITES = "less than sites"
     """Of a region: its sites' own forms gain more, or it shares nodes with a region that does. `timing`: its form's."""
     WRONG = "wrong"

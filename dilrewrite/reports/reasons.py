@@ -47,6 +47,7 @@ WORDS = {
     Reason.NO_FORM: "no other form applies",
     Reason.DECIDED: "by the decisions file",
     Reason.IN_REGION: "rewritten with the region {why.said}",
+    Reason.NO_REGION: "stands in no region that {why.strategy} takes",
     Reason.LESS_THAN_SITES: "its Convs' own forms, or those of a region that shares nodes with it, are better",
     Reason.WRONG: "a form is wrong",
     Reason.UNPROVED: "{why.strategy} was not proved: {why.said}",
