@@ -84,7 +84,7 @@ def _mend(model: ModelProto, body: GraphProto | FunctionProto) -> Iterator[Findi
     opsets = model.opset_import if isinstance(body, GraphProto) else body.opset_import
     context = type(onnx.checker.DEFAULT_CONTEXT)()
     context.ir_version = model.ir_version
-    context.opset_imports = {entry.domain: entry.version for entry in opsets}
+    context.opset_imports = {entry.domain: min(entry.version, 2**31 - 1) for entry in opsets}
     if MENDED not in context.opset_imports:
         opsets.add(domain=MENDED, version=1)
     for graph in reversed([body, *graphs_in(body.node)]):  # from the inside out: a node goes with the graphs in it
