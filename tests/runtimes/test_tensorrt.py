@@ -250,7 +250,7 @@ def test_two_engines_run_in_turn_after_a_warm_up_that_is_not_counted(gpu: tuple[
     found = watch.compare("a", "b", 0.1)
     assert found.ratio == pytest.approx(1.5)
     assert found.first.p99_s == pytest.approx(2e-3)
-    assert found.first.variation == pytest.approx(0.0)
+    assert found.first.variation == pytest.approx(0.0, abs=1e-9), "only what the clock rounds away"
     assert STAND_IN.pace.pairs <= found.pairs <= MAX_PAIRS
     repeats = max(1, round(1.0 / (MAX_PAIRS * 5e-3)))
     timed = bench.orders[-2 * found.pairs * repeats :]
