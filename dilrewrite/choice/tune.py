@@ -27,7 +27,7 @@ from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood, stretch
 from dilrewrite.timing.agreement import Differs, allowed
-from dilrewrite.timing.budget import CONFIRMATION, estimated_s
+from dilrewrite.timing.budget import CONFIRMATION, REGION_S, estimated_s
 from dilrewrite.timing.measure import Answer, Form, Meter
 from dilrewrite.timing.measurement import Attempt, LayerComparison, Measurement
 from dilrewrite.timing.neighbourhood import Question
@@ -107,10 +107,9 @@ class Tuning:
             return
         groups = self._that_matter([entry for entry in entries if self._may_be_asked(entry)])
         for number, group in enumerate(groups):
-            comparisons = sum(1.5 + len(others[0].wanted) for others in groups[number:])
             for entry in group:
                 if self.meter.budget.now() < self.meter.budget.forms_until_s:  # else not even its question is made
-                    self._measure(entry, round(comparisons))
+                    self._measure(entry, self._slice_s(groups[number:]))
         missed = [group[0] for group in groups if any(entry.site.key not in self.sites for entry in group)]
         timings = [f for group in groups if group[0] not in missed for f in self.of(group[0]).timings.values()]
         if needed:
@@ -121,8 +120,20 @@ class Tuning:
         """Note why a site is not measured."""
         self.sites[entry.site.key] = SiteMeasurement(why=why, run=self.run_of(entry.site))
 
-    def _measure(self, entry: Considered, comparisons: int) -> None:
-        """Time the forms of a site, unless its question is answered; so many `comparisons` are to come, about."""
+    def _slice_s(self, groups: Sequence[Sequence[Considered]]) -> float:
+        """Return how long a form of the first of these groups may be timed, where the others are to come.
+
+        Regions get half of the time, by their shares: the larger it is, the longer it runs and the more depends on it.
+        """
+        asked = [1.5 + len(group[0].wanted) for group in groups]
+        if not isinstance(groups[0][0].site.meaning, Chain):
+            return self.meter.budget.slice_s(round(sum(asked)))
+        weights = [min(sum(_most(self.run_of(entry.site)) for entry in group), 1.0) for group in groups]
+        weighted = sum(number * weight for number, weight in zip(asked, weights, strict=True))
+        return self.meter.budget.slice_s(2 * weighted / weights[0], most_s=REGION_S)
+
+    def _measure(self, entry: Considered, slice_s: float) -> None:
+        """Time the forms of a site for about `slice_s` seconds each, unless its question is answered."""
         site = entry.site
         try:
             question = self._question(site, bare=False)
@@ -136,7 +147,7 @@ class Tuning:
                 question,
                 lambda: self._question(site, bare=True),
                 [self._form(site, candidate, disproofs) for candidate in _timed(entry)],
-                self.meter.budget.slice_s(comparisons),
+                slice_s,
                 must_go=self.decider.scope.eliminate,
             )
         answer = answers[question.key]
@@ -260,17 +271,19 @@ class Tuning:
         confirmed = search(ordered, timed, self.meter.budget, run_s=self.run_s, min_gain=self.min_gain)
         self.attempts += confirmed.attempts
         self.final = confirmed.final or self.final
-        return {
-            winner.site.key: Why(
-                reason=Reason.NOT_CONFIRMED if confirmed.attempts else Reason.VERSION_FAILED,
+
+        def unconfirmed(winner: Decision) -> Why:
+            key = winner.site.key
+            whole = next((attempt.timing for attempt in confirmed.attempts if key in attempt.sites), None)
+            return Why(
+                reason=Reason.VERSION_FAILED if whole is None else Reason.NOT_CONFIRMED,
                 strategy=winner.strategy,
-                timing=self.sites[winner.site.key].timings[winner.strategy].timing,
-                whole=confirmed.attempts[0].timing if confirmed.attempts else None,
+                timing=self.sites[key].timings[winner.strategy].timing,
+                whole=whole,
                 said=confirmed.failure,
             )
-            for winner in winners
-            if winner.site.key not in confirmed.sites
-        }
+
+        return {one.site.key: unconfirmed(one) for one in winners if one.site.key not in confirmed.sites}
 
     def compare(self, proto: ModelProto, sites: Sequence[str]) -> None:
         """Time a version that stands in any case, in a third of the time that is left; a failure is noted."""

@@ -15,6 +15,9 @@ CONFIRMATION = 1 / 3
 FEWEST_S, MOST_S = 0.15, 1.0
 """How long one form is timed at least and at most, about."""
 
+REGION_S = 8.0
+"""How long one form of a region is timed at most, about: there are few, and a run may take as long as the model's."""
+
 OVERHEAD_S = 0.25
 """What a form costs besides its runs, about: loading two sessions and warming them up."""
 
@@ -80,10 +83,10 @@ class Budget:
         """Return how long the least comparison of whole models takes, about."""
         return self.opening_s(run_s) + 2 * self.pairs * run_s
 
-    def slice_s(self, comparisons: int) -> float:
+    def slice_s(self, comparisons: float, *, most_s: float = MOST_S) -> float:
         """Return how long one of `comparisons` may take in the time that is left for forms."""
         left = max(self.forms_until_s - self.now(), 0.0)
-        return min(max(left / max(comparisons, 1) - self.overhead_s, FEWEST_S), MOST_S)
+        return min(max(left / max(comparisons, 1) - self.overhead_s, FEWEST_S), most_s)
 
     def needed_s(self, untimed: int) -> float:
         """Return about the budget that would have done for all forms, of which so many are `untimed`."""

@@ -251,23 +251,17 @@ class Meter:
         return FormTiming(outcome=result, timing=comparison)
 
     def _calibrated(self, question: Question, slice_s: float) -> _Native:
-        """Time the Conv as it is against itself; once more where that is too noisy to see anything by."""
+        """Time the Conv as it is against itself, longer where that is too noisy to see anything by."""
         model = _baseline(question, self.backend)
-        noise, mode = self._against_itself(question, model, slice_s)
-        if noise.level > VISIBLE and self.budget.now() + 2 * slice_s < self.budget.forms_until_s:
-            again = self._against_itself(question, model, slice_s)
-            noise, mode = min((noise, mode), again, key=lambda told: told[0].level)
-        self.form_noise = max(self.form_noise, noise.level)
-        return _Native(question=question, model=model, noise=noise, mode=mode)
-
-    def _against_itself(self, question: Question, model: Runnable, slice_s: float) -> tuple[Noise, Mode]:
         try:
             self._stand(question.feeds, keep=model, twin=model)
             watch = self.watch(self.budget.forms_until_s, strict=True)
-            return watch.noise("keep", "twin", slice_s, rounds=FORM_ROUNDS)
+            noise, mode = watch.noise("keep", "twin", slice_s, rounds=FORM_ROUNDS, enough=VISIBLE)
         except (Crashed, TimedOut) as error:
             self.close()
             raise CannotRun(str(error)) from error
+        self.form_noise = max(self.form_noise, noise.level)
+        return _Native(question=question, model=model, noise=noise, mode=mode)
 
     def _doubt(self, comparison: Comparison) -> None:
         """Note that times vary by more than the backend's limit."""

@@ -241,14 +241,21 @@ class Stopwatch:
     """Seconds of every sample of the last comparison."""
     _late: bool = False
 
-    def noise(self, first: str, twin: str, slice_s: float, *, rounds: int = 1) -> tuple[Noise, Mode]:
+    def noise(
+        self, first: str, twin: str, slice_s: float, *, rounds: int = 1, enough: float = math.inf
+    ) -> tuple[Noise, Mode]:
         """Time a model against `twin`, the same model in a session of its own, for about `slice_s` seconds.
 
-        Interleaved, with new sessions `rounds` times; when that is above `QUIET`, and time is left, in blocks.
+        Interleaved, with new sessions `rounds` times; as long once more where the level is above `enough`; when it is
+        above `QUIET`, in blocks. Both only where time is left.
         """
         try:
             samples = self._interleaved(first, twin, slice_s, rounds)
             noise = Noise(**_ratio(samples), pairs=len(samples[0]))
+            if noise.level > enough and self._left() > 2 * slice_s:
+                more = self._interleaved(first, twin, slice_s, rounds)
+                samples = (samples[0] + more[0], samples[1] + more[1])
+                noise = Noise(**_ratio(samples), pairs=len(samples[0]))
             if noise.level <= QUIET or not self._blocks_fit(first, twin, slice_s):
                 return noise, "interleaved"
             samples = self._blocks(first, twin, slice_s)
@@ -274,19 +281,20 @@ class Stopwatch:
         `hopeless`: look at `SCREEN_PAIRS` first, and leave it at that when the second loses by more than this in each,
         or no time is left.
         """
-        samples: Samples = ([], [])
+        screened: Samples = ([], [])
         try:
-            if hopeless < math.inf:
+            if hopeless < math.inf and mode == "blocks":
                 start = self.clock()
-                samples = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
+                screened = self._interleaved(first, second, 0.0, 1, fewest=SCREEN_PAIRS)
                 slice_s -= self.clock() - start
-            if samples[0] and (self._left() <= 0 or np.divide(samples[1], samples[0]).min() > hopeless):
-                mode = "interleaved"
+            if screened[0] and self._is_left_at(screened, hopeless):
+                samples, mode = screened, "interleaved"
             elif mode == "blocks" and self._blocks_fit(first, second, slice_s):
                 samples = self._blocks(first, second, slice_s)
             else:
                 mode = "interleaved"
-                samples = self._interleaved(first, second, max(slice_s, 0.0), rounds)
+                hopeless = math.inf if screened[0] else hopeless
+                samples = self._interleaved(first, second, max(slice_s, 0.0), rounds, hopeless=hopeless)
         finally:
             self.bench.shut()
         self.samples = samples
@@ -322,10 +330,24 @@ class Stopwatch:
                 self.first_s.setdefault(key, model.first_s)
         return [model.run_s for model in opened]
 
+    def _is_left_at(self, samples: Samples, hopeless: float) -> bool:
+        """Say whether the second loses by more than `hopeless` in each pair, or no time is left for more."""
+        return self._left() <= 0 or np.divide(samples[1], samples[0]).min() > hopeless
+
     def _interleaved(
-        self, first: str, second: str, slice_s: float, rounds: int, *, fewest: int | None = None
+        self,
+        first: str,
+        second: str,
+        slice_s: float,
+        rounds: int,
+        *,
+        fewest: int | None = None,
+        hopeless: float = math.inf,
     ) -> Samples:
-        """Run pairs in turn, `fewest` at least; without a slice no more than these."""
+        """Run pairs in turn, `fewest` at least; without a slice no more than these.
+
+        A `hopeless` second is left at `SCREEN_PAIRS`.
+        """
         fewest = self.fewest if fewest is None else fewest
         samples: Samples = ([], [])
         start = self.clock()
@@ -335,13 +357,17 @@ class Stopwatch:
             pair_s = max(sum(slowest), 1e-6)
             self.opening_s, self.pair_s = self.clock() - opened, pair_s
             repeats = min(math.ceil(SAMPLE_S / max(min(slowest), 1e-6)), 10)
+            if number == 0 and hopeless < math.inf:
+                self._pairs((first, second), samples, SCREEN_PAIRS, repeats, -math.inf)
+                if self._is_left_at(samples, hopeless):
+                    break
             share = (slice_s - (self.clock() - start) - self.opening_s * (rounds - number - 1)) / (rounds - number)
             share = min(share, self._left())
             if slice_s > 0:
                 repeats = max(repeats, math.ceil(self.pace.seconds / (MAX_PAIRS * pair_s)))
                 share = max(share, self.pace.seconds / rounds)
             pairs = int(min(share / (pair_s * repeats), -(-MAX_PAIRS // rounds)))
-            pairs = max(pairs + pairs % 2, -(-fewest // rounds))
+            pairs = max(pairs + pairs % 2, -(-fewest // rounds)) - (0 if number else len(samples[0]))
             self._pairs((first, second), samples, pairs, repeats, self.clock() + share)
             if self._left() <= 0 and len(samples[0]) >= fewest:
                 break
@@ -385,10 +411,13 @@ class Stopwatch:
         return samples
 
     def _blocks_fit(self, first: str, second: str, slice_s: float) -> bool:
-        """Say whether the fewest blocks take no more than twice the slice, nor half of the time that is left."""
-        spent = 0.0
-        for key in (first, second):
-            start = self.clock()
-            (seconds,) = self._open([key], 2)
-            spent += self.clock() - start + max(3 * seconds, BLOCK_S)
-        return spent * MIN_PAIRS <= min(2 * slice_s, self._left() / 2)
+        """Say whether the fewest blocks take no more than twice the slice, nor a quarter of the time that is left.
+
+        By what the last two sessions took, or one of each.
+        """
+        if self.pair_s == 0:
+            opened = self.clock()
+            self.pair_s = max(sum(self._open([key], 2)[0] for key in (first, second)), 1e-6)
+            self.opening_s = self.clock() - opened
+        spent = self.opening_s + max(3 * self.pair_s, 2 * BLOCK_S)
+        return spent * MIN_PAIRS <= min(2 * slice_s, self._left() / 4)

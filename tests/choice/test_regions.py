@@ -14,16 +14,20 @@ from onnx import ModelProto, helper
 
 import dilrewrite
 from dilrewrite.choice.regions import members
+from dilrewrite.choice.tune import Tuning
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.chain import Chain
 from dilrewrite.proof.prove import Proof, Prover
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Runnable
 from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
+from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
+from dilrewrite.timing.budget import FEWEST_S, MOST_S
 from dilrewrite.timing.measure import Answer, Form, Meter
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome
+from dilrewrite.timing.profiling import SiteRun
 from dilrewrite.timing.stopwatch import Comparison
 from tests import models_for_tests as tiny
 from tests.choice.test_tune import chain, compared
@@ -54,15 +58,18 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
     def ask(
         model: ModelProto,
         *,
+        slices: list[tuple[int, float]] | None = None,
         region: float = 1.5,
         sites: float = 1.5,
         whole: Callable[[Counter[str]], float] = lambda _: 0.7,
         **options: Any,
     ) -> Report:
         def answer(
-            _: Meter, question: Question, __: object, forms: Sequence[Form], ___: float, *, must_go: bool
+            _: Meter, question: Question, __: object, forms: Sequence[Form], slice_s: float, *, must_go: bool
         ) -> Answer:
             chained = isinstance(question.site.meaning, Chain)
+            if slices is not None and chained:
+                slices.append((question.site.parts[0].geometry.max_dilation, slice_s))
             seconds, ratio = (0.9, region) if chained else (0.3, sites)
             timings = {}
             for number, form in enumerate(forms):
@@ -117,6 +124,24 @@ def test_a_region_that_loses_leaves_its_sites_to_their_own_forms(scripted: Ask) 
     assert LIFTED not in forms
     assert set(forms.values()) not in ({"keep"}, {"lift_region"})
     assert "keep" not in forms.values()
+
+
+def test_the_larger_region_is_timed_longer(scripted: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of it takes longer, and more depends on it."""
+    shares: dict[str, float] = {"x": 0.1, "y": 0.85}
+    slices: list[tuple[int, float]] = []
+
+    def run_of(_: Tuning, site: Site) -> SiteRun:
+        return SiteRun(share=shares[site.inputs[0]], shapes=((1, 2, 20),), times=1)
+
+    monkeypatch.setattr(Tuning, "run_of", run_of)
+    nodes = [tiny.conv_node(a, f"end{a}", name=f"c{a}", dilations=[d], pads=[d] * 2) for a, d in (("x", 2), ("y", 4))]
+    sizes: dict[str, Any] = {key: [1, 2, 20] for key in shares}
+    scripted(tiny.build(nodes, sizes, {"endx": None, "endy": None}, {"w": tiny.values(2, 2, 3)}), slices=slices)
+    (first, longer), (second, shorter) = slices
+    assert (first, second) == (4, 2)
+    assert longer > MOST_S
+    assert FEWEST_S < shorter < longer
 
 
 def test_where_nothing_wins_the_model_stays(scripted: Ask) -> None:

@@ -1033,6 +1033,25 @@ def test_only_the_winners_are_confirmed(tuning: Callable[..., Tuning], confirmin
     assert seen[0].groups == (0,)
 
 
+def test_what_was_in_no_version_that_ran_tells_how_the_version_failed(
+    tuning: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All together failed, half of them is faster and the other was never timed: its words are not the first half's."""
+
+    def search(groups: Sequence[Sequence[str]], *_: Any, **__: Any) -> Confirmed:
+        (first, *_) = groups
+        best = Attempt(sites=tuple(first), timing=compared(0.8))
+        return Confirmed(sites=best.sites, attempts=(best,), final=best.timing, failure="other numbers")
+
+    monkeypatch.setattr("dilrewrite.choice.tune.search", search)
+    one = three(tuning)
+    entries = considered(one)
+    kept = one.confirm([winner(one, entry) for entry in entries], named)
+    assert kept.keys() == {entries[0].site.key, entries[2].site.key}
+    assert all((why.reason, why.whole) == (Reason.VERSION_FAILED, None) for why in kept.values())
+    assert all(why.said == "other numbers" for why in kept.values())
+
+
 Whole = Callable[[Comparison | Exception], None]
 
 
