@@ -132,10 +132,11 @@ def test_the_larger_region_is_timed_longer(scripted: Ask, monkeypatch: pytest.Mo
     slices: list[tuple[int, float]] = []
 
     def run_of(_: Tuning, site: Site) -> SiteRun:
-        return SiteRun(share=shares[site.inputs[0]], shapes=((1, 2, 20),), times=1)
+        return SiteRun(share=shares[site.inputs[0][-1]], shapes=((1, 2, 20),), times=1)
 
     monkeypatch.setattr(Tuning, "run_of", run_of)
-    nodes = [tiny.conv_node(a, f"end{a}", name=f"c{a}", dilations=[d], pads=[d] * 2) for a, d in (("x", 2), ("y", 4))]
+    steps = [("x", "cx", 2), ("cx", "endx", 2), ("y", "cy", 4), ("cy", "endy", 4)]
+    nodes = [tiny.conv_node(a, b, name=b, dilations=[rate], pads=[rate] * 2) for a, b, rate in steps]
     sizes: dict[str, Any] = {key: [1, 2, 20] for key in shares}
     scripted(tiny.build(nodes, sizes, {"endx": None, "endy": None}, {"w": tiny.values(2, 2, 3)}), slices=slices)
     (first, longer), (second, shorter) = slices
