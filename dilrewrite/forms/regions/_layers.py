@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dilrewrite.forms.builder import INFER, Builder, Cut, Extent, Tensor, Unsupported
 from dilrewrite.forms.cells import FLOATS, Axes, Axis, Space
 from dilrewrite.forms.chain import Chain
+from dilrewrite.forms.extents import known
 from dilrewrite.forms.fragment import AttributeValue, Node
 from dilrewrite.forms.geometry import product
 from dilrewrite.forms.grid import Grid, spread, within
 from dilrewrite.forms.layout import AxisLayout, Layout
 from dilrewrite.forms.strategies._phases import join_phases, pad_axes, phases_first, sizes
 from dilrewrite.model.elements import NAMED
+
+STORED = 2**16
+"""How many values a factor of a mask has at most where it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +198,46 @@ class Layers:
 
     def mask(self, name: str, level: int) -> Tensor:
         """Return where the data of a tensor are: ones, laid like it, as booleans."""
-        batch = self._batch()
         key = tuple(self.axes(name, each) for each in range(1, level + 1))
         if key not in self.masks:
-            element = self.builder.geometry.element
-            extents = [self.extent(axis) for axis in self.axes(name, 1)]
-            size = batch, 1, *extents
-            ones = self.node("Expand", [self.number(1, element).name, self.builder.vector(size)], size)
-            for each in range(1, level + 1):
-                ones = self.enter(ones, self.axes(name, each))
+            size = self._batch(), 1, *(self.extent(axis) for axis in key[0])
+            ones = self._stored(size, key) or self._computed(size, key)
             self.masks[key] = self.node("Cast", [ones.name], ones.shape, to=NAMED["bool"].number)
         return self.masks[key]
+
+    def _computed(self, size: Sequence[Extent], layouts: Sequence[Axes]) -> Tensor:
+        """Return ones [N, 1, *H], brought into one layout after the other at run time."""
+        one = self.number(1, self.builder.geometry.element)
+        ones = self.node("Expand", [one.name, self.builder.vector(size)], size)
+        for axes in layouts:
+            ones = self.enter(ones, axes)
+        return ones
+
+    def _stored(self, size: Sequence[Extent], layouts: Sequence[Axes]) -> Tensor | None:
+        """Return the same as a product of one factor for each axis, or `None` where one is too large to be stored.
+
+        For runtimes that compute with no constants.
+        """
+        static = known(size)
+        blocks = [axis.block for axes in layouts for axis in axes]
+        samples = [axis.samples or 0 for axis in layouts[-1]]
+        if static is None or static[0] * product(blocks) * max(samples) > STORED:
+            return None
+        factors = []
+        for place, length in enumerate(samples):
+            _, *phases, cell = np.indices((static[0], *blocks, length))
+            inside = np.ones_like(cell)
+            for axes, at in reversed([*zip(layouts, phases[place :: len(samples)], strict=True)]):
+                cell = cell * axes[place].block + at - axes[place].front
+                inside &= (cell >= 0) & (cell < axes[place].extent)
+            stored = Tensor(self.builder.constant(inside.ravel().tolist()), (inside.size,))
+            shape = [length if axis == place else 1 for axis in range(len(samples))]
+            factor = self.builder.reshape(stored, [static[0] * product(blocks), 1, *shape])
+            factors.append(self.node("Cast", [factor.name], factor.shape, to=NAMED["float32"].number))
+        made = factors[0]
+        for factor in factors[1:]:
+            made = self.node("Mul", [made.name, factor.name], (*made.shape[:2], *samples))
+        return made
 
     def _batch(self) -> Extent:
         """Return the number of images."""

@@ -10,6 +10,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from dilrewrite.forms import grid
 from dilrewrite.forms.fragment import Fragment, Node
+from dilrewrite.forms.regions import _layers
 from dilrewrite.sites import Site
 from dilrewrite.splice.rewrite import rewrite
 from tests.forms.regions.test_random_phases import planned
@@ -64,6 +65,17 @@ def test_zeros_are_written_where_the_block_does_not_divide_an_extent(size: tuple
     model = between("b = Relu (a)", shape=(2, 4, *size), dilation=d)
     assert masks(model, (d, d)) == zeros
     assert same(model, "phase_region", (d, d))
+
+
+def test_a_mask_of_known_sizes_is_stored_as_a_factor_for_each_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is left for the runtime to pad; one that would be large is computed."""
+    model = between("b = Relu (a)", shape=(2, 4, 9, 11), dilation=4)
+    for limit, expanded in ((2 * 16 * 3, False), (2 * 16 * 3 - 1, True)):
+        monkeypatch.setattr(_layers, "STORED", limit)
+        ((_, fragment),) = taken(model, (4, 4))
+        used = [step.op for step in fragment.steps if isinstance(step, Node)]
+        assert ("Expand" in used) is expanded
+        assert same(model, "phase_region", (4, 4))
 
 
 def opened(model: ModelProto, *, batch: bool = True) -> ModelProto:
@@ -173,7 +185,7 @@ def test_a_tensor_from_outside_enters_beside_one_of_the_region() -> None:
 def test_a_residual_from_before_the_region() -> None:
     model = between("r = Relu (a) b = Add (x, r)", shape=(2, 4, 9, 8))
     assert ops(model) == ["Conv", "Relu", "Add", "Conv"]
-    assert sum(isinstance(step, Node) and step.op == "SpaceToDepth" for step in taken(model)[0][1].steps) == 2
+    assert sum(isinstance(step, Node) and step.op == "SpaceToDepth" for step in taken(model)[0][1].steps) == 1
     assert same(model, "phase_region", TWO)
 
 
