@@ -113,7 +113,8 @@ def main() -> None:
         "`optimize`, then `bench` of its result against the original: time after / time before with the 95 % interval, "
         f"from sessions of their own (budgets {options.budget:g} s and {options.bench:g} s). The share is that of the "
         "dilated Convs in the original's time. `eliminate` leaves no dilation, whatever it costs. What was kept is the "
-        "original, byte for byte, and was not timed again.",
+        "original, byte for byte, and was not timed again. With regions, Conv by Conv: whole models that `optimize` timed to "
+        "choose between, as multiples of the original's time.",
         "",
     ]
     page += table(
@@ -128,6 +129,8 @@ def main() -> None:
             "#before, ms",
             "#after / before",
             "interval",
+            "#with regions",
+            "#Conv by Conv",
             "#took, s",
         ),
         [_row(row) for row in rows],
@@ -143,8 +146,11 @@ def _fresh(row: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     if row["status"] == "failed":
-        return (row["name"], row["mode"], row["threads"], "-", "-", "-", f"failed: {row['error']}", "-", "-", "-", "-")
+        return (row["name"], row["mode"], row["threads"], "-", "-", "-", f"failed: {row['error']}", *"------")
     final = (row.get("fresh") or {}).get("final")
+    attempts = (row["measuring"] or {"attempts": []})["attempts"]
+    tried = {any("@" in site for site in one["sites"]): one["timing"] for one in attempts}
+    told = [f"{tried[kind]['ratio']:.3f}" if kind in tried else "-" for kind in (True, False)]
     return (
         row["name"],
         row["mode"],
@@ -156,6 +162,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         f"{final['first']['median_s'] * 1e3:.3g}" if final else "-",
         f"{final['ratio']:.3f}" if final else "-",
         f"{final['low']:.3f} to {final['high']:.3f}" if final else "-",
+        *told,
         f"{row['seconds']:.0f}",
     )
 
