@@ -113,8 +113,8 @@ def main() -> None:
         "`optimize`, then `bench` of its result against the original: time after / time before with the 95 % interval, "
         f"from sessions of their own (budgets {options.budget:g} s and {options.bench:g} s). The share is that of the "
         "dilated Convs in the original's time. `eliminate` leaves no dilation, whatever it costs. What was kept is the "
-        "original, byte for byte, and was not timed again. With regions, Conv by Conv: whole models that `optimize` timed "
-        "to choose between, as multiples of the original's time.",
+        "original, byte for byte, and was not timed again. With regions, Conv by Conv: whole models that `optimize` "
+        "timed to choose between, as multiples of the original's time.",
         "",
     ]
     page += table(
