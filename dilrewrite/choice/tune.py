@@ -26,7 +26,7 @@ from dilrewrite.runtimes import RuntimeFailure, TimedOut, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood, stretch
-from dilrewrite.timing.agreement import Differs, allowed
+from dilrewrite.timing.agreement import Differs, allowed, quantises
 from dilrewrite.timing.budget import CONFIRMATION, REGION_S, estimated_s
 from dilrewrite.timing.measure import Answer, Form, Meter
 from dilrewrite.timing.measurement import Attempt, LayerComparison, Measurement
@@ -83,6 +83,7 @@ class Tuning:
             settings = self.original.settings
             rounds_to = meter.backend.rounds_to(meter.options)
             meter.tolerance = allowed(self.original.baseline, rounds_to, settings.rtol, settings.atol)
+            meter.rounded = quantises(self.original.baseline)
             meter.budget.tick()
         except RuntimeFailure as error:
             self.failure = Why(reason=Reason.MODEL_FAILED, said=str(error))

@@ -108,6 +108,8 @@ class Meter:
     """The largest noise of a Conv against itself."""
     tolerance: Tolerance | None = None
     """What outputs on the backend are held to against the original's; `None`: they are not compared."""
+    rounded: bool = False
+    """Whether the model rounds to integers inside."""
     samples: tuple[Sequence[float], Sequence[float]] = ((), ())
     """Seconds of all samples of both models in the last comparison of whole models that was not recalled."""
     first_s: Mapping[str, float] = field(default_factory=dict)
@@ -285,7 +287,7 @@ class Meter:
             except RuntimeFailure:
                 return {}
 
-        agreement.check(worker, original, other, tolerance, feeds, anew)
+        agreement.check(worker, original, other, tolerance, feeds, anew, rounded=self.rounded)
 
     def _stand(self, feeds: Mapping[str, Array], **models: Runnable) -> None:
         """Bring models to the worker, and nothing else."""

@@ -86,10 +86,10 @@ def test_an_output_that_is_gone_or_another_differs(kind: str) -> None:
                 check(cast("Bench", Other(bench, change)), "original", "other", TOLERANCE, X, anew)
 
 
-@pytest.mark.parametrize(("kind", "step"), [("int64", 3), ("bool", True), ("uint8", 1)])
+@pytest.mark.parametrize(("kind", "step"), [("int64", 3), ("bool", True), ("uint8", 1), ("float32", 0.1)])
 def test_what_the_last_digits_decide_is_let_pass(kind: str, step: Any) -> None:
     """At as many places as the original's own outputs change with its inputs, and by as much: not at one more."""
-    size = {"int64": 64, "bool": 512, "uint8": 512}[kind]
+    size = 64 if kind == "int64" else 512
 
     def flip(places: int) -> Callable[[str], dict[str, Array]]:
         def outputs(key: str) -> dict[str, Array]:
@@ -109,7 +109,17 @@ def test_what_the_last_digits_decide_is_let_pass(kind: str, step: Any) -> None:
                 TOLERANCE,
                 X,
                 lambda feeds: flip(0 if feeds is X else 2)("other"),
+                rounded=kind == "float32",
             )
+
+
+def test_what_is_no_number_is_not_let_pass_where_a_model_rounds() -> None:
+    y = np.zeros(512, np.float32)
+    for wrong in (np.nan, np.inf):
+        outputs = {"original": {"y": y}, "other": {"y": np.where(np.arange(512) < 2, np.float32(wrong), y)}}
+        bench = type("Bench", (), {"outputs": staticmethod(outputs.__getitem__)})
+        with pytest.raises(Differs, match="'y'"):
+            check(cast("Bench", bench), "original", "other", TOLERANCE, X, lambda _: {"y": y}, rounded=True)
 
 
 @pytest.mark.parametrize("kind", ["float32", "int64"])
