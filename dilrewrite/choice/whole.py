@@ -145,7 +145,7 @@ class Choosing:
             tuning.measure([entry for entry in self.considered if entry.site.key in covered], needed=False)
 
     def _compared(self, tuning: Tuning, settled: Settled, *, measured: bool) -> tuple[Settled, Rewritten]:
-        """Time what was chosen as a whole, and without its regions: return the faster one."""
+        """Time what was chosen as a whole, and without any region: return the faster one."""
         final = self._rewrite(settled)
         with self.clock("measure"):
             if not (measured or self._start(tuning)):
@@ -154,7 +154,8 @@ class Choosing:
             first, taken = tuning.final, [region for region in settled.regions if region.fragment]
             if first is None or not taken or not measured:
                 return settled, final
-        other = self._settle({region.site.key: _less(region) for region in taken})
+        better = [one for one in settled.regions if one.fragment or one.why.reason is Reason.LESS_THAN_SITES]
+        other = self._settle({one.site.key: _less(one) if one.fragment else one.why for one in better})
         if remaining(other.sites, self.found, self.decider.scope) or other.wrong:
             return settled, final
         alone = self._rewrite(other)

@@ -268,6 +268,16 @@ def test_dilation_goes_without_a_region_where_the_whole_model_is_faster_so(scrip
     assert report.measurement.final.ratio == 1.1
 
 
+def test_the_whole_model_is_timed_without_any_region_too(scripted: Ask) -> None:
+    """Not with the regions that were less good than those that were taken: Conv by Conv."""
+    report = scripted(flat(2, 4, 4, 2), eliminate=True, region=1.1, sites=1.5)
+    assert len(report.regions) > 1
+    assert report.measurement is not None
+    first, second = (attempt.sites for attempt in report.measurement.attempts)
+    assert any("@" in site for site in first)
+    assert second == ("main/c0", "main/c1", "main/c2", "main/c3")
+
+
 # -- proofs ----------------------------------------------------------------------------------------------------------
 
 
