@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
 import dilrewrite
@@ -19,11 +22,14 @@ from dilrewrite.cli import main
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal, plan
-from dilrewrite.pytorch import convbench, formats
-from dilrewrite.reports.formats import written
+from dilrewrite.pytorch import convbench
+from dilrewrite.pytorch import formats as of_convbench
+from dilrewrite.reports.formats import console, written
+from dilrewrite.reports.reasons import OUTCOMES, WORDS
 from dilrewrite.reports.report import EXIT_CODES
 from dilrewrite.runtimes import backends
 from dilrewrite.tensorrt.bindings import installed
+from tests import models_for_tests as tiny
 from tests.plug_ins import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -127,16 +133,19 @@ def test_the_tables_of_regions_are_those_of_the_results(page: str, results: str,
     assert "FAILED" not in shown[1]
 
 
-@pytest.fixture(scope="module")
-def summary() -> ModuleType:
-    """benchmarks/convbench_summary.py, which is no part of the package."""
-    path = ROOT / "benchmarks" / "convbench_summary.py"
-    spec = importlib.util.spec_from_file_location("convbench_summary", path)
+def outside(path: Path) -> ModuleType:
+    """A module that is no part of the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def summary() -> ModuleType:
+    return outside(ROOT / "benchmarks" / "convbench_summary.py")
 
 
 def test_the_tables_of_training_are_those_of_the_results(summary: ModuleType) -> None:
@@ -165,8 +174,8 @@ def test_the_commands_of_convbench_are_understood(monkeypatch: pytest.MonkeyPatc
         return SimpleNamespace()
 
     monkeypatch.setattr(convbench, "run", run)
-    for form in formats.FORMATS:
-        monkeypatch.setitem(formats.FORMATS, form, lambda _result: "")
+    for form in of_convbench.FORMATS:
+        monkeypatch.setitem(of_convbench.FORMATS, form, lambda _result: "")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     commands = [
         line.partition("#")[0]
@@ -293,12 +302,214 @@ def test_the_strategy_in_ten_lines_works(tmp_path: Path, monkeypatch: pytest.Mon
     assert "rank 2" in refusal.reason
 
 
+MADE = ("tutorial/report.html", "options.md")
+"""What scripts/docs_hooks.py adds to the site."""
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
 def test_links_lead_somewhere() -> None:
-    for path in (
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        *(ROOT / "docs").glob("*.md"),
-        ROOT / "models" / "README.md",
-    ):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, ROOT / "models" / "README.md"):
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+            place = (path.parent / target).resolve()
+            assert place.exists() or place in [ROOT / "docs" / made for made in MADE], f"{path.name}: {target}"
+
+
+REGIONAL = sorted(path.stem for path in (ROOT / "dilrewrite" / "forms" / "regions").glob("[!_]*.py"))
+PLUG_INS = [
+    *(("forms", name) for name in (*OWN, *REGIONAL)),
+    *(("runtimes", path.stem) for path in (ROOT / "dilrewrite" / "runtimes").glob("[!_]*.py")),
+    *(("reports", path.stem) for path in (ROOT / "dilrewrite" / "reports" / "formats").glob("[!_]*.py")),
+]
+NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+
+
+@pytest.mark.parametrize(("folder", "name"), PLUG_INS)
+def test_every_plug_in_has_a_page(folder: str, name: str) -> None:
+    page = ROOT / "docs" / folder / f"{name}.md"
+    assert page.is_file(), f"write docs/{folder}/{name}.md, and add it to mkdocs.yml"
+    assert len(page.read_text(encoding="utf-8").splitlines()) > 8
+    if folder == "forms":
+        overview = (ROOT / "docs" / "forms" / "index.md").read_text(encoding="utf-8")
+        assert f"[`{name}`]({name}.md)" in overview, f"docs/forms/index.md: the table has no row of {name}"
+
+
+def test_no_page_is_left_over_and_every_page_is_in_the_navigation() -> None:
+    known = {f"{folder}/{name}.md" for folder, name in PLUG_INS} | {"forms/index.md"}
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES]
+    assert {page for page in pages if page.startswith(("forms/", "runtimes/", "reports/"))} == known
+    assert sorted(re.findall(r": (\S+\.md)$", NAVIGATION, re.MULTILINE)) == sorted([*pages, "options.md"])
+
+
+def shown(page: Path, mark: str, text: str) -> None:
+    """Compare a block of a page with what it has to be; with DILREWRITE_UPDATE_GOLDEN=1 write it."""
+    content = page.read_text(encoding="utf-8")
+    wanted = f"<!-- {mark} -->\n```text\n{text.rstrip()}\n```\n<!-- /{mark} -->"
+    changed, places = re.subn(rf"<!-- {mark} -->\n.*?<!-- /{mark} -->", lambda _: wanted, content, flags=re.DOTALL)
+    assert places == 1, f"{page.name} has no place marked {mark}"
+    if os.environ.get("DILREWRITE_UPDATE_GOLDEN"):
+        page.write_text(changed, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == changed, (
+        f"docs/{page.name}, {mark}: run DILREWRITE_UPDATE_GOLDEN=1 pytest tests/test_docs.py -k shows"
+    )
+
+
+def conv(channels: int, *extents: int, kernel: int = 3, stride: int = 1, dilation: int, pad: int) -> onnx.ModelProto:
+    """A model of one Conv, the same along each axis."""
+    rank = len(extents)
+    sizes = {"kernel_shape": [kernel] * rank, "strides": [stride] * rank}
+    node = tiny.conv_node("x", "y", "w", **sizes, dilations=[dilation] * rank, pads=[pad] * 2 * rank)
+    weight = tiny.values(channels, channels, *[kernel] * rank)
+    return tiny.build([node], {"x": (1, channels, *extents)}, {"y": None}, {"w": weight})
+
+
+def chain(*extents: int, bias: bool) -> onnx.ModelProto:
+    """Two dilated Convs with a Relu between them."""
+    rank, weights = len(extents), {"w": tiny.values(8, 8, *[3] * len(extents)), "b": tiny.values(8)}
+    sizes = {"kernel_shape": [3] * rank, "dilations": [2] * rank, "pads": [2] * 2 * rank}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w", "b"][: 2 + bias], ["first"], "first", **sizes),
+        onnx.helper.make_node("Relu", ["first"], ["relu"], "relu"),
+        onnx.helper.make_node("Conv", ["relu", "w"], ["y"], "second", **sizes),
+    ]
+    return tiny.build(nodes, {"x": (1, 8, *extents)}, {"y": None}, weights)
+
+
+WRITES = {
+    "lift": conv(8, 20, dilation=4, pad=4),
+    "space_to_batch": conv(8, 10, 10, dilation=2, pad=2),
+    "slice_to_batch": conv(8, 12, stride=2, dilation=3, pad=3),
+    "space_to_axis": conv(8, 12, dilation=4, pad=4),
+    "space_to_group": conv(8, 10, 10, dilation=2, pad=2),
+    "im2col": conv(8, 6, dilation=2, pad=2),
+    "tap_sum": conv(8, 6, dilation=2, pad=2),
+    "tap_zones": conv(8, 6, dilation=4, pad=4),
+    "tap_prune": conv(8, 6, dilation=8, pad=8),
+    "zero_fill": conv(8, 20, dilation=2, pad=2),
+    "lift_region": chain(20, bias=True),
+    "phase_region": chain(9, 9, bias=True),
+}
+"""What the page of a form shows before and after."""
+
+
+def listed(model: onnx.ModelProto) -> str:
+    """The nodes of a model, a line each: operator, what of a Conv or a Slice matters, and the shape that it makes."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {
+        value.name: "[" + ", ".join(str(size.dim_value) for size in value.type.tensor_type.shape.dim) + "]"
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    lines = [f"{'':41}{sizes['x']}"]
+    for node in graph.node:
+        if node.op_type != "Constant":
+            told = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            facts = [f"kernel {'x'.join(map(str, told['kernel_shape']))}"] if "kernel_shape" in told else []
+            facts += [f"dilation {max(told['dilations'])}"] if max(told.get("dilations", [1])) > 1 else []
+            facts += [f"group {told['group']}"] if told.get("group", 1) > 1 else []
+            lines.append(f"{node.op_type:14} {', '.join(facts):25} {', '.join(sizes[one] for one in node.output)}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("name", [name for name in (*OWN, *REGIONAL) if name != "keep"])
+def test_the_page_of_a_form_shows_what_it_writes(name: str, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx.save(WRITES[name], before)
+    report = dilrewrite.optimize(before, after, strategy=name, verify="none")
+    assert report.status == "rewritten"
+    both = f"{listed(WRITES[name])}\n\n{name}:\n\n{listed(onnx.load(after))}"
+    shown(ROOT / "docs" / "forms" / f"{name}.md", "writes", both)
+
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+
+
+@pytest.mark.parametrize("name", ["inspect", "report", "bench"])
+def test_the_tutorial_shows_its_reports(name: str) -> None:
+    """Those of its run, which are kept beside it, as the console spells them today."""
+    shown(TUTORIAL, name, console.to_text(outside(ROOT / "scripts" / "tutorial.py").recorded(name)))
+
+
+def test_the_notebook_of_the_tutorial_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in cells:
+        assert not cell.get("outputs"), "clear the outputs: they are of one machine"
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec", dont_inherit=True), names)
+    printed = capsys.readouterr().out.splitlines()
+    assert "kept 0" in printed, "nothing is measured in tests"
+    assert printed[-1] == "equal"
+
+
+def test_the_tutorial_was_recorded_with_its_own_commands() -> None:
+    commands = [
+        shlex.split(line) for block in blocks(TUTORIAL.read_text(encoding="utf-8"), "sh") for line in block.splitlines()
+    ]
+    for command in outside(ROOT / "scripts" / "tutorial.py").RECORDED.values():
+        assert ["dilrewrite", *(word for word in command if word not in ("--force", "--no-cache"))] in commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
+def test_the_options_of_commands_in_pages_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks(page.read_text(encoding="utf-8"), "sh"):
+        for line in block.splitlines():
+            if line.startswith("dilrewrite "):
+                command, *words = shlex.split(line.partition("#")[0])[1:]
+                assert main([command, "--help"]) == 0
+                known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
+                used = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
+                assert used <= known, f"{page.name}: {line}"
+
+
+def test_the_worked_example_of_a_decision_computes_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "decision.md").read_text(encoding="utf-8")
+    (example,) = blocks(page, "python")
+    table = page.partition("## 2. ")[2].partition("\n## ")[0]
+    for name, column in (("conv", 0), ("form", 1)):
+        times = [re.findall(r"([\d.]+) ms", row)[column] for row in table.splitlines() if " ms " in row]
+        assert f"{name} = [{', '.join(times)}]" in example
+    exec(compile(example, "decision.md", "exec", dont_inherit=True), {})
+    printed = capsys.readouterr().out.strip()
+    assert f"It prints `{printed}`" in page
+    assert "ratio {}, from {} to {}".format(*re.findall(r"[\d.]+", printed)) in page
+
+
+def test_the_page_about_kept_models_has_the_words_of_reports() -> None:
+    page = (ROOT / "docs" / "kept.md").read_text(encoding="utf-8")
+    table = page.partition("## 2. Read the reason")[2].partition("\n## ")[0]
+    phrases = [
+        phrase
+        for first in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for phrase in re.findall(r"`(.+?)`", first)
+    ]
+    assert len(phrases) > 10
+    for phrase in phrases:
+        assert any(phrase in words for words in [*WORDS.values(), *OUTCOMES.values()]), f"no reason says {phrase!r}"
+
+
+PRIVATE = (
+    r"(is|are|was|were) told\b",
+    r"told as\b",
+    r"(has|have|had) met\b",
+    r"what is left",
+    r"is left\.",
+    r"(did not|does not|do not) reach\b",
+    r"nobody has thrown",
+    r"asked (what|about|never)\b",
+    r"runs a block, in the same order",
+    r"of those gains",
+    r"whatever (else )?was found",
+)
+"""What people do not say: see the sentences with them before they were mended, in the history of these pages."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
+def test_no_page_speaks_a_private_language(page: Path) -> None:
+    if page.name == "report-schema.md":
+        return  # made of the docstrings
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert not [found.group() for words in PRIVATE for found in re.finditer(rf".{{0,40}}{words}.{{0,20}}", text)]

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Builds the documentation into site/ (or the folder named); every warning is an error, a link that leads nowhere too.
+# Needs `pip install -e '.[docs]'`; PYTHON names another interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export NO_MKDOCS_2_WARNING=1
+exec "${PYTHON:-python}" -m mkdocs build --strict --site-dir "${1:-site}"
