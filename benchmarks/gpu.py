@@ -590,7 +590,7 @@ def _choice(backend: TimedBackend, path: Path, shapes: Sequence[str], scratch: P
             path,
             scratch / CHOSEN,
             backend=backend.name,
-            budget_s=budget_s,
+            budget=budget_s,
             shapes=shapes,
             verify="sites",
             no_cache=True,

@@ -47,7 +47,7 @@ def run(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     shapes = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--shape"]
     inputs = next((Path(arguments[i + 1]) for i, word in enumerate(arguments) if word == "--inputs"), None)
     settings = CommandOptions.of(
-        backend=options.backend, budget_s=options.budget, shapes=shapes, inputs=inputs, no_cache=True
+        backend=options.backend, budget=options.budget, shapes=shapes, inputs=inputs, no_cache=True
     )
     model = load(path)
     found = find(model.proto)

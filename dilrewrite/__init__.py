@@ -1,16 +1,19 @@
 """Rewrites dilated convolutions of ONNX models into exactly equal undilated subgraphs, and proves it.
 
 >>> import dilrewrite
->>> report = dilrewrite.optimize("model.onnx", "undilated.onnx", eliminate=True)  # doctest: +SKIP
->>> report.status, report.rewritten  # doctest: +SKIP
-('rewritten', 7)
+>>> report = dilrewrite.optimize("model.onnx", "faster.onnx")  # doctest: +SKIP
+>>> report.status, report.rewritten, report.speedup  # doctest: +SKIP
+('rewritten', 7, 1.26)
+
+A model is a path, bytes, an `onnx.ModelProto` or a torch `ONNXProgram`. For one in memory no file is written unless an
+output is named: `report.model` is the result. The model that was given stays as it is.
 
 Importing this package loads no runtime, and neither onnx nor NumPy; the functions load what they need.
 """
 
 from __future__ import annotations
 
-import dilrewrite._start  # noqa: F401 isort: skip
+import dilrewrite._start  # isort: skip
 
 import importlib
 from dataclasses import replace
@@ -24,10 +27,17 @@ from dilrewrite.keywords import StrPath, listed, silent
 from dilrewrite.options import BENCH_BUDGET_S, Building, CommandOptions
 
 if TYPE_CHECKING:
-    from dilrewrite.reports.report import Report
+    from dilrewrite.forms.geometry import ConvGeometry
+    from dilrewrite.model.load import AnyModel
+    from dilrewrite.proof.prove import Proof
+    from dilrewrite.proof.verdict import Verdict
+    from dilrewrite.reports.report import ModelReport, Report, SiteReport
     from dilrewrite.tensorrt.sidecar import EngineReport
+    from dilrewrite.timing.measurement import Measurement
+    from dilrewrite.timing.stopwatch import Comparison
 
 _LAZY = {
+    "AnyModel": "dilrewrite.model.load",
     "Report": "dilrewrite.reports.report",
     "SiteReport": "dilrewrite.reports.report",
     "ModelReport": "dilrewrite.reports.report",
@@ -40,26 +50,34 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Load the types that the functions return when they are asked for."""
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take every name for one of them
+
+    def __getattr__(name: str) -> object:
+        """Load the types that the functions take and return when they are asked for."""
+        if name in _LAZY:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return all names, with those that are loaded when they are asked for."""
+    return sorted({*globals(), *_LAZY})
 
 
 @listed(keywords.Inspect)
-def inspect(model: StrPath, **options: Unpack[keywords.Inspect]) -> Report:
+def inspect(model: dilrewrite.AnyModel, **options: Unpack[keywords.Inspect]) -> dilrewrite.Report:
     """Describe every dilated Conv of an ONNX model, the forms that apply to it, and why others refuse.
 
     `max_dilation`: plan for a device that runs dilations up to it. Needs no runtime without `profile`.
-    Raises `UsageError` when the file is no usable ONNX model or holds an invalid dilated Conv.
+    Raises `UsageError` when it is no usable ONNX model or holds an invalid dilated Conv.
     """
     from dilrewrite.commands.inspect import inspect as command
+    from dilrewrite.model.load import source
 
-    return command(Path(model), CommandOptions.of(**options, no_cache=True))
+    return command(source(model), CommandOptions.of(**options, no_cache=True))
 
 
-def inspect_engine(engine: StrPath) -> EngineReport:
+def inspect_engine(engine: StrPath) -> dilrewrite.EngineReport:
     """Return what is known of a TensorRT engine, from the side-car that `build` wrote beside it. Needs no GPU.
 
     Raises `UsageError` when there is no side-car, or it is of another engine.
@@ -70,22 +88,27 @@ def inspect_engine(engine: StrPath) -> EngineReport:
 
 
 @listed(keywords.Optimize, build_engine=False)
-def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Optimize]) -> Report:
+def optimize(
+    model: dilrewrite.AnyModel, output: StrPath | None = None, **options: Unpack[keywords.Optimize]
+) -> dilrewrite.Report:
     """Rewrite the dilated Convs of an ONNX model where that is faster, prove the result equal, and write it.
 
     By default every form is timed, and the fastest taken where it beats the Conv, there and in the whole model.
-    `output`: `<stem>.dilrewrite.onnx` beside the model by default. `budget_s`: proofs included, a third for the whole
+    `output`: `<stem>.dilrewrite.onnx` beside the model by default. Without one, a model in memory is written nowhere,
+    and its timings are kept only in a `cache` that is named. `budget`: seconds, proofs included, a third for the whole
     model. `only` and `skip` are searched in a node's name, `where/name` and output. `verify`: `full` proves every
     site and compares the whole models, `sites` only the former. `rtol`, `atol`: |difference| <= atol + rtol * |value|.
     `report`: "beside" is `<output stem>.report` beside the output, which stays away when dilation is left.
     `external_data`: see docs/way.md. `build_engine`: a mapping holds arguments of `build`; where that TensorRT can run
     here, it is what `auto` times on.
 
-    Returns the report. Where results differ, the result is not valid ONNX, or dilation is left that `eliminate` should
-    remove, no model is written: `report.status` and `report.exit_code` say so. Raises `UsageError`, `MissingError` or
-    `FailedError` for everything that ends the work without a result; nothing is left behind then.
+    Returns the report; its `model` is the result. Where results differ, the result is not valid ONNX, or dilation is
+    left that `eliminate` should remove, there is none: `report.status` and `report.exit_code` say so. Raises
+    `UsageError`, `MissingError` or `FailedError` for everything that ends the work without a result; nothing is left
+    behind then.
     """
     from dilrewrite.commands.optimize import optimize as command
+    from dilrewrite.model.load import source
 
     given: dict[str, Any] = {"output": output, **options}
     progress, engine = given.pop("progress", None) or silent, given.pop("build_engine")
@@ -95,11 +118,11 @@ def optimize(model: StrPath, output: StrPath | None = None, **options: Unpack[ke
         raise TypeError(f"build_engine is {engine!r}, no bool and no mapping of the arguments of build()")
     if engine is not False:
         wanted = replace(wanted, building=Building.of({} if engine is True else engine))
-    return command(Path(model), wanted, beside=beside, progress=progress)
+    return command(source(model), wanted, beside=beside, progress=progress)
 
 
 @listed(keywords.Build)
-def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Build]) -> Report:
+def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Build]) -> dilrewrite.Report:
     """Build the TensorRT engine of an ONNX model, and write it with a side-car JSON of all that is known of it.
 
     `output`: `<stem>.engine` beside the model by default; the side-car is `<output>.json`. `flavour`: TensorRT, or
@@ -123,19 +146,25 @@ def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywo
 
 
 @listed(keywords.Verify)
-def verify(before: StrPath, after: StrPath, **options: Unpack[keywords.Verify]) -> Report:
+def verify(
+    before: dilrewrite.AnyModel, after: dilrewrite.AnyModel, **options: Unpack[keywords.Verify]
+) -> dilrewrite.Report:
     """Compare two ONNX models as wholes: interface, checker findings, outputs on several inputs.
 
     Returns a report with status `equal` or `differs`.
     """
     from dilrewrite.commands.verify import verify as command
+    from dilrewrite.model.load import source
 
-    return command(Path(before), Path(after), CommandOptions.of(**options))
+    first, second = source(before, "the first model in memory"), source(after, "the second model in memory")
+    return command(first, second, CommandOptions.of(**options))
 
 
-@listed(keywords.Bench, budget_s=BENCH_BUDGET_S)
-def bench(model: StrPath, other: StrPath | None = None, **options: Unpack[keywords.Bench]) -> Report:
-    """Time an ONNX model on a runtime, or another one against it, in pairs and for about `budget_s` seconds.
+@listed(keywords.Bench, budget=BENCH_BUDGET_S)
+def bench(
+    model: dilrewrite.AnyModel, other: dilrewrite.AnyModel | None = None, **options: Unpack[keywords.Bench]
+) -> dilrewrite.Report:
+    """Time an ONNX model on a runtime, or another one against it, in pairs and for about `budget` seconds.
 
     In the report, `measurement.final` has `model` as the first and `other` as the second; `measurement.noise` is
     `model` against itself. Nothing is taken from the cache of timings. Both may be TensorRT engines that `build` wrote,
@@ -143,11 +172,17 @@ def bench(model: StrPath, other: StrPath | None = None, **options: Unpack[keywor
     beside `export_times` and `export_profile`.
     """
     from dilrewrite.commands.bench import bench as command
+    from dilrewrite.model.load import source
 
     progress = options.pop("progress", None) or silent
-    second = Path(other) if other is not None else None
-    return command(Path(model), second, CommandOptions.of(**options), progress=progress)
+    if other is None:
+        first, second = source(model), None
+    else:
+        first, second = source(model, "the first model in memory"), source(other, "the second model in memory")
+    return command(first, second, CommandOptions.of(**options), progress=progress)
 
 
 __all__ = ["DiffersError", "DilrewriteError", "FailedError", "MissingError", "UsageError", "__version__"]
 __all__ += ["bench", "build", "inspect", "inspect_engine", "optimize", "verify"]
+__all__ += ["AnyModel", "Comparison", "ConvGeometry", "EngineReport", "Measurement", "ModelReport", "Proof", "Report"]
+__all__ += ["SiteReport", "Verdict"]

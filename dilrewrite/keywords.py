@@ -16,6 +16,10 @@ Progress = Callable[[str, int, int], None]
 """Called with the step, how many parts of it are done, and how many there are."""
 
 
+RENAMED = {"budget_s": "budget"}
+"""Keywords that go by another name now; the old one still works."""
+
+
 def silent(step: str, done: int, total: int) -> None:
     """Show no progress."""
 
@@ -55,7 +59,7 @@ class Bench(_Sized, total=False):
     """Of `dilrewrite.bench`."""
 
     backend: str
-    budget_s: float
+    budget: float
     seed: int
     export_times: StrPath | None
     export_profile: StrPath | None
@@ -102,7 +106,7 @@ class Optimize(Verify, total=False):
     force: bool
     external_data: Literal["auto", "copy", "reference"]
     backend: str
-    budget_s: float | None
+    budget: float | None
     min_gain_percent: float
     decisions: StrPath | None
     save_decisions: StrPath | None
@@ -128,6 +132,7 @@ def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]
 
         @functools.wraps(function)
         def call(*arguments: Any, **given: Any) -> Any:
+            given = {RENAMED.get(name, name): value for name, value in given.items()}
             try:
                 signature.bind(*arguments, **given)
             except TypeError as error:

@@ -215,7 +215,7 @@ class Measuring(Stage):
 
     profile: bool = option(False, "--profile", "Run the model, and show each Conv's share of its time.", reported=False)
     backend: str = option("auto", "--backend", "The runtime to time on; auto is the best that is ready.", "NAME")
-    budget_s: float | None = option(
+    budget: float | None = option(
         None, "--budget", "How long measuring may take; 0 measures nothing. [default: 60]", "SECONDS", **_SECONDS
     )
     min_gain_percent: float = option(
@@ -227,7 +227,7 @@ class Measuring(Stage):
     @property
     def seconds(self) -> float:
         """Return the seconds that measuring may take."""
-        return DEFAULT_BUDGET_S if self.budget_s is None else self.budget_s
+        return DEFAULT_BUDGET_S if self.budget is None else self.budget
 
     def check(self) -> None:
         """Raise `UsageError` for options that are wrong, or do not fit together."""

@@ -80,12 +80,17 @@ def classes(kind: Any, known: dict[str, type] | None = None) -> Iterator[type]:
             yield from classes(hint, known)
 
 
+def said(field: dataclasses.Field[Any]) -> bool:
+    """Say whether a field is in the JSON."""
+    return not field.name.startswith("_")
+
+
 def _section(kind: type) -> str:
     hints, meanings = typing.get_type_hints(kind), described(kind)
     lines = [f"## {kind.__name__}", ""]
     lines += [_json(inspect.cleandoc(kind.__doc__ or "")), ""]
     lines += ["| field | type | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(kind):
+    for field in filter(said, dataclasses.fields(kind)):
         lines.append(f"| `{field.name}` | {_type(hints[field.name])} | {_json(meanings[field.name])} |")
     if kind is Report:
         lines += [*DERIVED, "", "The last two fields are derived, and are there for programs.", ""]

@@ -76,7 +76,7 @@ def test_the_python_example_runs(
     shutil.copy(ROOT / "models" / "causal_tcn.onnx", tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec", dont_inherit=True), {})
-    assert capsys.readouterr().out.startswith("kept 0 [('keep', ")
+    assert capsys.readouterr().out.startswith("kept 1.0 [('keep', ")
     assert (tmp_path / "decisions.json").is_file()
 
 

@@ -42,7 +42,7 @@ def test_keywords_are_options_of_their_types(command: str) -> None:
         if name in PYTHON_ONLY | {"build_engine"}:
             continue
         held = str(every_option()[name].kind)
-        assert ("None" in held) == (type(None) in get_args(kind)) or (command, name) == ("bench", "budget_s"), name
+        assert ("None" in held) == (type(None) in get_args(kind)) or (command, name) == ("bench", "budget"), name
         assert ("Path" in held) == ("PathLike" in str(kind)), name
         assert held.startswith("tuple") == ("Sequence" in str(kind)), name
 
@@ -69,7 +69,7 @@ def flags_of(parameter: inspect.Parameter) -> tuple[str, ...]:
     ("call", "name"),
     [
         (lambda: dilrewrite.verify("a", "b", strategy="keep"), "strategy"),  # type: ignore[call-arg]
-        (lambda: dilrewrite.bench("a", budget=1), "budget"),  # type: ignore[call-arg]
+        (lambda: dilrewrite.bench("a", patience=1), "patience"),  # type: ignore[call-arg]
         (lambda: dilrewrite.optimize("a", build_engine={"speed": 1}), "speed"),
     ],
     ids=["of another command", "unknown", "unknown of an engine"],
@@ -103,7 +103,7 @@ def test_what_a_report_tells() -> None:
         *("strategy", "eliminate", "max_dilation", "lift_all", "only", "skip", "decisions"),
         *("shapes", "inputs", "verify", "rtol", "atol", "seed", "threads", "custom_op_library"),
         *("external_data", "dry_run", "force", "save_decisions"),
-        *("backend", "budget_s", "min_gain_percent", "cache", "no_cache"),
+        *("backend", "budget", "min_gain_percent", "cache", "no_cache"),
     ]
 
 

@@ -14,10 +14,10 @@ OTHER = replace(MODEL, help="A model to time against it.", metavar="[OTHER]", ki
 
 
 @command(
-    "model other backend budget_s shapes inputs report report_format seed threads custom_op_library export_times "
+    "model other backend budget shapes inputs report report_format seed threads custom_op_library export_times "
     "export_profile as_json quiet",
     {"model": MODEL, "other": OTHER},
-    budget_s={"help": "How long it may take.", "default": BENCH_BUDGET_S},
+    budget={"help": "How long it may take.", "default": BENCH_BUDGET_S},
 )
 def run(model: Path, other: Path | None, *, as_json: bool, quiet: bool, **options: Any) -> int:
     """Time a model, or another against it in pairs: ratio with interval, and the noise of the first against itself."""

@@ -18,7 +18,7 @@ OWN = {
 
 
 @command(
-    "model output strategy eliminate max_dilation lift_all only skip backend budget_s min_gain_percent decisions "
+    "model output strategy eliminate max_dilation lift_all only skip backend budget min_gain_percent decisions "
     f"save_decisions cache no_cache build_engine engine {ENGINE} shapes inputs verify report report_format no_report "
     "rtol atol external_data dry_run force seed threads custom_op_library as_json quiet",
     OWN,

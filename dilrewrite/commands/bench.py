@@ -10,9 +10,10 @@ from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.original import Original
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.commands.places import Claims
-from dilrewrite.commands.run import Run, dilated, notes_of
+from dilrewrite.commands.run import Run, dilated, files, notes_of
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.keywords import Progress, silent
+from dilrewrite.model.tensors import InMemory
 from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
@@ -28,22 +29,24 @@ from dilrewrite.timing.cache import open_cache
 from dilrewrite.timing.measure import Meter
 
 
-def bench(first: Path, second: Path | None, options: CommandOptions, *, progress: Progress = silent) -> Report:
+def bench(
+    first: Path | InMemory, second: Path | InMemory | None, options: CommandOptions, *, progress: Progress = silent
+) -> Report:
     """Time two models against each other, or one against itself; see `dilrewrite.bench`."""
     options.check()
     if options.measuring.backend != "auto":
         timed_backend(options.measuring.backend)  # an error when it is not ready
-    run, paths = Run("bench", options, progress), [first] if second is None else [first, second]
-    return run.written((_engines if any(map(sidecar.is_engine, paths)) else _models)(run, paths))
+    run, places = Run("bench", options, progress), [first] if second is None else [first, second]
+    return run.written((_engines if any(map(sidecar.is_engine, files(*places))) else _models)(run, places))
 
 
-def _models(run: Run, paths: Sequence[Path]) -> Report:
-    options = run.options
-    _check_exports(options, paths)
-    models = [run.load(path) for path in paths]
-    Claims(list(paths)).reports(options.places.report, options.places.report_format)
+def _models(run: Run, places: Sequence[Path | InMemory]) -> Report:
+    options, paths = run.options, files(*places)
+    _check_exports(options, paths, len(places))
+    models = [run.load(place) for place in places]
+    Claims(paths).reports(options.places.report, options.places.report_format)
     if len(models) > 1:
-        trial.check_same_inputs(models[0].proto, models[1].proto, shown(paths[1]))
+        trial.check_same_inputs(models[0].proto, models[1].proto, models[1].name)
     settings = trial.settings(models[0], options.proving)
     found = [find(model.proto) for model in models]
     sessions = Options(threads=options.proving.threads, custom_op_library=options.proving.custom_op_library)
@@ -69,15 +72,16 @@ def _models(run: Run, paths: Sequence[Path]) -> Report:
     )
 
 
-def _engines(run: Run, paths: Sequence[Path]) -> Report:
+def _engines(run: Run, places: Sequence[Path | InMemory]) -> Report:
     """Time two engines of one flavour against each other, or one against itself."""
-    options, first, known = run.options, paths[0], _read(paths)
+    paths, known = _read(places)
+    options, first = run.options, paths[0]
     engine, name, asked = known[0], bindings.module_name(known[0].flavour), options.measuring.backend
     if asked not in ("auto", name):
         raise UsageError(f"--backend {asked}: the engine is of {engine.flavour}", hint="leave it out")
     engines.check_runs(first, engine)
     Claims(list(paths)).reports(options.places.report, options.places.report_format)
-    _check_exports(options, paths)
+    _check_exports(options, paths, len(paths))
     with tempfile.TemporaryDirectory(prefix="dilrewrite-") as scratch:
         meter = _meter(run, name, Options(threads=options.proving.threads, scratch=Path(scratch)))
         runnables = [Runnable(model=path.absolute(), engine=True) for path in (first, paths[-1])]
@@ -105,12 +109,14 @@ def _meter(run: Run, backend: str, sessions: Options) -> Meter:
     return Meter.on(timed_backend(backend), open_cache(None, none=True), budget, sessions)
 
 
-def _read(paths: Sequence[Path]) -> list[EngineReport]:
-    """Return what is known of engines that can be timed against each other; raises `UsageError` for others."""
-    for path in paths:
-        if not sidecar.is_engine(path):
+def _read(places: Sequence[Path | InMemory]) -> tuple[list[Path], list[EngineReport]]:
+    """Return engines that can be timed against each other and what is known of them; `UsageError` for others."""
+    paths = files(*places)
+    for place in places:
+        if isinstance(place, InMemory) or not sidecar.is_engine(place):
+            name = shown(place) if isinstance(place, Path) else place
             raise UsageError(
-                f"{shown(path)} is a model, and the other an engine: they are not timed against each other",
+                f"{name} is a model, and the other an engine: they are not timed against each other",
                 hint="build the model's engine with `dilrewrite build`, and time the two engines",
             )
     known = [sidecar.read(path) for path in paths]
@@ -124,7 +130,7 @@ def _read(paths: Sequence[Path]) -> list[EngineReport]:
             f"{shown(paths[-1])}: its inputs are {told[0]}, not {told[1]}",
             hint="only engines that take the same inputs can be timed against each other",
         )
-    return known
+    return paths, known
 
 
 def _feeds(options: CommandOptions, engine: EngineReport, runnable: Runnable, meter: Meter) -> Mapping[str, Array]:
@@ -143,10 +149,10 @@ def _feeds(options: CommandOptions, engine: EngineReport, runnable: Runnable, me
     return case.feeds
 
 
-def _check_exports(options: CommandOptions, paths: Sequence[Path]) -> None:
+def _check_exports(options: CommandOptions, paths: Sequence[Path], number: int) -> None:
     """Raise `UsageError` for places that nothing can be written to; an export of before is replaced."""
     claims = Claims(list(paths), force=True)
-    for option, place in exports.places(options.places, len(paths)):
+    for option, place in exports.places(options.places, number):
         claims.claim(place, option)
 
 

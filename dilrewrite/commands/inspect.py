@@ -12,11 +12,11 @@ from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.choice.regions import members
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.commands.places import Claims
-from dilrewrite.commands.run import Run, dilated, failure, notes_of
-from dilrewrite.errors import FailedError, shown
+from dilrewrite.commands.run import Run, dilated, failure, files, notes_of
+from dilrewrite.errors import FailedError
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.model.load import load
-from dilrewrite.model.tensors import Model
+from dilrewrite.model.tensors import InMemory, Model
 from dilrewrite.options import CommandOptions, Proving
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
@@ -26,13 +26,13 @@ from dilrewrite.sites import Found, Site
 from dilrewrite.timing.profiling import UNSEEN
 
 
-def inspect(path: Path, options: CommandOptions) -> Report:
-    """Return every dilated Conv of the model at `path`; see `dilrewrite.inspect`."""
+def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
+    """Return every dilated Conv of the model at `place`; see `dilrewrite.inspect`."""
     profile, limit = options.measuring.profile, options.scope.max_dilation
     run = Run("inspect", options if profile else replace(options, proving=Proving()))
     with run.clock("load"):
-        model = load(path, weights=profile)
-    Claims([path]).reports(options.places.report, options.places.report_format)
+        model = load(place, weights=profile)
+    Claims(files(place)).reports(options.places.report, options.places.report_format)
     found = run.find(model, regions=True)
     with run.clock("plan"):
         planner = choose.Planner(strategies(), limit)
@@ -80,7 +80,7 @@ def _profiled(run: Run, model: Model, found: Found) -> Tuning:
     with run.clock("profile"):
         try:
             if not tuning.start():
-                raise FailedError(f"{shown(model.path or Path())}: {failure(tuning)}")
+                raise FailedError(f"{model.name}: {failure(tuning)}")
         finally:
             tuning.close()
     return tuning

@@ -13,11 +13,11 @@ from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Reason
 from dilrewrite.choice.whole import Choosing, Chosen
 from dilrewrite.commands.places import Claims, data_files
-from dilrewrite.commands.run import Run, dilated, notes_of
+from dilrewrite.commands.run import Run, dilated, files, notes_of
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.save import stage_model
-from dilrewrite.model.tensors import Model, read_tensor
+from dilrewrite.model.tensors import InMemory, Model, read_tensor
 from dilrewrite.options import CommandOptions, Scope
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
@@ -33,16 +33,26 @@ from dilrewrite.staging import Staging
 from dilrewrite.tensorrt import bindings, engines
 
 
-def optimize(path: Path, options: CommandOptions, *, beside: bool = False, progress: Progress = silent) -> Report:
-    """Rewrite the model at `path`, prove it, and write it to the output (`None`: `<stem>.dilrewrite.onnx` beside it).
+def optimize(
+    place: Path | InMemory, options: CommandOptions, *, beside: bool = False, progress: Progress = silent
+) -> Report:
+    """Rewrite the model at `place`, prove it, and write it to the output (`None`: `<stem>.dilrewrite.onnx` beside it).
 
+    A model in memory is written only where an output is named. Else no file is, not even that of timings.
     `beside`: without a folder for reports, they go to `<output stem>.report` beside the output, except when dilation is
     left that should go: then nothing at all is written. Returns the report; when results differ or dilation is left, no
     model is written and `report.exit_code` says so.
     """
     options.check()
+    measuring = options.measuring
+    if isinstance(place, InMemory) and options.places.output is None:
+        if beside or options.building is not None:
+            what = "report='beside'" if beside else "build_engine"
+            raise UsageError(f"{what} with {place}: nothing says where files go", hint="name an output")
+        if measuring.cache is None:
+            options = replace(options, measuring=replace(measuring, no_cache=True))
     with engines.on_device(options.building.device if options.building is not None else None):
-        job = _job(Run("optimize", _with_backend(options), progress), path, beside=beside)
+        job = _job(Run("optimize", _with_backend(options), progress), place, beside=beside)
         done = _done(job, _choosing(job))
         result = _report(job, done)
         return result if options.places.dry_run else _written(job, done, result)
@@ -50,13 +60,13 @@ def optimize(path: Path, options: CommandOptions, *, beside: bool = False, progr
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A model, and where what it becomes goes."""
+    """A model, and where what it becomes goes; `target`: `None` where that stays in memory."""
 
     run: Run
     model: Model
     found: Found
     settings: Settings
-    target: Path
+    target: Path | None
     engine: Path
     started: engines.Started | None
     reports: Path | None
@@ -73,21 +83,23 @@ class _Done:
     verdict: Verdict | None
 
 
-def _job(run: Run, path: Path, *, beside: bool) -> _Job:
+def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     """Load the model, and check everything that can be before long work."""
     options, places = run.options, run.options.places
-    model = run.load(path)
-    target = places.output or path.with_name(f"{path.stem}.dilrewrite.onnx")
-    if not target.name:
+    model = run.load(place)
+    usual = place.with_name(f"{place.stem}.dilrewrite.onnx") if isinstance(place, Path) else None
+    target = places.output or usual
+    if target is not None and not target.name:
         raise UsageError(f"{target} is a folder, not a place for a file", hint="name a file in it")
-    engine = places.engine or target.with_suffix(".engine")
+    engine = places.engine or (target or Path("model")).with_suffix(".engine")
     started = None
     if options.building is not None:
         started = engines.start(model, options.building, parse_shapes(options.proving.shapes))
-    reports = places.report or (target.with_name(f"{target.stem}.report") if beside else None)
+    reports = places.report or (target.with_name(f"{target.stem}.report") if beside and target is not None else None)
     if not places.dry_run:
-        claims = Claims([path, *data_files(model)], force=places.force)
-        claims.model(target, path, model)
+        claims = Claims([*files(place), *data_files(model)], force=places.force)
+        if target is not None:
+            claims.model(target, model)
         claims.claim(places.save_decisions, "--save-decisions", kind="a model")
         if options.measuring.cache is not None:
             claims.keep(options.measuring.cache, "--cache")
@@ -204,7 +216,7 @@ def _report(job: _Job, done: _Done) -> Report:
         after = report.describe_model(
             model,
             done.chosen.rewritten.proto if done.changed else model.proto,
-            path=shown(job.target),
+            path=shown(job.target) if job.target is not None else "the rewritten model in memory",
             dilated=report.dilated_convolutions(left, found.skipped),
             peak_bytes=peaks[1],
         )
@@ -213,7 +225,7 @@ def _report(job: _Job, done: _Done) -> Report:
         status,
         before=report.describe_model(model, model.proto, dilated=dilated(found), peak_bytes=peaks[0]),
         after=after,
-        output=shown(job.target) if written and not options.places.dry_run else None,
+        output=shown(job.target) if written and job.target is not None and not options.places.dry_run else None,
         options={**options.plain(), **building},
         sites=sites,
         regions=around,
@@ -237,7 +249,7 @@ def _unmatched(found: Found, scope: Scope) -> list[str]:
 
 
 def _written(job: _Job, done: _Done, result: Report) -> Report:
-    """Write what came of the model; return the report with what there is to say of that."""
+    """Write what came of the model, or keep it in the report; return that with what there is to say of it."""
     places, rewritten, engine = job.run.options.places, done.chosen.rewritten, None
     if job.started is not None and result.output is not None:
         with job.run.clock("build"):
@@ -254,12 +266,15 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
     with Staging(force=places.force) as staging:
         if engine is not None:
             engines.stage(engine, job.engine, staging)
-        if result.output is not None:
+        if result.output is not None and job.target is not None:
             spill = _spill(job.model, rewritten)
             remarks = stage_model(
                 job.model, rewritten.proto, job.target, staging, external_data=places.external_data, spill=spill
             )
             result = replace(result, notes=(*result.notes, *remarks))
+        if result.after is not None:
+            held = rewritten.proto if done.changed else job.model.proto
+            result = replace(result, _held=job.target.absolute() if job.target is not None else held)
             if places.save_decisions is not None:
                 staging.add_text(places.save_decisions, _decisions(result, done.chosen))
         if job.reports is not None and (places.report is not None or result.status != "dilation left"):

@@ -32,11 +32,11 @@ class Claims:
             raise UsageError(f"{option} {shown(place)}: is a place for {kind}".lstrip(), hint="name another file")
         self.taken.append(place)
 
-    def model(self, target: Path, path: Path, model: Model) -> None:
-        """Take a place for what the model at `path` becomes."""
+    def model(self, target: Path, model: Model) -> None:
+        """Take a place for what a model becomes."""
         if any(same_place(target, file) for file in data_files(model)):
             raise UsageError(f"{shown(target)} is a data file of the input", hint=ELSEWHERE)
-        check_destination(target, force=self.force, source=path)
+        check_destination(target, force=self.force, source=model.path)
         self.taken.append(target)
 
     def engine(self, engine: Path, timing_cache: Path | None) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite.choice.tune import Tuning
-from dilrewrite.errors import shown
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.load import load
-from dilrewrite.model.tensors import Model
+from dilrewrite.model.tensors import InMemory, Model
 from dilrewrite.model.valid import check_calls
 from dilrewrite.options import CommandOptions
 from dilrewrite.reports import reasons, report, write_reports
@@ -53,11 +52,11 @@ class Run:
     progress: Progress = silent
     clock: Clock = field(default_factory=Clock)
 
-    def load(self, path: Path) -> Model:
-        """Return the model at `path`, which is to be run."""
+    def load(self, place: Path | InMemory) -> Model:
+        """Return the model at `place`, which is to be run."""
         with self.clock("load"):
-            model = load(path)
-        check_calls(model.proto, shown(path))
+            model = load(place)
+        check_calls(model.proto, model.name)
         return model
 
     def find(self, model: Model, *, regions: bool = False) -> Found:
@@ -83,6 +82,11 @@ class Run:
                 write_reports(result, places.report, staging, places.report_format)
                 staging.commit()
         return result
+
+
+def files(*places: Path | InMemory | None) -> list[Path]:
+    """Return the files among the places of models."""
+    return [place for place in places if isinstance(place, Path)]
 
 
 def dilated(found: Found) -> int:

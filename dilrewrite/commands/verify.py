@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dilrewrite.commands.places import Claims
-from dilrewrite.commands.run import Run, dilated
+from dilrewrite.commands.run import Run, dilated, files
 from dilrewrite.errors import FailedError, shown
 from dilrewrite.model.load import load
+from dilrewrite.model.tensors import InMemory
 from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.reports import report
@@ -17,14 +18,14 @@ from dilrewrite.sites.find import find
 from dilrewrite.tensorrt import engines, sidecar
 
 
-def verify(before: Path, after: Path, options: CommandOptions) -> Report:
+def verify(before: Path | InMemory, after: Path | InMemory, options: CommandOptions) -> Report:
     """Compare two models as wholes; see `dilrewrite.verify`."""
     options.check()
     run = Run("verify", options)
-    if sidecar.is_engine(after):
+    if isinstance(after, Path) and sidecar.is_engine(after):
         return run.written(_engine(before, after, run))
     first, second = run.load(before), run.load(after)
-    Claims([before, after]).reports(options.places.report, options.places.report_format)
+    Claims(files(before, after)).reports(options.places.report, options.places.report_format)
     found, found_after = find(first.proto), find(second.proto)
     settings = trial.settings(first, options.proving)
     with run.clock("verify"):
@@ -41,19 +42,19 @@ def verify(before: Path, after: Path, options: CommandOptions) -> Report:
     return run.written(result)
 
 
-def _engine(before: Path, after: Path, run: Run) -> Report:
+def _engine(before: Path | InMemory, after: Path, run: Run) -> Report:
     """Compare an engine's outputs with those of a model on ONNX Runtime. Needs the GPU that it was built for."""
     engine = sidecar.read(after)
     engines.check_runs(after, engine)
     with run.clock("load"):
         model = load(before)
-    Claims([before, after]).reports(run.options.places.report, run.options.places.report_format)
+    Claims(files(before, after)).reports(run.options.places.report, run.options.places.report_format)
     settings = trial.settings(model, run.options.proving)
     found = find(model.proto)
     with run.clock("verify"):
         try:
             verdict = engines.outputs_agree(
-                Runnable(model=before),
+                Runnable(model=before.data if isinstance(before, InMemory) else before),
                 Runnable(model=after, engine=True),
                 engine.flavour,
                 engine.precision.built,
@@ -61,7 +62,7 @@ def _engine(before: Path, after: Path, run: Run) -> Report:
                 settings,
             )
         except engines.NoAnswer as error:
-            raise FailedError(f"{shown(before)}: {error}") from error
+            raise FailedError(f"{model.name}: {error}") from error
         except RuntimeFailure as error:
             raise FailedError(f"{shown(after)}: {error}", hint=engines.built_for(engine)) from error
     return run.report(

@@ -1,4 +1,4 @@
-"""From a path to a `Model`: the only file that reads models. External weights stay where they are."""
+"""From a path, or what is in memory, to a `Model`: the only file that reads models. External weights stay in place."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ import stat
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped, unused-ignore]
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped, unused-ignore]
+from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped, unused-ignore]
 from onnx import ModelProto, TensorProto
 
 from dilrewrite.errors import UsageError
-from dilrewrite.model.tensors import LIMIT_BYTES, Model, check_external_data, parts_digest, refer
+from dilrewrite.model.tensors import (
+    LIMIT_BYTES,
+    InMemory,
+    Model,
+    byte_count,
+    check_external_data,
+    is_external,
+    parts_digest,
+    refer,
+)
 from dilrewrite.model.valid import check
+from dilrewrite.model.walk import tensors
 from dilrewrite.staging import reason
 
 MIN_OPSET = 7
@@ -27,43 +37,88 @@ _LARGE_BYTES = 2**24  # larger files are read in parts
 _PART_BYTES = 2**20  # larger fields are parsed by themselves then
 
 
-def load(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
-    """Read a model file, leaving external weights where they are but checking that they are there.
+class Exported(Protocol):
+    """What holds a model, as torch's `ONNXProgram` does."""
+
+    @property
+    def model_proto(self) -> ModelProto:
+        """The model."""
+
+
+AnyModel = str | os.PathLike[str] | bytes | ModelProto | Exported
+"""A model as the Python functions take it: its path, its bytes, the message, or what an exporter of torch returned."""
+
+
+def source(model: AnyModel, name: str = "the model in memory") -> Path | InMemory:
+    """Return where a model is: its path, or the content of one in memory, which no later change reaches.
+
+    `name`: what messages call one in memory. Raises TypeError for what is no model, `UsageError` for one in memory
+    that has 2 GB or more.
+    """
+    if isinstance(model, str | os.PathLike):
+        return Path(model)
+    content = model if isinstance(model, bytes) else _content(getattr(model, "model_proto", model))
+    if content is None or len(content) > LIMIT_BYTES:
+        hint = "save it with external data (onnx.save_model, ONNXProgram.save) and give the path of its file"
+        raise UsageError(f"{name} has 2 GB or more, which cannot be held in one piece", hint=hint)
+    return InMemory(content, name)
+
+
+def _content(proto: object) -> bytes | None:
+    """Return the bytes of a message; `None` when they are too many."""
+    if not isinstance(proto, ModelProto):
+        kinds = "a path, bytes, an onnx.ModelProto or a torch ONNXProgram"
+        raise TypeError(f"a model is {kinds}, not {type(proto).__name__}")
+    inline = sum(byte_count(tensor) or 0 for tensor in tensors(proto) if not is_external(tensor))
+    if inline <= LIMIT_BYTES:  # else there is no need to try
+        with suppress(EncodeError, ValueError):
+            return bytes(proto.SerializeToString())
+    return None
+
+
+def load(path: str | os.PathLike[str] | InMemory, *, weights: bool = True) -> Model:
+    """Read a model file, leaving external weights where they are but checking that they are there; or one in memory.
 
     Without `weights`, large values of a large file stay in it and are read like external ones, when asked for.
 
     Everything that makes a model unusable (not there, not ONNX, cut off, too old, external data missing, too short
-    or outside of the model's folder) is a UsageError.
+    or outside of the model's folder) is a UsageError. So is external data of a model in memory, which has no folder.
     """
-    path = Path(path)
-    parts = _read_in_parts(path, weights=weights)
+    place, held = (Path(), path) if isinstance(path, InMemory) else (Path(path), None)
+    where = held or place
+    parts = _read_in_parts(place, weights=weights) if held is None else None
     if parts is None:
-        data = _read_model_file(path)
-        parts = _parse(path, data), hashlib.sha256(data).hexdigest(), len(data)
+        data = _read_model_file(place) if held is None else held.data
+        parts = _parse(where, data), hashlib.sha256(data).hexdigest(), len(data)
         del data
     proto, file_digest, model_bytes = parts
-    check(proto, str(path))
+    check(proto, str(where))
+    outside = next(filter(is_external, tensors(proto)), None) if held is not None else None
+    if outside is not None:
+        problem = f'{where}: the values of tensor "{outside.name}" are in another file'
+        raise UsageError(problem, hint="load the model with its external data, or give the path of its file")
     model = Model(
-        path=path,
+        path=place if held is None else None,
+        memory=held,
         proto=proto,
-        folder=path.absolute().parent,
+        folder=place.absolute().parent if held is None else Path.cwd(),
         external_files=(),
         file_bytes=model_bytes,
         file_digest=file_digest,
         proto_digest=parts_digest(proto),
     )
     if model.ir_version < MIN_IR_VERSION:
-        problem = f"{path}: IR version {model.ir_version} is not supported, the oldest is {MIN_IR_VERSION}"
+        problem = f"{where}: IR version {model.ir_version} is not supported, the oldest is {MIN_IR_VERSION}"
         raise UsageError(problem, hint="export the model again with a current exporter")
     if model.opset == 0:
-        problem = f"{path}: the model imports no ai.onnx opset, so its operators have no meaning"
+        problem = f"{where}: the model imports no ai.onnx opset, so its operators have no meaning"
         raise UsageError(problem, hint="the file is damaged or not a whole model: fetch or export it again")
     if model.opset < MIN_OPSET:
         hint = "convert the model with onnx.version_converter, or export it again with a newer opset"
-        raise UsageError(f"{path}: opset {model.opset} is not supported, the oldest is {MIN_OPSET}", hint=hint)
+        raise UsageError(f"{where}: opset {model.opset} is not supported, the oldest is {MIN_OPSET}", hint=hint)
     locations, data_bytes = check_external_data(model)
-    if path.name in locations:  # its own large values, left in it
-        locations, data_bytes = tuple(name for name in locations if name != path.name), data_bytes - model_bytes
+    if place.name in locations:  # its own large values, left in it
+        locations, data_bytes = tuple(name for name in locations if name != place.name), data_bytes - model_bytes
     return replace(model, external_files=locations, file_bytes=model_bytes + data_bytes)
 
 
@@ -86,7 +141,7 @@ def _read_model_file(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {reason(error)}", hint="check its permissions") from error
 
 
-def _parse(path: Path, data: bytes) -> ModelProto:
+def _parse(path: Path | InMemory, data: bytes) -> ModelProto:
     again = "fetch or export the model again"
     try:
         proto: ModelProto = ModelProto.FromString(data)

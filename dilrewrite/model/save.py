@@ -324,8 +324,10 @@ def _spilled(chosen: Sequence[TensorProto], location: str) -> Iterator[bytes]:
 
 def _original_bytes(model: Model, proto: ModelProto) -> bytes | None:
     """Return the model file's bytes when `proto` is what it holds and the file is still the one loaded."""
-    if model.file is None or parts_digest(proto) != model.proto_digest:
+    if parts_digest(proto) != model.proto_digest:
         return None
+    if model.file is None:
+        return model.memory.data if model.memory is not None else None
     with suppress(OSError):
         original = model.file.read_bytes()
         if hashlib.sha256(original).hexdigest() == model.file_digest:

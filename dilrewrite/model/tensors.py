@@ -19,7 +19,7 @@ import onnx.numpy_helper
 from google.protobuf.message import Message  # type: ignore[import-untyped, unused-ignore]
 from onnx import ModelProto, TensorProto
 
-from dilrewrite.errors import UsageError
+from dilrewrite.errors import UsageError, shown
 from dilrewrite.model.elements import NUMBERED, Element, pack, unpack
 from dilrewrite.model.walk import DEFAULT_DOMAINS, tensors
 from dilrewrite.staging import may, reason
@@ -30,12 +30,25 @@ _MOST_DIGITS = 19  # of a place in a file
 _DAMAGED = "the model is damaged: export it again"
 
 
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """A model that has no file: its bytes, and what messages call it."""
+
+    data: bytes = field(repr=False)
+    name: str
+
+    def __str__(self) -> str:
+        """Return what stands where a file's model has its path."""
+        return self.name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """An ONNX model without its external weights in memory, and where those lie.
 
-    `path`: as the user named it, None for a model made in memory; `folder`: absolute, external locations are relative
-    to it; `external_files`: the distinct ones in order of first use; `file_bytes`: of the model and those together.
+    `path`: as the user named it, None for a model made in memory; `memory`: what the user gave instead of a path;
+    `folder`: absolute, external locations are relative to it; `external_files`: the distinct ones in order of first
+    use; `file_bytes`: of the model and those together.
     `file_digest`: SHA-256 of the file (its re-serialization may differ); `proto_digest`: of the parts as loaded.
     """
 
@@ -46,6 +59,12 @@ class Model:
     file_bytes: int
     file_digest: str = field(default="", repr=False)
     proto_digest: str = field(default="", repr=False)
+    memory: InMemory | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages and reports call it: its path, or what stands for one."""
+        return shown(self.path) if self.path is not None else str(self.memory or "")
 
     @property
     def opset(self) -> int:
@@ -111,7 +130,9 @@ def is_external(tensor: TensorProto) -> bool:
 
 def label(model: Model, tensor: TensorProto) -> str:
     """Return how an error names a tensor: by its file and its name."""
-    return f"{model.path or 'model'}: " + (f'tensor "{tensor.name}"' if tensor.name else "an unnamed tensor")
+    return f"{model.path or model.memory or 'model'}: " + (
+        f'tensor "{tensor.name}"' if tensor.name else "an unnamed tensor"
+    )
 
 
 def _misfit(tensor: TensorProto, where: str, what: str, count: object) -> UsageError:

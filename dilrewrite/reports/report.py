@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import html
 import importlib.metadata
 import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 from onnx import ModelProto
 
 from dilrewrite import machine
@@ -25,6 +27,7 @@ from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
+from dilrewrite.runtimes import TimeKind
 from dilrewrite.sites import Normalisation, Skipped
 from dilrewrite.sites.known import CONVOLUTIONS
 from dilrewrite.tensorrt.sidecar import EngineReport
@@ -237,7 +240,7 @@ class Report:
     """The model written, or that a dry run would write; of `verify` and `bench`, the second one; `None` for none."""
     output: str | None = None
     """Path of the model written, or of `build` the engine; `None` when none was."""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     """The command's options as used, by name; values are JSON values."""
     sites: tuple[SiteReport, ...] = ()
     """Every dilated Conv that could be rewritten, in the model's order; empty for `build`, `verify` and `bench`."""
@@ -257,10 +260,59 @@ class Report:
     """What is known of the engine written, or of the first engine timed or compared; `None` when there is none."""
     environment: Environment
     """Where it ran."""
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time per step, in seconds."""
     notes: tuple[str, ...] = ()
     """Anything else a reader should know."""
+    _held: ModelProto | Path | None = field(default=None, compare=False)
+    """The model that `optimize` made, or its file; no part of the report as data."""
+
+    @property
+    def model(self) -> ModelProto | None:
+        """Return the model that `optimize` made, whole, with the values of its data files.
+
+        One that was written is loaded from `output` at the first use. `None` of other commands and of a dry run, and
+        where no model was made: `status` says why.
+        """
+        held = self._held
+        if isinstance(held, Path):
+            held = onnx.load(held)
+            object.__setattr__(self, "_held", held)  # in the place of its path: the report says what it said
+        return held
+
+    @property
+    def speedup(self) -> float | None:
+        """Return how many times faster the model made is than the original, or with `bench` the second than the first.
+
+        Below 1 it is slower. 1.0 where the original was kept, `None` where the two were not timed, or none was made.
+        """
+        timed = self.measurement is not None and self.measurement.source is TimeKind.MEASURED
+        final = self.measurement.final if self.measurement is not None and timed else None
+        if self.after is None or self.options.get("dry_run"):
+            return None
+        if self.status in ("kept", "inconclusive", "nothing to rewrite"):
+            return 1.0
+        return 1 / final.ratio if final is not None and final.ratio > 0 else None
+
+    @property
+    def summary(self) -> str:
+        """Return the result in one line: the first that the command line prints."""
+        from dilrewrite.reports.content.answer import answer
+
+        return answer(self)
+
+    def __repr__(self) -> str:
+        """Return what was done and how it ended; see `summary` for more."""
+        rewritten = f", {self.rewritten} of {len(self.sites)} sites" if self.rewritten else ""
+        speed = f", speedup {self.speedup:.3g}" if self.speedup is not None else ""
+        return f"<dilrewrite.Report {self.command}: {self.status}{rewritten}{speed}>"
+
+    def _repr_html_(self) -> str:
+        """Return the answer for a notebook; the whole HTML report opens below it."""
+        from dilrewrite.reports.formats.html import render
+
+        frame = f'<iframe srcdoc="{html.escape(render(self))}" style="width: 100%; height: 40em; border: 0"></iframe>'
+        return f"<details><summary>{html.escape(self.summary)}</summary>{frame}</details>"
 
     @property
     def exit_code(self) -> int:
@@ -279,7 +331,7 @@ class Report:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value) if one.name[0] != "_"}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -301,6 +353,8 @@ def describe_model(
     if original and model.path is not None:
         with model.path.open("rb") as file:
             size, digest = model.file_bytes, hashlib.file_digest(file, "sha256")
+    elif original and model.memory is not None:
+        size, digest = model.file_bytes, hashlib.sha256(model.memory.data)
     else:
         serialized = proto.SerializeToString()
         size = model.file_bytes if original else len(serialized) + _external_bytes(model, proto)
@@ -309,7 +363,7 @@ def describe_model(
         node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}" for node in all_nodes(proto)
     )
     return ModelReport(
-        path=path or (shown(model.path) if model.path is not None else ""),
+        path=path or model.name,
         bytes=size,
         sha256=digest.hexdigest(),
         ir_version=proto.ir_version,

@@ -158,7 +158,7 @@ def decide(model: ModelProto, folder: Path, **options: Any) -> tuple[Report, Pat
 
 
 def replay(folder: Path, kept: Path, name: str = "two.onnx", **options: Any) -> tuple[Report, Path]:
-    report = dilrewrite.optimize(folder / "m.onnx", folder / name, decisions=kept, budget_s=60, **options)
+    report = dilrewrite.optimize(folder / "m.onnx", folder / name, decisions=kept, budget=60, **options)
     return report, folder / name
 
 

@@ -85,7 +85,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
         monkeypatch.setattr(Meter, "answer", answer)
         monkeypatch.setattr(Meter, "whole", timed)
         path, output = tiny.save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx"
-        options = {"budget_s": 30, "no_cache": True, "force": True, **options}
+        options = {"budget": 30, "no_cache": True, "force": True, **options}
         return dilrewrite.optimize(path, output, **options)
 
     return ask
@@ -143,7 +143,7 @@ def test_the_larger_region_is_timed_longer(
     nodes = [tiny.conv_node(a, b, name=b, dilations=[rate], pads=[rate] * 2) for a, b, rate in steps]
     sizes: dict[str, Any] = {key: [1, 2, 20] for key in shares}
     model = tiny.build(nodes, sizes, {"endx": None, "endy": None}, {"w": tiny.values(2, 2, 3)})
-    scripted(model, slices=slices, budget_s=15)
+    scripted(model, slices=slices, budget=15)
     (first, slice_s), (second, _) = slices
     assert (first, second) == (4, 2)
     assert least < slice_s < REGION_S

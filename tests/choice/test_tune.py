@@ -83,7 +83,7 @@ def tuning(tmp_path: Path) -> Callable[..., Tuning]:
     ) -> Tuning:
         path = model if isinstance(model, Path) else tiny.save(model, tmp_path / "m.onnx")
         sizes = tuple(f"{name}:{'x'.join(map(str, shape))}" for name, shape in (shapes or {}).items())
-        options = CommandOptions.of(budget_s=budget_s, shapes=sizes, **more)
+        options = CommandOptions.of(budget=budget_s, shapes=sizes, **more)
         loaded = load(path)
         original = Original(
             model=loaded,

@@ -223,7 +223,7 @@ def test_external_data(capsys: Capsys, tmp_path: Path) -> None:
 
 def test_from_python(tmp_path: Path) -> None:
     path = save(conv1d(batch="batch"), tmp_path / "m.onnx")
-    report = dilrewrite.bench(str(path), path, budget_s=0, shapes=["x:2x2x16"])
+    report = dilrewrite.bench(str(path), path, budget=0, shapes=["x:2x2x16"])
     check(json.loads(json.dumps(report.as_dict())))
     assert report.measurement is not None
     assert report.measurement.inputs == {"x": (2, 2, 16)}

@@ -451,7 +451,7 @@ def test_given_shapes_are_sizes_too(capsys: Capsys, tmp_path: Path) -> None:
 @needs_rtx
 def test_from_python(tmp_path: Path) -> None:
     path = save(conv2d(), tmp_path / "m.onnx")
-    made = dilrewrite.optimize(path, strategy="im2col", budget_s=0, build_engine={"precision": "fp16"})
+    made = dilrewrite.optimize(path, strategy="im2col", budget=0, build_engine={"precision": "fp16"})
     assert made.engine == dilrewrite.inspect_engine(tmp_path / "m.dilrewrite.engine")
     assert made.engine is not None
     assert made.engine.precision.built == "fp16"

@@ -653,7 +653,7 @@ def test_budgets_that_are_none(capsys: Capsys, tmp_path: Path, command: str, bud
     assert "--budget" in outcome.err
     assert list(listing(tmp_path)) == ["m.onnx"]
     with pytest.raises(dilrewrite.UsageError, match="budget"):
-        dilrewrite.optimize(path, budget_s=float("nan"))
+        dilrewrite.optimize(path, budget=float("nan"))
 
 
 # -- the cache -----------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_every_outcome_and_condition_has_words() -> None:
 
 def optimized(path: Path, folder: Path, name: str) -> Any:
     return dilrewrite.optimize(
-        path, folder / name, budget_s=10, cache=folder / "timings.sqlite", strategy=None, report=folder / f"{name}.r"
+        path, folder / name, budget=10, cache=folder / "timings.sqlite", strategy=None, report=folder / f"{name}.r"
     )
 
 

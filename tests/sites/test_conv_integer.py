@@ -81,7 +81,7 @@ def test_a_proof_holds_for_its_zero_point_alone() -> None:
 def test_no_dilation_is_left(tmp_path: Path) -> None:
     path, output = tmp_path / "m.onnx", tmp_path / "out.onnx"
     onnx.save(model(), path)
-    report = dilrewrite.optimize(path, output, eliminate=True, budget_s=0)
+    report = dilrewrite.optimize(path, output, eliminate=True, budget=0)
     assert (report.status, report.exit_code, report.rewritten) == ("rewritten", 0, 1)
     assert report.verdict is not None
     assert report.verdict.passed
@@ -94,6 +94,6 @@ def test_padding_with_another_value_is_not_proved(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Region, "_fill_value", lambda _: "")
     path = tmp_path / "m.onnx"
     onnx.save(model(), path)
-    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="space_to_batch", budget_s=0)
+    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="space_to_batch", budget=0)
     assert report.exit_code == 3
     assert not (tmp_path / "out.onnx").exists()

@@ -75,7 +75,7 @@ def test_every_form_is_verified(name: str, tmp_path: Path) -> None:
     onnx.save(MODELS[name], path)
     rewritten = []
     for strategy in strategies():
-        report = dilrewrite.optimize(path, output, strategy=strategy, budget_s=0, force=True)
+        report = dilrewrite.optimize(path, output, strategy=strategy, budget=0, force=True)
         if report.rewritten:
             rewritten.append(strategy)
             assert (report.status, report.exit_code) == ("rewritten", 0)
@@ -91,7 +91,7 @@ def test_every_form_is_verified(name: str, tmp_path: Path) -> None:
 def test_no_dilation_is_left(name: str, tmp_path: Path) -> None:
     path, output = tmp_path / "m.onnx", tmp_path / "out.onnx"
     onnx.save(MODELS[name], path)
-    report = dilrewrite.optimize(path, output, eliminate=True, budget_s=0)
+    report = dilrewrite.optimize(path, output, eliminate=True, budget=0)
     assert (report.status, report.rewritten) == ("rewritten", 1)
     (site,) = report.sites
     assert site.proof is not None
@@ -116,7 +116,7 @@ def test_wrongly_written_it_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(operator, "write", wrong)
     path = tmp_path / "m.onnx"
     onnx.save(model(), path)
-    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="tap_sum", budget_s=0)
+    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="tap_sum", budget=0)
     assert report.exit_code == 3
     assert report.sites[0].proof is None or not report.sites[0].proof.passed
     assert not (tmp_path / "out.onnx").exists()

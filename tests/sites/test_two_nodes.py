@@ -65,7 +65,7 @@ def test_goes_the_whole_way(size: int | None, budget_s: float, tmp_path: Path) -
     path, output = tmp_path / "m.onnx", tmp_path / "out.onnx"
     onnx.save(model(size=size), path)
     report = dilrewrite.optimize(
-        path, output, eliminate=True, skip="main/conv$", budget_s=budget_s, report=tmp_path / "report", no_cache=True
+        path, output, eliminate=True, skip="main/conv$", budget=budget_s, report=tmp_path / "report", no_cache=True
     )
     assert (report.status, report.exit_code, report.rewritten) == ("rewritten", 0, 1)
     assert report.verdict is not None
@@ -122,6 +122,6 @@ def test_a_site_and_a_member_of_it_are_refused_in_one_line(tmp_path: Path) -> No
     path, output = tmp_path / "m.onnx", tmp_path / "out.onnx"
     onnx.save(proto, path)
     with pytest.raises(UsageError) as refused:
-        dilrewrite.optimize(path, output, eliminate=True, budget_s=0)
+        dilrewrite.optimize(path, output, eliminate=True, budget=0)
     assert str(refused.value) == line
     assert not output.exists()

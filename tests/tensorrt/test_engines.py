@@ -433,7 +433,7 @@ def test_nothing_is_written_of_an_engine_that_is_wrong(
     with pytest.raises(error):
         dilrewrite.build(path, export_layer_info=tmp_path / "layers.json", report=tmp_path / "report")
     with pytest.raises(error):
-        dilrewrite.optimize(path, strategy="im2col", build_engine=True, budget_s=0)
+        dilrewrite.optimize(path, strategy="im2col", build_engine=True, budget=0)
     assert listing(tmp_path) == before
 
 

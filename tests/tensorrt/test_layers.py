@@ -494,7 +494,7 @@ def test_counts_are_sorted() -> None:
 def rewritten(model: ModelProto, strategy: str, folder: Path) -> ModelProto:
     """The model with its Conv `site` in another form."""
     path, out = save(model, folder / "model.onnx"), folder / "rewritten.onnx"
-    report = dilrewrite.optimize(path, out, strategy=strategy, only="^site$", verify="none", budget_s=0)
+    report = dilrewrite.optimize(path, out, strategy=strategy, only="^site$", verify="none", budget=0)
     assert report.status == "rewritten"
     return onnx.load(out)
 

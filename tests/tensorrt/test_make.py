@@ -287,7 +287,7 @@ APPLY = {
 def test_every_rewritten_model_builds(library: Library, tmp_path: Path, name: str, strategy: str) -> None:
     output = tmp_path / "o.onnx"
     report = dilrewrite.optimize(
-        MODELS / f"{name}.onnx", output, strategy=strategy, verify="none", report=None, budget_s=0
+        MODELS / f"{name}.onnx", output, strategy=strategy, verify="none", report=None, budget=0
     )
     assert bool(report.rewritten) == (strategy in APPLY[name]) or strategy not in PROMISES, report.status
     if not report.rewritten:

@@ -342,7 +342,7 @@ def test_a_check_changes_nothing() -> None:
 def test_rewritten_models_take_sizes_that_nothing_divides(strategy: str, tmp_path: Path) -> None:
     """They pad at run time."""
     source = save(conv2d(size=None, batch="batch", dilation=3), tmp_path / "model.onnx")
-    report = dilrewrite.optimize(source, tmp_path / "out.onnx", strategy=strategy, verify="none", budget_s=0)
+    report = dilrewrite.optimize(source, tmp_path / "out.onnx", strategy=strategy, verify="none", budget=0)
     assert report.status == "rewritten"
     model = onnx.load(tmp_path / "out.onnx")
     assert {node.op_type for node in model.graph.node} & {"SpaceToDepth", "Reshape", "Slice"}
@@ -352,7 +352,7 @@ def test_rewritten_models_take_sizes_that_nothing_divides(strategy: str, tmp_pat
 @needs_rtx
 def test_and_engines_of_them_are_built(tmp_path: Path) -> None:
     source = save(conv2d(size=None, batch="batch", dilation=3), tmp_path / "model.onnx")
-    dilrewrite.optimize(source, tmp_path / "out.onnx", strategy="space_to_batch", verify="none", budget_s=0)
+    dilrewrite.optimize(source, tmp_path / "out.onnx", strategy="space_to_batch", verify="none", budget=0)
     model = onnx.load(tmp_path / "out.onnx")
     made = built(model, settle(model, asked(["x:1x2x7x8"], ["x:2x2x16x17"], ["x:3x2x100x101"]), WHERE))
     assert not [text for text in made.warnings if "profile" in text.lower()]

@@ -145,7 +145,7 @@ def test_a_model_that_draws_is_rewritten(tmp_path: Path) -> None:
     draw = helper.make_node("RandomNormalLike", ["c"], ["r"])
     nodes = [conv, draw, helper.make_node("Add", ["c", "r"], ["y"])]
     proto = build(nodes, {"x": [1, 8, 64]}, {"y": [1, 8, 64]}, {"w": values(8, 8, 3)})
-    report = dilrewrite.optimize(save(proto, tmp_path / "m.onnx"), strategy="im2col", budget_s=1, report=None)
+    report = dilrewrite.optimize(save(proto, tmp_path / "m.onnx"), strategy="im2col", budget=1, report=None)
     assert (report.exit_code, report.status) == (0, "rewritten")
 
 

@@ -86,7 +86,7 @@ def equality(report: Report) -> str:
 
 
 def _destination(report: Report) -> str:
-    return report.output or ("dry run: nothing written" if report.options.get("dry_run") else "nothing written")
+    return report.output or ("dry run: nothing written" if report.options.get("dry_run") else "no file written")
 
 
 def _output(report: Report, name: str = "") -> str:
@@ -119,7 +119,7 @@ def _answer(report: Report) -> str:
     after = report.after.path if report.after is not None else "the other model"
     match report.status:
         case "rewritten":
-            verb = "rewrote" if report.output is not None else "would rewrite"
+            verb = "would rewrite" if report.options.get("dry_run") else "rewrote"
             speed = f": {_gained(report.measurement)}" if report.measurement is not None else ""
             what = f"{report.rewritten} of {convs}{within(report)}"
             if not report.rewritten and taken(report):
@@ -272,7 +272,7 @@ def next_steps(report: Report) -> list[str]:
     """Return what a user may do who wants more, most promising first."""
     measurement, chosen = report.measurement, report.status in CHOSEN
     if measurement is None:
-        unmeasured = chosen and report.options.get("budget_s") == 0
+        unmeasured = chosen and report.options.get("budget") == 0
         return ["nothing was measured: without --budget 0 every form is timed"] if unmeasured else []
     if measurement.estimated_s is not None:
         return []

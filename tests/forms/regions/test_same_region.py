@@ -43,7 +43,7 @@ def test_is_a_form_of_every_region() -> None:
 def test_goes_the_whole_way_to_the_report(setting: str, tmp_path: Path) -> None:
     onnx.save(between("b = Relu (a)"), tmp_path / "m.onnx")
     report = dilrewrite.optimize(
-        tmp_path / "m.onnx", tmp_path / "out.onnx", strategy=f"same_region{setting}", budget_s=0, report=tmp_path / "r"
+        tmp_path / "m.onnx", tmp_path / "out.onnx", strategy=f"same_region{setting}", budget=0, report=tmp_path / "r"
     )
     assert report.status == "rewritten"
     (taken,) = (region for region in report.regions if region.action == "rewritten")
