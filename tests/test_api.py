@@ -95,6 +95,7 @@ def test_measuring_a_model_in_memory_leaves_no_file(home: Path) -> None:
     assert "dilrewrite/timings.sqlite" in left(home)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_is_named_is_written(home: Path) -> None:
     report = dilrewrite.optimize(
         conv1d(), "out.onnx", strategy="im2col", report="told", save_decisions="decisions.json", cache="timings.sqlite"
