@@ -4,4 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export NO_MKDOCS_2_WARNING=1
-exec "${PYTHON:-python}" -m mkdocs build --strict --site-dir "${1:-site}"
+site=$(realpath -m "${1:-site}")
+"${PYTHON:-python}" -m mkdocs build --strict --site-dir "$site"
+if grep -rnoE '<(script|link|img|iframe)[^>]+(src|href)="?https?:[^ ]*' "$site" --include='*.html'; then
+  echo "pages load nothing from other hosts, these do"
+  exit 1
+fi

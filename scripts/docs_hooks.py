@@ -43,14 +43,9 @@ def options() -> Iterator[str]:
         yield f"\n## {name.capitalize()}\n\n{(stage.__doc__ or '').strip()}\n"
         yield "| option | value | in Python | default | what it does |\n|---|---|---|---|---|"
         for one in stage.options().values():
-            cells = [
-                f"`{one.flags}`",
-                one.metavar and f"`{one.metavar}`",
-                f"`{one.name}`",
-                f"`{one.default}`",
-                one.help,
-            ]
-            yield "| " + " | ".join((cell or "").replace("|", "\\|") for cell in cells) + " |"
+            value = (one.metavar or "").replace("|", ", ")
+            default = "" if one.default in (None, (), False) else f"`{one.default}`"
+            yield f"| `{one.flags}` | {value} | `{one.name}` | {default} | {one.help} |"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -503,6 +503,12 @@ PRIVATE = (
     r"runs a block, in the same order",
     r"of those gains",
     r"whatever (else )?was found",
+    r"loses each of the first six pairs",
+    r"their ratio is told",
+    r"is in the report as a doubt",
+    r"tool had chosen none",
+    r"that the clock does not see",
+    r"layout of the rewrite",
 )
 """What people do not say: see the sentences with them before they were mended, in the history of these pages."""
 
