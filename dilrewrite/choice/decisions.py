@@ -16,6 +16,7 @@ from typing import Any
 
 from dilrewrite._version import __version__
 from dilrewrite.errors import UsageError, shown
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import parse
 from dilrewrite.sites import Found, Site
@@ -35,9 +36,13 @@ class Decided:
 
 def digest(site: Site) -> str:
     """Return 16 hexadecimal digits for all that decides how a site can be rewritten."""
-    conv = isinstance(site.meaning, ConvGeometry)
+    meaning = site.meaning
+    if isinstance(meaning, ConvGeometry):
+        geometry: object = dataclasses.asdict(meaning)
+    else:
+        geometry = meaning.text() if isinstance(meaning, Chain) else repr(meaning)
     data = {
-        "geometry": dataclasses.asdict(site.geometry) if conv else repr(site.meaning),
+        "geometry": geometry,
         "opset": site.opset,
         "storage": site.storage,
         "weight": site.fixed_weights,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from dilrewrite.forms.fragment import AttributeValue
@@ -92,7 +92,22 @@ class Chain:
         """Return a hash of what the chain does."""
         return hash((tuple((link.op, link.inputs, link.outputs) for link in self.links), self.inputs, self.outputs))
 
+    def text(self) -> str:
+        """Return all that the chain says as text, the same for equal chains and in every process."""
+        return repr(_ordered(self))
+
     def rank(self, name: str) -> int | None:
         """Return the number of axes of a tensor."""
         shape = self.shapes.get(name)
         return None if shape is None else len(shape)
+
+
+def _ordered(value: object) -> object:
+    """Return a value with sets and mappings in sorted order: theirs differs from process to process."""
+    if isinstance(value, Chain | Link):
+        return tuple((each.name, _ordered(getattr(value, each.name))) for each in fields(value))
+    if isinstance(value, Mapping):
+        return tuple((key, _ordered(value[key])) for key in sorted(value))
+    if isinstance(value, Set):
+        return tuple(sorted(value))
+    return tuple(map(_ordered, value)) if isinstance(value, tuple) else value

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -237,6 +240,35 @@ def test_decisions_hold_regions(scripted: Ask, tmp_path: Path) -> None:
     onnx.save(chain(2, 4, 3), path)
     with pytest.raises(UsageError, match="is not what was decided about"):
         dilrewrite.optimize(path, tmp_path / "other.onnx", decisions=saved)
+
+
+KNOWN_AGAIN = """
+import sys
+from types import SimpleNamespace
+import onnx
+from onnx.numpy_helper import to_array
+from dilrewrite.choice.decisions import digest
+from dilrewrite.proof.carve import Source
+from dilrewrite.sites.find import find
+from dilrewrite.timing import stretch
+
+model = onnx.load(sys.argv[1])
+for site in find(model, regions=True).regions:
+    names = {(site.scope, name): (1, 2, 20) for name in site.inputs}
+    profiled, types = SimpleNamespace(tensors=names), dict.fromkeys(names, (1, None))
+    print(site.key, digest(site), stretch.ask(Source(model), site, profiled, types, to_array).key)
+"""
+
+
+def test_regions_are_known_again_in_another_process() -> None:
+    """Decisions and timings are kept under what a region is, not under the order in which a process holds its sets."""
+    told = []
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", KNOWN_AGAIN, str(tiny.MODELS / "causal_tcn.onnx")]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        told.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert told[0] == told[1]
+    assert len(told[0].splitlines()) > 1
 
 
 def test_lifting_without_dilation_is_asked_for(scripted: Ask) -> None:
