@@ -72,6 +72,9 @@ MIDDLES: dict[str, tuple[str, dict[str, Any]]] = {
         {"c": whole(4) + 4, "m": whole(4), "v": np.arange(1, 5, dtype=np.float32)},
     ),
     "instance_norm": ("b = InstanceNormalization (a, c, m)", {"c": whole(4) + 4, "m": whole(4)}),
+    "adaptive_norm": (
+        "s = ReduceMean <axes = [0, 2], keepdims = 0> (a) b = InstanceNormalization (a, s, m)", {"m": whole(4)},
+    ),
     "layer_norm": (
         "p = Transpose <perm = [0, 2, 1]> (a) n = LayerNormalization (p, c, m) b = Transpose <perm = [0, 2, 1]> (n)",
         {"c": whole(4) + 4, "m": whole(4)},
