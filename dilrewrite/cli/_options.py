@@ -22,6 +22,7 @@ MODEL = Option("", "An ONNX model, opset 7 or later.", "MODEL", kind=Path, defau
 
 SHOWN = {
     "as_json": Option("--json", "Print the report as JSON, and nothing else, on standard output."),
+    "verbose": Option("--verbose -v", "Print every table, not one screen."),
     "quiet": Option("--quiet -q", "Print nothing but errors."),
 }
 

@@ -15,14 +15,14 @@ OTHER = replace(MODEL, help="A model to time against it.", metavar="[OTHER]", ki
 
 @command(
     "model other backend budget shapes inputs report report_format seed threads custom_op_library export_times "
-    "export_profile as_json quiet",
+    "export_profile as_json verbose quiet",
     {"model": MODEL, "other": OTHER},
     budget={"help": "How long it may take.", "default": BENCH_BUDGET_S},
 )
-def run(model: Path, other: Path | None, *, as_json: bool, quiet: bool, **options: Any) -> int:
+def run(model: Path, other: Path | None, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:
     """Time a model, or another against it in pairs: ratio with interval, and the noise of the first against itself."""
     import dilrewrite
 
     with progress(hidden=quiet or as_json) as show_progress:
         report = dilrewrite.bench(model, other, progress=show_progress, **options)
-    return show(report, as_json=as_json, quiet=quiet)
+    return show(report, as_json=as_json, verbose=verbose, quiet=quiet)

@@ -10,13 +10,13 @@ from typing import Any
 from dilrewrite.cli._common import progress, show
 from dilrewrite.cli._options import ENGINE, MODEL, command
 from dilrewrite.errors import printable
-from dilrewrite.options import Option
 
 
 @command(
-    f"model output {ENGINE} inputs save_onnx export_layer_info report report_format verbose force seed threads "
-    "as_json quiet",
-    {"model": MODEL, "verbose": Option("--verbose", "Show TensorRT's log on standard error.")},
+    f"model output {ENGINE} inputs save_onnx export_layer_info report report_format force seed threads "
+    "as_json verbose quiet",
+    {"model": MODEL},
+    verbose={"help": "Print every table, and TensorRT's log on standard error."},
     output={"help": "[default: MODEL.engine]", "metavar": "ENGINE"},
     force={"help": "Replace an existing engine."},
 )
@@ -26,7 +26,7 @@ def run(model: Path, output: Path | None, *, as_json: bool, quiet: bool, verbose
 
     with progress(hidden=quiet or as_json or verbose) as show_progress, _told(shown=verbose) as tell:
         report = dilrewrite.build(model, output, progress=show_progress, tell=tell, **options)
-    return show(report, as_json=as_json, quiet=quiet)
+    return show(report, as_json=as_json, verbose=verbose, quiet=quiet)
 
 
 @contextmanager

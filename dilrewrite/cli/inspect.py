@@ -7,22 +7,25 @@ from typing import Any
 
 import typer
 
-from dilrewrite.cli._common import show
+from dilrewrite.cli._common import progress, show
 from dilrewrite.cli._options import MODEL, command
 from dilrewrite.errors import UsageError
 
 
 @command(
-    "model max_dilation profile backend shapes inputs threads custom_op_library report report_format as_json quiet",
+    "model max_dilation profile backend shapes inputs threads custom_op_library report report_format as_json "
+    "verbose quiet",
     {"model": MODEL},
 )
-def run(model: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
+def run(model: Path, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:
     """List every dilated Conv, the forms that apply and why others refuse; of an engine, what its side-car says."""
     import dilrewrite
     from dilrewrite.tensorrt import sidecar
 
     if not sidecar.is_engine(model):
-        return show(dilrewrite.inspect(model, **options), as_json=as_json, quiet=quiet)
+        with progress(hidden=quiet or as_json):
+            report = dilrewrite.inspect(model, **options)
+        return show(report, as_json=as_json, verbose=verbose, quiet=quiet)
     for option in ("profile", "report", "report_format"):
         if options[option]:
             flag = f"--{option.replace('_', '-')}"
@@ -33,5 +36,5 @@ def run(model: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
     elif not quiet:
         from dilrewrite.reports.formats import console
 
-        console.show(engine)
+        console.show(engine, verbose=verbose)
     return 0

@@ -20,10 +20,10 @@ OWN = {
 @command(
     "model output strategy eliminate max_dilation lift_all only skip backend budget min_gain_percent decisions "
     f"save_decisions cache no_cache build_engine engine {ENGINE} shapes inputs verify report report_format no_report "
-    "rtol atol external_data dry_run force seed threads custom_op_library as_json quiet",
+    "rtol atol external_data dry_run force seed threads custom_op_library as_json verbose quiet",
     OWN,
 )
-def run(model: Path, output: Path | None, *, as_json: bool, quiet: bool, **options: Any) -> int:
+def run(model: Path, output: Path | None, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:
     """Rewrite dilated Convs where that is faster; prove the result, write it and a folder of reports beside it."""
     import dilrewrite
 
@@ -37,4 +37,4 @@ def run(model: Path, output: Path | None, *, as_json: bool, quiet: bool, **optio
     options["report"] = None if options.pop("no_report") else options["report"] or "beside"
     with progress(hidden=quiet or as_json) as show_progress:
         report = dilrewrite.optimize(model, output, progress=show_progress, **options)
-    return show(report, as_json=as_json, quiet=quiet)
+    return show(report, as_json=as_json, verbose=verbose, quiet=quiet)

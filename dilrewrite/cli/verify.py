@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dilrewrite.cli._common import show
+from dilrewrite.cli._common import progress, show
 from dilrewrite.cli._options import MODEL, command
 
 MODELS = {
@@ -16,10 +16,13 @@ MODELS = {
 
 
 @command(
-    "before after shapes inputs report report_format rtol atol seed threads custom_op_library as_json quiet", MODELS
+    "before after shapes inputs report report_format rtol atol seed threads custom_op_library as_json verbose quiet",
+    MODELS,
 )
-def run(before: Path, after: Path, *, as_json: bool, quiet: bool, **options: Any) -> int:
+def run(before: Path, after: Path, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:
     """Compare two models: interface, checker findings, outputs on several inputs. Exit code 3 when they differ."""
     import dilrewrite
 
-    return show(dilrewrite.verify(before, after, **options), as_json=as_json, quiet=quiet)
+    with progress(hidden=quiet or as_json):
+        report = dilrewrite.verify(before, after, **options)
+    return show(report, as_json=as_json, verbose=verbose, quiet=quiet)

@@ -77,6 +77,6 @@ def _written(model: Model, engine: engines.Engine, target: Path, result: Report,
         if places.export_layer_info is not None:
             staging.add_text(places.export_layer_info, sidecar.layer_information(engine.report))
         if places.report is not None:
-            write_reports(result, places.report, staging, places.report_format)
+            result = write_reports(result, places.report, staging, places.report_format)
         staging.commit()
     return result

@@ -278,7 +278,7 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             if places.save_decisions is not None:
                 staging.add_text(places.save_decisions, _decisions(result, done.chosen))
         if job.reports is not None and (places.report is not None or result.status != "dilation left"):
-            write_reports(result, job.reports, staging, places.report_format)
+            result = write_reports(result, job.reports, staging, places.report_format)
         staging.commit()
     return result
 

@@ -79,7 +79,7 @@ class Run:
         places = self.options.places
         if places.report is not None:
             with Staging() as staging:
-                write_reports(result, places.report, staging, places.report_format)
+                result = write_reports(result, places.report, staging, places.report_format)
                 staging.commit()
         return result
 

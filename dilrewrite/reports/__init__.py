@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dilrewrite.errors import UsageError, shown
@@ -44,16 +45,19 @@ def check_report_folder(
                 raise unusable(f"{name} would replace {shown(other)}")
 
 
-def write_reports(report: Report, folder: Path, staging: Staging, formats: Sequence[str] = ()) -> None:
+def write_reports(report: Report, folder: Path, staging: Staging, formats: Sequence[str] = ()) -> Report:
     """Stage the formats of these names, the usual ones when there is none, into `folder`, which is made when need be.
 
-    A report of before is replaced, another file only if the staging replaces files.
-    Raises ValueError for times that were not measured, `UsageError` for an unknown format.
+    Returns the report with the paths of its files. A report of before is replaced, another file only if the staging
+    replaces files. Raises ValueError for times that were not measured, `UsageError` for an unknown format.
     """
     measurement = report.measurement
     if measurement is not None and measurement.source is not TimeKind.MEASURED:
         raise ValueError(f"times that are {measurement.source}, not measured, are in no report")
     files = written(formats)
     staging.make_folder(folder)
+    places = sorted((folder / name for name in files), key=lambda place: place.suffix != ".html")
+    report = replace(report, files=tuple(map(shown, places)))
     for name, form in files.items():
         staging.add_text(folder / name, form.render(report), force=is_report(folder / name))
+    return report

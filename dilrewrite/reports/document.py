@@ -235,3 +235,25 @@ class Document:
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
     closing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Lines of a screen under one name, what matters most first. Those that find no room are counted.
+
+    `tone`: of all of them; `whole`: none is shortened, or left out (a path, say).
+    """
+
+    name: str
+    items: tuple[str, ...]
+    tone: str = ""
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What one screen says of a report: the answer, which is short here, and rows."""
+
+    tone: str
+    answer: str
+    rows: tuple[Rows, ...]

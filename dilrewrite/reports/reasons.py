@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.chain import Chain
 from dilrewrite.proof.inputs import SPELL_PADS
+from dilrewrite.reports.units import inverse
 from dilrewrite.sites import Skipped
 from dilrewrite.timing.outcome import FormTiming, Outcome
 from dilrewrite.timing.stopwatch import Comparison
 
 LARGEST_FLOAT16 = 65504
+SAME = "as fast"  # less than half a percent apart
 
 CONDITIONS = {
     Condition.FINITE_INPUTS: "finite inputs",
@@ -51,15 +55,15 @@ WORDS = {
     Reason.LESS_THAN_SITES: "its Convs' own forms, or those of a region that shares nodes with it, are better",
     Reason.WRONG: "a form is wrong",
     Reason.UNPROVED: "{why.strategy} was not proved: {why.said}",
-    Reason.TIMED: "takes {timing} of {whole}'s time",
-    Reason.FASTEST: "the fastest of {why.number} forms timed: takes {timing} of {whole}'s time",
+    Reason.TIMED: "{timing} {than} {whole}{interval}",
+    Reason.FASTEST: "the fastest of {why.number} forms timed: {timing} {than} {whole}{interval}",
     Reason.ESTIMATED: "the cheapest by estimate without dilation; {because}",
-    Reason.SLOWER: "keep won by {ratio} over {why.strategy}{rest}",
-    Reason.TIE: "no form is faster beyond noise: {why.strategy} takes {timing} of the time{rest}",
+    Reason.SLOWER: "the best other form, {why.strategy}, is {timing}{interval}{rest}",
+    Reason.TIE: "no form is faster beyond noise: in these runs the best, {why.strategy}, is {timing}{interval}{rest}",
     Reason.UNTIMED: "{forms}",
-    Reason.NOT_CONFIRMED: "{why.strategy} takes {timing} of the time here, but the whole model is not faster with it "
-    "beyond noise; it takes {whole_model}",
-    Reason.VERSION_FAILED: "{why.strategy} takes {timing} of the time here, but the whole model failed: {why.said}",
+    Reason.NOT_CONFIRMED: "{why.strategy} is {timing} here{interval}, but the whole model is not faster with it beyond "
+    "noise: {whole_model}",
+    Reason.VERSION_FAILED: "{why.strategy} is {timing} here{interval}, but the whole model failed: {why.said}",
     Reason.ONLY_FORM: "it is the only one",
     Reason.CANNOT_MATTER: "cannot matter: {share} of the time",
     Reason.PLANNED: "would be measured: {count}",
@@ -78,16 +82,27 @@ WORDS = {
 }
 
 
-def times(ratio: float) -> str:
-    """Return a ratio of times."""
-    return f"{ratio:.2f}x"
-
-
-def between(comparison: Comparison | None) -> str:
-    """Return a ratio with its interval: `0.71x (0.69 to 0.73)`; empty where there is none."""
+def speed(comparison: Comparison | None) -> str:
+    """Return how a form compares with the original: `1.41x faster`; empty where that is not known."""
     if comparison is None:
         return ""
-    return f"{times(comparison.ratio)} ({comparison.low:.2f} to {comparison.high:.2f})"
+    slower = comparison.ratio > 1
+    factor = f"{comparison.ratio if slower else inverse(comparison.ratio):.2f}"
+    return SAME if factor == "1.00" else f"{factor}x {'slower' if slower else 'faster'}"
+
+
+def interval(comparison: Comparison | None) -> str:
+    """Return the interval of that factor, with a space before it: ` (1.37 to 1.45)`; empty where there is none."""
+    if comparison is None:
+        return ""
+    ends = (comparison.low, comparison.high)
+    low, high = ends if comparison.ratio > 1 else (inverse(ends[1]), inverse(ends[0]))
+    return f" ({low:.2f} to {high:.2f})"
+
+
+def brief(reason: str) -> str:
+    """Return a reason without its intervals."""
+    return re.sub(r" \([\d.]+ to (?:[\d.]+|inf)\)", "", reason)
 
 
 def small(share: float | None) -> str:
@@ -118,9 +133,10 @@ def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
     return WORDS[why.reason].format(
         why=why,
         backend=backend,
-        timing=between(why.timing),
-        ratio=times(why.timing.ratio) if why.timing is not None else "",
-        whole_model=between(why.whole),
+        timing=speed(why.timing),
+        than="as" if speed(why.timing) == SAME else "than",
+        interval=interval(why.timing),
+        whole_model=speed(why.whole) + interval(why.whole),
         whole="the dilated Conv" if whole == "Conv" else f"the {whole}",
         alone=f"the {whole}",
         rest=f"; {why.number} of {why.total} forms not timed" if why.number else "",

@@ -10,19 +10,20 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
 from dilrewrite import machine
 from dilrewrite._version import __version__
 from dilrewrite.errors import shown
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
+from dilrewrite.model.elements import element_name
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
 from dilrewrite.proof.prove import Proof
@@ -177,6 +178,18 @@ class RegionReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValueReport:
+    """An input or an output of a model."""
+
+    name: str
+    """Its name."""
+    element: str
+    """Type of its elements: `float32`; of what is no tensor, what it is."""
+    shape: str
+    """Its sizes as `--shape` has them, open ones by their names or `?`: `1x3xHxW`; `scalar`; may be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
     """A model, or an engine: that one's `ir_version` is 0."""
 
@@ -202,6 +215,10 @@ class ModelReport:
     """Convolutions with a dilation above 1 on a kernel axis longer than 1; 0 of an engine, which does not tell."""
     peak_bytes: int | None = None
     """Most memory that the runtime held while it ran the model, in bytes; `None` when not measured."""
+    inputs: tuple[ValueReport, ...] = ()
+    """What it takes, without weights; empty for an engine."""
+    outputs: tuple[ValueReport, ...] = ()
+    """What it gives; empty for an engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +281,8 @@ class Report:
     """Wall time per step, in seconds."""
     notes: tuple[str, ...] = ()
     """Anything else a reader should know."""
+    files: tuple[str, ...] = ()
+    """Paths of the report files that were written, the one for people first; empty for none."""
     _held: ModelProto | Path | None = field(default=None, compare=False)
     """The model that `optimize` made, or its file; no part of the report as data."""
 
@@ -296,7 +315,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """Return the result in one line: the first that the command line prints."""
+        """Return the result in one line: the first of the reports, and of the command line with `-v`."""
         from dilrewrite.reports.content.answer import answer
 
         return answer(self)
@@ -359,6 +378,7 @@ def describe_model(
         serialized = proto.SerializeToString()
         size = model.file_bytes if original else len(serialized) + _external_bytes(model, proto)
         digest = hashlib.sha256(serialized)
+    weights = {tensor.name for tensor in proto.graph.initializer}
     operators = Counter(
         node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}" for node in all_nodes(proto)
     )
@@ -372,7 +392,26 @@ def describe_model(
         nodes=sum(operators.values()),
         operators=dict(sorted(operators.items())),
         dilated=dilated,
+        inputs=_values(value for value in proto.graph.input if value.name not in weights),
+        outputs=_values(proto.graph.output),
         **more,
+    )
+
+
+def _values(values: Iterable[ValueInfoProto]) -> tuple[ValueReport, ...]:
+    return tuple(map(_value, values))
+
+
+def _value(value: ValueInfoProto) -> ValueReport:
+    kind = value.type.WhichOneof("value") or ""
+    if kind != "tensor_type":
+        return ValueReport(name=value.name, element=kind.removesuffix("_type"), shape="")
+    tensor = value.type.tensor_type
+    extents = [str(one.dim_value) if one.HasField("dim_value") else one.dim_param or "?" for one in tensor.shape.dim]
+    return ValueReport(
+        name=value.name,
+        element=element_name(tensor.elem_type) or "",
+        shape=("x".join(extents) or "scalar") if tensor.HasField("shape") else "",
     )
 
 

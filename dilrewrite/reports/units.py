@@ -193,13 +193,13 @@ def different(comparison: Comparison) -> tuple[str, str]:
         ratios = (inverse(comparison.ratio), inverse(comparison.high), inverse(comparison.low))
     factor, low, high = factors(*ratios)
     word = "faster" if comparison.high < 1 else "slower"
-    return f"{factor}x {word}", f"{_times(comparison)}, {INTERVAL} {low} to {high}x"
+    return f"{factor}x {word}", f"{medians(comparison)}, {INTERVAL} {low} to {high}x"
 
 
 def same(comparison: Comparison) -> str:
     """Return `0.99x the time (14.2 ms -> 14.1 ms, 95 % interval 0.97 to 1.02x)`."""
     centre, interval = ratio_of(comparison)
-    return f"{centre}x the time ({_times(comparison)}, {INTERVAL} {interval}x)"
+    return f"{centre}x the time ({medians(comparison)}, {INTERVAL} {interval}x)"
 
 
 def versus(comparison: Comparison, on: str = "") -> str:
@@ -210,7 +210,8 @@ def versus(comparison: Comparison, on: str = "") -> str:
     return f"{speed}{on} ({times})"
 
 
-def _times(comparison: Comparison) -> str:
+def medians(comparison: Comparison) -> str:
+    """Return `14.2 ms -> 11.7 ms`."""
     return f"{milliseconds(comparison.first.median_s)} ms -> {milliseconds(comparison.second.median_s)} ms"
 
 
@@ -218,3 +219,11 @@ def expected(ratio: float) -> str:
     """Return a predicted ratio in words: `1.18x faster`."""
     (factor,) = factors(ratio if ratio > 1 else inverse(ratio))
     return "no difference" if factor == "1.000" else f"{factor}x {'slower' if ratio > 1 else 'faster'}"
+
+
+def surely(comparison: Comparison) -> str:
+    """Return a comparison's interval in words: `95 % interval 1.18 to 1.24x faster`."""
+    if comparison.low <= 1 <= comparison.high:
+        return f"{INTERVAL} {expected(comparison.high)} to {expected(comparison.low)}"
+    word, times = difference(comparison).partition("x ")[2], different(comparison)[1]
+    return f"{times.rpartition(', ')[2]} {word}"

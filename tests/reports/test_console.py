@@ -548,17 +548,17 @@ def test_an_engine_alone_reads_as_in_its_report(name, width):
 
 
 def test_an_engine_is_shown_as_text(capsys):
-    console.show(ENGINE)
+    console.show(ENGINE, verbose=True)
     assert capsys.readouterr().out == console.to_text(ENGINE)
     file = Ascii()
-    console.show(replace(ENGINE, file=ODD), file)
+    console.show(replace(ENGINE, file=ODD), file, verbose=True)
     assert file.getvalue().isascii()
 
 
 @pytest.mark.usefixtures("plain_environment")
 def test_an_engine_is_shown_in_colour_on_a_terminal():
     file = Terminal()
-    console.show(ENGINE, file)
+    console.show(ENGINE, file, verbose=True)
     assert ANSI.search(file.getvalue())
 
 
@@ -749,15 +749,15 @@ def plain_environment(monkeypatch):
 @pytest.mark.usefixtures("plain_environment")
 def test_colour_on_a_terminal_only(monkeypatch):
     colourful, plain = Terminal(), io.StringIO()
-    console.show(REPORTS["rewritten"], colourful)
-    console.show(REPORTS["rewritten"], plain)
+    console.show(REPORTS["rewritten"], colourful, verbose=True)
+    console.show(REPORTS["rewritten"], plain, verbose=True)
     assert ANSI.search(colourful.getvalue())
     bare = [line.rstrip() for line in ANSI.sub("", colourful.getvalue()).splitlines()]
     assert bare == plain.getvalue().splitlines()
     assert plain.getvalue() == console.to_text(REPORTS["rewritten"], 100)
     monkeypatch.setenv("FORCE_COLOR", "1")
     plain = io.StringIO()
-    console.show(REPORTS["rewritten"], plain)
+    console.show(REPORTS["rewritten"], plain, verbose=True)
     assert not ANSI.search(plain.getvalue())
 
 
@@ -765,7 +765,7 @@ def test_colour_on_a_terminal_only(monkeypatch):
 def test_no_color(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     file = Terminal()
-    console.show(REPORTS["rewritten"], file)
+    console.show(REPORTS["rewritten"], file, verbose=True)
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", file.getvalue())
 
 
@@ -773,23 +773,23 @@ def test_no_color(monkeypatch):
 def test_width_of_the_terminal(monkeypatch, columns, width):
     monkeypatch.setattr("shutil.get_terminal_size", lambda _fallback=(80, 24): os.terminal_size((columns, 24)))
     monkeypatch.setattr("sys.stdout", Terminal())
-    assert formats()["console"].render(REPORTS["kept"]) == console.to_text(REPORTS["kept"], width)
+    assert formats()["console"].render(REPORTS["kept"]) == console.on_screen(REPORTS["kept"], width)
 
 
 def test_width_of_a_file(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr("sys.stdout", io.StringIO())
-    assert formats()["console"].render(REPORTS["kept"]) == console.to_text(REPORTS["kept"], 100)
+    assert formats()["console"].render(REPORTS["kept"]) == console.on_screen(REPORTS["kept"], 80)
 
 
 def test_default_is_standard_output(capsys):
-    console.show(REPORTS["kept"])
+    console.show(REPORTS["kept"], verbose=True)
     assert capsys.readouterr().out == console.to_text(REPORTS["kept"])
 
 
 def test_what_the_encoding_lacks_is_escaped():
     file = Ascii()
-    console.show(REPORTS["odd-names"], file)
+    console.show(REPORTS["odd-names"], file, verbose=True)
     assert file.getvalue().isascii()
     assert "\\u65e5" in file.getvalue()
 

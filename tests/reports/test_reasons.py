@@ -92,7 +92,7 @@ def test_other_words_miss_nothing_in_the_cache(tmp_path: Path, monkeypatch: pyte
     first = optimized(path, tmp_path, "one.onnx")
     for table in ("OUTCOMES", "WORDS", "CONDITIONS"):
         monkeypatch.setattr(reasons, table, dict.fromkeys(getattr(reasons, table), "other words"))
-    for name in ("times", "between", "small", "cause"):
+    for name in ("speed", "interval", "small", "cause"):
         monkeypatch.setattr(reasons, name, lambda *_: "other words")
     second = optimized(path, tmp_path, "two.onnx")
     assert (second.measurement.measured, second.measurement.recalled) == (0, first.measurement.measured)

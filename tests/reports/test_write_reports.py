@@ -21,11 +21,14 @@ MEASURED = [name for name, report in REPORTS.items() if report.measurement is no
 @pytest.mark.parametrize("name", ["built", "measured-layers", "bench-engines"])
 def test_every_usual_format_is_written(tmp_path, name):
     with Staging() as staging:
-        write_reports(REPORTS[name], tmp_path / "reports", staging)
+        files = write_reports(REPORTS[name], tmp_path / "reports", staging).files
         staging.commit()
+    report = replace(REPORTS[name], files=files)
     contents = {place.name: place.read_text(encoding="utf-8") for place in (tmp_path / "reports").iterdir()}
-    assert contents == {file: form.render(REPORTS[name]) for file, form in written().items()}
+    assert contents == {file: form.render(report) for file, form in written().items()}
     assert {form.filename for form in formats().values() if form.default} == set(contents)
+    assert files[0] == str(tmp_path / "reports" / "report.html")
+    assert {Path(file).name for file in files} == set(contents)
 
 
 @pytest.mark.parametrize("source", [kind for kind in TimeKind if kind is not TimeKind.MEASURED])
@@ -49,6 +52,7 @@ def test_what_is_shown_says_that_times_were_not_measured(name):
     assert "source" not in dict(content.timing.measuring(report))
     report = replace(report, measurement=replace(report.measurement, source=TimeKind.ESTIMATED, unit=TimeUnit.CYCLES))
     assert dict(content.timing.measuring(report))["source"] == "estimated, in cycles: NOT MEASURED"
+    assert "NOT MEASURED: estimated, in cycles" in console.on_screen(report)
     shown = console.to_text(report)
     assert "estimated, in cycles: NOT MEASURED" in shown
     assert not re.search("^(measuring|forms, as measured)", shown, re.MULTILINE | re.IGNORECASE)

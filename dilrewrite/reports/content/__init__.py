@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import answer, engine, forms, models, regions, sites, timing
+from dilrewrite.reports.content.screen import engine_screen as engine_screen
+from dilrewrite.reports.content.screen import screen as screen
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import TimeKind
 from dilrewrite.tensorrt.sidecar import EngineReport

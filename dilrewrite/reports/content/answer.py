@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from dilrewrite import machine
 from dilrewrite.proof.verdict import Verdict
@@ -104,6 +106,26 @@ def _output(report: Report, name: str = "") -> str:
 # -- the answer ------------------------------------------------------------------------------------------------------
 
 
+def verdict(report: Report) -> str:
+    """Return the answer for a screen, where paths, intervals and most reasons stand in rows of their own."""
+    report = _without_folders(report)
+    nothing = "; dry run: nothing written" if report.options.get("dry_run") else ""
+    match report.status:
+        case "rewritten":
+            return clean(f"{_rewrote(report, brief=True)}; {equality(report)}{nothing}")
+        case "kept" | "inconclusive":
+            return clean(f"{_kept(report, _convs(report), brief=True)}{nothing}")
+        case "measured":
+            return clean(_benched(report, brief=True))
+        case "inspected":
+            convs = count(_convs(report), "dilated Conv") if _convs(report) else "no dilated Conv"
+            return clean(f"{convs} in {report.before.path}{time_of_convs(report)}")
+        case "built" if report.engine is not None:
+            return clean(f"built {engines.short(report.engine)} in {seconds(report.engine.build_seconds)}")
+        case _:
+            return clean(_answer(report))
+
+
 def answer(report: Report) -> str:
     """Return the answer in one line."""
     text, engine = _answer(report), report.engine
@@ -113,21 +135,43 @@ def answer(report: Report) -> str:
     return clean(text)
 
 
+def _without_folders(report: Report) -> Report:
+    """Return the report with short names for the models that are compared: the rows of a screen have their paths."""
+    both = [model for model in (report.before, report.after) if model is not None]
+    if report.command not in ("bench", "verify", "inspect"):
+        return report
+    names = [Path(model.path).name for model in both]
+    if len(set(names)) < len(names):
+        names = ["the first model", "the second model"]
+    before, *after = (replace(model, path=name) for model, name in zip(both, names, strict=True))
+    return replace(report, before=before, after=after[0] if after else None)
+
+
+def _convs(report: Report) -> int:
+    """Return how many dilated convolutions there are, with those that are never rewritten."""
+    return len(report.sites) + sum(node.convolution for node in report.skipped)
+
+
+def _rewrote(report: Report, *, brief: bool = False) -> str:
+    """Return what was rewritten, and what that gained."""
+    verb = "would rewrite" if report.options.get("dry_run") else "rewrote"
+    speed = f": {_gained(report.measurement, brief=brief)}" if report.measurement is not None else ""
+    what = f"{report.rewritten} of {count(_convs(report), 'dilated Conv')}{within(report)}"
+    if not report.rewritten and taken(report):
+        what = f"{within(report).removeprefix(' in ')}, without dilation"
+    return f"{verb} {what}{speed}{_unclear(report)}"
+
+
 def _answer(report: Report) -> str:
-    total = len(report.sites) + sum(node.convolution for node in report.skipped)
+    total = _convs(report)
     convs, before = count(total, "dilated Conv"), report.before.path
     after = report.after.path if report.after is not None else "the other model"
     match report.status:
         case "rewritten":
-            verb = "would rewrite" if report.options.get("dry_run") else "rewrote"
-            speed = f": {_gained(report.measurement)}" if report.measurement is not None else ""
-            what = f"{report.rewritten} of {convs}{within(report)}"
-            if not report.rewritten and taken(report):
-                what = f"{within(report).removeprefix(' in ')}, without dilation"
-            done = f"{verb} {what}{speed}{_unclear(report)}"
-            return f"{done}; {equality(report)}; {_destination(report)}"
+            return f"{_rewrote(report)}; {equality(report)}; {_destination(report)}"
         case "kept" | "inconclusive":
-            return _kept(report, total)
+            destination = _destination if report.measurement is not None and report.measurement.estimated_s else _output
+            return f"{_kept(report, total)}; {destination(report)}"
         case "nothing to rewrite":
             what = "no dilated Conv" if not total else f"none of {convs} can be rewritten"
             return f"nothing to rewrite: {what}; {_output(report, 'the output')}"
@@ -147,7 +191,8 @@ def _answer(report: Report) -> str:
         case "not compared":
             return f"NOT COMPARED: {before} and {after} have the same interface; {equality(report)}"
         case "inspected":
-            return f"{convs if total else 'no dilated Conv'} in {before}{_spent(report) if total else ''}"
+            work = work_of_convs(report)
+            return f"{convs if total else 'no dilated Conv'} in {before}{time_of_convs(report)}{work and f'; {work}'}"
         case "measured":
             return _benched(report)
         case "built" if report.engine is not None:
@@ -157,18 +202,19 @@ def _answer(report: Report) -> str:
             return report.status
 
 
-def _kept(report: Report, total: int) -> str:
+def _kept(report: Report, total: int, *, brief: bool = False) -> str:
+    """Return what was kept, and why."""
     measurement, other = report.measurement, total - len(report.sites)
     kept = f"all {total}" if total > 1 else "the only dilated Conv"
     others = f" ({other} of them cannot be rewritten)" if other else ""
     if measurement is None:
-        return f"kept {kept}{others}: {why_kept(report)}; {_output(report)}"
+        return f"kept {kept}{others}: {why_kept(report)}"
     if measurement.estimated_s:
         about = f"measuring their forms would take about {seconds(measurement.estimated_s)}{on(measurement)}"
-        return f"{count(total, 'dilated Conv')}{others}: {about}; {_destination(report)}"
+        return f"{count(total, 'dilated Conv')}{others}: {about}"
     if report.status == "inconclusive":
-        return f"INCONCLUSIVE, kept {kept}{others}: {_unseen(report, measurement)}; {_output(report)}"
-    return f"kept {kept}{others}: {_unbeaten(report, measurement)}; {_output(report)}"
+        return f"INCONCLUSIVE, kept {kept}{others}: {_unseen(report, measurement)}"
+    return f"kept {kept}{others}: {_unbeaten(report, measurement, brief=brief)}"
 
 
 def _on_padding(sites: Sequence[SiteReport]) -> tuple[int, float, int]:
@@ -178,19 +224,24 @@ def _on_padding(sites: Sequence[SiteReport]) -> tuple[int, float, int]:
     return total, sum(adds * share for adds, share in known) / (total or 1), len(known)
 
 
-def _spent(report: Report) -> str:
-    """Return how much of the model's time goes to its dilated Convs, as far as profiled, and their work."""
+def time_of_convs(report: Report) -> str:
+    """Return how much of the model's time goes to its dilated Convs, as far as profiled, after a semicolon."""
     known, number = [site.share for site in report.sites if site.share is not None], len(report.sites)
     some = "" if len(known) == number else f" for {len(known)} of them"
-    time = f"; {percent(sum(known))} of its time{some}{on(report.measurement)}" if known else ""
+    return f"; {percent(sum(known))} of its time{some}{on(report.measurement)}" if known else ""
+
+
+def work_of_convs(report: Report) -> str:
+    """Return the work of a model's dilated Convs; empty where no size is known."""
     total, share, sized = _on_padding(report.sites)
-    where = "" if sized == number else f" in the {sized} of known size"
-    work = f"; {units.amount(total)} multiply-adds{where}, {percent(share)} of them on padding only"
-    return f"{time}{work if total else ''}"
+    where = "" if sized == len(report.sites) else f" in the {sized} of known size"
+    return f"{units.amount(total)} multiply-adds{where}, {percent(share)} of them on padding only" if total else ""
 
 
-def _gained(measurement: Measurement) -> str:
+def _gained(measurement: Measurement, *, brief: bool = False) -> str:
     """Return what rewriting gained or lost: timed, predicted, or how long it would take to know."""
+    if measurement.final is not None and brief:
+        return f"{units.difference(measurement.final)} ({units.medians(measurement.final)})"
     if measurement.final is not None:
         return units.versus(measurement.final, on(measurement))
     if measurement.estimated_s:
@@ -200,7 +251,7 @@ def _gained(measurement: Measurement) -> str:
     return f"not timed as a whole{on(measurement)}"
 
 
-def _unbeaten(report: Report, measurement: Measurement) -> str:
+def _unbeaten(report: Report, measurement: Measurement, *, brief: bool = False) -> str:
     """Return why every site was kept, by what measuring found."""
     timed, untimed = ([site for site in report.sites if was_measured(site) is asked] for asked in (True, False))
     regions = sum(map(was_measured, report.regions))
@@ -217,6 +268,8 @@ def _unbeaten(report: Report, measurement: Measurement) -> str:
         what = "the dilated Conv" if len(report.sites) == 1 else "the dilated Convs"
         nothing = "nothing measured" if untimed else "nothing"
         text = f"{nothing} beats {what}{on(measurement)} ({many} {how})"
+    if brief:
+        return text
     others = "" if not timed else "the others: " if len(untimed) > 1 else "the other: "
     rest = f"; {others}{why_kept(report, untimed)}" if untimed else ""
     return f"{text}{f'; {units.versus(measurement.final)}' if measurement.final is not None else ''}{rest}"
@@ -250,7 +303,7 @@ def _unclear_parts(report: Report) -> tuple[int, int]:
     return sum(map(unclear, report.sites)), sum(map(unclear, open_regions(report.regions, report.sites)))
 
 
-def _benched(report: Report) -> str:
+def _benched(report: Report, *, brief: bool = False) -> str:
     """Return what `bench` found: two models against each other, or the time of one."""
     measurement, before = report.measurement, report.before.path
     after = report.after.path if report.after is not None else None
@@ -258,6 +311,10 @@ def _benched(report: Report) -> str:
     if measurement is None or measurement.final is None:
         return f"not timed: {before}{f' and {after}' if after is not None else ''}{where}"
     final, own = measurement.final, own_noise(report)
+    if after is not None and brief:
+        speed = units.difference(final)
+        what = f"{after} is {speed} than {before}" if speed != "no difference" else f"{after} and {before}: {speed}"
+        return f"{what} ({units.medians(final)})"
     if after is not None and final.low <= 1 <= final.high:
         return f"no difference beyond noise between {before} and {after}{where}: {units.same(final)}"
     if after is not None:

@@ -1,0 +1,190 @@
+"""What the command line prints without -v: one screen, which begins and ends with the answer."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from dilrewrite.reports.content.answer import verdict
+from dilrewrite.reports.formats import console, formats
+from dilrewrite.reports.report import Report
+from tests.reports.examples import (
+    BEFORE,
+    CHECK,
+    ENGINE,
+    ENGINE_ON_GPU,
+    EQUAL,
+    MEASURED,
+    REPORTS,
+    check_golden,
+    conv,
+    kept,
+    lost,
+    region,
+    site,
+    versus,
+    won,
+)
+
+KINDS = (
+    *("measured", "measured-kept", "measured-inconclusive", "measured-eliminate", "differs", "not-valid"),
+    *("dilation-left", "regions", "inspected", "bench", "equal", "built"),
+)
+"""A report of each kind; the golden file shows them all."""
+FILES = ("models/x.dilrewrite.report/report.html", "models/x.dilrewrite.report/report.json")
+
+
+def rows(text: str, width: int = 80) -> int:
+    """How many lines of a terminal a text takes: one that is too long goes on in the next."""
+    return sum(max(-(-cell_len(line) // width), 1) for line in text.splitlines())
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def crowd(report: Report) -> Report:
+    """A report with more of everything: names, reasons, doubts, notes and failures of any length."""
+    words = "because of something that takes many words to say, and still more of them, until it is long enough"
+    return replace(
+        report,
+        sites=(
+            *report.sites,
+            *(
+                make(f"a/rather/long/module/path/of/some/exporter/{i}/conv", geometry=conv(group=i + 1), reason=reason)
+                for i in range(40)
+                for make, reason in ((won, f"for reason {'x' * i}: {words}"), (lost, f"for reason {'y' * i}: {words}"))
+            ),
+        ),
+        regions=(*report.regions, *(region(f"stem{i}", reason=f"{'z' * i} {words}") for i in range(1, 9))),
+        remaining=tuple(f"main/{i}: {words}" for i in range(9)) if report.status == "dilation left" else (),
+        notes=tuple(f"note {i}: {words}" for i in range(9)),
+        measurement=replace(report.measurement or MEASURED, doubts=tuple(f"doubt {i}: {words}" for i in range(9))),
+        before=replace(
+            report.before, inputs=BEFORE.inputs * 9, outputs=BEFORE.outputs * 9, path=f"models/{'long/' * 20}x.onnx"
+        ),
+        verdict=replace(report.verdict or EQUAL, failures=() if not report.verdict else report.verdict.failures * 30),
+        files=tuple(f"models/{'long/' * 20}{file}" for file in FILES),
+        output=report.output and f"models/{'long/' * 20}x.onnx",
+    )
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("change", [lambda report: report, lambda report: replace(report, files=FILES), crowd])
+def test_one_screen(name, change):
+    """At 80 columns no more than 24 lines, and the last of them hold the path of the report and the answer."""
+    report = change(REPORTS[name])
+    text = console.on_screen(report, 80)
+    assert rows(text) <= 24, text
+    answer = verdict(report)[:7]
+    lines = text.splitlines()
+    last = next(place for place, line in enumerate(lines) if line.startswith("report"))
+    assert (report.files[0] if report.files else "--report DIR") in lines[last]
+    top, bottom = lines[: lines.index("")], lines[last + 1 :]
+    assert top == bottom
+    assert top[0].startswith(answer)
+    assert 1 <= len(top) <= console.ANSWER_LINES
+
+
+@pytest.mark.parametrize("width", [40, 72, 80, 100, 200])
+@pytest.mark.parametrize("name", REPORTS)
+def test_no_word_is_broken(name, width):
+    """What a line ends with and the next begins with are words of the text, unless one fits no line."""
+    words = {word.rstrip(",;:(") for word in console.on_screen(REPORTS[name], 10**6).split()}
+    more = r"\band \d+ more \(-v shows all\)"
+    for word in re.sub(more, "", console.on_screen(REPORTS[name], width)).split():
+        assert word.rstrip(",;:(") in words or "..." in word, word
+
+
+def test_golden():
+    told = "".join(f"$ {name}\n{console.on_screen(replace(REPORTS[name], files=FILES))}\n" for name in KINDS)
+    check_golden("screens.txt", told)
+
+
+@pytest.mark.parametrize("number", [1, 5, 60])
+def test_every_doubt_is_shown_or_counted(number):
+    doubts = tuple(f"doubt {i} is this one" for i in range(number))
+    report = replace(REPORTS["measured"], measurement=replace(MEASURED, doubts=doubts))
+    text = console.on_screen(report)
+    shown = [line for line in text.splitlines() if line.startswith("! ")]
+    more = re.search(r"and (\d+) more \(-v shows all\)", text)
+    assert all(f"doubt {i} is" in line for i, line in enumerate(shown))
+    assert len(shown) + (int(more[1]) if more else 0) == number
+    assert len(shown) == number or number > 5
+
+
+def test_the_ratio_has_one_direction():
+    for name in REPORTS:
+        text = re.sub(r"estimated (at )?[\d.]+( to [\d.]+)?x", "", flat(console.on_screen(REPORTS[name])))
+        assert not re.findall(r"\b\d+\.\d+x(?! (?:slower|faster))", text), text
+
+
+def test_equal_convs_are_one_line():
+    sites = tuple(kept(f"stage{i}/conv") for i in range(24))
+    text = console.on_screen(replace(REPORTS["inspected"], sites=(*sites, site("other", geometry=conv(group=2)))))
+    assert "24x 3x3 d12 s1 g1 256->256 28x28 p12: stage0/conv, stage1/conv and 22 more" in flat(text)
+    assert text.count("3x3 d12") == 2
+
+
+def test_inspect_shows_inputs_outputs_and_sizes_first():
+    lines = console.on_screen(REPORTS["inspected"]).partition("\n\n")[2].splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["inputs", "outputs", "model", "work"]
+    assert flat(lines[0]) == "inputs image float32 1x3xHxW"
+    assert "1.10 MiB" in lines[2]
+
+
+def test_groups_name_their_nodes_and_why():
+    text = flat(console.on_screen(REPORTS["measured"]))
+    assert "5 Convs (stage0, stage1 and 3 more, 50.5 % of the time): 1.52x faster than the dilated Conv" in text
+    assert "2 Convs (head/a, head/b, 2.4 % of the time): the best other form, tap_zones, is 1.31x slower" in text
+    assert "onnxruntime_cpu (onnxruntime 1.24.0), Some Processor 9000, threads 8, image:1x3x224x224" in text
+
+
+def test_kept_sites_that_differ_in_numbers_and_forms_are_one_group():
+    text = flat(console.on_screen(REPORTS["kept"]))
+    assert "8 Convs (stage0/conv, stage1/conv and 6 more): " in text
+    assert text.count("is estimated at") == 2 + text.count("kept all 8: the cheapest") - 1
+
+
+def test_an_engine():
+    for engine in (ENGINE, ENGINE_ON_GPU):
+        text = console.on_screen(engine)
+        assert rows(text) <= 24
+        assert text.splitlines()[0].startswith("x.engine: ")
+        assert engine.sha256 not in text
+        assert engine.sha256 in console.to_text(engine)
+
+
+def test_results_that_differ_say_where():
+    text = console.on_screen(REPORTS["differs"])
+    assert "! output 'scores' on first: NaN or Inf in other places" in flat(text)
+
+
+def test_unverified_is_loud():
+    assert "UNVERIFIED" in console.on_screen(REPORTS["unverified"]).splitlines()[0]
+
+
+def test_an_output_that_could_not_be_compared_is_not_equal():
+    cases = (replace(EQUAL.cases[0], outputs=(CHECK, replace(CHECK, name="b", comparable=False))),)
+    report = replace(REPORTS["rewritten"], verdict=replace(EQUAL, cases=cases, deterministic=False))
+    assert "equal on 1 input set in 1 of 2 outputs" in flat(console.on_screen(report))
+
+
+def test_a_loss_is_a_loss():
+    report = replace(REPORTS["measured"], measurement=replace(MEASURED, final=versus(10.0, 13.7, 0.01)))
+    assert "1.37x slower (10.0 ms -> 13.7 ms)" in console.on_screen(report).splitlines()[0]
+    report = replace(REPORTS["measured"], measurement=replace(MEASURED, final=versus(12.6, 10.0, 0.01)))
+    assert "1.26x faster (12.6 ms -> 10.0 ms)" in console.on_screen(report).splitlines()[0]
+
+
+def test_it_is_what_is_shown_by_default(capsys, monkeypatch):
+    console.show(REPORTS["measured"])
+    assert capsys.readouterr().out == console.on_screen(REPORTS["measured"])
+    console.show(REPORTS["measured"], verbose=True)
+    assert capsys.readouterr().out == console.to_text(REPORTS["measured"])
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert formats()["console"].render(REPORTS["kept"]) == console.on_screen(REPORTS["kept"])
