@@ -15,6 +15,7 @@ from dilrewrite.tensorrt.sidecar import EngineReport
 NAMES = 2  # so many nodes of a group are named
 NAME_LENGTH = 40  # a longer name loses its middle
 FORMS = 4  # so many forms that apply are named
+BUILDERS = ("optimize", "build")  # commands that make an engine
 VALUES = 4  # so many inputs are named beside a runtime
 
 
@@ -99,7 +100,7 @@ def _done(report: Report) -> Iterator[doc.Rows]:
     yield _row("proved", joined(proved, f"whole model: {compared}" if compared else "", by="; "))
     if report.engine is not None and report.command == "optimize":
         yield _row("engine", f"{report.engine.file}: {engine.short(report.engine)}")
-    if report.engine is not None and report.command in ("optimize", "build"):
+    if report.engine is not None and report.command in BUILDERS:
         yield _row("checked", report.engine.checked, tone="warn" if report.engine.device is None else "")
     yield _row("timed", _timed(report))
 
@@ -174,7 +175,8 @@ def _around(report: Report) -> Iterator[doc.Rows]:
     yield _row("ran on", _ran_on(report))
     if report.output is not None:
         yield _row("written", units.clean(report.output) + _grown(report.before, report.after), whole=True)
-    yield _row("!", *answer.doubts(report), *models.notes(report), tone="warn")
+    warnings = report.engine.warnings if report.engine is not None and report.command in BUILDERS else ()
+    yield _row("!", *answer.doubts(report), *warnings, *models.notes(report), tone="warn")
     yield _row("next", *_next(report))
     yield _row("report", _reports(report), whole=True)
 
