@@ -426,9 +426,8 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 
 @pytest.mark.parametrize("name", ["inspect", "report", "bench"])
 def test_the_tutorial_shows_its_reports(name: str) -> None:
-    """Those of its run, which are kept beside it, as the console spells them today."""
-    spell = getattr(console, "on_screen", console.to_text)  # without --verbose
-    shown(TUTORIAL, name, spell(outside(ROOT / "scripts" / "tutorial.py").recorded(name)))
+    """Those of its run, which are kept beside it, as one screen says them today."""
+    shown(TUTORIAL, name, console.on_screen(outside(ROOT / "scripts" / "tutorial.py").recorded(name)))
 
 
 def test_the_notebook_of_the_tutorial_runs(

@@ -186,7 +186,7 @@ class ValueReport:
     element: str
     """Type of its elements: `float32`; of what is no tensor, what it is."""
     shape: str
-    """Its sizes as `--shape` has them, open ones by their names or `?`: `1x3xHxW`; `scalar`; may be empty."""
+    """Its sizes, open ones by their names or `?`: `[1, 3, height, width]`; empty when none are declared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,7 +411,7 @@ def _value(value: ValueInfoProto) -> ValueReport:
     return ValueReport(
         name=value.name,
         element=element_name(tensor.elem_type) or "",
-        shape=("x".join(extents) or "scalar") if tensor.HasField("shape") else "",
+        shape=f"[{', '.join(extents)}]" if tensor.HasField("shape") else "",
     )
 
 

@@ -149,8 +149,8 @@ BEFORE = ModelReport(
     operators={"Add": 4, "Conv": 19, "Relu": 19},
     dilated=2,
     peak_bytes=29_499_392,
-    inputs=(ValueReport(name="image", element="float32", shape="1x3xHxW"),),
-    outputs=(ValueReport(name="logits", element="float32", shape="1x21xHxW"),),
+    inputs=(ValueReport(name="image", element="float32", shape="[1, 3, H, W]"),),
+    outputs=(ValueReport(name="logits", element="float32", shape="[1, 21, H, W]"),),
 )
 AFTER = replace(
     BEFORE,

@@ -133,7 +133,7 @@ def test_equal_convs_are_one_line():
 def test_inspect_shows_inputs_outputs_and_sizes_first():
     lines = console.on_screen(REPORTS["inspected"]).partition("\n\n")[2].splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["inputs", "outputs", "model", "work"]
-    assert flat(lines[0]) == "inputs image float32 1x3xHxW"
+    assert flat(lines[0]) == "inputs image float32 [1, 3, H, W]"
     assert "1.10 MiB" in lines[2]
 
 

@@ -29,7 +29,18 @@ def screen(report: Report) -> doc.Screen:
 def engine_screen(known: EngineReport) -> doc.Screen:
     """Return what one screen says of an engine alone: what a person asks for, without digests and commands."""
     told = dict(engine.rows(known, warnings=0))
-    what = ("inputs", "outputs", "profile", "precision", "convolutions", "conversion", "GPU", "memory", "checked")
+    what = (
+        "inputs",
+        "outputs",
+        "profile",
+        "precision",
+        "convolutions",
+        "conversion",
+        "GPU",
+        "memory",
+        "checked",
+        "ONNX file",
+    )
     rows = [doc.Rows(name, (told[name],)) for name in (*what, "layers") if name in told]
     rows += [doc.Rows("!", tuple(known.warnings), "warn")] if known.warnings else []
     rows += [doc.Rows("more", ("-v shows flags, digests and the command of TensorRT",))]
@@ -211,9 +222,9 @@ def _next(report: Report) -> Iterator[str]:
     match report.status:
         case "inspected" if report.sites:
             yield f"dilrewrite optimize {path}: times every form, and writes the fastest model"
-        case "rewritten" if report.output is None:
+        case "rewritten" if report.options.get("dry_run"):
             yield "without --dry-run the model is written"
-        case "rewritten" if not steps:
+        case "rewritten" if not steps and report.output is not None:
             yield f"dilrewrite bench {path} {report.output}: on the machine that will run it"
         case "dilation left":
             yield "--max-dilation N lets dilations up to N stay; without --eliminate the fastest forms are taken"
