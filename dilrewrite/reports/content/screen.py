@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
@@ -14,7 +15,18 @@ from dilrewrite.tensorrt.sidecar import EngineReport
 
 NAMES = 2  # so many nodes of a group are named
 NAME_LENGTH = 40  # a longer name loses its middle
-FORMS = 4  # so many forms that apply are named
+ENGINE_ROWS = (
+    "inputs",
+    "outputs",
+    "profile",
+    "precision",
+    "conversion",
+    "GPU",
+    "checked",
+    "memory",
+    "layers",
+    "ONNX file",
+)
 BUILDERS = ("optimize", "build")  # commands that make an engine
 VALUES = 4  # so many inputs are named beside a runtime
 
@@ -29,19 +41,7 @@ def screen(report: Report) -> doc.Screen:
 def engine_screen(known: EngineReport) -> doc.Screen:
     """Return what one screen says of an engine alone: what a person asks for, without digests and commands."""
     told = dict(engine.rows(known, warnings=0))
-    what = (
-        "inputs",
-        "outputs",
-        "profile",
-        "precision",
-        "convolutions",
-        "conversion",
-        "GPU",
-        "memory",
-        "checked",
-        "ONNX file",
-    )
-    rows = [doc.Rows(name, (told[name],)) for name in (*what, "layers") if name in told]
+    rows = [doc.Rows(name, (told[name],)) for name in ENGINE_ROWS if name in told]
     rows += [doc.Rows("!", tuple(known.warnings), "warn")] if known.warnings else []
     rows += [doc.Rows("more", ("-v shows flags, digests and the command of TensorRT",))]
     return doc.Screen("", f"{known.file}: {engine.short(known)}", tuple(rows))
@@ -80,7 +80,7 @@ def _kind(some: Sequence[SiteReport]) -> str:
         f"{len(some)}x {sites.shape(some[0], 1)}: {_names(some)}",
         f"{percent(share)} of the time" if share is not None else "",
         f"{percent(padding)} of the work on padding" if on_padding else "",
-        f"{count(len(forms), 'form')} apply" if len(forms) != 1 else "1 form applies",
+        count(len(forms), "form"),
         by="; ",
     )
 
@@ -221,7 +221,9 @@ def _next(report: Report) -> Iterator[str]:
     yield from steps
     match report.status:
         case "inspected" if report.sites:
-            yield f"dilrewrite optimize {path}: times every form, and writes the fastest model"
+            opened = [value.name for value in report.before.inputs if re.search(r"[^\d\[\], ]", value.shape)]
+            sizes = "".join(f" --shape {name}:SIZES" for name in opened[:1])
+            yield f"dilrewrite optimize {path}{sizes}: times every form, and writes the fastest model"
         case "rewritten" if report.options.get("dry_run"):
             yield "without --dry-run the model is written"
         case "rewritten" if not steps and report.output is not None:
