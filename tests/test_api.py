@@ -78,6 +78,7 @@ def test_a_model_in_memory_is_taken_as_its_file_is_and_stays_as_it_is(call: str,
     assert (report.before.sha256, report.before.bytes) == (same.before.sha256, same.before.bytes)
     assert report.sites == same.sites
     assert "in memory" in report.before.path
+    assert "Convs to rewrite" not in render(report), "it was done, not planned"
     if call.startswith("optimize"):
         assert report.model.SerializeToString() == Path(same.output).read_bytes()
         report.model.graph.Clear()

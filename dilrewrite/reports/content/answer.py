@@ -388,7 +388,7 @@ def tiles(report: Report) -> Iterator[Tile]:
         yield Tile("Share of time", percent(share), "goes to the dilated Convs")
     if report.status in CHOSEN and (measurement is None or measurement.estimated_s is None):
         forms = Counter(site.strategy for site in report.sites if site.action == "rewritten")
-        verb = "Convs rewritten" if report.output is not None else "Convs to rewrite"
+        verb = "Convs to rewrite" if report.options.get("dry_run") else "Convs rewritten"
         yield Tile(verb, f"{report.rewritten} of {len(report.sites)}", units.pairs(forms.items()) or "all kept")
         regions = [region for _, region in taken(report)]
         if regions:
