@@ -27,7 +27,7 @@ def circumstances(backend: TimedBackend, threads: int | None) -> dict[str, Any]:
     """The machine, the runtime and the date."""
     load = machine.load()
     return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
         "backend": backend.name,
         "device": backend.device(),
         "versions": backend.versions(),

@@ -392,7 +392,7 @@ def about_here(library: Library) -> dict[str, Any]:
         device = "no GPU"
     load_now = machine.load()
     return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
         "backend": bindings.module_name(library.flavour),
         "device": f"{machine.processor()}, {machine.cores()} cores, {device}",
         "versions": {library.flavour: library.version},

@@ -661,7 +661,7 @@ def collect(
         end = begin + (start + seconds * SPARE - begin) * (number + 1) / len(ready)
         about.append(_on(backend, end, start + seconds, rows, only=only, slice_s=slice_s))
     return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
         "minutes": round(seconds / 60, 2),
         "spent_s": round(time.monotonic() - start, 1),
         "environment": dataclasses.asdict(environment(None)),

@@ -202,7 +202,7 @@ def main() -> None:
                 1,
             )
     machine = environment(None)
-    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    date = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
     RESULTS.mkdir(exist_ok=True)
     content = {
         "date": date,

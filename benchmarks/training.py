@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     load = machine.load()
     about = {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
         "device": f"{machine.processor()}, {machine.cores()} cores",
         "backend": "PyTorch",
         "versions": {"torch": version("torch")},

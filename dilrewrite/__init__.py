@@ -18,7 +18,7 @@ import dilrewrite._start  # isort: skip
 import importlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from dilrewrite import keywords
 from dilrewrite._version import __version__
@@ -27,6 +27,8 @@ from dilrewrite.keywords import StrPath, listed, silent
 from dilrewrite.options import BENCH_BUDGET_S, Building, CommandOptions
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from dilrewrite.forms.geometry import ConvGeometry
     from dilrewrite.model.load import AnyModel
     from dilrewrite.proof.prove import Proof

@@ -13,8 +13,9 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from dilrewrite._compat import Self
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.staging import is_file
 

@@ -18,8 +18,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import BinaryIO, Self, final
+from typing import BinaryIO, final
 
+from dilrewrite._compat import Self
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 
 if sys.platform != "win32":

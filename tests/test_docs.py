@@ -256,7 +256,17 @@ def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -
         for word in re.findall(r"--[a-z][a-z-]*", line)
     }
     shown = set()
-    for command in ([], ["inspect"], ["optimize"], ["bench"], ["verify"], ["build"], ["convbench"], ["backends"]):
+    for command in (
+        [],
+        ["inspect"],
+        ["optimize"],
+        ["bench"],
+        ["verify"],
+        ["build"],
+        ["convbench"],
+        ["backends"],
+        ["demo"],
+    ):
         assert main([*command, "--help"]) == 0
         shown |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert named <= shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any, Literal
 import pytest
 
 from dilrewrite import record
+from dilrewrite._compat import StrEnum
 
 
-class Colour(enum.StrEnum):
+class Colour(StrEnum):
     RED = "red"
 
 

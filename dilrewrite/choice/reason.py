@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import final
 
+from dilrewrite._compat import StrEnum
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.timing.outcome import FormTiming
 from dilrewrite.timing.stopwatch import Comparison
 
 
 @final
-class Reason(enum.StrEnum):
+class Reason(StrEnum):
     """A kind of `Why`, with the fields that it fills."""
 
     INSPECTED = "inspected"
@@ -88,7 +88,7 @@ class Reason(enum.StrEnum):
 
 
 @final
-class Condition(enum.StrEnum):
+class Condition(StrEnum):
     """What a form's exactness hangs on."""
 
     FINITE_INPUTS = "finite inputs"

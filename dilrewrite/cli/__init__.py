@@ -50,7 +50,7 @@ def _app() -> typer.Typer:
     """Return the commands. Imported here, where Ctrl-C is one line already."""
     import typer
 
-    from dilrewrite.cli import backends, bench, build, convbench, inspect, optimize, verify
+    from dilrewrite.cli import backends, bench, build, convbench, demo, inspect, optimize, verify
 
     app = typer.Typer(
         name="dilrewrite",
@@ -60,7 +60,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for module in (inspect, optimize, verify, bench, build, convbench, backends):
+    for module in (inspect, optimize, verify, bench, build, convbench, backends, demo):
         app.command(module.__name__.rpartition(".")[2])(module.run)
 
     def show_version(value: bool) -> None:

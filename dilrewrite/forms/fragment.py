@@ -126,7 +126,8 @@ class SpreadTaps:
         kernel = (d * (k - 1) + 1 for d, k in zip(self.dilations, weight.shape[2:], strict=True))
         spread = np.empty((*weight.shape[:2], *kernel), weight.dtype)
         spread[...] = zero
-        spread[(slice(None), slice(None), *(slice(None, None, d) for d in self.dilations))] = weight
+        taps = (slice(None), slice(None), *(slice(None, None, d) for d in self.dilations))
+        spread[taps] = weight
         return spread
 
 

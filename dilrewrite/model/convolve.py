@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from dilrewrite._compat import Self
 
 Array = NDArray[Any]
 
@@ -172,11 +174,11 @@ def conv_transpose(x: Array, w: Array, b: Array | None, attributes: Mapping[str,
     taps = w.reshape(groups, ins, outs, -1).transpose(3, 0, 2, 1).astype(work, copy=False)
     for places, tap in zip(itertools.product(*map(range, window.kernel)), taps, strict=True):
         steps = zip(places, window.dilations, window.strides, extents, strict=True)
-        target: list[Any] = [slice(place * d, place * d + s * (h - 1) + 1, s) for place, d, s, h in steps]
-        y[(..., *target)] += (tap @ xg).reshape(images, groups, outs, *extents)
+        target: Any = (..., *(slice(place * d, place * d + s * (h - 1) + 1, s) for place, d, s, h in steps))
+        y[target] += (tap @ xg).reshape(images, groups, outs, *extents)
     ends = zip(window.pads_begin, whole, window.pads_end, strict=True)
-    inner: list[Any] = [slice(low, n - high) for low, n, high in ends]
-    cut: Array = y.reshape(images, groups * outs, *whole)[(..., *inner)]
+    inner: Any = (..., *(slice(low, n - high) for low, n, high in ends))
+    cut: Array = y.reshape(images, groups * outs, *whole)[inner]
     if b is not None:
         cut = cut + b.astype(work).reshape(-1, *[1] * rank)
     return cut.astype(x.dtype, copy=False)

@@ -18,6 +18,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import GraphProto, ModelProto, TensorProto
 
+from dilrewrite._compat import sha256_of
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.model.elements import ELEMENTS
 from dilrewrite.model.tensors import (
@@ -179,7 +180,7 @@ def _copy_name(path: Path, wanted: str, source: Path, own: Collection[Path]) -> 
         return wanted
     if own or os.path.lexists(place):
         with source.open("rb") as file:
-            by_content = _data_name(path, hashlib.file_digest(file, "sha256").hexdigest())
+            by_content = _data_name(path, sha256_of(file).hexdigest())
         if os.path.lexists(place) or path.absolute().with_name(by_content) in own:
             return by_content
     return wanted

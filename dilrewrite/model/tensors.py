@@ -89,7 +89,7 @@ def parts_digest(proto: ModelProto) -> str:
 
     def take(part: object) -> None:
         data = part.SerializeToString() if isinstance(part, Message) else repr(part).encode(errors="surrogatepass")
-        digest.update(len(data).to_bytes(8))
+        digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
 
     for message in (proto, proto.graph):

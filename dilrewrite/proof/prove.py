@@ -366,8 +366,9 @@ def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -
     with np.errstate(over="ignore", invalid="ignore"):
         for axis, first in ((axis, first) for axis, k in enumerate(kernel) for first in range(k - 1)):
             w = trial.numbers.feeds["w"] = np.zeros(trial.numbers.weights, np.float16)
-            taps: tuple[int | slice, ...] = (*middle[:axis], slice(first, first + 2), *middle[axis + 1 :])
-            w[(slice(None), 0, *taps)] = 2.0**9, -(2.0**9)
+            taps: list[int | slice] = [*middle[:axis], slice(first, first + 2), *middle[axis + 1 :]]
+            places = (slice(None), 0, *taps)
+            w[places] = 2.0**9, -(2.0**9)
             before, after = (trial.run(prover.reference, model, [x], prover.threads)[0] for model in models)
             if np.any(np.isfinite(before) & ~np.isfinite(after)):
                 return True

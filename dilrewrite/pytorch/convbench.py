@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite import machine
+from dilrewrite._compat import running
 from dilrewrite.errors import MissingError
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.methods import method, methods
@@ -180,7 +181,7 @@ def _child(task: str, question: Mapping[str, Any], timeout_s: float) -> tuple[di
     with tempfile.TemporaryFile("w+") as errors:
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", "dilrewrite.pytorch._child", task],
+                [*running("dilrewrite.pytorch._child"), task],
                 input=json.dumps(question),
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -19,6 +19,7 @@ import onnx
 from onnx import ModelProto, ValueInfoProto
 
 from dilrewrite import machine
+from dilrewrite._compat import sha256_of
 from dilrewrite._version import __version__
 from dilrewrite.errors import shown
 from dilrewrite.forms.geometry import ConvGeometry
@@ -371,7 +372,7 @@ def describe_model(
     original = proto is model.proto
     if original and model.path is not None:
         with model.path.open("rb") as file:
-            size, digest = model.file_bytes, hashlib.file_digest(file, "sha256")
+            size, digest = model.file_bytes, sha256_of(file)
     elif original and model.memory is not None:
         size, digest = model.file_bytes, hashlib.sha256(model.memory.data)
     else:

@@ -6,18 +6,18 @@ A backend is a module of this folder that defines `BACKEND`. It makes a `Session
 
 from __future__ import annotations
 
-import enum
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from numpy.typing import NDArray
 
 from dilrewrite import machine, settings
+from dilrewrite._compat import Self, StrEnum
 from dilrewrite.discover import discover
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.runtimes._artifact import Artifact as Artifact
@@ -54,7 +54,7 @@ class Options:
     scratch: Path | None = None
 
 
-class TimeKind(enum.StrEnum):
+class TimeKind(StrEnum):
     """Where times come from: only what was measured may reach a report."""
 
     MEASURED = "measured"
@@ -62,7 +62,7 @@ class TimeKind(enum.StrEnum):
     """By a model of the device, or made up."""
 
 
-class TimeUnit(enum.StrEnum):
+class TimeUnit(StrEnum):
     """What times count."""
 
     SECONDS = "seconds"

@@ -27,6 +27,7 @@ from typing import IO, Any, cast, final
 
 import numpy as np
 
+from dilrewrite._compat import running
 from dilrewrite.errors import one_line
 from dilrewrite.runtimes import (
     Array,
@@ -93,7 +94,7 @@ class _Child:
         environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder.name))
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],
+                running(__name__),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._noise,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from collections.abc import Collection, Mapping
 
 import ml_dtypes
@@ -18,6 +17,7 @@ import onnx.version_converter
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from dilrewrite._compat import warnings_ignored
 from dilrewrite.errors import FailedError, MissingError, one_line
 from dilrewrite.model.light import graph_shapes
 from dilrewrite.model.walk import (
@@ -164,7 +164,7 @@ def to_float16(proto: ModelProto, stays: Collection[str] = ()) -> ModelProto:
     source = _plain(proto)
     try:
         # It warns of values that float16 rounds to 0: the result is verified as a whole.
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        with warnings_ignored(), contextlib.redirect_stdout(io.StringIO()):
             blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *stays]
             made: ModelProto = float16.convert_float_to_float16(source, keep_io_types=True, op_block_list=blocked)
     except Exception as error:
@@ -261,7 +261,7 @@ def _raise_opset(proto: ModelProto) -> ModelProto:
     for graph in graphs(proto.graph):
         del graph.value_info[:]  # the float16 converter's are not all right, and the next one insists on them
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings_ignored():
             raised: ModelProto = onnx.version_converter.convert_version(proto, BF16_OPSET)
     except _CONVERTER_FAILURES as error:
         why = f"bfloat16 needs opset {BF16_OPSET}, and ONNX's version converter fails on the model: "

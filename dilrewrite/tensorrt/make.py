@@ -6,7 +6,6 @@ import contextlib
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from dilrewrite._compat import warnings_ignored
 from dilrewrite.errors import FailedError, UsageError, one_line
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.options import Building
@@ -210,7 +210,7 @@ def _add_profiles(library: Library, builder: Builder, config: IBuilderConfig, pr
 
 def _use_timing_cache(library: Library, config: IBuilderConfig, data: bytes) -> bool:
     """Give the build a cache of timings; say whether it has one. A cache that does not fit begins empty."""
-    with warnings.catch_warnings(action="ignore"):  # TensorRT for RTX has no use for it, and says so
+    with warnings_ignored():  # TensorRT for RTX has no use for it, and says so
         for content in dict.fromkeys((data, b"")):
             cache = config.create_timing_cache(content)
             if cache is not None and config.set_timing_cache(cache, False):
@@ -222,7 +222,7 @@ def _use_timing_cache(library: Library, config: IBuilderConfig, data: bytes) -> 
 def _timings(config: IBuilderConfig) -> bytes | None:
     """Return the cache of timings as it is after a build."""
     # TensorRT for RTX warns; as an error it would come out of a C++ frame.
-    with warnings.catch_warnings(action="ignore"):
+    with warnings_ignored():
         cache = config.get_timing_cache()
         memory = cache.serialize() if cache is not None else None
     return bytes(memory) if memory is not None else None

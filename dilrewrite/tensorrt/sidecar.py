@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite import record
+from dilrewrite._compat import sha256_of
 from dilrewrite._version import __version__
 from dilrewrite.errors import FailedError, UsageError, shown
 from dilrewrite.options import PRECISIONS, Building
@@ -259,7 +259,7 @@ def read(engine: Path) -> EngineReport:
     try:
         with engine.open("rb") as data:
             same = engine.stat().st_size == report.bytes
-            same = same and hashlib.file_digest(data, "sha256").hexdigest() == report.sha256
+            same = same and sha256_of(data).hexdigest() == report.sha256
     except OSError as error:
         raise UsageError(f"{shown(engine)} cannot be read: {error}", hint="check the file") from error
     if not same:

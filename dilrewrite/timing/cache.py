@@ -15,10 +15,11 @@ import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+from dilrewrite._compat import sqlite_code
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.staging import is_file
 
@@ -32,6 +33,9 @@ VERSION = 1
 
 BUSY_S = 10.0
 """How long a call waits for another process before the run goes on without the file."""
+
+ERROR, BUSY, IOERR, CORRUPT, FORMAT, NOTADB = 1, 5, 10, 11, 24, 26
+"""SQLite's result codes: Python 3.10 has no names for them."""
 
 _TABLE = "CREATE TABLE timings (digest TEXT PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, date TEXT NOT NULL)"
 
@@ -99,7 +103,7 @@ class Cache:
         """Keep a value under the key, in place of what was there. A TypeError when either is not plain JSON data."""
         question, answer = _text(key), _text(value)
         digest = _digest(question)
-        row = (digest, question, answer, datetime.now(UTC).isoformat(timespec="seconds"))
+        row = (digest, question, answer, datetime.now(timezone.utc).isoformat(timespec="seconds"))
         if self._writes and self._on_file(lambda path, _: _write(path, row), reading=False):
             self._memory.pop(digest, None)
         else:
@@ -122,10 +126,10 @@ class Cache:
             except (_DamagedError, sqlite3.Error) as error:
                 last = error
             moved = before is not None and not _is_at(path, before)
-            if moved or _code(last) == sqlite3.SQLITE_IOERR:
+            if moved or sqlite_code(last) == IOERR:
                 continue  # another process has just set it aside: who had it open may get in the way of the new one
             if not _is_damage(last):
-                self._stop(_said(last), reading=reading or _code(last) == sqlite3.SQLITE_BUSY)
+                self._stop(_said(last), reading=reading or sqlite_code(last) == BUSY)
                 return None
             try:
                 aside = _set_aside(path, before)
@@ -263,7 +267,7 @@ def _set_aside(path: Path, found: os.stat_result | None) -> Path | None:
         turn.execute("BEGIN EXCLUSIVE")
         if not _is_at(path, found):
             return None
-        name = f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        name = f"{path.name}.damaged-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
         places = (path.with_name(f"{name}{more}") for more in ("", *(f"-{n}" for n in range(2, 999))))
         aside = next(place for place in places if not os.path.lexists(place))
         with closing(_connect(path, "rw")) as last:
@@ -280,13 +284,7 @@ def _set_aside(path: Path, found: os.stat_result | None) -> Path | None:
 
 def _is_damage(error: Exception) -> bool:
     """Say whether an error means that the file is no good; a format that it does not know is a plain SQLITE_ERROR."""
-    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR)
-    return isinstance(error, _DamagedError) or _code(error) in codes
-
-
-def _code(error: Exception) -> int:
-    """Return SQLite's result code of an error, without what extends it; 0 when it has none."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+    return isinstance(error, _DamagedError) or sqlite_code(error) in (ERROR, CORRUPT, FORMAT, NOTADB)
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -8,11 +8,12 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dilrewrite import record
+from dilrewrite._compat import Self
 from dilrewrite.runtimes import Array, Options, TimedBackend, spelled
 from dilrewrite.sites import Site
 from dilrewrite.timing.cache import Cache

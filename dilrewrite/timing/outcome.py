@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import final
 
+from dilrewrite._compat import StrEnum
 from dilrewrite.timing.stopwatch import Comparison
 
 
 @final
-class Outcome(enum.StrEnum):
+class Outcome(StrEnum):
     """What became of a form that was to be timed."""
 
     WON = "won"

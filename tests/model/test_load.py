@@ -661,7 +661,12 @@ def test_reads_only_the_tensor_from_any_working_directory(tmp_path: Path, monkey
     assert not w.HasField("raw_data")
 
 
-TYPES = {TensorProto.DataType.Name(element.number): element for element in ELEMENTS if element.bits}
+KNOWN = frozenset(TensorProto.DataType.values())  # an old onnx lacks the newest
+TYPES = {
+    TensorProto.DataType.Name(element.number): element
+    for element in ELEMENTS
+    if element.bits and element.number in KNOWN
+}
 
 
 @pytest.mark.parametrize("place", ["raw", "field", "external"])

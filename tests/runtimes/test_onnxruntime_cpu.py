@@ -153,7 +153,7 @@ def test_external_data(isolated, how, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_external_data_without_a_folder_cannot_load(tmp_path: Path):
     onnx.save_model(conv_model(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
-    with pytest.raises(CannotLoad, match="External data path"):
+    with pytest.raises(CannotLoad, match=r"External data path|cannot get file size"):
         session(Runnable(model=(tmp_path / "m.onnx").read_bytes()))
 
 

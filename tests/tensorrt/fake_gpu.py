@@ -37,7 +37,7 @@ class FakeMisuse(AssertionError):  # noqa: N818 - it reads as what it says
 # -- the GPU ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
+@dataclass(eq=False)  # slots leave no room for weak references before Python 3.11
 class FakeBuffer:
     """Memory. It is freed with its last reference, as torch does it."""
 
