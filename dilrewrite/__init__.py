@@ -16,6 +16,7 @@ from __future__ import annotations
 import dilrewrite._start  # isort: skip
 
 import importlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,12 @@ from dilrewrite.errors import DiffersError, DilrewriteError, FailedError, Missin
 from dilrewrite.keywords import StrPath, listed, silent
 from dilrewrite.options import BENCH_BUDGET_S, Building, CommandOptions
 
-if TYPE_CHECKING:
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:  # here and not in `_compat`: documentation tools look for it
     from typing_extensions import Unpack
 
+if TYPE_CHECKING:
     from dilrewrite.forms.geometry import ConvGeometry
     from dilrewrite.model.load import AnyModel
     from dilrewrite.proof.prove import Proof

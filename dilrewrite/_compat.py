@@ -1,4 +1,4 @@
-"""What Python 3.11 brought, for Python 3.10 too: the only file that knows both."""
+"""What Python 3.11 brought, for Python 3.10 too."""
 
 from __future__ import annotations
 
