@@ -110,6 +110,7 @@ class Optimize(Verify, total=False):
     min_gain_percent: float
     decisions: StrPath | None
     save_decisions: StrPath | None
+    keep_micro: StrPath | None
     cache: StrPath | None
     no_cache: bool
     build_engine: bool | Mapping[str, Any]

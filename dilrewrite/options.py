@@ -197,6 +197,9 @@ class Places(Stage):
     dry_run: bool = option(False, "--dry-run", "Measure and write nothing: show what would be.")
     force: bool = option(False, "--force", "Replace an existing output.")
     save_decisions: Path | None = option(None, "--save-decisions", "Write what was decided.", "FILE")
+    keep_micro: Path | None = option(
+        None, "--keep-micro", "Write each site and region as a model, before and after each form, with data.", "DIR"
+    )
     engine: Path | None = option(None, "--engine", "[default: OUTPUT.engine]", "FILE", reported=False)
     save_onnx: Path | None = option(None, "--save-onnx", "The ONNX model as TensorRT gets it.", "FILE", reported=False)
     export_layer_info: Path | None = option(

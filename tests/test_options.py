@@ -102,7 +102,7 @@ def test_what_a_report_tells() -> None:
     assert list(CommandOptions().plain()) == [
         *("strategy", "eliminate", "max_dilation", "lift_all", "only", "skip", "decisions"),
         *("shapes", "inputs", "verify", "rtol", "atol", "seed", "threads", "custom_op_library"),
-        *("external_data", "dry_run", "force", "save_decisions"),
+        *("external_data", "dry_run", "force", "save_decisions", "keep_micro"),
         *("backend", "budget", "min_gain_percent", "cache", "no_cache"),
     ]
 

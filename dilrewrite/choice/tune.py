@@ -137,7 +137,7 @@ class Tuning:
         """Time the forms of a site for about `slice_s` seconds each, unless its question is answered."""
         site = entry.site
         try:
-            question = self._question(site, bare=False)
+            question = self.question(site, bare=False)
         except LookupError as error:
             self._leave(entry, not_measured(Reason.NO_QUESTION, str(error.args[0])))
             return
@@ -146,7 +146,7 @@ class Tuning:
         if question.key not in answers:
             answers[question.key] = self.meter.answer(
                 question,
-                lambda: self._question(site, bare=True),
+                lambda: self.question(site, bare=True),
                 [self._form(site, candidate, disproofs) for candidate in _timed(entry)],
                 slice_s,
                 must_go=self.decider.scope.eliminate,
@@ -170,7 +170,7 @@ class Tuning:
             self._leave(entry, not_measured(Reason.DID_NOT_RUN))
         return entry.site.key not in self.sites
 
-    def _question(self, site: Site, *, bare: bool) -> Question:
+    def question(self, site: Site, *, bare: bool) -> Question:
         """Return what is timed for a site, without neighbours when `bare`. Raises LookupError where it cannot be."""
         profiled, read = self.original.profiled, functools.partial(read_tensor, self.original.model)
         assert profiled is not None
@@ -178,6 +178,12 @@ class Tuning:
             return stretch.ask(self.decider.source, site, profiled, self.original.types, read)
         ranks = self.meter.backend.layout_ranks
         return neighbourhood.ask(self.decider.source, site, profiled, read, ranks, bare=bare)
+
+    def was_bare(self, decision: Decision) -> bool:
+        """Say whether the site of a decision was measured without its neighbours."""
+        answers = self.of_regions if isinstance(decision.site.meaning, Chain) else self.answers
+        number = decision.measured.question
+        return number is not None and list(answers.values())[number - 1].bare
 
     def _form(self, site: Site, candidate: choose.Candidate, disproofs: list[tuple[str, Proof]]) -> Form:
         def prove() -> str | None:
@@ -308,7 +314,7 @@ class Tuning:
         try:
             original.choose_inputs(meter)
             models, run_s = (original.runnable(), other.runnable()), meter.budget.run_s
-            self.final = meter.whole(*models, ("", ""), original.feeds, run_s=run_s)
+            self.final = meter.whole(*models, ("", ""), original.feeds, run_s=run_s, memory=True)
         except RuntimeFailure as error:
             hint = "give sizes that both take with --shape" if original.made_up else ""
             why = too_new(original.model.opset) or "; ".join((str(error), *original.found.remarks))

@@ -19,8 +19,8 @@ OWN = {
 
 @command(
     "model output strategy eliminate max_dilation lift_all only skip backend budget min_gain_percent decisions "
-    f"save_decisions cache no_cache build_engine engine {ENGINE} shapes inputs verify report report_format no_report "
-    "rtol atol external_data dry_run force seed threads custom_op_library as_json verbose quiet",
+    f"save_decisions keep_micro cache no_cache build_engine engine {ENGINE} shapes inputs verify report report_format "
+    "no_report rtol atol external_data dry_run force seed threads custom_op_library as_json verbose quiet",
     OWN,
 )
 def run(model: Path, output: Path | None, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:

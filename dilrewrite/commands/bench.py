@@ -61,7 +61,10 @@ def _models(run: Run, places: Sequence[Path | InMemory]) -> Report:
             _export(options, meter, [original.runnable() for original in originals], originals[0].feeds)
         finally:
             tuning.close()
-    before, *after = (report.describe_model(m, m.proto, dilated=dilated(f)) for m, f in zip(models, found, strict=True))
+    before, *after = (
+        report.describe_model(model, model.proto, dilated=dilated(sites), peak_bytes=meter.peak_bytes.get(key))
+        for model, sites, key in zip(models, found, ("before", "after"), strict=False)
+    )
     return run.report(
         "measured",
         before=before,

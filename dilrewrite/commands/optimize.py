@@ -11,7 +11,9 @@ from dilrewrite.choice import decisions, regions, whole
 from dilrewrite.choice.decide import Decider, matches, remaining
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Reason
+from dilrewrite.choice.tune import Tuning
 from dilrewrite.choice.whole import Choosing, Chosen
+from dilrewrite.commands import micro
 from dilrewrite.commands.places import Claims, data_files
 from dilrewrite.commands.run import Run, dilated, files, notes_of
 from dilrewrite.errors import UsageError, shown
@@ -76,6 +78,7 @@ class _Job:
 class _Done:
     """What was chosen, whether that changes the model, the dilation that is left and should not be, and the verdict."""
 
+    choosing: Choosing
     chosen: Chosen
     notes: Sequence[str]
     changed: bool
@@ -105,6 +108,7 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
             claims.keep(options.measuring.cache, "--cache")
         if options.building is not None:
             claims.engine(engine, options.building.timing_cache)
+        claims.folder(places.keep_micro, "--keep-micro")
         claims.reports(reports, places.report_format)
     settings = trial.settings(model, options.proving)
     if started is not None:
@@ -127,15 +131,20 @@ def _choosing(job: _Job) -> Choosing:
         around = regions.consider(decider, found)
     tuning = None
     if (found.sites or around) and decided is None and options.measuring.seconds > 0:
-        settings = job.settings
-        if job.started is not None:
-            settings = replace(settings, shapes=engines.measured_sizes(job.started, settings))
-        tuning = whole.tuning(model, found, decider, settings, options.measuring, options.building, run.progress)
+        tuning = _tuning(job, decider)
         if not options.scope.eliminate:
             around = [entry for entry in around if regions.may_gain(entry, tuning.meter.backend)]
     if not options.places.dry_run:
         decider.seen = Observer(model, [entry.site for entry in around], job.settings).of
     return Choosing(model, found, around, considered, decider, tuning, run.clock, run.progress)
+
+
+def _tuning(job: _Job, decider: Decider) -> Tuning:
+    """Return what measures the model."""
+    settings, options = job.settings, job.run.options
+    if job.started is not None:
+        settings = replace(settings, shapes=engines.measured_sizes(job.started, settings))
+    return whole.tuning(job.model, job.found, decider, settings, options.measuring, options.building, job.run.progress)
 
 
 def _done(job: _Job, choosing: Choosing) -> _Done:
@@ -160,7 +169,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
         verdict = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
     elif not left:  # else nothing will be written
         verdict = _verdict(job, chosen, changed)
-    return _Done(chosen, notes_of(choosing.tuning), changed, left, verdict)
+    return _Done(choosing, chosen, notes_of(choosing.tuning), changed, left, verdict)
 
 
 def _verdict(job: _Job, chosen: Chosen, changed: bool) -> Verdict | None:
@@ -277,6 +286,12 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             result = replace(result, _held=job.target.absolute() if job.target is not None else held)
             if places.save_decisions is not None:
                 staging.add_text(places.save_decisions, _decisions(result, done.chosen))
+        if places.keep_micro is not None:
+            parts = (*done.chosen.regions, *done.chosen.settled)
+            known = done.choosing.tuning
+            tuning = functools.partial(_tuning, job, done.choosing.decider) if known is None else lambda: known
+            lines = micro.stage(result, parts, tuning, places.keep_micro, staging)
+            result = replace(result, notes=(*result.notes, *lines))
         if job.reports is not None and (places.report is not None or result.status != "dilation left"):
             result = write_reports(result, job.reports, staging, places.report_format)
         staging.commit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.model.tensors import Model
 from dilrewrite.reports import check_report_folder
-from dilrewrite.staging import ELSEWHERE, check_destination, same_place
+from dilrewrite.staging import ELSEWHERE, check_destination, may, reason, same_place
 from dilrewrite.tensorrt import sidecar
 
 
@@ -46,6 +47,26 @@ class Claims:
         if timing_cache is not None:
             self.keep(timing_cache, "--timing-cache")
             check_destination(timing_cache, force=True, source=None)
+
+    def folder(self, folder: Path | None, option: str) -> None:
+        """Take a folder that is made, or is there and empty; raises `UsageError` for any other."""
+        if folder is None:
+            return
+        problem = f"{option} {shown(folder)}"
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"{problem}: is not a folder", hint="name another place")
+            if folder.is_dir() and any(folder.iterdir()):
+                raise UsageError(f"{problem}: holds files already", hint="name a new folder, or empty this one")
+            if not folder.parent.is_dir():
+                raise UsageError(f"{problem}: {shown(folder.parent)} is not a folder", hint="make it first")
+            if not may(folder if folder.is_dir() else folder.parent, os.W_OK | os.X_OK):
+                raise UsageError(f"{problem}: is not writable", hint="name another place")
+        except OSError as error:
+            raise UsageError(f"{problem}: cannot be reached: {reason(error)}", hint="name another place") from error
+        self.keep(folder, option)
+        if any(same_place(folder, other.parent) for other in self.taken):
+            raise UsageError(f"{problem}: another file goes into it", hint="name another folder")
 
     def reports(self, folder: Path | None, formats: Sequence[str]) -> None:
         """Check the folder for reports, where there is one, and their formats."""

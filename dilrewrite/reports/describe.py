@@ -90,4 +90,11 @@ def _candidate(candidate: Candidate, form: FormTiming | None, backend: str, whol
     )
     if form is None:
         return estimated
-    return replace(estimated, outcome=form.outcome, cause=reasons.cause(form, backend, whole), timing=form.timing)
+    return replace(
+        estimated,
+        outcome=form.outcome,
+        cause=reasons.cause(form, backend, whole),
+        timing=form.timing,
+        keep_peak_bytes=form.keep_peak_bytes,
+        peak_bytes=form.peak_bytes,
+    )

@@ -65,6 +65,14 @@ class CandidateReport:
     """Why it has no time, in the words of the runtime or the proof; may be empty."""
     timing: Comparison | None = None
     """This form (`second`) against the Conv as it is (`first`), with the site's neighbours; `None` when not timed."""
+    keep_peak_bytes: int | None = None
+    """As `peak_bytes`, of the Conv as it is."""
+    peak_bytes: int | None = None
+    """Most memory that this form took, with the site's neighbours, in bytes: how far the resident memory of the process
+    that times rose above what it was before, while a session of the form alone was made and ran twice. Weights and
+    outputs count; inputs, which are there before, do not. `None` when not measured: that is done on ONNX Runtime's CPU
+    provider, on Linux with glibc.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +223,10 @@ class ModelReport:
     dilated: int
     """Convolutions with a dilation above 1 on a kernel axis longer than 1; 0 of an engine, which does not tell."""
     peak_bytes: int | None = None
-    """Most memory that the runtime held while it ran the model, in bytes; `None` when not measured."""
+    """Most memory that the runtime took to load and run the model, in bytes; `None` when not measured. Of `bench`, as
+    of a form. Of `optimize` and `verify`, how far the resident memory of a process rose that ran nothing else: on all
+    inputs compared, and with what the runtime loads once.
+    """
     inputs: tuple[ValueReport, ...] = ()
     """What it takes, without weights; empty for an engine."""
     outputs: tuple[ValueReport, ...] = ()

@@ -268,6 +268,15 @@ class Bench(Protocol):
     def outputs(self, key: str) -> dict[str, Array]:
         """Load a model apart, run it once and return its outputs."""
 
+    def peak_bytes(self, key: str) -> int | None:  # noqa: ARG002 - a bench may know
+        """Free all loaded models, load one apart, run it twice, and return the most memory that it took, in bytes.
+
+        That is how far the resident memory of the process rose above what it was: by the session, its weights, and the
+        runs, outputs included. Inputs are there before. None where the runtime's memory is not, or not only, in the
+        process (see `host_memory`), or the system does not tell.
+        """
+        return None
+
     def warnings(self) -> tuple[str, ...]:
         """Return what the runtime said that makes timings doubtful, each once."""
 
@@ -285,8 +294,9 @@ class TimedBackend(Backend):
     that it runs in a layout of its own, not in N, C, extents. `dilation_costs`: whether it runs a dilated kernel slower
     than an undilated one of its size (docs/performance.md), so that phases may gain time. `source`, `unit`: where its
     times come from, and what they count. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
-    an engine's layers, to be compared with those of another engine. `trial`: the backend that looks for inputs that a
-    model runs on; `None`: this one.
+    an engine's layers, to be compared with those of another engine. `host_memory`: all that its sessions hold is memory
+    of their process, and is freed with them. `trial`: the backend that looks for inputs that a model runs on; `None`:
+    this one.
     """
 
     __slots__ = ()
@@ -299,6 +309,7 @@ class TimedBackend(Backend):
     unit: ClassVar[TimeUnit] = TimeUnit.SECONDS
     pace: ClassVar[Pace] = Pace()
     tells_layers: ClassVar[bool] = False
+    host_memory: ClassVar[bool] = False
     trial: ClassVar[str | None] = "onnxruntime_cpu"
 
     def device(self) -> str:

@@ -7,6 +7,7 @@ and from scripts without a `__main__` guard. A message is a pickle, of protocol 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import io
 import os
@@ -54,6 +55,9 @@ _LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
 """A log line's colours and time."""
 
 _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
+
+MOST_OFF = 2**20
+"""Bytes that the high-water mark may be above what is resident right after it was set to that."""
 
 _GONE = (EOFError, OSError, pickle.UnpicklingError)
 """What is raised where the other end is gone, before a message or in the middle of one."""
@@ -264,6 +268,9 @@ class IsolatedBench(Bench):
     def outputs(self, key: str) -> dict[str, Array]:
         return cast("dict[str, Array]", self._child.ask("outputs", key))
 
+    def peak_bytes(self, key: str) -> int | None:
+        return cast("int | None", self._child.ask("peak_of", key))
+
     def warnings(self) -> tuple[str, ...]:
         if not self._doubts:
             return ()
@@ -339,6 +346,7 @@ class _Server:
     def __init__(self) -> None:
         self.models: dict[str, tuple[Runnable, Options, Mapping[str, Array]]] = {}
         self.runners: dict[str, Runner] = {}
+        self.seen: set[str] = set()  # models that ran before: what is loaded once for their operators is there
 
     def on_load(self, pickled: bytes, runnable: Runnable, options: Options) -> object:
         backend: Backend = _loaded(pickled)
@@ -358,6 +366,7 @@ class _Server:
 
     def on_add(self, key: str, runnable: Runnable, options: Options, feeds: Mapping[str, Array]) -> None:
         self._free(key)
+        self.seen.discard(key)
         self.models[key] = runnable, options, feeds
 
     def on_drop(self, key: str) -> None:
@@ -389,10 +398,31 @@ class _Server:
                 seconds.append((clock() - start) / 1e9 if told is None else told)
         finally:
             gc.enable()
+        self.seen.update(order)
         return seconds
 
     def on_profile(self, key: str, runs: int) -> object:
         return self.backend.profile(*self.models[key], runs)
+
+    def on_peak_of(self, key: str) -> int | None:
+        self._free(*self.runners)
+        if not self.backend.host_memory:
+            return None
+        if key not in self.seen:
+            self._ran(key)
+        before = _settle()
+        if before is None:
+            return None
+        peak = self._ran(key)
+        return None if peak is None else max(0, peak - before)
+
+    def _ran(self, key: str) -> int | None:
+        """Load a model and run it: the second time it knows what memory it needs. Return the peak until then."""
+        with contextlib.closing(self.backend.runner(*self.models[key])) as runner:
+            runner.run()
+            runner.run()
+            self.seen.add(key)
+            return _peak()
 
     def on_outputs(self, key: str) -> dict[str, Array]:
         with contextlib.closing(self.backend.runner(*self.models[key])) as runner:
@@ -411,12 +441,35 @@ def _forget_peak() -> int | None:
     return _peak()
 
 
-def _peak() -> int | None:
-    """Return the high-water mark of this process' resident memory in bytes."""
+def _settle() -> int | None:
+    """Give freed memory back to the system and forget the high-water mark; return what is resident, in bytes.
+
+    Memory that is kept for later would not count when a session takes it again. None where this cannot be done: not
+    Linux with glibc, or the system does not let the mark be set.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows
+        return None
+    _forget_peak()
+    peak, resident = _status("VmHWM"), _status("VmRSS")
+    return resident if peak is not None and resident is not None and peak - resident < MOST_OFF else None
+
+
+def _status(name: str) -> int | None:
+    """Return a size that Linux tells of this process, in bytes."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
+    return None
+
+
+def _peak() -> int | None:
+    """Return the high-water mark of this process' resident memory in bytes."""
+    if (peak := _status("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:

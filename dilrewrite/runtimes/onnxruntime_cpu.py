@@ -18,6 +18,7 @@ class OnnxRuntimeCpu(OnnxRuntime):
     rank: ClassVar = 0
     layout_ranks: ClassVar = frozenset({2})
     dilation_costs: ClassVar = False
+    host_memory: ClassVar = True
     install: ClassVar = "pip install 'dilrewrite[cpu]'"
 
     def missing(self) -> str | None:

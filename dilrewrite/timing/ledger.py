@@ -20,7 +20,7 @@ from dilrewrite.timing.cache import Cache
 from dilrewrite.timing.profiling import Profiled, Shape, SiteRun
 from dilrewrite.timing.stopwatch import VISIBLE, Comparison, Noise
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 """Of what is kept in the cache; raised when timings are taken in another way."""
 
 T = TypeVar("T")

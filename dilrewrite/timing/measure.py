@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onnx import numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from dilrewrite._compat import Self
 from dilrewrite.forms.chain import Chain
@@ -66,10 +66,14 @@ class Form:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was measured for a question: forms by strategy; `failure`: the runtime's words for the Conv alone."""
+    """What was measured for a question: forms by strategy; `failure`: the runtime's words for the Conv alone.
+
+    `bare`: without neighbours, with which the runtime did not take it.
+    """
 
     forms: Mapping[str, FormTiming]
     failure: str | None = None
+    bare: bool = False
 
 
 PLACED = (Outcome.WON, Outcome.LOST, Outcome.TIE, Outcome.INCONCLUSIVE)
@@ -87,12 +91,13 @@ PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT, Outcome.NO_TIME)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Native:
-    """A question's Conv as it is: the model, and how it ran against itself."""
+    """A question's Conv as it is: the model, how it ran against itself, and the memory that it took."""
 
     question: Question
     model: Runnable
     noise: Noise
     mode: Mode
+    peak_bytes: int | None
 
 
 @dataclass
@@ -115,6 +120,8 @@ class Meter:
     """Seconds of all samples of both models in the last comparison of whole models that was not recalled."""
     first_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds until the first run of a model was done there, "before" and "after"; see `Bench.open`."""
+    peak_bytes: Mapping[str, int | None] = field(default_factory=dict)
+    """Memory that each of these took, where it was asked for; see `Bench.peak_bytes`."""
     state_before: Mapping[str, float] = field(default_factory=dict)
     """Readings of the device before measuring."""
     doubts: dict[str, None] = field(default_factory=dict)
@@ -185,7 +192,7 @@ class Meter:
                 failure = str(error)
             if question.neighbours:
                 try:
-                    return self._answer(plain(), forms, slice_s, must_go)
+                    return replace(self._answer(plain(), forms, slice_s, must_go), bare=True)
                 except (CannotLoad, CannotRun, LookupError) as error:
                     failure = str(error)
         finally:
@@ -232,12 +239,13 @@ class Meter:
         """
         question, began = native.question, self.budget.now()
         try:
-            self._stand(question.feeds, keep=native.model, form=_rewritten(question, form.fragment))
+            self._stand(question.feeds, keep=native.model, form=_runnable(rewritten(question, form.fragment)))
             watch = self.watch(self.budget.forms_until_s, strict=True)
             how: dict[str, Any] = {"noise": native.noise, "mode": native.mode, "rounds": FORM_ROUNDS}
             comparison = watch.compare("keep", "form", slice_s, **how, hopeless=HOPELESS * bar)
             if comparison.faster:
                 self._agree("keep", "form", native.model, question.feeds)
+            peak_bytes = self._peak_bytes("form", self.budget.forms_until_s)
         except RuntimeFailure as error:
             if isinstance(error, Crashed | TimedOut):
                 self.close()
@@ -251,20 +259,25 @@ class Meter:
             if min(y / x for x, y in zip(*watch.samples, strict=True)) <= HOPELESS * bar:
                 return FormTiming(outcome=Outcome.NO_TIME)  # time was up after the first pairs
             result = result if comparison.slower else Outcome.OUTRUN
-        return FormTiming(outcome=result, timing=comparison)
+        return FormTiming(outcome=result, timing=comparison, keep_peak_bytes=native.peak_bytes, peak_bytes=peak_bytes)
 
     def _calibrated(self, question: Question, slice_s: float) -> _Native:
         """Time the Conv as it is against itself, longer where that is too noisy to see anything by."""
-        model = _baseline(question, self.backend)
+        model = _runnable(baseline(question, self.backend))
         try:
             self._stand(question.feeds, keep=model, twin=model)
             watch = self.watch(self.budget.forms_until_s, strict=True)
             noise, mode = watch.noise("keep", "twin", slice_s, rounds=FORM_ROUNDS, enough=VISIBLE)
+            peak_bytes = self._peak_bytes("keep", self.budget.forms_until_s)
         except (Crashed, TimedOut) as error:
             self.close()
             raise CannotRun(str(error)) from error
         self.form_noise = max(self.form_noise, noise.level)
-        return _Native(question=question, model=model, noise=noise, mode=mode)
+        return _Native(question=question, model=model, noise=noise, mode=mode, peak_bytes=peak_bytes)
+
+    def _peak_bytes(self, key: str, until_s: float) -> int | None:
+        """Return the memory that a model on the worker takes; None where that is not told, or no time is left."""
+        return self.worker().peak_bytes(key) if self.budget.now() < until_s else None
 
     def _doubt(self, comparison: Comparison) -> None:
         """Note that times vary by more than the backend's limit."""
@@ -308,10 +321,12 @@ class Meter:
         *,
         run_s: float,
         share: float = 1.0,
+        memory: bool = False,
     ) -> Comparison:
         """Time a model (`after`) against another as wholes, within `share` of the time that is left.
 
-        `run_s`: what a run takes, about. At least two sessions and `MIN_PAIRS` pairs run, whatever the budget.
+        `run_s`: what a run takes, about. `memory`: measure that too, into `peak_bytes`. At least two sessions and
+        `MIN_PAIRS` pairs run, whatever the budget.
         Raises CannotLoad, CannotRun (Differs where its outputs do), Crashed or TimedOut, and ends the worker.
         """
         key = {"kind": "model", "before": digests[0], "after": digests[1], "inputs": feeds_digest(feeds)}
@@ -320,7 +335,7 @@ class Meter:
             self.noise = self.noise or recalled.noise
             return recalled.timing
         try:
-            comparison = self._whole(before, after, feeds, run_s, share)
+            comparison = self._whole(before, after, feeds, run_s, share, memory)
         except RuntimeFailure:
             self.close()
             raise
@@ -329,16 +344,18 @@ class Meter:
         return comparison
 
     def _whole(
-        self, before: Runnable, after: Runnable, feeds: Mapping[str, Array], run_s: float, share: float
+        self, before: Runnable, after: Runnable, feeds: Mapping[str, Array], run_s: float, share: float, memory: bool
     ) -> Comparison:
         budget, started = self.budget, self.budget.now()
         watch = self.watch(budget.until_s)
         ends_s = started + max(budget.until_s - started, 0.0) * share
         opening_s, mode = self._calibrated_whole(watch, before, feeds, ends_s - started, run_s)
         least = opening_s + budget.pairs * (watch.pair_s or 2 * run_s)
+        self._stand(feeds, before=before, after=after)
+        if memory:
+            self.peak_bytes = {key: self._peak_bytes(key, ends_s) for key in ("before", "after")}
         left = max(ends_s - budget.now(), 0.0)
         rounds = _rounds(opening_s, left)
-        self._stand(feeds, before=before, after=after)
         self._agree("before", "after", before, feeds)
         comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
         self.samples = watch.samples
@@ -391,19 +408,25 @@ def _rounds(opening_s: float, slice_s: float) -> int:
     return next((rounds for rounds in (WHOLE_ROUNDS, 2) if rounds * opening_s < slice_s / 2), 1)
 
 
-def _rewritten(question: Question, fragment: Fragment) -> Runnable:
+def rewritten(question: Question, fragment: Fragment) -> ModelProto:
     """Return the question's model with a form in the place of the Conv."""
     normalised = find(question.model).normalisations
-    edited = rewrite(question.model, [(question.site, fragment)], normalised, numpy_helper.to_array)
-    return Runnable(model=edited.proto.SerializeToString())
+    return rewrite(question.model, [(question.site, fragment)], normalised, numpy_helper.to_array).proto
 
 
-def _baseline(question: Question, backend: TimedBackend) -> Runnable:
-    """Return the question's model, with explicit pads where a runtime does not take the Conv as it is."""
+def baseline(question: Question, backend: TimedBackend) -> ModelProto:
+    """Return the question's model, with explicit pads where a runtime does not take the Conv as it is.
+
+    Raises CannotRun when there is no such form.
+    """
     site = question.site
     if isinstance(site.meaning, Chain) or backend.refuses(site.geometry) is None:
-        return Runnable(model=question.model.SerializeToString())
+        return question.model
     keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
     if isinstance(keep, Refusal):
         raise CannotRun(f"it has no runnable form: {keep.reason}")
-    return _rewritten(question, keep)
+    return rewritten(question, keep)
+
+
+def _runnable(model: ModelProto) -> Runnable:
+    return Runnable(model=model.SerializeToString())

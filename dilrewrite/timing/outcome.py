@@ -45,12 +45,15 @@ class Outcome(StrEnum):
 class FormTiming:
     """What measuring said of a form: its outcome, and the comparison with the Conv as it is when there is one.
 
-    `cause`: why there is none, in the words of the runtime or the proof.
+    `cause`: why there is none, in the words of the runtime or the proof. `keep_peak_bytes`, `peak_bytes`: the memory of
+    the Conv as it is and of the form, as `Bench.peak_bytes` tells it.
     """
 
     outcome: Outcome
     timing: Comparison | None = None
     cause: str = ""
+    keep_peak_bytes: int | None = None
+    peak_bytes: int | None = None
 
 
 def outcome(comparison: Comparison) -> Outcome:

@@ -495,7 +495,7 @@ def test_sites_of_a_model_that_runs_with_explicit_pads(
     assert all(ran.share is not None for ran in found)
     for site, ran in zip(one.original.found.sites, found, strict=True):
         if ran.shapes:
-            question = one._question(site, bare=False)
+            question = one.question(site, bare=False)
             assert question.site.geometry == site.geometry
 
 

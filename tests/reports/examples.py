@@ -330,6 +330,11 @@ WON = timed(
         "slice_to_batch": ("not measured: budget", None),
     }
 )
+PEAKS = {"tap_zones": 9_400_320, "space_to_batch": None}
+WON = tuple(
+    replace(one, keep_peak_bytes=6_311_936, peak_bytes=PEAKS[one.strategy]) if one.timing is not None else one
+    for one in WON
+)
 
 
 def lost_by(factor: float) -> tuple[CandidateReport, ...]:

@@ -181,7 +181,7 @@ def test_every_timing_is_there():
     rows = table(text, "outcome", "ratio")
     assert rows[0] == [
         *["tap_zones", "won: 0.66x", "2.31", "2.26 to 2.38", "1.52", "1.49 to 1.57", "0.658", "0.650 to 0.666"],
-        *["40", "0.9 %", "interleaved"],
+        *["6.02 MiB -> 8.96 MiB", "40", "0.9 %", "interleaved"],
     ]
     assert [row[0] for row in rows] == ["tap_zones", "space_to_batch"]
     assert "im2col: failed: the process was killed by SIGSEGV" in everything(text)

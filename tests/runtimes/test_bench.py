@@ -85,6 +85,80 @@ def pid(bench: IsolatedBench) -> int:
     return bench._child.process.pid
 
 
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+MIB = 2**20
+
+
+def expanded(mib: int) -> tuple[ModelProto, dict[str, Any]]:
+    """A model that holds so many MiB at once, a power of two, as ONNX Runtime asks for memory, and its feeds."""
+    nodes = [helper.make_node("Expand", ["x", "s"], ["e"]), helper.make_node("ReduceSum", ["e"], ["y"])]
+    inputs = {"x": [1]}
+    proto = build(nodes, inputs, {"y": None}, {"s": np.array([mib * MIB // 4])})
+    return proto, {"x": np.ones(1, np.float32)}
+
+
+def test_peak_memory_is_that_of_one_model(bench: IsolatedBench) -> None:
+    """Whatever ran before in the process, and as often as it is asked."""
+    for key, mib in (("a", 128), ("b", 16)):
+        proto, feeds = expanded(mib)
+        bench.add(key, whole(proto), feeds)
+    bench.open(["a", "b"])
+    bench.run(["a", "b"])
+    found = {key: [bench.peak_bytes(key) for _ in range(2)] for key in ("b", "a")}
+    found["b"].append(bench.peak_bytes("b"))
+    for key, mib in (("a", 128), ("b", 16)):
+        for peak in found[key]:
+            assert peak is not None
+            assert mib * MIB * 0.98 < peak < mib * MIB * 1.1 + 4 * MIB, found
+
+
+def test_peak_memory_counts_weights_and_outputs(bench: IsolatedBench) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    weight = np.ones((2048, 4096), np.float32)
+    proto = build(nodes, {"x": [2048, 2048]}, {"y": None}, {"w": weight})
+    bench.add("a", whole(proto), {"x": np.ones((2048, 2048), np.float32)})
+    peak = bench.peak_bytes("a")
+    assert peak is not None
+    assert (32 + 32) * MIB * 0.98 < peak < (32 + 32 + 8) * MIB, "weights and output; the input was there"
+
+
+def test_the_first_that_is_asked_for_counts_nothing_that_is_loaded_once() -> None:
+    proto, feeds = expanded(16)
+    with opened() as bench:
+        bench.add("a", whole(proto), feeds)
+        first, again = bench.peak_bytes("a"), bench.peak_bytes("a")
+    assert first is not None
+    assert again is not None
+    assert abs(first - again) < 2 * MIB
+
+
+def test_peak_memory_where_it_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device has memory of its own, the mark cannot be set, or freed memory cannot be given back."""
+    server = _Server()
+    server.backend = BACKEND
+    feeds = {"x": X}
+    server.on_add("a", runnable(conv1d()), OPTIONS, feeds)
+    assert server.on_peak_of("a") is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeCpu, "host_memory", False)
+        assert server.on_peak_of("a") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(_worker, "_forget_peak", lambda: None)
+        assert np.ones(8 * MIB).sum() > 0, "the mark is now far above what is resident"
+        assert server.on_peak_of("a") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(_worker.ctypes, "CDLL", lambda _: object())
+        assert server.on_peak_of("a") is None
+    server.on_drop("a")
+
+
+def test_a_model_that_does_not_run_has_no_peak(bench: IsolatedBench) -> None:
+    bench.add("a", whole(conv1d(length=None)), {"x": values(1, 3, 16)})
+    with pytest.raises(CannotRun):
+        bench.peak_bytes("a")
+
+
 # ---- runs ---------------------------------------------------------------------------------------------------------
 
 

@@ -88,6 +88,7 @@ class Machine:
     factor: Callable[[str, int], float] = lambda *_: 1.0
     computes: Callable[[str], float] = lambda _: 1.0
     said: tuple[str, ...] = ()
+    peaks: dict[str, int] = field(default_factory=dict)
     workers: list[Bench] = field(default_factory=list)
     loaded: list[tuple[float, str, str]] = field(default_factory=list)
 
@@ -163,6 +164,11 @@ class Bench:
     def outputs(self, key: str) -> dict[str, Array]:
         self._check("outputs", key)
         return {"y": np.full(4, self.machine.computes(self.machine.name(self.models[key])), np.float32)}
+
+    def peak_bytes(self, key: str) -> int | None:
+        self.live.clear()
+        self._check("peak_bytes", key)
+        return self.machine.peaks.get(self.machine.name(self.models[key]))
 
     def warnings(self) -> tuple[str, ...]:
         return self.machine.said
@@ -547,6 +553,25 @@ def test_a_conv_that_the_runtime_takes_with_explicit_pads_alone(machine: Machine
         assert attributes["dilations"] == [3]
 
 
+def test_the_memory_of_what_was_timed(machine: Machine, tmp_path: Path) -> None:
+    """Beside its time, and as lasting; a form without a time has none, and what is not told is None."""
+    machine.peaks = {"keep": 5000, "space_to_batch": 7000, "im2col": 9000}
+    machine.base = {"im2col": 2 * MS}
+    machine.fails = lambda step, _, model: (
+        CannotLoad("no") if (step, strategy_of(model)) == ("open", "tap_sum") else None
+    )
+    for _ in ("measured", "recalled"):
+        one = meter(machine, Cache(tmp_path / "c.sqlite"))
+        found = answer(one).forms
+        assert {name: (form.keep_peak_bytes, form.peak_bytes) for name, form in found.items()} == {
+            "space_to_batch": (5000, 7000),
+            "im2col": (5000, 9000),
+            "tap_sum": (None, None),
+            "slice_to_batch": (5000, None),
+        }
+    assert one.ledger.recalled == len(FORMS)
+
+
 def test_only_what_is_compared_is_held(machine: Machine) -> None:
     one = meter(machine)
     answer(one)
@@ -643,7 +668,7 @@ def test_a_conv_without_a_runnable_form(machine: Machine, monkeypatch: pytest.Mo
     def refuse(*_: object) -> bytes:
         raise CannotRun("it has no runnable form: no Pad")
 
-    monkeypatch.setattr(measure, "_baseline", refuse)
+    monkeypatch.setattr(measure, "baseline", refuse)
     found = answer(meter(machine), plain=plain)
     assert found.failure == "it has no runnable form: no Pad"
     assert machine.workers == []
@@ -972,6 +997,16 @@ def test_a_whole_model(models: Machine) -> None:
     assert one.ledger.measured == 1
     assert one.budget.now() <= 60
     assert one.budget.floor_s == 0
+
+
+@pytest.mark.parametrize(("budget_s", "memory"), [(60.0, True), (60.0, False), (0.0, True)])
+def test_the_memory_of_whole_models(models: Machine, budget_s: float, memory: bool) -> None:
+    """Where it is asked for, and time is left."""
+    models.peaks = {"before": 5000, "after": 7000}
+    one = meter(models, budget_s=budget_s)
+    whole(one, memory=memory)
+    told = models.peaks if budget_s else dict.fromkeys(models.peaks)
+    assert one.peak_bytes == (told if memory else {})
 
 
 def test_the_original_is_timed_against_itself_once(models: Machine) -> None:

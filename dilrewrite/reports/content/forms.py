@@ -83,6 +83,9 @@ def form_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         yield doc.Paragraph(
             "Times: milliseconds for a run of the Conv with its neighbours. Ratio: form / keep, below 1 is faster."
         )
+    entries: tuple[Entry, ...] = (*report.sites, *report.regions)
+    if any(form.peak_bytes is not None for entry in entries for form in entry.candidates):
+        yield doc.Paragraph("Peak memory: what a session of it alone and two runs take, without the inputs.")
     most = BRIEF_GROUPS if short else MANY_GROUPS
     shown = groups[:most] if short else groups
     folds = [_fold(some, report, brief, i < OPEN_GROUPS) for i, some in enumerate(shown)]
@@ -230,6 +233,13 @@ def _timings(site: Entry, brief: bool) -> doc.Table:
     def of(says: Callable[[Comparison], str]) -> Callable[[Row], str]:
         return lambda row: says(row[3]) if row[3] is not None else ""
 
+    peaks = {one.strategy: (one.keep_peak_bytes, one.peak_bytes) for one in site.candidates if one.timing is not None}
+    keeps = [peak for peak, _ in peaks.values() if peak is not None]
+
+    def memory(row: Row) -> str:
+        before, after = peaks[row[0]] if row[3] is not None else (None, keeps[0])
+        return units.size(after) if brief else f"{units.size(before)} -> {units.size(after)}"
+
     return doc.table(
         "Forms by timing",
         lines,
@@ -241,6 +251,7 @@ def _timings(site: Entry, brief: bool) -> doc.Table:
         ("#20 to 80 %" if brief else "#form 20 to 80 %", lambda row: spread(row[2])),
         ("#ratio", of(lambda timing: ratio_of(timing)[0])),
         (f"#{units.INTERVAL}", of(lambda timing: ratio_of(timing)[1])),
+        bool(keeps) and ("#peak memory" if brief else "#peak memory, keep -> form", memory),
         not brief and ("#pairs", of(lambda timing: str(timing.pairs))),
         not brief and ("#noise", of(lambda timing: NOTHING if timing.noise is None else percent(timing.noise))),
         not brief and ("mode", of(lambda timing: timing.mode)),
