@@ -214,7 +214,8 @@ def _report(job: _Job, done: _Done) -> Report:
     settled, measurement = done.chosen.settled, done.chosen.measurement
     on = measurement.backend if measurement is not None else ""
     sites = tuple(describe.site(decision, on) for decision in settled)
-    around = tuple(describe.region(decision, on) for decision in done.chosen.regions)
+    dilations = {site.key: site.max_dilation_left for site in sites}
+    around = tuple(describe.region(decision, on, dilations) for decision in done.chosen.regions)
     status = _status(job, done, sites, around)
     written = status not in ("differs", "not valid", "dilation left")
     told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from dilrewrite.choice.choose import Candidate
@@ -43,10 +43,16 @@ def site(decision: Decision, backend: str = "") -> SiteReport:
     )
 
 
-def region(decision: Decision, backend: str = "") -> RegionReport:
-    """Return what is known and what was decided of a region; `backend`: what was measured on."""
+def region(decision: Decision, backend: str = "", sites: Mapping[str, int] | None = None) -> RegionReport:
+    """Return what is known and what was decided of a region; `backend`: what was measured on.
+
+    `sites`: the dilation that is left of each site, for a kept region whose Convs may have forms of their own.
+    """
     found, measured, chain = decision.site, decision.measured, decision.site.meaning
     assert isinstance(chain, Chain)
+    left = decision.max_dilation
+    if decision.fragment is None and sites is not None:
+        left = max((sites[key] for key in decision.considered.inside), default=left)
     same = {name: getattr(found, name) for name in ("where", "name", "key", "opset", "inputs", "outputs", "ends")}
     return RegionReport(
         **same,
@@ -57,7 +63,7 @@ def region(decision: Decision, backend: str = "") -> RegionReport:
         action="kept" if decision.fragment is None else "rewritten",
         strategy=decision.strategy,
         reason=reasons.of(decision, backend),
-        max_dilation_left=decision.max_dilation,
+        max_dilation_left=left,
         proof=decision.proof,
         candidates=tuple(
             _candidate(candidate, measured.timings.get(candidate.strategy), backend, "region")

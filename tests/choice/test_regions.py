@@ -286,7 +286,7 @@ def test_dilation_goes_by_the_cheaper_of_region_and_sites(scripted: Ask) -> None
     assert [region.action for region in cheap.regions] == ["rewritten"]
     assert {site.max_dilation_left for site in cheap.sites} == {1}
     dear = scripted(flat(2, 2, 2), eliminate=True, region=2.0, sites=1.1)
-    assert [region.action for region in dear.regions] == ["kept"]
+    assert [(region.action, region.max_dilation_left) for region in dear.regions] == [("kept", 1)]
     assert {site.max_dilation_left for site in dear.sites} == {1}
 
 
