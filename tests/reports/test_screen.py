@@ -188,3 +188,9 @@ def test_it_is_what_is_shown_by_default(capsys, monkeypatch):
     assert capsys.readouterr().out == console.to_text(REPORTS["measured"])
     monkeypatch.setattr("sys.stdout", io.StringIO())
     assert formats()["console"].render(REPORTS["kept"]) == console.on_screen(REPORTS["kept"])
+
+
+def test_forms_that_were_proved_and_not_taken_are_not_counted():
+    sites = (*REPORTS["rewritten"].sites, replace(site("spare"), action="kept", strategy="keep"))
+    text = flat(console.on_screen(replace(REPORTS["rewritten"], sites=sites)))
+    assert "proved 2 of 2 forms bit for bit" in text

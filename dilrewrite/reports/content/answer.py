@@ -322,7 +322,8 @@ def _benched(report: Report, *, brief: bool = False) -> str:
         return f"{after} is {speed} than {before}{where} ({times})"
     spread = f"20 to 80 % of {count(final.first.runs, 'run')}: {units.spread(final.first)} ms"
     noise = f"; noise {percent(own.level)}" if own is not None else ""
-    return f"{before} takes {milliseconds(final.first.median_s)} ms{where} ({spread}{noise})"
+    more = "" if brief else f" ({spread}{noise})"
+    return f"{before} takes {milliseconds(final.first.median_s)} ms{where}{more}"
 
 
 def next_steps(report: Report) -> list[str]:

@@ -104,7 +104,8 @@ def _done(report: Report) -> Iterator[doc.Rows]:
         "rewritten" if report.status == "rewritten" else "tried", *_regions(report), *_sites(report, "rewritten")
     )
     yield _row("kept", *_sites(report, "kept"))
-    proofs = [one.proof for one in _entries(report) if one.proof is not None]
+    entries = [(one.action, one.proof) for one in _entries(report)]
+    proofs = [proof for action, proof in entries if proof is not None and (action == "rewritten" or proof.failure)]
     exact = sum(proof.failure is None for proof in proofs)
     proved = f"{exact} of {count(len(proofs), 'form')} bit for bit" if proofs else ""
     compared = answer.equality(report) if verdict is not None and report.command == "optimize" else ""
