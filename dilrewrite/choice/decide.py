@@ -106,7 +106,8 @@ class Decider:
                 refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
                 why = Why(reason=Reason.REFUSED, refusals=(denied[0],))
                 if denied[0].strategy not in strategies():
-                    why = Why(reason=Reason.NO_REGION, strategy=denied[0].strategy)
+                    some = Reason.NO_WHOLE_REGION if scope.only or scope.skip else Reason.NO_REGION
+                    why = Why(reason=some, strategy=denied[0].strategy)
             offered = [*asked, *(c for c in offered if c.strategy not in self.forced.offered)]
             if not scope.eliminate:
                 return considered(why, [candidate for candidate in asked if candidate.strategy != "keep"])

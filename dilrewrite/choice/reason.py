@@ -36,6 +36,8 @@ class Reason(StrEnum):
     """It goes with the region that `said` names."""
     NO_REGION = "no region"
     """`strategy`: of regions only, and the site stands in none that it takes."""
+    NO_WHOLE_REGION = "no whole region"
+    """As `NO_REGION`, and --only or --skip leaves Convs out."""
     LESS_THAN_SITES = "less than sites"
     """Of a region: its sites' own forms gain more, or it shares nodes with a region that does. `timing`: its form's."""
     WRONG = "wrong"

@@ -52,6 +52,8 @@ WORDS = {
     Reason.DECIDED: "by the decisions file",
     Reason.IN_REGION: "rewritten with the region {why.said}",
     Reason.NO_REGION: "stands in no region that {why.strategy} takes",
+    Reason.NO_WHOLE_REGION: "stands in no region that {why.strategy} takes: a region goes with all its dilated Convs "
+    "or not at all, and not all Convs are selected",
     Reason.LESS_THAN_SITES: "its Convs' own forms, or those of a region that shares nodes with it, are better",
     Reason.WRONG: "a form is wrong",
     Reason.UNPROVED: "{why.strategy} was not proved: {why.said}",

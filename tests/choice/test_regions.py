@@ -212,6 +212,8 @@ def test_a_region_form_can_be_asked_for(scripted: Ask, tmp_path: Path) -> None:
     assert [(region.block, region.action) for region in report.regions[:1]] == [((2, 2), "rewritten")]
     report = scripted(flat(2, 4, 2), strategy="lift_region")
     assert {site.reason for site in report.sites} == {"stands in no region that lift_region takes"}
+    report = scripted(chain(2, 4, 2), strategy="lift_region", skip="conv1")
+    assert "a region goes with all its dilated Convs or not at all" in report.sites[0].reason
     with pytest.raises(UsageError, match="block='0' is no whole number above 0"):
         scripted(flat(2, 4, 2), strategy="phase_region:block=0")
 
