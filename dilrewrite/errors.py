@@ -6,6 +6,7 @@ Every other exception is a bug and shows its traceback.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +34,27 @@ def printable(text: str) -> str:
     return clean(one_line(text))
 
 
+def folded(name: str) -> str:
+    """Return a name as names are compared: `Space-To-Batch` is `space_to_batch`."""
+    return name.lower().replace("-", "_")
+
+
+def meant(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that a word was probably meant to be, `None` where none is near it."""
+    import difflib
+
+    known = {folded(name): name for name in names}
+    near = difflib.get_close_matches(folded(word), known, n=1)
+    return known[near[0]] if near else None
+
+
+def choices(word: str, names: Iterable[str], listed: str = "choose one of") -> str:
+    """Return the hint for a name that is unknown: the one that was probably meant, and all that there are."""
+    known = list(names)
+    near, every = meant(word, known), f"{listed} {', '.join(known)}"
+    return every if near is None else f"did you mean {near}? {every[:1].upper()}{every[1:]}"
+
+
 class DilrewriteError(Exception):
     """What went wrong and where (`message`), and what to do about it (`hint`), in one line.
 
@@ -46,6 +68,13 @@ class DilrewriteError(Exception):
         super().__init__(message)
         self.message = printable(message)
         self.hint = printable(hint)
+        self.typed = str(self)
+        """What the command line says: it names options, where `message` and `hint` may name keywords of Python."""
+
+    def reword(self, words: Callable[[str], str]) -> None:
+        """Say it to callers from Python: in `words`, which turns options into keywords."""
+        self.message, self.hint = words(self.message), words(self.hint)
+        self.args = (self.message,)
 
     def __str__(self) -> str:
         """Return message and hint in one line."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
+from dilrewrite.errors import DilrewriteError, meant
 from dilrewrite.options import every_option
 
 StrPath = str | os.PathLike[str]
@@ -118,6 +120,33 @@ class Optimize(Verify, total=False):
     progress: Progress | None
 
 
+_ONLY_TYPED = {"--no-report": "report=None", "--build-engine": "build_engine=True", "--verbose": "tell"}
+"""Options of the command line alone, and what they are in Python."""
+
+_TYPED = re.compile(r"(?<![\w-])(--[a-z][a-z-]*|-o)(?![\w-])(?: (\S+?)(?=[,;:)]*(?: |$)))?")
+"""An option in a message, and the word behind it."""
+
+
+def in_python(text: str) -> str:
+    """Return a message that names options of the command line as one that names keywords of the Python functions."""
+    known = {flag: option for option in every_option().values() for flag in option.flags.split()}
+
+    def spoken(match: re.Match[str]) -> str:
+        flag, word = match.groups()
+        if flag not in known:
+            return match[0].replace(flag, _ONLY_TYPED.get(flag, flag))
+        option, told = known[flag], match.start() == 0 and text[match.end() : match.end() + 1] == ":"
+        if option.kind is bool:
+            return match[0].replace(flag, f"{option.name}=True")
+        number = word is not None and re.fullmatch(r"-?[0-9.]+|-?inf|nan", word)
+        if word is None or not (told or number or word in option.choices or re.match(r"[A-Z]{3}|\w+:\w", word)):
+            return match[0].replace(flag, option.name)
+        value = word if number else f'"{word}"'
+        return f"{option.name}={f'[{value}]' if 'tuple' in str(option.kind) else value}"
+
+    return _TYPED.sub(spoken, text)
+
+
 def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]:
     """Give a function of `**keywords` a signature and help that list them, with the options' defaults or `defaults`."""
     options = every_option()
@@ -137,11 +166,18 @@ def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]
             try:
                 signature.bind(*arguments, **given)
             except TypeError as error:
-                raise TypeError(f"{function.__name__}() {error}") from None
-            return function(*arguments, **{**defaults, **given})
+                near = meant(next((name for name in given if name not in kinds), ""), kinds)
+                raise TypeError(f"{function.__name__}() {error}{f'; did you mean {near!r}?' if near else ''}") from None
+            try:
+                return function(*arguments, **{**defaults, **given})
+            except DilrewriteError as error:
+                error.reword(in_python)
+                raise
 
         call.__signature__ = signature  # type: ignore[attr-defined]
-        help_texts = (f"    {name}: {options[name].help}" for name in kinds if name in options.keys() - defaults)
+        help_texts = (
+            f"    {name}: {in_python(options[name].help)}" for name in kinds if name in options.keys() - defaults
+        )
         call.__doc__ = "\n".join([f"{function.__doc__}\n    Keywords:", *help_texts])
         return cast("Function", call)
 

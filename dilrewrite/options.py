@@ -13,10 +13,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from dilrewrite._compat import Self
-from dilrewrite.errors import UsageError, shown
+from dilrewrite.errors import UsageError, folded, meant, shown
 from dilrewrite.staging import is_file
 
 DEFAULT_BUDGET_S = 60.0
@@ -24,9 +24,7 @@ BENCH_BUDGET_S = 20.0
 VERIFY_LEVELS = ("full", "sites", "none")
 EXTERNAL_DATA_MODES = ("auto", "reference", "copy")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8-qdq")
-
-MOST_DIGITS = 10
-"""No size has more: TensorRT counts the elements of a tensor up to 2**31."""
+FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
 
 Check = tuple[Callable[[Any], object], str]
 """Whether a value is legal, and what the error says otherwise."""
@@ -36,10 +34,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option: its flags, what `--help` says, the bounds of a number, and the check of a value.
+    """An option: its flags, what `--help` says and in which `group`, the bounds of a number, and the check of a value.
 
-    `check`: by default that it is not below `low`. `reported`: a report tells its value. `name`, `kind`, `default`: of
-    the field, which is the keyword in Python. An argument has no flags.
+    `check`: by default that it is not below `low`. `choices`: the only values, if there are several. `reported`: a
+    report tells its value. `name`, `kind`, `default`: of the field, which is the keyword in Python. An argument has no
+    flags.
     """
 
     flags: str
@@ -48,6 +47,8 @@ class Option:
     low: float | None = None
     high: float | None = None
     check: Check | None = None
+    choices: tuple[str, ...] = ()
+    group: str = ""
     reported: bool = True
     name: str = ""
     kind: Any = bool
@@ -62,7 +63,7 @@ class Option:
 def option(default: T, flags: str, text: str, metavar: str | Sequence[str] | None = None, **facts: Any) -> T:
     """Return a field of a stage: its default, and the rest of its `Option`. `metavar`: the only values, if several."""
     if metavar is not None and not isinstance(metavar, str):
-        metavar, facts = "|".join(metavar), {"check": among(metavar), **facts}
+        metavar, facts = "|".join(metavar), {"check": among(metavar), "choices": tuple(metavar), **facts}
     return field(default=default, metadata={"option": Option(flags, text, metavar, **facts)})
 
 
@@ -79,18 +80,21 @@ def _finite(what: str) -> Check:
     return (lambda value: 0 <= value < math.inf), f"a finite {what} of at least 0 is needed"
 
 
-_TOLERANCE: dict[str, Any] = {"low": 0, "check": _finite("number")}
+_PROOF = "Proof"
+_ENGINE = "TensorRT engine"
+_TOLERANCE: dict[str, Any] = {"low": 0, "check": _finite("number"), "group": _PROOF}
 _SECONDS: dict[str, Any] = {"low": 0, "check": _finite("number of seconds")}
-_MODE: Check = among(EXTERNAL_DATA_MODES)
 _LEVEL: Check = (range(6).__contains__, "not one of 0 to 5")
 _FILE: Check = (is_file, "no such file")
 _NAME_SIZES = "NAME:1x3xHxW"
 
 
 class Stage:
-    """The options of a stage: a frozen dataclass whose fields are made by `option`."""
+    """The options of a stage: a frozen dataclass whose fields are made by `option`. `GROUP`: theirs on `--help`."""
 
     __slots__ = ()
+
+    GROUP: ClassVar[str]
 
     @classmethod
     @functools.cache
@@ -98,16 +102,18 @@ class Stage:
         """Return the options by name."""
         kinds = typing.get_type_hints(cls)
         return {
-            one.name: replace(one.metadata["option"], name=one.name, kind=kinds[one.name], default=one.default)
+            one.name: replace(
+                known, name=one.name, kind=kinds[one.name], default=one.default, group=known.group or cls.GROUP
+            )
             for one in fields(cls)  # type: ignore[arg-type]
-            if one.metadata
+            if (known := one.metadata.get("option")) is not None
         }
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Self:
         """Return the stage from keywords; paths may be strings, and tuples any sequence."""
         known = cls.options()
-        values = {name: _typed(value, known[name].kind) if name in known else value for name, value in keywords.items()}
+        values = {name: _typed(value, known[name]) if name in known else value for name, value in keywords.items()}
         return cls(**values)
 
     def check(self) -> None:
@@ -116,7 +122,9 @@ class Stage:
             value, (legal, otherwise) = getattr(self, name), known.check or _least(known.low)
             for one in value if isinstance(value, tuple) else (value,):
                 if one is not None and not legal(one):
-                    raise UsageError(f"{known.flag} {shown(one) if isinstance(one, Path) else one}: {otherwise}")
+                    problem = f"{known.flag} {shown(one) if isinstance(one, Path) else one}: {otherwise}"
+                    near = meant(one, known.choices) if known.choices and isinstance(one, str) else None
+                    raise UsageError(problem, hint=f"did you mean {near}?" if near else "")
 
     def plain(self) -> dict[str, object]:
         """Return what a report tells of it, as plain data."""
@@ -124,8 +132,11 @@ class Stage:
         return {name: [*map(str, value)] if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _typed(value: Any, kind: Any) -> Any:
-    """Return a keyword's value as its option has it."""
+def _typed(value: Any, option: Option) -> Any:
+    """Return a keyword's value as its option has it; of names, `_` is `-`, and capitals are small letters."""
+    kind = option.kind
+    if isinstance(value, str) and value not in option.choices:
+        value = next((name for name in option.choices if folded(name) == folded(value)), value)
     if typing.get_origin(kind) is tuple:
         return tuple(map(typing.get_args(kind)[0], value or ()))
     return Path(value) if value is not None and Path in (kind, *typing.get_args(kind)) else value
@@ -134,6 +145,8 @@ def _typed(value: Any, kind: Any) -> Any:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope(Stage):
     """Which nodes are rewritten, and into which forms."""
+
+    GROUP = "Which Convs, which forms"
 
     strategy: str | None = option(
         None,
@@ -168,14 +181,30 @@ class Scope(Stage):
 class Proving(Stage):
     """How models are run and compared."""
 
-    shapes: tuple[str, ...] = option((), "--shape", "Size of an input with unknown extents. Repeatable.", _NAME_SIZES)
+    GROUP = "Sizes and data"
+
+    shapes: tuple[str, ...] = option(
+        (), "--shape", "Size of an input, as x:1x3x64x64; of the only one, as 1x3x64x64. Repeatable.", _NAME_SIZES
+    )
     inputs: Path | None = option(None, "--inputs", "Data to run on, by input name.", "FILE.npz")
-    verify: str = option("full", "--verify", "How much to prove; none only with --strategy.", VERIFY_LEVELS)
-    rtol: float | None = option(None, "--rtol", "Relative tolerance, instead of one by element type.", **_TOLERANCE)
-    atol: float | None = option(None, "--atol", "Absolute tolerance, instead of one by element type.", **_TOLERANCE)
-    seed: int = option(0, "--seed", "Seed of all random data.", low=0)
+    verify: str = option(
+        "full", "--verify", "How much to prove; none only with --strategy.", VERIFY_LEVELS, group=_PROOF
+    )
+    rtol: float | None = option(
+        None, "--rtol", "Relative tolerance. [default: by element type]", "NUMBER", **_TOLERANCE
+    )
+    atol: float | None = option(
+        None, "--atol", "Absolute tolerance. [default: by element type]", "NUMBER", **_TOLERANCE
+    )
+    seed: int = option(0, "--seed", "Seed of all random data.", "N", low=0)
     threads: int | None = option(
-        None, "--threads", "Threads inside an operator. [default: the runtime's]", low=1, high=4096
+        None,
+        "--threads",
+        "Threads inside an operator. [default: the runtime's]",
+        "N",
+        low=1,
+        high=4096,
+        group="Measuring",
     )
     custom_op_library: tuple[Path, ...] = option(
         (), "--custom-op-library", "Shared library with custom operators. Repeatable.", "FILE", check=_FILE
@@ -186,13 +215,17 @@ class Proving(Stage):
 class Places(Stage):
     """What is written, and where."""
 
-    output: Path | None = option(None, "--output -o", "[default: MODEL.dilrewrite.onnx]", "FILE", reported=False)
+    GROUP = "Files"
+
+    output: Path | None = option(
+        None, "--output -o", "The new model. [default: MODEL.dilrewrite.onnx]", "FILE", reported=False
+    )
     report: Path | None = option(None, "--report", "Folder for report.json, .md and .html.", "DIR", reported=False)
     report_format: tuple[str, ...] = option(
         (), "--report-format", "A format to write instead: csv, junit, ... Repeatable.", "NAME", reported=False
     )
     external_data: str = option(
-        "auto", "--external-data", "What happens to data files of the model.", "auto|copy|reference", check=_MODE
+        "auto", "--external-data", "What happens to data files of the model.", EXTERNAL_DATA_MODES
     )
     dry_run: bool = option(False, "--dry-run", "Measure and write nothing: show what would be.")
     force: bool = option(False, "--force", "Replace an existing output.")
@@ -200,7 +233,9 @@ class Places(Stage):
     keep_micro: Path | None = option(
         None, "--keep-micro", "Write each site and region as a model, before and after each form, with data.", "DIR"
     )
-    engine: Path | None = option(None, "--engine", "[default: OUTPUT.engine]", "FILE", reported=False)
+    engine: Path | None = option(
+        None, "--engine", "The engine's file. [default: OUTPUT.engine]", "FILE", reported=False, group=_ENGINE
+    )
     save_onnx: Path | None = option(None, "--save-onnx", "The ONNX model as TensorRT gets it.", "FILE", reported=False)
     export_layer_info: Path | None = option(
         None, "--export-layer-info", "The layers as JSON, as trtexec writes them.", "FILE", reported=False
@@ -216,6 +251,8 @@ class Places(Stage):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring(Stage):
     """What is timed, on what, and for how long."""
+
+    GROUP = "Measuring"
 
     profile: bool = option(False, "--profile", "Run the model, and show each Conv's share of its time.", reported=False)
     backend: str = option("auto", "--backend", "The runtime to time on; auto is the best that is ready.", "NAME")
@@ -247,7 +284,9 @@ class Measuring(Stage):
 class Building(Stage):
     """What TensorRT engine to build, and how."""
 
-    flavour: str = option("auto", "--flavour", "Which TensorRT builds the engine.", "auto|tensorrt|tensorrt-rtx")
+    GROUP = _ENGINE
+
+    flavour: str = option("auto", "--flavour", "Which TensorRT builds the engine.", FLAVOURS)
     precision: str | None = option(
         None, "--precision", "What the engine computes in. [default: what the model holds]", PRECISIONS
     )
@@ -294,17 +333,30 @@ def said(value: object) -> bool:
     return value is not None and value is not False and value not in ((), [])
 
 
-def sizes(kind: str, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the sizes by input of texts as `NAME:1x3x224x224`; raises `UsageError` for others."""
+def sizes(
+    kind: str, texts: Sequence[str], inputs: Sequence[str] | None = None, *, least: int = 1, most: int = 10**10 - 1
+) -> dict[str, tuple[int, ...]]:
+    """Return the sizes by input of texts as `NAME:1x3x224x224` or `NAME:1,3,224,224`; of a scalar, `NAME:`.
+
+    A text without a name is of the only one of `inputs`; where these are not known (`None`) it stands under "". Raises
+    `UsageError` for other texts, sizes that are not `least` to `most`, and an input that was given before.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
-        name, _, extents = text.rpartition(":")
-        parts = extents.split("x")
-        whole = all(part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS for part in parts)
-        if not name or not whole or 0 in map(int, parts):
-            problem = f"--{kind} {text}: not NAME:SIZExSIZE... of sizes from 1 up"
+        name, colon, extents = text.rpartition(":")
+        parts = re.split("[x,]", extents) if extents or not colon else []
+        whole = all(re.fullmatch(r"[0-9]{1,20}", part) and least <= int(part) <= most for part in parts)
+        if not whole or (colon and not name) or (not parts and least):
+            problem = f"--{kind} {text}: not NAME:SIZExSIZE... of sizes from {least} up"
             raise UsageError(problem, hint=f"for example --{kind} x:1x3x224x224")
-        if name in shapes:
+        if not name and inputs is not None:
+            if len(inputs) != 1:
+                problem = f"--{kind} {text}: the model has {len(inputs)} inputs"
+                raise UsageError(
+                    problem, hint=f"name one of {', '.join(inputs)}, as --{kind} {[*inputs, 'x'][0]}:{text}"
+                )
+            (name,) = inputs
+        if name and name in shapes:
             raise UsageError(f"--{kind} {text}: input {name!r} was given before", hint="give each input once")
         shapes[name] = tuple(map(int, parts))
     return shapes

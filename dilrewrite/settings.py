@@ -6,12 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from dilrewrite.errors import UsageError
+from dilrewrite.errors import UsageError, choices, folded
 
 T = TypeVar("T")
 
 MOST_DIGITS = 18
 """A longer number is no setting: the fields of an ONNX file hold no larger ones."""
+
+
+def named(name: str, plugins: Mapping[str, object]) -> str | None:
+    """Return the plug-in's name that a user means: `-` is `_`, and a plug-in may have an `alias`; `None` for none."""
+    known = {folded(own): own for own in plugins}
+    known |= {alias: own for own, plugin in plugins.items() if (alias := getattr(plugin, "alias", ""))}
+    return name if name in plugins else known.get(folded(name))
 
 
 def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tuple[str, T]:
@@ -20,17 +27,19 @@ def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tup
     `option` is named in errors, `unknown` says that there is no plug-in of a name. Raises `UsageError` for an unknown
     name, an unknown setting, or a value of the wrong type.
     """
-    name, _, settings = text.partition(":")
-    if name not in plugins:
-        raise UsageError(f"{unknown} {name!r}", hint=f"choose one of {', '.join(plugins)}")
+    given, _, settings = text.partition(":")
+    name = named(given, plugins)
+    if name is None:
+        raise UsageError(f"{unknown} {given!r}", hint=choices(given, plugins))
     default = plugins[name]
     offered = {field.name: getattr(default, field.name) for field in _fields(default)}
     values: dict[str, object] = {}
     for part in filter(None, settings.split(",")):
-        key, _, value = part.partition("=")
-        if key not in offered:
+        given, _, value = part.partition("=")
+        key = named(given, offered)
+        if key is None:
             listed = ", ".join(f"{key}={value}" for key, value in offered.items()) or "none"
-            raise UsageError(f"{option} {text}: {name} has no setting {key!r}", hint=f"its settings: {listed}")
+            raise UsageError(f"{option} {text}: {name} has no setting {given!r}", hint=f"its settings: {listed}")
         whole = isinstance(offered[key], int)
         if whole and not (value.isascii() and value.isdigit() and len(value) <= MOST_DIGITS and int(value) >= 1):
             raise UsageError(f"{option} {text}: {key}={value!r} is no whole number above 0")

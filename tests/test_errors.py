@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dilrewrite.errors import DiffersError, DilrewriteError, FailedError, MissingError, UsageError
+from dilrewrite.errors import DiffersError, DilrewriteError, FailedError, MissingError, UsageError, choices, meant
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,19 @@ def test_always_one_line(space: str) -> None:
 def test_without_a_hint() -> None:
     assert str(FailedError("what")) == "what"
     assert str(FailedError("what", hint=" \n")) == "what"
+
+
+def test_what_was_meant() -> None:
+    names = ["space_to_batch", "im2col", "int8-qdq"]
+    assert [meant(word, names) for word in ("Space-to-bach", "im2coll", "int8_qd")] == names
+    assert meant("magic", names) is None
+    assert choices("im2co", names) == "did you mean im2col? Choose one of space_to_batch, im2col, int8-qdq"
+    assert choices("magic", names) == "choose one of space_to_batch, im2col, int8-qdq"
+
+
+def test_other_words_for_python_leave_those_of_the_command_line() -> None:
+    error = UsageError("--seed -1: too low", hint="leave --seed out")
+    error.reword(lambda text: text.replace("--seed", "seed"))
+    assert str(error) == "seed -1: too low; leave seed out"
+    assert error.args == ("seed -1: too low",)
+    assert error.typed == "--seed -1: too low; leave --seed out"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
+import re
+import shlex
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -11,7 +14,9 @@ import pytest
 
 import dilrewrite
 from dilrewrite import cli, keywords
-from dilrewrite.options import STAGES, Building, CommandOptions, Scope, every_option
+from dilrewrite.errors import UsageError
+from dilrewrite.keywords import in_python
+from dilrewrite.options import FLAVOURS, STAGES, Building, CommandOptions, Scope, every_option, sizes
 
 COMMANDS = ("inspect", "optimize", "verify", "bench", "build")
 
@@ -82,6 +87,8 @@ def test_an_unknown_keyword(call: Any, name: str) -> None:
 def test_a_wrong_call_names_the_function() -> None:
     with pytest.raises(TypeError, match=r"^optimize\(\) got an unexpected keyword argument 'bugdet'"):
         dilrewrite.optimize("a", bugdet=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"; did you mean 'budget_s'[?]$"):
+        dilrewrite.optimize("a", bugdet_s=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"^verify\(\) missing a required argument"):
         dilrewrite.verify("a")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"^build_engine is 'x', no bool and no mapping"):
@@ -107,12 +114,137 @@ def test_what_a_report_tells() -> None:
     ]
 
 
-def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each option is on the page of each command that takes it, with its help."""
-    for command in COMMANDS:
-        assert cli.main([command, "--help"]) == 0
-        page = " ".join(capsys.readouterr().out.split())
-        for parameter in command_line(command).values():
-            for flag in flags_of(parameter):
-                assert flag in page
-            assert parameter.annotation.__metadata__[0].help.split()[0] in page
+ROOT = Path(__file__).parents[1]
+
+
+def sections(page: str) -> dict[str, str]:
+    """What stands under each heading of a `--help`."""
+    parts = re.split(r"^(\S.*):$", page, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], (" ".join(part.split()) for part in parts[2::2]), strict=True))
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_stands_in_its_group(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all of its help. The groups come from the options, and no option is left over."""
+    assert cli.main([command, "--help"]) == 0
+    shown = sections(capsys.readouterr().out)
+    run = importlib.import_module(f"dilrewrite.cli.{command}").run
+    flags: set[str] = {"--help"}
+    for option in run.options.values():
+        assert bool(option.group) == bool(option.flags), option
+        assert option.help.rstrip(".") in shown[option.group or "Arguments"]
+        for flag in option.flags.split():
+            assert re.search(rf"(^| ){flag}( |,)", shown[option.group]), flag
+            flags.add(flag)
+    groups = {text for name, text in shown.items() if name != "Examples"}
+    assert {flag for text in groups for flag in re.findall(r"(?<=[ ^])--[a-z][a-z-]+(?= [A-Z0-9])", text)} <= flags
+
+
+def test_the_page_of_the_docs_has_every_option() -> None:
+    """Run `python scripts/options_page.py > docs/options.md` when it differs."""
+    script = ROOT / "scripts" / "options_page.py"
+    spec = importlib.util.spec_from_file_location("options_page", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = module.page()
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == page
+    for command in cli.COMMANDS:
+        part = page.partition(f"## dilrewrite {command}\n")[2].partition("\n## ")[0]
+        run = importlib.import_module(f"dilrewrite.cli.{command}").run
+        for option in run.options.values():
+            group = part.partition(f"### {option.group or 'Arguments'}\n")[2].partition("\n### ")[0]
+            spelled = ", ".join(option.flags.split()) or option.metavar
+            assert f"\n| `{spelled}" in group
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_examples_are_understood(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is a command line of its command whose options pass all checks that need no model."""
+    run = importlib.import_module(f"dilrewrite.cli.{command}").run
+    assert run.examples
+    for purpose, arguments in run.examples:
+        assert len(purpose) < 78
+        assert len(arguments) < 78 - len("dilrewrite ")
+        assert arguments.split()[0] == command
+        code = cli.main([*shlex.split(arguments), "--help"])
+        assert (code, capsys.readouterr().err) == (0, "")
+    if command not in ("optimize", "verify", "bench", "build"):
+        return
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(dilrewrite, command, lambda *_, **options: given.append(options) or (_ for _ in ()).throw(Stop))
+    for _, arguments in run.examples:
+        with pytest.raises(Stop):
+            cli.main(shlex.split(arguments))
+        options = given[-1]
+        for name in ("progress", "tell", "build_engine"):
+            options.pop(name, None)
+        CommandOptions.of(**options | ({"report": None} if options.get("report") == "beside" else {})).check()
+
+
+class Stop(Exception):  # noqa: N818 - no error
+    """Ends a command before its work."""
+
+
+def test_names_are_read_as_they_were_meant() -> None:
+    options = CommandOptions.of(precision="INT8_QDQ", flavour="tensorrt_rtx", external_data="Copy")
+    assert options.building is not None
+    assert (options.building.precision, options.building.flavour) == ("int8-qdq", FLAVOURS[2])
+    assert options.places.external_data == "copy"
+    with pytest.raises(UsageError, match=r"^--verify sitse: not one of full, sites, none; did you mean sites[?]$"):
+        CommandOptions.of(verify="sitse").check()
+    with pytest.raises(UsageError, match=r"^--verify x: not one of full, sites, none$"):
+        CommandOptions.of(verify="x").check()
+
+
+def test_sizes() -> None:
+    assert sizes("min", ["x:1x3", "y:2,4", "5"], ["only"]) == {"x": (1, 3), "y": (2, 4), "only": (5,)}
+    assert sizes("min", ["1,3"]) == {"": (1, 3)}
+    for text in ("x:0x3", "x:", "", ":1", "x:1x", "x:" + "9" * 11):
+        with pytest.raises(UsageError, match=r"not NAME:SIZExSIZE... of sizes from 1 up; for example --min x:1x3"):
+            sizes("min", [text])
+
+
+@pytest.mark.parametrize(
+    ("typed", "spoken"),
+    [
+        ("--rtol -1.0: a finite number is needed", "rtol=-1.0: a finite number is needed"),
+        ("--verify bogus: not one of full", 'verify="bogus": not one of full'),
+        ("--verify none works only with --strategy", 'verify="none" works only with strategy'),
+        (
+            "give --force to replace it or -o for another place",
+            "give force=True to replace it or output for another place",
+        ),
+        ("for example --shape input:1x3x224x224", 'for example shapes=["input:1x3x224x224"]'),
+        (
+            "give it with --inputs FILE.npz, or sizes with --shape",
+            'give it with inputs="FILE.npz", or sizes with shapes',
+        ),
+        (
+            "nothing was measured: without --budget 0 every form is timed",
+            "nothing was measured: without budget_s=0 every form is timed",
+        ),
+        ("ask for one with --build-engine", "ask for one with build_engine=True"),
+        ("trtexec takes --stronglyTyped and --what-else", "trtexec takes --stronglyTyped and --what-else"),
+        ("a --b-o c", "a --b-o c"),
+    ],
+)
+def test_messages_speak_python(typed: str, spoken: str) -> None:
+    assert in_python(typed) == spoken.replace("budget_s", every_option_name("--budget"))
+
+
+def every_option_name(flag: str) -> str:
+    """The keyword of an option."""
+    return next(name for name, option in every_option().items() if flag in option.flags.split())
+
+
+def test_python_hears_keywords_and_the_shell_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "m.onnx"
+    with pytest.raises(UsageError, match=r"^min_gain_percent=200: a percentage"):
+        dilrewrite.optimize(model, min_gain_percent=200)
+    assert cli.main(["optimize", str(model), "--min-gain", "200"]) == 2
+    assert capsys.readouterr().err.startswith("dilrewrite: --min-gain 200: a percentage")
+    assert "--" not in (dilrewrite.optimize.__doc__ or "")

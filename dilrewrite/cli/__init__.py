@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dilrewrite._version import __version__
 from dilrewrite.cli._process import interruptible, streams
-from dilrewrite.errors import DilrewriteError, FailedError, printable
+from dilrewrite.errors import DilrewriteError, FailedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
+COMMANDS = ("inspect", "optimize", "verify", "bench", "build", "convbench", "backends", "demo")
+"""Each has a file of its name, in this order on `--help`."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors a user can cause are one line on standard error."""
@@ -26,9 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with interruptible():
         try:
             with streams():
-                result = _app()(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+                given = list(sys.argv[1:] if arguments is None else arguments)
+                result = _app()(args=given, prog_name="dilrewrite", standalone_mode=False)
         except DilrewriteError as error:
-            _say(str(error))
+            _say(error.typed)
             pointer = getattr(error, "pointer", None)
             if pointer is not None:  # of a text that cannot be read: where
                 _write(pointer)
@@ -50,18 +55,21 @@ def _app() -> typer.Typer:
     """Return the commands. Imported here, where Ctrl-C is one line already."""
     import typer
 
-    from dilrewrite.cli import backends, bench, build, convbench, demo, inspect, optimize, verify
+    from dilrewrite.cli import _help
 
     app = typer.Typer(
         name="dilrewrite",
         help="Rewrite dilated convolutions of ONNX models into exactly equal undilated subgraphs, and prove it.",
+        cls=_help.Group,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog=_help.epilog([("whatever is fastest, in a new model", "optimize model.onnx")]),
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for module in (inspect, optimize, verify, bench, build, convbench, backends, demo):
-        app.command(module.__name__.rpartition(".")[2])(module.run)
+    for name in COMMANDS:
+        run = importlib.import_module(f"dilrewrite.cli.{name}").run
+        app.command(name, cls=_help.Command, epilog=_help.epilog(run.examples))(run)
 
     def show_version(value: bool) -> None:
         if value:
@@ -111,8 +119,12 @@ def _click_exit(error: BaseException) -> int:
         _write(str(error))
         return 2
     if "ClickException" in kinds:
-        _say(f"{printable(error.format_message())}; see dilrewrite --help")  # type: ignore[attr-defined]
+        from dilrewrite.cli._help import wording
+
+        _say(wording(error))
         return 2
+    if isinstance(error, SystemExit):  # what completes in a shell ends so
+        return int(error.code or 0)
     if "Exit" in kinds:
         return int(getattr(error, "exit_code", 0))
     raise error

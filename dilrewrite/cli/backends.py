@@ -9,7 +9,7 @@ import typer
 from dilrewrite.cli._options import command
 
 
-@command("as_json")
+@command("as_json", [("what is ready here, and how to install the rest", "backends")])
 def run(*, as_json: bool) -> int:
     """List the runtimes: ready with versions, or what is missing and the command that installs it."""
     from dilrewrite.runtimes import backends

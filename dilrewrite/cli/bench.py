@@ -13,9 +13,17 @@ from dilrewrite.options import BENCH_BUDGET_S
 OTHER = replace(MODEL, help="A model to time against it.", metavar="[OTHER]", kind=Path | None, default=None)
 
 
+EXAMPLES = [
+    ("how long a model takes, and how noisy this machine is", "bench model.onnx --shape 1x3x512x512"),
+    ("which is faster, in pairs, with an interval", "bench model.onnx model.dilrewrite.onnx"),
+    ("on a GPU, for a minute", "bench model.onnx model.dilrewrite.onnx --backend cuda --budget 60"),
+]
+
+
 @command(
-    "model other backend budget shapes inputs report report_format seed threads custom_op_library export_times "
+    "model other backend budget threads shapes inputs seed custom_op_library report report_format export_times "
     "export_profile as_json verbose quiet",
+    EXAMPLES,
     {"model": MODEL, "other": OTHER},
     budget={"help": "How long it may take.", "default": BENCH_BUDGET_S},
 )

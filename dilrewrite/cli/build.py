@@ -11,13 +11,20 @@ from dilrewrite.cli._common import progress, show
 from dilrewrite.cli._options import ENGINE, MODEL, command
 from dilrewrite.errors import printable
 
+EXAMPLES = [
+    ("an engine in float16, with all that is known of it beside it", "build model.onnx --precision fp16"),
+    ("for 16 to 256 frames", "build model.onnx --min 1x80x16 --opt 1x80x64 --max 1x80x256"),
+    ("with TensorRT for RTX, which needs no GPU to build", "build model.onnx --flavour tensorrt-rtx"),
+]
+
 
 @command(
-    f"model output {ENGINE} inputs save_onnx export_layer_info report report_format force seed threads "
-    "as_json verbose quiet",
+    f"model {ENGINE} inputs seed threads output force save_onnx export_layer_info report report_format as_json verbose "
+    "quiet",
+    EXAMPLES,
     {"model": MODEL},
     verbose={"help": "Print every table, and TensorRT's log on standard error."},
-    output={"help": "[default: MODEL.engine]", "metavar": "ENGINE"},
+    output={"help": "The engine. [default: MODEL.engine]", "metavar": "ENGINE"},
     force={"help": "Replace an existing engine."},
 )
 def run(model: Path, output: Path | None, *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:

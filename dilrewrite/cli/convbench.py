@@ -9,11 +9,12 @@ from typing import Any
 import typer
 
 from dilrewrite.cli._common import progress
-from dilrewrite.cli._options import command
-from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.cli._options import SCREEN, command
+from dilrewrite.errors import MissingError, UsageError, meant
 from dilrewrite.options import Option
 from dilrewrite.pytorch.setting import Setting
 
+FORMATS = ("table", "original", "json", "markdown")
 OWN = {
     **Setting.options(),
     "configurations": Option(
@@ -22,14 +23,27 @@ OWN = {
         "[CONFIG]...",
         kind=tuple[str, ...],
     ),
-    "skip": Option("--skip", "Leave a method out. Repeatable; SKIP does the same.", "METHOD", kind=tuple[str, ...]),
-    "form": Option("--format", "How to print.", "table|original|json|markdown", kind=str, default="table"),
-    "listed": Option("--list", "List the built-in configurations."),
+    "skip": Option(
+        "--skip",
+        "Leave a method out. Repeatable; SKIP does the same.",
+        "METHOD",
+        kind=tuple[str, ...],
+        group=Setting.GROUP,
+    ),
+    "form": Option(
+        "--format", "How to print.", "|".join(FORMATS), kind=str, default="table", choices=FORMATS, group=SCREEN
+    ),
+    "listed": Option("--list", "List the built-in configurations.", group=SCREEN),
 }
+EXAMPLES = [
+    ("the 2016 benchmark, every method, forward and backward", "convbench 1 2 3"),
+    ("a convolution of your own", "convbench i32x48x48x48,k32x3x3x3,b1,d2x2x2 --profile"),
+]
 
 
 @command(
-    f"configurations skip {' '.join(Setting.options())} form output listed force quiet",
+    f"configurations skip {' '.join(Setting.options())} output force form listed quiet",
+    EXAMPLES,
     OWN,
     output={"help": "Write it to a file instead."},
 )
@@ -45,7 +59,9 @@ def run(configurations: tuple[str, ...], *, listed: bool, quiet: bool, **options
         return 0
     skip, form, output, force = (options.pop(name) for name in ("skip", "form", "output", "force"))
     if form not in formats.FORMATS:
-        raise UsageError(f"--format {form}: not one of {', '.join(formats.FORMATS)}")
+        near = meant(form, FORMATS)
+        problem = f"--format {form}: not one of {', '.join(formats.FORMATS)}"
+        raise UsageError(problem, hint=f"did you mean {near}?" if near else "")
     setting = Setting(**options)
     setting.check()
     convbench.skipped(skip)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import typer
 
-from dilrewrite.cli._options import command
-from dilrewrite.errors import UsageError
+from dilrewrite.cli._options import SCREEN, command
+from dilrewrite.errors import UsageError, choices
 from dilrewrite.options import Option
+from dilrewrite.settings import named
 
 DEMOS = {
     "aspp_segmentation": ("DeepLabV3 on a narrow ResNet, 2-D", ""),
@@ -24,12 +25,21 @@ FIRST = "splice_sites"
 
 OWN = {
     "name": Option("", f"Which model. [default: {FIRST}]", "[NAME]", kind=str, default=FIRST),
-    "listed": Option("--list", "List the models."),
+    "listed": Option("--list", "List the models.", group=SCREEN),
 }
 
 
+EXAMPLES = [
+    ("a model to try the other commands on", "demo"),
+    ("another one, in a folder", "demo causal-tcn -o models"),
+]
+
+
 @command(
-    "name output listed force quiet", OWN, output={"help": "The folder to write to. [default: here]", "metavar": "DIR"}
+    "name output force listed quiet",
+    EXAMPLES,
+    OWN,
+    output={"help": "The folder to write to. [default: here]", "metavar": "DIR"},
 )
 def run(name: str, output: Path | None, *, listed: bool, force: bool, quiet: bool) -> int:
     """Write a demo model, with random weights, and say how to optimize it."""
@@ -39,8 +49,9 @@ def run(name: str, output: Path | None, *, listed: bool, force: bool, quiet: boo
         for each, (what, _) in DEMOS.items():
             typer.echo(f"{each:<20} {what}")
         return 0
-    if name not in DEMOS:
-        raise UsageError(f"{name}: no demo model", hint=f"give one of {', '.join(DEMOS)}")
+    given, name = name, named(name, DEMOS) or ""
+    if not name:
+        raise UsageError(f"{given}: no demo model", hint=choices(given, DEMOS, "give one of"))
     folder = output or Path()
     path = folder / f"{name}.onnx"
     with Staging(force=force) as staging:

@@ -11,10 +11,16 @@ from dilrewrite.cli._common import progress, show
 from dilrewrite.cli._options import MODEL, command
 from dilrewrite.errors import UsageError
 
+EXAMPLES = [
+    ("every dilated Conv, and which forms apply", "inspect model.onnx"),
+    ("with each Conv's share of the time", "inspect model.onnx --profile --shape 1x3x512x512"),
+    ("what a TensorRT engine holds", "inspect model.engine"),
+]
+
 
 @command(
-    "model max_dilation profile backend shapes inputs threads custom_op_library report report_format as_json "
-    "verbose quiet",
+    "model max_dilation profile backend threads shapes inputs custom_op_library report report_format as_json verbose quiet",
+    EXAMPLES,
     {"model": MODEL},
 )
 def run(model: Path, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:

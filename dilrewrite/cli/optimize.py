@@ -8,19 +8,27 @@ from typing import Any
 from dilrewrite.cli._common import progress, show
 from dilrewrite.cli._options import ENGINE, MODEL, command
 from dilrewrite.errors import UsageError
-from dilrewrite.options import Building, Option, said
+from dilrewrite.options import Building, Option, Places, said
 
 OWN = {
     "model": MODEL,
-    "build_engine": Option("--build-engine", "Also build the TensorRT engine of the result."),
-    "no_report": Option("--no-report", "Write no report files."),
+    "build_engine": Option("--build-engine", "Also build the TensorRT engine of the result.", group=Building.GROUP),
+    "no_report": Option("--no-report", "Write no report files.", group=Places.GROUP),
 }
+EXAMPLES = [
+    ("whatever is fastest here, at the size that you deploy", "optimize model.onnx --shape 1x3x512x512"),
+    ("no dilated Conv is left", "optimize model.onnx --eliminate -o undilated.onnx"),
+    ("one form, in some Convs", "optimize model.onnx --strategy space-to-batch --only aspp"),
+    ("show what would be measured", "optimize model.onnx --dry-run"),
+    ("measured on TensorRT, with an engine of the result", "optimize model.onnx --backend trt --build-engine"),
+]
 
 
 @command(
-    "model output strategy eliminate max_dilation lift_all only skip backend budget min_gain_percent decisions "
-    f"save_decisions keep_micro cache no_cache build_engine engine {ENGINE} shapes inputs verify report report_format "
-    "no_report rtol atol external_data dry_run force seed threads custom_op_library as_json verbose quiet",
+    "model strategy eliminate max_dilation lift_all only skip decisions backend budget min_gain_percent threads "
+    "cache no_cache shapes inputs seed custom_op_library verify rtol atol output force dry_run report report_format "
+    f"no_report save_decisions keep_micro external_data build_engine engine {ENGINE} as_json verbose quiet",
+    EXAMPLES,
     OWN,
 )
 def run(model: Path, output: Path | None, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:

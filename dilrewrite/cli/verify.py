@@ -15,8 +15,16 @@ MODELS = {
 }
 
 
+EXAMPLES = [
+    ("do two models compute the same?", "verify model.onnx other.onnx"),
+    ("on your own data, within a tolerance", "verify model.onnx other.onnx --inputs data.npz --rtol 1e-3"),
+    ("in CI, as test cases", "verify model.onnx other.onnx --report out --report-format junit"),
+]
+
+
 @command(
-    "before after shapes inputs report report_format rtol atol seed threads custom_op_library as_json verbose quiet",
+    "before after shapes inputs seed custom_op_library rtol atol threads report report_format as_json verbose quiet",
+    EXAMPLES,
     MODELS,
 )
 def run(before: Path, after: Path, *, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> int:

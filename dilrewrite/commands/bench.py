@@ -20,7 +20,8 @@ from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.reports import report
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, profiled, timed_backend
+from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, backends, profiled, timed_backend
+from dilrewrite.settings import named
 from dilrewrite.sites.find import find
 from dilrewrite.tensorrt import bindings, engines, exports, sidecar
 from dilrewrite.tensorrt.sidecar import EngineReport
@@ -80,7 +81,7 @@ def _engines(run: Run, places: Sequence[Path | InMemory]) -> Report:
     paths, known = _read(places)
     options, first = run.options, paths[0]
     engine, name, asked = known[0], bindings.module_name(known[0].flavour), options.measuring.backend
-    if asked not in ("auto", name):
+    if asked != "auto" and named(asked, backends()) != name:
         raise UsageError(f"--backend {asked}: the engine is of {engine.flavour}", hint="leave it out")
     engines.check_runs(first, engine)
     Claims(list(paths)).reports(options.places.report, options.places.report_format)
@@ -140,8 +141,8 @@ def _feeds(options: CommandOptions, engine: EngineReport, runnable: Runnable, me
     """Return what engines are timed on: the user's data, and made-up values of the sizes that they are fast at."""
     data = load_inputs(options.proving.inputs) if options.proving.inputs else {}
     sizes = {name: profile.opt for name, profile in engine.profiles.items()}
-    given = {**sizes, **parse_shapes(options.proving.shapes)}
     with meter.backend.session(runnable, meter.options) as session:
+        given = {**sizes, **parse_shapes(options.proving.shapes, [io.name for io in session.inputs])}
         chooser = Chooser(
             session.inputs,
             given={name: shape for name, shape in given.items() if name not in data},

@@ -14,7 +14,7 @@ from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import Model
 from dilrewrite.options import Building, CommandOptions
 from dilrewrite.proof import trial
-from dilrewrite.proof.inputs import parse_shapes
+from dilrewrite.proof.inputs import fed, parse_shapes
 from dilrewrite.reports import report, write_reports
 from dilrewrite.reports.report import Report
 from dilrewrite.staging import Staging
@@ -35,7 +35,7 @@ def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None]
     options = run.options
     model = run.load(path)
     target = options.places.output or path.with_suffix(".engine")
-    started = engines.start(model, building, parse_shapes(options.proving.shapes))
+    started = engines.start(model, building, parse_shapes(options.proving.shapes, fed(model.proto)))
     claims = Claims([path, *data_files(model)], force=options.places.force)
     claims.engine(target, building.timing_cache)
     claims.claim(options.places.save_onnx, "--save-onnx")

@@ -23,11 +23,12 @@ from dilrewrite.model.tensors import InMemory, Model, read_tensor
 from dilrewrite.options import CommandOptions, Scope
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
-from dilrewrite.proof.inputs import parse_shapes
+from dilrewrite.proof.inputs import fed, parse_shapes
 from dilrewrite.proof.observe import Observer
 from dilrewrite.proof.verdict import Settings, Verdict
 from dilrewrite.reports import describe, reasons, report, write_reports
 from dilrewrite.reports.report import RegionReport, Report, SiteReport
+from dilrewrite.reports.units import listed
 from dilrewrite.runtimes import backends, timed_backend
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.splice.rewrite import Rewritten, mark
@@ -97,7 +98,7 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     engine = places.engine or (target or Path("model")).with_suffix(".engine")
     started = None
     if options.building is not None:
-        started = engines.start(model, options.building, parse_shapes(options.proving.shapes))
+        started = engines.start(model, options.building, parse_shapes(options.proving.shapes, fed(model.proto)))
     reports = places.report or (target.with_name(f"{target.stem}.report") if beside and target is not None else None)
     if not places.dry_run:
         claims = Claims([*files(place), *data_files(model)], force=places.force)
@@ -113,7 +114,9 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     settings = trial.settings(model, options.proving)
     if started is not None:
         engines.measured_sizes(started, settings)  # an error before long work
-    return _Job(run, model, run.find(model, regions=True), settings, target, engine, started, reports)
+    found = run.find(model, regions=True)
+    _check_only(found, options.scope.only)
+    return _Job(run, model, found, settings, target, engine, started, reports)
 
 
 def _choosing(job: _Job) -> Choosing:
@@ -248,14 +251,19 @@ def _report(job: _Job, done: _Done) -> Report:
     )
 
 
+def _check_only(found: Found, only: str | None) -> None:
+    """Raise `UsageError` for an `--only` that leaves nothing of a model with dilated nodes."""
+    nodes: list[Site | Skipped] = [*found.sites, *found.skipped]
+    if only is not None and nodes and not any(matches(only, node) for node in nodes):
+        names = listed([repr(node.name or node.where) for node in nodes], 4)
+        raise UsageError(f"--only {only}: matches no dilated node", hint=f"its dilated nodes: {names}")
+
+
 def _unmatched(found: Found, scope: Scope) -> list[str]:
     """Return what the user may have meant otherwise."""
     nodes: list[Site | Skipped] = [*found.sites, *found.skipped]
-    return [
-        f"{option} {pattern} matches no dilated node"
-        for option, pattern in (("--only", scope.only), ("--skip", scope.skip))
-        if pattern is not None and not any(matches(pattern, node) for node in nodes)
-    ]
+    matched = scope.skip is None or any(matches(scope.skip, node) for node in nodes)
+    return [] if matched else [f"--skip {scope.skip} matches no dilated node"]
 
 
 def _written(job: _Job, done: _Done, result: Report) -> Report:

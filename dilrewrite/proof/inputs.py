@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 
+from dilrewrite import options
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.model.elements import dtype
 from dilrewrite.proof.roles import MANY_SIZES, symbol_of
@@ -81,19 +83,15 @@ class Case:
         return {name: tuple(values.shape) for name, values in self.feeds.items()}
 
 
-def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Parse `NAME:1x3x224x224` (a scalar: `NAME:`); raises `UsageError` for anything else."""
-    found: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, separator, sizes = text.rpartition(":")
-        try:
-            shape = tuple(int(size) for size in sizes.split("x")) if sizes else ()
-        except ValueError:
-            shape = (-1,)
-        if not separator or not name or any(not 0 <= size <= MOST_SIZE for size in shape):
-            raise UsageError(f"--shape {text}: not NAME:SIZExSIZE...", hint="for example --shape input:1x3x224x224")
-        found[name] = shape
-    return found
+def parse_shapes(texts: Sequence[str], inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Parse `NAME:1x3x224x224` (a scalar: `NAME:`), or sizes alone of the only input; else raises `UsageError`."""
+    return options.sizes("shape", texts, inputs, least=0, most=MOST_SIZE)
+
+
+def fed(proto: ModelProto) -> list[str]:
+    """Return the names of the inputs that have no value of their own."""
+    own = {tensor.name for tensor in proto.graph.initializer}
+    return [value.name for value in proto.graph.input if value.name not in own]
 
 
 def load_inputs(path: Path) -> dict[str, Array]:

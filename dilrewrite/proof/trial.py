@@ -12,7 +12,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.options import Proving
-from dilrewrite.proof.inputs import check_names, load_inputs, parse_shapes
+from dilrewrite.proof.inputs import check_names, fed, load_inputs, parse_shapes
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
 from dilrewrite.runtimes import TimedBackend, backend, backends, timed_backends
 from dilrewrite.sites import Found, Site
@@ -22,7 +22,7 @@ from dilrewrite.splice.rewrite import rewrite
 
 def settings(model: Model, proving: Proving) -> Settings:
     """Return how to compare whole models; raises `UsageError` for shapes and data that do not fit the model."""
-    shapes = parse_shapes(proving.shapes)
+    shapes = parse_shapes(proving.shapes, fed(model.proto))
     data = load_inputs(proving.inputs) if proving.inputs else {}
     check_names(shapes, data, [value.name for value in model.proto.graph.input])
     return Settings(

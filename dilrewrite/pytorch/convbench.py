@@ -26,6 +26,7 @@ from dilrewrite.errors import MissingError
 from dilrewrite.pytorch.configurations import Configuration
 from dilrewrite.pytorch.methods import method, methods
 from dilrewrite.pytorch.setting import Setting
+from dilrewrite.settings import named
 from dilrewrite.timing.stopwatch import Comparison, Timing
 
 PASSES = ("forward", "backward by input", "backward by weight")
@@ -74,9 +75,11 @@ class Result:
 def skipped(given: Sequence[str]) -> set[str]:
     """Return the methods to leave out: of `--skip`, and of the variable SKIP as in the original, by comma or space."""
     names = {name for text in (*given, os.environ.get("SKIP", "")) for name in text.replace(",", " ").split()}
+    known = methods()
     for name in names:
-        method(name)
-    return names
+        if named(name, known) is None:
+            method(name)  # an error that lists all
+    return {named(name, known) or name for name in names}
 
 
 def run(

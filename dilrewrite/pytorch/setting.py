@@ -20,15 +20,21 @@ _NOT_NEGATIVE = (lambda seconds: 0 <= seconds < math.inf, "0 or more is needed")
 class Setting(Stage):
     """How it is timed."""
 
+    GROUP = "Measuring"
+
     device: str = option("cpu", "--device", "Where to run.", "cpu|cuda[:N]", check=_DEVICE)
     element: str = option("float32", "--dtype", "Element type.", ELEMENTS)
     channels_last: bool = option(False, "--channels-last", "Channels last in memory.")
     compiled: bool = option(False, "--compile", "Through torch.compile.")
     deterministic: bool = option(False, "--deterministic", "cuDNN's deterministic mode.")
-    seconds: float = option(1.0, "--seconds", "How long each method and pass is timed, about.", check=_POSITIVE)
-    repeats: int = option(6, "--repeats", "The fewest runs of each method and pass; 6 in any case.", low=1)
-    warmup: float = option(0.0, "--warmup", "Seconds that each method and pass runs before.", check=_NOT_NEGATIVE)
-    steps: int = option(1, "--steps", "How often the pass is computed in a run, whose mean counts.", low=1)
-    threads: int | None = option(None, "--threads", "Threads. [default: torch's]", low=1, high=4096)
+    seconds: float = option(
+        1.0, "--seconds", "How long each method and pass is timed, about.", "SECONDS", check=_POSITIVE
+    )
+    repeats: int = option(6, "--repeats", "The fewest runs of each method and pass; 6 in any case.", "N", low=1)
+    warmup: float = option(
+        0.0, "--warmup", "Seconds that each method and pass runs before.", "SECONDS", check=_NOT_NEGATIVE
+    )
+    steps: int = option(1, "--steps", "How often the pass is computed in a run, whose mean counts.", "N", low=1)
+    threads: int | None = option(None, "--threads", "Threads. [default: torch's]", "N", low=1, high=4096)
     profile: bool = option(False, "--profile", "Where the time goes, by kind of operator.")
     timeout_s: float = 600.0

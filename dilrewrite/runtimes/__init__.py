@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dilrewrite import machine, settings
 from dilrewrite._compat import Self, StrEnum
 from dilrewrite.discover import discover
-from dilrewrite.errors import MissingError, UsageError
+from dilrewrite.errors import MissingError, UsageError, choices
 from dilrewrite.runtimes._artifact import Artifact as Artifact
 from dilrewrite.runtimes._artifact import Runnable as Runnable
 from dilrewrite.runtimes._artifact import artifact as artifact
@@ -137,6 +137,8 @@ class Backend:
 
     name: ClassVar[str]
     """That of its file."""
+    alias: ClassVar[str] = ""
+    """A shorter name that users may give."""
 
     def conflict(self) -> str | None:
         """Return None, or what is installed twice and the commands that mend it."""
@@ -401,7 +403,7 @@ def backend(name: str) -> Backend:
     """
     known = backends()
     if name not in known:
-        raise UsageError(f"there is no backend {name!r}", hint=f"known are {', '.join(known)}")
+        raise UsageError(f"there is no backend {name!r}", hint=choices(name, known, "known are"))
     for error, why in ((UsageError, known[name].conflict), (MissingError, known[name].missing)):
         if (text := why()) is not None:
             raise error(f"backend {name}: {text}")
@@ -420,7 +422,8 @@ def timed_backend(text: str) -> TimedBackend:
     Raises UsageError for one that is unknown or times nothing, MissingError when it, or for `auto` none, is ready.
     """
     known = timed_backends()
-    name = text.partition(":")[0]
+    given = text.partition(":")[0]
+    name = settings.named(given, backends()) or given
     if name == "auto":
         if text != name:
             raise UsageError(f"--backend {text}: auto takes no settings", hint=f"name one of {', '.join(known)}")

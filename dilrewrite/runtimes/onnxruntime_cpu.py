@@ -15,6 +15,7 @@ class OnnxRuntimeCpu(OnnxRuntime):
     """ONNX Runtime with its CPU execution provider."""
 
     name: ClassVar = "onnxruntime_cpu"
+    alias: ClassVar = "cpu"
     rank: ClassVar = 0
     layout_ranks: ClassVar = frozenset({2})
     dilation_costs: ClassVar = False

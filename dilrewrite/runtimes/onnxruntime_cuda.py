@@ -73,6 +73,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     """
 
     name: ClassVar = "onnxruntime_cuda"
+    alias: ClassVar = "cuda"
     rank: ClassVar = 10
     doubts: ClassVar = "running in Fallback mode|Memcpy nodes are added"
     install: ClassVar = INSTALL

@@ -44,6 +44,7 @@ class OpenCvDnn(TimedBackend):
     """
 
     name: ClassVar = "opencv_dnn"
+    alias: ClassVar = "opencv"
 
     winograd: str = "on"
 

@@ -35,6 +35,7 @@ class OpenVinoCpu(TimedBackend):
     """
 
     name: ClassVar = "openvino_cpu"
+    alias: ClassVar = "openvino"
     layout_ranks: ClassVar = frozenset({1, 2, 3})
     dilation_costs: ClassVar = False
 

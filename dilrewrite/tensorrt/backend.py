@@ -88,6 +88,7 @@ class TensorRt(EngineBuilder):
     """TensorRT on the first GPU."""
 
     name: ClassVar = "tensorrt"
+    alias: ClassVar = "trt"
     flavour: ClassVar[str] = "tensorrt"
     rank: ClassVar = -10
     doubts: ClassVar = "^no CUDA graph"
@@ -230,6 +231,7 @@ class TensorRtRtx(TensorRt):
     """TensorRT for RTX on the first GPU."""
 
     name: ClassVar = "tensorrt_rtx"
+    alias: ClassVar = "trt_rtx"
     flavour: ClassVar = "tensorrt-rtx"
     rank: ClassVar = -11
 

@@ -93,7 +93,7 @@ def start(model: Model, building: Building, shapes: Mapping[str, tuple[int, ...]
     building.check()
     flavour, where = bindings.choose(building.flavour), _where(model)
     refuse(_loaded(model, model.proto, building.precision), where)
-    asked = profiles.parse(building.minima, building.optima, building.maxima)
+    asked = profiles.parse(building.minima, building.optima, building.maxima, list(profiles.declared(model.proto)))
     given = set().union(*asked.values())
     asked["opt"].update((name, shape) for name, shape in (shapes or {}).items() if name not in given)
     profiles.settle(model.proto, asked, where)

@@ -49,9 +49,11 @@ class Profile:
         )
 
 
-def parse(minima: Sequence[str], optima: Sequence[str], maxima: Sequence[str]) -> Asked:
-    """Return what the options `NAME:1x3x224x224` say; raises `UsageError` for anything else."""
-    return {"min": sizes("min", minima), "opt": sizes("opt", optima), "max": sizes("max", maxima)}
+def parse(
+    minima: Sequence[str], optima: Sequence[str], maxima: Sequence[str], inputs: Sequence[str] | None = None
+) -> Asked:
+    """Return what the options `NAME:1x3x224x224` say, of the `inputs` where known; raises `UsageError` for others."""
+    return {kind: sizes(kind, texts, inputs) for kind, texts in zip(KINDS, (minima, optima, maxima), strict=True)}
 
 
 def declared(proto: ModelProto) -> dict[str, tuple[int | None, ...] | None]:

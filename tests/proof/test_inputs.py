@@ -19,6 +19,7 @@ from dilrewrite.proof.inputs import (
     Case,
     Chooser,
     describe,
+    fed,
     load_inputs,
     parse_shapes,
     random_values,
@@ -55,21 +56,40 @@ def anything(feeds: Mapping[str, Array]) -> None:
         ("scalar:", "scalar", ()),
         ("serving_default_x:0:1x2", "serving_default_x:0", (1, 2)),
         ("a/b c:1", "a/b c", (1,)),
+        ("x:1,3,64,64", "x", (1, 3, 64, 64)),
+        ("1x3x64x64", "only", (1, 3, 64, 64)),
+        ("7", "only", (7,)),
     ],
 )
 def test_shapes(text: str, name: str, shape: tuple[int, ...]) -> None:
-    assert parse_shapes([text]) == {name: shape}
+    assert parse_shapes([text], ["only"]) == {name: shape}
 
 
-@pytest.mark.parametrize("text", ["", "x", "x:1xa", "x:1x", "x:x1", "x:-1x2", ":1x2", "x:1,2", "x:1.5", "x:1x?x2"])
+def test_sizes_alone_are_of_the_only_input() -> None:
+    hint = "the model has 2 inputs; name one of a, b, as --shape a:1x3"
+    with pytest.raises(UsageError, match=f"^--shape 1x3: {hint}$"):
+        parse_shapes(["1x3"], ["a", "b"])
+    with pytest.raises(UsageError, match="input 'a' was given before; give each input once"):
+        parse_shapes(["1x3", "a:1x3"], ["a"])
+
+
+def test_inputs_with_a_value_of_their_own_are_not_fed() -> None:
+    proto = conv1d()
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 2, 3]))
+    assert fed(proto) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "x:1xa", "x:1x", "x:x1", "x:-1x2", ":1x2", "x:1,,2", "x:1.5", "1x", "one", "x:1x?x2"]
+)
 def test_malformed_shapes(text: str) -> None:
     with pytest.raises(UsageError, match="not NAME:SIZExSIZE"):
-        parse_shapes([text])
+        parse_shapes([text], ["only"])
 
 
 def test_several_shapes() -> None:
-    assert parse_shapes(["x:1x2", "y:3"]) == {"x": (1, 2), "y": (3,)}
-    assert parse_shapes([]) == {}
+    assert parse_shapes(["x:1x2", "y:3"], ["x", "y"]) == {"x": (1, 2), "y": (3,)}
+    assert parse_shapes([], []) == {}
 
 
 # -- --inputs ------------------------------------------------------------------------------------------------------

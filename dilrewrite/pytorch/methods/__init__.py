@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast, final
 
 from dilrewrite.discover import discover
-from dilrewrite.errors import UsageError
+from dilrewrite.errors import UsageError, choices
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal, plan, strategies
@@ -82,7 +82,7 @@ def method(name: str) -> Method:
     """Return the method of a name; raises `UsageError` that lists all for an unknown one."""
     named = methods()
     if name not in named:
-        raise UsageError(f"there is no method {name!r}", hint=f"known are {', '.join(named)}")
+        raise UsageError(f"there is no method {name!r}", hint=choices(name, named, "known are"))
     return named[name]
 
 

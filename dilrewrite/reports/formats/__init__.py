@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from dilrewrite.discover import discover
-from dilrewrite.errors import UsageError
+from dilrewrite.errors import UsageError, choices
 from dilrewrite.reports.report import Report
 
 
@@ -45,7 +45,7 @@ def written(names: Iterable[str] = ()) -> dict[str, Format]:
     names = list(names) or [name for name, form in files.items() if form.default]
     for name in names:
         if name not in files:
-            raise UsageError(f"--report-format {name}: there is no such format", hint=f"one of {', '.join(files)}")
+            raise UsageError(f"--report-format {name}: there is no such format", hint=choices(name, files, "one of"))
     return {str(files[name].filename): files[name] for name in names}
 
 
