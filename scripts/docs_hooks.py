@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import tutorial  # beside this file
@@ -12,7 +11,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from dilrewrite.options import STAGES
 from dilrewrite.reports.formats import formats
 
 ROOT = Path(__file__).parent.parent
@@ -36,23 +34,10 @@ def leads_to(uri: str, link: str) -> str | None:
     return path if (ROOT / path).is_file() else None
 
 
-def options() -> Iterator[str]:
-    """The page of all options, from the classes that the command line and the Python functions are made of."""
-    yield "# Every option\n\nOn the command line and in Python. `dilrewrite COMMAND --help` lists those of a command."
-    for name, stage in STAGES.items():
-        yield f"\n## {name.capitalize()}\n\n{(stage.__doc__ or '').strip()}\n"
-        yield "| option | value | in Python | default | what it does |\n|---|---|---|---|---|"
-        for one in stage.options().values():
-            value = (one.metavar or "").replace("|", ", ")
-            default = "" if one.default in (None, (), False) else f"`{one.default}`"
-            yield f"| `{one.flags}` | {value} | `{one.name}` | {default} | {one.help} |"
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the report of the tutorial, spelled anew, and what pages link to outside of docs/, page after page."""
     page = formats()["html"].render(tutorial.recorded("report"))
     files.append(File.generated(config, "tutorial/report.html", content=page))
-    files.append(File.generated(config, "options.md", content="\n".join(options()) + "\n"))
     pages = [file.src_uri for file in files.documentation_pages() if file.abs_src_path]
     for uri in pages:
         for link in LINK.findall((ROOT / in_repository(uri)).read_text(encoding="utf-8")):

@@ -34,16 +34,18 @@ def pages() -> Iterator[str]:
             group = option.group if option.flags else "Arguments"
             groups.setdefault(group, []).append(row(option, keyword if keyword in keywords else ""))
         for group, rows in groups.items():
-            yield "\n".join([f"### {group}\n", "| option | what it says | Python |", "|---|---|---|", *rows, ""])
+            yield "\n".join(
+                [f"### {group}\n", "| option | value | what it says | Python |", "|---|---|---|---|", *rows, ""]
+            )
 
 
 def row(option: Any, keyword: str) -> str:
     """An option as a row of a table."""
-    flags, value = ", ".join(option.flags.split()), option.metavar or ("" if option.kind is bool else "N")
+    flags, value = ", ".join(option.flags.split()), (option.metavar or "").replace("|", ", ")
     shown = option.default not in (None, False, ()) and option.flags
     help_text = f"{option.help} [default: {option.default}]" if shown else option.help
-    cells = (f"`{f'{flags} {value}'.strip()}`", help_text, f"`{keyword}`" if keyword and option.flags else "")
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    cells = (f"`{flags or value}`", value if flags else "", help_text, f"`{keyword}`" if keyword and flags else "")
+    return f"| {' | '.join(cells)} |"
 
 
 def page() -> str:

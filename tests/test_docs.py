@@ -312,7 +312,7 @@ def test_the_strategy_in_ten_lines_works(tmp_path: Path, monkeypatch: pytest.Mon
     assert "rank 2" in refusal.reason
 
 
-MADE = ("tutorial/report.html", "options.md")
+MADE = ("tutorial/report.html",)
 """What scripts/docs_hooks.py adds to the site."""
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -349,7 +349,7 @@ def test_no_page_is_left_over_and_every_page_is_in_the_navigation() -> None:
     known = {f"{folder}/{name}.md" for folder, name in PLUG_INS} | {"forms/index.md"}
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES]
     assert {page for page in pages if "/" in page} == known
-    assert sorted(re.findall(r": (\S+\.md)$", NAVIGATION, re.MULTILINE)) == sorted([*pages, "options.md"])
+    assert sorted(re.findall(r": (\S+\.md)$", NAVIGATION, re.MULTILINE)) == sorted(pages)
 
 
 def shown(page: Path, mark: str, text: str) -> None:

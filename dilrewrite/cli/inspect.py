@@ -19,7 +19,8 @@ EXAMPLES = [
 
 
 @command(
-    "model max_dilation profile backend threads shapes inputs custom_op_library report report_format as_json verbose quiet",
+    "model max_dilation profile backend threads shapes inputs custom_op_library report report_format as_json verbose "
+    "quiet",
     EXAMPLES,
     {"model": MODEL},
 )

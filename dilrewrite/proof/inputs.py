@@ -18,6 +18,7 @@ from onnx import ModelProto
 from dilrewrite import options
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.model.elements import dtype
+from dilrewrite.model.light import value_shape
 from dilrewrite.proof.roles import MANY_SIZES, symbol_of
 from dilrewrite.runtimes import Array, CannotRun, Crashed, Io, TimedOut
 from dilrewrite.staging import is_file
@@ -147,6 +148,13 @@ def check_names(shapes: Collection[str], data: Collection[str], inputs: Sequence
         for name in names:
             if name not in inputs:
                 raise UsageError(f"{option}: the model has no input {name!r}", hint=f"its inputs: {', '.join(inputs)}")
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], proto: ModelProto) -> None:
+    """Raise `UsageError` for sizes that do not fit what the model declares of its inputs."""
+    for value in proto.graph.input:
+        if value.name in shapes:
+            _check_shape(Io(name=value.name, element="", shape=value_shape(value)[1]), shapes[value.name])
 
 
 def _check_shape(io: Io, shape: tuple[int, ...]) -> None:

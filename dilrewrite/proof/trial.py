@@ -12,7 +12,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.options import Proving
-from dilrewrite.proof.inputs import check_names, fed, load_inputs, parse_shapes
+from dilrewrite.proof.inputs import check_names, check_shapes, fed, load_inputs, parse_shapes
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
 from dilrewrite.runtimes import TimedBackend, backend, backends, timed_backends
 from dilrewrite.sites import Found, Site
@@ -25,6 +25,7 @@ def settings(model: Model, proving: Proving) -> Settings:
     shapes = parse_shapes(proving.shapes, fed(model.proto))
     data = load_inputs(proving.inputs) if proving.inputs else {}
     check_names(shapes, data, [value.name for value in model.proto.graph.input])
+    check_shapes(shapes, model.proto)
     return Settings(
         backend=backends()["onnxruntime_cpu"],
         fallback=backends()["reference"],

@@ -516,6 +516,7 @@ def test_wrong_option(place: Place, capsys: pytest.CaptureFixture[str], case: Ca
 
 
 UNNOTICED: dict[str, Case] = {
+    "--shape clashes, nothing better found": with_options("--shape", "x:1x2x17", words=["'x'"], forced=False),
     "--shape malformed, nothing better found": with_options("--shape", "bogus", words=["bogus"], forced=False),
     "--shape malformed, sites only": with_options("--shape", "bogus", "--verify", "sites", words=["bogus"]),
     "--inputs missing, nothing better found": with_options("--inputs", "/no.npz", words=["/no.npz"], forced=False),

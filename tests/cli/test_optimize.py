@@ -205,7 +205,6 @@ def test_eliminate_with_a_strategy_goes_on_where_it_refuses(capsys: Capsys, tmp_
         (["--only", "^main/early$"], ["early"]),
         (["--only", "^a$"], ["early"]),
         (["--only", "ea|la", "--skip", "rly"], ["late"]),
-        (["--only", "nothing"], []),
         (["--skip", "."], []),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else None,
