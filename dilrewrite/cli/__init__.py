@@ -27,10 +27,10 @@ COMMANDS = ("inspect", "optimize", "verify", "bench", "build", "convbench", "bac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors a user can cause are one line on standard error."""
     _written().clear()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     with interruptible():
         try:
             with streams():
-                given = list(sys.argv[1:] if arguments is None else arguments)
                 result = _app()(args=given, prog_name="dilrewrite", standalone_mode=False)
         except DilrewriteError as error:
             _say(error.typed)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _interrupted()
         except BaseException as error:  # click's own: wrong usage, --help, --version, abort
-            return _click_exit(error)
+            return _click_exit(error, given)
     if result == INTERRUPTED:  # what typer makes of Ctrl-C
         return _interrupted()
     return result if isinstance(result, int) else 0
@@ -110,7 +110,7 @@ def _interrupted() -> int:
     return INTERRUPTED
 
 
-def _click_exit(error: BaseException) -> int:
+def _click_exit(error: BaseException, given: Sequence[str]) -> int:
     """Turn what click raises into an exit code; anything else is a bug and goes on."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "Abort" in kinds:
@@ -121,7 +121,7 @@ def _click_exit(error: BaseException) -> int:
     if "ClickException" in kinds:
         from dilrewrite.cli._help import wording
 
-        _say(wording(error))
+        _say(wording(error, given[0] if given and given[0] in COMMANDS else ""))
         return 2
     if isinstance(error, SystemExit):  # what completes in a shell ends so
         return int(error.code or 0)

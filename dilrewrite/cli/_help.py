@@ -78,18 +78,17 @@ def _examples(command: Any, formatter: Any) -> None:
                 formatter.write(f"  {line}\n")
 
 
-def wording(error: Any) -> str:
-    """Return in one line what click has to say: what is wrong, what was probably meant, and whose help applies."""
+def wording(error: Any, command: str) -> str:
+    """Return in one line what click says of arguments of `command`: what is wrong, and whose help applies."""
     context, option = error.ctx, getattr(error, "option_name", "")
-    if context is None:
-        return f"{printable(error.format_message())}; see dilrewrite --help"
-    page = f"see {context.command_path} --help"
-    if not any(kind.__name__ == "NoSuchOption" for kind in type(error).__mro__):
+    page = f"see {' '.join(['dilrewrite', *filter(None, [command])])} --help"
+    if context is None or not any(kind.__name__ == "NoSuchOption" for kind in type(error).__mro__):
         return f"{printable(error.format_message()).removesuffix('.')}; {page}"
     root = context.find_root().command
     others = [name for name, other in root.commands.items() if option in _flags(other)]
     near = meant(option, _flags(context.command))
-    hint = f"dilrewrite {' and '.join(others[:2])} has it; " if others else f"did you mean {near}? " if near else ""
+    have = f"{' and '.join(others[:2])} {'have' if others[1:] else 'has'}"
+    hint = f"dilrewrite {have} it; " if others else f"did you mean {near}? " if near else ""
     return f"{printable(f'there is no option {option}')}; {hint}{page}"
 
 

@@ -436,6 +436,8 @@ def timed_backend(text: str) -> TimedBackend:
         chosen = settings.parse(text, known, "--backend", f"--backend {text}: no backend")[1]
         backend(name)
         return chosen
+    if name not in backends():
+        raise UsageError(f"--backend {text}: no backend {given!r}", hint=choices(given, backends(), "known are"))
     backend(name)
     raise UsageError(f"backend {name} times nothing", hint=f"choose one of auto, {', '.join(known)}")
 

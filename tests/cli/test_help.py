@@ -50,6 +50,9 @@ def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) 
             "there is no option --eliminate; dilrewrite optimize has it; see dilrewrite --help",
         ),
         (["verify", "m.onnx"], "Missing argument 'AFTER'; see dilrewrite verify --help"),
+        (["build", "m.onnx", "-o"], "Option '-o' requires an argument; see dilrewrite build --help"),
+        (["backends", "--quiet"], "dilrewrite inspect and optimize have it; see dilrewrite backends --help"),
+        (["bench", "m.onnx", "--backend", "gpu"], "--backend gpu: no backend 'gpu'; known are "),
         (["bench", "m.onnx", "--threads", "0"], "see dilrewrite bench --help"),
         (["bench", "a.onnx", "b.onnx", "c.onnx"], "(c.onnx); see dilrewrite bench --help"),
         (
