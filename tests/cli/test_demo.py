@@ -54,7 +54,8 @@ def test_the_list_names_each_and_so_does_the_error(tmp_path: Path, capsys: pytes
     assert [line.split()[0] for line in listed] == list(DEMOS)
     outcome = cli(capsys, "demo", "vocoder", "-o", tmp_path)
     assert outcome.code == 2
-    assert outcome.err == f"dilrewrite: vocoder: no demo model; give one of {', '.join(DEMOS)}\n"
+    hint = f"did you mean hifigan_vocoder? Give one of {', '.join(DEMOS)}"
+    assert outcome.err == f"dilrewrite: vocoder: no demo model; {hint}\n"
     assert list(tmp_path.iterdir()) == []
 
 
