@@ -128,7 +128,7 @@ def attempt(make: Callable[[], dict[str, Any]], place: Path | None = None) -> di
 def given_sizes(entry: Mapping[str, Any]) -> dict[str, Shape]:
     """The sizes that a list of models names."""
     words = entry.get("arguments", [])
-    return dict(parse_shapes([words[i + 1] for i, word in enumerate(words) if word == "--shape"]))
+    return dict(parse_shapes([words[i + 1] for i, word in enumerate(words) if word == "--shape"], ()))
 
 
 def of_model(

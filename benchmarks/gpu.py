@@ -508,7 +508,8 @@ def entries() -> list[tuple[Path, list[str]]]:
 def feeds_of(path: Path, shapes: Sequence[str]) -> dict[str, Array]:
     """Seeded data that the model runs on."""
     with backends()["onnxruntime_cpu"].session(Runnable(model=path), Options()) as session:
-        case, _ = Chooser(session.inputs, given=parse_shapes(shapes), user={}, seed=0).first(session.run)
+        given = parse_shapes(shapes, [io.name for io in session.inputs])
+        case, _ = Chooser(session.inputs, given=given, user={}, seed=0).first(session.run)
     return dict(case.feeds)
 
 

@@ -798,7 +798,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(capsys: Capsys, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("magic", 2, ["there is no backend 'magic'", "onnxruntime_cpu"]),
+        ("magic", 2, ["no backend 'magic'", "onnxruntime_cpu"]),
         ("reference", 2, ["backend reference times nothing", "onnxruntime_cpu"]),
         ("", 2, ["backend"]),
     ],
@@ -867,7 +867,6 @@ def test_a_dry_run_measures_nothing(capsys: Capsys, tmp_path: Path, monkeypatch:
     ("options", "reason"),
     [
         (("--skip", "."), words(Reason.SKIPPED)),
-        (("--only", "nothing"), words(Reason.NOT_NAMED)),
         (("--eliminate", "--max-dilation", "4"), words(Reason.SMALL_DILATION, number=4)),
         (("--strategy", "keep"), words(Reason.FORCED)),
         (("--strategy", "tap_prune"), "tap_prune refuses"),

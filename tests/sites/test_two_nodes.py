@@ -123,5 +123,5 @@ def test_a_site_and_a_member_of_it_are_refused_in_one_line(tmp_path: Path) -> No
     onnx.save(proto, path)
     with pytest.raises(UsageError) as refused:
         dilrewrite.optimize(path, output, eliminate=True, budget=0)
-    assert str(refused.value) == line
+    assert str(refused.value) == line.replace("--skip", "skip"), "as Python has it"
     assert not output.exists()
