@@ -12,9 +12,10 @@ from dilrewrite.errors import shown
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import Model
+from dilrewrite.model.walk import fed
 from dilrewrite.options import Building, CommandOptions
 from dilrewrite.proof import trial
-from dilrewrite.proof.inputs import fed, parse_shapes
+from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.reports import report, write_reports
 from dilrewrite.reports.report import Report
 from dilrewrite.staging import Staging
@@ -35,7 +36,8 @@ def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None]
     options = run.options
     model = run.load(path)
     target = options.places.output or path.with_suffix(".engine")
-    started = engines.start(model, building, parse_shapes(options.proving.shapes, fed(model.proto)))
+    sizes = parse_shapes(options.proving.shapes, [value.name for value in fed(model.proto)])
+    started = engines.start(model, building, sizes)
     claims = Claims([path, *data_files(model)], force=options.places.force)
     claims.engine(target, building.timing_cache)
     claims.claim(options.places.save_onnx, "--save-onnx")

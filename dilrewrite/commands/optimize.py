@@ -20,10 +20,11 @@ from dilrewrite.errors import UsageError, shown
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import InMemory, Model, read_tensor
+from dilrewrite.model.walk import fed
 from dilrewrite.options import CommandOptions, Scope
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
-from dilrewrite.proof.inputs import fed, parse_shapes
+from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.proof.observe import Observer
 from dilrewrite.proof.verdict import Settings, Verdict
 from dilrewrite.reports import describe, reasons, report, write_reports
@@ -98,7 +99,8 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     engine = places.engine or (target or Path("model")).with_suffix(".engine")
     started = None
     if options.building is not None:
-        started = engines.start(model, options.building, parse_shapes(options.proving.shapes, fed(model.proto)))
+        sizes = parse_shapes(options.proving.shapes, [value.name for value in fed(model.proto)])
+        started = engines.start(model, options.building, sizes)
     reports = places.report or (target.with_name(f"{target.stem}.report") if beside and target is not None else None)
     if not places.dry_run:
         claims = Claims([*files(place), *data_files(model)], force=places.force)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message  # type: ignore[import-untyped, unused-ignore]
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -126,6 +126,12 @@ def _holders(kind: Any) -> list[str]:
     """Return the fields of a message that may hold tensors, nodes after the constants beside them."""
     fields = [field for field in kind.fields if field.message_type and field.message_type.name in _HOLDING]
     return sorted((field.name for field in fields), key=lambda name: name == "node")
+
+
+def fed(proto: ModelProto) -> list[ValueInfoProto]:
+    """Return the inputs that have no value of their own."""
+    own = {tensor.name for tensor in proto.graph.initializer}
+    return [value for value in proto.graph.input if value.name not in own]
 
 
 def tensors(message: Message) -> Iterator[TensorProto]:

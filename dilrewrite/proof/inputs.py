@@ -89,12 +89,6 @@ def parse_shapes(texts: Sequence[str], inputs: Sequence[str]) -> dict[str, tuple
     return options.sizes("shape", texts, inputs, least=0, most=MOST_SIZE)
 
 
-def fed(proto: ModelProto) -> list[str]:
-    """Return the names of the inputs that have no value of their own."""
-    own = {tensor.name for tensor in proto.graph.initializer}
-    return [value.name for value in proto.graph.input if value.name not in own]
-
-
 def load_inputs(path: Path) -> dict[str, Array]:
     """Read an .npz of inputs by name; raises `UsageError` when it is none."""
     problem = f"--inputs {shown(path)}: not an .npz file of arrays"

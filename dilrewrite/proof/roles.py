@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto
 
 from dilrewrite.model.light import Shape, Typed, graph_shapes, without_declarations, without_weights
 from dilrewrite.model.shapes import infer_shapes
-from dilrewrite.model.walk import subgraphs, written_out
+from dilrewrite.model.walk import fed, subgraphs, written_out
 from dilrewrite.sites.known import CONVOLUTIONS
 from dilrewrite.sites.operators import dilations_of, operator_of
 
@@ -31,12 +31,11 @@ class Convolutions:
 
     def __init__(self, proto: ModelProto) -> None:
         self._light = without_declarations(_inlined(without_weights(proto)))
-        fixed = {tensor.name for tensor in self._light.graph.initializer}
         self._dims = {
             (value.name, axis): dim
-            for value in self._light.graph.input
+            for value in fed(self._light)
             for axis, dim in enumerate(value.type.tensor_type.shape.dim)
-            if value.name not in fixed and not dim.HasField("dim_value")
+            if not dim.HasField("dim_value")
         }
         self._symbols = {place: symbol_of(*place, dim.dim_param) for place, dim in self._dims.items()}
 

@@ -11,8 +11,9 @@ from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.tensors import Model, read_tensor
+from dilrewrite.model.walk import fed
 from dilrewrite.options import Proving
-from dilrewrite.proof.inputs import check_names, check_shapes, fed, load_inputs, parse_shapes
+from dilrewrite.proof.inputs import check_names, check_shapes, load_inputs, parse_shapes
 from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
 from dilrewrite.runtimes import TimedBackend, backend, backends, timed_backends
 from dilrewrite.sites import Found, Site
@@ -22,7 +23,7 @@ from dilrewrite.splice.rewrite import rewrite
 
 def settings(model: Model, proving: Proving) -> Settings:
     """Return how to compare whole models; raises `UsageError` for shapes and data that do not fit the model."""
-    shapes = parse_shapes(proving.shapes, fed(model.proto))
+    shapes = parse_shapes(proving.shapes, [value.name for value in fed(model.proto)])
     data = load_inputs(proving.inputs) if proving.inputs else {}
     check_names(shapes, data, [value.name for value in model.proto.graph.input])
     check_shapes(shapes, model.proto)
@@ -102,8 +103,7 @@ def check_same_inputs(first: ModelProto, second: ModelProto, other: str) -> None
 
 def _inputs(proto: ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return element type and sizes (0: not known) of each input that has no value of its own; no sizes: no tensor."""
-    own = {tensor.name for tensor in proto.graph.initializer}
-    tensors = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in own}
+    tensors = {value.name: value.type.tensor_type for value in fed(proto)}
     return {
         name: (TensorProto.DataType.Name(kind.elem_type), tuple(size.dim_value for size in kind.shape.dim))
         for name, kind in tensors.items()

@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.tensors import Model
-from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, tensors
+from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, fed, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.runtimes import TimeKind
@@ -390,7 +390,6 @@ def describe_model(
         serialized = proto.SerializeToString()
         size = model.file_bytes if original else len(serialized) + _external_bytes(model, proto)
         digest = hashlib.sha256(serialized)
-    weights = {tensor.name for tensor in proto.graph.initializer}
     operators = Counter(
         node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}" for node in all_nodes(proto)
     )
@@ -404,14 +403,10 @@ def describe_model(
         nodes=sum(operators.values()),
         operators=dict(sorted(operators.items())),
         dilated=dilated,
-        inputs=_values(value for value in proto.graph.input if value.name not in weights),
-        outputs=_values(proto.graph.output),
+        inputs=tuple(map(_value, fed(proto))),
+        outputs=tuple(map(_value, proto.graph.output)),
         **more,
     )
-
-
-def _values(values: Iterable[ValueInfoProto]) -> tuple[ValueReport, ...]:
-    return tuple(map(_value, values))
 
 
 def _value(value: ValueInfoProto) -> ValueReport:

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from dilrewrite.errors import UsageError, one_line
 from dilrewrite.model.light import value_shape, without_weights
-from dilrewrite.model.walk import DEFAULT_DOMAINS, copied
+from dilrewrite.model.walk import DEFAULT_DOMAINS, copied, fed
 from dilrewrite.options import sizes
 
 Shape = tuple[int, ...]
@@ -58,8 +58,7 @@ def parse(
 
 def declared(proto: ModelProto) -> dict[str, tuple[int | None, ...] | None]:
     """Return the declared sizes of the inputs that have no value of their own; None: unknown."""
-    own = {tensor.name for tensor in proto.graph.initializer}
-    return {value.name: value_shape(value)[1] for value in proto.graph.input if value.name not in own}
+    return {value.name: value_shape(value)[1] for value in fed(proto)}
 
 
 def settle(proto: ModelProto, asked: Asked, where: str) -> dict[str, Profile]:

@@ -245,7 +245,7 @@ class Meter:
             comparison = watch.compare("keep", "form", slice_s, **how, hopeless=HOPELESS * bar)
             if comparison.faster:
                 self._agree("keep", "form", native.model, question.feeds)
-            peak_bytes = self._peak_bytes("form", self.budget.forms_until_s)
+            peak_bytes = self._peak_bytes("form", self.budget.forms_until_s - watch.opening_s)
         except RuntimeFailure as error:
             if isinstance(error, Crashed | TimedOut):
                 self.close()
@@ -268,7 +268,7 @@ class Meter:
             self._stand(question.feeds, keep=model, twin=model)
             watch = self.watch(self.budget.forms_until_s, strict=True)
             noise, mode = watch.noise("keep", "twin", slice_s, rounds=FORM_ROUNDS, enough=VISIBLE)
-            peak_bytes = self._peak_bytes("keep", self.budget.forms_until_s)
+            peak_bytes = self._peak_bytes("keep", self.budget.forms_until_s - watch.opening_s)
         except (Crashed, TimedOut) as error:
             self.close()
             raise CannotRun(str(error)) from error
@@ -276,7 +276,7 @@ class Meter:
         return _Native(question=question, model=model, noise=noise, mode=mode, peak_bytes=peak_bytes)
 
     def _peak_bytes(self, key: str, until_s: float) -> int | None:
-        """Return the memory that a model on the worker takes; None where that is not told, or no time is left."""
+        """Return the memory that a model on the worker takes; None where that is not told, or `until_s` is over."""
         return self.worker().peak_bytes(key) if self.budget.now() < until_s else None
 
     def _doubt(self, comparison: Comparison) -> None:

@@ -45,7 +45,7 @@ def ask(source: Source, site: Site, profiled: Profiled, types: Types, read: Read
         feeds[name] = random_values(io, shape, np.random.default_rng(len(feeds)))
     nodes = source.scope(site.scope).nodes
     alone = cut(site, [nodes[place] for place in site.nodes], constants_of(source, site, read), elements)
-    meaning = site.meaning.text() if isinstance(site.meaning, Chain) else repr(site.meaning)
-    text = repr((meaning, site.opset, [(each.shape, each.dtype) for each in feeds.values()]))
+    assert isinstance(site.meaning, Chain)
+    text = repr((site.meaning.text(), site.opset, [(each.shape, each.dtype) for each in feeds.values()]))
     key = hashlib.sha256(f"region {text}".encode()).hexdigest()
     return Question(key=key, model=alone.model, site=alone.site, feeds=feeds, neighbours=())

@@ -572,6 +572,18 @@ def test_the_memory_of_what_was_timed(machine: Machine, tmp_path: Path) -> None:
     assert one.ledger.recalled == len(FORMS)
 
 
+def test_memory_that_would_overrun_the_budget_is_not_measured(machine: Machine) -> None:
+    """It takes another session, as long as opening took; the timing stays."""
+    machine.peaks = {"keep": 5000, "im2col": 9000}
+    machine.opening_s = 1.0
+    one = meter(machine)
+    one.budget.winner = True
+    machine.now += one.budget.forms_until_s - one.budget.now() - 10
+    (form,) = answer(one, given=[each for each in forms() if each.strategy == "im2col"]).forms.values()
+    assert form.timing is not None
+    assert (form.keep_peak_bytes, form.peak_bytes) == (5000, None)
+
+
 def test_only_what_is_compared_is_held(machine: Machine) -> None:
     one = meter(machine)
     answer(one)
