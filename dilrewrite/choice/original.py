@@ -61,19 +61,23 @@ class Original:
     def digest(self) -> str:
         """Return what names the original in the cache: its content, and where and how large its data files are."""
         text = hashlib.sha256(self.baseline.SerializeToString())
+        if self.model.given is not None:
+            text.update(self.model.given.SerializeToString())
         for location in self.model.external_files:
             status = (self.model.folder / location).stat()
             text.update(f"{location} {status.st_size} {status.st_mtime_ns}".encode())
         return text.hexdigest()
 
     def subject(self) -> Subject:
-        """Return the original in a form that runs."""
-        path = self.model.path if self.baseline is self.model.proto else None
+        """Return the original in a form that runs, with the nodes that are looked at."""
+        path = self.model.path if self.baseline is self.model.original else None
         return Subject(self.baseline, self.model.folder, path)
 
     def runnable(self) -> Runnable:
-        """Return the original for the worker."""
-        return self.subject().runnable()
+        """Return the original for the worker, as it was given."""
+        if self.model.given is None or self.baseline is not self.model.proto:
+            return self.subject().runnable()
+        return Subject(self.model.given, self.model.folder, self.model.path).runnable()
 
     def version(self, proto: ModelProto) -> tuple[Runnable, str]:
         """Return a version of it for the worker, and its digest."""

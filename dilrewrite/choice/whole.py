@@ -27,6 +27,7 @@ from dilrewrite.runtimes import Options, TimedBackend, timed_backend
 from dilrewrite.runtimes import _kept as kept
 from dilrewrite.runtimes._kept import store
 from dilrewrite.sites import Found
+from dilrewrite.splice.plain import restored
 from dilrewrite.splice.rewrite import Rewritten, rewrite
 from dilrewrite.staging import is_file
 from dilrewrite.tensorrt.make import TIMING_CACHE
@@ -225,7 +226,8 @@ class Choosing:
         kept = [(d.site, d.explicit) for d in settled.sites if d.explicit]
         with self.clock("substitute"):
             read = functools.partial(read_tensor, self.model)
-            return rewrite(self.model.proto, [*edits, *kept], self.found.normalisations, read)
+            rewritten = rewrite(self.model.proto, [*edits, *kept], self.found.normalisations, read)
+            return replace(rewritten, proto=restored(self.model, rewritten.proto))
 
     def _start(self, tuning: Tuning) -> bool:
         """Start measuring; False: the model does not run. Data that it does not take are an error only if it must."""

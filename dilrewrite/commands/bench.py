@@ -23,6 +23,7 @@ from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, backends, profiled, timed_backend
 from dilrewrite.settings import named
 from dilrewrite.sites.find import find
+from dilrewrite.splice.plain import plain
 from dilrewrite.tensorrt import bindings, engines, exports, sidecar
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.budget import Budget
@@ -62,17 +63,18 @@ def _models(run: Run, places: Sequence[Path | InMemory]) -> Report:
             _export(options, meter, [original.runnable() for original in originals], originals[0].feeds)
         finally:
             tuning.close()
+    told = [find(plain(model).proto) for model in models]
     before, *after = (
         report.describe_model(model, model.proto, dilated=dilated(sites), peak_bytes=meter.peak_bytes.get(key))
-        for model, sites, key in zip(models, found, ("before", "after"), strict=False)
+        for model, sites, key in zip(models, told, ("before", "after"), strict=False)
     )
     return run.report(
         "measured",
         before=before,
         after=after[0] if after else None,
-        skipped=found[-1].skipped,
+        skipped=told[-1].skipped,
         measurement=tuning.measurement(),
-        notes=(*notes_of(tuning), *dict.fromkeys(remark for sites in found for remark in sites.remarks)),
+        notes=(*notes_of(tuning), *dict.fromkeys(remark for sites in told for remark in sites.remarks)),
     )
 
 

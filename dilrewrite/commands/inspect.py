@@ -23,6 +23,7 @@ from dilrewrite.proof.carve import Source
 from dilrewrite.reports import describe, report
 from dilrewrite.reports.report import Report
 from dilrewrite.sites import Found, Site
+from dilrewrite.splice.plain import plain
 from dilrewrite.timing.profiling import UNSEEN
 
 
@@ -31,7 +32,7 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
     profile, limit = options.measuring.profile, options.scope.max_dilation
     run = Run("inspect", options if profile else replace(options, proving=Proving()))
     with run.clock("load"):
-        model = load(place, weights=profile)
+        model = plain(load(place, weights=profile))
     Claims(files(place)).reports(options.places.report, options.places.report_format)
     found = run.find(model, regions=True)
     with run.clock("plan"):
@@ -51,7 +52,7 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
         sites.append(describe.site(decision))
     result = run.report(
         "inspected",
-        before=report.describe_model(model, model.proto, dilated=dilated(found)),
+        before=report.describe_model(model, model.original, dilated=dilated(found)),
         options={"max_dilation": limit, **(options.plain() if profile else {})},
         sites=tuple(sites),
         regions=tuple(map(describe.region, regions)),

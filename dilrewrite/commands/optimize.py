@@ -22,7 +22,7 @@ from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import InMemory, Model, read_tensor
 from dilrewrite.model.walk import fed
 from dilrewrite.options import CommandOptions, Scope
-from dilrewrite.proof import trial
+from dilrewrite.proof import fused, trial
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import parse_shapes
 from dilrewrite.proof.observe import Observer
@@ -32,6 +32,7 @@ from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.reports.units import listed
 from dilrewrite.runtimes import backends, timed_backend
 from dilrewrite.sites import Found, Site, Skipped
+from dilrewrite.splice.plain import plain
 from dilrewrite.splice.rewrite import Rewritten, mark
 from dilrewrite.staging import Staging
 from dilrewrite.tensorrt import bindings, engines
@@ -91,7 +92,7 @@ class _Done:
 def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     """Load the model, and check everything that can be before long work."""
     options, places = run.options, run.options.places
-    model = run.load(place)
+    model = plain(run.load(place), fused=options.building is None)  # an engine has to be built of what stays, too
     usual = place.with_name(f"{place.stem}.dilrewrite.onnx") if isinstance(place, Path) else None
     target = places.output or usual
     if target is not None and not target.name:
@@ -169,6 +170,9 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     wrong = tuple(reasons.wrong(decision) for decision in every if decision.wrong)
     if measures is not None and measures.differs is not None:
         wrong = (*wrong, reasons.words(measures.differs, measures.meter.backend.name))
+    if changed and proving.verify != "none":
+        with job.run.clock("prove"):
+            wrong = (*wrong, *fused.unequal(job.model, threads=proving.threads, seed=proving.seed))
     verdict = None
     if wrong:
         verdict = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
@@ -230,7 +234,7 @@ def _report(job: _Job, done: _Done) -> Report:
     if written:
         after = report.describe_model(
             model,
-            done.chosen.rewritten.proto if done.changed else model.proto,
+            done.chosen.rewritten.proto if done.changed else model.original,
             path=shown(job.target) if job.target is not None else "the rewritten model in memory",
             dilated=report.dilated_convolutions(left, found.skipped),
             peak_bytes=peaks[1],
@@ -238,7 +242,7 @@ def _report(job: _Job, done: _Done) -> Report:
     building = {"build_engine": options.building.plain()} if options.building is not None else {}
     return job.run.report(
         status,
-        before=report.describe_model(model, model.proto, dilated=dilated(found), peak_bytes=peaks[0]),
+        before=report.describe_model(model, model.original, dilated=dilated(found), peak_bytes=peaks[0]),
         after=after,
         output=shown(job.target) if written and job.target is not None and not options.places.dry_run else None,
         options={**options.plain(), **building},
@@ -288,12 +292,13 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             engines.stage(engine, job.engine, staging)
         if result.output is not None and job.target is not None:
             spill = _spill(job.model, rewritten)
+            proto = rewritten.proto if done.changed else job.model.original
             remarks = stage_model(
-                job.model, rewritten.proto, job.target, staging, external_data=places.external_data, spill=spill
+                job.model, proto, job.target, staging, external_data=places.external_data, spill=spill
             )
             result = replace(result, notes=(*result.notes, *remarks))
         if result.after is not None:
-            held = rewritten.proto if done.changed else job.model.proto
+            held = rewritten.proto if done.changed else job.model.original
             result = replace(result, _held=job.target.absolute() if job.target is not None else held)
             if places.save_decisions is not None:
                 staging.add_text(places.save_decisions, _decisions(result, done.chosen))

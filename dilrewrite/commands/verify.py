@@ -15,6 +15,7 @@ from dilrewrite.reports import report
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Runnable, RuntimeFailure
 from dilrewrite.sites.find import find
+from dilrewrite.splice.plain import plain
 from dilrewrite.tensorrt import engines, sidecar
 
 
@@ -26,7 +27,7 @@ def verify(before: Path | InMemory, after: Path | InMemory, options: CommandOpti
         return run.written(_engine(before, after, run))
     first, second = run.load(before), run.load(after)
     Claims(files(before, after)).reports(options.places.report, options.places.report_format)
-    found, found_after = find(first.proto), find(second.proto)
+    found, found_after = (find(plain(model).proto) for model in (first, second))
     settings = trial.settings(first, options.proving)
     with run.clock("verify"):
         verdict = trial.compare_models(first, second, found, settings)

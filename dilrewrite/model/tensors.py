@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx.numpy_helper
 from google.protobuf.message import Message  # type: ignore[import-untyped, unused-ignore]
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.model.elements import NUMBERED, Element, pack, unpack
@@ -43,6 +43,15 @@ class InMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenOut:
+    """A node of a model as it was given, and the nodes that stand for it; `opset`: of these, where it is no call."""
+
+    node: NodeProto
+    nodes: tuple[NodeProto, ...]
+    opset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """An ONNX model without its external weights in memory, and where those lie.
 
@@ -50,6 +59,7 @@ class Model:
     `folder`: absolute, external locations are relative to it; `external_files`: the distinct ones in order of first
     use; `file_bytes`: of the model and those together.
     `file_digest`: SHA-256 of the file (its re-serialization may differ); `proto_digest`: of the parts as loaded.
+    `given`: what was loaded, where `proto` is that with nodes `written_out`.
     """
 
     path: Path | None
@@ -60,6 +70,13 @@ class Model:
     file_digest: str = field(default="", repr=False)
     proto_digest: str = field(default="", repr=False)
     memory: InMemory | None = None
+    given: ModelProto | None = field(default=None, repr=False)
+    written_out: tuple[WrittenOut, ...] = field(default=(), repr=False)
+
+    @property
+    def original(self) -> ModelProto:
+        """The model as it was loaded."""
+        return self.proto if self.given is None else self.given
 
     @property
     def name(self) -> str:

@@ -57,7 +57,10 @@ def compare_rewritten(
 ) -> Verdict:
     """Compare a rewritten model with the original, and the original with itself disturbed by the sites' `errors`."""
     backend(options.backend.name)  # an error when it is not ready
-    before, after = (Subject(proto, model.folder, None, _explicit(model, proto)) for proto in (model.proto, rewritten))
+    before, after = (
+        Subject(proto, model.folder, None, _explicit(model, proto), model.proto)
+        for proto in (model.original, rewritten)
+    )
     return verify(before, after, options, errors=errors, step=_step(found))
 
 

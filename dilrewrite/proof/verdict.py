@@ -92,13 +92,15 @@ class Verdict:
 class Subject:
     """A model to verify: its proto, the folder of its external data, the file that it is read from.
 
-    `explicit`: what runs in its place, the same model with the Convs explicit that ONNX Runtime refuses.
+    `explicit`: what runs in its place, the same model with the Convs explicit that ONNX Runtime refuses. `written_out`:
+    the original in which sites are told by their places, where that is not the proto itself.
     """
 
     proto: ModelProto
     folder: Path
     path: Path | None = None
     explicit: ModelProto | None = None
+    written_out: ModelProto | None = None
 
     @property
     def runs(self) -> ModelProto:
@@ -343,7 +345,8 @@ class _Runs:
         optimize = self.options.optimize
         variants = {"graph optimisations on/off": (self.before, replace(self.options, optimize=not optimize))}
         if errors and optimize and self.before.explicit is None:
-            disturbed = Subject(disturb(self.before.proto, errors, self.settings.seed), self.before.folder)
+            proto = self.before.written_out or self.before.proto
+            disturbed = Subject(disturb(proto, errors, self.settings.seed), self.before.folder)
             variants["rewritten Convs disturbed by their per-site error"] = disturbed, self.options
         sources = []
         for name, variant in variants.items():

@@ -380,7 +380,7 @@ def describe_model(
     model: Model, proto: ModelProto, *, dilated: int, path: str | None = None, **more: Any
 ) -> ModelReport:
     """Return a model's figures; `proto` may be an edited version, whose size and hash are those of its own message."""
-    original = proto is model.proto
+    original = proto is model.original
     if original and model.path is not None:
         with model.path.open("rb") as file:
             size, digest = model.file_bytes, sha256_of(file)

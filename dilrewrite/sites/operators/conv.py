@@ -19,6 +19,9 @@ from dilrewrite.sites.scopes import ELEMENTS, Scope
 MOST_TAPS = 2**16
 """A kernel axis with more taps is not rewritten: where each of them touches data could not be told in time."""
 
+INLINE = "inline it first, by onnx.inliner.inline_local_functions"
+"""What a user can do about a function whose calls could not be written out (`splice/inline.py`)."""
+
 _SCHEMA: Any = onnx.defs.get_schema("Conv")
 ATTRIBUTE_TYPES = {name: int(known.type) for name, known in _SCHEMA.attributes.items()}
 
@@ -87,7 +90,8 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     """Return a Conv's attributes; one of its function raises `Refused`, one of another type ValueError."""
     for attribute in node.attribute:
         if attribute.ref_attr_name:
-            raise Refused(f"its {attribute.name} is an attribute of the function ({attribute.ref_attr_name})")
+            given = f"its {attribute.name} is an attribute of the function ({attribute.ref_attr_name})"
+            raise Refused(f"{given}; {INLINE}")
         right = ATTRIBUTE_TYPES.get(attribute.name, attribute.type)
         if attribute.type != right:
             raise ValueError(f"{attribute.name} is of type {_type(attribute.type)}, not {_type(right)}")
@@ -136,7 +140,8 @@ def _kernel(scope: Scope, node: NodeProto, given: Sequence[int] | None, weight: 
         return kernel
     known = scope.shape_of(node.input[1])[1]
     if known is None or None in known[2:]:
-        raise Refused("its weights are computed and have no known shape, and it has no kernel_shape")
+        function = f"; {INLINE}" if scope.path.function is not None else ""
+        raise Refused(f"its weights are computed and have no known shape, and it has no kernel_shape{function}")
     return tuple(size for size in known[2:] if size is not None)
 
 
