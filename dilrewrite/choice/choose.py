@@ -63,7 +63,7 @@ class Candidate:
 def holds_for(site: Site, strategy: Strategy, fragment: Fragment) -> tuple[Condition, ...]:
     """Return what the exactness of a form of `site`, which the strategy planned, hangs on."""
     conditions = []
-    if strategy.finite_inputs_only:
+    if strategy.finite_inputs_only and not site.part.on_integers:
         conditions.append(Condition.FINITE_INPUTS)
     pads = site.geometry.explicit().data_share() != 1
     if strategy.skips_padding and pads and not site.fixed_weights:

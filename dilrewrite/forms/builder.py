@@ -43,14 +43,14 @@ class Unsupported(Exception):  # noqa: N818 - it is caught and becomes a refusal
 class Builder:
     """Collects the nodes of one fragment for `geometry` at `opset`; `storage` is the element type of the input `X`.
 
-    `storage` differs from the geometry's element for a quantised site, whose layout operators stand on the integers.
+    `storage` is given for a quantised site, whose layout operators stand on the integers.
     """
 
     def __init__(self, geometry: ConvGeometry, opset: int, *, storage: str | None = None) -> None:
         self.geometry = geometry
         self.opset = opset
         self.storage = storage or geometry.element
-        self.quantized = self.storage != geometry.element
+        self.quantized = storage is not None
         self.x = Tensor(X, (geometry.batch, geometry.in_channels, *geometry.extents))
         self.weight_edits: tuple[WeightEdit, ...] = ()
         self._nodes: list[Step] = []
@@ -277,8 +277,8 @@ class Builder:
 
     @property
     def has_depth_to_space(self) -> bool:
-        """Say whether SpaceToDepth and DepthToSpace take the input's element type (integers: opset 11 on)."""
-        return self.opset >= 11 or not self.geometry.quantized
+        """Say whether SpaceToDepth and DepthToSpace take the element types: integers from opset 11 on, never int32."""
+        return self.geometry.element != "int32" and (self.opset >= 11 or not self.geometry.quantized)
 
     # -- the core ------------------------------------------------------------------------------------------------
 

@@ -121,9 +121,9 @@ class ConvGeometry:
     bias: bool = False
     """Whether there is a bias."""
     element: str = "float32"
-    """Element type that the Conv computes in, e.g. `float32`."""
+    """Element type that the Conv computes in, e.g. `float32`; of QLinearConv and ConvInteger, that of the output."""
     quantized: bool = False
-    """Whether it stands between DequantizeLinear and QuantizeLinear."""
+    """Whether it stands between DequantizeLinear and QuantizeLinear, or is a QLinearConv or ConvInteger."""
     cut: tuple[tuple[int, int], ...] = ()
     """Taps cut off at the front and the back of each axis; empty for a site of the model."""
 

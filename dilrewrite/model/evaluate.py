@@ -30,6 +30,42 @@ class Conv(OpRun):
         return (conv(x, w, b, window, self.accumulate),)
 
 
+class ConvInteger(OpRun):
+    """ConvInteger: sums in int32, which wrap around; onnx's has no zero point per channel and one rank."""
+
+    def _run(
+        self, x: Array, w: Array, zero: Array | None = None, weight_zero: Array | None = None, **attributes: Any
+    ) -> tuple[Array]:
+        return (_sums(x, w, zero, weight_zero, None, attributes),)
+
+
+class QLinearConv(OpRun):
+    """QLinearConv: sums in int32, scaled in float32 as runtimes do, rounded half to even; onnx's knows 2 axes."""
+
+    def _run(self, *inputs: Any, **attributes: Any) -> tuple[Array]:
+        x, scale, zero, w, weight_scale, weight_zero, out_scale, out_zero, *bias = inputs
+        sums = _sums(x, w, zero, weight_zero, bias[0] if bias else None, attributes)
+        factor = (scale.reshape(()) * weight_scale / out_scale.reshape(())).astype(np.float32)
+        limits = np.iinfo(out_zero.dtype)
+        whole = np.rint(sums.astype(np.float32) * _channels(factor, sums.ndim, 1)).astype(np.float64)
+        return (np.clip(whole + int(out_zero.reshape(())), limits.min, limits.max).astype(out_zero.dtype),)
+
+
+def _channels(values: Array, rank: int, axis: int) -> Array:
+    """Return one value, or one for each channel, so that it stands along `axis` of a tensor."""
+    return values.reshape([-1 if at == axis else 1 for at in range(rank)]) if values.size > 1 else values.reshape(())
+
+
+def _sums(
+    x: Array, w: Array, zero: Array | None, weight_zero: Array | None, bias: Array | None, attributes: Mapping[str, Any]
+) -> Array:
+    """Return sum (x - zero)(w - weight_zero) + bias in int32, modulo 2**32; nothing of the padding counts."""
+    whole = x.astype(np.int64) - (0 if zero is None else int(zero.reshape(())))
+    taps = w.astype(np.int64) - (0 if weight_zero is None else _channels(weight_zero.astype(np.int64), w.ndim, 0))
+    window = Window.of(w.shape[2:], attributes).padded(attributes.get("auto_pad"), x.shape[2:])
+    return conv(whole, taps, bias, window).astype(np.int32)
+
+
 class ConvTranspose(OpRun):
     """ConvTranspose of every rank."""
 
@@ -218,7 +254,7 @@ _SUMMING = (
 
 _ALONG = {"Softmax": _softmax, "LogSoftmax": _log_softmax, "Hardmax": _hardmax}
 
-_OWN = (Conv, ConvTranspose, Pad, BatchNormalization, Loop, QuantizeLinear, DequantizeLinear)
+_OWN = (Conv, ConvInteger, QLinearConv, ConvTranspose, Pad, BatchNormalization, Loop, QuantizeLinear, DequantizeLinear)
 OPERATORS: tuple[type[OpRun], ...] = (
     *_OWN,
     *(type(name, (_InFloat32,), {}) for name in _SUMMING),

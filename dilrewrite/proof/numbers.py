@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED, dtype
@@ -89,10 +89,13 @@ class Numbers:
         self.highest_input, highest = exact_ranges(
             math.prod(product(shape[1:]) for shape in shapes),
             weights=product(self.weights),
-            highest_weight=127 if self.integers else small,
+            highest_weight=63 if self.part.on_integers else 127 if self.integers else small,
             highest_input={"float16": 2**11, "bfloat16": 2**8}.get(self.element, 2**20),
         )
         self.highest_weight = max(1, int(highest ** (1 / len(shapes))))
+        self._settings = {place: self._setting(place) for place in self.part.others}
+        if (fill := next((at for at, each in self.part.others.items() if each is self.part.fill), None)) is not None:
+            self.zero = int(self._settings[fill].reshape(()))
 
     def __call__(self, word: str, place: int, node: NodeProto) -> ValueInfoProto | TensorProto:
         """Return what stands for a tensor that a node reads from outside; LookupError where that cannot be told."""
@@ -107,6 +110,8 @@ class Numbers:
             if kind == "conv" and operand is not None and operand.name == node.input[place]:
                 return self._operand(name, operand)
         known = self.source.constant(self.site.scope, node.input[place])
+        if kind == "conv" and place in self.part.others:
+            return self._other_operand(place)
         if kind not in QUANTIZING:
             return self._other(node.input[place], known)
         if place == 0:
@@ -136,8 +141,10 @@ class Numbers:
         shape, element = self.weights if name == "w" else (self.outputs,), self.element
         if self.integers:
             element = operand.element or element
-        if self.reals:
-            values: Array = self.rng.standard_normal(shape, dtype=np.float32)
+        if self.part.on_integers and name == "w":
+            values: Array = self._integer_weights()
+        elif self.reals and not self.part.on_integers:
+            values = self.rng.standard_normal(shape, dtype=np.float32)
             values *= np.float32(1 / math.sqrt(self.terms) if name == "w" else 1.0)
         else:
             high = self.highest_weight if name == "w" else 1000 if len(self.site.parts) == 1 else 3
@@ -156,6 +163,53 @@ class Numbers:
         if is_setting(known):
             return copied(known)
         return tensor(self.rng.integers(1, 3, tuple(known.dims)).astype(dtype(self.element)))
+
+    def _setting(self, place: int) -> Array:
+        """Return a scale, a power of two, or a zero point of an operator on integers: the model's own if it is known.
+
+        The scale of the output, which is the last one, is such that the smallest and the largest integer come up.
+        """
+        operand, rng = self.part.others[place], self.rng
+        shape, kind = operand.shape or (), dtype(operand.element or self.site.storage or "")
+        if kind.kind == "f":
+            last = place == max(at for at, each in self.part.others.items() if each.element in FLOATS)
+            spread = math.sqrt(max(self.terms, 1)) * self._reach() * self.highest_weight / 3
+            power = round(math.log2(spread / 128)) - 2 if last else -rng.integers(0, 3, size=shape)
+            return np.full(shape, np.float64(2) ** power).astype(kind)
+        own = self.source.constant(self.site.scope, operand.name)
+        if operand.is_constant and own is not None and own.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(own)
+        return np.asarray((100 if kind.kind == "u" else -50) + rng.integers(1, 50, size=shape)).astype(kind)
+
+    def _other_operand(self, place: int) -> ValueInfoProto | TensorProto:
+        """Return what else an operator on integers reads: a scale or a zero point."""
+        operand, values = self.part.others[place], self._settings[place]
+        if operand.is_constant:
+            return tensor(values)
+        name = f"other_{place}"
+        self.feeds[name] = values
+        return helper.make_tensor_value_info(name, NAMED[values.dtype.name].number, values.shape)
+
+    def _integer_weights(self) -> Array:
+        """Return weights of an operator on integers, on both sides of their zero point.
+
+        Two products with data of 8 bits stay within 16 bits: older processors saturate there, and so do runtimes.
+        """
+        zero = next(
+            (self._settings[at] for at, each in self.part.others.items() if each is self.part.weight_zero), None
+        )
+        kind = dtype(self.part.weight.element or "")
+        codes = whole_numbers(self.rng, self.weights, -self.highest_weight, self.highest_weight)
+        if zero is not None:
+            codes = codes + zero.astype(np.int32).reshape(-1 if zero.size > 1 else 1, *[1] * (codes.ndim - 1))
+        return np.clip(codes, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+
+    def _reach(self) -> int:
+        """Return how far integers that enter lie from their zero point, so that float32 holds every sum."""
+        if self.part.on_integers:
+            return max(1, min(127, EXACT_LIMIT // (256 * max(1, self.terms))))
+        # scales are powers of two, at most 4 apart: in units of the smallest, products and sums stay exact
+        return max(1, min(127, EXACT_LIMIT // 8 // max(1, self.terms * (self.highest_weight + 3))))
 
     def _codes(self, word: str) -> Array:
         """Return weights or bias as integers; without a zero point, unsigned ones are no less than 0."""
@@ -183,9 +237,7 @@ class Numbers:
         """Return whole numbers for the input, in a range in which every partial sum is exact; or reals."""
         kind = dtype(self.input_element)
         if self.site.storage is not None:
-            # scales are powers of two, at most 4 apart: in units of the smallest, products and sums stay exact
-            reach = max(1, min(127, EXACT_LIMIT // 8 // max(1, self.terms * (self.highest_weight + 3))))
-            info = np.iinfo(kind)
+            reach, info = self._reach(), np.iinfo(kind)
             low, high = max(int(info.min), self.zero - reach), min(int(info.max), self.zero + reach)
             return whole_numbers(self.rng, shape, low, high).astype(kind)
         if self.reals:

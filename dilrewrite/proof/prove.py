@@ -42,13 +42,15 @@ KEPT_BYTES = 3 * 2**26
 class _Data:
     """What the forms of a site are held to: inputs, exact results, and the original's own (`None`: it does not run).
 
-    `sizes`: of the sums that results in real numbers are rounded from.
+    `sizes`: of the sums that results in real numbers are rounded from. `unrunnable`: why ONNX Runtime does not run an
+    operator on integers, whose forms then run where it does.
     """
 
     inputs: Sequence[Array]
     results: Sequence[Array]
     native: Sequence[Array] | None
     sizes: Sequence[Array] = ()
+    unrunnable: str = ""
 
     @property
     def bytes(self) -> int:
@@ -156,12 +158,23 @@ class Trial:
         """Return the sub-model with the fragment in place of the site."""
         return rewrite(self.model, [(self.site, fragment)], self.found.normalisations, numpy_helper.to_array).proto
 
+    @property
+    def on_integers(self) -> bool:
+        """Say whether the operator itself computes on integers."""
+        return self.numbers.site.part.on_integers
+
     def run(self, runtime: Backend, model: ModelProto, inputs: Sequence[Array], threads: int | None) -> list[Array]:
-        """Return the output of the sub-model, or its rewritten form, for each input."""
-        optimize = self.numbers.site.storage is None
-        options = Options(threads=threads, isolated=False, optimize=optimize)
-        with runtime.session(Runnable(model=model.SerializeToString()), options) as session:
-            return [next(iter(session.run({"x": x, **self.numbers.feeds}).values())) for x in inputs]
+        """Return the output of the sub-model, or its rewritten form, for each input.
+
+        Graph optimisations are on, and off for quantised sites; of an operator on integers all outputs come twice: with
+        them off and with them on.
+        """
+        site, outputs = self.numbers.site, []
+        for optimize in (False, True) if self.on_integers else (site.storage is None,):
+            options = Options(threads=threads, isolated=False, optimize=optimize)
+            with runtime.session(Runnable(model=model.SerializeToString()), options) as session:
+                outputs += [next(iter(session.run({"x": x, **self.numbers.feeds}).values())) for x in inputs]
+        return outputs
 
 
 # -- sizes ----------------------------------------------------------------------------------------------------------
@@ -271,11 +284,17 @@ def _whole(prover: Prover, trial: Trial, runtime: Backend, shapes: Sequence[tupl
         results.append(y if trial.site.quantizes_output else y.astype(dtype(numbers.element), copy=False))
         if len(trial.site.parts) > 1 and exact(trial.model, feeds, magnitudes=True).max(initial=0) > EXACT_LIMIT:
             raise CannotRun("its sums leave the whole numbers that float32 holds")
-    native = None
+    inputs, results = (each * (2 if trial.on_integers else 1) for each in (inputs, results))  # see `Trial.run`
+    native, unrunnable = None, ""
     if trial.runs_natively:
-        outputs = trial.run(runtime, trial.model, inputs, prover.threads)
-        native = [same if differs(same, y) else y for same, y in zip(outputs, results, strict=True)]
-    return _Data(inputs=inputs, results=results, native=native)
+        try:
+            outputs = trial.run(runtime, trial.model, inputs[: len(shapes)], prover.threads)
+            native = [same if differs(same, y) else y for same, y in zip(outputs, results, strict=True)]
+        except (CannotLoad, CannotRun) as error:
+            if not trial.on_integers:
+                raise
+            unrunnable = str(error)
+    return _Data(inputs=inputs, results=results, native=native, unrunnable=unrunnable)
 
 
 def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, element: str) -> Proof:
@@ -288,7 +307,10 @@ def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, eleme
     try:  # one session at a time: each holds the weights
         key = outline(source, site), runtime.name, element
         data = prover.once(key, lambda: _whole(prover, trial, runtime, shapes))
-        outputs = trial.run(runtime, trial.rewritten(fragment), data.inputs, prover.threads)
+        if data.unrunnable:
+            runtime = prover.reference
+            done = functools.partial(done, backend=runtime.name)
+        outputs = trial.run(runtime, trial.rewritten(fragment), data.inputs[: len(shapes)], prover.threads)
     except (CannotLoad, CannotRun) as error:
         return done(elements=0, native_ran=False, failure=str(error), ran=False)
     failure = None
@@ -298,7 +320,7 @@ def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, eleme
             failure = f"input {list(x.shape)}: {problem or f'against the original: {against}'}"
             break
     elements = sum(got.size for got in outputs)
-    return done(elements=elements, native_ran=trial.runs_natively, failure=failure)
+    return done(elements=elements, native_ran=data.native is not None, failure=failure)
 
 
 def _reals(prover: Prover, trial: Trial, runtime: Backend) -> _Data:

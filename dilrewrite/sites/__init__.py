@@ -61,7 +61,8 @@ class Part:
     `operator` is the file of `sites/operators/`; `geometry` what the node computes by itself. `storage` is the element
     type of the data where it is not that of the geometry, `fill` what their padding holds (`None`: 0).
     `weight_quantization`/`bias_quantization` are set when the operand stands behind a DequantizeLinear of constants
-    (`weight`/`bias` is then the quantised tensor), `input_quantization` when the input does.
+    (`weight`/`bias` is then the quantised tensor), `input_quantization` when the input does. `weight_zero`: what stands
+    for 0 in weights that are integers by themselves; `others`: what else such a node reads, by place.
     """
 
     index: int
@@ -74,6 +75,13 @@ class Part:
     input_quantization: Dequantized | None = None
     storage: str | None = None
     fill: Operand | None = None
+    weight_zero: Operand | None = None
+    others: Mapping[int, Operand] = field(default_factory=dict)
+
+    @property
+    def on_integers(self) -> bool:
+        """Say whether the operator itself computes on integers, with no DequantizeLinear in front."""
+        return self.storage is not None and self.input_quantization is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

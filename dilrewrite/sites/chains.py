@@ -93,6 +93,8 @@ def _part(scope: Scope, place: int) -> Part | None:
         part = operators()[name].read(scope, place)
     except (Refused, ValueError):
         return None
+    if part.on_integers:
+        return None
     part = replace(part, geometry=part.geometry.explicit(), input_quantization=None)
     pads = (*part.geometry.pads_begin, *part.geometry.pads_end)
     return part if part.weight.is_constant and all(pad is not None and pad >= 0 for pad in pads) else None

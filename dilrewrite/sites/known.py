@@ -25,8 +25,6 @@ SAME_LAYOUT = THROUGH | _WINDOWS | {"Concat", "DequantizeLinear"}
 
 SKIP_REASONS: dict[str, str] = {
     "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
-    "QLinearConv": "QLinearConv rounds inside the operator; a model with QuantizeLinear/DequantizeLinear is rewritten",
-    "ConvInteger": "ConvInteger accumulates in int32; a model with QuantizeLinear/DequantizeLinear is rewritten",
     "MaxPool": "a dilated MaxPool is no convolution",
     "AveragePool": "a dilated AveragePool is no convolution",
     "LpPool": "a dilated LpPool is no convolution",

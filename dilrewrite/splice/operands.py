@@ -62,8 +62,10 @@ class StepOperands:
         if not operand.is_constant:
             unknown = (None, None, *self._part.geometry.kernel) if operand is self._part.weight else (None,)
             return self._lowered(given, unknown if operand.shape is None else operand.shape, edits, word)
-        zero = quantization.zero_point if quantization else None
-        axis = quantization.axis if quantization else None
+        zero, axis = (quantization.zero_point, quantization.axis) if quantization else (None, None)
+        if operand is self._part.weight and self._part.weight_zero is not None:
+            zero = self._part.weight_zero
+            axis = 0 if math.prod(zero.shape or ()) > 1 else None
         key = *edits, zero and zero.name, axis
         fresh = self._writer.shared_constant(key, operand, word, lambda: self._values(operand, zero, axis, edits))
         if quantization is None:

@@ -14,6 +14,7 @@ from dilrewrite.forms.fragment import (
     Fragment,
     Kept,
     Node,
+    TakeTaps,
     WeightEdit,
     X,
     entering,
@@ -117,7 +118,9 @@ class Region:
         """Append the bias (or zeros), as [1, O, 1, ...], repeated to the core's shape."""
         part, writer = self.site.part, self.writer
         ones = (1,) * part.geometry.rank
-        if part.bias is None:
+        if part.on_integers:
+            start = self._of_zeros()
+        elif part.bias is None:
             outputs, kind = part.geometry.out_channels, NAMED[part.geometry.element]
             assert outputs is not None, "the builder refuses a fill without a number of channels"
             start = writer.constant("zeros", np.zeros((1, outputs, *ones), kind.dtype), kind.number)
@@ -128,6 +131,29 @@ class Region:
             writer.node("Reshape", [bias, shape], [start], {})
         repeat, output = "Expand" if self.site.opset >= 8 else "Tile", writer.fresh(core.output, self.map, _word(core))
         writer.node(repeat, [start, self.map[core.repeats]], [output], {})
+
+    def _of_zeros(self) -> str:
+        """Append an operator on integers that reads nothing but zeros, with one tap, so that it rounds as it does."""
+        part, writer, ones = self.site.part, self.writer, (1,) * self.site.part.geometry.rank
+        kind, channels = NAMED[part.storage or ""], part.geometry.in_channels
+        assert channels is not None, "the shape of the weights is known"
+        source, zero = (
+            writer.constant("zeros", np.zeros((1, channels, *ones), kind.dtype), kind.number),
+            self._fill_value(),
+        )
+        if zero:
+            shape = writer.constant("zeros_shape", np.array([1, channels, *ones], np.int64), TensorProto.INT64)
+            source = writer.name("zeros_filled")
+            writer.node("Expand", [zero, shape], [source], {})
+        first = tuple(TakeTaps(axis, 0, 1) for axis, taps in enumerate(part.geometry.kernel) if taps > 1)
+        core = CoreConv(
+            source=source, output="", kernel=ones, strides=ones, dilations=ones, pads=(0, 0) * len(ones),
+            group=part.geometry.group, weight=first, bias_times=int(part.geometry.bias),
+        )  # fmt: skip
+        operator, output = operators()[part.operator], writer.name("of_zeros")
+        inputs, attributes = operator.write(part, core, StepOperands(writer, part, core, source, "weight_first"))
+        writer.node(operator.op, inputs, [output], attributes)
+        return output
 
     def _kept(self, step: Kept, number: int) -> None:
         """Append a kept node behind the `number`-th part of the core."""

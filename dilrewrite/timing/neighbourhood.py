@@ -18,7 +18,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from dilrewrite.forms.geometry import ConvGeometry, product
-from dilrewrite.model.elements import FLOATS, NUMBERED
+from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED
 from dilrewrite.model.walk import DEFAULT_DOMAINS
 from dilrewrite.proof.carve import Source, carve, tensor
 from dilrewrite.proof.inputs import random_values
@@ -198,7 +198,7 @@ def _cut(behind: _Behind, read: Reader) -> tuple[ModelProto, dict[str, Array]]:
         assert shape is not None, "the node would not fit"
         name = f"{word}_{place}"
         behind.shapes[name] = shape
-        return helper.make_tensor_value_info(name, FLOATS[geometry.element].number, _declared(geometry, name, shape))
+        return helper.make_tensor_value_info(name, NAMED[geometry.element].number, _declared(geometry, name, shape))
 
     words = [behind.names[name] for name in behind.ends]
     model = carve(source.proto, site.scope, {**behind.nodes, **behind.taken}, outside, words)

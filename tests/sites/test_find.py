@@ -457,8 +457,6 @@ def test_undilated_convs_are_no_finding() -> None:
 
 OTHERS = {
     "ConvTranspose": ("ConvTranspose <dilations=[2]> (x, w)", True),
-    "QLinearConv": ("QLinearConv <dilations=[2]> (x8, s, z, q, s, z, s, z)", True),
-    "ConvInteger": ("ConvInteger <dilations=[2]> (x8, q)", True),
     "DeformConv": ("DeformConv <dilations=[2]> (x, w, x)", True),
     "MaxPool": ("MaxPool <dilations=[2], kernel_shape=[3]> (x)", False),
     "AveragePool": ("AveragePool <dilations=[2], kernel_shape=[3]> (x)", False),

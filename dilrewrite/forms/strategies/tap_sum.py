@@ -10,6 +10,7 @@ from dilrewrite.forms.builder import Builder, Cut, Extent, Tensor
 from dilrewrite.forms.fragment import TakeTaps
 from dilrewrite.forms.geometry import ConvGeometry, Window, product
 from dilrewrite.forms.strategies import Strategy
+from dilrewrite.model.elements import FLOATS
 
 
 @final
@@ -29,8 +30,10 @@ class TapSum(Strategy):
         unknown = geometry.unknown
         if unknown:
             return f"the extent of spatial axis {unknown[0]} is not known, so neither is where each tap touches data"
-        if geometry.quantized:
+        if geometry.quantized and geometry.element in FLOATS:
             return "partial sums are added in floating point, which would leave the quantised domain"
+        if geometry.quantized and geometry.element != "int32":
+            return f"each partial sum would be rounded to {geometry.element}, and the original rounds once"
         nodes = 4 * product(geometry.kernel) + 1
         if nodes > self.limit_nodes:
             return f"{product(geometry.kernel)} taps need up to {nodes} nodes, above limit_nodes={self.limit_nodes}"

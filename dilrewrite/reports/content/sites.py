@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
@@ -38,9 +39,16 @@ def geometry(conv: ConvGeometry) -> str:
         pads if conv.auto_pad == "NOTSET" else conv.auto_pad,
         f"n{dims([conv.batch])}" if conv.batch != 1 else "",
         conv.element if conv.element != "float32" else "",
-        "quantised" if conv.quantized else "",
+        _quantised(conv) if conv.quantized else "",
         by=" ",
     )
+
+
+def _quantised(conv: ConvGeometry) -> str:
+    """Return what of a quantised Conv is in integers: its data, or all of it by the operator's name."""
+    if conv.element in FLOATS:
+        return "quantised"
+    return "ConvInteger" if conv.element == "int32" else "QLinearConv"
 
 
 def ran(site: SiteReport, most: int = 2) -> str:

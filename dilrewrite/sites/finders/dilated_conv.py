@@ -56,7 +56,8 @@ FINDER = DilatedConv()
 
 def site_of(scope: Scope, part: Part, node: NodeProto) -> Site:
     """Return the site of one node."""
-    follow = scope.follow(node.output[0], quantized=part.input_quantization is not None)
+    quantized = part.input_quantization is not None
+    follow = () if part.on_integers else scope.follow(node.output[0], quantized=quantized)
     return Site(
         scope=scope.path,
         where=scope.where,

@@ -39,13 +39,13 @@ class Conv:
         for what, names in (("input", node.input[:1]), ("weights", node.input[1:2]), ("output", node.output[:1])):
             if not names or not names[0]:
                 raise ValueError(f"it has no {what}")
-        values = _attributes(node)
+        values = attributes_of(node)
         weight, weight_quantization = _operand(scope, node.input[1])
         source = scope.dequantized(node.input[0])
         if source is not None and (source.axis is not None or source.source.element is None):
             source = None
         element = _element(scope, node, weight, weight_quantization)
-        geometry = _geometry(scope, node, values, weight, element, quantized=source is not None)
+        geometry = geometry_of(scope, node, values, weight, element, quantized=source is not None)
         bias, bias_quantization = _operand(scope, node.input[2]) if geometry.bias else (None, None)
         return Part(
             index=index,
@@ -63,31 +63,41 @@ class Conv:
     def check(self, scope: Scope, index: int) -> None:
         """Raise ValueError when a list has another length than the kernel asks for."""
         node = scope.nodes[index]
-        values = {a.name: a.ints for a in node.attribute if a.type == AttributeProto.INTS and not a.ref_attr_name}
-        shape = _operand(scope, node.input[1])[0].shape if len(node.input) > 1 else ()
-        kernel = values.get("kernel_shape") if shape is None else shape[2:]
-        if kernel is None or len(node.input) < 2:
-            return
-        for name, count in (("dilations", len(kernel)), ("strides", len(kernel)), ("pads", 2 * len(kernel))):
-            _ints(values, name, count, 1)
+        if len(node.input) > 1:
+            check_lengths(node, _operand(scope, node.input[1])[0].shape)
 
     def write(self, _: Part, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
         """Return the inputs and attributes of a fragment's Conv: its step says all."""
         inputs = [operands.source(), operands.weight(), operands.bias()]
-        return [*filter(None, inputs)], {
-            "dilations": core.dilations,
-            "group": core.group,
-            "kernel_shape": core.kernel,
-            "pads": core.pads,
-            "strides": core.strides,
-        }
+        return [*filter(None, inputs)], written(core)
 
 
 OPERATOR = Conv()
 
 
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    """Return a Conv's attributes; one of its function raises `Refused`, one of another type ValueError."""
+def written(core: CoreConv) -> dict[str, AttributeValue]:
+    """Return the attributes of a fragment's Conv, or of an operator that has the same."""
+    return {
+        "dilations": core.dilations,
+        "group": core.group,
+        "kernel_shape": core.kernel,
+        "pads": core.pads,
+        "strides": core.strides,
+    }
+
+
+def check_lengths(node: NodeProto, weights: tuple[int, ...] | None) -> None:
+    """Raise ValueError when a list of a node has another length than the kernel asks for; `weights`: their shape."""
+    values = {a.name: a.ints for a in node.attribute if a.type == AttributeProto.INTS and not a.ref_attr_name}
+    kernel = values.get("kernel_shape") if weights is None else weights[2:]
+    if kernel is None:
+        return
+    for name, count in (("dilations", len(kernel)), ("strides", len(kernel)), ("pads", 2 * len(kernel))):
+        _ints(values, name, count, 1)
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Return attributes that are a Conv's; one of its function raises `Refused`, one of another type ValueError."""
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             given = f"its {attribute.name} is an attribute of the function ({attribute.ref_attr_name})"
@@ -145,9 +155,13 @@ def _kernel(scope: Scope, node: NodeProto, given: Sequence[int] | None, weight: 
     return tuple(size for size in known[2:] if size is not None)
 
 
-def _geometry(
+def geometry_of(
     scope: Scope, node: NodeProto, values: Mapping[str, Any], weight: Operand, element: str, *, quantized: bool
 ) -> ConvGeometry:
+    """Return what a node with a Conv's attributes computes; ValueError for one that nothing can run.
+
+    `values` are its attributes, `element` is the type that it makes. A third input is its bias.
+    """
     x_shape = scope.shape_of(node.input[0])[1]
     kernel = _kernel(scope, node, values.get("kernel_shape"), weight)
     rank = len(kernel)
