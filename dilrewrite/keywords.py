@@ -94,8 +94,8 @@ class Build(_Run, total=False):
     tell: Callable[[str], None] | None
 
 
-class Optimize(Verify, total=False):
-    """Of `dilrewrite.optimize`."""
+class Pass(Verify, total=False):
+    """Of `dilrewrite.optimize`, and of the passes in `dilrewrite.integrations`."""
 
     strategy: str | None
     eliminate: bool
@@ -104,9 +104,7 @@ class Optimize(Verify, total=False):
     only: str | None
     skip: str | None
     verify: Literal["full", "sites", "none"]
-    dry_run: bool
     force: bool
-    external_data: Literal["auto", "copy", "reference"]
     backend: str
     budget: float | None
     min_gain_percent: float
@@ -115,6 +113,13 @@ class Optimize(Verify, total=False):
     keep_micro: StrPath | None
     cache: StrPath | None
     no_cache: bool
+
+
+class Optimize(Pass, total=False):
+    """Of `dilrewrite.optimize`."""
+
+    dry_run: bool
+    external_data: Literal["auto", "copy", "reference"]
     build_engine: bool | Mapping[str, Any]
     engine: StrPath | None
     progress: Progress | None

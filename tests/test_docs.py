@@ -530,3 +530,17 @@ def test_no_page_speaks_a_private_language(page: Path) -> None:
         return  # made of the docstrings
     text = " ".join(page.read_text(encoding="utf-8").split())
     assert not [found.group() for words in PRIVATE for found in re.finditer(rf".{{0,40}}{words}.{{0,20}}", text)]
+
+
+def test_the_example_for_onnx_ir_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    page = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    example = re.search(r"^<!-- onnx-ir -->\n```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert example is not None
+    shutil.copy(ROOT / "models" / "causal_tcn.onnx", tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example[1].replace("budget=60", "eliminate=True, budget=0"), "integrations.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("True rewrote 8 of 8 dilated Convs")
+    assert dilrewrite.verify("model.onnx", "faster.onnx").status == "equal"

@@ -45,8 +45,11 @@ class Exported(Protocol):
         """The model."""
 
 
-AnyModel = str | os.PathLike[str] | bytes | ModelProto | Exported
-"""A model as the Python functions take it: its path, its bytes, the message, or what an exporter of torch returned."""
+AnyModel = str | os.PathLike[str] | bytes | ModelProto | Exported | InMemory
+"""A model as the Python functions take it: its path, its bytes, the message, or what an exporter of torch returned.
+
+`InMemory` is for the passes in `dilrewrite.integrations`.
+"""
 
 
 def source(model: AnyModel, name: str = "the model in memory") -> Path | InMemory:
@@ -55,6 +58,8 @@ def source(model: AnyModel, name: str = "the model in memory") -> Path | InMemor
     `name`: what messages call one in memory. Raises TypeError for what is no model, `UsageError` for one in memory
     that has 2 GB or more.
     """
+    if isinstance(model, InMemory):
+        return model
     if isinstance(model, str | os.PathLike):
         return Path(model)
     content = model if isinstance(model, bytes) else _content(getattr(model, "model_proto", model))
@@ -82,7 +87,7 @@ def load(path: str | os.PathLike[str] | InMemory, *, weights: bool = True) -> Mo
     Without `weights`, large values of a large file stay in it and are read like external ones, when asked for.
 
     Everything that makes a model unusable (not there, not ONNX, cut off, too old, external data missing, too short
-    or outside of the model's folder) is a UsageError. So is external data of a model in memory, which has no folder.
+    or outside of the model's folder) is a UsageError. So is external data of a model in memory that has no folder.
     """
     place, held = (Path(), path) if isinstance(path, InMemory) else (Path(path), None)
     where = held or place
@@ -93,7 +98,7 @@ def load(path: str | os.PathLike[str] | InMemory, *, weights: bool = True) -> Mo
         del data
     proto, file_digest, model_bytes = parts
     check(proto, str(where))
-    outside = next(filter(is_external, tensors(proto)), None) if held is not None else None
+    outside = next(filter(is_external, tensors(proto)), None) if held is not None and held.folder is None else None
     if outside is not None:
         problem = f'{where}: the values of tensor "{outside.name}" are in another file'
         raise UsageError(problem, hint="load the model with its external data, or give the path of its file")
@@ -101,7 +106,7 @@ def load(path: str | os.PathLike[str] | InMemory, *, weights: bool = True) -> Mo
         path=place if held is None else None,
         memory=held,
         proto=proto,
-        folder=place.absolute().parent if held is None else Path.cwd(),
+        folder=place.absolute().parent if held is None else held.folder or Path.cwd(),
         external_files=(),
         file_bytes=model_bytes,
         file_digest=file_digest,

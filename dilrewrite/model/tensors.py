@@ -32,10 +32,11 @@ _DAMAGED = "the model is damaged: export it again"
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """A model that has no file: its bytes, and what messages call it."""
+    """A model that has no file: its bytes, what messages call it, and the folder of its external data, if any."""
 
     data: bytes = field(repr=False)
     name: str
+    folder: Path | None = None
 
     def __str__(self) -> str:
         """Return what stands where a file's model has its path."""
