@@ -40,7 +40,8 @@ def heading(title: str, about: dict[str, Any]) -> list[str]:
     """The first lines of a page of results."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     load = f"; load before: {about['load_before']}" if about["load_before"] is not None else ""
-    return [f"# {title}", "", f"{about['date']}; {about['device']}; {about['backend']}, {versions}{load}.", ""]
+    later = "".join(f" {what}: {when}." for what, when in about.get("added", {}).items())
+    return [f"# {title}", "", f"{about['date']}; {about['device']}; {about['backend']}, {versions}{load}.{later}", ""]
 
 
 def taken(about: dict[str, Any]) -> str:

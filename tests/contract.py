@@ -270,10 +270,16 @@ def overlapping(_strategy: Any, case: Case, kernel: Ints) -> str | None:
     return None
 
 
+def many(strategy: Any, case: Case, kernel: Ints) -> str | None:
+    phases = math.prod(split(case, axis, kernel[axis]) for axis in range(case.rank))
+    return "many phases" if phases > strategy.limit_phases else None
+
+
 PROMISES = {
     "im2col": Promise(lambda _, case, __: "group" if case.group > 1 else None),
     "keep": Promise(never, eliminates=False),
     "lift": Promise(lambda _, case, __: "rank" if case.rank > 1 else None, eliminates=False),
+    "phases_apart": Promise(many, phases=True),
     "slice_to_batch": Promise(never, phases=True),
     "space_to_axis": Promise(
         lambda *given: overlapping(*given) or ("rank 3" if given[1].rank > 2 else None), phases=True

@@ -32,7 +32,7 @@ Context = contextlib.AbstractContextManager[None]
 MUTANTS: dict[str, Callable[[], Context]] = {}
 """Every mutant by name; `with MUTANTS[name](): ...`."""
 
-PHASES = ("slice_to_batch", "space_to_axis", "space_to_batch", "space_to_group")
+PHASES = ("phases_apart", "slice_to_batch", "space_to_axis", "space_to_batch", "space_to_group")
 
 TARGETS: dict[str, tuple[str, ...]] = {}
 """The strategies that a mutant makes wrong."""
@@ -127,7 +127,7 @@ def unequal_dilations_swapped() -> Iterator[None]:
         yield
 
 
-@mutant("slice_to_batch", "space_to_batch", "space_to_group")
+@mutant("phases_apart", "slice_to_batch", "space_to_batch", "space_to_group")
 def unequal_blocks_joined_in_the_wrong_order() -> Iterator[None]:
     """The phases of the first and the last split axis trade places on the way back, with the same sizes."""
     right = _phases.join_phases
@@ -161,7 +161,7 @@ def group_tiling_transposed() -> Iterator[None]:
         yield
 
 
-@mutant("space_to_batch", "space_to_group")
+@mutant("phases_apart", "space_to_batch", "space_to_group")
 def crd_for_dcr() -> Iterator[None]:
     """DepthToSpace reads the channels in the other order."""
     right = Builder.depth_to_space
@@ -201,7 +201,7 @@ def right_only_at_divisible_lengths() -> Iterator[None]:
         yield
 
 
-@mutant("space_to_batch", "slice_to_batch", "space_to_axis", "space_to_group", "im2col")
+@mutant(*PHASES, "im2col")
 def zero_instead_of_the_zero_point() -> Iterator[None]:
     """A quantised input is padded with 0, which is not the number 0."""
     with mock.patch.object(region.Region, "_fill_value", return_value=""):

@@ -391,6 +391,7 @@ WRITES = {
     "space_to_batch": conv(8, 10, 10, dilation=2, pad=2),
     "slice_to_batch": conv(8, 12, stride=2, dilation=3, pad=3),
     "space_to_axis": conv(8, 12, dilation=4, pad=4),
+    "phases_apart": conv(8, 10, 10, dilation=2, pad=2),
     "space_to_group": conv(8, 10, 10, dilation=2, pad=2),
     "im2col": conv(8, 6, dilation=2, pad=2),
     "tap_sum": conv(8, 6, dilation=2, pad=2),

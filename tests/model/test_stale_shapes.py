@@ -287,14 +287,16 @@ def works(model: ModelProto, given: Mapping[str, Array]) -> bool:
 
 ALWAYS = "im2col keep slice_to_batch space_to_batch space_to_group zero_fill"
 OPEN_1D = f"{ALWAYS} lift space_to_axis"
+IN_2D = f"{ALWAYS} space_to_axis tap_sum tap_zones"
+IN_3D = f"{ALWAYS} tap_sum tap_zones"
+FEW = "phases_apart"  # at most 16 phases
 OFFERED = {
-    "aspp_segmentation": [f"{ALWAYS} space_to_axis tap_sum tap_zones"] * 6
-    + [f"{ALWAYS} space_to_axis tap_prune tap_sum tap_zones"],
-    "causal_tcn": [OPEN_1D] * 8,
-    "hifigan_vocoder": [OPEN_1D] * 18,
-    "meshnet3d": [f"{ALWAYS} tap_sum tap_zones"] * 3,
-    "resnet_stage_os8": [f"{ALWAYS} space_to_axis tap_sum tap_zones"] * 8,
-    "splice_sites": [OPEN_1D] * 6,
+    "aspp_segmentation": [f"{IN_2D} {FEW}"] * 4 + [IN_2D] * 2 + [f"{IN_2D} {FEW} tap_prune"],
+    "causal_tcn": [f"{OPEN_1D} {FEW}"] * 8,
+    "hifigan_vocoder": [f"{OPEN_1D} {FEW}"] * 18,
+    "meshnet3d": [f"{IN_3D} {FEW}"] + [IN_3D] * 2,
+    "resnet_stage_os8": [f"{IN_2D} {FEW}"] * 8,
+    "splice_sites": [f"{OPEN_1D} {FEW}"] * 4 + [OPEN_1D] * 2,
 }
 """The forms of every dilated Conv of the demo models, in the models' order."""
 

@@ -96,7 +96,7 @@ def test_a_pass_of_a_method(text: str, name: str, one: str) -> None:
     assert shares["convolution"] > 0
     if name == "keep":
         assert shares["layout"] == shares["padding"] == 0
-    if name in ("im2col", "slice_to_batch", "space_to_batch", "space_to_group"):
+    if name in ("im2col", "phases_apart", "slice_to_batch", "space_to_batch", "space_to_group"):
         assert shares["layout"] > 0
     if name == "im2col" and one != "backward by weight":
         assert shares["padding"] > 0

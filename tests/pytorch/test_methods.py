@@ -122,6 +122,12 @@ class Case:
         )
 
     @property
+    def phases(self) -> int:
+        """Return how many there are of all axes together: a kernel axis of size 1 has none."""
+        each = zip(self.dilations, self.kernel, strict=True)
+        return math.prod(d // math.gcd(d, self.stride) for d, k in each if k > 1)
+
+    @property
     def overlaps(self) -> bool:
         """Say whether the stride is no divisor of the dilation on a dilated axis."""
         return any(d > 1 and self.stride // math.gcd(self.stride, d) > 1 for d in self.dilations)
@@ -148,6 +154,8 @@ def may_refuse(name: str, case: Case) -> str | None:
         return r"rank 3 with one more axis has rank 4"
     if name in ("space_to_batch", "space_to_axis", "space_to_group") and case.overlaps:
         return rf"stride {case.stride} and dilation [{''.join(map(str, case.dilations))}] on spatial axis \d"
+    if name == "phases_apart" and case.phases > 16:
+        return rf"{case.phases} phases need {case.phases} Convs"
     if name == "im2col" and case.groups > 1:
         return rf"group is {case.groups}\b"
     if name == "lift" and case.rank > 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor
@@ -105,6 +106,29 @@ def thin_axes(builder: Builder, x: Tensor, layout: Layout) -> Tensor:
             stop = axis.samples * axis.block * axis.grain if isinstance(axis.samples, int) else END
             cuts[place + 2] = Cut(0, stop, axis.grain)
     return builder.slice(x, cuts)
+
+
+def residues(axes: Mapping[int, AxisLayout]) -> Iterator[tuple[int, ...]]:
+    """Return the phases of the given axes, each as its place on every axis, the first axis outermost."""
+    return itertools.product(*(range(axis.block) for axis in axes.values()))
+
+
+def phase(builder: Builder, x: Tensor, axes: Mapping[int, AxisLayout], places: Sequence[int]) -> Tensor:
+    """Cut one phase of the given spatial axes out of the padded input, overlapping phases too."""
+    shape, cuts = list(x.shape), {}
+    for (place, axis), residue in zip(axes.items(), places, strict=True):
+        cuts[place + 2] = _cut(axis, residue * axis.step)
+        shape[place + 2] = axis.samples
+    return Tensor(builder.slice(x, cuts).name, tuple(shape))
+
+
+def _cut(axis: AxisLayout, start: int) -> Cut:
+    step = axis.grain * axis.block
+    if isinstance(axis.samples, int):
+        return Cut(start, start + (axis.samples - 1) * step + 1, step)
+    if axis.samples is None or axis.step == axis.grain:
+        return Cut(start, END, step)  # the padded extent ends where the last phase does
+    return Cut(start, (axis.samples - 1) * step + (start + 1), step)
 
 
 def sizes(builder: Builder, tensor: Tensor, layout: Layout, *, beside: int | None = None) -> list[Extent]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from dilrewrite.forms.builder import END, INFER, Builder, Cut, Tensor
+from dilrewrite.forms.builder import INFER, Builder, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, product
-from dilrewrite.forms.layout import AxisLayout
 from dilrewrite.forms.strategies import Strategy, _phases
 
 SLICES_AT_ONCE = 16
@@ -44,7 +41,7 @@ class SliceToBatch(Strategy):
         together = {place: axis for place, axis in enumerate(plan.enter.axes) if not axis.idle}
         few = plan.enter.phases <= SLICES_AT_ONCE
         for step in [together] if few else [{place: together[place]} for place in reversed(together)]:
-            x = self._split(builder, x, step)
+            x = builder.concat([_phases.phase(builder, x, step, each) for each in _phases.residues(step)], 0)
         y = builder.conv(x, plan.window)
         blocks = plan.leave.blocks
         if not blocks:
@@ -52,27 +49,6 @@ class SliceToBatch(Strategy):
         lengths = _phases.sizes(builder, y, plan.leave)
         apart = builder.reshape(y, [*blocks, INFER, builder.extent(y, 1), *lengths])
         return _phases.join_phases(builder, apart, plan.leave, lengths, batch=len(blocks))
-
-    def _split(self, builder: Builder, x: Tensor, axes: Mapping[int, AxisLayout]) -> Tensor:
-        """Cut out every phase of the given axes and join them on the batch, the first axis outermost."""
-        parts = []
-        for residues in itertools.product(*(range(axis.block) for axis in axes.values())):
-            shape = list(x.shape)
-            cuts = {}
-            for (place, axis), r in zip(axes.items(), residues, strict=True):
-                cuts[place + 2] = self._cut(axis, r * axis.step)
-                shape[place + 2] = axis.samples
-            parts.append(Tensor(builder.slice(x, cuts).name, tuple(shape)))
-        return builder.concat(parts, 0)
-
-    @staticmethod
-    def _cut(axis: AxisLayout, start: int) -> Cut:
-        step = axis.grain * axis.block
-        if isinstance(axis.samples, int):
-            return Cut(start, start + (axis.samples - 1) * step + 1, step)
-        if axis.samples is None or axis.step == axis.grain:
-            return Cut(start, END, step)  # the padded extent ends where the last phase does
-        return Cut(start, (axis.samples - 1) * step + (start + 1), step)
 
 
 STRATEGY = SliceToBatch()
