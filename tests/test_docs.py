@@ -157,8 +157,18 @@ def test_the_tables_of_training_are_those_of_the_results(summary: ModuleType) ->
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_the_example_of_subclasses_says_what_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    _, example = blocks(text, "python")
+    exec(compile(example, "net.py", "exec", dont_inherit=True), {"__name__": "net"})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["'causal'", "'circular'", "''"]
+    assert f"{lines[-1]}\n" in blocks(text, "text")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_the_training_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = blocks((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "python")
+    example, _ = blocks((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "python")
     assert example.count("budget=10") == 1
     exec(compile(example.replace("budget=10", "budget=1"), "training.md", "exec", dont_inherit=True), {})
     told = capsys.readouterr().out.splitlines()

@@ -38,18 +38,33 @@ def each(setting: Any, rank: int) -> Any:
 
 
 class Settings(NamedTuple):
-    """How a Conv is set: `padding` is "same", "valid", or a number for each axis, as stride and dilation are."""
+    """How a Conv is set: `padding` is "same", "valid", or a number for each axis, as stride and dilation are.
+
+    `mode`: its `padding_mode`; where that is not "zeros", `margins` are what it pads before it convolves, as
+    `torch.nn.functional.pad` takes them, and the convolution itself has `padding` 0.
+    """
 
     stride: tuple[int, ...]
     padding: str | tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    mode: str = "zeros"
+    margins: tuple[int, ...] = ()
 
     @staticmethod
     def of(layer: Any, rank: int) -> Settings:
         """Return the settings of a Conv as it is now."""
-        stride, padding, dilation = each(layer.stride, rank), each(layer.padding, rank), each(layer.dilation, rank)
-        return Settings(stride, padding, dilation, layer.groups)
+        stride, dilation = each(layer.stride, rank), each(layer.dilation, rank)
+        if layer.padding_mode == "zeros":
+            return Settings(stride, each(layer.padding, rank), dilation, layer.groups)
+        margins = tuple(layer._reversed_padding_repeated_twice)
+        return Settings(stride, (0,) * rank, dilation, layer.groups, layer.padding_mode, margins)
+
+    def padded(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape [N, C, *extents] of an input when its margins are there."""
+        ends = [(0, 0)] * (len(shape) - len(self.margins) // 2)
+        ends += reversed([*zip(self.margins[::2], self.margins[1::2], strict=True)])
+        return tuple(size + begin + end for size, (begin, end) in zip(shape, ends, strict=True))
 
     def pads(self, kernel: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Return the (begin, end) pads; padding='same' puts the odd one at the end, as PyTorch does."""
@@ -61,9 +76,9 @@ class Settings(NamedTuple):
         return tuple((int(pad), int(pad)) for pad in self.padding)
 
     def geometry(self, x: Sequence[int], weight: Sequence[int], *, bias: bool) -> ConvGeometry:
-        """Return the geometry of the Conv on an input and with a weight of these shapes."""
+        """Return the geometry of the convolution on an input and with a weight of these shapes, the margins added."""
         return geometry_of(
-            x,
+            self.padded(x),
             weight,
             stride=self.stride,
             padding=self.pads(weight[2:]),
@@ -123,6 +138,8 @@ class Chosen:
         if name == NATIVE:
             y: Tensor = type(self.layer)._conv_forward(self.layer, x, weight, bias)
             return y
+        if self.settings.margins:
+            x = torch.nn.functional.pad(x, self.settings.margins, mode=self.settings.mode)
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = _cast(x, kind), _cast(weight, kind), bias if bias is None else _cast(bias, kind)
@@ -134,8 +151,7 @@ class Chosen:
     def fits(self, weight: Tensor) -> bool:
         """Say whether the Conv, with this weight, is still set as when the methods were chosen."""
         return (
-            self.layer.padding_mode == "zeros"
-            and Settings.of(self.layer, len(self.weight_shape) - 2) == self.settings
+            Settings.of(self.layer, len(self.weight_shape) - 2) == self.settings
             and weight.shape == self.weight_shape
             and weight.is_floating_point() == self.real
         )
@@ -158,19 +174,48 @@ def _cast(x: Tensor, kind: Any) -> Tensor:
 
 
 def _formed(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, settings: Settings) -> Tensor:
-    """Return the output by a method; by PyTorch's own where it does not apply to the very sizes."""
-    geometry = settings.geometry(tuple(map(int, x.shape)), tuple(weight.shape), bias=bias is not None)
+    """Return the output by a method, laid out in memory as PyTorch's own; by that where the method does not apply.
+
+    The input has its margins.
+    """
+    plain = settings._replace(margins=())
+    geometry = plain.geometry(tuple(map(int, x.shape)), tuple(weight.shape), bias=bias is not None)
     # Where channels or types do not fit together, the error is to be PyTorch's.
     fits = x.shape[1] == weight.shape[1] * settings.groups and x.dtype == weight.dtype
     fits = fits and (bias is None or bias.dtype == weight.dtype)
     form = _form(name, geometry) if fits else None
     if form is not None:
-        return form(x, weight, bias)
+        return form(x, weight, bias).contiguous(memory_format=_memory_format(x, weight))
     from torch.nn import functional
 
     run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(settings.stride) - 1]
     y: Tensor = run(x, weight, bias, settings.stride, settings.padding, settings.dilation, settings.groups)
     return y
+
+
+def _memory_format(x: Tensor, weight: Tensor) -> Any:
+    """Return the memory format of the output of PyTorch's own convolution: what follows may take `y.view(...)`.
+
+    It is channels last where input or weight is, but for types that its kernels for this do not take.
+    """
+    import torch
+
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    on_cpu = x.device.type == "cpu"
+    without = (torch.float64, torch.float16) if on_cpu and x.dim() == 5 else () if on_cpu else (torch.float64,)
+    if last is None or x.dtype in without or not (_is_channels_last(x) or _is_channels_last(weight)):
+        return torch.contiguous_format
+    return last
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Say whether strides are those of channels last, as PyTorch decides it; they may have gaps."""
+    least, strides = 0, x.stride()
+    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
+        if not strides[axis] or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(x.shape[axis], 1)
+    return True
 
 
 @functools.lru_cache(maxsize=4096)
@@ -199,10 +244,15 @@ def torch_module() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How a Conv was called: the input's shape and element type, whether it wants a gradient, device and autocast."""
+    """How a Conv's convolution was called.
+
+    The input's shape [N, C, *extents] before margins, its element type and the weight's, whether it wants a gradient,
+    device and autocast.
+    """
 
     shape: tuple[int, ...]
     element: str
+    weight_element: str
     needs_grad: bool
     device: str
     autocast: str | None

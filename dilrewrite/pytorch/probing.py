@@ -44,10 +44,10 @@ class Probe:
         return Probe(lambda passes: _conv_work(layer, call, name, passes), call.device, name)
 
     @staticmethod
-    def of_module(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None]) -> Probe:
-        """Return a module as a whole; `prepare` brings it into the state that is timed."""
+    def of_module(module: Any, run: Callable[[], Any], prepare: Callable[[], None]) -> Probe:
+        """Return a module as a whole, which `run` calls; `prepare` brings it into the state that is timed."""
         device = next((str(parameter.device) for parameter in module.parameters()), "cpu")
-        return Probe(lambda passes: _module_work(module, arguments, prepare, passes), device)
+        return Probe(lambda passes: _module_work(module, run, prepare, passes), device)
 
 
 def work_of(
@@ -90,7 +90,7 @@ def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Wo
     if call.channels_last:
         x = x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     x.requires_grad_(call.needs_grad)
-    weight, bias = _own(layer.weight), _own(layer.bias)
+    weight, bias = (_own(tensor, getattr(torch, call.weight_element)) for tensor in (layer.weight, layer.bias))
     native = functools.partial(type(layer)._conv_forward, layer)
     form = native if name == NATIVE else Chosen.of(layer, {bucket(call.shape): name})
     inputs = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
@@ -110,12 +110,12 @@ def _conv_work(layer: Any, call: Call, name: str, passes: tuple[str, ...]) -> Wo
     return work_of(forward, inputs, passes, upstream)
 
 
-def _own(tensor: Any) -> Any:
-    """Return a copy that wants a gradient where the tensor does."""
-    return tensor if tensor is None else tensor.detach().clone().requires_grad_(tensor.requires_grad)
+def _own(tensor: Any, element: Any) -> Any:
+    """Return a copy of an element type that wants a gradient where the tensor does."""
+    return tensor if tensor is None else tensor.detach().to(element, copy=True).requires_grad_(tensor.requires_grad)
 
 
-def _module_work(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], None], passes: tuple[str, ...]) -> Work:
+def _module_work(module: Any, run: Callable[[], Any], prepare: Callable[[], None], passes: tuple[str, ...]) -> Work:
     import torch
 
     def ready() -> None:
@@ -124,7 +124,7 @@ def _module_work(module: Any, arguments: tuple[Any, ...], prepare: Callable[[], 
 
     ready()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    steps = work_of(lambda: _loss(module(*arguments)), parameters, passes, lambda loss: torch.ones_like(loss))
+    steps = work_of(lambda: _loss(run()), parameters, passes, lambda loss: torch.ones_like(loss))
     return Work(steps.run, ready)
 
 

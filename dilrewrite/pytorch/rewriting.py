@@ -26,12 +26,12 @@ from dilrewrite.pytorch.chosen import (
     added,
     bucket,
     choices_of,
-    each,
     known_to_compiler,
     torch_module,
 )
 from dilrewrite.pytorch.methods import method, methods
 from dilrewrite.pytorch.probing import PASSES, Probe, preserved, step_timings
+from dilrewrite.pytorch.survey import Example, Survey, dilated, survey
 from dilrewrite.timing.stopwatch import Comparison
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _ORDER = ("space_to_axis", "space_to_batch", "space_to_group", "tap_sum", "im2co
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerChoice:
-    """One Conv with a dilation: its name, what computes it now, and why.
+    """One convolution with a dilation: the name of its module, what computes it now, and why.
 
     `forms`: each form's time against the native one for the passes asked for; `refused`: forms that do not apply.
     """
@@ -85,8 +85,9 @@ class Rewriting:
 
 def rewrite_module(
     module: nn.Module,
-    example_input: Any,
+    example_input: Any = (),
     *,
+    kwargs: Mapping[str, Any] | None = None,
     passes: Sequence[str] = PASSES,
     budget: float = DEFAULT_BUDGET_S,
     only: Sequence[str] | None = None,
@@ -94,39 +95,42 @@ def rewrite_module(
 ) -> Rewriting:
     """Let every Conv with a dilation be computed by the form that is fastest on the example's shapes, where one wins.
 
-    `example_input`: what the module is called with, a tensor or a tuple of arguments; it is run once, as the module is
-    used now (training mode, autocast, device). `passes`: what is to be fast, of "forward" and "backward". `budget`:
-    seconds for probing, a third of them for the whole module; 0 changes nothing. `only`: names of methods to probe.
-    Each form is timed in pairs against PyTorch's own, which keeps ties; then the module as a whole, and where that is
-    not faster everything is as before. Choices hold for inputs of about the example's sizes; a further call with
-    another example adds to them. Returns what was chosen and why. `restore_module` undoes it.
-    Raises `UsageError` for unknown passes or methods, `MissingError` without torch.
+    `example_input`: what the module is called with, an argument or a tuple of arguments; `kwargs`: arguments by name.
+    It is run once, as the module is used now (training mode, autocast, device). `passes`: what is to be fast, of
+    "forward" and "backward". `budget`: seconds for probing, a third of them for the whole module; 0 changes nothing.
+    `only`: names of methods to probe. Each form is timed in pairs against PyTorch's own, which keeps ties; then the
+    module as a whole, and where that is not faster everything is as before. Choices hold for inputs of about the
+    example's sizes; a further call with another example adds to them. Returns what was chosen and why.
+    `restore_module` undoes it.
+    Left alone, each with a line that says why and what to do: convolutions that are called as functions, and scripted,
+    compiled, lazy and transposed ones.
+    Raises `UsageError` for unknown passes or methods, an example that `forward` does not take, and the backward pass
+    while gradients are off; `MissingError` without torch.
     """
-    torch_module()
-    _check(passes, only, budget)
-    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    dilated = {name: layer for name, layer in module.named_modules() if _is_dilated(layer)}
-    idle = "" if budget else "not probed: budget 0"
-    alone = {name: _left_alone(layer) or idle for name, layer in dilated.items()}
-    candidates = [(name, layer) for name, layer in dilated.items() if not alone[name]]
-    kept = [LayerChoice(name=name, method=NATIVE, reason=why) for name, why in alone.items() if why]
-    if not candidates:
-        return Rewriting(layers=tuple(kept), passes=tuple(passes), probe_s=0.0)
+    _check(module, passes, only, budget)
     known_to_compiler()  # loads much when it is first called, and is no probing
     start = time.perf_counter()
-    probing = _Probing(tuple(passes), _offered(only), timings or step_timings)
-    before = {id(layer): choices_of(layer) for _, layer in candidates}
-    try:
-        with preserved(module):
-            chosen, whole = _rewrite(module, arguments, candidates, probing, start + budget)
-    except BaseException:
-        _set_all([layer for _, layer in candidates], before)
-        raise
+    with preserved(module):  # from the first look at a weight on: spectral_norm counts looks
+        convs = dilated(module)
+        if not budget:
+            idle = [_kept(name, why or "not probed: budget 0") for name, (_, why) in convs.items()]
+            return Rewriting(layers=tuple(idle), passes=tuple(passes), probe_s=0.0)
+        example = Example.of(module, example_input, kwargs)
+        candidates = [(name, layer) for name, (layer, why) in convs.items() if not why]
+        probing = _Probing(tuple(passes), _offered(only), timings or step_timings)
+        before = {id(layer): choices_of(layer) for _, layer in candidates}
+        try:
+            seen = survey(module, example, [layer for _, layer in candidates], [layer for layer, _ in convs.values()])
+            chosen, whole = _rewrite(module, example, candidates, seen, probing, start + budget)
+        except BaseException:
+            _set_all([layer for _, layer in candidates], before)
+            raise
     probe_s = time.perf_counter() - start
     gained = whole.first.median_s - whole.second.median_s if whole is not None and whole.faster else 0.0
-    by_name = {choice.name: choice for choice in (*kept, *chosen)}
+    by_name = {choice.name: choice for choice in chosen}
+    layers = [by_name.get(name) or _kept(name, why) for name, (_, why) in convs.items()]
     return Rewriting(
-        layers=tuple(by_name[name] for name in dilated),
+        layers=(*layers, *(_kept(name, why) for name, why in seen.functions)),
         passes=tuple(passes),
         probe_s=probe_s,
         whole=whole,
@@ -135,14 +139,14 @@ def rewrite_module(
 
 
 def _rewrite(
-    module: Any, arguments: tuple[Any, ...], candidates: Sequence[tuple[str, Any]], probing: _Probing, end: float
+    module: Any, example: Example, candidates: Sequence[tuple[str, Any]], seen: Survey, probing: _Probing, end: float
 ) -> tuple[list[LayerChoice], Comparison | None]:
     """Probe the Convs and the whole module until the clock shows about `end`, and set what wins."""
     layers = [layer for _, layer in candidates]
     before = {id(layer): choices_of(layer) for layer in layers}
     start = time.perf_counter()
-    calls = _calls(module, arguments, layers)
-    chosen = _probe_all(candidates, calls, probing, start + (end - start) * 2 / 3)
+    calls = seen.calls
+    chosen = _probe_all(candidates, seen, probing, start + (end - start) * 2 / 3)
     # What was chosen for these sizes before is chosen anew.
     plain, fast = dict(before), {}
     for layer, choice in zip(layers, chosen, strict=True):
@@ -154,7 +158,8 @@ def _rewrite(
     whole: Comparison | None = None
     if any(choice.method != NATIVE for choice in chosen):
         states = [functools.partial(_set_all, layers, state) for state in (plain, fast)]
-        first, second = (Probe.of_module(module, arguments, prepare=state) for state in states)
+        run = functools.partial(example.run, module)
+        first, second = (Probe.of_module(module, run, prepare=state) for state in states)
         whole, why = probing.whole(first, second, max(end - time.perf_counter(), 0.5))
         if why:
             fast, chosen = plain, [_not_confirmed(choice, why) for choice in chosen]
@@ -173,10 +178,20 @@ def restore_module(module: nn.Module) -> int:
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _check(passes: Sequence[str], only: Sequence[str] | None, budget: float) -> None:
+def _kept(name: str, reason: str) -> LayerChoice:
+    return LayerChoice(name=name, method=NATIVE, reason=reason)
+
+
+def _check(module: Any, passes: Sequence[str], only: Sequence[str] | None, budget: float) -> None:
+    torch = torch_module()
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"a {type(module).__name__} is not a torch.nn.Module", hint="pass the module itself")
     wrong = [name for name in passes if name not in PASSES]
     if wrong or not passes:
         raise UsageError(f"passes {', '.join(wrong) or 'are empty'}: not some of {', '.join(PASSES)}")
+    if "backward" in passes and not torch.is_grad_enabled():
+        message = "gradients are off (torch.no_grad or inference_mode), and passes has backward"
+        raise UsageError(message, hint='pass passes=("forward",)')
     for name in only or ():
         method(name)
     if not 0 <= budget < math.inf:
@@ -188,69 +203,6 @@ def _offered(only: Sequence[str] | None) -> tuple[str, ...]:
     left_out = {name for name, strategy in strategies().items() if strategy.finite_inputs_only}
     names = dict.fromkeys(name for name in (*_ORDER, *methods()) if name in methods() and name != NATIVE)
     return tuple(name for name in names if (name in only if only is not None else name not in left_out))
-
-
-def _is_dilated(layer: Any) -> bool:
-    nn = torch_module().nn
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return False
-    kernel = tuple(layer.kernel_size) if _is_lazy(layer) else layer.weight.shape[2:]
-    return any(d > 1 and k > 1 for d, k in zip(each(layer.dilation, len(kernel)), kernel, strict=False))
-
-
-def _is_lazy(layer: Any) -> bool:
-    return isinstance(layer, torch_module().nn.modules.lazy.LazyModuleMixin)
-
-
-def _left_alone(layer: Any) -> str | None:
-    """Return why a Conv is not to be rewritten, or None."""
-    torch = torch_module()
-    nn = torch.nn
-    kind = type(layer)
-    if _is_lazy(layer):
-        return "it is lazy, and its sizes are not known: run it once before"
-    if torch.nn.utils.parametrize.is_parametrized(layer):
-        kind = kind.__bases__[0]
-    if kind not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        return f"it is a {kind.__name__}, which may compute something else"
-    if layer.padding_mode != "zeros":
-        return f"padding_mode is {layer.padding_mode!r}, not 'zeros'"
-    own = layer.__dict__.get(ATTRIBUTE)
-    if own is not None and not isinstance(own, Chosen):
-        return "something else computes its convolution already"
-    return None
-
-
-def _calls(module: Any, arguments: tuple[Any, ...], layers: Sequence[Any]) -> dict[int, Call]:
-    """Run the module once and return how each Conv was called; the first call counts."""
-    torch = torch_module()
-    calls: dict[int, Call] = {}
-
-    def seen(layer: Any, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        x = inputs[0] if inputs else named["input"]
-        batched = x.dim() == len(layer.kernel_size) + 2
-        kind = x.device.type
-        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim()) if batched else None
-        casts = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-        calls.setdefault(
-            id(layer),
-            Call(
-                shape=tuple(x.shape) if batched else (1, *x.shape),
-                element=str(x.dtype).removeprefix("torch."),
-                needs_grad=bool(x.requires_grad),
-                device=str(x.device),
-                autocast=str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if casts else None,
-                channels_last=last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous(),
-            ),
-        )
-
-    handles = [layer.register_forward_pre_hook(seen, with_kwargs=True) for layer in layers]
-    try:
-        module(*arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,15 +224,15 @@ class _Probing:
 
 
 def _probe_all(
-    candidates: Sequence[tuple[str, Any]], calls: Mapping[int, Call], probing: _Probing, until: float
+    candidates: Sequence[tuple[str, Any]], seen: Survey, probing: _Probing, until: float
 ) -> list[LayerChoice]:
     """Probe every Conv until the clock shows `until`; what is alike is probed once."""
     alike: dict[object, LayerChoice] = {}
     chosen = []
     for number, (name, layer) in enumerate(candidates):
-        call = calls.get(id(layer))
+        call = seen.calls.get(id(layer))
         if call is None:
-            chosen.append(LayerChoice(name=name, method=NATIVE, reason="it did not run on the example"))
+            chosen.append(_kept(name, seen.missed[id(layer)]))
             continue
         key = (call.geometry(layer), call, layer.weight.requires_grad)
         if key not in alike:
