@@ -91,8 +91,10 @@ def inline(proto: ModelProto, names: Names, called: Called) -> None:
 def forget_uncalled(proto: ModelProto, functions: Collection[Key]) -> None:
     """Remove those of `functions` that nothing calls."""
     bodies, calls = function_calls(proto)
-    needed = {function_key(node) for node in nodes_in(proto.graph.node)} | (bodies.keys() - set(functions))
-    while more := {called for key in needed for called in calls.get(key, ())} - needed:
+    trained = (graph for info in proto.training_info for graph in (info.initialization, info.algorithm))
+    called = (node for graph in (proto.graph, *trained) for node in nodes_in(graph.node))
+    needed = set(map(function_key, called)) | (bodies.keys() - set(functions))
+    while more := {other for key in needed for other in calls.get(key, ())} - needed:
         needed |= more
     kept = [copied_function(function) for function in proto.functions if function_key(function) in needed]
     del proto.functions[:]

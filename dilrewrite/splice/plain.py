@@ -84,11 +84,12 @@ def restored(model: Model, proto: ModelProto) -> ModelProto:
     if model.given is None:
         return proto
     for written in reversed(model.written_out):  # a call's nodes may hold a FusedConv
-        wanted = {node.output[0]: _bytes(node) for node in written.nodes}
+        wanted = {tuple(node.output): _bytes(node) for node in written.nodes}
         for container in containers(proto):
-            places = {node.output[0]: place for place, node in enumerate(container.node) if node.output[0] in wanted}
-            if len(places) == len(wanted) and all(
-                _bytes(container.node[place]) == wanted[name] for name, place in places.items()
+            made = ((tuple(node.output), place) for place, node in enumerate(container.node))
+            places = {outputs: place for outputs, place in made if outputs in wanted}
+            if len(places) == len(written.nodes) and all(
+                _bytes(container.node[place]) == wanted[outputs] for outputs, place in places.items()
             ):
                 _put_back(container, written.node, list(places.values()))
                 break
