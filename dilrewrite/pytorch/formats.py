@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dilrewrite.pytorch.convbench import PASSES, Result, Row
+from dilrewrite.timing.speed import between, speed
 
 ORIGINAL_PASSES = {"forward": "fprop", "backward by input": "bprop inputs", "backward by weight": "bprop weights"}
 """The passes in the words of the 2016 script."""
@@ -51,14 +52,14 @@ def original(result: Result) -> str:
 
 
 def cells(row: Row) -> tuple[str, str, str, str, str]:
-    """Return milliseconds, their spread, ratio to keep, its interval, and peak memory in MiB of a row."""
+    """Return milliseconds, their spread, speed against keep, its interval, and peak memory in MiB of a row."""
     peak = figure(row.peak_bytes / 2**20) if row.peak_bytes is not None else ""
     if row.comparison is None or row.timing is None:
         return ("does not apply" if row.refused else "FAILED", "", "", "", peak)
     timing, comparison = row.timing, row.comparison
     spread = f"{figure(timing.p20_s * 1e3)} to {figure(timing.p80_s * 1e3)}"
-    interval = f"{figure(comparison.low)} to {figure(comparison.high)}"
-    return figure(timing.median_s * 1e3), spread, figure(comparison.ratio), interval, peak
+    interval = between(comparison.low, comparison.high)
+    return figure(timing.median_s * 1e3), spread, speed(comparison.ratio), interval, peak
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
@@ -74,7 +75,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-COLUMNS = ("method", "pass", "ms", "20 to 80 %", "ratio to keep", "interval", "peak MiB")
+COLUMNS = ("method", "pass", "ms", "20 to 80 %", "speed", "interval", "peak MiB")
 
 
 def table(result: Result, width: int = 120) -> str:
@@ -129,7 +130,7 @@ def footer(result: Result) -> str:
 
 
 LEGEND = (
-    "Ratio to keep: of times taken in pairs, below 1 is faster than PyTorch's own form, with its 95 % interval. Peak: "
+    "Speed: against PyTorch's own form, from times taken in pairs, with its 95 % interval. Peak: "
     "input, weight, graph and one run, above the process without them."
 )
 

@@ -32,6 +32,7 @@ from dilrewrite.pytorch.chosen import (
 from dilrewrite.pytorch.methods import method, methods
 from dilrewrite.pytorch.probing import PASSES, Probe, preserved, step_timings
 from dilrewrite.pytorch.survey import Example, Survey, dilated, survey
+from dilrewrite.timing.speed import speed
 from dilrewrite.timing.stopwatch import Comparison
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ class _Probing:
             whole = self.compare(first, second, self.passes, seconds, whole=True)
         except RuntimeError as error:  # out of memory, or no gradient to ask for
             return None, f"the whole module could not be timed: {one_line(error)[:200]}"
-        slow = f"the whole module takes {whole.ratio:.2f} with it, not faster beyond noise"
+        slow = f"the whole module is {speed(whole.ratio)} with it, not faster beyond noise"
         return whole, "" if whole.faster else slow
 
 
@@ -264,10 +265,10 @@ def _probe(name: str, layer: Any, call: Call, probing: _Probing, seconds: float)
     winners = [candidate for candidate, timing in forms.items() if timing.faster]
     best = min(winners, key=lambda candidate: forms[candidate].ratio, default=NATIVE)
     if best != NATIVE:
-        reason = f"{best} takes {forms[best].ratio:.2f} of the native time"
+        reason = f"{best} is {speed(forms[best].ratio)} than PyTorch's own form"
     elif forms:
         nearest = min(forms, key=lambda candidate: forms[candidate].ratio)
-        reason = f"no form is faster beyond noise: {nearest} takes {forms[nearest].ratio:.2f} of the native time"
+        reason = f"no form is faster beyond noise: the best, {nearest}, is {speed(forms[nearest].ratio)}"
     elif failed:
         reason = next(iter(failed.values()))
     else:

@@ -8,13 +8,13 @@ from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.chain import Chain
 from dilrewrite.proof.inputs import SPELL_PADS
-from dilrewrite.reports.units import inverse
+from dilrewrite.reports.units import between, inverse
 from dilrewrite.sites import Skipped
 from dilrewrite.timing.outcome import FormTiming, Outcome
+from dilrewrite.timing.speed import SAME
 from dilrewrite.timing.stopwatch import Comparison
 
 LARGEST_FLOAT16 = 65504
-SAME = "as fast"  # less than half a percent apart
 
 CONDITIONS = {
     Condition.FINITE_INPUTS: "finite inputs",
@@ -94,17 +94,13 @@ def speed(comparison: Comparison | None) -> str:
 
 
 def interval(comparison: Comparison | None) -> str:
-    """Return the interval of that factor, with a space before it: ` (1.37 to 1.45)`; empty where there is none."""
-    if comparison is None:
-        return ""
-    ends = (comparison.low, comparison.high)
-    low, high = ends if comparison.ratio > 1 else (inverse(ends[1]), inverse(ends[0]))
-    return f" ({low:.2f} to {high:.2f})"
+    """Return the interval in which that is, with a space before it: ` (1.37 to 1.45x faster)`; empty where none is."""
+    return f" ({between(comparison.low, comparison.high)})" if comparison is not None else ""
 
 
 def brief(reason: str) -> str:
     """Return a reason without its intervals."""
-    return re.sub(r" \([\d.]+ to (?:[\d.]+|inf)\)", "", reason)
+    return re.sub(r" \([\d.]+(?:x slower)? to (?:[\d.]+|inf)x (?:slower|faster)\)", "", reason)
 
 
 def small(share: float | None) -> str:

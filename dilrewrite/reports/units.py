@@ -8,6 +8,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from dilrewrite.errors import clean as clean
+from dilrewrite.timing.speed import between as between
+from dilrewrite.timing.speed import factors as factors
+from dilrewrite.timing.speed import inverse as inverse
+from dilrewrite.timing.speed import speed as speed
+from dilrewrite.timing.speed import three
 from dilrewrite.timing.stopwatch import CONFIDENCE, MIN_PAIRS, Comparison, Timing
 
 UNKNOWN = "?"  # stands for a size that is known at run time only
@@ -107,7 +112,7 @@ def _scaled(number: int, base: int, units: Sequence[str]) -> str:
     value, power = float(number), 0
     while abs(value) >= base - 0.5 and power < len(units) - 1:
         value, power = value / base, power + 1
-    return f"{_three(value) if power else number} {units[power]}".rstrip()
+    return f"{three(value) if power else number} {units[power]}".rstrip()
 
 
 def percent(share: float | None) -> str:
@@ -152,11 +157,7 @@ def seconds(value: float) -> str:
 
 def milliseconds(value: float) -> str:
     """Return seconds as a number of milliseconds, with 3 significant digits or whole."""
-    return _three(1000 * value)
-
-
-def _three(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+    return three(1000 * value)
 
 
 def spread(timing: Timing) -> str:
@@ -164,50 +165,26 @@ def spread(timing: Timing) -> str:
     return f"{milliseconds(timing.p20_s)} to {milliseconds(timing.p80_s)}"
 
 
-def factors(*ratios: float) -> list[str]:
-    """Return ratios with 3 significant digits; with 3 decimals where one of them would read as 1 otherwise."""
-    close = any(0.99 < ratio < 1.01 for ratio in ratios) or all(0.95 < ratio < 1.05 for ratio in ratios)
-    return [f"{ratio:.3f}" if close and ratio < 10 else _three(ratio) for ratio in ratios]
-
-
-def inverse(value: float) -> float:
-    """Return 1 / `value`, infinity for 0."""
-    return 1 / value if value else math.inf
-
-
-def ratio_of(comparison: Comparison) -> tuple[str, str]:
-    """Return the ratio second / first, and its interval; too few pairs for one are told."""
-    centre, low, high = factors(comparison.ratio, comparison.low, comparison.high)
-    return centre, f"{low} to {high}{f' ({comparison.pairs} pairs)' if comparison.pairs < MIN_PAIRS else ''}"
+def interval_of(comparison: Comparison) -> str:
+    """Return the interval of a comparison, and its pairs where they are too few for one."""
+    few = f" ({comparison.pairs} pairs)" if comparison.pairs < MIN_PAIRS else ""
+    return f"{between(comparison.low, comparison.high)}{few}"
 
 
 def difference(comparison: Comparison) -> str:
     """Return a comparison in one word or a few: `1.21x faster`, `no difference`."""
-    return "no difference" if comparison.low <= 1 <= comparison.high else different(comparison)[0]
+    return "no difference" if comparison.low <= 1 <= comparison.high else speed(comparison.ratio)
 
 
-def different(comparison: Comparison) -> tuple[str, str]:
-    """Return `1.21x faster`, and the times with the interval of that factor, whose ends swap for a speed-up."""
-    ratios = (comparison.ratio, comparison.low, comparison.high)
-    if comparison.high < 1:
-        ratios = (inverse(comparison.ratio), inverse(comparison.high), inverse(comparison.low))
-    factor, low, high = factors(*ratios)
-    word = "faster" if comparison.high < 1 else "slower"
-    return f"{factor}x {word}", f"{medians(comparison)}, {INTERVAL} {low} to {high}x"
-
-
-def same(comparison: Comparison) -> str:
-    """Return `0.99x the time (14.2 ms -> 14.1 ms, 95 % interval 0.97 to 1.02x)`."""
-    centre, interval = ratio_of(comparison)
-    return f"{centre}x the time ({medians(comparison)}, {INTERVAL} {interval}x)"
+def figures(comparison: Comparison) -> str:
+    """Return `14.2 ms -> 11.7 ms, 95 % interval 1.18 to 1.24x faster`."""
+    return f"{medians(comparison)}, {surely(comparison)}"
 
 
 def versus(comparison: Comparison, on: str = "") -> str:
     """Return the second model against the first: `1.21x faster{on} (14.2 ms -> 11.7 ms, 95 % interval ...)`."""
-    if comparison.low <= 1 <= comparison.high:
-        return f"no difference beyond the interval{on}: {same(comparison)}"
-    speed, times = different(comparison)
-    return f"{speed}{on} ({times})"
+    beyond = " beyond noise" if comparison.low <= 1 <= comparison.high else ""
+    return f"{difference(comparison)}{beyond}{on} ({figures(comparison)})"
 
 
 def medians(comparison: Comparison) -> str:
@@ -215,15 +192,6 @@ def medians(comparison: Comparison) -> str:
     return f"{milliseconds(comparison.first.median_s)} ms -> {milliseconds(comparison.second.median_s)} ms"
 
 
-def expected(ratio: float) -> str:
-    """Return a predicted ratio in words: `1.18x faster`."""
-    (factor,) = factors(ratio if ratio > 1 else inverse(ratio))
-    return "no difference" if factor == "1.000" else f"{factor}x {'slower' if ratio > 1 else 'faster'}"
-
-
 def surely(comparison: Comparison) -> str:
     """Return a comparison's interval in words: `95 % interval 1.18 to 1.24x faster`."""
-    if comparison.low <= 1 <= comparison.high:
-        return f"{INTERVAL} {expected(comparison.high)} to {expected(comparison.low)}"
-    word, times = difference(comparison).partition("x ")[2], different(comparison)[1]
-    return f"{times.rpartition(', ')[2]} {word}"
+    return f"{INTERVAL} {interval_of(comparison)}"

@@ -27,6 +27,7 @@ from dilrewrite.pytorch.chosen import NATIVE, Chosen, bucket, choose
 from dilrewrite.pytorch.methods import methods
 from dilrewrite.pytorch.probing import PASSES, Probe, TorchBench
 from dilrewrite.pytorch.rewriting import restore_module, rewrite_module
+from dilrewrite.timing.speed import speed
 from dilrewrite.timing.stopwatch import Comparison, Timing
 from tests.forms_for_tests import INEXACT
 
@@ -155,7 +156,7 @@ def test_every_method_gives_the_same_bits(name: str, rank: int, used: list[str])
         assert report.rewritten == 0
         return
     assert (report.rewritten, choice.method, choice.name) == (1, name, "")
-    assert choice.reason == f"{name} takes 0.50 of the native time"
+    assert choice.reason == f"{name} is 2.00x faster than PyTorch's own form"
     used.clear()
     assert same(results(layer, x), wanted)
     assert used == [name]
@@ -351,7 +352,7 @@ def test_native_keeps_ties() -> None:
     module = small()
     report = rewrite_module(module, data(2, 3, 12), timings=Scripted({"tap_sum": 0.98, "im2col": 1.0}))
     assert (report.rewritten, report.whole, report.break_even_steps) == (0, None, None)
-    assert report.layers[0].reason == "no form is faster beyond noise: tap_sum takes 0.98 of the native time"
+    assert report.layers[0].reason == "no form is faster beyond noise: the best, tap_sum, is 1.020x faster"
     assert all("_conv_forward" not in layer.__dict__ for layer in module.modules())
 
 
@@ -417,7 +418,7 @@ def test_what_the_whole_module_does_not_confirm_is_undone(whole: float) -> None:
     assert report.whole.ratio == whole
     for layer in report.layers:
         assert layer.reason == (
-            f"tap_sum takes 0.50 of the native time, but the whole module takes {whole:.2f} with it, "
+            f"tap_sum is 2.00x faster than PyTorch's own form, but the whole module is {speed(whole)} with it, "
             "not faster beyond noise"
         )
         assert layer.forms

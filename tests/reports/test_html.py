@@ -328,11 +328,11 @@ def test_sites_of_one_question_that_differ_show_all_they_have():
 
 def test_prediction_and_result():
     assert (
-        "Predicted from the timings of the sites: 0.597x the time; actual: 0.633x: 6.0 % more time than predicted."
+        "Predicted from the timings of the sites: 1.68x faster; measured: 1.58x faster: 6.0 % more time than predicted."
         in tree("charts").text
     )
     near = replace(MEASURED, measurement=replace(MEASURED.measurement, predicted_ratio=FINAL.ratio + 0.001))
-    assert "actual: 0.633x: within the interval." in parse(render(near)).text
+    assert "measured: 1.58x faster: within the interval." in parse(render(near)).text
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -455,9 +455,8 @@ def test_bars_of_the_forms():
         candidate = timed[row.label]
         comparison = candidate.timing
         assert comparison is not None
-        ratio, interval = units.ratio_of(comparison)
-        assert f"{ratio}x [{interval}]" in row.says
-        assert content.forms.said(candidate) in row.says
+        assert f"{units.speed(comparison.ratio)} [{units.interval_of(comparison)}]" in row.says
+        assert content.forms.outcome(candidate) in row.says
         mark = float(row.path("mark").removeprefix("M").split()[0]) / page_format.WIDTH * row.end
         assert mark == pytest.approx(1000 * comparison.first.median_s, abs=near(row.end))
         if row.label == "im2col":

@@ -119,7 +119,7 @@ def test_every_doubt_is_shown_or_counted(number):
 
 def test_the_ratio_has_one_direction():
     for name in REPORTS:
-        text = re.sub(r"estimated (at )?[\d.]+( to [\d.]+)?x", "", flat(console.on_screen(REPORTS[name])))
+        text = flat(console.on_screen(REPORTS[name]))
         assert not re.findall(r"\b\d+\.\d+x(?! (?:slower|faster))", text), text
 
 
@@ -147,7 +147,7 @@ def test_groups_name_their_nodes_and_why():
 def test_kept_sites_that_differ_in_numbers_and_forms_are_one_group():
     text = flat(console.on_screen(REPORTS["kept"]))
     assert "8 Convs (stage0/conv, stage1/conv and 6 more): " in text
-    assert text.count("is estimated at") == 2 + text.count("kept all 8: the cheapest") - 1
+    assert "is 1.64 to 3.00x slower" in text
 
 
 def test_an_engine():

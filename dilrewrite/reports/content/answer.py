@@ -22,7 +22,8 @@ from dilrewrite.reports.units import clean, count, milliseconds, percent, second
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.outcome import Outcome
-from dilrewrite.timing.stopwatch import VISIBLE
+from dilrewrite.timing.speed import SAME
+from dilrewrite.timing.stopwatch import VISIBLE, Comparison
 
 TONES = {
     **dict.fromkeys(("rewritten", "kept", "nothing to rewrite", "equal", "built"), "good"),
@@ -247,7 +248,7 @@ def _gained(measurement: Measurement, *, brief: bool = False) -> str:
     if measurement.estimated_s:
         return f"measuring would take about {seconds(measurement.estimated_s)}{on(measurement)}"
     if measurement.predicted_ratio is not None:
-        return f"{units.expected(measurement.predicted_ratio)} expected{on(measurement)}, not timed as a whole"
+        return f"{units.speed(measurement.predicted_ratio)} expected{on(measurement)}, not timed as a whole"
     return f"not timed as a whole{on(measurement)}"
 
 
@@ -312,18 +313,23 @@ def _benched(report: Report, *, brief: bool = False) -> str:
         return f"not timed: {before}{f' and {after}' if after is not None else ''}{where}"
     final, own = measurement.final, own_noise(report)
     if after is not None and brief:
-        speed = units.difference(final)
-        what = f"{after} is {speed} than {before}" if speed != "no difference" else f"{after} and {before}: {speed}"
+        none = final.low <= 1 <= final.high
+        what = f"{after} and {before}: {units.difference(final)}" if none else _compared(after, before, final)
         return f"{what} ({units.medians(final)})"
     if after is not None and final.low <= 1 <= final.high:
-        return f"no difference beyond noise between {before} and {after}{where}: {units.same(final)}"
+        return f"no difference beyond noise between {before} and {after}{where} ({units.figures(final)})"
     if after is not None:
-        speed, times = units.different(final)
-        return f"{after} is {speed} than {before}{where} ({times})"
+        return f"{_compared(after, before, final)}{where} ({units.figures(final)})"
     spread = f"20 to 80 % of {count(final.first.runs, 'run')}: {units.spread(final.first)} ms"
     noise = f"; noise {percent(own.level)}" if own is not None else ""
     more = "" if brief else f" ({spread}{noise})"
     return f"{before} takes {milliseconds(final.first.median_s)} ms{where}{more}"
+
+
+def _compared(after: str, before: str, final: Comparison) -> str:
+    """Return `AFTER is 1.21x faster than BEFORE`."""
+    speed = units.speed(final.ratio)
+    return f"{after} is {speed} {'as' if speed == SAME else 'than'} {before}"
 
 
 def next_steps(report: Report) -> list[str]:
@@ -432,15 +438,15 @@ def _speed(report: Report, measurement: Measurement) -> Iterator[Tile]:
         first = final.first
         yield Tile("One run", f"{milliseconds(first.median_s)} ms", f"20 to 80 %: {units.spread(first)} ms")
     elif final is not None:
-        what, (ratio, interval) = units.difference(final), units.ratio_of(final)
+        what = units.difference(final)
         name = "Whole model" if report.command != "bench" else "Second model against the first"
         tone = "good" if what.endswith("faster") else "bad" if what.endswith("slower") else ""
-        yield Tile(name, what, f"{ratio}x the time ({units.INTERVAL} {interval}x)", tone)
+        yield Tile(name, what, units.surely(final), tone)
     elif measurement.estimated_s is not None:
         about = f"about {seconds(measurement.estimated_s)}"
         yield Tile("Measuring would take", about, "dry run, nothing is timed yet")
     elif measurement.predicted_ratio is not None:
-        yield Tile("Whole model, predicted", units.expected(measurement.predicted_ratio), "not timed as a whole")
+        yield Tile("Whole model, predicted", units.speed(measurement.predicted_ratio), "not timed as a whole")
 
 
 def _results(report: Report, verdict: Verdict) -> Tile:

@@ -26,8 +26,7 @@ from dilrewrite.reports.content.sites import (
 from dilrewrite.reports.content.timing import TIME_LEGEND, time_bar
 from dilrewrite.reports.reasons import OUTCOMES
 from dilrewrite.reports.report import CandidateReport, Report, SiteReport
-from dilrewrite.reports.units import NOTHING, count, difference, milliseconds, percent, ratio_of, spread
-from dilrewrite.timing.outcome import Outcome
+from dilrewrite.reports.units import NOTHING, count, difference, interval_of, milliseconds, percent, speed, spread
 from dilrewrite.timing.stopwatch import Comparison, Timing
 
 OPEN_GROUPS = 5  # so many groups of equal sites are unfolded, those with most of the time first
@@ -40,8 +39,13 @@ def said(candidate: CandidateReport) -> str:
     """Return what measuring said of a form, in words; empty when nothing was to be measured."""
     if candidate.outcome is None:
         return ""
-    more = f"{candidate.timing.ratio:.2f}x" if candidate.timing is not None else candidate.cause
-    return units.joined(OUTCOMES[candidate.outcome], more, by=" by " if candidate.outcome is Outcome.LOST else ": ")
+    more = speed(candidate.timing.ratio) if candidate.timing is not None else candidate.cause
+    return units.joined(outcome(candidate), more, by=": ")
+
+
+def outcome(candidate: CandidateReport) -> str:
+    """Return what became of a form in a word or two; empty when nothing was to be measured."""
+    return OUTCOMES[candidate.outcome] if candidate.outcome is not None else ""
 
 
 def without_time(site: Entry) -> list[list[CandidateReport]]:
@@ -51,7 +55,7 @@ def without_time(site: Entry) -> list[list[CandidateReport]]:
 
 def timed(site: Entry) -> list[tuple[str, str, Comparison]]:
     """Return the forms that have a time: name, what measuring says, comparison."""
-    return [(one.strategy, said(one), one.timing) for one in site.candidates if one.timing is not None]
+    return [(one.strategy, outcome(one), one.timing) for one in site.candidates if one.timing is not None]
 
 
 def native(site: Entry) -> Timing | None:
@@ -81,7 +85,7 @@ def form_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     groups = sorted((some for some in units.groups(items, together) if not short or not rank(some)[0]), key=rank)
     if any(map(was_measured, report.sites)):
         yield doc.Paragraph(
-            "Times: milliseconds for a run of the Conv with its neighbours. Ratio: form / keep, below 1 is faster."
+            "Times: milliseconds for a run of the Conv with its neighbours. Speed: of the form, against keep."
         )
     entries: tuple[Entry, ...] = (*report.sites, *report.regions)
     if any(form.peak_bytes is not None for entry in entries for form in entry.candidates):
@@ -149,9 +153,13 @@ def _taken(sites: Sequence[SiteReport]) -> doc.Inline:
     if site.action == "rewritten":
         results = [f": {difference(timing)}" for name, _, timing in forms if name == site.strategy]
         return (doc.strong(form(site)), *results, many)
-    others = [(timing.ratio, name, outcome or difference(timing)) for name, outcome, timing in forms if name != "keep"]
-    best = [f"; best other form: {name}, {outcome}" for _, name, outcome in sorted(o for o in others if o[0] > 0)[:1]]
+    others = [(timing.ratio, name, _result(said, timing)) for name, said, timing in forms if name != "keep"]
+    best = [f"; best other form: {name}, {result}" for _, name, result in sorted(o for o in others if o[0] > 0)[:1]]
     return (doc.strong("kept"), *best, many)
+
+
+def _result(said: str, timing: Comparison) -> str:
+    return units.joined(said, speed(timing.ratio), by=": ")
 
 
 def one(site: Entry, report: Report, brief: bool) -> list[doc.Block]:
@@ -180,11 +188,10 @@ def _chart(site: Entry, report: Report) -> doc.Chart:
     keep, bars = native(site), []
     if keep is not None:
         bars.append(time_bar("keep", "keep", keep, doc.code("keep"), _badge("keep", taken, report)))
-    for name, outcome, timing in timed(site):
-        ratio, interval = ratio_of(timing)
+    for name, became, timing in timed(site):
         kind = "keep" if name == "keep" else "taken" if name == taken else "other"
-        result = outcome or difference(timing)
-        says = (doc.strong(f"{ratio}x"), doc.muted(f" [{interval}] "), result, _badge(name, taken, report))
+        result, interval = became or difference(timing), doc.muted(f" [{interval_of(timing)}] ")
+        says = (doc.strong(speed(timing.ratio)), interval, result, _badge(name, taken, report))
         label = doc.code(units.shorten(units.clean(name), NAME_LENGTH))
         bars.append(time_bar(kind, name, timing.second, label, says, timing.first.median_s))
     most, matter = doc.reach(bars), doc.reach(bar for bar in bars if bar.kind != "other")
@@ -193,7 +200,7 @@ def _chart(site: Entry, report: Report) -> doc.Chart:
     whole = "Conv" if isinstance(site, SiteReport) else "region"
     looks = (("keep", f"the {whole} as it is"), ("taken", "the form taken"), ("other", "another form"))
     legend = tuple((kind, name) for kind, name in looks if kind in {bar.kind for bar in bars})
-    title = f"Time of the {whole} with its neighbours, median, in milliseconds; ratio to keep [{units.INTERVAL}]"
+    title = f"Time of the {whole} with its neighbours, median, in milliseconds; speed against keep [{units.INTERVAL}]"
     mark = ("mark", f"the {whole} as it is, timed in turn with the form")
     return doc.Chart(title, tuple(bars), (*legend, *TIME_LEGEND, mark), most)
 
@@ -224,10 +231,10 @@ Row = tuple[str, str, Timing, Comparison | None]
 
 def _timings(site: Entry, brief: bool) -> doc.Table:
     """Return every figure of the timings, in milliseconds; in brief the Conv as it is in a row of its own."""
-    lines: list[Row] = [(name, outcome, timing.second, timing) for name, outcome, timing in timed(site)]
+    lines: list[Row] = [(name, became, timing.second, timing) for name, became, timing in timed(site)]
     keep = native(site)
     if brief and keep is not None:
-        kept = next((said(candidate) for candidate in site.candidates if candidate.strategy == "keep"), "")
+        kept = next((outcome(candidate) for candidate in site.candidates if candidate.strategy == "keep"), "")
         lines.insert(0, ("keep", kept, keep, None))
 
     def of(says: Callable[[Comparison], str]) -> Callable[[Row], str]:
@@ -248,9 +255,9 @@ def _timings(site: Entry, brief: bool) -> doc.Table:
         not brief and ("#keep ms", of(lambda timing: milliseconds(timing.first.median_s))),
         not brief and ("#keep 20 to 80 %", of(lambda timing: spread(timing.first))),
         ("#median ms" if brief else "#form ms", lambda row: milliseconds(row[2].median_s)),
-        ("#20 to 80 %" if brief else "#form 20 to 80 %", lambda row: spread(row[2])),
-        ("#ratio", of(lambda timing: ratio_of(timing)[0])),
-        (f"#{units.INTERVAL}", of(lambda timing: ratio_of(timing)[1])),
+        ("#^20 to 80 %" if brief else "#form 20 to 80 %", lambda row: spread(row[2])),
+        ("#speed", of(lambda timing: speed(timing.ratio))),
+        (f"#^{units.INTERVAL}", of(interval_of)),
         bool(keeps) and ("#peak memory" if brief else "#peak memory, keep -> form", memory),
         not brief and ("#pairs", of(lambda timing: str(timing.pairs))),
         not brief and ("#noise", of(lambda timing: NOTHING if timing.noise is None else percent(timing.noise))),

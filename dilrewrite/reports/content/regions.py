@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
@@ -20,6 +20,7 @@ from dilrewrite.reports.content.sites import (
 )
 from dilrewrite.reports.report import RegionReport, Report
 from dilrewrite.reports.units import NOTHING, count, dims, percent
+from dilrewrite.timing.stopwatch import Comparison
 
 OPEN_REGIONS = 5  # so many regions are unfolded
 BRIEF_REASONS = 4  # so many reasons why regions are kept are told in brief
@@ -134,12 +135,12 @@ def _chosen(items: Sequence[Item], report: Report, brief: bool) -> doc.Table:
         names = _names(item[1].members, report)
         return (f"{len(names)} dilated: ", doc.commas(first_names(names))) if names else "no dilated Conv"
 
-    def ratio(part: int) -> doc.Cells[Item]:
+    def of_timing(name: str, says: Callable[[Comparison], str]) -> doc.Cells[Item]:
         def said(item: Item) -> str:
             timing = next((one.timing for one in item[1].candidates if one.strategy == item[1].strategy), None)
-            return units.ratio_of(timing)[part] if timing is not None else NOTHING
+            return says(timing) if timing is not None else NOTHING
 
-        return (f"#{('ratio', units.INTERVAL)[part]}", said)
+        return (name, said)
 
     timed = not brief and any(was_measured(region) for _, region in items)
     return doc.table(
@@ -151,8 +152,8 @@ def _chosen(items: Sequence[Item], report: Report, brief: bool) -> doc.Table:
         ("^dilated Convs", convs),
         shares and ("#share of time", lambda item: NOTHING if item[1].share is None else percent(item[1].share)),
         gains and ("#^gain" if brief else "#^predicted gain", lambda item: units.gain(item[1].predicted_gain)),
-        timed and ratio(0),
-        timed and ratio(1),
+        timed and of_timing("#speed", lambda timing: units.speed(timing.ratio)),
+        timed and of_timing(f"#^{units.INTERVAL}", units.interval_of),
         ("form", lambda item: done(item[1])),
         ("~^why", lambda item: item[1].reason),
         ("~^proof", lambda item: toned(proof(item[1]))),

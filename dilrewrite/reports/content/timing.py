@@ -93,17 +93,16 @@ def _noise(report: Report) -> str:
     noise = own_noise(report)
     if noise is None:
         return ""
-    centre, low, high = units.factors(noise.ratio, noise.low, noise.high)
     itself = "the model" if report.command == "bench" else "the original"
-    interval = f"{units.INTERVAL} {low} to {high}x, {units.count(noise.pairs, 'pair')}"
-    return f"{units.percent(noise.level)}: {itself} against itself takes {centre}x the time ({interval})"
+    interval = f"{units.INTERVAL} {units.between(noise.low, noise.high)}, {units.count(noise.pairs, 'pair')}"
+    return f"{units.percent(noise.level)}: {itself} against itself is {units.speed(noise.ratio)} ({interval})"
 
 
 def _whole(report: Report, measurement: Measurement) -> Iterator[tuple[str, str]]:
     """Yield what was predicted of the whole model, what it takes, and how much its runs vary."""
     final = measurement.final
     if measurement.predicted_ratio is not None:
-        yield "predicted", f"{units.expected(measurement.predicted_ratio)}, from the timings of the sites"
+        yield "predicted", f"{units.speed(measurement.predicted_ratio)}, from the timings of the sites"
     if final is None:
         return
     if not alone(report):
@@ -187,8 +186,8 @@ def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         ("~sites" if not inside else "~sites and regions", lambda item: sites(item[1]) or units.NOTHING),
         ("#original ms", lambda item: units.milliseconds(item[1].timing.first.median_s)),
         ("#version ms", lambda item: units.milliseconds(item[1].timing.second.median_s)),
-        ("#ratio", lambda item: units.ratio_of(item[1].timing)[0]),
-        (f"#^{units.INTERVAL}", lambda item: units.ratio_of(item[1].timing)[1]),
+        ("#speed", lambda item: units.speed(item[1].timing.ratio)),
+        (f"#^{units.INTERVAL}", lambda item: units.interval_of(item[1].timing)),
         not brief and ("#pairs", lambda item: str(item[1].timing.pairs)),
         ("result", lambda item: units.difference(item[1].timing)),
     )
@@ -216,7 +215,7 @@ def whole_blocks(report: Report, measurement: Measurement) -> Iterator[doc.Block
     final, predicted = measurement.final, measurement.predicted_ratio
     if final is None:
         if predicted is not None:
-            says = f"{units.expected(predicted)}, from the timings of the sites; it was not timed as a whole."
+            says = f"{units.speed(predicted)}, from the timings of the sites; it was not timed as a whole."
             yield doc.Paragraph((doc.strong("Predicted: "), says))
         return
     names, labels = _names(report)
@@ -224,7 +223,7 @@ def whole_blocks(report: Report, measurement: Measurement) -> Iterator[doc.Block
     if predicted is not None and math.isfinite(predicted):
         time = 1000 * predicted * final.first.median_s
         says = f"{units.milliseconds(time / 1000)} ms"
-        beside = (says, doc.muted(f" {units.expected(predicted)}"))
+        beside = (says, doc.muted(f" {units.speed(predicted)}"))
         bars.append(doc.Bar(kind="predicted", name=f"predicted: {says}", label="predicted", says=beside, value=time))
     if not alone(report):
         yield doc.Paragraph(f"{units.versus(final)}, {units.count(final.pairs, 'pair')}.")
@@ -246,10 +245,9 @@ def _names(report: Report) -> tuple[list[str], Sequence[doc.Inline]]:
 
 def _against_prediction(predicted: float, final: Comparison) -> str:
     """Return how far the whole model is from what the timings of the sites let expect."""
-    measured, _ = units.ratio_of(final)
-    (ratio,) = units.factors(predicted)
     how = "within the interval"
     if not final.low <= predicted <= final.high:
         off = final.ratio / predicted - 1
         how = f"{100 * abs(off):.1f} % {'more' if off > 0 else 'less'} time than predicted"
-    return f"Predicted from the timings of the sites: {ratio}x the time; actual: {measured}x: {how}."
+    both = f"{units.speed(predicted)}; measured: {units.speed(final.ratio)}"
+    return f"Predicted from the timings of the sites: {both}: {how}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import re
 import shutil
 import sys
@@ -92,7 +93,8 @@ def _printed(report: Report | EngineReport, console: Console, *, verbose: bool) 
 
 
 def _print_page(page: doc.Document, console: Console) -> None:
-    console.print(Text(clean(page.answer), style=f"bold {TONES.get(page.tone, '')}".rstrip()), soft_wrap=True)
+    answer = Text(clean(page.answer), style=f"bold {TONES.get(page.tone, '')}".rstrip())
+    console.print(_fitting(answer, console.width))
     for section in page.sections:
         console.print()
         if section.title:
@@ -195,21 +197,41 @@ def text(inline: doc.Inline, style: str = "") -> Text:
 def _block(block: doc.Block, width: int) -> Iterator[RenderableType]:
     match block:
         case doc.Paragraph():
-            yield text(block.text)
+            yield _fitting(text(block.text), width)
         case doc.Bullets():
             for item in block.items:
-                yield _grid([(Text("-"), text(item))], 1)
+                yield _grid([(Text("-"), _fitting(text(item), width - 2))], 1)
         case doc.Facts():
-            yield _grid([(text(what, "dim"), text(says)) for what, says in block.rows], 2)
+            yield from _facts([(text(what, "dim"), text(says)) for what, says in block.rows], width)
         case doc.Table():
-            yield _table(block, width)
+            yield from _table(block, width)
         case doc.Fold():
             about = [text(line) for line in block.about]
-            yield Text(": ").join([text(block.title), Text("; ").join(about)] if about else [text(block.title)])
+            title = Text(": ").join([text(block.title), Text("; ").join(about)] if about else [text(block.title)])
+            yield _fitting(title, width)
             for part in block.content:
                 yield from _block(part, width)
         case doc.Chart() | doc.Drawing():
             return
+
+
+def _fitting(content: Text, width: int) -> Text:
+    """Return text whose words fit into so many columns: a longer one loses its middle."""
+    while long := next((word for word in re.finditer(r"\S+", content.plain) if cell_len(word[0]) > width), None):
+        content = content[: long.start()] + Text(shorten(long[0], width)) + content[long.end() :]
+    return content
+
+
+def _facts(rows: Sequence[tuple[Text, Text]], width: int) -> Iterator[RenderableType]:
+    """Yield what is known, names in a column; text with a word too long for the rest of the line is below its name."""
+    margin = max(cell_len(what.plain) for what, _ in rows) + 2
+    for below, some in itertools.groupby(rows, lambda row: _longest_word(row[1]) > width - margin):
+        if not below:
+            yield _grid([(what + Text(" " * (margin - 2 - cell_len(what.plain))), says) for what, says in some], 2)
+            continue
+        for what, says in some:
+            yield what
+            yield _grid([(Text(""), _fitting(says, width - 2))], 2)
 
 
 def _grid(rows: Sequence[tuple[Text, Text]], gap: int) -> Grid:
@@ -221,8 +243,8 @@ def _grid(rows: Sequence[tuple[Text, Text]], gap: int) -> Grid:
     return grid
 
 
-def _table(table: doc.Table, width: int) -> Grid:
-    """Return a table in which some columns stand below the one before."""
+def _table(table: doc.Table, width: int) -> Iterator[RenderableType]:
+    """Yield a table in which some columns stand below the one before, or a list where its words do not fit."""
     stacks: list[list[int]] = []
     for i, column in enumerate(table.columns):
         stacks[-1].append(i) if column.below else stacks.append([i])
@@ -231,28 +253,68 @@ def _table(table: doc.Table, width: int) -> Grid:
         [_stack([row[i] for i in stack], number) for stack, number in zip(stacks, numbers, strict=True)]
         for row in table.rows
     ]
-    heads, widths = [], []
+    heads, columns = [], []
     for place, (stack, number) in enumerate(zip(stacks, numbers, strict=True)):
-        names = [table.columns[i].name for i in stack]
-        words = [word for name in names for word in re.split(r"(?<=-)(?=\w)|\s", name)]
-        widest = max([*map(len, words), *(_widest(row[place]) for row in rows)])
-        wrapped = [textwrap.fill(name, max(widest, HEAD_WIDTH)) for name in names] if number else [", ".join(names)]
-        heads.append(Text("\n".join(wrapped)))
-        widths.append(max(widest, _widest(heads[place])) if number else widest)
-    room = width - 3 * len(stacks) - 1 - sum(size for size, number in zip(widths, numbers, strict=True) if number)
-    prose = [any(table.columns[i].kind == "prose" for i in stack) for stack in stacks]
-    texts = sorted((prose[place], size, place) for place, size in enumerate(widths) if not numbers[place])
-    for i, (last, size, place) in enumerate(texts):  # names come first, the widest share what the others leave
-        part = room // (len(texts) - i)
-        widths[place] = max(min(size, part if last else max(part, room * 3 // 5)), 1)
-        room -= widths[place]
+        cells = [row[place] for row in rows]
+        heads.append(
+            _head([table.columns[i].name for i in stack], max(map(_widest, cells), default=0) if number else None)
+        )
+        columns.append([heads[-1], *cells])
+    ranks = [
+        0 if number else 2 if any(table.columns[i].kind == "prose" for i in stack) else 1
+        for stack, number in zip(stacks, numbers, strict=True)
+    ]
+    widths = _widths(columns, ranks, width - 3 * len(stacks) - 1)
+    if widths is None:
+        yield from (_grid([(Text("-"), _fitting(row, width - 2))], 1) for row in _listed(table))
+        return
     grid = Grid(box=box.ROUNDED, show_lines=len(stacks) < len(table.columns), header_style="", border_style="dim")
     for head, size, number in zip(heads, widths, numbers, strict=True):
         justify: Literal["left", "right"] = "right" if number else "left"
-        grid.add_column(head, justify=justify, no_wrap=number, overflow="fold", width=size)
+        grid.add_column(head, justify=justify, overflow="fold", width=size)
     for row in rows:
         grid.add_row(*row)
-    return grid
+    yield grid
+
+
+def _head(names: Sequence[str], widest: int | None) -> Text:
+    """Return the head of a column: over numbers, which are so wide, each name in lines of its own."""
+    if widest is None:
+        return Text(", ".join(names))
+    width = max(widest, HEAD_WIDTH)
+    return Text("\n".join(textwrap.fill(name, width, break_long_words=False) for name in names))
+
+
+def _widths(columns: Sequence[Sequence[Text]], ranks: Sequence[int], room: int) -> list[int] | None:
+    """Return the width of every column, or None where no width holds the longest word of each.
+
+    What is left goes to numbers (rank 0) first, then to names (1), of which the widest share, and last to prose (2).
+    """
+    widths = [max(map(_longest_word, column)) for column in columns]
+    wanted = [max(map(_widest, column)) for column in columns]
+    room -= sum(widths)
+    if room < 0:
+        return None
+    order = sorted(range(len(columns)), key=lambda place: (ranks[place], wanted[place]))
+    for i, place in enumerate(order):
+        last = i == len(order) - 1
+        most = room if last or ranks[place] == 0 else max(room // (len(order) - i), room * 3 // 5)
+        grown = min(wanted[place] - widths[place], most)
+        widths[place], room = widths[place] + grown, room - grown
+    return widths
+
+
+def _listed(table: doc.Table) -> Iterator[Text]:
+    """Yield the rows of a table as sentences: `tap_zones: outcome won; median ms 1.52`."""
+    for row in table.rows:
+        first, *rest = (text(cell) for cell in row)
+        names = [column.name for column in table.columns[1:]]
+        says = [Text.assemble((f"{name} ", "dim"), cell) for name, cell in zip(names, rest, strict=True) if cell.plain]
+        yield Text.assemble(first, ": ", Text("; ").join(_line(each) for each in says))
+
+
+def _line(content: Text) -> Text:
+    return Text(" ").join(content.split("\n"))
 
 
 def _stack(cells: Sequence[doc.Inline], number: bool) -> Text:
@@ -265,3 +327,7 @@ def _stack(cells: Sequence[doc.Inline], number: bool) -> Text:
 
 def _widest(cell: Text) -> int:
     return max(cell_len(line) for line in cell.plain.split("\n"))
+
+
+def _longest_word(cell: Text) -> int:
+    return max((cell_len(word) for word in cell.plain.split()), default=0)

@@ -10,7 +10,8 @@ from dilrewrite.reports.content.regions import kind
 from dilrewrite.reports.content.sites import geometry
 from dilrewrite.reports.formats import Format
 from dilrewrite.reports.report import CandidateReport, RegionReport, Report, SiteReport
-from dilrewrite.reports.units import clean, ratio_of
+from dilrewrite.reports.units import clean, factors
+from dilrewrite.timing.stopwatch import MIN_PAIRS
 
 COLUMNS = ("key", "geometry", "forms", "chosen", "share", "reason", "region")
 
@@ -52,6 +53,8 @@ def _cells(entry: SiteReport | RegionReport, geometry: str) -> list[str]:
 
 def _form(candidate: CandidateReport) -> str:
     if candidate.timing is not None:
-        ratio, interval = ratio_of(candidate.timing)
-        return f"{candidate.strategy} {ratio} ({interval})"
+        timing = candidate.timing
+        ratio, low, high = factors(timing.ratio, timing.low, timing.high)
+        few = f" ({timing.pairs} pairs)" if timing.pairs < MIN_PAIRS else ""
+        return f"{candidate.strategy} {ratio} ({low} to {high}{few})"
     return f"{candidate.strategy} {said(candidate)}".rstrip()
