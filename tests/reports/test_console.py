@@ -458,7 +458,7 @@ def test_a_timed_keep_is_shown_as_it_is():
 
 
 def test_what_is_said_of_keep_is_in_its_row():
-    candidates = timed({"keep": ("won", None), "tap_zones": ("lost by 1.50x", versus(2.0, 3.0))})
+    candidates = timed({"keep": ("won", None), "tap_zones": ("lost", versus(2.0, 3.0))})
     text = console.to_text(replace(REPORTS["measured"], sites=(won("a", candidates=candidates),)))
     assert re.search(r"│ keep +│ won +│ +2.00 │ +│\n│ +│ +│ 1.96 to 2.06 │ +│", text)
     assert "forms without a time" not in text
