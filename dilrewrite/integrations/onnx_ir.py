@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,17 @@ def _read(proto: onnx.ModelProto, model: ir.Model, saved: ir.Model) -> ir.Model:
     return rewritten
 
 
-def _graphs(model: ir.Model) -> list[ir.Graph]:
-    return [*model.graphs(), *(function.graph for function in model.functions.values())]
+def _pairs(old: ir.Model, new: ir.Model) -> Iterator[tuple[ir.Graph, ir.Graph]]:
+    """Yield the graphs that are in both, first the old one's; a function whose call was written out is gone."""
+    yield from zip(old.graphs(), new.graphs(), strict=False)
+    yield from (
+        (old.functions[name].graph, new.functions[name].graph) for name in old.functions if name in new.functions
+    )
 
 
 def _carry_meta(old: ir.Model, new: ir.Model) -> None:
     """Give what is still there the `meta` that it had, which no file holds."""
-    for before, after in zip(_graphs(old), _graphs(new), strict=True):
+    for before, after in _pairs(old, new):
         after.meta.update(before.meta)
         known = {(node.op_type, node.outputs[0].name): node for node in before if node.outputs}
         for node in after:
