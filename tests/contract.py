@@ -270,6 +270,17 @@ def overlapping(_strategy: Any, case: Case, kernel: Ints) -> str | None:
     return None
 
 
+def beside(_strategy: Any, case: Case, kernel: Ints) -> bool:
+    """Say whether the only axis that is split has one beside it with a single tap, stride 1 and no pads."""
+    (axis, *others) = [axis for axis in range(case.rank) if split(case, axis, kernel[axis]) > 1] or [-9]
+    begin, end = case.pads()
+    return not others and any(
+        kernel[place] == case.strides[place] == 1 and begin[place] == end[place] == 0
+        for place in (axis - 1, axis + 1)
+        if (axis < place or axis not in case.unknown) and 0 <= place < case.rank
+    )
+
+
 def many(strategy: Any, case: Case, kernel: Ints) -> str | None:
     phases = math.prod(split(case, axis, kernel[axis]) for axis in range(case.rank))
     return "many phases" if phases > strategy.limit_phases else None
@@ -282,7 +293,8 @@ PROMISES = {
     "phases_apart": Promise(many, phases=True),
     "slice_to_batch": Promise(never, phases=True),
     "space_to_axis": Promise(
-        lambda *given: overlapping(*given) or ("rank 3" if given[1].rank > 2 else None), phases=True
+        lambda *given: overlapping(*given) or ("rank 3" if given[1].rank > 2 and not beside(*given) else None),
+        phases=True,
     ),
     "space_to_batch": Promise(overlapping, phases=True),
     "space_to_group": Promise(overlapping, phases=True),

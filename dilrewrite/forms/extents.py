@@ -46,8 +46,10 @@ class Symbol:
     def __rsub__(self, other: int) -> Symbol:
         return self._computed("Sub", other, self)
 
-    def __mul__(self, other: int) -> Symbol:
+    def __mul__(self, other: Extent) -> Symbol:
         return self if other == 1 else self._computed("Mul", self, other)
+
+    __rmul__ = __mul__
 
     def __floordiv__(self, other: int) -> Symbol:
         return self if other == 1 else self._computed("Div", self, other)

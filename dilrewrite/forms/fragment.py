@@ -92,6 +92,18 @@ class AddKernelAxis:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapKernelAxes:
+    """Exchange two spatial axes of the kernel."""
+
+    first: int
+    second: int
+
+    def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
+        """Return the turned weights."""
+        return np.ascontiguousarray(np.swapaxes(weight, self.first + 2, self.second + 2))
+
+
+@dataclass(frozen=True, slots=True)
 class AddAxis:
     """Give a constant one more axis of size 1, at `axis`."""
 

@@ -21,6 +21,7 @@ from dilrewrite.forms.fragment import (
     Node,
     RepeatOutputs,
     SpreadTaps,
+    SwapKernelAxes,
     TakeTaps,
     TapsToInputs,
     WeightEdit,
@@ -221,7 +222,7 @@ def _fill(repeats: Sequence[int]) -> Step:
     return step
 
 
-Edit = TakeTaps | RepeatOutputs | AddAxis | AddKernelAxis | TapsToInputs | SpreadTaps
+Edit = TakeTaps | RepeatOutputs | AddAxis | AddKernelAxis | SwapKernelAxes | TapsToInputs | SpreadTaps
 
 
 def _known(edit: WeightEdit) -> Edit:
@@ -241,6 +242,8 @@ def edited(edit: WeightEdit, weight: Tensor) -> Tensor:
             return weight.unsqueeze(axis)
         case AddKernelAxis(axis):
             return weight.unsqueeze(axis + 2)
+        case SwapKernelAxes(first, second):
+            return weight.transpose(first + 2, second + 2)
         case TapsToInputs():
             return weight.movedim(1, -1).reshape(weight.shape[0], -1, *(1,) * (weight.dim() - 2))
         case SpreadTaps(dilations):

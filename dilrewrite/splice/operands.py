@@ -16,6 +16,7 @@ from dilrewrite.forms.fragment import (
     CoreConv,
     RepeatOutputs,
     SpreadTaps,
+    SwapKernelAxes,
     TakeTaps,
     TapsToInputs,
     WeightEdit,
@@ -126,6 +127,9 @@ def _lower(builder: Builder, tensor: Tensor, edit: WeightEdit) -> Tensor:
         return builder.concat([tensor] * edit.times, 0)
     if isinstance(edit, AddKernelAxis):
         return builder.reshape(tensor, [0, 0, *kernel[: edit.axis], 1, *kernel[edit.axis :]])
+    if isinstance(edit, SwapKernelAxes):
+        places = {edit.first: edit.second, edit.second: edit.first}
+        return builder.transpose(tensor, [0, 1, *(places.get(axis, axis) + 2 for axis in range(rank))])
     if isinstance(edit, TapsToInputs):
         turned = builder.transpose(tensor, [0, *range(2, rank + 2), 1])
         return builder.reshape(turned, [0, INFER, *(1,) * rank])

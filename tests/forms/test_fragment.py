@@ -20,6 +20,7 @@ from dilrewrite.forms.fragment import (
     Node,
     RepeatOutputs,
     SpreadTaps,
+    SwapKernelAxes,
     TakeTaps,
     TapsToInputs,
     WeightEdit,
@@ -47,6 +48,7 @@ def edits(draw: st.DrawFn) -> tuple[WeightEdit, tuple[int, ...]]:
                 TakeTaps(axis, start, stop),
                 RepeatOutputs(draw(st.integers(1, 4))),
                 AddKernelAxis(draw(st.integers(0, rank))),
+                SwapKernelAxes(axis, draw(st.integers(0, rank - 1))),
                 TapsToInputs(),
                 SpreadTaps(dilations),
             ]
@@ -97,6 +99,12 @@ def test_add_kernel_axis_convolves_a_new_axis_by_one_tap(axis: int) -> None:
     many = np.stack([x, 3 * x], axis=axis + 2)
     wanted = np.stack([conv(x, w), conv(3 * x, w)], axis=axis + 2)
     assert np.array_equal(conv(many, AddKernelAxis(axis).apply(w, ZERO)), wanted)
+
+
+def test_swapped_kernel_axes_convolve_what_is_turned() -> None:
+    w, x = weights(2, 3, 2, 3), weights(1, 3, 5, 6)
+    turned = conv(x.swapaxes(2, 3), SwapKernelAxes(0, 1).apply(w, ZERO))
+    assert np.array_equal(turned.swapaxes(2, 3), conv(x, w))
 
 
 def test_taps_to_inputs_is_im2col_tap_major() -> None:
