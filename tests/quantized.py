@@ -173,13 +173,13 @@ def refusal_allowed(name: str, strategy: Any, q: Quantized) -> str | None:
     if name in PROMISES and not PROMISES[name].quantized:
         return "the quantised domain"
     reason = may_refuse(name, strategy, q.case)
-    if reason is None and q.case.opset < 11:
+    if reason is None and q.case.opset < 11 and not q.signed:
         return "opset 10 has no Pad for integers"
     return reason
 
 
-def check_elements(after: onnx.ModelProto) -> None:
-    """Layout operators move integers: the stored type, or sizes (int64)."""
+def check_elements(after: onnx.ModelProto, *, signed: bool = False) -> None:
+    """Layout operators move uint8, or reals in the place of int8, or sizes (int64)."""
     inferred = onnx.shape_inference.infer_shapes(after, strict_mode=True)
     kinds = {
         value.name: value.type.tensor_type.elem_type
@@ -189,7 +189,8 @@ def check_elements(after: onnx.ModelProto) -> None:
     for node in after.graph.node:
         if node.op_type in LAYOUT:
             kind = TensorProto.DataType.Name(kinds[node.input[0]])
-            require(kind in ("INT8", "UINT8", "INT64"), f"{node.op_type} {node.name} stands on {kind}")
+            moved = "FLOAT" if signed else "UINT8"
+            require(kind in (moved, "INT64"), f"{node.op_type} {node.name} stands on {kind}")
 
 
 def check_quantized(name: str, strategy: Strategy, q: Quantized) -> str:
@@ -213,7 +214,7 @@ def check_quantized(name: str, strategy: Strategy, q: Quantized) -> str:
     require(not left, "it leaves the quantised domain")
     after = rewrite(model, [(site, fragment)], found.normalisations, numpy_helper.to_array).proto
     check_structure(name, strategy, q.case, model, after)
-    check_elements(after)
+    check_elements(after, signed=q.signed)
     try:
         live = session(after, optimised=False)
     except RUN_ERRORS as error:

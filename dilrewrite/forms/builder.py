@@ -31,6 +31,7 @@ from dilrewrite.forms.fragment import (
     makes,
 )
 from dilrewrite.forms.geometry import ConvGeometry, Window
+from dilrewrite.model.elements import FLOATS
 
 INFER: Final = -1
 """In a reshape: what is left over. Only for the batch: next to a zero-sized batch any other use is ambiguous."""
@@ -40,17 +41,26 @@ class Unsupported(Exception):  # noqa: N818 - it is caught and becomes a refusal
     """The opset lacks an operator that this form needs; the text says which."""
 
 
+def in_pairs(geometry: ConvGeometry, storage: str | None) -> bool:
+    """Say whether a quantised Conv is laid out in real numbers, and each Conv of its forms gets a pair of its own.
+
+    Only uint8 is laid out as it is. ONNX Runtime makes uint8 of int8 where QuantizeLinear and DequantizeLinear are
+    neighbours, and fuses nothing where a layout operator parts them; of 16 bits it has no Pad.
+    """
+    return storage not in (None, "uint8") and geometry.element in FLOATS
+
+
 class Builder:
     """Collects the nodes of one fragment for `geometry` at `opset`; `storage` is the element type of the input `X`.
 
-    `storage` is given for a quantised site, whose layout operators stand on the integers.
+    `storage` is given for a quantised site, whose layout operators stand on the integers, or on reals (`in_pairs`).
     """
 
     def __init__(self, geometry: ConvGeometry, opset: int, *, storage: str | None = None) -> None:
         self.geometry = geometry
         self.opset = opset
         self.storage = storage or geometry.element
-        self.quantized = storage is not None
+        self.quantized = storage is not None and not in_pairs(geometry, storage)
         self.x = Tensor(X, (geometry.batch, geometry.in_channels, *geometry.extents))
         self.weight_edits: tuple[WeightEdit, ...] = ()
         self._nodes: list[Step] = []
@@ -277,8 +287,13 @@ class Builder:
 
     @property
     def has_depth_to_space(self) -> bool:
-        """Say whether SpaceToDepth and DepthToSpace take the element types: integers from opset 11 on, never int32."""
-        return self.geometry.element != "int32" and (self.opset >= 11 or not self.geometry.quantized)
+        """Say whether SpaceToDepth and DepthToSpace take the element types: integers from opset 11 on, never int32.
+
+        Not beside a pair from opset 21 on: of DequantizeLinear, Reshape and DepthToSpace ONNX Runtime makes a
+        QuantizeLinear to int8 with a zero point in uint8, which it then refuses to load.
+        """
+        beside = in_pairs(self.geometry, self.storage) and self.opset >= 21
+        return self.geometry.element != "int32" and not beside and (self.opset >= 11 or not self.geometry.quantized)
 
     # -- the core ------------------------------------------------------------------------------------------------
 

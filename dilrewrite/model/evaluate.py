@@ -255,8 +255,10 @@ _SUMMING = (
 _ALONG = {"Softmax": _softmax, "LogSoftmax": _log_softmax, "Hardmax": _hardmax}
 
 _OWN = (Conv, ConvInteger, QLinearConv, ConvTranspose, Pad, BatchNormalization, Loop, QuantizeLinear, DequantizeLinear)
+_CONTRIB = {"op_domain": "com.microsoft", "oldest": 21}
 OPERATORS: tuple[type[OpRun], ...] = (
     *_OWN,
+    *(type(each.__name__, (each,), dict(_CONTRIB)) for each in (QuantizeLinear, DequantizeLinear)),
     *(type(name, (_InFloat32,), {}) for name in _SUMMING),
     *(type(name, (_AlongAxis,), {"along": staticmethod(along)}) for name, along in _ALONG.items()),
 )

@@ -119,7 +119,10 @@ def _element_types(sub: ModelProto) -> dict[str, int]:
     types = {value.name: value.type.tensor_type.elem_type for value in sub.graph.input}
     types |= {tensor.name: tensor.data_type for tensor in sub.graph.initializer}
     for node in sub.graph.node:
-        schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+        contrib = node.domain == "com.microsoft"  # QuantizeLinear and DequantizeLinear, as ONNX has them from 21 on
+        schema = onnx.defs.get_schema(
+            node.op_type, 21 if contrib else opsets[node.domain], "" if contrib else node.domain
+        )
         made, pairs = schema.outputs[0], zip(node.input, schema.inputs, strict=False)
         alike = [types[name] for name, formal in pairs if name and formal.type_str == made.type_str]
         named = [a.i for a in node.attribute if a.name == "output_dtype" and a.i]

@@ -130,7 +130,10 @@ def _nodes(source: Source, site: Site) -> dict[str, NodeProto]:
     for index in site.follow:
         given = source.scope(site.scope).nodes[index]
         if given.op_type == "QuantizeLinear":
-            nodes["quantized"] = NodeProto(op_type=given.op_type, input=given.input, output=given.output)
+            kept = [attribute for attribute in given.attribute if attribute.name == "output_dtype"]
+            nodes["quantized"] = NodeProto(
+                op_type=given.op_type, domain=given.domain, input=given.input, output=given.output, attribute=kept
+            )
         else:
             nodes["active"] = helper.make_node("LeakyRelu", given.input[:1], given.output, alpha=0.5)
     return nodes
@@ -175,6 +178,14 @@ class Trial:
             with runtime.session(Runnable(model=model.SerializeToString()), options) as session:
                 outputs += [next(iter(session.run({"x": x, **self.numbers.feeds}).values())) for x in inputs]
         return outputs
+
+    def unloadable(self, runtime: Backend, model: ModelProto) -> str:
+        """Return why the sub-model of a quantised site, or its rewritten form, does not load with optimisations on."""
+        try:
+            runtime.session(Runnable(model=model.SerializeToString()), Options(isolated=False)).close()
+        except CannotLoad as error:
+            return str(error)
+        return ""
 
 
 # -- sizes ----------------------------------------------------------------------------------------------------------
@@ -310,7 +321,15 @@ def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, eleme
         if data.unrunnable:
             runtime = prover.reference
             done = functools.partial(done, backend=runtime.name)
-        outputs = trial.run(runtime, trial.rewritten(fragment), data.inputs[: len(shapes)], prover.threads)
+        rewritten = trial.rewritten(fragment)
+        outputs = trial.run(runtime, rewritten, data.inputs[: len(shapes)], prover.threads)
+        quantised = trial.site.storage is not None and not trial.on_integers
+        if (
+            quantised
+            and (reason := trial.unloadable(runtime, rewritten))
+            and not trial.unloadable(runtime, trial.model)
+        ):
+            raise CannotLoad(f"with graph optimisations on: {reason}")
     except (CannotLoad, CannotRun) as error:
         return done(elements=0, native_ran=False, failure=str(error), ran=False)
     failure = None

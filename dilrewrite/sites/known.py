@@ -23,6 +23,9 @@ _WINDOWS = {"AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "MaxPoo
 SAME_LAYOUT = THROUGH | _WINDOWS | {"Concat", "DequantizeLinear"}
 """Where one of these reads the last tensor, the model goes on in the layout of a Conv."""
 
+QUANTIZING_DOMAINS = (*DEFAULT_DOMAINS, "com.microsoft")
+"""Where QuantizeLinear and DequantizeLinear come from; those of ONNX Runtime take 16 bits before opset 21."""
+
 SKIP_REASONS: dict[str, str] = {
     "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
     "MaxPool": "a dilated MaxPool is no convolution",

@@ -6,7 +6,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import onnx
@@ -17,7 +17,7 @@ from dilrewrite.model.elements import FLOATS, NAMED
 from dilrewrite.model.light import UNKNOWN, Typed, graph_shapes
 from dilrewrite.model.walk import DEFAULT_DOMAINS, Container, ScopePath, ends, names_in_training, names_read, subgraphs
 from dilrewrite.sites import Dequantized, Operand
-from dilrewrite.sites.known import UNARY
+from dilrewrite.sites.known import QUANTIZING_DOMAINS, UNARY
 
 ELEMENTS = {NAMED[name].number: name for name in (*FLOATS, "int8", "uint8", "int16", "uint16", "int32")}
 """The types of what a Conv, or the DequantizeLinear before it, reads: {ONNX's number: name}."""
@@ -135,7 +135,7 @@ class Scope:
         if index is None:
             return None
         node = self.nodes[index]
-        if node.op_type != "DequantizeLinear" or node.domain not in DEFAULT_DOMAINS or len(node.input) < 2:
+        if node.op_type != "DequantizeLinear" or node.domain not in QUANTIZING_DOMAINS or len(node.input) < 2:
             return None
         values = {a.name: a for a in node.attribute}
         if any(a.ref_attr_name for a in node.attribute) or ("block_size" in values and values["block_size"].i):
@@ -143,13 +143,16 @@ class Scope:
         scale = self.operand(node.input[1])
         if scale.shape is None:
             return None
-        zero = node.input[2] if len(node.input) > 2 else ""
+        zero = self.operand(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        source = self.operand(node.input[0])
+        if source.element is None and zero is not None:  # onnx infers nothing of another domain
+            source = replace(source, element=zero.element)
         return Dequantized(
             index=index,
             output=name,
-            source=self.operand(node.input[0]),
+            source=source,
             scale=scale,
-            zero_point=self.operand(zero) if zero else None,
+            zero_point=zero,
             axis=(values["axis"].i if "axis" in values else 1) if scale.shape not in ((), (1,)) else None,
         )
 
@@ -166,7 +169,8 @@ class Scope:
         places: list[int] = []
         while (reader := self.sole_consumer(output)) is not None:
             node = self.nodes[reader]
-            if node.domain not in DEFAULT_DOMAINS or node.input[0] != output or len(node.output) != 1:
+            domains = QUANTIZING_DOMAINS if node.op_type == "QuantizeLinear" else DEFAULT_DOMAINS
+            if node.domain not in domains or node.input[0] != output or len(node.output) != 1:
                 break
             scalars = [self.operand(other).shape in ((), (1,)) for other in node.input[1:] if other]
             if node.op_type in UNARY and not places and all(scalars):

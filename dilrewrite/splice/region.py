@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
+from dilrewrite.forms.builder import in_pairs
 from dilrewrite.forms.fragment import (
     FILL,
     Core,
@@ -43,11 +44,12 @@ class Region:
         self.outputs = [self.absorbed[-1].output[0]] if followed else list(site.outputs)
         conv = isinstance(site.meaning, ConvGeometry)
         self.quantization = site.input_quantization if fragment.enter and conv else None
+        self.paired = self.quantization is not None and in_pairs(site.geometry, site.storage)
         self.named: set[int] = set()
         self.kept: set[int] = set()
         self.places: list[int] = []
         self.map: dict[str, str] = dict(zip(entering(len(site.inputs)), site.inputs, strict=True))
-        if self.quantization is not None:
+        if self.quantization is not None and not self.paired:
             self.map[X] = self.quantization.source.name
 
     def build(self) -> list[NodeProto]:
@@ -57,7 +59,9 @@ class Region:
             self.map[word] = writer.constant(word, np.array(values, np.int64), TensorProto.INT64)
         if any(FILL in node.inputs for node in fragment.enter):
             self.map[FILL] = self._fill_value()
-        self.map.update(zip(fragment.results, self.outputs, strict=True))
+        requantised = self.paired and self.absorbed[-1].op_type == "QuantizeLinear"
+        if not requantised:
+            self.map.update(zip(fragment.results, self.outputs, strict=True))
         number = 0
         self.places += [-1 if len(self.site.nodes) > 1 else max(self.indices)] * len(writer.nodes)
         for step, place in zip(fragment.steps, self._places(), strict=True):
@@ -71,6 +75,10 @@ class Region:
             else:
                 self._fill(step)
             self.places += [place] * (len(writer.nodes) - len(self.places))
+        if requantised:
+            quantize = self.absorbed[-1]
+            writer.like(quantize, [self.map[fragment.results[0]], *quantize.input[1:]], self.outputs)
+            self.places.append(max(self.indices))
         self._suspect()
         return writer.nodes
 
@@ -101,8 +109,9 @@ class Region:
         source = self.map[core.source]
         if self.quantization is not None and part.input_quantization is not None:
             before = writer.original(part.input_quantization.index)
+            codes = self._codes(before, source, _word(core)) if self.paired else source
             source = writer.name(f"{_word(core)}_input")
-            writer.like(before, [self.map[core.source], *before.input[1:]], [source])
+            writer.like(before, [codes, *before.input[1:]], [source])
         word = "weight" if len(self.fragment.core) == 1 else f"weight_{number}"
         operator = operators()[part.operator]
         inputs, attributes = operator.write(part, core, StepOperands(writer, part, core, source, word))
@@ -113,6 +122,14 @@ class Region:
         if original.HasField("doc_string") and isinstance(original.doc_string, str):  # bytes: it is not UTF-8
             emitted.doc_string = original.doc_string
         emitted.metadata_props.extend(entry for entry in original.metadata_props if entry.key != STRATEGY_KEY)
+
+    def _codes(self, before: NodeProto, reals: str, word: str) -> str:
+        """Append the QuantizeLinear that undoes a DequantizeLinear; return the integers."""
+        writer, codes, kind = self.writer, self.writer.name(f"{word}_codes"), NAMED[self.site.storage or ""]
+        scale, zero = before.input[1], before.input[2] if len(before.input) > 2 else ""
+        zero = zero or writer.constant("zero_point", np.zeros((), kind.dtype), kind.number)
+        writer.node("QuantizeLinear", [reals, scale, zero], [codes], {}).domain = before.domain
+        return codes
 
     def _fill(self, core: CoreFill) -> None:
         """Append the bias (or zeros), as [1, O, 1, ...], repeated to the core's shape."""
@@ -159,7 +176,8 @@ class Region:
         """Append a kept node behind the `number`-th part of the core."""
         original, writer = self.absorbed[step.of], self.writer
         word = f"{original.op_type.lower()}_{number}" if number else original.op_type.lower()
-        outputs = [self.writer.fresh(output, self.map, word) for output in step.outputs]
+        paired = self.paired and original.op_type == "QuantizeLinear"
+        outputs = [writer.name(word) if paired else writer.fresh(output, self.map, word) for output in step.outputs]
         inputs = list(original.input)
         for place, source in step.sources.items():
             inputs += [""] * (place + 1 - len(inputs))
@@ -173,6 +191,9 @@ class Region:
         del copy.attribute[:]
         copy.attribute.extend(kept)
         writer.set(copy, step.attributes)
+        if paired:
+            reals = writer.fresh(step.outputs[0], self.map, f"{word}_reals")
+            writer.node("DequantizeLinear", [outputs[0], *inputs[1:]], [reals], {}).domain = original.domain
 
     def _edited(self, operand: Operand, edits: tuple[WeightEdit, ...], word: str) -> str:
         def values() -> tuple[NDArray[np.generic], int]:

@@ -11,11 +11,8 @@ from dilrewrite.forms.fragment import CoreConv, RepeatOutputs
 from dilrewrite.forms.geometry import product
 from dilrewrite.sites import Operand, Part
 from dilrewrite.sites.operators import Operands, Refused
-from dilrewrite.sites.operators.conv import attributes_of, geometry_of
+from dilrewrite.sites.operators.conv import CODES, attributes_of, geometry_of
 from dilrewrite.sites.scopes import ELEMENTS, Scope
-
-CODES = ("int8", "uint8")
-"""What data and weights are held in."""
 
 
 def given(node: NodeProto, place: int) -> str:

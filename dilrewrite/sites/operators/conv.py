@@ -26,6 +26,10 @@ _SCHEMA: Any = onnx.defs.get_schema("Conv")
 ATTRIBUTE_TYPES = {name: int(known.type) for name, known in _SCHEMA.attributes.items()}
 
 
+CODES = ("int8", "uint8")
+"""What data and weights of an operator on integers are held in."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Conv:
@@ -45,6 +49,8 @@ class Conv:
         if source is not None and (source.axis is not None or source.source.element is None):
             source = None
         element = _element(scope, node, weight, weight_quantization)
+        if source is not None and source.source.element not in CODES and element != "float32":
+            source = None  # 16 bits do not come back from their product with a scale in float16
         geometry = geometry_of(scope, node, values, weight, element, quantized=source is not None)
         bias, bias_quantization = _operand(scope, node.input[2]) if geometry.bias else (None, None)
         return Part(

@@ -13,7 +13,7 @@ from typing import final
 from dilrewrite.forms.fragment import AttributeValue, CoreConv
 from dilrewrite.sites import Part
 from dilrewrite.sites.operators import Operands, Refused, _integers
-from dilrewrite.sites.operators.conv import check_lengths, written
+from dilrewrite.sites.operators.conv import CODES, check_lengths, written
 from dilrewrite.sites.scopes import ELEMENTS, Scope
 
 PLACES = {"fill": 2, "weight": 3, "zero": 5, "bias": 8}
@@ -32,7 +32,7 @@ class QLinearConv:
         """Return the node with its geometry and operands."""
         name = _integers.given(scope.nodes[index], 7)
         element = scope.operand(name).element or ELEMENTS.get(scope.shape_of(name)[0] or 0)
-        if element not in _integers.CODES:
+        if element not in CODES:
             raise Refused(f"its output is {element or 'of a type that is not known'}, not int8 or uint8")
         return _integers.read(scope, index, "qlinear_conv", PLACES, element, SCALED)
 
