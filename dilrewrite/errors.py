@@ -1,6 +1,6 @@
 """The errors a user can cause: a message, what to do about it, and the exit code.
 
-Every other exception is a bug and shows its traceback.
+Every other exception is a bug and shows its traceback, with a last line that names the page to go on from.
 """
 
 from __future__ import annotations
@@ -53,6 +53,19 @@ def choices(word: str, names: Iterable[str], listed: str = "choose one of") -> s
     known = list(names)
     near, every = meant(word, known), f"{listed} {', '.join(known)}"
     return every if near is None else f"did you mean {near}? {every[:1].upper()}{every[1:]}"
+
+
+FAULTS = "docs/faults.md"
+"""The page that says how to report a fault of the tool, and what to do until it is mended."""
+
+FAULT = f"This is a fault of dilrewrite. {FAULTS} says how to report it, and what to do until then."
+
+
+def own_fault(error: BaseException) -> None:
+    """Let the traceback of an exception that is a bug end with where to go from there; for Python 3.11 and later."""
+    add = getattr(error, "add_note", None)
+    if add is not None and FAULT not in getattr(error, "__notes__", ()):
+        add(FAULT)
 
 
 class DilrewriteError(Exception):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
-from dilrewrite.errors import DilrewriteError, meant
+from dilrewrite.errors import DilrewriteError, meant, own_fault
 from dilrewrite.options import every_option
 
 StrPath = str | os.PathLike[str]
@@ -177,6 +177,11 @@ def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]
                 return function(*arguments, **{**defaults, **given})
             except DilrewriteError as error:
                 error.reword(in_python)
+                raise
+            except (MemoryError, TypeError):  # a TypeError is about what was given
+                raise
+            except Exception as error:
+                own_fault(error)
                 raise
 
         call.__signature__ = signature  # type: ignore[attr-defined]

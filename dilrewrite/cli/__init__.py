@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dilrewrite._version import __version__
 from dilrewrite.cli._process import interruptible, streams
-from dilrewrite.errors import DilrewriteError, FailedError
+from dilrewrite.errors import FAULT, DilrewriteError, FailedError, own_fault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,4 +127,7 @@ def _click_exit(error: BaseException, given: Sequence[str]) -> int:
         return int(error.code or 0)
     if "Exit" in kinds:
         return int(getattr(error, "exit_code", 0))
+    own_fault(error)
+    if FAULT not in getattr(error, "__notes__", ()):  # Python 3.10 has no notes
+        _say(FAULT)
     raise error

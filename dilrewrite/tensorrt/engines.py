@@ -15,7 +15,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from dilrewrite.errors import DiffersError, FailedError, MissingError, UsageError, shown
+from dilrewrite.errors import FAULTS, DiffersError, FailedError, MissingError, UsageError, shown
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.tensors import Model
@@ -336,7 +336,7 @@ def _check(
     if not verdict.passed:
         raise DiffersError(
             f"{ready.where}: the engine does not compute what the model does: {verdict.failures[0]}",
-            hint="build with --precision fp32, and report it",
+            hint=f"build with --precision fp32; {FAULTS} says how to report it",
         )
     return f"equal to ONNX Runtime within {verdict.tolerance} on {device}", device, verdict
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from onnx import NodeProto
 
-from dilrewrite.errors import FailedError
+from dilrewrite.errors import FAULTS, FailedError
 
 BUILD_LOG = "build log"
 INSPECTOR = "engine inspector"
@@ -127,7 +127,10 @@ def from_log(messages: Iterable[str]) -> Layers:
     layers = [_layer(_fields(line), _DATATYPE.findall) for line in lines]
     if not layers:
         why = "lists no layers" if not lists else "has a list of layers that cannot be read"
-        raise FailedError(f"the build log {why}", hint="this version of TensorRT writes it differently; report it")
+        raise FailedError(
+            f"the build log {why}",
+            hint=f"this version of TensorRT writes it differently: {FAULTS} says how to report it",
+        )
     told = filter(None, map(_MEMORY.search, messages))
     memory = {match[1].lower().replace(" ", "_") + "_bytes": int(match[2]) for match in told}
     return Layers(source=BUILD_LOG, layers=tuple(layers), memory=memory)

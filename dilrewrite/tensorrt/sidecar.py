@@ -17,7 +17,7 @@ from typing import Any
 from dilrewrite import record
 from dilrewrite._compat import sha256_of
 from dilrewrite._version import __version__
-from dilrewrite.errors import FailedError, UsageError, shown
+from dilrewrite.errors import FAULTS, FailedError, UsageError, shown
 from dilrewrite.options import PRECISIONS, Building
 from dilrewrite.staging import is_file
 from dilrewrite.tensorrt.bindings import FLAVOURS
@@ -65,7 +65,7 @@ def check_precision(
     if not kinds:
         raise FailedError(
             f"{where}: no layer of the engine is known for a convolution, so its precision cannot be told",
-            hint="report this with the layers of --verbose",
+            hint=f"{FAULTS} says how to report it, with the layers of --verbose",
         )
     wanted = DATATYPES[prepared.precision]
     right = any(kind in wanted for kind in kinds)

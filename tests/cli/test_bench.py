@@ -15,6 +15,7 @@ import dilrewrite
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.proof.verdict import Subject
+from dilrewrite.reports.units import size
 from dilrewrite.runtimes import _worker
 from dilrewrite.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
 from tests import models_for_tests as tiny
@@ -62,6 +63,21 @@ def test_one_model(capsys: Capsys, tmp_path: Path) -> None:
     assert outcome.report["before"]["dilated"] == 1
     assert outcome.report["measurement"]["inputs"] == {"x": [1, 2, 12, 12]}
     assert listing(tmp_path) == before
+
+
+def test_the_memory_is_on_the_screen(capsys: Capsys, tmp_path: Path) -> None:
+    """Of one model and of two, as the JSON has it; where it was not measured there is no line."""
+    path = save(conv2d(), tmp_path / "m.onnx")
+    for models in ([path], [path, path]):
+        folder = tmp_path / f"told{len(models)}"
+        outcome = cli(capsys, "bench", *models, "--budget", 3, "--report", folder)
+        peak = json.loads((folder / "report.json").read_text(encoding="utf-8"))["before"]["peak_bytes"]
+        lines = [line for line in outcome.out.splitlines() if line.startswith("memory")]
+        if peak is None:
+            assert lines == []
+            continue
+        assert [line.split("->")[0].split(" (")[0].rstrip() for line in lines] == [f"memory  peak {size(peak)}"]
+        assert f"Peak memory: {size(peak)}." in (folder / "report.md").read_text(encoding="utf-8") or len(models) > 1
 
 
 def test_a_model_against_itself(capsys: Capsys, tmp_path: Path) -> None:

@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 
 import dilrewrite
+from dilrewrite.errors import FAULT, FAULTS
 from tests import models_for_tests as tiny
 from tests.models_for_tests import MODELS, cli, conv1d, listing, save
 
 pytestmark = pytest.mark.usefixtures("in_process")
+
+NOTES = hasattr(BaseException, "add_note")
+"""Python 3.10 has none."""
 
 COMMANDS = ("backends", "bench", "inspect", "optimize", "verify")
 
@@ -119,8 +123,51 @@ def test_a_bug_shows_its_traceback(
         raise ZeroDivisionError
 
     monkeypatch.setattr(dilrewrite, "inspect", broken)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as error:
         cli(capsys, "inspect", model)
+    assert capsys.readouterr().err == ("" if NOTES else f"dilrewrite: {FAULT}\n")
+    assert getattr(error.value, "__notes__", []) == ([FAULT] if NOTES else [])
+
+
+@pytest.mark.skipif(not NOTES, reason="exceptions have notes from Python 3.11 on")
+def test_the_last_line_of_a_bug_names_the_page() -> None:
+    """Once, though it comes from a function of the package, and as the terminal shows it."""
+    program = (
+        "import sys, dilrewrite.commands.inspect as command\n"
+        "def broken(*_, **__): 1 / 0\n"
+        "command.inspect = broken\n"
+        "from dilrewrite.cli import main\n"
+        "main(['inspect', sys.argv[1]])\n"
+    )
+    path = MODELS / "causal_tcn.onnx"
+    run = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-2:] == ["ZeroDivisionError: division by zero", FAULT]
+
+
+@pytest.mark.skipif(not NOTES, reason="exceptions have notes from Python 3.11 on")
+def test_a_bug_in_python_names_the_page(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given wrongly is no bug."""
+    from dilrewrite.commands import inspect
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(inspect, "inspect", broken)
+    with pytest.raises(ZeroDivisionError) as error:
+        dilrewrite.inspect(model)
+    assert error.value.__notes__ == [FAULT]
+    monkeypatch.undo()
+    for wrong in (TypeError, dilrewrite.UsageError):
+        with pytest.raises(wrong) as other:
+            dilrewrite.inspect(*([3.5] if wrong is TypeError else ["nowhere.onnx"]))  # type: ignore[list-item]
+        assert not hasattr(other.value, "__notes__")
+
+
+def test_the_page_of_faults_is_there() -> None:
+    page = Path(__file__).parents[2] / FAULTS
+    assert FAULTS in FAULT
+    assert "--keep-micro" in page.read_text(encoding="utf-8")
 
 
 # -- exit codes ----------------------------------------------------------------------------------------------------

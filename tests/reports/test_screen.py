@@ -73,6 +73,23 @@ def crowd(report: Report) -> Report:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "line"),
+    [
+        ("bench-one", {}, "memory  peak 28.1 MiB"),
+        ("bench", {"after": replace(BEFORE, peak_bytes=14_749_696)}, "memory  peak 28.1 MiB -> 14.1 MiB (-50.0 %)"),
+        ("bench", {"after": replace(BEFORE, peak_bytes=None)}, "memory  peak 28.1 MiB -> not measured"),
+        ("bench-one", {"before": replace(BEFORE, peak_bytes=None)}, None),
+        ("measured", {}, None),
+    ],
+)
+def test_peak_memory_of_bench(name, change, line):
+    found = [
+        row.rstrip() for row in console.on_screen(replace(REPORTS[name], **change), 80).splitlines() if "memory" in row
+    ]
+    assert found == ([line] if line else [])
+
+
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("change", [lambda report: report, lambda report: replace(report, files=FILES), crowd])
 def test_one_screen(name, change):

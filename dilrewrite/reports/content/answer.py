@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dilrewrite import machine
+from dilrewrite.errors import FAULTS
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
@@ -335,6 +336,8 @@ def _compared(after: str, before: str, final: Comparison) -> str:
 def next_steps(report: Report) -> list[str]:
     """Return what a user may do who wants more, most promising first."""
     measurement, chosen = report.measurement, report.status in CHOSEN
+    if report.command == "optimize" and report.status in ("differs", "not valid"):
+        return [f"a fault of dilrewrite or of the runtime, not of the model: {FAULTS} says how to report it"]
     if measurement is None:
         unmeasured = chosen and report.options.get("budget") == 0
         return ["nothing was measured: without --budget 0 every form is timed"] if unmeasured else []

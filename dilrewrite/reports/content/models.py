@@ -50,6 +50,15 @@ def figure_rows(before: ModelReport, after: ModelReport) -> list[Row]:
     return [_numbers("nodes", *nodes), dilated, file_size, _sizes("peak memory", before.peak_bytes, after.peak_bytes)]
 
 
+def peak_memory(report: Report) -> str:
+    """Return the peak memory of the models that were timed; empty where it was not measured."""
+    before = report.before.peak_bytes
+    if before is None or report.after is None:
+        return size(before) if before is not None else ""
+    after = report.after.peak_bytes
+    return f"{size(before)} -> " + (f"{size(after)} ({units.change(before, after)})" if after else "not measured")
+
+
 def operator_rows(before: ModelReport, after: ModelReport) -> list[Row]:
     """Return how many nodes there are by operator, of engines by type of layer."""
     if is_engine(before) != is_engine(after):
@@ -72,6 +81,8 @@ def model_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
     before, after = report.before, report.after
     copied = "; identical, byte for byte" if identical(report) else ""
     yield doc.Bullets((_model(before, brief), *([(_model(after, brief), copied)] if after is not None else [])))
+    if after is None and before.peak_bytes is not None and report.command == "bench":
+        yield doc.Paragraph(f"Peak memory: {peak_memory(report)}.")
     if after is None or (brief and copied):
         return
     columns = ("", "#before", "#after", "#change")

@@ -115,6 +115,8 @@ def _done(report: Report) -> Iterator[doc.Rows]:
     if report.engine is not None and report.command in BUILDERS:
         yield _row("checked", report.engine.checked, tone="warn" if report.engine.device is None else "")
     yield _row("timed", _timed(report))
+    peak = models.peak_memory(report) if report.command == "bench" else ""
+    yield _row("memory", peak and f"peak {peak}")
 
 
 def _timed(report: Report) -> str:
