@@ -408,9 +408,22 @@ def test_the_examples_run(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
     pytest.importorskip("onnxscript")
     save(two_convs(), home / "model.onnx")
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    first, second = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    first, second, third = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     exec(first, {})
     assert capsys.readouterr().out.endswith("\n1.0\n")
     module = torch.nn.Conv1d(2, 2, 3, dilation=4)
     names = {"torch": torch, "dilrewrite": dilrewrite, "onnxruntime": onnxruntime, "module": module}
     exec(second, names | {"x": torch.ones(1, 2, 32)})
+
+    class Masked(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = module
+
+        def forward(self, x: Any, lengths: Any, *, mask: Any) -> Any:
+            return self.conv(x * mask) / lengths
+
+    tensors = {"x": torch.ones(1, 2, 32), "lengths": torch.ones(1), "mask": torch.ones(32)}
+    capsys.readouterr()
+    exec(third.replace("budget=10", "budget=0.1"), {"module": Masked(), **tensors})
+    assert capsys.readouterr().out.startswith("conv ")
