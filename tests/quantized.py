@@ -178,8 +178,8 @@ def refusal_allowed(name: str, strategy: Any, q: Quantized) -> str | None:
     return reason
 
 
-def check_elements(after: onnx.ModelProto, *, signed: bool = False) -> None:
-    """Layout operators move uint8, or reals in the place of int8, or sizes (int64)."""
+def check_elements(after: onnx.ModelProto, *, integers: bool = True) -> None:
+    """Layout operators move the integers, reals in the place of int8 before opset 21, or sizes (int64)."""
     inferred = onnx.shape_inference.infer_shapes(after, strict_mode=True)
     kinds = {
         value.name: value.type.tensor_type.elem_type
@@ -189,8 +189,8 @@ def check_elements(after: onnx.ModelProto, *, signed: bool = False) -> None:
     for node in after.graph.node:
         if node.op_type in LAYOUT:
             kind = TensorProto.DataType.Name(kinds[node.input[0]])
-            moved = "FLOAT" if signed else "UINT8"
-            require(kind in (moved, "INT64"), f"{node.op_type} {node.name} stands on {kind}")
+            moved = ("INT8", "UINT8") if integers else ("FLOAT",)
+            require(kind in (*moved, "INT64"), f"{node.op_type} {node.name} stands on {kind}")
 
 
 def check_quantized(name: str, strategy: Strategy, q: Quantized) -> str:
@@ -214,7 +214,7 @@ def check_quantized(name: str, strategy: Strategy, q: Quantized) -> str:
     require(not left, "it leaves the quantised domain")
     after = rewrite(model, [(site, fragment)], found.normalisations, numpy_helper.to_array).proto
     check_structure(name, strategy, q.case, model, after)
-    check_elements(after, signed=q.signed)
+    check_elements(after, integers=not q.signed or q.case.opset >= 21)
     try:
         live = session(after, optimised=False)
     except RUN_ERRORS as error:

@@ -41,13 +41,15 @@ class Unsupported(Exception):  # noqa: N818 - it is caught and becomes a refusal
     """The opset lacks an operator that this form needs; the text says which."""
 
 
-def in_pairs(geometry: ConvGeometry, storage: str | None) -> bool:
+def in_pairs(geometry: ConvGeometry, storage: str | None, opset: int) -> bool:
     """Say whether a quantised Conv is laid out in real numbers, and each Conv of its forms gets a pair of its own.
 
     Only uint8 is laid out as it is. ONNX Runtime makes uint8 of int8 where QuantizeLinear and DequantizeLinear are
-    neighbours, and fuses nothing where a layout operator parts them; of 16 bits it has no Pad.
+    neighbours, and fuses nothing where a layout operator parts them; of 16 bits it has no Pad. From opset 21 on, int8
+    stays as it is too: where ONNX Runtime moves such a pair past a layout operator, it writes a QuantizeLinear to int8
+    with a zero point in uint8, and then refuses it.
     """
-    return storage not in (None, "uint8") and geometry.element in FLOATS
+    return storage not in (None, "uint8") and geometry.element in FLOATS and (opset < 21 or storage != "int8")
 
 
 class Builder:
@@ -60,7 +62,7 @@ class Builder:
         self.geometry = geometry
         self.opset = opset
         self.storage = storage or geometry.element
-        self.quantized = storage is not None and not in_pairs(geometry, storage)
+        self.quantized = storage is not None and not in_pairs(geometry, storage, opset)
         self.x = Tensor(X, (geometry.batch, geometry.in_channels, *geometry.extents))
         self.weight_edits: tuple[WeightEdit, ...] = ()
         self._nodes: list[Step] = []
@@ -287,13 +289,8 @@ class Builder:
 
     @property
     def has_depth_to_space(self) -> bool:
-        """Say whether SpaceToDepth and DepthToSpace take the element types: integers from opset 11 on, never int32.
-
-        Not beside a pair from opset 21 on: of DequantizeLinear, Reshape and DepthToSpace ONNX Runtime makes a
-        QuantizeLinear to int8 with a zero point in uint8, which it then refuses to load.
-        """
-        beside = in_pairs(self.geometry, self.storage) and self.opset >= 21
-        return self.geometry.element != "int32" and not beside and (self.opset >= 11 or not self.geometry.quantized)
+        """Say whether SpaceToDepth and DepthToSpace take the element types: integers from opset 11 on, never int32."""
+        return self.geometry.element != "int32" and (self.opset >= 11 or not self.geometry.quantized)
 
     # -- the core ------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class Region:
         self.outputs = [self.absorbed[-1].output[0]] if followed else list(site.outputs)
         conv = isinstance(site.meaning, ConvGeometry)
         self.quantization = site.input_quantization if fragment.enter and conv else None
-        self.paired = self.quantization is not None and in_pairs(site.geometry, site.storage)
+        self.paired = self.quantization is not None and in_pairs(site.geometry, site.storage, site.opset)
         self.named: set[int] = set()
         self.kept: set[int] = set()
         self.places: list[int] = []

@@ -249,6 +249,9 @@ def test_pads_of_nothing_are_none() -> None:
 @pytest.mark.parametrize("opset", OPSETS)
 def test_quantised_pads_are_filled_with_the_zero_point(opset: int, storage: str) -> None:
     b = Builder(replace(KNOWN, quantized=True), opset, storage=storage)
+    if storage == "int8" and opset < 21:
+        assert not b.quantized, "it is laid out in reals"
+        return
     if opset < 11:
         with pytest.raises(Unsupported, match=rf"opset {opset} has no Pad for {storage} \(opset 11\)"):
             b.pad(b.x, sides(*PADS["both"]))
