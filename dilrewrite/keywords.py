@@ -6,7 +6,10 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 from dilrewrite.errors import DilrewriteError, meant, own_fault
@@ -152,6 +155,26 @@ def in_python(text: str) -> str:
     return _TYPED.sub(spoken, text)
 
 
+_TYPED_HERE = ContextVar("typed", default=False)
+
+
+@contextmanager
+def typed() -> Iterator[None]:
+    """Let reports name options: what is called within was typed on the command line."""
+    token = _TYPED_HERE.set(True)
+    try:
+        yield
+    finally:
+        _TYPED_HERE.reset(token)
+
+
+def _spoken(result: Any) -> Any:
+    """Return a report whose notes name keywords, unless it is for the command line; anything else as it is."""
+    if _TYPED_HERE.get() or not getattr(result, "notes", ()):
+        return result
+    return replace(result, notes=tuple(map(in_python, result.notes)))
+
+
 def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]:
     """Give a function of `**keywords` a signature and help that list them, with the options' defaults or `defaults`."""
     options = every_option()
@@ -174,7 +197,7 @@ def listed(keywords: type, **defaults: object) -> Callable[[Function], Function]
                 near = meant(next((name for name in given if name not in kinds), ""), kinds)
                 raise TypeError(f"{function.__name__}() {error}{f'; did you mean {near!r}?' if near else ''}") from None
             try:
-                return function(*arguments, **{**defaults, **given})
+                return _spoken(function(*arguments, **{**defaults, **given}))
             except DilrewriteError as error:
                 error.reword(in_python)
                 raise

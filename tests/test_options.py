@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
@@ -17,6 +18,7 @@ from dilrewrite import cli, keywords
 from dilrewrite.errors import UsageError
 from dilrewrite.keywords import in_python
 from dilrewrite.options import FLAVOURS, STAGES, Building, CommandOptions, Scope, every_option, sizes
+from tests import models_for_tests as tiny
 
 COMMANDS = ("inspect", "optimize", "verify", "bench", "build")
 
@@ -243,3 +245,12 @@ def test_python_hears_keywords_and_the_shell_options(tmp_path: Path, capsys: pyt
     assert cli.main(["optimize", str(model), "--min-gain", "200"]) == 2
     assert capsys.readouterr().err.startswith("dilrewrite: --min-gain 200: a percentage")
     assert "--" not in (dilrewrite.optimize.__doc__ or "")
+
+
+def test_notes_of_a_report_name_what_the_caller_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny.save(tiny.conv1d(), tmp_path / "m.onnx")
+    report = dilrewrite.optimize(model, dry_run=True, skip="none")
+    assert report.notes == ("skip none matches no dilated node",)
+    assert cli.main(["optimize", str(model), "--dry-run", "--skip", "none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == ["--skip none matches no dilated node"]
+    assert dilrewrite.optimize(model, dry_run=True, skip="none").notes == report.notes, "the command line has ended"

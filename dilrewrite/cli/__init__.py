@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dilrewrite._version import __version__
 from dilrewrite.cli._process import interruptible, streams
 from dilrewrite.errors import FAULT, DilrewriteError, FailedError, own_fault
+from dilrewrite.keywords import typed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     with interruptible():
         try:
-            with streams():
+            with streams(), typed():
                 result = _app()(args=given, prog_name="dilrewrite", standalone_mode=False)
         except DilrewriteError as error:
             _say(error.typed)

@@ -211,3 +211,28 @@ def test_forms_that_were_proved_and_not_taken_are_not_counted():
     sites = (*REPORTS["rewritten"].sites, replace(site("spare"), action="kept", strategy="keep"))
     text = flat(console.on_screen(replace(REPORTS["rewritten"], sites=sites)))
     assert "proved 2 of 2 forms bit for bit" in text
+
+
+def in_memory(report, **more):
+    """The report of a model in memory, as a caller from Python gets it."""
+    before = replace(report.before, path="the model in memory")
+    return replace(report, before=before, **{"output": None, "files": (), **more})
+
+
+@pytest.mark.parametrize("name", [name for name in REPORTS if REPORTS[name].command != "build"])
+def test_of_a_model_in_memory_it_speaks_python(name):
+    shown = console.on_screen(in_memory(REPORTS[name]), 400)
+    assert "dilrewrite optimize" not in shown
+    assert "dilrewrite bench" not in shown
+    assert not re.search(r"(?<![\w-])(--[a-z]|-v\b)", shown), shown
+
+
+def test_the_next_call_in_python():
+    report = REPORTS["inspected"]
+    opened = replace(report.before.inputs[0], name="x", shape="[1, n]")
+    before = replace(report.before, inputs=(opened,))
+    shown = console.on_screen(in_memory(replace(report, before=before)), 400)
+    assert "dilrewrite.optimize(model, shapes=['x:SIZES']): times every form, and makes the fastest model" in shown
+    first, second = (replace(report.before, path=f"the {which} model in memory") for which in ("first", "second"))
+    equal = replace(REPORTS["equal"], before=first, after=second)
+    assert "dilrewrite.bench(first, second): which one is faster" in console.on_screen(equal, 400)

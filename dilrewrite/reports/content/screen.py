@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
+from dilrewrite.keywords import in_python
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import reasons, units
 from dilrewrite.reports.content import answer, engine, models, regions, sites, timing
@@ -28,14 +30,25 @@ ENGINE_ROWS = (
     "ONNX file",
 )
 BUILDERS = ("optimize", "build")  # commands that make an engine
+IN_MEMORY = "model in memory"  # so ends what stands for the path of one
 VALUES = 4  # so many inputs are named beside a runtime
 
 
 def screen(report: Report) -> doc.Screen:
     """Return what one screen says of a report."""
     parts = _inspected(report) if report.command == "inspect" else _done(report)
-    rows = (*parts, *_around(report))
-    return doc.Screen(answer.tone(report), answer.verdict(report), tuple(part for part in rows if part.items))
+    rows, said = [*parts, *_around(report)], answer.verdict(report)
+    if _in_memory(report):
+        rows = [row if row.whole else replace(row, items=tuple(map(in_python, row.items))) for row in rows]
+        said = in_python(said)
+    return doc.Screen(answer.tone(report), said, tuple(row for row in rows if row.items))
+
+
+def _in_memory(report: Report) -> bool:
+    """Say whether a model was given in memory, so by a caller from Python."""
+    return any(
+        model is not None and str(model.path).endswith(f" {IN_MEMORY}") for model in (report.before, report.after)
+    )
 
 
 def engine_screen(known: EngineReport) -> doc.Screen:
@@ -225,23 +238,33 @@ def _next(report: Report) -> Iterator[str]:
     match report.status:
         case "inspected" if report.sites:
             opened = [value.name for value in report.before.inputs if re.search(r"[^\d\[\], ]", value.shape)]
-            sizes = "".join(f" --shape {name}:SIZES" for name in opened[:1])
-            yield f"dilrewrite optimize {path}{sizes}: times every form, and writes the fastest model"
+            call = _call(report, "optimize", path, sizes="".join(f"{name}:SIZES" for name in opened[:1]))
+            yield f"{call}: times every form, and {'makes' if _in_memory(report) else 'writes'} the fastest model"
         case "rewritten" if report.options.get("dry_run"):
             yield "without --dry-run the model is written"
         case "rewritten" if not steps and report.output is not None:
-            yield f"dilrewrite bench {path} {report.output}: on the machine that will run it"
+            yield f"{_call(report, 'bench', path, report.output)}: on the machine that will run it"
         case "dilation left":
             yield "--max-dilation N lets dilations up to N stay; without --eliminate the fastest forms are taken"
         case "differs" | "not valid" if report.command == "optimize":
             yield "--skip REGEX leaves a node as it is; the reports name those that differ"
         case "equal" if report.command == "verify" and report.engine is None and report.after is not None:
-            yield f"dilrewrite bench {path} {report.after.path}: which one is faster"
+            yield f"{_call(report, 'bench', path, report.after.path)}: which one is faster"
         case _:
             return
 
 
+def _call(report: Report, command: str, *models: str, sizes: str = "") -> str:
+    """Return a command to type, or where a model is in memory, a function to call."""
+    if not _in_memory(report):
+        return f"dilrewrite {command} {' '.join(models)}{f' --shape {sizes}' if sizes else ''}"
+    names = [path.split()[1] if path.endswith(f" {IN_MEMORY}") else repr(path) for path in models]
+    return f"dilrewrite.{command}({', '.join([*names, *([f'shapes={[sizes]}'] if sizes else [])])})"
+
+
 def _reports(report: Report) -> str:
+    typed = not _in_memory(report)
     if report.files:
-        return f"{units.clean(report.files[0])} (-v prints all of it)"
-    return "none written: --report DIR writes one, -v shows all of it here"
+        return f"{units.clean(report.files[0])}{' (-v prints all of it)' if typed else ''}"
+    text = f"none written: --report DIR writes one{', -v shows all of it here' if typed else ''}"
+    return text if typed else in_python(text)
