@@ -185,7 +185,7 @@ def _formed(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, settings:
     fits = fits and (bias is None or bias.dtype == weight.dtype)
     form = _form(name, geometry) if fits else None
     if form is not None:
-        return form(x, weight, bias).contiguous(memory_format=_memory_format(x, weight))
+        return _laid_out(form(x, weight, bias), x, weight)
     from torch.nn import functional
 
     run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(settings.stride) - 1]
@@ -193,19 +193,18 @@ def _formed(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, settings:
     return y
 
 
-def _memory_format(x: Tensor, weight: Tensor) -> Any:
-    """Return the memory format of the output of PyTorch's own convolution: what follows may take `y.view(...)`.
+def _laid_out(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the output, in memory as that of PyTorch's own convolution is: what follows may take `y.view(...)`.
 
     It is channels last where input or weight is, but for types that its kernels for this do not take.
     """
     import torch
 
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     on_cpu = x.device.type == "cpu"
     without = (torch.float64, torch.float16) if on_cpu and x.dim() == 5 else () if on_cpu else (torch.float64,)
-    if last is None or x.dtype in without or not (_is_channels_last(x) or _is_channels_last(weight)):
-        return torch.contiguous_format
-    return last
+    if x.dim() < 4 or x.dtype in without or not (_is_channels_last(x) or _is_channels_last(weight)):
+        return y.contiguous()
+    return y.movedim(1, -1).contiguous().movedim(-1, 1)  # torch.vmap knows no other way
 
 
 def _is_channels_last(x: Tensor) -> bool:

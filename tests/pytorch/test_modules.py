@@ -250,6 +250,27 @@ def test_the_output_lies_in_memory_as_before(name: str, rank: int) -> None:
                 assert layer(x).stride() == wanted.stride(), (groups, element, which, extent)
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_many_at_once(last: bool, used: list[str]) -> None:
+    """`torch.vmap`, and gradients of each sample."""
+    layer = whole_numbers(nn.Conv2d(2, 3, 3, padding=2, dilation=2)).float()
+    if last:
+        layer = layer.to(memory_format=torch.channels_last)
+    parameters, x = dict(layer.named_parameters()), data(4, 1, 2, 7, 8).float()
+
+    def loss(given: Any, one: Any) -> Any:
+        return torch.func.functional_call(layer, given, (one,)).sum()
+
+    def both() -> list[Any]:
+        gradients = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+        return [torch.vmap(layer)(x), *gradients.values()]
+
+    wanted = both()
+    choose(layer, x[0].shape, "space_to_batch")
+    assert same(both(), wanted)
+    assert set(used) == {"space_to_batch"}
+
+
 # -- modules around Convs, and weights of all kinds ------------------------------------------------------------------
 
 
