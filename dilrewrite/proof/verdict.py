@@ -308,7 +308,24 @@ class _Runs:
         except RuntimeFailure as error:
             self.failures.append(f"the rewritten model does not {does}: {error}")
             return False
-        return True
+        return self._loads_optimised()
+
+    def _loads_optimised(self) -> bool:
+        """Say whether the rewritten model loads with graph optimisations on too, where the original does."""
+        if self.options.optimize:
+            return True
+        reason = self._unloadable(self.after)
+        if not reason or self._unloadable(self.before):
+            return True
+        self.failures.append(f"the rewritten model does not load with graph optimisations on: {reason}")
+        return False
+
+    def _unloadable(self, subject: Subject) -> str:
+        try:
+            self.session(subject, replace(self.options, optimize=True)).close()
+        except RuntimeFailure as error:
+            return str(error)
+        return ""
 
     def compared(self, verdict: Verdict, tolerance: Tolerance, errors: Sequence[tuple[Site, float]]) -> Verdict:
         """Return the verdict with all outputs compared; those that differ in two runs of the original are excused."""

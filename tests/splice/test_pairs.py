@@ -16,6 +16,7 @@ import dilrewrite
 from dilrewrite.forms import builder
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.proof import prove
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Prover
 from dilrewrite.sites.find import find
@@ -221,3 +222,20 @@ def test_a_form_that_no_longer_loads_with_optimisations_is_refused(monkeypatch: 
     if onnxruntime.__version__.startswith("1.3"):  # later ones may be mended
         assert not proof.ran
         assert str(proof.failure).startswith("with graph optimisations on: ")
+
+
+def test_a_model_that_no_longer_loads_with_optimisations_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the proof of the site alone does not show it, the whole model does."""
+    for where in (builder, region):
+        monkeypatch.setattr(where, "in_pairs", lambda *_: True)
+    monkeypatch.setattr(prove.Trial, "unloadable", lambda *_: "")
+    path, output = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(model(np.int8, rank=2, relu=False), path)
+    report = dilrewrite.optimize(path, output, strategy="space_to_batch", budget=0)
+    if onnxruntime.__version__.startswith("1.3"):
+        assert report.exit_code == 3
+        assert report.verdict is not None
+        assert "does not load with graph optimisations on" in str(report.verdict.failures)
+        assert not output.exists()
