@@ -19,7 +19,7 @@ def site(decision: Decision, backend: str = "") -> SiteReport:
     found, measured = decision.site, decision.measured
     explicit = found.geometry.explicit()
     share = explicit.data_share()
-    same = {name: getattr(found, name) for name in ("where", "name", "output", "key", "opset", "geometry")}
+    same = {name: getattr(found, name) for name in ("where", "name", "output", "key", "opset", "geometry", "ends")}
     return SiteReport(
         **same,
         multiply_adds=explicit.multiply_adds(),

@@ -121,6 +121,9 @@ class SiteReport:
     """Share of the model's time that the form saves by the site's timings, below 0 a loss; `None` when not measured."""
     region: str | None = None
     """The key of the region that it is rewritten with; `None` when it is rewritten or kept by itself."""
+    ends: tuple[str, ...] = ()
+    """Where a Conv of quantised data leaves the quantised domain: what reads its real numbers, with no QuantizeLinear
+    in between; empty where it stays inside, and for other Convs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

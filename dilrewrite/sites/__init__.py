@@ -93,7 +93,8 @@ class Site:
     makes; weights are operands of the `parts`, which a fragment's Convs are numbered by. `meaning` is what strategies
     see. `follow` are the places of what comes right after and may stand between a fragment's core and exit: at most one
     unary operator, and the QuantizeLinear of a quantised site (`quantizes_output` when it is there). Sites may overlap.
-    `ends`: of a region, what stands around it and why it did not go along, in words.
+    `ends`: of a region, what stands around it and why it did not go along, in words; of a quantised Conv that no
+    QuantizeLinear follows, what reads its real numbers.
     """
 
     scope: ScopePath

@@ -13,6 +13,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import dilrewrite
+from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment, Refusal, SpreadTaps
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.model.evaluate import Evaluator
@@ -270,3 +271,54 @@ def test_real_scales_round_as_the_original_does() -> None:
             after = rewrite(model, [(found.sites[0], form)], found.normalisations, numpy_helper.to_array).proto
             for got, right in zip(outputs(after, inputs, runs=True), outputs(model, inputs, runs=True), strict=True):
                 np.testing.assert_array_equal(got, right, err_msg=name)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["QLinearConv", "ConvInteger"])
+def test_dilation_up_to_a_limit_stays(tmp_path: Path, fused: bool) -> None:
+    path, output = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(build(replace(GRID[0], dilations=(4,), pads=(4, 4), **({} if fused else SUMS))), path)
+    report = dilrewrite.optimize(path, output, eliminate=True, max_dilation=2, budget=0)
+    assert report.exit_code == 0
+    (site,) = report.sites
+    assert site.max_dilation_left in (1, 2)
+    forced = dilrewrite.optimize(path, output, strategy="space_to_batch", max_dilation=2, budget=0, force=True)
+    assert [each.max_dilation_left for each in forced.sites] == [2]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["QLinearConv", "ConvInteger"])
+def test_decisions_are_replayed(tmp_path: Path, fused: bool) -> None:
+    path, saved = tmp_path / "m.onnx", tmp_path / "decisions.json"
+    onnx.save(build(replace(GRID[0], **({} if fused else SUMS))), path)
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    assert dilrewrite.optimize(path, first, strategy="space_to_axis", budget=0, save_decisions=saved).exit_code == 0
+    assert dilrewrite.optimize(path, second, decisions=saved).exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+    onnx.save(build(replace(GRID[0], data=np.int8, zero=5, **({"out_zero": 3} if fused else SUMS))), path)
+    with pytest.raises(UsageError, match="site"):
+        dilrewrite.optimize(path, tmp_path / "c.onnx", decisions=saved)
+
+
+def test_it_ends_a_region() -> None:
+    """An operator on integers is no Conv of a region, and is named as what ends one."""
+    weights = {name: np.round(np.random.default_rng(1).normal(size=(4, 4, 3)) * 3).astype(np.float32) for name in "uv"}
+    proto = build(replace(GRID[0], shape=(1, 4, 14)))
+    (conv,) = proto.graph.node
+    conv.input[0] = "xq"
+    more = {"dilations": [2], "pads": [2, 2]}
+    before = [
+        helper.make_node("Conv", ["x", "u"], ["p"], name="first", **more),
+        helper.make_node("Conv", ["p", "v"], ["q"], name="second", **more),
+        helper.make_node("QuantizeLinear", ["q", "xs", "xz"], ["xq"], name="rounded"),
+    ]
+    nodes = [*before, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in weights.items())
+    proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    found = find(proto, regions=True)
+    assert len(found.sites) == 3
+    assert found.regions
+    index = next(place for place, node in enumerate(proto.graph.node) if node.op_type == "QLinearConv")
+    for region in found.regions:
+        assert index not in region.nodes
+        assert any("QLinearConv 'site'" in each or "QuantizeLinear 'rounded'" in each for each in region.ends)

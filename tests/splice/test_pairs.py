@@ -19,6 +19,7 @@ from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.proof import prove
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Prover
+from dilrewrite.reports.content.sites import shape
 from dilrewrite.sites.find import find
 from dilrewrite.splice import region
 from dilrewrite.splice.region import Region
@@ -239,3 +240,21 @@ def test_a_model_that_no_longer_loads_with_optimisations_is_not_written(
         assert report.verdict is not None
         assert "does not load with graph optimisations on" in str(report.verdict.failures)
         assert not output.exists()
+
+
+def test_where_it_leaves_the_quantised_domain_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    for rounded, told in ((True, ()), (False, ("the output 'y'",))):
+        onnx.save(model(np.uint8, rounded=rounded), path)
+        report = dilrewrite.inspect(path)
+        (site,) = report.sites
+        assert site.ends == told
+        assert ("leaves the quantised domain at the output 'y'" in shape(site)) == (not rounded)
+
+
+def test_what_reads_its_real_numbers_is_named() -> None:
+    proto = model(np.uint8, rounded=False)
+    proto.graph.node.append(helper.make_node("Neg", ["y"], ["z_out"], name="negated"))
+    proto.graph.output[0].name = "z_out"
+    (site,) = find(proto).sites
+    assert site.ends == ("Neg 'negated'",)

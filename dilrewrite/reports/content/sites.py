@@ -58,8 +58,9 @@ def ran(site: SiteReport, most: int = 2) -> str:
 
 
 def shape(site: SiteReport, most: int = 2) -> str:
-    """Return a site's geometry, and the sizes it ran on where the model does not tell them."""
-    return units.joined(geometry(site.geometry), ran(site, most))
+    """Return a site's geometry, the sizes it ran on where the model does not tell them, and who reads real numbers."""
+    leaves = f"leaves the quantised domain at {units.listed(site.ends, most)}" if site.ends else ""
+    return units.joined(geometry(site.geometry), ran(site, most), leaves)
 
 
 def work(site: SiteReport) -> tuple[int | None, float | None]:

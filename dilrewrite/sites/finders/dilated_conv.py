@@ -58,6 +58,8 @@ def site_of(scope: Scope, part: Part, node: NodeProto) -> Site:
     """Return the site of one node."""
     quantized = part.input_quantization is not None
     follow = () if part.on_integers else scope.follow(node.output[0], quantized=quantized)
+    last = scope.nodes[follow[-1] if follow else part.index]
+    rounded = bool(follow) and last.op_type == "QuantizeLinear"
     return Site(
         scope=scope.path,
         where=scope.where,
@@ -70,8 +72,19 @@ def site_of(scope: Scope, part: Part, node: NodeProto) -> Site:
         opset=scope.opset,
         ir_version=scope.ir_version,
         follow=follow,
-        quantizes_output=bool(follow) and scope.nodes[follow[-1]].op_type == "QuantizeLinear",
+        quantizes_output=rounded,
+        ends=tuple(_real_readers(scope, last.output[0])) if quantized and not rounded else (),
     )
+
+
+def _real_readers(scope: Scope, name: str) -> Iterator[str]:
+    """Yield what reads a tensor that no QuantizeLinear follows."""
+    if name in scope.outputs:
+        yield f"the output {name!r}"
+    if scope.captured[name]:
+        yield f"a graph inside a node, which reads {name!r}"
+    for reader in dict.fromkeys(scope.consumers.get(name, ())):
+        yield f"{scope.nodes[reader].op_type} {label_of(scope.nodes[reader])!r}"
 
 
 def _check_weights(geometry: ConvGeometry) -> None:
