@@ -285,6 +285,7 @@ class Building(Stage):
     """What TensorRT engine to build, and how."""
 
     GROUP = _ENGINE
+    SHORT: ClassVar[Mapping[str, str]] = {"minima": "min", "optima": "opt", "maxima": "max"}
 
     flavour: str = option("auto", "--flavour", "Which TensorRT builds the engine.", FLAVOURS)
     precision: str | None = option(
@@ -323,8 +324,7 @@ class Building(Stage):
 
     def plain(self) -> dict[str, object]:
         """Return what was asked for, and nothing else, as plain data."""
-        short = {"minima": "min", "optima": "opt", "maxima": "max"}
-        given = {short.get(name, name): value for name, value in Stage.plain(self).items() if said(value)}
+        given = {self.SHORT.get(name, name): value for name, value in Stage.plain(self).items() if said(value)}
         return {"flavour": self.flavour, **given}
 
 

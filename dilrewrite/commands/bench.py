@@ -18,7 +18,7 @@ from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
-from dilrewrite.reports import report
+from dilrewrite.reports import describe
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, backends, profiled, timed_backend
 from dilrewrite.settings import named
@@ -65,7 +65,7 @@ def _models(run: Run, places: Sequence[Path | InMemory]) -> Report:
             tuning.close()
     told = [find(plain(model).proto) for model in models]
     before, *after = (
-        report.describe_model(model, model.proto, dilated=dilated(sites), peak_bytes=meter.peak_bytes.get(key))
+        describe.model(model, model.proto, dilated=dilated(sites), peak_bytes=meter.peak_bytes.get(key))
         for model, sites, key in zip(models, told, ("before", "after"), strict=False)
     )
     return run.report(
@@ -103,8 +103,8 @@ def _engines(run: Run, places: Sequence[Path | InMemory]) -> Report:
                 meter.close()
     return run.report(
         "measured",
-        before=report.describe_engine(engine, shown(first)),
-        after=report.describe_engine(known[1], shown(paths[1])) if len(paths) > 1 else None,
+        before=describe.engine(engine, shown(first)),
+        after=describe.engine(known[1], shown(paths[1])) if len(paths) > 1 else None,
         measurement=meter.measurement(feeds, final=final),
         engine=engine,
     )

@@ -16,7 +16,7 @@ from dilrewrite.model.walk import fed
 from dilrewrite.options import Building, CommandOptions
 from dilrewrite.proof import trial
 from dilrewrite.proof.inputs import parse_shapes
-from dilrewrite.reports import report, write_reports
+from dilrewrite.reports import describe, write_reports
 from dilrewrite.reports.report import Report
 from dilrewrite.staging import Staging
 from dilrewrite.tensorrt import engines, sidecar
@@ -57,7 +57,7 @@ def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None]
         )
     result = run.report(
         "built",
-        before=report.describe_model(model, model.proto, dilated=dilated(found)),
+        before=describe.model(model, model.proto, dilated=dilated(found)),
         output=shown(target),
         options={**options.plain(), **building.plain()},
         skipped=found.skipped,

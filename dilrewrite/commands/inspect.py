@@ -20,7 +20,7 @@ from dilrewrite.model.tensors import InMemory, Model
 from dilrewrite.options import CommandOptions, Proving
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
-from dilrewrite.reports import describe, report
+from dilrewrite.reports import describe
 from dilrewrite.reports.report import Report
 from dilrewrite.sites import Found, Site
 from dilrewrite.splice.plain import plain
@@ -52,7 +52,7 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
         sites.append(describe.site(decision))
     result = run.report(
         "inspected",
-        before=report.describe_model(model, model.original, dilated=dilated(found)),
+        before=describe.model(model, model.original, dilated=dilated(found)),
         options={"max_dilation": limit, **(options.plain() if profile else {})},
         sites=tuple(sites),
         regions=tuple(map(describe.region, regions)),

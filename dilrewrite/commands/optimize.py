@@ -232,7 +232,7 @@ def _report(job: _Job, done: _Done) -> Report:
     after = None
     peaks = verdict.peak_bytes if verdict is not None else (None, None)
     if written:
-        after = report.describe_model(
+        after = describe.model(
             model,
             done.chosen.rewritten.proto if done.changed else model.original,
             path=shown(job.target) if job.target is not None else "the rewritten model in memory",
@@ -242,12 +242,13 @@ def _report(job: _Job, done: _Done) -> Report:
     building = {"build_engine": options.building.plain()} if options.building is not None else {}
     return job.run.report(
         status,
-        before=report.describe_model(model, model.original, dilated=dilated(found), peak_bytes=peaks[0]),
+        before=describe.model(model, model.original, dilated=dilated(found), peak_bytes=peaks[0]),
         after=after,
         output=shown(job.target) if written and job.target is not None and not options.places.dry_run else None,
         options={**options.plain(), **building},
         sites=sites,
         regions=around,
+        example=describe.example((*done.chosen.regions, *settled)) if status == "rewritten" else None,
         skipped=found.skipped,
         normalised=found.normalisations,
         remaining=tuple(reasons.left(node, on) for node in done.left),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class Run:
             command=self.command,
             status=status,
             environment=report.environment(self.options.proving.threads),
+            date=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
             seconds=self.clock.seconds,
             **{"options": self.options.plain(), **more},
         )

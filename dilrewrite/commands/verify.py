@@ -11,7 +11,7 @@ from dilrewrite.model.load import load
 from dilrewrite.model.tensors import InMemory
 from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
-from dilrewrite.reports import report
+from dilrewrite.reports import describe
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Runnable, RuntimeFailure
 from dilrewrite.sites.find import find
@@ -34,8 +34,8 @@ def verify(before: Path | InMemory, after: Path | InMemory, options: CommandOpti
     peaks = verdict.peak_bytes
     result = run.report(
         "differs" if not verdict.passed else "not compared" if verdict.skipped else "equal",
-        before=report.describe_model(first, first.proto, dilated=dilated(found), peak_bytes=peaks[0]),
-        after=report.describe_model(second, second.proto, dilated=dilated(found_after), peak_bytes=peaks[1]),
+        before=describe.model(first, first.proto, dilated=dilated(found), peak_bytes=peaks[0]),
+        after=describe.model(second, second.proto, dilated=dilated(found_after), peak_bytes=peaks[1]),
         skipped=found_after.skipped,
         verdict=verdict,
         notes=tuple(dict.fromkeys((*found.remarks, *found_after.remarks))),
@@ -68,8 +68,8 @@ def _engine(before: Path | InMemory, after: Path, run: Run) -> Report:
             raise FailedError(f"{shown(after)}: {error}", hint=engines.built_for(engine)) from error
     return run.report(
         "equal" if verdict.passed else "differs",
-        before=report.describe_model(model, model.proto, dilated=dilated(found)),
-        after=report.describe_engine(engine, shown(after)),
+        before=describe.model(model, model.proto, dilated=dilated(found)),
+        after=describe.engine(engine, shown(after)),
         verdict=verdict,
         engine=engine,
     )

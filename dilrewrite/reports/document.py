@@ -18,8 +18,9 @@ Inline = Union[str, "Span", tuple["Inline", ...]]
 class Span:
     """A marked piece of text.
 
-    `mark`: `code` (a name or value of the model), `strong`, `muted`, `line` (starts a line where there is room for
-    one), `badge`, `link` (to the anchor `target`), `fold` (`target` says what it is), or a tone: `good`, `warn`, `bad`.
+    `mark`: `code` (a name or value of the model), `copy` (code that is copied whole), `strong`, `muted`, `line` (starts
+    a line where there is room for one), `badge`, `link` (to the anchor `target`), `fold` (`target` says what it is), or
+    a tone: `good`, `warn`, `bad`.
     """
 
     mark: str
@@ -173,7 +174,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One box of a drawing, `times` in a row. `kind` is its look: `edge` (enter, exit), `dilated` or none."""
+    """One box of a drawing, `times` in a row. `kind` is its look: `edge` (enter, exit), `dilated`, `conv` or none."""
 
     kind: str
     label: str
@@ -184,11 +185,12 @@ class Box:
 class Lines:
     """Shapes in lines beside each other, which meet in what follows; one line is a frame. `times` in a row.
 
-    A line without shapes passes on what enters.
+    A line without shapes passes on what enters. `alike`: of each line, how many equal ones there are; empty: one each.
     """
 
     lines: tuple[tuple[Shape, ...], ...]
     times: int = 1
+    alike: tuple[int, ...] = ()
 
 
 Shape = Box | Lines
@@ -202,30 +204,48 @@ class Drawing:
     shapes: tuple[Shape, ...]
 
 
-Block = Paragraph | Bullets | Facts | Table | Fold | Chart | Drawing
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One place `before` and `after`, beside each other: shapes from top to bottom. `legend`: (look, what it is).
+
+    What it says is in tables too: a format that does not draw leaves it out.
+    """
+
+    title: str
+    before: tuple[Shape, ...]
+    after: tuple[Shape, ...]
+    legend: tuple[tuple[str, str], ...]
+
+
+Block = Paragraph | Bullets | Facts | Table | Fold | Chart | Drawing | Change
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading, which may be empty, and what stands below it."""
+    """A heading, which may be empty, and what stands below it. `tone`: of one that is to be seen first."""
 
     title: str
     blocks: tuple[Block, ...]
+    tone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One of the figures that tell most."""
+    """One of the figures that tell most. `target`: where more is said of it."""
 
     name: str
     value: str
     below: str
     tone: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A whole report: the answer in a sentence, with its tone (`good`, `warn`, `bad` or none), then everything else."""
+    """A whole report: the answer in a sentence, with its tone (`good`, `warn`, `bad` or none), then everything else.
+
+    `facts`: when, where and on what it ran, and how to do it again.
+    """
 
     command: str
     status: str
@@ -235,6 +255,7 @@ class Document:
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
     closing: str = ""
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import html
 import importlib.metadata
 import os
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto
 
 from dilrewrite import machine
-from dilrewrite._compat import sha256_of
 from dilrewrite._version import __version__
 from dilrewrite.errors import shown
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Refusal
-from dilrewrite.model.elements import element_name
-from dilrewrite.model.tensors import Model
-from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, fed, tensors
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.runtimes import TimeKind
@@ -128,7 +122,7 @@ class SiteReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionNode:
-    """A node of a region."""
+    """A node of a region, or of an example."""
 
     op: str
     """Operator."""
@@ -137,6 +131,20 @@ class RegionNode:
     reads: tuple[int, ...]
     """Places in the region, from 0, of the nodes whose results it reads; below 0 what enters: -1 the first of `inputs`.
     """
+    kernel: tuple[int, ...] = ()
+    """Of a Conv of an example: its kernel; else empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleReport:
+    """One rewritten place, node by node."""
+
+    key: str
+    """The key of the site or region."""
+    before: tuple[RegionNode, ...]
+    """Its nodes in the original."""
+    after: tuple[RegionNode, ...]
+    """The nodes of its form; an activation that follows it is not among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +304,10 @@ class Report:
     """Wall time per step, in seconds."""
     notes: tuple[str, ...] = ()
     """Anything else a reader should know."""
+    date: str = ""
+    """When it was made, in UTC: `2026-01-31T12:34:56Z`; empty when not known."""
+    example: ExampleReport | None = None
+    """The rewritten place that is expected to gain most, among those of at most 400 nodes; `None` for none."""
     files: tuple[str, ...] = ()
     """Paths of the report files that were written, the one for people first; empty for none."""
     _held: ModelProto | Path | None = field(default=None, compare=False)
@@ -377,73 +389,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     return value
-
-
-def describe_model(
-    model: Model, proto: ModelProto, *, dilated: int, path: str | None = None, **more: Any
-) -> ModelReport:
-    """Return a model's figures; `proto` may be an edited version, whose size and hash are those of its own message."""
-    original = proto is model.original
-    if original and model.path is not None:
-        with model.path.open("rb") as file:
-            size, digest = model.file_bytes, sha256_of(file)
-    elif original and model.memory is not None:
-        size, digest = model.file_bytes, hashlib.sha256(model.memory.data)
-    else:
-        serialized = proto.SerializeToString()
-        size = model.file_bytes if original else len(serialized) + _external_bytes(model, proto)
-        digest = hashlib.sha256(serialized)
-    operators = Counter(
-        node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}" for node in all_nodes(proto)
-    )
-    return ModelReport(
-        path=path or model.name,
-        bytes=size,
-        sha256=digest.hexdigest(),
-        ir_version=proto.ir_version,
-        opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        producer=" ".join(filter(None, (proto.producer_name, proto.producer_version))),
-        nodes=sum(operators.values()),
-        operators=dict(sorted(operators.items())),
-        dilated=dilated,
-        inputs=tuple(map(_value, fed(proto))),
-        outputs=tuple(map(_value, proto.graph.output)),
-        **more,
-    )
-
-
-def _value(value: ValueInfoProto) -> ValueReport:
-    kind = value.type.WhichOneof("value") or ""
-    if kind != "tensor_type":
-        return ValueReport(name=value.name, element=kind.removesuffix("_type"), shape="")
-    tensor = value.type.tensor_type
-    extents = [str(one.dim_value) if one.HasField("dim_value") else one.dim_param or "?" for one in tensor.shape.dim]
-    return ValueReport(
-        name=value.name,
-        element=element_name(tensor.elem_type) or "",
-        shape=f"[{', '.join(extents)}]" if tensor.HasField("shape") else "",
-    )
-
-
-def describe_engine(engine: EngineReport, path: str) -> ModelReport:
-    """Return an engine's figures; nodes and operators are its layers and their types."""
-    return ModelReport(
-        path=path,
-        bytes=engine.bytes,
-        sha256=engine.sha256,
-        ir_version=0,
-        opsets={},
-        producer=f"{engine.flavour} {engine.version}",
-        nodes=len(engine.layers),
-        operators=dict(engine.layer_types),
-        dilated=0,
-    )
-
-
-def _external_bytes(model: Model, proto: ModelProto) -> int:
-    """Return the size of the data files that an edited model still refers to."""
-    used = {entry.value for tensor in tensors(proto) for entry in tensor.external_data if entry.key == "location"}
-    return sum((model.folder / location).stat().st_size for location in used)
 
 
 def inconclusive(

@@ -17,6 +17,7 @@ from dilrewrite.proof.verdict import CaseCheck, Verdict
 from dilrewrite.reports.report import (
     CandidateReport,
     Environment,
+    ExampleReport,
     ModelReport,
     RegionNode,
     RegionReport,
@@ -202,6 +203,7 @@ def report(status: str, **changes: Any) -> Report:
         before=BEFORE,
         options={"strategy": None, "eliminate": False, "max_dilation": 1, "shapes": ["x:1x3xHxW"], "dry_run": False},
         environment=HERE,
+        date="2026-01-31T12:34:56Z",
         seconds={"load": 0.054, "find": 0.035, "plan and prove": 30.346, "verify": 8.715},
     )
     return replace(plain, **changes)
@@ -604,6 +606,7 @@ MEMBERS = (
 )
 REGIONS = replace(
     REWRITTEN_MEASURED,
+    example=ExampleReport(key=AROUND, before=BLOCKS, after=chained("Unsqueeze -1", "Conv d2 0", "Relu 1", "Squeeze 2")),
     sites=(*MEMBERS, won("head", question=3), lost("tail", question=4)),
     regions=(
         region("stem", members=tuple(site.key for site in MEMBERS)),

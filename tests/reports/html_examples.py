@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from dilrewrite.forms.strategies import Refusal
-from dilrewrite.reports.report import CandidateReport, Report, SiteReport
+from dilrewrite.reports.report import CandidateReport, ExampleReport, RegionNode, Report, SiteReport
 from dilrewrite.timing.measurement import Attempt, Measurement
 from dilrewrite.timing.outcome import Outcome
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
@@ -219,11 +219,34 @@ def _many() -> Report:
 
 MANY = _many()
 
+SPLIT = (
+    *(RegionNode(op="Slice", dilation=1, reads=(-1,)) for _ in range(4)),
+    RegionNode(op="Concat", dilation=1, reads=(0, 1, 2, 3)),
+    RegionNode(op="Conv", dilation=1, reads=(4,), kernel=(3, 3)),
+    RegionNode(op="Shape", dilation=1, reads=(-1,)),
+    RegionNode(op="Gather", dilation=1, reads=(6,)),
+    RegionNode(op="Reshape", dilation=1, reads=(5, 7)),
+)
+DRAWN = replace(
+    MEASURED,
+    example=ExampleReport(
+        key="main/aspp.1_out",
+        before=(RegionNode(op="Conv", dilation=12, reads=(-1,), kernel=(3, 3)),),
+        after=SPLIT,
+    ),
+)
+
 STRANGE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;\u202e\x00\ud800</title>--><!--"
 
 _BAD = Timing(median_s=math.nan, p20_s=math.nan, p80_s=math.inf, runs=0)
 HOSTILE = replace(
     MEASURED,
+    date=STRANGE,
+    example=ExampleReport(
+        key=f"main/{'n' * 500}_out",
+        before=(RegionNode(op=STRANGE, dilation=12, reads=(-1,)),),
+        after=(RegionNode(op=ODD, dilation=1, reads=(-1,)), RegionNode(op=STRANGE, dilation=1, reads=(0,))),
+    ),
     command="optimize",
     before=replace(MEASURED.before, path=f"{STRANGE}.onnx"),
     after=replace(AFTER, path=f"{ODD}{STRANGE}"),
@@ -273,7 +296,7 @@ HOSTILE = replace(
 
 
 EXAMPLES: dict[str, Report] = {
-    "charts": MEASURED,
+    "charts": DRAWN,
     "charts-slower": SLOWER,
     "charts-undecided": UNDECIDED,
     "charts-many": MANY,

@@ -8,6 +8,7 @@ from dilrewrite.reports.document import (
     Block,
     Box,
     Bullets,
+    Change,
     Chart,
     Document,
     Drawing,
@@ -30,8 +31,10 @@ def _document(page: Document) -> Iterator[str]:
     yield clean(page.answer)
     for tile in page.tiles:
         yield clean(f"tile {tile.name}: {tile.value} [{tile.tone}] {tile.below}")
+    for what, says in page.facts.rows if page.facts is not None else ():
+        yield clean(f"fact {what}: {inline(says)}")
     for section in page.sections:
-        yield f"# {section.title}"
+        yield f"# {section.title}{f' [{section.tone}]' if section.tone else ''}"
         for block in section.blocks:
             yield from _block(block)
     yield page.closing
@@ -77,10 +80,16 @@ def _block(block: Block) -> Iterator[str]:
                 yield f"  {bar.kind} {numbers} {rest} | {inline(bar.label)} | {inline(bar.says)} | {clean(bar.name)}"
         case Drawing():
             yield f"drawing {block.title}: {' > '.join(map(_shape, block.shapes))}"
+        case Change():
+            yield f"change {block.title}: {', '.join(': '.join(key) for key in block.legend)}"
+            yield f"  before {' > '.join(map(_shape, block.before))}"
+            yield f"  after {' > '.join(map(_shape, block.after))}"
 
 
 def _shape(shape: Shape) -> str:
     times = f" x{shape.times}" if shape.times > 1 else ""
     if isinstance(shape, Box):
         return f"[{shape.kind}{':' if shape.kind else ''}{clean(shape.label)}]{times}"
-    return f"({' | '.join(' > '.join(map(_shape, line)) for line in shape.lines)}){times}"
+    alike = [f"{number} alike " if number > 1 else "" for number in shape.alike or [1] * len(shape.lines)]
+    lines = (f"{same}{' > '.join(map(_shape, line))}" for same, line in zip(alike, shape.lines, strict=True))
+    return f"({' | '.join(lines)}){times}"

@@ -225,7 +225,7 @@ def test_every_engine_is_there_with_all_its_layers(name):
 def test_an_engine_alone_has_no_empty_sections():
     headings = [line for line in page("built").splitlines() if line.startswith("#")]
     assert headings == [
-        *["# dilrewrite build: built", "## Engine", "### Layers of the engine", "## Model", "## Options"],
+        *["# dilrewrite build: built", "## Engine", "### Layers of the engine", "## Model", "## Options that were set"],
         *["## Environment", "## Time"],
     ]
 

@@ -24,7 +24,9 @@ def shape(one: doc.Shape) -> str:
     times = f" x{one.times}" if one.times > 1 else ""
     if isinstance(one, doc.Box):
         return f"{one.label}{times}"
-    return f"({' | '.join(' > '.join(map(shape, line)) for line in one.lines)}){times}"
+    alike = [f"{number} alike: " if number > 1 else "" for number in one.alike or [1] * len(one.lines)]
+    lines = (f"{same}{' > '.join(map(shape, line))}" for same, line in zip(alike, one.lines, strict=True))
+    return f"({' | '.join(lines)}){times}"
 
 
 def boxes(shapes: tuple[doc.Shape, ...]) -> int:
@@ -48,6 +50,12 @@ def test_branches_inside_of_branches() -> None:
     assert drawn(*nodes) == "Relu > (Conv > (Tanh | Sigmoid) > Mul | ) > Add"
 
 
+def test_equal_branches_are_drawn_once() -> None:
+    assert drawn("Slice -1", "Exp 0", "Exp 0", "Tanh 0", "Exp 0", "Concat 1 2 3 4") == (
+        "Slice > (3 alike: Exp | Tanh) > Concat"
+    )
+
+
 def test_two_results_that_go_on_side_by_side_are_framed() -> None:
     """As in WaveNet: a sum of what each layer gives, beside what the layers hand on."""
     layers = ("Conv 0", "Add 0 1", "Add 0 1", "Conv 2", "Add 2 4", "Add 3 4", "Mul 5 6")
@@ -67,7 +75,8 @@ def test_a_region_without_repeats_is_drawn_coarsely() -> None:
     names = [f"{op}{i} {i - 1}" for i, op in enumerate(["Conv", "Relu", "Exp", "Abs", "Neg"] * 60)]
     shapes = drawing.shapes(chained(*names))
     assert boxes(shapes) == drawing.MOST_BOXES
-    counted = sum(sum(int(word) for word in shape(one).split() if word.isdigit()) for one in shapes)
+    parts = [part.split() for one in shapes for part in shape(one).split(", ")]
+    counted = sum(int(number.rstrip("×")) if more else 1 for number, *more in parts)
     assert counted == len(names)
 
 

@@ -6,17 +6,23 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
-from dilrewrite.reports.content import answer, engine, forms, models, regions, sites, timing
+from dilrewrite.reports import units
+from dilrewrite.reports.content import answer, engine, example, forms, models, regions, repeat, sites, timing
 from dilrewrite.reports.content.screen import engine_screen as engine_screen
+from dilrewrite.reports.content.screen import ran_at, ran_on
 from dilrewrite.reports.content.screen import screen as screen
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import TimeKind
 from dilrewrite.tensorrt.sidecar import EngineReport
 
+DOUBTS = "What makes the timings doubtful"
+FIRST = {DOUBTS: "warn"}  # sections that are to be seen first, with their tone
+INPUTS = 4  # so many inputs are named at the top
+
 
 def document(report: Report, *, brief: bool = False) -> doc.Document:
     """Return what a report says: everything, or in brief what a screen holds."""
-    parts = ((title, tuple(blocks)) for title, blocks in _sections(report, brief))
+    parts = [(title, tuple(blocks)) for title, blocks in _sections(report, brief)]
     return doc.Document(
         command=report.command,
         status=report.status,
@@ -24,9 +30,24 @@ def document(report: Report, *, brief: bool = False) -> doc.Document:
         tone=answer.tone(report),
         answer=answer.answer(report),
         tiles=tuple(answer.tiles(report)),
-        sections=tuple(doc.Section(title, blocks) for title, blocks in parts if blocks),
+        sections=tuple(doc.Section(title, blocks, FIRST.get(title, "")) for title, blocks in parts if blocks),
         closing=f"Report schema {report.schema_version}, exit code {report.exit_code}.",
+        facts=None if brief else _facts(report),
     )
+
+
+def _facts(report: Report) -> doc.Facts:
+    """Return when, where and on what it ran, and how to do it again."""
+    day, _, clock = report.date.partition("T")
+    known = [f"{value.name} {value.shape}".rstrip() for value in report.before.inputs]
+    command = repeat.command_line(report)
+    rows: list[tuple[str, doc.Inline]] = [
+        ("date", f"{day} {clock[:5]} UTC" if clock else day),
+        ("machine", ran_on(report) or report.environment.processor),
+        ("size", ran_at(report) or units.listed(known, INPUTS)),
+        ("again", doc.Span("copy", command) if command else ""),
+    ]
+    return doc.Facts("About this report", tuple(row for row in rows if row[1]))
 
 
 def engine_document(engine_report: EngineReport) -> doc.Document:
@@ -42,10 +63,12 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
         yield "Failures", _bullets(verdict.failures, "bad")
         yield answer.FOUND_AFTER[0].upper() + answer.FOUND_AFTER[1:], _bullets(verdict.checker_after, "bad")
     yield "Dilation that could not go", _bullets(report.remaining, "warn")
-    yield "What makes the timings doubtful", _bullets(answer.doubts(report), "warn")
+    yield DOUBTS, _bullets(answer.doubts(report, noise=not brief), "warn")
     yield "What next", _bullets(answer.next_steps(report))
     if not brief:
         yield "Whole model", timing.whole_blocks(report, measurement) if measurement is not None else ()
+        yield "Kept against the best other", timing.kept_blocks(report, measurement) if measurement is not None else ()
+        yield "One place, before and after", example.example_blocks(report)
         yield "Share of the model's time", sites.share_blocks(report)
     yield "Regions", regions.region_blocks(report, brief)
     dilated = ("Dilated Convs", sites.site_blocks(report, brief))
@@ -75,9 +98,10 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
     if brief:
         yield "", [doc.Paragraph(doc.muted(line)) for line in (models.environment(report), f"time: {times}")]
         return
-    if report.options:
-        rows = [(doc.code(name), doc.code(json.dumps(value, default=str))) for name, value in report.options.items()]
-        yield "Options", [doc.grid("Options", ("option", "~value"), rows)]
+    options = repeat.given(report)
+    if options:
+        rows = [(doc.code(name), doc.code(json.dumps(value, default=str))) for name, value in options.items()]
+        yield "Options that were set", [doc.grid("Options", ("option", "~value"), rows)]
     yield "Environment", [doc.Paragraph(models.environment(report))]
     yield "Time", [doc.Paragraph(times)]
 

@@ -15,7 +15,7 @@ from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
 from dilrewrite.reports.content.models import identical, is_engine
 from dilrewrite.reports.content.regions import counted, taken, within
-from dilrewrite.reports.content.sites import was_measured, work
+from dilrewrite.reports.content.sites import proved, was_measured, work
 from dilrewrite.reports.content.timing import alone, on, own_noise
 from dilrewrite.reports.document import Tile
 from dilrewrite.reports.report import RegionReport, Report, SiteReport, inconclusive, loudest, open_regions, unclear
@@ -335,29 +335,40 @@ def _compared(after: str, before: str, final: Comparison) -> str:
 
 def next_steps(report: Report) -> list[str]:
     """Return what a user may do who wants more, most promising first."""
+    return [says for _, says in _steps(report)]
+
+
+def _steps(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield what a user may do: in a few words, and in a sentence."""
     measurement, chosen = report.measurement, report.status in CHOSEN
     if report.command == "optimize" and report.status in ("differs", "not valid"):
-        return [f"a fault of dilrewrite or of the runtime, not of the model: {FAULTS} says how to report it"]
+        says = f"a fault of dilrewrite or of the runtime, not of the model: {FAULTS} says how to report it"
+        yield "report it", says
+        return
     if measurement is None:
-        unmeasured = chosen and report.options.get("budget") == 0
-        return ["nothing was measured: without --budget 0 every form is timed"] if unmeasured else []
+        if chosen and report.options.get("budget") == 0:
+            yield "measure", "nothing was measured: without --budget 0 every form is timed"
+        return
     if measurement.estimated_s is not None:
-        return []
-    steps = list(_to_measure(report, measurement)) if chosen else []
+        return
+    if chosen:
+        yield from _to_measure(report, measurement)
     if measurement.made_up:
         shapes = ", ".join(f"{name}:{units.dims(shape)}" for name, shape in measurement.inputs.items())
-        steps.append(f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape")
+        yield "give your sizes", f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape"
     here = f"the choice holds for {measurement.backend} on this machine"
     if chosen and measurement.others:
-        steps.append(f"{here}; also ready here: {units.listed(measurement.others, 4)} (--backend NAME)")
+        also = units.listed(measurement.others, 4)
+        yield "try another runtime", f"{here}; also ready here: {also} (--backend NAME)"
     elif chosen and report.status != "rewritten":
-        steps.append(f"{here}: measure where the model will run; `dilrewrite backends` lists the runtimes")
-    return steps
+        where = "measure where the model will run; `dilrewrite backends` lists the runtimes"
+        yield "measure where it will run", f"{here}: {where}"
 
 
-def _to_measure(report: Report, measurement: Measurement) -> Iterator[str]:
+def _to_measure(report: Report, measurement: Measurement) -> Iterator[tuple[str, str]]:
     if inconclusive(report.sites, measurement, report.environment.cores, report.regions):
-        yield "measure again on a quieter machine, with a larger --budget, or with fewer --threads than cores"
+        again = "measure again on a quieter machine, with a larger --budget, or with fewer --threads than cores"
+        yield "measure again", again
     late = sum(map(_late, open_regions(report.regions, report.sites)))
     number = sum(_late(site) for site in report.sites if site.region is None)
     if number or late:
@@ -365,7 +376,7 @@ def _to_measure(report: Report, measurement: Measurement) -> Iterator[str]:
         about = f"--budget {math.ceil(needed)} would do, about" if needed else "give a larger --budget"
         some = f"{number} of {count(len(report.sites), 'site')}" if number else ""
         which = units.joined(some, count(late, "region") if late else "", by=" and ")
-        yield f"{which} {'was' if number + late == 1 else 'were'} not measured to the end: {about}"
+        yield "give more time", f"{which} {'was' if number + late == 1 else 'were'} not measured to the end: {about}"
 
 
 def _late(entry: SiteReport | RegionReport) -> bool:
@@ -373,14 +384,17 @@ def _late(entry: SiteReport | RegionReport) -> bool:
     return any(form.outcome is Outcome.NO_TIME for form in entry.candidates)
 
 
-def doubts(report: Report) -> list[str]:
-    """Return what makes the timings doubtful."""
+def doubts(report: Report, *, noise: bool = False) -> list[str]:
+    """Return what makes the timings doubtful; `noise`: that of the original against itself too."""
     measurement, cores = report.measurement, report.environment.cores
     if measurement is None:
         return []
     wanted = f"{units.figure(measurement.load)} processes wanted a core, and there are {count(cores, 'core')}"
     load = machine.crowded(measurement.load, cores) and measurement.measured
-    return [*([f"before measuring began, {wanted}"] if load else []), *measurement.doubts]
+    lines = [f"before measuring began, {wanted}"] if load else []
+    if noise and loudest(measurement) > VISIBLE:
+        lines.append(f"the noise is {percent(loudest(measurement))}: so much equal models differed in time")
+    return [*lines, *measurement.doubts]
 
 
 # -- the figures that tell most --------------------------------------------------------------------------------------
@@ -393,6 +407,7 @@ def tiles(report: Report) -> Iterator[Tile]:
         yield from _built(report.engine)
     if measurement is not None:
         yield from _speed(report, measurement)
+    yield from _next_tile(report)
     share = units.summed(site.share for site in report.sites)
     if share is not None:
         yield Tile("Share of time", percent(share), "goes to the dilated Convs")
@@ -416,7 +431,9 @@ def tiles(report: Report) -> Iterator[Tile]:
         some = "at all sites" if number == len(report.sites) else f"at the {number} sites of known size"
         yield Tile("Multiply-adds", units.amount(total), some)
         yield Tile("On padding only", percent(padding), "of them")
-    if report.verdict is not None:
+    if proved(report)[1]:
+        yield _trust(report)
+    elif report.verdict is not None:
         yield _results(report, report.verdict)
     if after is not None and kinds[0] == kinds[1]:
         change = units.change(before.bytes, after.bytes)
@@ -450,6 +467,24 @@ def _speed(report: Report, measurement: Measurement) -> Iterator[Tile]:
         yield Tile("Measuring would take", about, "dry run, nothing is timed yet")
     elif measurement.predicted_ratio is not None:
         yield Tile("Whole model, predicted", units.speed(measurement.predicted_ratio), "not timed as a whole")
+
+
+def _next_tile(report: Report) -> Iterator[Tile]:
+    """Yield what to do first where nothing was rewritten."""
+    steps = list(_steps(report)) if report.status in ("kept", "inconclusive") else []
+    if steps:
+        says = "how and why" if len(steps) == 1 else f"how and why, and {count(len(steps) - 1, 'other step')}"
+        yield Tile("What next", steps[0][0], says, target="what-next")
+
+
+def _trust(report: Report) -> Tile:
+    """Return how many forms are proved, and what is known of the whole model."""
+    (exact, proofs), verdict = proved(report), report.verdict
+    says = f"bit for bit; {equality(report)}" if verdict is not None else "bit for bit"
+    if exact < proofs or (verdict is not None and not verdict.passed):
+        return Tile("Proved", f"✗ {exact} of {proofs}", says, "bad")
+    whole = verdict is not None and verdict.skipped is None and bool(compared(verdict)[0])
+    return Tile("Proved", f"{'✓ ' if whole else ''}{exact} of {proofs}", says, "good" if whole else "warn")
 
 
 def _results(report: Report, verdict: Verdict) -> Tile:

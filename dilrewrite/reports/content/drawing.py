@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,13 +38,22 @@ class _Group:
 _Shape = _Node | _Group
 
 
-def shapes(nodes: Sequence[RegionNode]) -> tuple[doc.Shape, ...]:
-    """Return at most about `MOST_BOXES` boxes of a region, from what enters to what leaves."""
+def shapes(nodes: Sequence[RegionNode], most: int = MOST_BOXES) -> tuple[doc.Shape, ...]:
+    """Return at most about so many boxes of a region, from what enters to what leaves."""
     exact = tuple(_Drawer(nodes).shapes(range(len(nodes))))
-    return tuple(map(_drawn, next(drawing for drawing in _drawings(exact) if _boxes(drawing) <= MOST_BOXES)))
+    return tuple(map(_drawn, next(drawing for drawing in _drawings(exact, most) if _boxes(drawing) <= most)))
 
 
-def _drawings(exact: Sequence[_Shape]) -> Iterator[tuple[_Shape, ...]]:
+def kinds(line: Sequence[doc.Shape]) -> Iterator[str]:
+    """Yield the looks of all boxes."""
+    for shape in line:
+        if isinstance(shape, doc.Box):
+            yield shape.kind
+        else:
+            yield from (kind for inner in shape.lines for kind in kinds(inner))
+
+
+def _drawings(exact: Sequence[_Shape], most: int) -> Iterator[tuple[_Shape, ...]]:
     """Yield drawings, each coarser than the one before, the last one coarse enough."""
     yield _folded(exact, lambda shape: shape)
     flat = _folded(exact, _kind)
@@ -51,7 +61,7 @@ def _drawings(exact: Sequence[_Shape]) -> Iterator[tuple[_Shape, ...]]:
     for depth in reversed(range(DEEPEST)):
         flat = _folded([_flat(shape, depth) for shape in flat], _kind)
         yield flat
-    yield _coarse(flat)
+    yield _coarse(flat, most)
 
 
 class _Drawer:
@@ -194,22 +204,29 @@ def _flat(shape: _Shape, depth: int) -> _Shape:
     return replace(shape, lines=tuple(tuple(_flat(inner, depth - 1) for inner in line) for line in shape.lines))
 
 
-def _coarse(line: Sequence[_Shape]) -> tuple[_Shape, ...]:
+def _coarse(line: Sequence[_Shape], most: int) -> tuple[_Shape, ...]:
     """Return as many boxes as there may be, each for about as many shapes."""
-    ends = [round(number * len(line) / MOST_BOXES) for number in range(MOST_BOXES + 1)]
+    ends = [round(number * len(line) / most) for number in range(most + 1)]
     return tuple(_together(line[begin:end]) for begin, end in pairwise(ends) if begin < end)
 
 
 def _boxes(line: Sequence[_Shape]) -> int:
-    return sum(1 if isinstance(s, _Node) else sum(max(_boxes(inner), 1) for inner in s.lines) for s in line)
+    """Return how many boxes are drawn: one for those of equal lines."""
+    return sum(_inside(shape) if isinstance(shape, _Group) else 1 for shape in line)
+
+
+def _inside(group: _Group) -> int:
+    return sum(max(_boxes(line), 1) for line in dict.fromkeys(group.lines))
 
 
 def _drawn(shape: _Shape) -> doc.Shape:
     if isinstance(shape, _Group):
-        return doc.Lines(tuple(tuple(map(_drawn, line)) for line in shape.lines), shape.times)
-    several = len(shape.operators) > 1 or shape.operators[0][1] > 1
-    names = [f"{number} {op}" if several else op for op, number in shape.operators]
+        alike = Counter(shape.lines)
+        counts = tuple(alike.values()) if max(alike.values()) > 1 else ()
+        return doc.Lines(tuple(tuple(map(_drawn, line)) for line in alike), shape.times, counts)
+    names = [f"{number}× {op}" if number > 1 else op for op, number in shape.operators]
     if len(names) > MOST_OPERATORS:
         names[MOST_OPERATORS:] = [f"{sum(number for _, number in shape.operators[MOST_OPERATORS:])} others"]
     dilations = f" d{','.join(map(str, sorted(shape.dilations)))}" if shape.dilations else ""
-    return doc.Box("dilated" if shape.dilations else "", f"{units.joined(*names)}{dilations}", shape.times)
+    conv = "conv" if any(re.match(r"Conv\b", op) for op, _ in shape.operators) else ""
+    return doc.Box("dilated" if shape.dilations else conv, f"{units.joined(*names)}{dilations}", shape.times)

@@ -117,10 +117,8 @@ def _done(report: Report) -> Iterator[doc.Rows]:
         "rewritten" if report.status == "rewritten" else "tried", *_regions(report), *_sites(report, "rewritten")
     )
     yield _row("kept", *_sites(report, "kept"))
-    entries = [(one.action, one.proof) for one in _entries(report)]
-    proofs = [proof for action, proof in entries if proof is not None and (action == "rewritten" or proof.failure)]
-    exact = sum(proof.failure is None for proof in proofs)
-    proved = f"{exact} of {count(len(proofs), 'form')} bit for bit" if proofs else ""
+    exact, proofs = sites.proved(report)
+    proved = f"{exact} of {count(proofs, 'form')} bit for bit" if proofs else ""
     compared = answer.equality(report) if verdict is not None and report.command == "optimize" else ""
     yield _row("proved", joined(proved, f"whole model: {compared}" if compared else "", by="; "))
     if report.engine is not None and report.command == "optimize":
@@ -199,7 +197,7 @@ def _around(report: Report) -> Iterator[doc.Rows]:
     yield _row(
         "left alone", f"{units.listed(left, 3)}: {report.skipped[0].reason}" if left and not report.remaining else ""
     )
-    yield _row("ran on", _ran_on(report))
+    yield _row("ran on", joined(ran_on(report), ran_at(report)))
     if report.output is not None:
         yield _row("written", units.clean(report.output) + _grown(report.before, report.after), whole=True)
     warnings = report.engine.warnings if report.engine is not None and report.command in BUILDERS else ()
@@ -214,21 +212,26 @@ def _grown(before: ModelReport, after: ModelReport | None) -> str:
     return f" ({size(after.bytes)}, {'the same' if after.sha256 == before.sha256 else f'was {size(before.bytes)}'})"
 
 
-def _ran_on(report: Report) -> str:
-    """Return the runtime, the device, and the sizes that it ran on."""
+def ran_on(report: Report) -> str:
+    """Return the runtime and the device."""
     measurement, verdict, here = report.measurement, report.verdict, report.environment
     if measurement is not None:
-        shapes = [f"{name}:{dims(shape)}" for name, shape in measurement.inputs.items()]
         runtime = f"{measurement.backend} ({units.pairs(measurement.versions.items())})"
         settings = [f"{name} {value}" for name, value in measurement.settings.items() if name == "threads"]
         estimated = measurement.source is not TimeKind.MEASURED
         source = f"NOT MEASURED: {measurement.source}, in {measurement.unit}" if estimated else ""
-        return joined(source, runtime, measurement.device, *settings, units.listed(shapes, VALUES))
-    if verdict is not None and verdict.cases:
-        shapes = [f"{name}:{dims(shape)}" for name, shape in verdict.cases[0].shapes.items()]
-        more = f"and {count(len(verdict.cases) - 1, 'further set')} of inputs" if len(verdict.cases) > 1 else ""
-        return joined(verdict.backend, here.processor, joined(units.listed(shapes, VALUES), more, by=" "))
-    return ""
+        return joined(source, runtime, measurement.device, *settings)
+    return joined(verdict.backend, here.processor) if verdict is not None and verdict.cases else ""
+
+
+def ran_at(report: Report) -> str:
+    """Return the sizes that it ran on."""
+    measurement, verdict = report.measurement, report.verdict
+    cases = verdict.cases if verdict is not None else ()
+    sizes = measurement.inputs if measurement is not None else cases[0].shapes if cases else {}
+    more = f"and {count(len(cases) - 1, 'further set')} of inputs" if measurement is None and len(cases) > 1 else ""
+    shapes = [f"{name}:{dims(shape)}" for name, shape in sizes.items()]
+    return joined(units.listed(shapes, VALUES), more, by=" ")
 
 
 def _next(report: Report) -> Iterator[str]:

@@ -235,6 +235,16 @@ def site_table(groups: Sequence[Group], report: Report, brief: bool, inside: boo
     )
 
 
+def proved(report: Report) -> tuple[int, int]:
+    """Return how many of the forms that were taken are proved bit for bit, and how many have a proof.
+
+    One that is wrong counts too, whether it was taken or not.
+    """
+    entries: list[Entry] = [*report.regions, *report.sites]
+    proofs = [one.proof for one in entries if one.proof and (one.action == "rewritten" or one.proof.failure)]
+    return sum(proof.failure is None for proof in proofs), len(proofs)
+
+
 def done(entry: Entry) -> doc.Inline:
     """Return the form that was taken, in its tone."""
     return doc.Span("good", form(entry)) if entry.action == "rewritten" else form(entry)

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES
-from dilrewrite.reports.report import Report
+from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.runtimes import TimeKind
 from dilrewrite.timing.measurement import Attempt, Measurement
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 
+TIME_TITLE = "Time of one run of the whole model, median, in milliseconds"
 TIME_LEGEND = (("whisker", "20th to 80th percentile"),)
 
 MODES = {
@@ -229,8 +230,43 @@ def whole_blocks(report: Report, measurement: Measurement) -> Iterator[doc.Block
         yield doc.Paragraph(f"{units.versus(final)}, {units.count(final.pairs, 'pair')}.")
     if predicted is not None and 0 < predicted < math.inf:
         yield doc.Paragraph(_against_prediction(predicted, final))
-    title = "Time of one run of the whole model, median, in milliseconds"
-    yield doc.Chart(title, tuple(bars), TIME_LEGEND, doc.reach(bars))
+    yield doc.Chart(TIME_TITLE, tuple(bars), TIME_LEGEND, doc.reach(bars))
+
+
+def kept_blocks(report: Report, measurement: Measurement) -> Iterator[doc.Block]:
+    """Yield what was kept against the best that was tried: a version of the model, else the Convs' other forms."""
+    if report.status not in ("kept", "inconclusive") or measurement.final is not None:
+        return
+    if measurement.attempts:
+        best = min((attempt.timing for attempt in measurement.attempts), key=lambda timing: timing.ratio)
+        bars = [
+            time_bar("keep", "kept", best.first, doc.strong("kept")),
+            time_bar("other", "best rewritten version", best.second, "best rewritten version"),
+        ]
+        yield doc.Paragraph(f"The best rewritten version: {units.versus(best)}.")
+        yield doc.Chart(TIME_TITLE, tuple(bars), TIME_LEGEND, doc.reach(bars))
+        return
+    tried = [min(timings, key=lambda timing: timing.ratio) for site in report.sites if (timings := _timings(site))]
+    if not tried:
+        return
+    kept, other = sum(one.first.median_s for one in tried), sum(one.second.median_s for one in tried)
+    some = f"{len(tried)} of {len(report.sites)}" if len(tried) < len(report.sites) else str(len(tried))
+    what = f"{some} dilated Conv{'' if len(report.sites) == 1 else 's'}"
+    both = f"{units.milliseconds(kept)} ms as they are, {units.milliseconds(other)} ms in their fastest other forms"
+    yield doc.Paragraph(f"{what}, each with its neighbours, take together {both}.")
+    bars = [_sum_bar("keep", "kept", kept), _sum_bar("other", "fastest other forms", other)]
+    yield doc.Chart(f"Time of {what}, sum of medians, in milliseconds", tuple(bars), (), doc.reach(bars))
+
+
+def _timings(site: SiteReport) -> list[Comparison]:
+    return [one.timing for one in site.candidates if one.timing is not None and math.isfinite(one.timing.ratio)]
+
+
+def _sum_bar(kind: str, name: str, seconds: float) -> doc.Bar:
+    time = f"{units.milliseconds(seconds)} ms"
+    return doc.Bar(
+        kind=kind, name=f"{name}: {time}", label=doc.strong(name), says=doc.strong(time), value=1000 * seconds
+    )
 
 
 def _names(report: Report) -> tuple[list[str], Sequence[doc.Inline]]:

@@ -211,7 +211,7 @@ def _block(block: doc.Block, width: int) -> Iterator[RenderableType]:
             yield _fitting(title, width)
             for part in block.content:
                 yield from _block(part, width)
-        case doc.Chart() | doc.Drawing():
+        case doc.Chart() | doc.Drawing() | doc.Change():
             return
 
 

@@ -1,44 +1,61 @@
-"""The report as one HTML file that needs nothing else: the answer, charts of what was measured, and every figure."""
+"""The report as one HTML file that needs nothing else: the answer, charts of what was measured, and every figure.
+
+Its one script only adds a button that copies; nothing else runs, and nothing is loaded, which its policy holds.
+"""
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import html
 import importlib.resources
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import starmap
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports.content import document
 from dilrewrite.reports.formats import Format
+from dilrewrite.reports.formats import _graph as graph
 from dilrewrite.reports.report import Report
 from dilrewrite.reports.units import clean
 
 SIGNS = {"good": "✓", "warn": "!", "bad": "✗"}  # of a status by its tone
 ARROW = '<span class="arrow">-&gt;</span>'  # no line ends within it
-INLINE = frozenset({"a", "b", "code", "path", "rect", "span", "td", "th"})  # they do not end a line of the source
+INLINE = frozenset({"a", "b", "code", "path", "rect", "span", "td", "text", "th"})  # they end no line of the source
 LINES = {"whisker": "M3 7H21M3 3V11M21 3V11", "mark": "M12 0V14"}  # looks in a legend that are no box
+SHORT = 16  # a value of fewer characters stands in one line
 WIDTH, HEIGHT = 1000, 24  # the size of a plot in its own units; it is stretched to the width there is
 
 
 def render(report: Report) -> str:
-    """Return a page from the answer to the details; charts are SVG, long parts fold, and there is no script."""
-    page, style = document(report), importlib.resources.files(__package__).joinpath("page.css")
+    """Return a page from the answer to the details; charts are SVG, long parts fold, and all of it needs no script."""
+    page, style, script = document(report), _file("page.css"), _file("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     head = element(
         "head",
         element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", escape(f"dilrewrite {page.command}: {page.status}: {page.path}")),
-        element("style", Html(style.read_text(encoding="utf-8"))),
+        element("style", Html(style)),
     )
-    body = element("body", element("main", *_page(page)))
+    body = element("body", element("main", *_page(page)), Html(f"<script>{script}</script>\n"))
     return f"<!doctype html>\n{element('html', head, body, lang='en')}"
 
 
 OPENING = r"<!doctype html>\s*<html[^>]*>\s*<head>.*<title>dilrewrite \w+: "
 REPORT = Format(render=render, filename="report.html", default=True, opening=OPENING)
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 class Html(str):
@@ -64,9 +81,9 @@ def text(value: doc.Inline) -> Html:
     match value.mark:
         case "":
             return text(content)
-        case "code":  # a line may break inside it
+        case "code" | "copy" as mark:  # a line may break inside it
             name = re.sub(r"([/_])(?=.)", r"\1<wbr>", escape(doc.plain(content)))
-            return element("code", Html(name.replace("-&gt;", ARROW)))
+            return element("code", Html(name.replace("-&gt;", ARROW)), class_="copy" if mark == "copy" else None)
         case "strong":
             return element("b", content)
         case "link":
@@ -90,22 +107,68 @@ def element(tag: str, *content: doc.Inline, **attributes: str | None) -> Html:
 def _page(page: doc.Document) -> Iterator[Html]:
     sign = element("span", SIGNS.get(page.tone, "●"), aria_hidden="true")
     status = element("span", sign, f" {page.status}", class_=f"status {page.tone or 'plain'}")
-    tiles = []
-    for tile in page.tiles:
-        name, below = (element("span", said, class_="muted") for said in (tile.name, tile.below))
-        tiles.append(element("div", name, element("b", tile.value, class_=tile.tone or "plain"), below, class_="tile"))
+    facts = page.facts.rows if page.facts is not None else ()
+    about = [element("div", element("dt", what), element("dd", says)) for what, says in facts]
     yield element(
         "header",
         element("p", status, " ", element("b", f"dilrewrite {page.command}"), " ", doc.Span("code", page.path)),
         element("h1", page.answer),
-        element("div", *tiles, class_="tiles"),
+        *(_banner(section) for section in page.sections if section.tone),
+        element("div", *map(_tile, page.tiles), class_="tiles") if page.tiles else "",
+        element("dl", *about) if about else "",
     )
-    parts = [(section.title.lower().replace(" ", "-"), section) for section in page.sections]
+    parts = [(_anchor(section), section) for section in page.sections if not section.tone]
     links = [Html(f"{element('a', part.title, href=f'#{anchor}')} ") for anchor, part in parts]
     yield element("nav", *links, aria_label="Parts of this report")
     for anchor, part in parts:
         yield element("section", element("h2", part.title), *map(_block, part.blocks), id=anchor)
     yield element("footer", element("p", page.closing))
+
+
+def _anchor(section: doc.Section) -> str:
+    return re.sub(r"\W+", "-", section.title.lower())
+
+
+def _banner(section: doc.Section) -> Html:
+    """Return a section that is to be seen before any figure."""
+    title = element("p", element("b", section.title))
+    return element("div", title, *map(_block, section.blocks), class_=f"banner {section.tone}", role="note")
+
+
+def _tile(tile: doc.Tile) -> Html:
+    name, below = element("span", tile.name, class_="muted"), doc.muted(tile.below)
+    if tile.target:
+        below = doc.Span("link", tile.below, tile.target)
+    value = element("b", tile.value, class_=f"{tile.tone or 'plain'}{' short' if len(tile.value) < SHORT else ''}")
+    return element("div", name, value, element("span", below), class_=f"tile{' words' if tile.target else ''}")
+
+
+def _links(part: doc.Inline) -> Iterator[doc.Span]:
+    if isinstance(part, tuple):
+        for inner in part:
+            yield from _links(inner)
+    elif isinstance(part, doc.Span):
+        yield from [part] if part.mark == "link" else _links(part.content)
+
+
+def _unlinked(part: doc.Inline) -> doc.Inline:
+    """Return a part without links, which may not stand where a click opens a fold."""
+    if isinstance(part, tuple):
+        return tuple(map(_unlinked, part))
+    if isinstance(part, doc.Span):
+        return part.content if part.mark == "link" else replace(part, content=_unlinked(part.content))
+    return part
+
+
+def _fold(fold: doc.Fold) -> Html:
+    about = [element("span", _unlinked(line), class_="about") for line in fold.about]
+    title = _unlinked(fold.title)
+    summary = element("summary", element("h3", title) if fold.group else title, *about)
+    links = [*_links(fold.title), *(link for line in fold.about for link in _links(line))]
+    rows = [element("p", "To its row: " if len(links) == 1 else "To the rows: ", doc.commas(links), class_="about")]
+    shown, group = "" if fold.shown else None, "group" if fold.group else None
+    content = [*(rows if links else []), *map(_block, fold.content)]
+    return element("details", summary, *content, open=shown, class_=group)
 
 
 def _block(block: doc.Block) -> Html:
@@ -120,16 +183,16 @@ def _block(block: doc.Block) -> Html:
         case doc.Table():
             return _table(block)
         case doc.Fold():
-            about = [element("span", line, class_="about") for line in block.about]
-            title = element("h3", block.title) if block.group else block.title
-            summary = element("summary", title, *about)
-            shown, group = "" if block.shown else None, "group" if block.group else None
-            return element("details", summary, *map(_block, block.content), open=shown, class_=group)
+            return _fold(block)
         case doc.Chart():
             return _chart(block)
         case doc.Drawing():
             drawn = element("div", *_line(block.shapes), class_="flow")
             return element("figure", element("figcaption", block.title), drawn)
+        case doc.Change():
+            both = [_side(*side) for side in (("before", block.before), ("after", block.after))]
+            legend = element("p", *starmap(_key, block.legend), class_="legend")
+            return element("figure", element("figcaption", block.title), element("div", *both, class_="change"), legend)
 
 
 def _line(shapes: Sequence[doc.Shape]) -> list[Html]:
@@ -143,12 +206,27 @@ def _shape(shape: doc.Shape) -> Html:
     times = element("b", f" ×{shape.times}", class_="times") if shape.times > 1 else ""
     if isinstance(shape, doc.Box):
         return element("span", shape.label, times, class_=f"node {shape.kind}".rstrip())
-    lines = [element("div", *_line(line), class_="flow") for line in shape.lines]
+    lines = [element("div", *_line(line), _alike(shape, i), class_="flow") for i, line in enumerate(shape.lines)]
     return element("div", *lines, times, class_="fork")
 
 
+def _alike(fork: doc.Lines, place: int) -> doc.Inline:
+    number = fork.alike[place] if fork.alike else 1
+    return element("span", f"{number} alike", class_="times") if number > 1 else ""
+
+
+def _side(name: str, shapes: Sequence[doc.Shape]) -> Html:
+    """Return the drawing of one side of a change, below its name."""
+    width, height, parts = graph.column(shapes)
+    drawn = [element(tag, escape(label), **attributes) for tag, label, attributes in parts]
+    says = f"{name}: {', then '.join(graph.words(shape) for shape in shapes)}"
+    size = {"width": f"{width:.0f}", "height": f"{height:.0f}", "viewBox": f"0 0 {width:.0f} {height:.0f}"}
+    picture = element("svg", *drawn, class_="graph", role="img", aria_label=says, **size)
+    return element("div", element("b", name), _scroll(name, picture))
+
+
 def _scroll(title: str, table: Html) -> Html:
-    return element("div", table, class_="scroll", role="region", aria_label=title, tabindex="0")
+    return element("div", table, class_="scroll", role="group", aria_label=title, tabindex="0")
 
 
 def _table(table: doc.Table) -> Html:

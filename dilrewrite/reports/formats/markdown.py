@@ -31,7 +31,7 @@ def code(text: str) -> str:
 def cell(text: doc.Inline) -> str:
     """Return `text` so that no character of it is taken as markup inside a line or a table."""
     if isinstance(text, doc.Span):
-        return code(doc.plain(text.content)) if text.mark == "code" else cell(text.content)
+        return code(doc.plain(text.content)) if text.mark in ("code", "copy") else cell(text.content)
     if isinstance(text, tuple):
         return "".join(map(cell, text))
     text = re.sub(r"[\\*\[\]~]", r"\\\g<0>", clean(text))
@@ -52,6 +52,8 @@ def _heading(level: int, text: doc.Inline) -> list[str]:
 def _page(page: doc.Document) -> Iterator[str]:
     yield from _heading(1, f"dilrewrite {page.command}: {page.status}")
     yield from (f"**{cell(page.answer).strip()}**", "")
+    if page.facts is not None:
+        yield from _block(page.facts, 2)
     for section in page.sections:
         yield from _heading(2, section.title)
         for block in section.blocks:
@@ -76,7 +78,7 @@ def _block(block: doc.Block, level: int) -> Iterator[str]:
                 yield from (prose(line), "")
             for part in block.content:
                 yield from _block(part, level + 1)
-        case doc.Chart() | doc.Drawing():
+        case doc.Chart() | doc.Drawing() | doc.Change():
             return
 
 
