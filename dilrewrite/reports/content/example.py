@@ -39,7 +39,8 @@ def example_blocks(report: Report) -> Iterator[doc.Block]:
     shapes = [drawing.shapes(nodes, MOST_BOXES) for nodes in (before, after)]
     kinds = {kind or "layout" for line in shapes for kind in drawing.kinds(line)}
     legend = tuple((kind, name) for kind, name in LOOKS if kind in kinds)
-    yield doc.Change("Both take the same and give the same; read from top to bottom", shapes[0], shapes[1], legend)
+    title = "Both take the same input and give the same output; read from top to bottom"
+    yield doc.Change(title, shapes[0], shapes[1], legend)
 
 
 def data(nodes: Sequence[RegionNode]) -> tuple[list[RegionNode], int]:
