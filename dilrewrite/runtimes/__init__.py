@@ -24,6 +24,7 @@ from dilrewrite.runtimes._artifact import Artifact as Artifact
 from dilrewrite.runtimes._artifact import Runnable as Runnable
 from dilrewrite.runtimes._artifact import artifact as artifact
 from dilrewrite.runtimes._artifact import contained as contained
+from dilrewrite.runtimes._artifact import fixed as fixed
 from dilrewrite.runtimes._failures import CannotLoad as CannotLoad
 from dilrewrite.runtimes._failures import CannotRun as CannotRun
 from dilrewrite.runtimes._failures import Crashed as Crashed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,15 @@ def artifact(runnable: Runnable) -> Artifact:
     else:
         text.update(runnable.model)
     return Artifact(digest=text.hexdigest(), _held=runnable)
+
+
+def fixed(runnable: Runnable, shapes: Mapping[str, tuple[int, ...]]) -> ModelProto:
+    """Return a model with the sizes of its inputs fixed and its weights inside. Raises CannotLoad."""
+    proto = contained(runnable)
+    for value in proto.graph.input:
+        for size, extent in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            size.dim_value = extent
+    return proto
 
 
 def contained(runnable: Runnable) -> ModelProto:

@@ -24,6 +24,7 @@ from dilrewrite.runtimes import (
     TimedBackend,
     artifact,
     contained,
+    fixed,
     repeated,
 )
 
@@ -83,10 +84,7 @@ class OpenCvDnn(TimedBackend):
 
     def prepare(self, model: Runnable, shapes: Mapping[str, tuple[int, ...]]) -> Artifact:
         """Return the model with the sizes of its inputs fixed, and its weights inside."""
-        proto = contained(model)
-        for value in proto.graph.input:
-            for size, extent in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
-                size.dim_value = extent
+        proto = fixed(model, shapes)
         for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
             value.type.tensor_type.shape.SetInParent()  # OpenCV takes no value without a shape, and infers its own
         return artifact(Runnable(model=proto.SerializeToString()))
