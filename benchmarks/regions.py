@@ -37,6 +37,7 @@ from dilrewrite.timing.agreement import allowed
 from dilrewrite.timing.budget import Budget
 from dilrewrite.timing.cache import open_cache
 from dilrewrite.timing.measure import Meter
+from dilrewrite.timing.speed import between, speed
 
 STAGE = Path(__file__).parents[1] / "models" / "resnet_stage_os8.onnx"
 SITE_FORMS = {1: ("space_to_batch", "lift", "space_to_axis"), 2: ("space_to_batch", "tap_zones")}
@@ -104,7 +105,7 @@ def measured(
                 row |= timed(meter, original, version, options.seconds, tolerance)
             except RuntimeFailure as error:
                 row["not_run"] = str(error)
-            print(name, version.name, _ratio(row), flush=True)
+            print(name, version.name, _speed(row), flush=True)
             rows.append(row)
     except (RuntimeFailure, DilrewriteError) as error:
         rows.append({"model": name, "sites": len(found.sites), "version": "original", "not_run": str(error)})
@@ -145,10 +146,10 @@ def difference(before: Array, after: Array) -> float:
 # -- the page --------------------------------------------------------------------------------------------------------
 
 
-def _ratio(row: Mapping[str, Any]) -> str:
+def _speed(row: Mapping[str, Any]) -> str:
     if "ratio" not in row:
         return f"not run: {row['not_run']}".replace("|", "\\|").replace("\n", " ")[:200]
-    text = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    text = f"{speed(row['ratio'])} ({between(row['low'], row['high'])})"
     return (f"**{text}**" if row["faster"] else text) + (" †" if row["differs"] else "")
 
 
@@ -165,7 +166,7 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['rewritten']} of {row['sites']}" if row.get("rewritten") else "-",
         str(row.get("left", "-")),
         _ms(first) if first else "-",
-        _ratio(row),
+        _speed(row),
         f"{row['difference']:.1e}" if "difference" in row else "-",
     )
 
@@ -195,23 +196,23 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> str:
         return "-"
     best = min(rows, key=lambda row: float(row["ratio"]))
     form = f" `{best['version']}`" if "_region" not in best["version"] else ""
-    return f"{_ratio(best)}{form}"
+    return f"{_speed(best)}{form}"
 
 
 def page(rows: Sequence[Mapping[str, Any]], about: dict[str, Any], options: argparse.Namespace) -> list[str]:
     """The page of results."""
     lines = heading("Regions against single Convs", about)
     lines += [
-        "Time of a version of the model as a multiple of the original's, with its 95 % interval, in pairs, "
+        "How fast a version of the model is against the original, with its 95 % interval, in pairs, "
         f"{options.threads} thread{'s' if options.threads > 1 else ''}; **bold**: faster beyond margin, noise and "
-        "interval. A strategy's name: at every Conv that it does not refuse. `phase_region 2x2 + 2x2`: in phases of "
-        "2x2, and what is left of the dilation in there once more; `+ space_to_batch`: at the Convs that no region "
+        "interval. A form's name: at every Conv that it does not refuse. `phase_region 2x2 + 2x2`: in phases of "
+        "2x2, and the rest of the dilation in there once more; `+ space_to_batch`: at the Convs that no region "
         "takes. *Left*: dilated Convs in the version. *Difference*: the largest one of the outputs on this runtime, as "
         "a share of the largest value; " + DIFFERS + " "
         f"One run of `python benchmarks/regions.py --backend {about['backend']}`.",
         "",
     ]
-    columns = ("model", "version", "#Convs", "#left", "#original, ms", "#after / before", "#difference")
+    columns = ("model", "version", "#Convs", "#left", "#original, ms", "#speed", "#difference")
     lines += table(columns, [_row(row) for row in rows])
     lines += ["The best of each kind, for docs/performance.md:", ""]
     told = f"{taken(about)} {DIFFERS}" if any(row.get("differs") for row in rows) else taken(about)

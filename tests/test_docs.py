@@ -29,6 +29,7 @@ from dilrewrite.reports.reasons import OUTCOMES, WORDS
 from dilrewrite.reports.report import EXIT_CODES
 from dilrewrite.runtimes import backends
 from dilrewrite.tensorrt.bindings import installed
+from dilrewrite.timing.speed import speed
 from tests import models_for_tests as tiny
 from tests.plug_ins import EXAMPLES
 
@@ -85,8 +86,8 @@ def test_the_commands_for_tensorrt_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those that need a GPU say what is missing where there is none; all others are done."""
-    section = README[README.index("## TensorRT") :].partition("\n## ")[0]
-    commands = [line for block in blocks(section, "sh") for line in block.splitlines()]
+    page = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    commands = [line for block in blocks(page, "sh") for line in block.splitlines()]
     assert len(commands) == 7
     shutil.copytree(ROOT / "models", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
@@ -194,14 +195,13 @@ def test_the_commands_of_convbench_are_understood(monkeypatch: pytest.MonkeyPatc
         for line in block.splitlines()
         if line.startswith("dilrewrite convbench")
     ]
-    assert len(commands) == 6
+    assert len(commands) == 5
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
-    assert len(ran) == 5, "one lists only"
+    assert len(ran) == 4, "one lists only"
 
 
 TABLES = {
-    ("README.md", "`--strategy`"): "write by hand: | `NAME` | what it does |",
     ("docs/backends.md", "name"): "write by hand: | `NAME` | what it times on | when it is ready | never |",
     ("docs/backends.md", "form"): (
         "run `python benchmarks/engines.py`, then copy the table from benchmarks/results/engines-tensorrt_rtx.md"
@@ -245,8 +245,7 @@ OWN = sorted(path.stem for path in (ROOT / "dilrewrite" / "forms" / "strategies"
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_strategy_has_its_own_rows(name: str) -> None:
-    """In the README and, where what makes them is installed, in the tables of layers and of PyTorch's methods."""
-    row("README.md", "`--strategy`", name)
+    """Where what makes them is installed, in the tables of layers and of PyTorch's methods."""
     if installed("tensorrt-rtx") and name not in ("keep", "tap_prune"):  # what all is compared with, and no case in it
         row("docs/backends.md", "form", name)
     if importlib.util.find_spec("torch") is not None:
@@ -255,7 +254,8 @@ def test_a_strategy_has_its_own_rows(name: str) -> None:
 
 def test_every_form_of_a_region_has_its_row_and_no_row_is_left_over() -> None:
     regional = {path.stem for path in (ROOT / "dilrewrite" / "forms" / "regions").glob("[!_]*.py")}
-    assert regional <= set(rows("README.md", "`--strategy`")) <= {*OWN, *regional}
+    overview = (ROOT / "docs" / "forms" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[`(\w+)`\]", overview, re.MULTILINE)) == {*OWN, *regional}
 
 
 def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,6 +445,35 @@ def test_the_page_of_a_form_shows_what_it_writes(name: str, tmp_path: Path) -> N
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 
 
+def test_the_readme_shows_a_screen_and_fits_a_few() -> None:
+    """That of the tutorial's run; one command, one picture, and under 120 lines."""
+    shown(ROOT / "README.md", "report", console.on_screen(outside(ROOT / "scripts" / "tutorial.py").recorded("report")))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 120
+    assert len(re.findall(r"^!\[[^\]]+\]\(docs/[a-z]+\.svg\)$", text, re.MULTILINE)) == 1
+
+
+WINS = {
+    "splice_sites": "SpliceAI-like net",
+    "pytorch_tcn_causal_dyn": "pytorch-tcn",
+    "causal_tcn": "causal TCN",
+    "Piper (joe, medium)": "Piper voice",
+    "hifigan_vocoder": r"HiFi-GAN (?:vocoder|\(models/\))",
+}
+"""Models of the results, as the README and docs/performance.md begin their rows."""
+
+
+@pytest.mark.parametrize("name", WINS)
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_wins_are_those_of_the_results(name: str, page: str) -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "models-onnxruntime_cpu.json").read_text(encoding="utf-8"))
+    runs = [row for row in results["rows"] if row["name"] == name and row["mode"] == "default"]
+    rows = rf"^\| {WINS[name]}.*(?:faster|inconclusive).*$"
+    (line,) = re.findall(rows, (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    told = re.findall(r"[\d.]+x \w+(?=\*\*)|inconclusive", line)
+    assert told == [speed(row["fresh"]["final"]["ratio"]) if row.get("fresh") else row["status"] for row in runs]
+
+
 @pytest.mark.parametrize("name", ["inspect", "report", "bench"])
 def test_the_tutorial_shows_its_reports(name: str) -> None:
     """Those of its run, which are kept beside it, as one screen says them today."""
@@ -511,36 +540,6 @@ def test_the_page_about_kept_models_has_the_words_of_reports() -> None:
     assert len(phrases) > 10
     for phrase in phrases:
         assert any(phrase in words for words in [*WORDS.values(), *OUTCOMES.values()]), f"no reason says {phrase!r}"
-
-
-PRIVATE = (
-    r"(is|are|was|were) told\b",
-    r"told as\b",
-    r"(has|have|had) met\b",
-    r"what is left",
-    r"is left\.",
-    r"(did not|does not|do not) reach\b",
-    r"nobody has thrown",
-    r"asked (what|about|never)\b",
-    r"runs a block, in the same order",
-    r"of those gains",
-    r"whatever (else )?was found",
-    r"loses each of the first six pairs",
-    r"their ratio is told",
-    r"is in the report as a doubt",
-    r"tool had chosen none",
-    r"that the clock does not see",
-    r"layout of the rewrite",
-)
-"""What people do not say: see the sentences with them before they were mended, in the history of these pages."""
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
-def test_no_page_speaks_a_private_language(page: Path) -> None:
-    if page.name == "report-schema.md":
-        return  # made of the docstrings
-    text = " ".join(page.read_text(encoding="utf-8").split())
-    assert not [found.group() for words in PRIVATE for found in re.finditer(rf".{{0,40}}{words}.{{0,20}}", text)]
 
 
 def test_the_example_for_onnx_ir_runs(

@@ -32,9 +32,11 @@ from dilrewrite.timing.outcome import Outcome
 
 
 def matches(pattern: str | None, node: Site | Skipped) -> bool:
-    """Say whether the regular expression is found in a node's name, `where/name`, or output."""
-    names = (node.name, f"{node.where}/{node.name}", node.output if isinstance(node, Site) else "")
-    return pattern is not None and any(re.search(pattern, name) for name in names if name)
+    """Say whether a regular expression is in what a node is called, its own name, these after `where/`, or output."""
+    names = [name for name in (node.name, node.node) if name]
+    names += [f"{node.where}/{name}" for name in names]
+    names += [node.output] if isinstance(node, Site) else []
+    return pattern is not None and any(re.search(pattern, name) for name in names)
 
 
 def left_out(scope: Scope, node: Site | Skipped) -> Reason | None:

@@ -40,7 +40,8 @@ def site(decision: Decision, backend: str = "") -> SiteReport:
     found, measured = decision.site, decision.measured
     explicit = found.geometry.explicit()
     share = explicit.data_share()
-    same = {name: getattr(found, name) for name in ("where", "name", "output", "key", "opset", "geometry", "ends")}
+    fields = ("where", "name", "node", "output", "key", "opset", "geometry", "ends")
+    same = {name: getattr(found, name) for name in fields}
     return SiteReport(
         **same,
         multiply_adds=explicit.multiply_adds(),

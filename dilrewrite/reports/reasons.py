@@ -166,11 +166,16 @@ def wrong(decision: Decision) -> str:
     """Return what is wrong with a form that is not equal to its site."""
     form = "keep with explicit pads" if decision.wrong == "keep" else decision.wrong
     failure = decision.proof.failure if decision.proof is not None else None
-    return f"{decision.site.key}: {form} is wrong: {failure}"
+    return f"{placed(decision.site.where, decision.site.name)}: {form} is wrong: {failure}"
+
+
+def placed(where: str, name: str) -> str:
+    """Return what a node is called in tables and sentences: its name, after the graph's unless that is the main one."""
+    return name if where == "main" else f"{where}/{name}"
 
 
 def left(node: Decision | Skipped, backend: str = "") -> str:
     """Return a node that keeps its dilation, and why."""
     if isinstance(node, Skipped):
-        return f"{node.where}/{node.name} ({node.op}): {node.reason}"
-    return f"{node.site.where}/{node.site.name}: {of(node, backend)}"
+        return f"{placed(node.where, node.name)} ({node.op}): {node.reason}"
+    return f"{placed(node.site.where, node.site.name)}: {of(node, backend)}"

@@ -76,7 +76,7 @@ class SiteReport:
     where: str
     """The graph it is in: `main`, a subgraph's path, or a function."""
     name: str
-    """The node's name, or its output's when it has none."""
+    """Its module's path where the exporter wrote it, else the node's name, or its output's when it has none."""
     output: str
     """Name of its output tensor."""
     key: str
@@ -109,6 +109,8 @@ class SiteReport:
     """The least and the most that `share` may be, by parts of those runs; `None` when not measured."""
     ran: tuple[tuple[int, ...], ...] = ()
     """Its input shapes in one run of the model, most frequent first; several in a Loop; empty when not measured."""
+    node: str = ""
+    """The node's own name in the file."""
     question: int | None = None
     """Sites with the same number were measured as one; `None` when there was nothing to measure."""
     predicted_gain: float | None = None

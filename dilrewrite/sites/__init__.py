@@ -93,6 +93,8 @@ class Site:
     makes; weights are operands of the `parts`, which a fragment's Convs are numbered by. `meaning` is what strategies
     see. `follow` are the places of what comes right after and may stand between a fragment's core and exit: at most one
     unary operator, and the QuantizeLinear of a quantised site (`quantizes_output` when it is there). Sites may overlap.
+    `name` is what people read: the module's path where the exporter wrote it, else the node's own (`node`), or the
+    output.
     `ends`: of a region, what stands around it and why it did not go along, in words; of a quantised Conv that no
     QuantizeLinear follows, what reads its real numbers.
     """
@@ -110,6 +112,7 @@ class Site:
     operands: Mapping[tuple[int, int], Operand] = field(default_factory=dict)
     follow: tuple[int, ...] = ()
     quantizes_output: bool = False
+    node: str = ""
     ends: tuple[str, ...] = ()
 
     @property
@@ -182,7 +185,7 @@ class Normalisation:
     index: int
     """Its place in that graph's node list, from 0."""
     name: str
-    """The node's name, or its output's."""
+    """Its module's path where the exporter wrote it, else the node's name, or its output's."""
     dilations: tuple[int, ...] | None = None
     """New dilations: 1 on axes with kernel 1."""
     pads: tuple[int, ...] | None = None
@@ -196,13 +199,15 @@ class Skipped:
     where: str
     """The graph it is in."""
     name: str
-    """The node's name, or its output's."""
+    """Its module's path where the exporter wrote it, else the node's name, or its output's."""
     op: str
     """Operator."""
     dilations: tuple[int, ...]
     """Its dilations; empty when the attribute refers to a function's."""
     reason: str
     """Why it is left alone."""
+    node: str = ""
+    """The node's own name in the file."""
 
     @property
     def convolution(self) -> bool:

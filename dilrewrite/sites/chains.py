@@ -294,7 +294,7 @@ def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts
     borders = ([name for name in names if name in view.tensors] for names in (inputs, outputs))
     first = scope.nodes[places[0]]
     return Site(
-        scope=scope.path, where=scope.where, name=first.name or first.output[0], nodes=places,
+        scope=scope.path, where=scope.where, name=scope.label(first), nodes=places,
         inputs=inputs, outputs=outputs, meaning=chain.renamed(),
         parts=tuple(parts.values()), opset=scope.opset, ir_version=scope.ir_version, operands=operands,
         ends=tuple(dict.fromkeys(ends(scope, whole, view.reads, members, *borders))),

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from dilrewrite.forms import grid, lift
 from dilrewrite.forms.chain import Chain
-from dilrewrite.sites.operators import label_of
 from dilrewrite.sites.scopes import Scope
 
 UNKNOWN, ODD, CHEAPER = "not known to keep the layout", "does not keep the layout as it stands", "costs less outside"
@@ -29,7 +28,7 @@ def ends(
 
     def node(place: int) -> str:
         why = CHEAPER if reads[place] is not None else ODD if whole.links[place].op in rules else UNKNOWN
-        return f"{scope.nodes[place].op_type} {label_of(scope.nodes[place])!r}: {why}"
+        return f"{scope.nodes[place].op_type} {scope.label(scope.nodes[place])!r}: {why}"
 
     for name in enters:
         maker = scope.producers.get(name)

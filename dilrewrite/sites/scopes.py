@@ -23,6 +23,19 @@ ELEMENTS = {NAMED[name].number: name for name in (*FLOATS, "int8", "uint8", "int
 """The types of what a Conv, or the DequantizeLinear before it, reads: {ONNX's number: name}."""
 
 
+def module_of(node: NodeProto) -> str:
+    """Return the path of the PyTorch module that a node comes from, as `torch.onnx.export` wrote it; may be empty.
+
+    `pkg.torch.onnx.name_scopes` is `['', 'layers', 'layers.1.conv', 'conv1d_2']`: modules from outside in, then the
+    call. `namespace` is `: Net/layers: Sequential/layers.1.conv: Conv1d/conv1d_2: aten.conv1d.default`.
+    """
+    told = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = [part.strip("[]'\" ") for part in told.get("pkg.torch.onnx.name_scopes", "").split(",")]
+    if len(scopes) < 2:
+        scopes = [part.partition(": ")[0] for part in told.get("namespace", "").split("/")]
+    return scopes[-2] if len(scopes) > 1 else ""
+
+
 @dataclass
 class Scope:
     """A node list with an index. `captured`: names that the graphs inside its nodes read; `trained`: that change."""
@@ -66,6 +79,21 @@ class Scope:
             node.name if node.name and counts[node.name] == 1 else f"{node.name or node.op_type}#{index}"
             for index, node in enumerate(self.nodes)
         ]
+
+    @functools.cached_property
+    def _exported(self) -> Counter[tuple[str, str]]:
+        return Counter((module_of(node), node.op_type) for node in self.nodes)
+
+    def label(self, node: NodeProto) -> str:
+        """Return what a node of this scope is called: its module's path, else its own name, or its output's.
+
+        Where a module holds several of its kind, or runs several times, the node's own name follows the path.
+        """
+        own = node.name or (node.output[0] if node.output else node.op_type)
+        path = module_of(node)
+        if not path:
+            return own
+        return path if self._exported[path, node.op_type] == 1 else f"{path}/{own}"
 
     def _home(self, name: str) -> Scope | None:
         scope: Scope | None = self

@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed out"
     """The runtime did not answer."""
     NO_TIME = "no time"
-    """The budget did not reach it."""
+    """The budget was spent before it was timed."""
     NOT_MEASURED = "not measured"
     """It could not be timed, as `cause` says."""
     PLANNED = "planned"

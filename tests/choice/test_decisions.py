@@ -510,7 +510,7 @@ DAMAGE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "a site twice": (edited(lambda d: d["sites"].append(d["sites"][0])), "damaged: main/a is there twice"),
     "a site missing": (edited(lambda d: d["sites"].pop(0)), "nothing is decided about the node main/early"),
     "a geometry of another": (edited(lambda d: d["sites"][0].update(geometry="0" * 16)), "main/early"),
-    "an unknown form": (edited(lambda d: d["sites"][0].update(strategy="magic")), "main/a: magic: no strategy 'magic'"),
+    "an unknown form": (edited(lambda d: d["sites"][0].update(strategy="magic")), "main/a: magic: no form 'magic'"),
     "no form": (edited(lambda d: d["sites"][0].update(strategy="")), "main/a"),
     "an unknown setting": (edited(lambda d: d["sites"][0].update(strategy="im2col:magic=1")), "no setting 'magic'"),
     "a wrong value": (edited(lambda d: d["sites"][0].update(strategy="im2col:limit_nodes=few")), "limit_nodes='few'"),

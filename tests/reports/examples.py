@@ -930,7 +930,7 @@ REPORTS: dict[str, Report] = {
         "dilation left",
         options={"eliminate": True, "max_dilation": 2},
         sites=(site("a", max_dilation_left=1, strategy="space_to_batch"), kept("b", geometry=UNKNOWN)),
-        remaining=("main/b: no other form applies", "main/up (ConvTranspose): ConvTranspose is not rewritten"),
+        remaining=("b: no other form applies", "up (ConvTranspose): ConvTranspose is not rewritten"),
         skipped=REWRITTEN.skipped[:1],
     ),
     "inspected": report(

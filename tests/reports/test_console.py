@@ -50,8 +50,13 @@ class Ascii(io.StringIO):
     encoding = "ascii"
 
 
+def head(text: str) -> str:
+    """The answer at the top, in one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 def first(name: str) -> str:
-    return " ".join(console.to_text(REPORTS[name]).partition("\n\n")[0].split())
+    return head(console.to_text(REPORTS[name]))
 
 
 def flat(text: str) -> str:
@@ -87,10 +92,10 @@ def test_what_fits_no_table_is_a_list():
     names = [f"{i}" * 30 for i in range(4)]
     report = replace(REPORTS["measured"], sites=tuple(won(name, question=i) for i, name in enumerate(names)))
     text = console.to_text(report, 72)
-    assert all(f"main/{name}" in text for name in names)
+    assert all(f"{name}" in text for name in names)
     name = "a_module." * 30
     assert re.search(
-        r"a_module\.[a_.]*\.\.\.[a_mdule.]*a_module\.", console.to_text(replace(report, sites=(won(name),)), 72)
+        r"a_module\.[\w.]*\.\.\.[\w.]*a_module\.", console.to_text(replace(report, sites=(won(name),)), 72)
     )
 
 
@@ -234,12 +239,12 @@ def test_not_every_form_proved():
 
 def test_one_kept():
     report = replace(REPORTS["kept"], sites=(kept("a"),))
-    assert answered(report).startswith("kept the only dilated Conv: the cheapest other form, space_to_batch, is")
+    assert answered(report).startswith("kept the only dilated Conv: the best other form, space_to_batch, is")
 
 
 def test_kept_among_others_that_cannot_be_rewritten():
     report = replace(REPORTS["kept"], sites=(kept("a"),), skipped=REPORTS["rewritten"].skipped)
-    assert answered(report).startswith("kept all 3 (2 of them cannot be rewritten): the cheapest")
+    assert answered(report).startswith("kept all 3 (2 of them cannot be rewritten): the best")
 
 
 def test_nothing_that_can_be_rewritten():
@@ -266,8 +271,8 @@ def test_failures_come_first():
 def test_remaining_nodes_come_with_their_reasons():
     lines = console.to_text(REPORTS["dilation-left"]).splitlines()
     assert lines[3:5] == [
-        "- main/b: no other form applies",
-        "- main/up (ConvTranspose): ConvTranspose is not rewritten",
+        "- b: no other form applies",
+        "- up (ConvTranspose): ConvTranspose is not rewritten",
     ]
 
 
@@ -435,10 +440,10 @@ def test_slower_is_not_green():
 
 def test_sites_that_differ_in_numbers_only_are_one_row():
     text = console.to_text(REPORTS["measured"])
-    assert re.search(r"rounding 1.1 to +│\n.* 1.5x native +│", text)
-    assert text.count("main/stage0 ") == 1
-    assert re.search(r"│ 5 │ main/stage0 +│ +50.5 % │", text)
-    assert re.search(r"│   │ main/stage1 +│ +\+18.0 % │", text)
+    assert re.search(r"rounding 1.1 to +│\n.* 1.5x keep +│", text)
+    assert text.count("stage0 ") == 1
+    assert re.search(r"│ 5 │ stage0 +│ +50.5 % │", text)
+    assert re.search(r"│   │ stage1 +│ +\+18.0 % │", text)
 
 
 def test_forms_have_a_time_or_a_reason():
@@ -453,7 +458,7 @@ def test_forms_have_a_time_or_a_reason():
 def test_a_timed_keep_is_shown_as_it_is():
     candidates = timed({"keep": ("no faster", versus(2.0, 2.1)), "tap_zones": ("lost", versus(2.0, 3.0))})
     text = console.to_text(replace(REPORTS["measured"], sites=(won("a", candidates=candidates),)))
-    assert len(re.findall(r"│ keep +│", text)) == 1
+    assert len(re.findall(r"\n│ keep +│", text)) == 1
     assert re.search(r"│ keep +│ no faster beyond noise +│ +2.10 │", text)
 
 
@@ -467,7 +472,7 @@ def test_what_is_said_of_keep_is_in_its_row():
 def test_many_groups_of_timed_forms():
     sites = tuple(won(f"s{i}", question=i, share=(20 - i) / 1000) for i in range(15))
     text = console.to_text(replace(REPORTS["measured"], sites=(*sites, won("more", question=14, share=0.006))))
-    assert text.count(" speed │") == content.forms.BRIEF_GROUPS
+    assert text.count("median ms │") == content.forms.BRIEF_GROUPS
     assert "and 12 groups more (13 sites, 14.4 % of the time)" in text
 
 
@@ -482,8 +487,9 @@ def test_the_budget_and_why_it_was_not_kept():
 def test_what_is_not_known_is_said_first() -> None:
     """In the first line, by figures; then what to do about it."""
     report = REPORTS["measured-inconclusive"]
-    first, *lines = console.to_text(report).splitlines()
-    assert first.startswith(
+    text = console.to_text(report)
+    lines = text.splitlines()
+    assert head(text).startswith(
         "INCONCLUSIVE, kept all 3: a gain of 10 % could have been missed at 1 of 3 sites on onnxruntime_cpu, "
         "at a noise of 52.0 % and a load of 20 on 8 cores; "
     )
@@ -522,7 +528,7 @@ def test_doubts_come_before_the_figures():
     text = console.to_text(REPORTS["measured-over-budget"])
     load = "- before measuring began, 9.5 processes wanted a core, and there are 8 cores"
     doubts = ["what makes the timings doubtful", load, "- 2 of 3 Convs run on another device"]
-    assert text.splitlines()[2:5] == doubts
+    assert text.partition("\n\n")[2].splitlines()[:3] == doubts
 
 
 def test_sizes_that_a_run_told_are_known():
@@ -562,9 +568,10 @@ def test_an_engine_alone_reads_as_in_its_report(name, width):
     report = REPORTS[name]
     assert report.engine is not None
     text = console.to_text(report.engine, width)
-    assert text.splitlines()[0] == units.clean(f"{report.engine.file}: {content.engine.short(report.engine)}")
+    wanted = units.clean(f"{report.engine.file}: {content.engine.short(report.engine)}")
+    assert re.sub(r"\s", "", head(text)) == re.sub(r"\s", "", wanted)
     assert section(text, "engine") == section(console.to_text(report, width), "engine")
-    assert max(map(cell_len, text.splitlines()[1:])) <= max(width, console.MIN_WIDTH)
+    assert max(map(cell_len, text.splitlines())) <= max(width, console.MIN_WIDTH)
 
 
 def test_an_engine_is_shown_as_text(capsys):
@@ -667,7 +674,7 @@ def test_engines_are_not_compared_with_models():
 def test_what_the_reshapes_cost():
     assert content.engine.sums(LAYERS) == [
         ("convolutions", "39.0", "99.0 %", "29.0", "97.6 %", "-10.0"),
-        ("layout of the rewrite (pads, slices, reshapes)", "0.00", "0 %", "0.310", "1.0 %", "+0.310"),
+        ("data moved for a form (pads, slices, reshapes)", "0.00", "0 %", "0.310", "1.0 %", "+0.310"),
         ("all others", "0.400", "1.0 %", "0.400", "1.3 %", "0.00"),
         ("all layers", "39.4", "100 %", "29.7", "100 %", "-9.69"),
     ]

@@ -19,6 +19,7 @@ from dilrewrite.reports.content.answer import answer as answered
 from dilrewrite.reports.document import code
 from dilrewrite.reports.formats import formats
 from dilrewrite.reports.formats import html as page_format
+from dilrewrite.reports.reasons import placed
 from dilrewrite.reports.report import Report
 from tests.reports.examples import NO_DRIVER, REPORTS, check_golden
 from tests.reports.html_examples import EXAMPLES, FINAL, HOSTILE, MANY, MEASURED, STRANGE, WON, comparison, form, timing
@@ -251,9 +252,9 @@ def test_every_sentence_of_the_markdown_is_there(name):
             lines.append(f"{', '.join(candidate.strategy for candidate in some)}: {content.forms.said(some[0])}")
     for node in report.skipped:
         dilations = f", dilations {units.dims(node.dilations)}" if node.dilations else ""
-        lines.append(f"{node.where}/{node.name} ({node.op}{dilations}): {node.reason}")
+        lines.append(f"{placed(node.where, node.name)} ({node.op}{dilations}): {node.reason}")
     for change in report.normalised:
-        lines.append(f"{change.where}/{change.name}: {content.models.changes(change)}")
+        lines.append(f"{placed(change.where, change.name)}: {content.models.changes(change)}")
     if found is not None:
         lines += found.doubts
     if verdict is not None:
@@ -321,7 +322,7 @@ def test_engines_have_layers_and_no_nodes():
 
 def test_sites_with_one_question_are_one_group():
     groups = [node for node in tree("charts").all("details", "group") if "of the time" in node.text]
-    assert "Sites 1, 2, 3: main/aspp.0, main/aspp.1, main/aspp.2" in groups[0].text
+    assert "Sites 1, 2, 3: aspp.0, aspp.1, aspp.2" in groups[0].text
     assert "69.1 % of the time, space_to_batch: 2.39x faster (3 sites)" in groups[0].text
     assert len(groups) == 3
 
@@ -372,7 +373,7 @@ def test_many_sites_are_folded():
 def test_names_are_read_back_and_open_nothing():
     root = tree("charts-hostile")
     cells = {cell for row in rows(root) for cell in row}
-    assert {plain(STRANGE), plain(f"{STRANGE}/{STRANGE}"), f"main/{'n' * 500}"} <= cells
+    assert {plain(STRANGE), plain(f"{STRANGE}/{STRANGE}"), "n" * 500} <= cells
     assert plain(HOSTILE.before.path) in root.text
     source = render(HOSTILE)
     assert "<img" not in source

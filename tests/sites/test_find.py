@@ -13,6 +13,7 @@ from dilrewrite.model.walk import ScopePath, resolve
 from dilrewrite.sites import Found, Normalisation, Operand, Site
 from dilrewrite.sites.find import find
 from dilrewrite.sites.known import UNARY
+from dilrewrite.sites.scopes import module_of
 from tests import models_for_tests as tiny
 
 CONV = "Conv <dilations=[2], pads=[2,2]>"
@@ -947,3 +948,31 @@ def test_comments_that_are_not_utf8_are_left_out(whose: str) -> None:
     owners.get(whose, node.attribute[0].t).doc_string = "Beschreibung"
     damaged = onnx.load_from_string(model.SerializeToString().replace(b"Beschreibung", b"Beschreib\xfcng"))
     assert without_weights(damaged).graph.node[1] == model.graph.node[1]
+
+
+def exported(node: onnx.NodeProto, scopes: str, namespace: str = "") -> onnx.NodeProto:
+    """A node with the metadata of an exporter."""
+    for key, value in (("pkg.torch.onnx.name_scopes", scopes), ("namespace", namespace)):
+        if value:
+            node.metadata_props.add(key=key, value=value)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("scopes", "namespace", "path"),
+    [
+        ("['', 'layers', 'layers.1.conv', 'conv1d_2']", "", "layers.1.conv"),
+        ("['', 'stem', 'conv1d']", ": Other/other: Conv1d/conv: aten.conv1d.default", "stem"),
+        (
+            "",
+            ": __main__.Net/layers.0.conv: torch.nn.modules.conv.Conv1d/conv1d_1: aten.conv1d.default",
+            "layers.0.conv",
+        ),
+        ("['', 'conv1d_6']", ": __main__.Net/conv1d_6: aten.conv1d.default", ""),
+        ("", "", ""),
+        ("[", "/", ""),
+        ("not a list", "conv", ""),
+    ],
+)
+def test_the_module_that_a_node_comes_from(scopes: str, namespace: str, path: str) -> None:
+    assert module_of(exported(onnx.NodeProto(op_type="Conv"), scopes, namespace)) == path

@@ -68,7 +68,7 @@ def parse(text: str) -> tuple[str, Strategy]:
 
     Raises `UsageError` for an unknown name, an unknown setting, or a value of the wrong type.
     """
-    return settings.parse(text, _named(), "--strategy", f"--strategy {text}: no strategy")
+    return settings.parse(text, _named(), "--strategy", f"--strategy {text}: no form")
 
 
 def spelled(name: str, strategy: Strategy) -> str:

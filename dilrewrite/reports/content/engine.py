@@ -17,7 +17,7 @@ LAYER_NODES = 2  # so many ONNX nodes of a layer are named in a brief report
 WARNINGS = 3  # so many warnings of an engine's builder are shown in a brief report
 ROLES = {
     "convolution": "convolutions",
-    "layout": "layout of the rewrite (pads, slices, reshapes)",
+    "layout": "data moved for a form (pads, slices, reshapes)",
     "other": "all others",
 }
 COMMAND = "TensorRT's command"

@@ -9,6 +9,7 @@ from dilrewrite.proof.verdict import CaseCheck, Verdict
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import MANY_ROWS, assumed, first_names
+from dilrewrite.reports.reasons import placed
 from dilrewrite.reports.report import ModelReport, Report
 from dilrewrite.reports.units import NOTHING, count, dims, figure, pairs, seconds, size
 from dilrewrite.sites import Normalisation, Skipped
@@ -195,7 +196,7 @@ def normalised(nodes: Sequence[Normalisation], brief: bool) -> list[doc.Inline]:
 
 
 def _names(nodes: Sequence[Skipped | Normalisation]) -> doc.Inline:
-    return doc.commas(first_names([f"{node.where}/{node.name}" for node in nodes]))
+    return doc.commas(first_names([placed(node.where, node.name) for node in nodes]))
 
 
 def changes(node: Normalisation) -> str:

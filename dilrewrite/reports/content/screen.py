@@ -99,9 +99,8 @@ def _kind(some: Sequence[SiteReport]) -> str:
 
 
 def _names(some: Sequence[sites.Entry]) -> str:
-    """Return the first names, without the main graph's."""
-    names = [sites.site_name(site).removeprefix("main/") for site in some]
-    return units.listed([units.shorten(units.clean(name), NAME_LENGTH) for name in names], NAMES)
+    names = [units.shorten(units.clean(sites.site_name(site)), NAME_LENGTH) for site in some]
+    return units.listed(names, NAMES)
 
 
 def _done(report: Report) -> Iterator[doc.Rows]:

@@ -11,6 +11,7 @@ from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
+from dilrewrite.reports.reasons import placed
 from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.reports.units import NOTHING, count, dims, figure, numberless, percent
 
@@ -79,8 +80,8 @@ Entry = SiteReport | RegionReport
 
 
 def site_name(site: Entry) -> str:
-    """Return where a site or a region is, and its (first) node's name."""
-    return f"{site.where}/{site.name or (site.output if isinstance(site, SiteReport) else '')}"
+    """Return what a site, or the first node of a region, is called."""
+    return placed(site.where, site.name or (site.output if isinstance(site, SiteReport) else ""))
 
 
 def short_name(site: SiteReport) -> doc.Span:
@@ -115,15 +116,15 @@ def share(site: SiteReport) -> str:
 
 
 def _rounding(errors: Rounding) -> str:
-    """Return the rounding error of the new form against the native one's."""
+    """Return the rounding error of the form taken against that of keep."""
     if errors.native_error == 0 or not math.isfinite(errors.native_error):
-        return f"rounding {figure(errors.new_error)} (native {figure(errors.native_error)})"
+        return f"rounding {figure(errors.new_error)} (keep {figure(errors.native_error)})"
     ratio = errors.new_error / errors.native_error
-    return f"rounding {f'{ratio:.1f}' if ratio < 1000 else figure(ratio)}x native"
+    return f"rounding {f'{ratio:.1f}' if ratio < 1000 else figure(ratio)}x keep"
 
 
 def proof(site: Entry) -> str:
-    """Return a proof in short: `exact (1 shape), rounding 1.2x native`."""
+    """Return a proof in short: `exact (1 shape), rounding 1.2x keep`."""
     proof = site.proof
     if proof is None:
         return "not proved" if site.action == "rewritten" else NOTHING
@@ -132,7 +133,7 @@ def proof(site: Entry) -> str:
     return units.joined(
         f"exact ({count(len(proof.shapes), 'shape')})",
         _rounding(proof.rounding) if proof.rounding is not None else "",
-        "" if proof.native_ran else "native not run",
+        "" if proof.native_ran else "keep not run",
         f"on {proof.backend}" if "reference" in proof.backend else "",
     )
 
@@ -315,7 +316,7 @@ def proof_blocks(report: Report) -> Iterator[doc.Block]:
     yield doc.Paragraph((holding, method, doc.code("Conv(|x|, |w|) + |b|"), f"{of_regions}."))
 
     def rounding(head: str, field: str = "") -> doc.Cells[tuple[doc.Span, Proof]]:
-        return f"#{head}", lambda item: figure(getattr(item[1].rounding, field or head.replace(" ", "_"), None))
+        return f"#{head}", lambda item: figure(getattr(item[1].rounding, field or head, None))
 
     proofs = doc.table(
         "Proofs",
@@ -324,9 +325,10 @@ def proof_blocks(report: Report) -> Iterator[doc.Block]:
         ("input shapes", lambda item: ", ".join(map(dims, item[1].shapes)) or NOTHING),
         ("#elements", lambda item: str(item[1].elements)),
         ("ran on", lambda item: item[1].backend),
-        ("native ran", lambda item: "yes" if item[1].native_ran else "no"),
-        *map(rounding, ("native error", "new error", "limit", "ceiling")),
-        rounding("new - native", "difference"),
+        ("keep ran", lambda item: "yes" if item[1].native_ran else "no"),
+        rounding("error of keep", "native_error"),
+        rounding("error of the form", "new_error"),
+        *map(rounding, ("limit", "ceiling", "difference")),
         ("~result", lambda item: "holds" if item[1].failure is None else doc.Span("bad", f"FAILED: {item[1].failure}")),
     )
     yield doc.Fold("Figures of every proof", (proofs,), shown=hold < len(proved))

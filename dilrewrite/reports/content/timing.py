@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
-from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES
+from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES, site_name
 from dilrewrite.reports.report import Report, SiteReport
 from dilrewrite.runtimes import TimeKind
 from dilrewrite.timing.measurement import Attempt, Measurement
@@ -166,13 +166,15 @@ def measuring_blocks(report: Report, brief: bool) -> Iterator[doc.Block]:
         return
 
     inside = {region.key: len(region.members) for region in report.regions}
+    names = {site.key: site_name(site) for site in report.sites}
+    names |= {region.key: site_name(region) for region in report.regions}
 
     def sites(attempt: Attempt) -> doc.Inline:
+        own = [names.get(key, key) for key in attempt.sites]
         if brief:
-            return units.listed(attempt.sites, SITE_NAMES)
-        few = len(attempt.sites) <= SITE_NAMES
+            return units.listed(own, SITE_NAMES)
         whole = f"{number(attempt)} of {len(report.sites)}"
-        return doc.codes(attempt.sites) if few else doc.Span("fold", doc.codes(attempt.sites), whole)
+        return doc.codes(own) if len(own) <= SITE_NAMES else doc.Span("fold", doc.codes(own), whole)
 
     def number(attempt: Attempt) -> int:
         return sum(inside.get(key, 1) for key in attempt.sites)

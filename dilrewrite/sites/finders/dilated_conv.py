@@ -45,7 +45,7 @@ class DilatedConv:
             raise UsageError(problem, hint="export the model again or correct the node") from error
         plain, pads = _plain_dilations(part.geometry), _static_pads(part.geometry)
         if plain or pads:
-            name = label_of(node)
+            name = scope.label(node)
             yield Normalisation(scope=scope.path, where=scope.where, index=index, name=name, dilations=plain, pads=pads)
         if part.geometry.dilated:
             yield site_of(scope, part, node)
@@ -63,7 +63,8 @@ def site_of(scope: Scope, part: Part, node: NodeProto) -> Site:
     return Site(
         scope=scope.path,
         where=scope.where,
-        name=node.name or node.output[0],
+        name=scope.label(node),
+        node=node.name,
         nodes=(part.index,),
         inputs=(node.input[0],),
         outputs=(node.output[0],),

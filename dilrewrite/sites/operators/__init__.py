@@ -83,4 +83,6 @@ def label_of(node: NodeProto) -> str:
 def skipped(scope: Scope, node: NodeProto, reason: str) -> Skipped:
     """Return that a node is left alone."""
     dilations = dilations_of(node)[0]
-    return Skipped(where=scope.where, name=label_of(node), op=node.op_type, dilations=dilations, reason=reason)
+    return Skipped(
+        where=scope.where, name=scope.label(node), op=node.op_type, dilations=dilations, reason=reason, node=node.name
+    )
