@@ -33,7 +33,8 @@ from dilrewrite.timing.outcome import Outcome
 
 def matches(pattern: str | None, node: Site | Skipped) -> bool:
     """Say whether a regular expression is in what a node is called, its own name, these after `where/`, or output."""
-    names = [name for name in (node.name, node.node) if name]
+    own = node.node if isinstance(node, Skipped) or len(node.nodes) == 1 else ""
+    names = [name for name in (node.name, own) if name]
     names += [f"{node.where}/{name}" for name in names]
     names += [node.output] if isinstance(node, Site) else []
     return pattern is not None and any(re.search(pattern, name) for name in names)

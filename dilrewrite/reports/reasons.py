@@ -166,7 +166,7 @@ def wrong(decision: Decision) -> str:
     """Return what is wrong with a form that is not equal to its site."""
     form = "keep with explicit pads" if decision.wrong == "keep" else decision.wrong
     failure = decision.proof.failure if decision.proof is not None else None
-    return f"{placed(decision.site.where, decision.site.name)}: {form} is wrong: {failure}"
+    return f"{decision.site.key}: {form} is wrong: {failure}"
 
 
 def placed(where: str, name: str) -> str:
