@@ -158,6 +158,8 @@ class ConvGeometry:
         if self.in_channels is None or self.out_channels is None:
             return None
         count = self.out_channels * self.in_channels // self.group * product(self.kernel)
+        if self.quantized and self.element == "int32":  # of ConvInteger, which makes int32 of 8 bits
+            return count
         return count * int("".join(filter(str.isdigit, self.element))) // 8
 
     def span(self, axis: int) -> int:

@@ -294,6 +294,7 @@ def test_what_is_derived_from_a_geometry() -> None:
     assert not replace(SOUND, kernel=(1, 1)).dilated
     assert SOUND.weight_bytes == 6 * 2 * 3 * 4
     assert replace(SOUND, element="float16").weight_bytes == 6 * 2 * 3 * 2
+    assert replace(SOUND, element="int32", quantized=True).weight_bytes == 6 * 2 * 3
     assert replace(SOUND, out_channels=None).weight_bytes is None
     assert [SOUND.span(axis) for axis in SOUND.axes] == [5, 1]
     assert SOUND.padded(0) == 13

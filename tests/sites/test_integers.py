@@ -104,6 +104,7 @@ def outputs(model: ModelProto, inputs: list[Array], *, runs: bool) -> list[Array
 
 
 @pytest.mark.parametrize(("q", "word"), CASES)
+@pytest.mark.grid(2)
 def test_every_form_gives_the_same_integers(q: Integers, word: str) -> None:
     model, found, forms = planned(q)
     emitted = {name: form for name, form in forms.items() if isinstance(form, Fragment)}
@@ -151,6 +152,7 @@ def test_partial_sums_are_refused_where_each_would_be_rounded() -> None:
 
 @pytest.mark.parametrize("word", KINDS)
 @pytest.mark.parametrize("name", ["plain", "2-D unknown", "zones of padding"])
+@pytest.mark.grid(2)
 def test_every_form_is_proved(name: str, word: str) -> None:
     q = replace(next(each for each in GRID if each.name == name), **KINDS[word])
     model, found, forms = planned(q)
@@ -322,3 +324,52 @@ def test_it_ends_a_region() -> None:
     for region in found.regions:
         assert index not in region.nodes
         assert any("QLinearConv 'site'" in each or "QuantizeLinear 'rounded'" in each for each in region.ends)
+
+
+def placed(where: str) -> ModelProto:
+    """A QLinearConv with zero points of its own, in many places."""
+    model = build(replace(GRID[0], **U8, opset=11 if where == "IR 3" else 17))
+    graph, (node,) = model.graph, model.graph.node
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    if where == "scalars of one element":
+        for tensor in held.values():
+            tensor.dims.extend([] if tensor.dims else [1])
+    elif where == "IR 3":
+        model.ir_version = 3
+        graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in held.values())
+    elif where == "branch":
+        output = helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, None)
+        twin = helper.make_node("Identity", ["x"], ["twin"])
+        branches = {
+            "then_branch": helper.make_graph([node], "then", [], [output]),
+            "else_branch": helper.make_graph(
+                [twin], "else", [], [helper.make_tensor_value_info("twin", onnx.TensorProto.UINT8, None)]
+            ),
+        }
+        outer = helper.make_node("If", ["c"], ["out"], **branches)
+        node.CopyFrom(outer)
+        graph.input.append(helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+        graph.output[0].name = "out"
+    elif where == "function":
+        constants = [helper.make_node("Constant", [], [name], value=tensor) for name, tensor in held.items()]
+        inner = onnx.NodeProto()
+        inner.CopyFrom(node)
+        own = [helper.make_opsetid("", 17)]
+        model.functions.append(helper.make_function("their", "F", ["x"], ["y"], [*constants, inner], own))
+        del graph.initializer[:]
+        node.CopyFrom(helper.make_node("F", ["x"], ["y"], domain="their"))
+        model.opset_import.append(helper.make_opsetid("their", 1))
+    return model
+
+
+@pytest.mark.parametrize("strategy", ["space_to_group", "zero_fill"])
+@pytest.mark.parametrize("where", ["scalars of one element", "IR 3", "branch", "function", "external data"])
+def test_wherever_it_stands(tmp_path: Path, where: str, strategy: str) -> None:
+    path, output = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    more: dict[str, Any] = {"save_as_external_data": True, "size_threshold": 0} if where == "external data" else {}
+    onnx.save(placed(where), path, **more)
+    report = dilrewrite.optimize(path, output, strategy=strategy, budget=0)
+    assert (report.exit_code, report.rewritten) == (0, 1)
+    assert report.verdict is not None
+    assert report.verdict.passed
+    assert report.verdict.skipped is None
