@@ -14,8 +14,9 @@ from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import AddKernelAxis, CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.regions import region_forms
-from dilrewrite.forms.strategies import Refusal, Strategy, plan, spelled, with_max_dilation
+from dilrewrite.forms.strategies import Refusal, Strategy, plan, spelled, strategies, with_max_dilation
 from dilrewrite.sites import Place, Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
@@ -63,7 +64,8 @@ class Candidate:
 def holds_for(site: Site, strategy: Strategy, fragment: Fragment) -> tuple[Condition, ...]:
     """Return what the exactness of a form of `site`, which the strategy planned, hangs on."""
     conditions = []
-    if strategy.finite_inputs_only and not site.part.on_integers:
+    largest = isinstance(site.meaning, PoolGeometry) and site.meaning.kind == "max"
+    if (strategy.finite_inputs_only or largest) and not site.part.on_integers:
         conditions.append(Condition.FINITE_INPUTS)
     pads = site.geometry.explicit().data_share() != 1
     if strategy.skips_padding and pads and not site.fixed_weights:
@@ -144,8 +146,9 @@ class Planner:
     def candidates(self, site: Site) -> tuple[list[Candidate], list[Refusal]]:
         """Return what `candidates` returns for the site."""
         key = (site.meaning, site.opset, site.storage, site.fixed_weights)
+        pools = isinstance(site.meaning, PoolGeometry) and self.offered is strategies()
         if key not in self._known:
-            self._known[key] = candidates(site, self.offered, self.max_dilation)
+            self._known[key] = candidates(site, pool_forms() if pools else self.offered, self.max_dilation)
         found, refused = self._known[key]
         return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
 

@@ -20,7 +20,9 @@ from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
+from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Proof, Prover
@@ -203,10 +205,22 @@ def _refusals(unproved: Mapping[str, str]) -> tuple[Refusal, ...]:
     return tuple(Refusal(strategy, failure) for strategy, failure in unproved.items())
 
 
-def remaining(decisions: Sequence[Decision], found: Found, scope: Scope) -> tuple[Decision | Skipped, ...]:
-    """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only."""
-    limit, skipped = scope.max_dilation, [node for node in found.skipped if node.convolution]
+def is_pool(decision: Decision) -> bool:
+    """Say whether a decision is about a pooling, which is no convolution."""
+    return isinstance(decision.site.meaning, PoolGeometry)
+
+
+def remaining(
+    decisions: Sequence[Decision], found: Found, scope: Scope, *, pools: bool = False
+) -> tuple[Decision | Skipped, ...]:
+    """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only.
+
+    `pools`: poolings too, where the target takes none that is dilated.
+    """
+    limit = scope.max_dilation
+    skipped = [node for node in found.skipped if node.convolution or (pools and node.op in POOLS)]
+    counted = [one for one in decisions if pools or not is_pool(one)]
     return (
-        *(one for one in decisions if one.max_dilation > limit and left_out(scope, one.site) is None),
+        *(one for one in counted if one.max_dilation > limit and left_out(scope, one.site) is None),
         *(one for one in skipped if max(one.dilations, default=math.inf) > limit and left_out(scope, one) is None),
     )

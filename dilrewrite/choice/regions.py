@@ -13,6 +13,7 @@ from dilrewrite.choice.decide import Decider, left_out
 from dilrewrite.choice.decision import Considered, Decision
 from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.forms.chain import Chain
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.forms.regions import region_forms
 from dilrewrite.runtimes import TimedBackend
 from dilrewrite.sites import Found, Site
@@ -20,9 +21,9 @@ from dilrewrite.sites.find import too_new
 
 
 def members(region: Site, sites: Iterable[Site]) -> list[Site]:
-    """Return the sites whose nodes all stand in a region."""
-    inside = set(region.nodes)
-    return [site for site in sites if site.scope == region.scope and inside.issuperset(site.nodes)]
+    """Return the sites whose nodes all stand in a region, but for poolings, whose dilation a region leaves."""
+    inside, convs = set(region.nodes), (site for site in sites if not isinstance(site.meaning, PoolGeometry))
+    return [site for site in convs if site.scope == region.scope and inside.issuperset(site.nodes)]
 
 
 def consider(decider: Decider, found: Found) -> list[Considered]:

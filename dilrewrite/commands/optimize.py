@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dilrewrite.choice import decisions, regions, whole
-from dilrewrite.choice.decide import Decider, matches, remaining
+from dilrewrite.choice.decide import Decider, is_pool, matches, remaining
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Reason
 from dilrewrite.choice.tune import Tuning
@@ -32,6 +32,7 @@ from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.reports.units import listed
 from dilrewrite.runtimes import backends, timed_backend
 from dilrewrite.sites import Found, Site, Skipped
+from dilrewrite.sites.find import with_pools
 from dilrewrite.splice.plain import plain
 from dilrewrite.splice.rewrite import Rewritten, mark
 from dilrewrite.staging import Staging
@@ -117,9 +118,18 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     settings = trial.settings(model, options.proving)
     if started is not None:
         engines.measured_sizes(started, settings)  # an error before long work
-    found = run.find(model, regions=True)
+    found = _with_pools(run.find(model, regions=True), options.scope)
     _check_only(found, options.scope.only)
     return _Job(run, model, found, settings, target, engine, started, reports)
+
+
+def _with_pools(found: Found, scope: Scope) -> Found:
+    """Return what was found, with the poolings where they are to be rewritten: by the options, or by the decisions."""
+    asked = scope.eliminate or (scope.strategy or "").partition(":")[0] == "phase_pools"
+    if scope.decisions is not None:
+        decided = decisions.read(scope.decisions)
+        asked = any(site.key in decided for site in found.pools)
+    return with_pools(found) if asked else found
 
 
 def _choosing(job: _Job) -> Choosing:
@@ -166,7 +176,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     changed = bool(any(d.fragment or d.explicit for d in every) or job.found.normalisations)
     if proving.verify == "none" and changed:
         mark(chosen.rewritten.proto, "unverified")
-    left = remaining(settled, job.found, scope) if scope.eliminate else ()
+    left = remaining(settled, job.found, scope, pools=_for_tensorrt(job.run.options)) if scope.eliminate else ()
     wrong = tuple(reasons.wrong(decision) for decision in every if decision.wrong)
     if measures is not None and measures.differs is not None:
         wrong = (*wrong, reasons.words(measures.differs, measures.meter.backend.name))
@@ -179,6 +189,12 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     elif not left:  # else nothing will be written
         verdict = _verdict(job, chosen, changed)
     return _Done(choosing, chosen, notes_of(choosing.tuning), changed, left, verdict)
+
+
+def _for_tensorrt(options: CommandOptions) -> bool:
+    """Say whether the result is for TensorRT, which takes no dilated pooling."""
+    timed = timed_backend(options.measuring.backend).name if options.measuring.backend != "auto" else ""
+    return options.building is not None or timed in map(bindings.module_name, bindings.FLAVOURS)
 
 
 def _verdict(job: _Job, chosen: Chosen, changed: bool) -> Verdict | None:
@@ -228,7 +244,7 @@ def _report(job: _Job, done: _Done) -> Report:
     status = _status(job, done, sites, around)
     written = status not in ("differs", "not valid", "dilation left")
     told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}
-    left = sum(decision.max_dilation > 1 for decision in settled)
+    left = sum(decision.max_dilation > 1 and not is_pool(decision) for decision in settled)
     after = None
     peaks = verdict.peak_bytes if verdict is not None else (None, None)
     if written:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite.choice.tune import Tuning
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import InMemory, Model
@@ -93,7 +94,8 @@ def files(*places: Path | InMemory | None) -> list[Path]:
 
 def dilated(found: Found) -> int:
     """Return how many dilated convolutions a model has."""
-    return report.dilated_convolutions(len(found.sites), found.skipped)
+    convs = sum(not isinstance(site.meaning, PoolGeometry) for site in found.sites)
+    return report.dilated_convolutions(convs, found.skipped)
 
 
 def failure(tuning: Tuning) -> str:

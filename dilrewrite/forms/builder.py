@@ -56,6 +56,7 @@ class Builder:
     """Collects the nodes of one fragment for `geometry` at `opset`; `storage` is the element type of the input `X`.
 
     `storage` is given for a quantised site, whose layout operators stand on the integers, or on reals (`in_pairs`).
+    `fills`: the input is padded with what the site says (`FILL`), as that of a quantised one is, not with 0.
     """
 
     def __init__(self, geometry: ConvGeometry, opset: int, *, storage: str | None = None) -> None:
@@ -63,6 +64,7 @@ class Builder:
         self.opset = opset
         self.storage = storage or geometry.element
         self.quantized = storage is not None and not in_pairs(geometry, storage, opset)
+        self.fills = self.quantized
         self.x = Tensor(X, (geometry.batch, geometry.in_channels, *geometry.extents))
         self.weight_edits: tuple[WeightEdit, ...] = ()
         self._nodes: list[Step] = []
@@ -220,12 +222,12 @@ class Builder:
         for extent, b, e in zip(tensor.shape, begin, end, strict=True):
             sizes = known((extent, b, e))
             shape.append(sum(sizes) if sizes is not None else extent if (b, e) == (0, 0) else None)
-        on_integers = self.quantized and tensor.name not in self._exit
-        if on_integers and self.opset < 11:
+        filled = self.fills and tensor.name not in self._exit
+        if filled and self.opset < 11:
             raise self._lacks(f"Pad for {self.storage} (opset 11)")
         pads = [*begin, *end]
         if self.opset >= 11:
-            inputs = [tensor.name, self.vector(pads), *([FILL] if on_integers else [])]
+            inputs = [tensor.name, self.vector(pads), *([FILL] if filled else [])]
             return self._layout(self._add("Pad", inputs), shape)
         static = known(pads)
         if static is not None:

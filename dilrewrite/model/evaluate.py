@@ -18,6 +18,7 @@ from onnx.reference.ops import load_op
 from onnx.reference.ops.op_loop import Loop as OnnxLoop
 
 from dilrewrite.model.convolve import HALVES, Array, Window, conv, conv_transpose
+from dilrewrite.model.pool import pool
 
 
 class Conv(OpRun):
@@ -222,6 +223,39 @@ class QuantizeLinear(_Wrapped):
         return super().run(x, scale, *zero, **options)
 
 
+class MaxPool(_Wrapped):
+    """MaxPool of every rank and dilation; with Indices it is onnx's."""
+
+    accumulate: DTypeLike | None = None
+
+    def run(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
+        """Run onnx's implementation where it makes indices."""
+        if len(self.onnx_node.output) > 1:
+            return super().run(*inputs, **options)
+        return cast("tuple[Any, ...]", OpRun.run(self, *inputs, **options))  # type: ignore[no-untyped-call]
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
+        return (pool("MaxPool", x, attributes),)
+
+
+class AveragePool(OpRun):
+    """AveragePool of every rank and dilation."""
+
+    accumulate: DTypeLike | None = None
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
+        return (pool("AveragePool", x, attributes, self.accumulate),)
+
+
+class LpPool(OpRun):
+    """LpPool of every rank and dilation."""
+
+    accumulate: DTypeLike | None = None
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
+        return (pool("LpPool", x, attributes, self.accumulate),)
+
+
 class _InFloat32(_Wrapped):
     """An operator of onnx that sums: float16 and bfloat16 in float32, rounded once. NumPy's mean of 4096 ones is 1/16.
 
@@ -245,8 +279,8 @@ class _InFloat32(_Wrapped):
 
 # fmt: off
 _SUMMING = (
-    "AveragePool", "CumSum", "Einsum", "Gemm", "GlobalAveragePool", "GlobalLpPool",
-    "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization", "LpNormalization", "LpPool", "MatMul",
+    "CumSum", "Einsum", "Gemm", "GlobalAveragePool", "GlobalLpPool",
+    "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization", "LpNormalization", "MatMul",
     "MeanVarianceNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
     "ReduceSum", "ReduceSumSquare", "Resize", "Upsample",
 )
@@ -254,7 +288,9 @@ _SUMMING = (
 
 _ALONG = {"Softmax": _softmax, "LogSoftmax": _log_softmax, "Hardmax": _hardmax}
 
-_OWN = (Conv, ConvInteger, QLinearConv, ConvTranspose, Pad, BatchNormalization, Loop, QuantizeLinear, DequantizeLinear)
+_CONVS = (Conv, ConvInteger, QLinearConv, ConvTranspose)
+_POOLS = (MaxPool, AveragePool, LpPool)
+_OWN = (*_CONVS, *_POOLS, Pad, BatchNormalization, Loop, QuantizeLinear, DequantizeLinear)
 _CONTRIB = {"op_domain": "com.microsoft", "oldest": 21}
 OPERATORS: tuple[type[OpRun], ...] = (
     *_OWN,

@@ -61,6 +61,6 @@ def _wide(values: Array, precise: type[np.floating[Any]]) -> Array:
 class _Magnitudes:
     """Before an operator's class: it takes the magnitudes of what it reads."""
 
-    def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
-        inputs = np.abs(x), np.abs(w), None if b is None else np.abs(b)
+    def _run(self, *given: Array | None, **attributes: Any) -> tuple[Array]:
+        inputs = (None if each is None else np.abs(each) for each in given)
         return cast("tuple[Array]", super()._run(*inputs, **attributes))  # type: ignore[misc]

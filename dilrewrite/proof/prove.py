@@ -139,15 +139,28 @@ def _nodes(source: Source, site: Site) -> dict[str, NodeProto]:
     return nodes
 
 
+def _exactly(node: NodeProto) -> NodeProto:
+    """Return a node that gives whole numbers for whole numbers, like the given one: LpPool without powers."""
+    if node.op_type != "LpPool":
+        return node
+    copy = copied(node)
+    kept = [attribute for attribute in node.attribute if attribute.name != "p"]
+    del copy.attribute[:]
+    copy.attribute.extend((*kept, helper.make_attribute("p", 1)))
+    return copy
+
+
 class Trial:
     """A site's sub-model with numbers in it, and the site as it stands there. LookupError: by itself it is none."""
 
     def __init__(self, numbers: Numbers) -> None:
         nodes = _nodes(numbers.source, numbers.site)
+        if not numbers.reals:
+            nodes = {word: _exactly(node) for word, node in nodes.items()}
         self.numbers = numbers
         self.model = carve(numbers.source.proto, numbers.site.scope, nodes, numbers, [list(nodes)[-1]])
         self.found = find(self.model)
-        alike = [own for own in self.found.sites if len(own.nodes) == len(numbers.site.nodes)]
+        alike = [own for own in (*self.found.sites, *self.found.pools) if len(own.nodes) == len(numbers.site.nodes)]
         if not alike:
             raise LookupError("its nodes by themselves are no site")
         self.site = alike[0]

@@ -219,11 +219,13 @@ class Skipped:
 class Found:
     """What a model holds: sites to rewrite, attribute changes for kept Convs, and nodes that are left alone.
 
+    `pools`: dilated poolings that have a form; they are among the `skipped` too, for only some runs rewrite them.
     `regions`: chains that hang together around dilated Convs, as sites whose meaning is a `Chain`; they overlap with
     sites and with each other.
     """
 
     sites: tuple[Site, ...] = ()
+    pools: tuple[Site, ...] = ()
     regions: tuple[Site, ...] = ()
     normalisations: tuple[Normalisation, ...] = ()
     skipped: tuple[Skipped, ...] = ()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto
 
 from dilrewrite.errors import UsageError
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.model.light import UNKNOWN, Typed, graph_shapes, value_shape
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import DEFAULT_DOMAINS, ScopePath, reads
@@ -33,8 +35,10 @@ def find(proto: ModelProto, *, regions: bool = False, lift_all: bool = False) ->
     items = [item for scope, index in nodes for item in _at(scope, index, misled)]
     _check_sizes(inferred)
     around, unread = _regions(lists, misled, lift_all=lift_all) if regions else ((), ())
+    sites = [item for item in items if isinstance(item, Site)]
     return Found(
-        sites=tuple(item for item in items if isinstance(item, Site)),
+        sites=tuple(site for site in sites if not isinstance(site.meaning, PoolGeometry)),
+        pools=tuple(site for site in sites if isinstance(site.meaning, PoolGeometry)),
         regions=around,
         normalisations=tuple(item for item in items if isinstance(item, Normalisation)),
         skipped=tuple(item for item in items if isinstance(item, Skipped)),
@@ -48,8 +52,21 @@ def _at(scope: Scope, index: int, misled: Mapping[int, str]) -> Iterator[Site | 
         for item in finder.at(scope, index):
             source = _misleading(misled, scope.path, item.nodes) if isinstance(item, Site) else None
             yield item if source is None else skipped(scope, node, _MISLEADING.format(source))
+            if source is None and isinstance(item, Site) and isinstance(item.meaning, PoolGeometry):
+                yield skipped(scope, node, POOL.format(node.op_type))
     if operator_of(node) is None and max(dilations_of(node)[0], default=1) > 1 and _acts(node):
         yield skipped(scope, node, skip_reason(node))
+
+
+POOL = "a dilated {} stays as it is; --eliminate rewrites it, and so does --strategy phase_pools"
+"""Of a pooling that has a form."""
+
+
+def with_pools(found: Found) -> Found:
+    """Return what was found with the poolings among the sites."""
+    told = {POOL.format(op) for op in ("MaxPool", "AveragePool", "LpPool")}
+    rest = tuple(skipped for skipped in found.skipped if skipped.reason not in told)
+    return replace(found, sites=(*found.sites, *found.pools), skipped=rest)
 
 
 def _regions(

@@ -28,9 +28,6 @@ QUANTIZING_DOMAINS = (*DEFAULT_DOMAINS, "com.microsoft")
 
 SKIP_REASONS: dict[str, str] = {
     "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
-    "MaxPool": "a dilated MaxPool is no convolution",
-    "AveragePool": "a dilated AveragePool is no convolution",
-    "LpPool": "a dilated LpPool is no convolution",
 }
 """Of operators that have no file in `sites/operators/`."""
 

@@ -23,6 +23,7 @@ from dilrewrite.forms.fragment import (
     reads,
 )
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.model.elements import NAMED
 from dilrewrite.sites import Operand, Site
 from dilrewrite.sites.operators import operators
@@ -207,7 +208,11 @@ class Region:
 
     def _fill_value(self) -> str:
         """Return the name of the scalar that padding holds, empty when that is 0."""
-        zero, editor = self.site.part.fill, self.editor
+        zero, editor, geometry = self.site.part.fill, self.editor, self.site.part.geometry
+        if isinstance(geometry, PoolGeometry):
+            kind = NAMED[geometry.element]
+            lowest = np.array(-np.inf if kind.dtype.kind not in "iu" else np.iinfo(kind.dtype).min, kind.dtype)
+            return self.writer.constant("lowest", lowest, kind.number)
         if zero is None or (zero.is_constant and not np.any(editor.read(editor.tensor(zero)))):
             return ""  # TensorRT takes no integer constant here
         if zero.shape == ():

@@ -57,10 +57,11 @@ def strategies() -> dict[str, Strategy]:
 
 
 def _named() -> dict[str, Strategy]:
-    """Return the forms of a Conv and those of a region."""
+    """Return the forms of a Conv, of a pooling and of a region."""
+    from dilrewrite.forms.pools import pool_forms
     from dilrewrite.forms.regions import region_forms
 
-    return {**strategies(), **cast("dict[str, Strategy]", region_forms())}
+    return {**pool_forms(), **strategies(), **cast("dict[str, Strategy]", region_forms())}
 
 
 def parse(text: str) -> tuple[str, Strategy]:
@@ -99,7 +100,7 @@ def plan(
     that are not fixed may be NaN or Inf when the model runs, and such a weight gives NaN on padding too: then dead taps
     stay, but for forms that skip padding.
     """
-    if not isinstance(meaning, strategy.takes):
+    if type(meaning) not in strategy.takes:
         types = " or ".join(each.__name__ for each in strategy.takes)
         return Refusal(name, f"it takes {types}, not {type(meaning).__name__}")
     if not isinstance(meaning, ConvGeometry):
@@ -134,7 +135,7 @@ def plan(
             result = strategy.emit(normal, builder)
     except Unsupported as lack:
         return Refusal(name, str(lack))
-    fragment = builder.finish(name, result, spelled(name, strategy) if name in strategies() else "")
+    fragment = builder.finish(name, result, spelled(name, strategy) if name in _named() else "")
     fragment.check()
     return fragment
 

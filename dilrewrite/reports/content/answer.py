@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dilrewrite import machine
 from dilrewrite.errors import FAULTS
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
@@ -154,11 +155,17 @@ def _convs(report: Report) -> int:
     return len(report.sites) + sum(node.convolution for node in report.skipped)
 
 
+def _noun(report: Report) -> str:
+    """Return what is counted: Convs, and poolings where they are to be rewritten."""
+    pools = any(isinstance(site.geometry, PoolGeometry) for site in report.sites)
+    return "dilated operator" if pools else "dilated Conv"
+
+
 def _rewrote(report: Report, *, brief: bool = False) -> str:
     """Return what was rewritten, and what that gained."""
     verb = "would rewrite" if report.options.get("dry_run") else "rewrote"
     speed = f": {_gained(report.measurement, brief=brief)}" if report.measurement is not None else ""
-    what = f"{report.rewritten} of {count(_convs(report), 'dilated Conv')}{within(report)}"
+    what = f"{report.rewritten} of {count(_convs(report), _noun(report))}{within(report)}"
     if not report.rewritten and taken(report):
         what = f"{within(report).removeprefix(' in ')}, without dilation"
     return f"{verb} {what}{speed}{_unclear(report)}"
@@ -166,7 +173,7 @@ def _rewrote(report: Report, *, brief: bool = False) -> str:
 
 def _answer(report: Report) -> str:
     total = _convs(report)
-    convs, before = count(total, "dilated Conv"), report.before.path
+    convs, before = count(total, _noun(report)), report.before.path
     after = report.after.path if report.after is not None else "the other model"
     match report.status:
         case "rewritten":
@@ -207,13 +214,13 @@ def _answer(report: Report) -> str:
 def _kept(report: Report, total: int, *, brief: bool = False) -> str:
     """Return what was kept, and why."""
     measurement, other = report.measurement, total - len(report.sites)
-    kept = f"all {total}" if total > 1 else "the only dilated Conv"
+    kept = f"all {total}" if total > 1 else f"the only {_noun(report)}"
     others = f" ({other} of them cannot be rewritten)" if other else ""
     if measurement is None:
         return f"kept {kept}{others}: {why_kept(report)}"
     if measurement.estimated_s:
         about = f"measuring their forms would take about {seconds(measurement.estimated_s)}{on(measurement)}"
-        return f"{count(total, 'dilated Conv')}{others}: {about}"
+        return f"{count(total, _noun(report))}{others}: {about}"
     if report.status == "inconclusive":
         return f"INCONCLUSIVE, kept {kept}{others}: {_unseen(report, measurement)}"
     return f"kept {kept}{others}: {_unbeaten(report, measurement, brief=brief)}"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.keywords import in_python
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import reasons, units
@@ -165,7 +166,9 @@ def _sites(report: Report, action: str) -> Iterator[str]:
         form = f"{sites.form(some[0])}: " if action == "rewritten" else ""
         share = units.summed(site.share for site in some)
         time = f", {percent(share)} of the time" if share else ""
-        yield f"{form}{count(len(some), 'Conv')} ({_names(some)}{time}): {_why(some, report)}"
+        pools = sum(isinstance(site.geometry, PoolGeometry) for site in some)
+        what = "Conv" if not pools else "pooling" if pools == len(some) else "operator"
+        yield f"{form}{count(len(some), what)} ({_names(some)}{time}): {_why(some, report)}"
 
 
 def _weight(some: Sequence[SiteReport]) -> tuple[float, int]:

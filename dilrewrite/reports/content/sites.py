@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.reports import document as doc
@@ -35,6 +36,9 @@ def geometry(conv: ConvGeometry) -> str:
     begin, end = conv.pads_begin, conv.pads_end
     pads = f"p{short(begin)}{'' if begin == end else f':{short(end)}'}"
     return units.joined(
+        {"max": "MaxPool", "mean": "AveragePool", "norm": "LpPool"}[conv.kind]
+        if isinstance(conv, PoolGeometry)
+        else "",
         f"{dims(conv.kernel)} d{short(conv.dilations)} s{short(conv.strides)} g{conv.group}",
         f"{dims([conv.in_channels])}->{dims([conv.out_channels])} {dims(conv.extents)}",
         pads if conv.auto_pad == "NOTSET" else conv.auto_pad,

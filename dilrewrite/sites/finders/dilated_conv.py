@@ -10,6 +10,7 @@ from onnx import NodeProto
 
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.sites import Normalisation, Part, Site, Skipped
 from dilrewrite.sites.operators import Refused, dilations_of, label_of, operator_of, operators, skipped
 from dilrewrite.sites.scopes import Scope
@@ -44,7 +45,7 @@ class DilatedConv:
             problem = f"{scope.where}: {node.op_type} {label_of(node)!r} is invalid: {error}"
             raise UsageError(problem, hint="export the model again or correct the node") from error
         plain, pads = _plain_dilations(part.geometry), _static_pads(part.geometry)
-        if plain or pads:
+        if (plain or pads) and not isinstance(part.geometry, PoolGeometry):
             name = scope.label(node)
             yield Normalisation(scope=scope.path, where=scope.where, index=index, name=name, dilations=plain, pads=pads)
         if part.geometry.dilated:
@@ -57,7 +58,8 @@ FINDER = DilatedConv()
 def site_of(scope: Scope, part: Part, node: NodeProto) -> Site:
     """Return the site of one node."""
     quantized = part.input_quantization is not None
-    follow = () if part.on_integers else scope.follow(node.output[0], quantized=quantized)
+    alone = part.on_integers or isinstance(part.geometry, PoolGeometry)
+    follow = () if alone else scope.follow(node.output[0], quantized=quantized)
     last = scope.nodes[follow[-1] if follow else part.index]
     rounded = bool(follow) and last.op_type == "QuantizeLinear"
     return Site(

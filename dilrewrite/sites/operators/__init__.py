@@ -15,6 +15,9 @@ from dilrewrite.model.walk import DEFAULT_DOMAINS
 from dilrewrite.sites import Operand, Part, Skipped
 from dilrewrite.sites.scopes import Scope
 
+INLINE = "inline it first, by onnx.inliner.inline_local_functions"
+"""What a user can do about a function whose calls could not be written out (`splice/inline.py`)."""
+
 
 class Refused(Exception):  # noqa: N818 - becomes a Skipped
     """Why a valid node is left alone."""

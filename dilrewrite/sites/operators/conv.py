@@ -13,14 +13,11 @@ from dilrewrite.forms.fragment import AttributeValue, CoreConv
 from dilrewrite.forms.geometry import AUTO_PADS, MAX_RANK, ConvGeometry
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.sites import Dequantized, Operand, Part
-from dilrewrite.sites.operators import Operands, Refused
+from dilrewrite.sites.operators import INLINE, Operands, Refused
 from dilrewrite.sites.scopes import ELEMENTS, Scope
 
 MOST_TAPS = 2**16
 """A kernel axis with more taps is not rewritten: where each of them touches data could not be told in time."""
-
-INLINE = "inline it first, by onnx.inliner.inline_local_functions"
-"""What a user can do about a function whose calls could not be written out (`splice/inline.py`)."""
 
 _SCHEMA: Any = onnx.defs.get_schema("Conv")
 ATTRIBUTE_TYPES = {name: int(known.type) for name, known in _SCHEMA.attributes.items()}
