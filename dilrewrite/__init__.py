@@ -127,6 +127,29 @@ def optimize(
     return command(source(model), wanted, beside=beside, progress=progress)
 
 
+@listed(keywords.Fold)
+def fold(
+    model: dilrewrite.AnyModel, output: StrPath | None = None, **options: Unpack[keywords.Fold]
+) -> dilrewrite.Report:
+    """Fold space-to-batch sandwiches of an ONNX model back into dilated Convs, prove the result equal, and write it.
+
+    A sandwich: layout operators that bring phases of spatial axes into the batch, a Conv, and the way back, as exports
+    of TensorFlow and Keras have them. `output`: `<stem>.folded.onnx` beside the model by default; without one, a model
+    in memory is written nowhere. `only` and `skip` are searched in the Conv's name, `where/name` and the output.
+    Otherwise as `optimize`. Nothing is timed: `bench` compares the two.
+
+    Returns the report; its `model` is the result, `sites` are the sandwiches, and `unfolded` says of what looks like
+    one and is left alone why.
+    """
+    from dilrewrite.commands.fold import fold as command
+    from dilrewrite.model.load import source
+
+    given: dict[str, Any] = {"output": output, **options}
+    progress, beside = given.pop("progress", None) or silent, given.get("report") == "beside"
+    wanted = CommandOptions.of(**{**given, "report": None} if beside else given)
+    return command(source(model), wanted, beside=beside, progress=progress)
+
+
 @listed(keywords.Build)
 def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywords.Build]) -> dilrewrite.Report:
     """Build the TensorRT engine of an ONNX model, and write it with a side-car JSON of all that is known of it.
@@ -189,6 +212,6 @@ def bench(
 
 
 __all__ = ["DiffersError", "DilrewriteError", "FailedError", "MissingError", "UsageError", "__version__"]
-__all__ += ["bench", "build", "inspect", "inspect_engine", "optimize", "verify"]
+__all__ += ["bench", "build", "fold", "inspect", "inspect_engine", "optimize", "verify"]
 __all__ += ["AnyModel", "Comparison", "ConvGeometry", "EngineReport", "Measurement", "ModelReport", "Proof", "Report"]
 __all__ += ["SiteReport", "Verdict"]

@@ -97,6 +97,18 @@ class Build(_Run, total=False):
     tell: Callable[[str], None] | None
 
 
+class Fold(Verify, total=False):
+    """Of `dilrewrite.fold`."""
+
+    only: str | None
+    skip: str | None
+    verify: Literal["full", "sites", "none"]
+    dry_run: bool
+    force: bool
+    external_data: Literal["auto", "copy", "reference"]
+    progress: Progress | None
+
+
 class Pass(Verify, total=False):
     """Of `dilrewrite.optimize`, and of the passes in `dilrewrite.integrations`."""
 

@@ -20,7 +20,7 @@ from dilrewrite.keywords import in_python
 from dilrewrite.options import FLAVOURS, STAGES, Building, CommandOptions, Scope, every_option, sizes
 from tests import models_for_tests as tiny
 
-COMMANDS = ("inspect", "optimize", "verify", "bench", "build")
+COMMANDS = ("inspect", "optimize", "fold", "verify", "bench", "build")
 
 CLI_ONLY = {"as_json", "quiet", "no_report", "verbose"}
 PYTHON_ONLY = {"progress", "tell"}

@@ -16,7 +16,8 @@ from dilrewrite.forms.fragment import AddKernelAxis, CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.regions import region_forms
-from dilrewrite.forms.strategies import Refusal, Strategy, plan, spelled, strategies, with_max_dilation
+from dilrewrite.forms.sandwich import Sandwich
+from dilrewrite.forms.strategies import FOLD, Refusal, Strategy, _fold, plan, spelled, strategies, with_max_dilation
 from dilrewrite.sites import Place, Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
@@ -103,6 +104,14 @@ def assumed_chain(chain: Chain) -> Chain:
     return replace(chain, shapes=shapes, convs=convs)
 
 
+def _assumed(meaning: object, site: Site) -> object:
+    """Return what a site means with typical sizes."""
+    if isinstance(meaning, Chain):
+        return assumed_chain(meaning)
+    typical = assumed(site.geometry)
+    return replace(meaning, geometry=typical) if isinstance(meaning, Sandwich) else typical
+
+
 def candidates(
     site: Site, offered: Mapping[str, Strategy], max_dilation: int = 1
 ) -> tuple[list[Candidate], list[Refusal]]:
@@ -115,7 +124,7 @@ def candidates(
         fragment = sized = plan(name, chosen, site.meaning, site.opset, **how)
         unknown = isinstance(fragment, Fragment) and None in (fragment.multiply_adds, fragment.elements_moved)
         if unknown:
-            typical = assumed_chain(site.meaning) if isinstance(site.meaning, Chain) else assumed(site.geometry)
+            typical = _assumed(site.meaning, site)
             sized = plan(name, chosen, typical, site.opset, **how)
         if isinstance(fragment, Refusal) or isinstance(sized, Refusal):
             refused.append(next(one for one in (fragment, sized) if isinstance(one, Refusal)))
@@ -128,8 +137,8 @@ def candidates(
                 multiply_adds=sized.multiply_adds or 0,
                 elements_moved=sized.elements_moved or 0,
                 covers=site.covers(fragment),
-                holds_for=holds_for(site, chosen, fragment) if isinstance(site.meaning, ConvGeometry) else (),
-                only_prunes=isinstance(site.meaning, ConvGeometry) and chosen.only_prunes,
+                holds_for=holds_for(site, chosen, fragment) if not isinstance(site.meaning, Chain) else (),
+                only_prunes=not isinstance(site.meaning, Chain) and chosen.only_prunes,
             )
         )
     return sorted(found, key=lambda candidate: candidate.order), refused
@@ -156,6 +165,12 @@ class Planner:
 def region_planner(max_dilation: int = 1) -> Planner:
     """Return what plans regions."""
     return Planner(cast("Mapping[str, Strategy]", region_forms()), max_dilation)
+
+
+def sandwich_planner(max_dilation: int = 1) -> Planner:
+    """Return what plans sandwiches: the dilated Conv that one is, and every form of that."""
+    forms = {name: strategy for name, strategy in strategies().items() if name != "keep"}
+    return Planner({FOLD: _fold.FORM, **forms}, max_dilation)
 
 
 def worth_timing(found: Sequence[Candidate]) -> list[Candidate]:

@@ -20,8 +20,10 @@ from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
-from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
+from dilrewrite.forms.sandwich import Sandwich
+from dilrewrite.forms.strategies import FOLD, Refusal, parse, plan, strategies
 from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
@@ -68,6 +70,7 @@ class Decider:
     def __post_init__(self) -> None:
         limit, strategy = self.scope.max_dilation, self.scope.strategy
         self.planner = choose.Planner(strategies(), limit)
+        self.sandwich_planner = choose.sandwich_planner(limit)
         self.region_planner = choose.region_planner(limit)
         self.forced = choose.Planner(dict([parse(strategy)]), limit) if strategy is not None else None
 
@@ -87,7 +90,8 @@ class Decider:
     def consider(self, site: Site) -> Considered:
         """Return which forms a site may get."""
         scope, geometry = self.scope, site.geometry
-        offered, refused = self.planner.candidates(site)
+        folds = isinstance(site.meaning, Sandwich)
+        offered, refused = (self.sandwich_planner if folds else self.planner).candidates(site)
 
         def considered(why: Why | None, wanted: Sequence[choose.Candidate] = ()) -> Considered:
             forms = Considered(site=site, offered=tuple(offered), refused=tuple(refused), wanted=tuple(wanted))
@@ -101,10 +105,12 @@ class Decider:
         reason = left_out(scope, site)
         if reason is not None:
             return considered(Why(reason=reason))
-        if scope.max_dilation > 1 and geometry.max_dilation <= scope.max_dilation:
+        if folds and (scope.eliminate or (self.forced is not None and FOLD not in self.forced.offered)):
+            return considered(Why(reason=Reason.SANDWICH))
+        if not folds and scope.max_dilation > 1 and geometry.max_dilation <= scope.max_dilation:
             return considered(Why(reason=Reason.SMALL_DILATION, number=scope.max_dilation))
         asked: list[choose.Candidate] = []
-        why = Why(reason=Reason.FORCED)
+        why = Why(reason=Reason.FOLDED if folds else Reason.FORCED)
         if self.forced is not None:
             asked, denied = self.forced.candidates(site)
             if denied:
@@ -121,7 +127,9 @@ class Decider:
             if asked and wanted[:1] == asked:
                 return considered(why, wanted)
             return considered(None if wanted else Why(reason=Reason.CANNOT_GO, refusals=tuple(refused)), wanted)
-        if not any(candidate.strategy == "keep" for candidate in offered):  # the opset cannot even spell its pads
+        if not folds and not any(
+            candidate.strategy == "keep" for candidate in offered
+        ):  # the opset cannot even spell its pads
             denials = tuple(refusal for refusal in refused if refusal.strategy == "keep")
             return considered(Why(reason=Reason.NO_PADS, refusals=denials))
         wanted = choose.worth_timing(offered)
@@ -190,7 +198,7 @@ class Decider:
         """Return that a site stays, with its SAME_* pads made explicit where a runtime needs that."""
         site = considered.site
         decision = Decision(considered=considered, measured=measured, why=why, unproved=unproved)
-        if isinstance(site.meaning, Chain) or not site.geometry.auto_pad.startswith("SAME"):
+        if not isinstance(site.meaning, ConvGeometry) or not site.geometry.auto_pad.startswith("SAME"):
             return decision
         keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
         if isinstance(keep, Refusal):

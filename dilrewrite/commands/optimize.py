@@ -40,14 +40,19 @@ from dilrewrite.tensorrt import bindings, engines
 
 
 def optimize(
-    place: Path | InMemory, options: CommandOptions, *, beside: bool = False, progress: Progress = silent
+    place: Path | InMemory,
+    options: CommandOptions,
+    *,
+    beside: bool = False,
+    progress: Progress = silent,
+    command: str = "optimize",
 ) -> Report:
     """Rewrite the model at `place`, prove it, and write it to the output (`None`: `<stem>.dilrewrite.onnx` beside it).
 
     A model in memory is written only where an output is named. Else no file is, not even that of timings.
     `beside`: without a folder for reports, they go to `<output stem>.report` beside the output, except when dilation is
-    left that should go: then nothing at all is written. Returns the report; when results differ or dilation is left, no
-    model is written and `report.exit_code` says so.
+    left that should go: then nothing at all is written. `command`: what the report is of. Returns the report; when
+    results differ or dilation is left, no model is written and `report.exit_code` says so.
     """
     options.check()
     measuring = options.measuring
@@ -58,7 +63,7 @@ def optimize(
         if measuring.cache is None:
             options = replace(options, measuring=replace(measuring, no_cache=True))
     with engines.on_device(options.building.device if options.building is not None else None):
-        job = _job(Run("optimize", _with_backend(options), progress), place, beside=beside)
+        job = _job(Run(command, _with_backend(options), progress), place, beside=beside)
         done = _done(job, _choosing(job))
         result = _report(job, done)
         return result if options.places.dry_run else _written(job, done, result)
@@ -77,6 +82,11 @@ class _Job:
     started: engines.Started | None
     reports: Path | None
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Return what the command rewrites."""
+        return self.found.sandwiches if self.run.command == "fold" else self.found.sites
+
 
 @dataclass(frozen=True, slots=True)
 class _Done:
@@ -94,7 +104,8 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     """Load the model, and check everything that can be before long work."""
     options, places = run.options, run.options.places
     model = plain(run.load(place), fused=options.building is None)  # an engine has to be built of what stays, too
-    usual = place.with_name(f"{place.stem}.dilrewrite.onnx") if isinstance(place, Path) else None
+    ending = "folded" if run.command == "fold" else "dilrewrite"
+    usual = place.with_name(f"{place.stem}.{ending}.onnx") if isinstance(place, Path) else None
     target = places.output or usual
     if target is not None and not target.name:
         raise UsageError(f"{target} is a folder, not a place for a file", hint="name a file in it")
@@ -118,8 +129,11 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     settings = trial.settings(model, options.proving)
     if started is not None:
         engines.measured_sizes(started, settings)  # an error before long work
-    found = _with_pools(run.find(model, regions=True), options.scope)
-    _check_only(found, options.scope.only)
+    if run.command == "fold":  # its Convs stay as they are
+        found = replace(run.find(model, sandwiches=True), normalisations=())
+    else:
+        found = _with_pools(run.find(model, regions=True), options.scope)
+    _check_only(_named(run, found), options.scope.only)
     return _Job(run, model, found, settings, target, engine, started, reports)
 
 
@@ -143,10 +157,10 @@ def _choosing(job: _Job) -> Choosing:
     read = functools.partial(read_tensor, model)
     decider = Decider(options.scope, options.proving, Source(model.proto), decided, around=proofs, read=read)
     with run.clock("plan"):
-        considered = [decider.consider(site) for site in found.sites]
+        considered = [decider.consider(site) for site in job.sites]
         around = regions.consider(decider, found)
     tuning = None
-    if (found.sites or around) and decided is None and options.measuring.seconds > 0:
+    if (job.sites or around) and decided is None and options.measuring.seconds > 0:
         tuning = _tuning(job, decider)
         if not options.scope.eliminate:
             around = [entry for entry in around if regions.may_gain(entry, tuning.meter.backend)]
@@ -227,7 +241,7 @@ def _status(job: _Job, done: _Done, sites: Sequence[SiteReport], around: Sequenc
         return "dilation left"
     if any(decision.fragment is not None for decision in (*done.chosen.regions, *done.chosen.settled)):
         return "rewritten"
-    if not job.found.sites:
+    if not job.sites:
         return "nothing to rewrite"
     cores = report.environment(options.proving.threads).cores
     blind = not options.places.dry_run and report.inconclusive(sites, done.chosen.measurement, cores, around)
@@ -245,6 +259,7 @@ def _report(job: _Job, done: _Done) -> Report:
     written = status not in ("differs", "not valid", "dilation left")
     told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}
     left = sum(decision.max_dilation > 1 and not is_pool(decision) for decision in settled)
+    left += len(found.sites) if job.run.command == "fold" else 0
     after = None
     peaks = verdict.peak_bytes if verdict is not None else (None, None)
     if written:
@@ -265,26 +280,34 @@ def _report(job: _Job, done: _Done) -> Report:
         sites=sites,
         regions=around,
         example=describe.example((*done.chosen.regions, *settled)) if status == "rewritten" else None,
-        skipped=found.skipped,
+        skipped=() if job.run.command == "fold" else found.skipped,
+        unfolded=found.unfolded,
         normalised=found.normalisations,
         remaining=tuple(reasons.left(node, on) for node in done.left),
         verdict=verdict,
         measurement=measurement,
-        notes=(*done.notes, *_unmatched(found, options.scope), *(r for r in found.remarks if r not in told)),
+        notes=(
+            *done.notes,
+            *_unmatched(_named(job.run, found), options.scope),
+            *(r for r in found.remarks if r not in told),
+        ),
     )
 
 
-def _check_only(found: Found, only: str | None) -> None:
+def _named(run: Run, found: Found) -> list[Site | Skipped]:
+    """Return the nodes that --only and --skip may name."""
+    return [*found.sandwiches] if run.command == "fold" else [*found.sites, *found.skipped]
+
+
+def _check_only(nodes: Sequence[Site | Skipped], only: str | None) -> None:
     """Raise `UsageError` for an `--only` that leaves nothing of a model with dilated nodes."""
-    nodes: list[Site | Skipped] = [*found.sites, *found.skipped]
     if only is not None and nodes and not any(matches(only, node) for node in nodes):
         names = listed([repr(node.name or node.where) for node in nodes], 4)
         raise UsageError(f"--only {only}: matches no dilated node", hint=f"its dilated nodes: {names}")
 
 
-def _unmatched(found: Found, scope: Scope) -> list[str]:
+def _unmatched(nodes: Sequence[Site | Skipped], scope: Scope) -> list[str]:
     """Return what the user may have meant otherwise."""
-    nodes: list[Site | Skipped] = [*found.sites, *found.skipped]
     matched = scope.skip is None or any(matches(scope.skip, node) for node in nodes)
     return [] if matched else [f"--skip {scope.skip} matches no dilated node"]
 

@@ -61,10 +61,11 @@ class Run:
         check_calls(model.proto, model.name)
         return model
 
-    def find(self, model: Model, *, regions: bool = False) -> Found:
-        """Return what is dilated in a model, with its regions where these are asked for."""
+    def find(self, model: Model, *, regions: bool = False, sandwiches: bool = False) -> Found:
+        """Return what is dilated in a model, with its regions and its sandwiches where these are asked for."""
         with self.clock("find"):
-            return find(model.proto, regions=regions, lift_all=self.options.scope.lift_all)
+            lift_all = self.options.scope.lift_all
+            return find(model.proto, regions=regions, lift_all=lift_all, sandwiches=sandwiches)
 
     def report(self, status: str, **more: Any) -> Report:
         """Return the report; `more` are further fields of it."""

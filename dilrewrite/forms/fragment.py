@@ -81,6 +81,39 @@ class RepeatOutputs:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOutputs:
+    """Keep the first of `times` equal sets of output channels: [times * O, ...] -> [O, ...]."""
+
+    times: int
+
+    def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
+        """Return the first set."""
+        return weight[: len(weight) // self.times]
+
+
+@dataclass(frozen=True, slots=True)
+class DropKernelAxes:
+    """Drop spatial axes on which the kernel has size 1."""
+
+    axes: tuple[int, ...]
+
+    def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
+        """Return the weights without these axes."""
+        return weight.squeeze(tuple(axis + 2 for axis in self.axes))
+
+
+@dataclass(frozen=True, slots=True)
+class PerChannel:
+    """Reshape a constant with one value per channel so that it fits a tensor with `rank` axes behind the channels."""
+
+    rank: int
+
+    def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
+        """Return the reshaped constant."""
+        return weight.reshape(-1, *(1,) * self.rank)
+
+
+@dataclass(frozen=True, slots=True)
 class AddKernelAxis:
     """Give the kernel one more axis of size 1 before spatial axis `axis` (`axis` = rank: at the end)."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from dilrewrite.model.walk import containers
 
@@ -89,6 +90,22 @@ def _hollow(tensor: TensorProto) -> TensorProto:
     hollow.data_location = TensorProto.EXTERNAL
     hollow.external_data.add(key="location", value="weights")
     return hollow
+
+
+def with_inputs(proto: ModelProto, known: Mapping[str, Typed]) -> ModelProto:
+    """Return a copy without weights in which tensors that nodes make are inputs of these types and shapes."""
+    light = without_weights(proto)
+    for node in light.graph.node:
+        for place, name in enumerate(node.output):
+            if name in known:
+                node.output[place] = f"{name}/as it was"
+    kept = [value for value in light.graph.value_info if value.name not in known]
+    del light.graph.value_info[:]
+    light.graph.value_info.extend(kept)
+    for name, (number, shape) in known.items():
+        dims = None if shape is None else [None if size is None else int(size) for size in shape]
+        light.graph.input.append(helper.make_tensor_value_info(name, number, dims))
+    return light
 
 
 def without_declarations(proto: ModelProto) -> ModelProto:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED, dtype
 from dilrewrite.model.walk import copied
 from dilrewrite.proof.carve import Source, tensor
@@ -51,7 +52,12 @@ def is_setting(constant: TensorProto) -> bool:
 
 def entering(site: Site) -> ConvGeometry:
     """Return the geometry whose input enters a site: its meaning, where that is a Conv, or its first operator's."""
-    return site.meaning if isinstance(site.meaning, ConvGeometry) else site.part.geometry
+    return site.geometry if isinstance(site.meaning, ConvGeometry | Sandwich) else site.part.geometry
+
+
+def entering_shape(site: Site, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the tensor that enters, of the [N, C, *space] of its geometry."""
+    return tuple(size or 0 for size in site.meaning.shape(shape)) if isinstance(site.meaning, Sandwich) else shape
 
 
 def resized(site: Site, geometry: ConvGeometry) -> Site:
@@ -105,7 +111,9 @@ class Numbers:
             return replace(self, number=number)(word, place, node)
         if place == 0 and (kind == "x_f" or node.input[0] == self.site.inputs[0]):
             geometry = entering(self.site)
-            return self._input("x", self.input_element, (geometry.batch, geometry.in_channels, *geometry.extents))
+            sizes = (geometry.batch, geometry.in_channels, *geometry.extents)
+            sizes = self.site.meaning.shape(sizes) if isinstance(self.site.meaning, Sandwich) else sizes
+            return self._input("x", self.input_element, sizes)
         for name, operand in (("w", self.part.weight), ("b", self.part.bias)):
             if kind == "conv" and operand is not None and operand.name == node.input[place]:
                 return self._operand(name, operand)
@@ -113,7 +121,7 @@ class Numbers:
         if kind == "conv" and place in self.part.others:
             return self._other_operand(place)
         if kind not in QUANTIZING:
-            return self._other(node.input[place], known)
+            return self._other(node, place, known)
         if place == 0:
             return tensor(self._codes(kind))
         shape = () if known is None else tuple(known.dims)
@@ -149,18 +157,24 @@ class Numbers:
         else:
             high = self.highest_weight if name == "w" else 1000 if len(self.site.parts) == 1 else 3
             values = whole_numbers(self.rng, shape, -high, high)
-        values = values.astype(dtype(element), copy=False)
+        values = self._repeated(values.astype(dtype(element), copy=False))
         if operand.is_constant and not (self.given and name == "w"):
             return tensor(values)
         name += f".{self.number}" if self.number else ""
         self.feeds[name] = values
         return self._input(name, element, (None,) * len(shape) if operand.shape is None else shape)
 
-    def _other(self, name: str, known: TensorProto | None) -> TensorProto:
+    def _repeated(self, values: Array) -> Array:
+        """Return weights or biases that repeat their first part, where those of the site do."""
+        times = self.site.meaning.repeats if isinstance(self.site.meaning, Sandwich) else 1
+        return np.concatenate([values[: len(values) // times]] * times) if times > 1 else values
+
+    def _other(self, node: NodeProto, place: int, known: TensorProto | None) -> TensorProto:
         """Return small whole numbers for a constant of another node; what is no float is a setting, and stays."""
+        name = node.input[place]
         if known is None or known.data_location == TensorProto.EXTERNAL:
             raise LookupError(f"nothing is known of {name!r}, which enters it too")
-        if is_setting(known):
+        if is_setting(known) or node.op_type == "Pad":
             return copied(known)
         return tensor(self.rng.integers(1, 3, tuple(known.dims)).astype(dtype(self.element)))
 
@@ -229,6 +243,8 @@ class Numbers:
         if kind.itemsize > 2:
             return np.zeros(shape, kind)
         zero = (128 if kind.kind == "u" else 0) + self.rng.integers(1, 4, size=shape)
+        if word == "x_f" and known is not None and isinstance(self.site.meaning, Sandwich):  # its Pad holds it too
+            zero = numpy_helper.to_array(known).astype(np.int64).reshape(shape)
         if word == "x_f":
             self.zero = int(zero.reshape(()))
         return np.asarray(zero).astype(kind)

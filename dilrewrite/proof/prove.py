@@ -18,13 +18,15 @@ from dilrewrite.forms.builder import END
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import CoreConv, CoreFill, Fragment, Node
 from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.walk import copied
+from dilrewrite.proof import sandwich
 from dilrewrite.proof.carve import Source, carve
 from dilrewrite.proof.chains import ChainProver
 from dilrewrite.proof.exact import exact
-from dilrewrite.proof.numbers import EXACT_LIMIT, QUANTIZING, Numbers, entering, is_setting, resized
+from dilrewrite.proof.numbers import EXACT_LIMIT, QUANTIZING, Numbers, entering, entering_shape, is_setting, resized
 from dilrewrite.proof.proof import Proof as Proof
 from dilrewrite.proof.proof import Rounding as Rounding
 from dilrewrite.proof.proof import differs
@@ -115,7 +117,8 @@ def outline(source: Source, site: Site) -> tuple[object, ...]:
         given = source.constant(site.scope, name)
         if given is None or not constant.get(name, True):
             return ValueInfoProto(name=f"{word}_{place}")
-        if name not in constant and word.partition(".")[0] not in QUANTIZING and is_setting(given):
+        own = name not in constant and word.partition(".")[0] not in QUANTIZING
+        if own and (is_setting(given) or node.op_type == "Pad"):
             return copied(given)
         return TensorProto(data_type=given.data_type, dims=given.dims)
 
@@ -126,6 +129,8 @@ def outline(source: Source, site: Site) -> tuple[object, ...]:
 
 def _nodes(source: Source, site: Site) -> dict[str, NodeProto]:
     """Return the nodes to prove a site with: its own, and an exact activation, LeakyRelu by one half, for any other."""
+    if isinstance(site.meaning, Sandwich):
+        return sandwich.nodes_of(source, site)
     nodes = source.parts(site)
     for index in site.follow:
         given = source.scope(site.scope).nodes[index]
@@ -150,6 +155,11 @@ def _exactly(node: NodeProto) -> NodeProto:
     return copy
 
 
+def quantises(site: Site) -> bool:
+    """Say whether a site computes with integers: it is proved as it is, with graph optimisations off."""
+    return site.storage is not None or (isinstance(site.meaning, Sandwich) and site.meaning.quantizes)
+
+
 class Trial:
     """A site's sub-model with numbers in it, and the site as it stands there. LookupError: by itself it is none."""
 
@@ -157,11 +167,16 @@ class Trial:
         nodes = _nodes(numbers.source, numbers.site)
         if not numbers.reals:
             nodes = {word: _exactly(node) for word, node in nodes.items()}
-        self.numbers = numbers
-        self.model = carve(numbers.source.proto, numbers.site.scope, nodes, numbers, [list(nodes)[-1]])
-        self.found = find(self.model)
-        alike = [own for own in (*self.found.sites, *self.found.pools) if len(own.nodes) == len(numbers.site.nodes)]
-        if not alike:
+        self.numbers, folds = numbers, isinstance(numbers.site.meaning, Sandwich)
+        output = sandwich.output_of(numbers.site, nodes) if folds else list(nodes)[-1]
+        self.model = carve(numbers.source.proto, numbers.site.scope, nodes, numbers, [output])
+        self.found = find(self.model, sandwiches=folds)
+        if folds:
+            alike = [own for own in self.found.sandwiches if own.output == output]
+        else:
+            every = (*self.found.sites, *self.found.pools)
+            alike = [own for own in every if len(own.nodes) == len(numbers.site.nodes)]
+        if not alike or (folds and alike[0].geometry != numbers.site.geometry):
             raise LookupError("its nodes by themselves are no site")
         self.site = alike[0]
 
@@ -172,6 +187,10 @@ class Trial:
 
     def rewritten(self, fragment: Fragment) -> ModelProto:
         """Return the sub-model with the fragment in place of the site."""
+        if isinstance(self.site.meaning, Sandwich):
+            names = {place: node.name for place, node in enumerate(self.model.graph.node)}
+            words = sandwich.words_of(self.numbers.source, self.numbers.site)
+            fragment = sandwich.fitted(fragment, words, self.site, names)
         return rewrite(self.model, [(self.site, fragment)], self.found.normalisations, numpy_helper.to_array).proto
 
     @property
@@ -186,7 +205,7 @@ class Trial:
         them off and with them on.
         """
         site, outputs = self.numbers.site, []
-        for optimize in (False, True) if self.on_integers else (site.storage is None,):
+        for optimize in (False, True) if self.on_integers else (not quantises(site),):
             options = Options(threads=threads, isolated=False, optimize=optimize)
             with runtime.session(Runnable(model=model.SerializeToString()), options) as session:
                 outputs += [next(iter(session.run({"x": x, **self.numbers.feeds}).values())) for x in inputs]
@@ -275,7 +294,7 @@ def _structure(fragment: Fragment, group: int) -> object:
 def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Proof:
     geometry = entering(site)
     whole = _exact(prover, source, site, fragment, "float32" if geometry.element in FLOATS else geometry.element)
-    if not whole.passed or site.storage is not None:
+    if not whole.passed or quantises(site):
         return whole
     if geometry.element == "float64":  # bfloat16 cannot hold the whole numbers; its rounding is measured below
         own = _exact(prover, source, site, fragment, geometry.element)
@@ -301,7 +320,7 @@ def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Pr
 def _whole(prover: Prover, trial: Trial, runtime: Backend, shapes: Sequence[tuple[int, ...]]) -> _Data:
     """Make whole numbers for a site."""
     numbers, results = trial.numbers, []
-    inputs = [numbers.input(shape) for shape in shapes]
+    inputs = [numbers.input(entering_shape(numbers.site, shape)) for shape in shapes]
     for x in inputs:
         feeds = {"x": x, **numbers.feeds}
         y = exact(trial.model, feeds)
@@ -359,7 +378,9 @@ def _reals(prover: Prover, trial: Trial, runtime: Backend) -> _Data:
     """Make random reals for a site, and what it gives in numbers finer than those that are measured."""
     geometry, native = entering(trial.numbers.site), trial.model
     extents = sample_extents(geometry)
-    x = trial.numbers.input(input_shape(concrete(geometry, extents[1 % len(extents)])))
+    x = trial.numbers.input(
+        entering_shape(trial.numbers.site, input_shape(concrete(geometry, extents[1 % len(extents)])))
+    )
     if not trial.runs_natively:  # the same Conv with its pads made explicit
         kept = plan("keep", strategies()["keep"], geometry, trial.site.opset)
         if isinstance(kept, Refusal):
@@ -414,7 +435,8 @@ def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -
     rng = np.random.default_rng(prover.seed)
     trial = Trial(Numbers(source=source, site=bare, element="float16", rng=rng, reals=True, given=True))
     geometry, models = entering(site), (trial.model, trial.rewritten(fragment))
-    x = np.full(input_shape(concrete(geometry, sample_extents(geometry)[0])), 2.0**8, np.float16)
+    shape = entering_shape(site, input_shape(concrete(geometry, sample_extents(geometry)[0])))
+    x = np.full(shape, 2.0**8, np.float16)
     kernel = site.part.geometry.kernel
     middle = tuple(k // 2 for k in kernel)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -16,6 +16,7 @@ from dilrewrite.choice.decision import Decision
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import CoreConv, Kept, Step, entering, makes, reads
 from dilrewrite.forms.geometry import acting_dilation
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, fed, tensors
@@ -62,6 +63,7 @@ def site(decision: Decision, backend: str = "") -> SiteReport:
         question=measured.question,
         predicted_gain=decision.gain,
         region=decision.region.site.key if decision.region is not None else None,
+        sandwich=isinstance(found.meaning, Sandwich),
     )
 
 
@@ -110,7 +112,8 @@ def _nodes(chain: Chain) -> Iterator[RegionNode]:
 
 def example(decisions: Iterable[Decision]) -> ExampleReport | None:
     """Return the rewritten place that is expected to gain most, node by node; `None` where none is of `MOST_NODES`."""
-    small = [one for one in decisions if one.fragment is not None and len(one.fragment.steps) <= MOST_NODES]
+    convs = (one for one in decisions if not isinstance(one.site.meaning, Sandwich))
+    small = [one for one in convs if one.fragment is not None and len(one.fragment.steps) <= MOST_NODES]
     if not small:
         return None
     best = max(small, key=lambda one: one.gain or 0.0)
@@ -121,8 +124,8 @@ def example(decisions: Iterable[Decision]) -> ExampleReport | None:
         conv = best.site.geometry
         before = [RegionNode(op="Conv", dilation=conv.max_dilation, reads=(-1,), kernel=conv.kernel)]
     else:
-        convs = {place: conv.kernel for place, conv in chain.convs.items()}
-        before = [replace(node, kernel=convs.get(place, ())) for place, node in enumerate(_nodes(chain))]
+        kernels = {place: conv.kernel for place, conv in chain.convs.items()}
+        before = [replace(node, kernel=kernels.get(place, ())) for place, node in enumerate(_nodes(chain))]
     makers = {name: -1 - place for place, name in enumerate(entering(len(best.site.inputs)))}
     after = []
     for place, step in enumerate(fragment.steps):

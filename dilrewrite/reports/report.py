@@ -24,7 +24,7 @@ from dilrewrite.forms.strategies import Refusal
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.runtimes import TimeKind
-from dilrewrite.sites import Normalisation, Skipped
+from dilrewrite.sites import Normalisation, Skipped, Unfolded
 from dilrewrite.sites.known import CONVOLUTIONS
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
@@ -71,7 +71,7 @@ class CandidateReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteReport:
-    """One dilated Conv."""
+    """One dilated Conv, or a space-to-batch sandwich that computes one."""
 
     where: str
     """The graph it is in: `main`, a subgraph's path, or a function."""
@@ -120,6 +120,8 @@ class SiteReport:
     ends: tuple[str, ...] = ()
     """Where a Conv of quantised data leaves the quantised domain: what reads its real numbers, with no QuantizeLinear
     in between; empty where it stays inside, and for other Convs."""
+    sandwich: bool = False
+    """Whether it is a space-to-batch sandwich: several nodes that compute the dilated Conv of this geometry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +275,7 @@ class Report:
     schema_version: int = SCHEMA_VERSION
     """Version of this object."""
     command: str
-    """`inspect`, `optimize`, `build`, `verify` or `bench`."""
+    """`inspect`, `optimize`, `fold`, `build`, `verify` or `bench`."""
     status: str
     """The result; see the status values below."""
     before: ModelReport
@@ -290,6 +292,8 @@ class Report:
     """The regions that were found and came into question, in the model's order."""
     skipped: tuple[Skipped, ...] = ()
     """Dilated nodes that are never rewritten; of `verify`, those of the second model."""
+    unfolded: tuple[Unfolded, ...] = ()
+    """What looks like a space-to-batch sandwich and is none, each with the reason; of `fold` and `optimize`."""
     normalised: tuple[Normalisation, ...] = ()
     """Convs whose attributes change without changing the function."""
     remaining: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from dilrewrite.errors import FailedError
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.walk import ScopePath
 from dilrewrite.sites.known import CONVOLUTIONS
 
@@ -131,7 +132,9 @@ class Site:
 
     @property
     def geometry(self) -> ConvGeometry:
-        """Return the meaning, which is a Conv's geometry; `FailedError` for another one."""
+        """Return the meaning, which is a Conv's geometry, or that of a sandwich; `FailedError` for another one."""
+        if isinstance(self.meaning, Sandwich):
+            return self.meaning.geometry
         if not isinstance(self.meaning, ConvGeometry):
             raise FailedError(f"{self.key}: a ConvGeometry is needed, its meaning is a {type(self.meaning).__name__}")
         return self.meaning
@@ -215,13 +218,25 @@ class Skipped:
         return self.op in CONVOLUTIONS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfolded:
+    """A Conv between layout operators that looks like a space-to-batch sandwich and is left alone, and why."""
+
+    where: str
+    """The graph it is in."""
+    name: str
+    """The Conv's name, or its output's."""
+    reason: str
+    """Why it is no sandwich."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a model holds: sites to rewrite, attribute changes for kept Convs, and nodes that are left alone.
 
     `pools`: dilated poolings that have a form; they are among the `skipped` too, for only some runs rewrite them.
     `regions`: chains that hang together around dilated Convs, as sites whose meaning is a `Chain`; they overlap with
-    sites and with each other.
+    sites and with each other. `sandwiches`: sites whose meaning is a `Sandwich`; `unfolded`: what is none.
     """
 
     sites: tuple[Site, ...] = ()
@@ -230,3 +245,5 @@ class Found:
     normalisations: tuple[Normalisation, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()
+    sandwiches: tuple[Site, ...] = ()
+    unfolded: tuple[Unfolded, ...] = ()

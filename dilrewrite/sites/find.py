@@ -10,22 +10,25 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.pools import PoolGeometry
-from dilrewrite.model.light import UNKNOWN, Typed, graph_shapes, value_shape
+from dilrewrite.forms.sandwich import Sandwich
+from dilrewrite.model.elements import NAMED
+from dilrewrite.model.light import UNKNOWN, Typed, graph_shapes, value_shape, with_inputs
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import DEFAULT_DOMAINS, ScopePath, reads
-from dilrewrite.sites import Found, Normalisation, Site, Skipped
+from dilrewrite.sites import Found, Normalisation, Site, Skipped, Unfolded
 from dilrewrite.sites.chains import every_region
 from dilrewrite.sites.finders import finders
 from dilrewrite.sites.known import SAVED, saved_by_runtime, skip_reason
 from dilrewrite.sites.operators import dilations_of, operator_of, skipped
+from dilrewrite.sites.sandwiches import every_sandwich
 from dilrewrite.sites.scopes import Scope, scopes
 
 
-def find(proto: ModelProto, *, regions: bool = False, lift_all: bool = False) -> Found:
+def find(proto: ModelProto, *, regions: bool = False, lift_all: bool = False, sandwiches: bool = False) -> Found:
     """Return what the finders see in `proto`, and with the reason why not every other node with a dilation.
 
     Sites are in the order of the node lists, subgraphs after the graph that holds them, functions last. `regions`: find
-    these too; `lift_all`: also those of 1-D Convs without dilation.
+    these too; `lift_all`: also those of 1-D Convs without dilation; `sandwiches`: find space-to-batch sandwiches too.
     Raises `UsageError` naming the node for an invalid dilated Conv.
     """
     inferred = infer_shapes(proto)
@@ -34,6 +37,7 @@ def find(proto: ModelProto, *, regions: bool = False, lift_all: bool = False) ->
     nodes = ((scope, index) for scope in lists for index in range(len(scope.nodes)))
     items = [item for scope, index in nodes for item in _at(scope, index, misled)]
     _check_sizes(inferred)
+    folds = _folds(proto, lists) if sandwiches else []
     around, unread = _regions(lists, misled, lift_all=lift_all) if regions else ((), ())
     sites = [item for item in items if isinstance(item, Site)]
     return Found(
@@ -43,7 +47,42 @@ def find(proto: ModelProto, *, regions: bool = False, lift_all: bool = False) ->
         normalisations=tuple(item for item in items if isinstance(item, Normalisation)),
         skipped=tuple(item for item in items if isinstance(item, Skipped)),
         remarks=(*_remarks(proto), *unread),
+        sandwiches=tuple(item for item in folds if isinstance(item, Site) and not _misled_site(misled, item)),
+        unfolded=tuple(item for item in folds if isinstance(item, Unfolded)),
     )
+
+
+MOST_ROUNDS = 64
+"""How often sizes are inferred anew from what sandwiches are known to make."""
+
+
+def _folds(proto: ModelProto, lists: Sequence[Scope]) -> list[Site | Unfolded]:
+    """Return the sandwiches of node lists, and what looks like one.
+
+    Shape inference loses the sizes in sandwiches whose shapes are computed, and behind them. What one makes is known
+    once it is found, so the next may be found then.
+    """
+    known: set[str] = set()
+    twin = proto
+    for _ in range(MOST_ROUNDS):
+        found = [item for scope in lists for item in every_sandwich(scope)]
+        new = {
+            item.output: (NAMED[item.part.geometry.element].number, item.meaning.makes)
+            for item in found
+            if isinstance(item, Site) and isinstance(item.meaning, Sandwich) and not item.meaning.quantizes
+            if item.scope == ScopePath() and item.output not in known
+            if lists[0].shape_of(item.output)[1] != item.meaning.makes
+        }
+        if not new:
+            break
+        known |= new.keys()
+        twin = with_inputs(twin, new)
+        lists = list(scopes(proto, infer_shapes(twin)))
+    return found
+
+
+def _misled_site(misled: Mapping[int, str], site: Site) -> bool:
+    return _misleading(misled, site.scope, site.nodes) is not None
 
 
 def _at(scope: Scope, index: int, misled: Mapping[int, str]) -> Iterator[Site | Normalisation | Skipped]:

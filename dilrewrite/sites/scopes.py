@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from dilrewrite.model import walk
@@ -149,6 +151,21 @@ class Scope:
         tensor = home.initializers.get(name) if index is None else home.constant(index)
         single = tensor is not None and math.prod(tensor.dims) == 1 and not tensor.external_data
         return tensor is not None and single and not numpy_helper.to_array(tensor).any()
+
+    def values(self, operand: Operand) -> NDArray[np.generic] | None:
+        """Return what a constant of a file holds; `None` where it is no constant, or its values are not at hand."""
+        home: Scope | None = self
+        while home is not None and home.path != operand.scope:
+            home = home.parent
+        if home is None or not operand.is_constant:
+            return None
+        tensor = home.initializers.get(operand.name) if operand.index is None else home.constant(operand.index)
+        if tensor is None or tensor.external_data:
+            return None
+        try:
+            return numpy_helper.to_array(tensor)
+        except (TypeError, ValueError):  # the values were left in the file
+            return None
 
     def constant(self, index: int) -> TensorProto | None:
         """Return the tensor of a Constant node."""

@@ -10,6 +10,7 @@ from onnx import GraphProto
 
 from dilrewrite.model import walk
 from dilrewrite.model.walk import Container, ScopePath
+from dilrewrite.sites.formulas import COMPUTING
 from dilrewrite.splice.editor import Editor
 
 MADE_FROM_CONSTANTS = ("Constant", "DequantizeLinear")
@@ -50,8 +51,10 @@ def _unused(editor: Editor) -> Mapping[ScopePath, set[str]]:
         maker = makers[path].get(name)
         if maker is not None:
             node = container.node[maker]
-            if node.op_type not in MADE_FROM_CONSTANTS:
+            sizes = name in editor.sizes and node.op_type in COMPUTING
+            if node.op_type not in MADE_FROM_CONSTANTS and not sizes:
                 continue
+            editor.sizes |= {*node.input} if sizes else set()
             for other in filter(None, node.input):
                 uses[other] -= 1
                 queue.append((editor.home(path, other), other))

@@ -22,7 +22,7 @@ class Editor:
     """One call of `rewrite`. Containers of the edited model are looked up before the first change, by original path.
 
     `added` are the initializers made, `suspects` tensors that may have lost their last user, `shared` the constants
-    that more than one site reads.
+    that more than one site reads, `sizes` the suspects that hold sizes, whose nodes go with their last reader.
     """
 
     source: ModelProto
@@ -32,6 +32,7 @@ class Editor:
     added: list[str] = field(default_factory=list)
     suspects: list[tuple[ScopePath, str]] = field(default_factory=list)
     shared: dict[tuple[object, ...], str] = field(default_factory=dict)
+    sizes: set[str] = field(default_factory=set)
     containers: dict[ScopePath, Container] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

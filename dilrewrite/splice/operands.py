@@ -14,9 +14,11 @@ from dilrewrite.forms.builder import INFER, Builder, Cut, Tensor
 from dilrewrite.forms.fragment import (
     AddKernelAxis,
     CoreConv,
+    DropKernelAxes,
     RepeatOutputs,
     SpreadTaps,
     SwapKernelAxes,
+    TakeOutputs,
     TakeTaps,
     TapsToInputs,
     WeightEdit,
@@ -47,7 +49,10 @@ class StepOperands:
     def bias(self) -> str:
         """Return the bias, repeated."""
         operand, times = self._part.bias, self._core.bias_times
-        return self._edited(operand, self._part.bias_quantization, _repeats(times), "bias") if operand and times else ""
+        if operand is None or not times:
+            return ""
+        taken = [edit for edit in self._core.weight if isinstance(edit, TakeOutputs)]
+        return self._edited(operand, self._part.bias_quantization, [*taken, *_repeats(times)], "bias")
 
     def repeated(self, operand: Operand, times: int, word: str) -> str:
         """Return a constant with one value per output channel, repeated."""
@@ -130,6 +135,8 @@ def _lower(builder: Builder, tensor: Tensor, edit: WeightEdit) -> Tensor:
     if isinstance(edit, SwapKernelAxes):
         places = {edit.first: edit.second, edit.second: edit.first}
         return builder.transpose(tensor, [0, 1, *(places.get(axis, axis) + 2 for axis in range(rank))])
+    if isinstance(edit, DropKernelAxes):
+        return builder.reshape(tensor, [0, 0, *(k for axis, k in enumerate(kernel) if axis not in edit.axes)])
     if isinstance(edit, TapsToInputs):
         turned = builder.transpose(tensor, [0, *range(2, rank + 2), 1])
         return builder.reshape(turned, [0, INFER, *(1,) * rank])

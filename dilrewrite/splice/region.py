@@ -24,6 +24,7 @@ from dilrewrite.forms.fragment import (
 )
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.elements import NAMED
 from dilrewrite.sites import Operand, Site
 from dilrewrite.sites.operators import operators
@@ -43,14 +44,15 @@ class Region:
         self.absorbed: list[NodeProto] = [self.writer.original(index) for index in self.indices]
         followed = len(self.indices) > len(site.nodes)
         self.outputs = [self.absorbed[-1].output[0]] if followed else list(site.outputs)
-        conv = isinstance(site.meaning, ConvGeometry)
-        self.quantization = site.input_quantization if fragment.enter and conv else None
-        self.paired = self.quantization is not None and in_pairs(site.geometry, site.storage, site.opset)
+        conv, folds = isinstance(site.meaning, ConvGeometry), isinstance(site.meaning, Sandwich)
+        self.quantization = site.input_quantization if (fragment.enter and conv) or folds else None
+        pairs = self.quantization is not None and in_pairs(site.geometry, site.storage, site.opset)
+        self.paired = pairs and not folds
         self.named: set[int] = set()
         self.kept: set[int] = set()
         self.places: list[int] = []
         self.map: dict[str, str] = dict(zip(entering(len(site.inputs)), site.inputs, strict=True))
-        if self.quantization is not None and not self.paired:
+        if self.quantization is not None and not self.paired and not folds:
             self.map[X] = self.quantization.source.name
 
     def build(self) -> list[NodeProto]:
@@ -231,6 +233,8 @@ class Region:
         going = self.absorbed[: len(site.nodes)]
         inside = {name for node in self.absorbed for name in node.output} - {"", *self.outputs}
         outside = {name for node in going for name in node.input} - {"", *inside, *site.inputs}
+        if isinstance(site.meaning, Sandwich):
+            self.editor.sizes |= outside
         dequantized = [self.quantization.output] if self.quantization is not None else []
         self.editor.suspects += [(home(site.scope, name), name) for name in sorted(outside)]
         self.editor.suspects += [(site.scope, name) for name in (*dequantized, *sorted(inside))]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 NOTES = hasattr(BaseException, "add_note")
 """Python 3.10 has none."""
 
-COMMANDS = ("backends", "bench", "inspect", "optimize", "verify")
+COMMANDS = ("backends", "bench", "fold", "inspect", "optimize", "verify")
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def arguments(command: str, model: Path) -> list[object]:
     return {
         "backends": ["backends"],
         "bench": ["bench", model, "--budget", 0],
+        "fold": ["fold", model],
         "inspect": ["inspect", model],
         "optimize": ["optimize", model, "--strategy", "im2col"],
         "verify": ["verify", model, model],

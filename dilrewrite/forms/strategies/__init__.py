@@ -16,6 +16,10 @@ from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsuppor
 from dilrewrite.forms.fragment import Fragment, TakeTaps
 from dilrewrite.forms.fragment import Refusal as Refusal
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.sandwich import Sandwich
+
+FOLD = "fold"
+"""The form that makes a dilated Conv of a sandwich. It takes no other site, so it is no file of this folder."""
 
 
 class Strategy(Protocol):
@@ -60,8 +64,9 @@ def _named() -> dict[str, Strategy]:
     """Return the forms of a Conv, of a pooling and of a region."""
     from dilrewrite.forms.pools import pool_forms
     from dilrewrite.forms.regions import region_forms
+    from dilrewrite.forms.strategies import _fold
 
-    return {**pool_forms(), **strategies(), **cast("dict[str, Strategy]", region_forms())}
+    return {**pool_forms(), **strategies(), FOLD: _fold.FORM, **cast("dict[str, Strategy]", region_forms())}
 
 
 def parse(text: str) -> tuple[str, Strategy]:
@@ -100,6 +105,10 @@ def plan(
     that are not fixed may be NaN or Inf when the model runs, and such a weight gives NaN on padding too: then dead taps
     stay, but for forms that skip padding.
     """
+    if isinstance(meaning, Sandwich) and ConvGeometry in strategy.takes:
+        from dilrewrite.forms.strategies import _fold
+
+        return _fold.around(name, strategy, meaning, opset, storage=storage, fixed_weights=fixed_weights)
     if type(meaning) not in strategy.takes:
         types = " or ".join(each.__name__ for each in strategy.takes)
         return Refusal(name, f"it takes {types}, not {type(meaning).__name__}")

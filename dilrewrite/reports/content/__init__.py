@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
-from dilrewrite.reports.content import answer, engine, example, forms, models, regions, repeat, sites, timing
+from dilrewrite.reports.content import answer, engine, example, folds, forms, models, regions, repeat, sites, timing
 from dilrewrite.reports.content.screen import engine_screen as engine_screen
 from dilrewrite.reports.content.screen import ran_at, ran_on
 from dilrewrite.reports.content.screen import screen as screen
@@ -71,7 +71,8 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
         yield "One place, before and after", example.example_blocks(report)
         yield "Share of the model's time", sites.share_blocks(report)
     yield "Regions", regions.region_blocks(report, brief)
-    dilated = ("Dilated Convs", sites.site_blocks(report, brief))
+    name = "Space-to-batch sandwiches" if report.command == folds.COMMAND else "Dilated Convs"
+    dilated = (name, sites.site_blocks(report, brief))
     measured = any(map(sites.was_measured, report.sites))
     estimated = measurement is not None and measurement.source is TimeKind.ESTIMATED
     known = f"as {'estimated' if estimated else 'measured'}" if measured else "cheapest by estimate first"
@@ -88,6 +89,7 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
     if brief and report.command != "inspect" and report.status != "rewritten":
         yield "Forms that refused", _bullets(forms.refusals(report))
     yield "Left alone", _bullets(models.skipped(report.skipped, brief))
+    yield "No space-to-batch sandwich", _bullets(folds.unfolded(report, brief=brief))
     changes = models.normalised(report.normalised, brief)
     yield "Attributes changed without changing the function", _bullets(changes)
     yield "Model" if report.after is None else "Models", models.model_blocks(report, brief)

@@ -14,6 +14,7 @@ from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
+from dilrewrite.reports.content import folds
 from dilrewrite.reports.content.models import identical, is_engine
 from dilrewrite.reports.content.regions import counted, taken, within
 from dilrewrite.reports.content.sites import proved, was_measured, work
@@ -96,7 +97,7 @@ def _destination(report: Report) -> str:
 
 def _output(report: Report, name: str = "") -> str:
     """Return what the output (called `name`) is of a model without any rewritten Conv."""
-    if report.output is None:
+    if report.output is None or report.rewritten:
         return _destination(report)
     name = name or report.output
     if identical(report):
@@ -113,7 +114,7 @@ def verdict(report: Report) -> str:
     """Return the answer for a screen, where paths, intervals and most reasons stand in rows of their own."""
     report = _without_folders(report)
     nothing = "; dry run: nothing written" if report.options.get("dry_run") else ""
-    match report.status:
+    match "" if folds.told(report) else report.status:
         case "rewritten":
             return clean(f"{_rewrote(report, brief=True)}; {equality(report)}{nothing}")
         case "kept" | "inconclusive":
@@ -172,6 +173,8 @@ def _rewrote(report: Report, *, brief: bool = False) -> str:
 
 
 def _answer(report: Report) -> str:
+    if folds.told(report):
+        return folds.answer(report, equality(report), _output(report, "the output"))
     total = _convs(report)
     convs, before = count(total, _noun(report)), report.before.path
     after = report.after.path if report.after is not None else "the other model"
@@ -353,7 +356,7 @@ def _steps(report: Report) -> Iterator[tuple[str, str]]:
         yield "report it", says
         return
     if measurement is None:
-        if chosen and report.options.get("budget") == 0:
+        if chosen and report.options.get("budget") == 0 and report.command != folds.COMMAND:
             yield "measure", "nothing was measured: without --budget 0 every form is timed"
         return
     if measurement.estimated_s is not None:

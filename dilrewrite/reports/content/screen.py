@@ -10,7 +10,7 @@ from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.keywords import in_python
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import reasons, units
-from dilrewrite.reports.content import answer, engine, models, regions, sites, timing
+from dilrewrite.reports.content import answer, engine, folds, models, regions, sites, timing
 from dilrewrite.reports.report import ModelReport, Report, SiteReport, ValueReport
 from dilrewrite.reports.units import count, dims, joined, percent, size
 from dilrewrite.runtimes import TimeKind
@@ -32,6 +32,7 @@ ENGINE_ROWS = (
 )
 BUILDERS = ("optimize", "build")  # commands that make an engine
 IN_MEMORY = "model in memory"  # so ends what stands for the path of one
+WRITERS = ("optimize", "fold")  # commands that rewrite a model
 VALUES = 4  # so many inputs are named beside a runtime
 
 
@@ -119,7 +120,7 @@ def _done(report: Report) -> Iterator[doc.Rows]:
     yield _row("kept", *_sites(report, "kept"))
     exact, proofs = sites.proved(report)
     proved = f"{exact} of {count(proofs, 'form')} bit for bit" if proofs else ""
-    compared = answer.equality(report) if verdict is not None and report.command == "optimize" else ""
+    compared = answer.equality(report) if verdict is not None and report.command in WRITERS else ""
     yield _row("proved", joined(proved, f"whole model: {compared}" if compared else "", by="; "))
     if report.engine is not None and report.command == "optimize":
         yield _row("engine", f"{report.engine.file}: {engine.short(report.engine)}")
@@ -199,6 +200,7 @@ def _around(report: Report) -> Iterator[doc.Rows]:
     yield _row(
         "left alone", f"{units.listed(left, 3)}: {report.skipped[0].reason}" if left and not report.remaining else ""
     )
+    yield _row("no sandwich", *map(units.clean, folds.unfolded(report, brief=True)[:3]))
     yield _row("ran on", joined(ran_on(report), ran_at(report)))
     if report.output is not None:
         yield _row("written", units.clean(report.output) + _grown(report.before, report.after), whole=True)
@@ -251,7 +253,7 @@ def _next(report: Report) -> Iterator[str]:
             yield f"{_call(report, 'bench', path, report.output)}: on the machine that will run it"
         case "dilation left":
             yield "--max-dilation N lets dilations up to N stay; without --eliminate the fastest forms are taken"
-        case "differs" | "not valid" if report.command == "optimize":
+        case "differs" | "not valid" if report.command in WRITERS:
             yield "--skip REGEX leaves a node as it is; the reports name those that differ"
         case "equal" if report.command == "verify" and report.engine is None and report.after is not None:
             yield f"{_call(report, 'bench', path, report.after.path)}: which one is faster"

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
+from dilrewrite.forms.strategies import FOLD
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.proof.prove import Proof, Rounding
 from dilrewrite.reports import document as doc
@@ -97,6 +98,8 @@ def form(site: Entry) -> str:
     """Return what was done at a site, or with a region."""
     if site.action != "rewritten":
         return site.action
+    if isinstance(site, SiteReport) and site.strategy == FOLD:
+        return f"{FOLD} to d{site.max_dilation_left}"
     return f"{site.strategy}{f' (leaves d{site.max_dilation_left})' if site.max_dilation_left > 1 else ''}"
 
 
