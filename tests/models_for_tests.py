@@ -211,11 +211,11 @@ def custom_operator_inside() -> ModelProto:
 
 
 def transposed() -> ModelProto:
-    """A dilated Conv and a dilated ConvTranspose, which nothing rewrites."""
+    """A dilated Conv and a dilated ConvTranspose, which nothing rewrites: it asks for more outputs than it has."""
     return build(
         [
             conv_node("x", "c"),
-            helper.make_node("ConvTranspose", ["c", "u"], ["y"], name="spread", dilations=[3], pads=[3, 3]),
+            helper.make_node("ConvTranspose", ["c", "u"], ["y"], name="spread", dilations=[3], output_shape=[24]),
         ],
         {"x": [1, 2, 16]},
         {"y": [1, 2, None]},

@@ -68,8 +68,9 @@ def holds_for(site: Site, strategy: Strategy, fragment: Fragment) -> tuple[Condi
     largest = isinstance(site.meaning, PoolGeometry) and site.meaning.kind == "max"
     if (strategy.finite_inputs_only or largest) and not site.part.on_integers:
         conditions.append(Condition.FINITE_INPUTS)
-    pads = site.geometry.explicit().data_share() != 1
-    if strategy.skips_padding and pads and not site.fixed_weights:
+    transposed = site.geometry.transposed is not None  # it multiplies no padding, and the Conv in its place does
+    pads = transposed or site.geometry.explicit().data_share() != 1
+    if strategy.skips_padding != transposed and pads and not site.fixed_weights:
         conditions.append(Condition.FINITE_WEIGHTS)
     if site.geometry.element == "float16" and fragment.adds:
         conditions.append(Condition.FLOAT16_SUMS)

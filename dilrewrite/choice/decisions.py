@@ -38,7 +38,10 @@ def digest(site: Site) -> str:
     """Return 16 hexadecimal digits for all that decides how a site can be rewritten."""
     meaning = site.meaning
     if isinstance(meaning, ConvGeometry):
-        geometry: object = dataclasses.asdict(meaning)
+        fields = dataclasses.asdict(meaning)
+        if meaning.transposed is None:  # so that earlier decisions hold
+            del fields["transposed"]
+        geometry: object = fields
     else:
         geometry = meaning.text() if isinstance(meaning, Chain) else repr(meaning)
     data = {

@@ -38,7 +38,7 @@ INFER: Final = -1
 
 
 class Unsupported(Exception):  # noqa: N818 - it is caught and becomes a refusal, never shown as an error
-    """The opset lacks an operator that this form needs; the text says which."""
+    """A form cannot be written, for want of an operator in the opset or else; the text says why."""
 
 
 def in_pairs(geometry: ConvGeometry, storage: str | None, opset: int) -> bool:
@@ -256,6 +256,15 @@ class Builder:
         if INFER in shape and sizes is not None and len(rest) == len(dims) - 1 and 0 not in rest:
             dims[list(shape).index(INFER)] = math.prod(sizes) // math.prod(rest)
         return Tensor(self._add("Reshape", [tensor.name, self.vector(shape)]), tuple(dims))
+
+    def reverse(self, tensor: Tensor, axis: int) -> Tensor:
+        """Reverse the order along an axis of known size, in a way that every opset and runtime has."""
+        size = tensor.shape[axis]
+        assert isinstance(size, int), "known"
+        if size == 1:
+            return tensor
+        places = self.constant(range(size)[::-1])
+        return self._layout(self._add("Gather", [tensor.name, places], {"axis": axis}), tensor.shape)
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:
         """Permute the axes."""

@@ -58,15 +58,35 @@ class WeightEdit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TakeTaps:
-    """Keep the taps `start <= t < stop` of a spatial axis."""
+    """Keep the taps `start <= t < stop` of a spatial axis, every `step`-th of them."""
 
     axis: int
     start: int
     stop: int
+    step: int = 1
 
     def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
         """Return the kept taps."""
-        return weight[(slice(None),) * (self.axis + 2) + (slice(self.start, self.stop),)]
+        return weight[(slice(None),) * (self.axis + 2) + (slice(self.start, self.stop, self.step),)]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Bring the weights of a ConvTranspose into the layout of a Conv's: flip the kernel, exchange the channels.
+
+    [C, O // group, *k] -> [O, C // group, *k], in each group by itself; done twice it is undone.
+    """
+
+    group: int
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the turned weights."""
+        return shape[1] * self.group, shape[0] // self.group, *shape[2:]
+
+    def apply(self, weight: NDArray[np.generic], zero: NDArray[np.generic]) -> NDArray[np.generic]:  # noqa: ARG002
+        """Return the turned weights."""
+        groups = weight.reshape(self.group, -1, *weight.shape[1:]).swapaxes(1, 2)
+        return np.flip(groups.reshape(self.shape(weight.shape)), tuple(range(2, weight.ndim)))
 
 
 @dataclass(frozen=True, slots=True)

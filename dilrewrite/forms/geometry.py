@@ -89,6 +89,16 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transposed:
+    """What a ConvTranspose has besides the Conv that it is read as. Source: ONNX specification, ConvTranspose."""
+
+    strides: tuple[int, ...]
+    """Its stride per axis: so far apart the values of the input are spread."""
+    output_padding: tuple[int, ...]
+    """Its output_padding per axis, which `pads_end` holds too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvGeometry:
     """Everything about a Conv that decides how it can be rewritten; `None` stands for what is known at run time only.
 
@@ -126,6 +136,8 @@ class ConvGeometry:
     """Whether it stands between DequantizeLinear and QuantizeLinear, or is a QLinearConv or ConvInteger."""
     cut: tuple[tuple[int, int], ...] = ()
     """Taps cut off at the front and the back of each axis; empty for a site of the model."""
+    transposed: Transposed | None = None
+    """Set for a ConvTranspose, read as a Conv of stride 1 over an input whose values its own strides have spread."""
 
     @property
     def rank(self) -> int:
@@ -141,6 +153,21 @@ class ConvGeometry:
     def unknown(self) -> tuple[int, ...]:
         """Return the spatial axes whose extent is known at run time only."""
         return tuple(axis for axis in self.axes if self.extents[axis] is None)
+
+    @property
+    def spread(self) -> tuple[int, ...]:
+        """Return how far apart the values of the input stand along each axis, with zeros between; 1 in a Conv."""
+        return self.transposed.strides if self.transposed is not None else (1,) * self.rank
+
+    @property
+    def own_pads(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Return the (begin, end) pads of the node itself, of which those of a ConvTranspose crop its output."""
+        if self.transposed is None:
+            return self.pads_begin, self.pads_end
+        begin, end = self.static_pads
+        reach, more = [self.span(axis) - 1 for axis in self.axes], self.transposed.output_padding
+        first = (r - pad for r, pad in zip(reach, begin, strict=True))
+        return tuple(first), tuple(r - pad + a for r, pad, a in zip(reach, end, more, strict=True))
 
     @property
     def dilated(self) -> bool:
@@ -167,9 +194,11 @@ class ConvGeometry:
         return self.dilations[axis] * (self.kernel[axis] - 1) + 1
 
     def padded(self, axis: int) -> int | None:
-        """Return the extent with its pads."""
+        """Return the extent, spread where that is due, with its pads."""
         extent, begin, end = self.extents[axis], self.pads_begin[axis], self.pads_end[axis]
-        return None if extent is None or begin is None or end is None else extent + begin + end
+        if extent is None or begin is None or end is None:
+            return None
+        return (extent - 1) * self.spread[axis] + 1 + begin + end
 
     def out_extent(self, axis: int) -> int | None:
         """Return Ho = floor((H + p0 + p1 - d(k-1) - 1) / s) + 1, `None` when unknown."""
@@ -208,7 +237,8 @@ class ConvGeometry:
                     f"{self.pads_end[axis]}) is {self.padded(axis)}, less than the dilated kernel's {self.span(axis)}"
                 )
             begin, end, extent = self.pads_begin[axis], self.pads_end[axis], self.extents[axis]
-            if extent is not None and extent + min(begin or 0, 0) + min(end or 0, 0) < 0:
+            crop = min(begin or 0, 0) + min(end or 0, 0)
+            if extent is not None and (extent - 1) * self.spread[axis] + 1 + crop < 0:
                 return f"spatial axis {axis}: pads ({begin}, {end}) crop more than the extent {extent}"
         return None
 
@@ -243,9 +273,9 @@ class ConvGeometry:
     # -- taps ----------------------------------------------------------------------------------------------------
 
     def taps(self, axis: int) -> Taps | None:
-        """Return where each tap touches data, `None` when the extent or the pads are unknown."""
+        """Return where each tap touches data, `None` when extent or pads are unknown or the input is spread."""
         extent, begin, out = self.extents[axis], self.pads_begin[axis], self.out_extent(axis)
-        if extent is None or begin is None or out is None:
+        if extent is None or begin is None or out is None or self.spread[axis] > 1:
             return None
         s, d = self.strides[axis], self.dilations[axis]
         lo = tuple(max(0, ceil_div(begin - t * d, s)) for t in range(self.kernel[axis]))
@@ -254,13 +284,19 @@ class ConvGeometry:
 
     def multiply_adds(self) -> int | None:
         """Return the multiply-adds of one run, `None` when a size is unknown."""
-        sizes = (self.batch, self.in_channels, self.out_channels, *self.out_extents)
+        sliding = self.extents if self.transposed is not None else self.out_extents
+        sizes = (self.batch, self.in_channels, self.out_channels, *sliding)
         known = [size for size in sizes if size is not None]
         return product(known) * product(self.kernel) // self.group if len(known) == len(sizes) else None
 
     def data_share(self) -> float | None:
-        """Return the share of the multiply-adds that touch data, not padding; `None` when an extent is unknown."""
+        """Return the share of the multiply-adds that touch data, not padding; `None` when an extent is unknown.
+
+        Of a ConvTranspose, which adds each product to an output or drops it: 1.
+        """
         share = 1.0
+        if self.transposed is not None:
+            return None if self.unknown else share
         for axis in self.axes:
             taps, out = self.taps(axis), self.out_extent(axis)
             if taps is None or out is None:

@@ -152,9 +152,12 @@ def _reaches(window: Window, extents: Sequence[int], out: Sequence[int]) -> Iter
         yield tuple(read), tuple(write)
 
 
-def conv_transpose(x: Array, w: Array, b: Array | None, attributes: Mapping[str, Any]) -> Array:
+def conv_transpose(
+    x: Array, w: Array, b: Array | None, attributes: Mapping[str, Any], accumulate: DTypeLike | None = None
+) -> Array:
     """Return the ConvTranspose of x [N, C, *extents] with w [C, O // group, *kernel], tap by tap.
 
+    `accumulate` is the type to sum in and to return; by default that of x, which is rounded once.
     onnx's visits every element in Python and takes hours for what takes this seconds.
     """
     extents, rank = x.shape[2:], x.ndim - 2
@@ -167,7 +170,9 @@ def conv_transpose(x: Array, w: Array, b: Array | None, attributes: Mapping[str,
         window = window.same(auto_pad, [have - want for have, want in zip(whole, size, strict=True)])
     if min(*window.pads_begin, *window.pads_end) < 0:
         raise NotImplementedError("ConvTranspose with negative pads, where runtimes differ")
-    work = np.dtype(np.float32) if x.dtype in HALVES else x.dtype
+    work, result = (np.dtype(np.float32) if x.dtype in HALVES else x.dtype, x.dtype)
+    if accumulate is not None:
+        work = result = np.dtype(accumulate)
     images, groups, ins, outs = x.shape[0], window.group, w.shape[0] // window.group, w.shape[1]
     y = np.zeros((images, groups, outs, *whole), work)
     xg = x.reshape(images, groups, ins, -1).astype(work, copy=False)
@@ -181,4 +186,4 @@ def conv_transpose(x: Array, w: Array, b: Array | None, attributes: Mapping[str,
     cut: Array = y.reshape(images, groups * outs, *whole)[inner]
     if b is not None:
         cut = cut + b.astype(work).reshape(-1, *[1] * rank)
-    return cut.astype(x.dtype, copy=False)
+    return cut.astype(result, copy=False)

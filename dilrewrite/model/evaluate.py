@@ -70,8 +70,10 @@ def _sums(
 class ConvTranspose(OpRun):
     """ConvTranspose of every rank."""
 
+    accumulate: DTypeLike | None = None
+
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
-        return (conv_transpose(x, w, b, attributes),)
+        return (conv_transpose(x, w, b, attributes, self.accumulate),)
 
 
 class Pad(OpRun):

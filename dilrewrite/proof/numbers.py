@@ -72,7 +72,8 @@ class Numbers:
     Whole numbers, or `reals` that `element`, the type to compute in, holds; scales are powers of two. Input shapes are
     declared as unknown as the site knows them. `given`: weights are an input whatever they are in the model. `feeds`:
     the values of weights and bias that are inputs, once the sub-model is cut. `number`: of the site's operator that
-    `weights` (their shape) and `terms` are of; `additions`: of products and biases in all of them.
+    `weights` (their shape as a Conv's; `stored`: as they lie) and `terms` are of; `additions`: of products and biases
+    in all of them.
     """
 
     source: Source
@@ -87,6 +88,8 @@ class Numbers:
     def __post_init__(self) -> None:
         shapes = [_weights(part.geometry) for part in self.site.parts]
         self.part, self.weights = self.site.parts[self.number], shapes[self.number]
+        turn = self.part.turn
+        self.stored = self.weights if turn is None else turn.shape(self.weights)
         self.outputs, self.terms = self.weights[0], product(self.weights[1:])
         self.additions = sum(product(shape[1:]) + 1 for shape in shapes)
         self.zero = 0
@@ -125,7 +128,8 @@ class Numbers:
         if place == 0:
             return tensor(self._codes(kind))
         shape = () if known is None else tuple(known.dims)
-        shape = (self.outputs,) if product(shape) > 1 else shape
+        channels = self.stored[1] if kind == "w_f" and self.part.turn is not None else self.outputs
+        shape = (channels,) if product(shape) > 1 else shape
         if place == 2:
             return tensor(self._zero_point(kind, known, shape))
         power: NDArray[np.int64] | int = -2 if kind == "x_f" else -1
@@ -146,7 +150,7 @@ class Numbers:
 
     def _operand(self, name: str, operand: Operand) -> ValueInfoProto | TensorProto:
         """Return the weights or bias of a Conv, that are not dequantised."""
-        shape, element = self.weights if name == "w" else (self.outputs,), self.element
+        shape, element = self.stored if name == "w" else (self.outputs,), self.element
         if self.integers:
             element = operand.element or element
         if self.part.on_integers and name == "w":
@@ -232,7 +236,7 @@ class Numbers:
         quantization = self.part.weight_quantization
         assert quantization is not None, "the weights are quantised"
         kind = dtype(quantization.source.element or "")
-        codes = np.clip(whole_numbers(self.rng, self.weights, -self.highest_weight, self.highest_weight), -120, 120)
+        codes = np.clip(whole_numbers(self.rng, self.stored, -self.highest_weight, self.highest_weight), -120, 120)
         if kind.kind == "u":
             codes = codes + 128 if quantization.zero_point is not None else np.abs(codes)
         return codes.astype(kind)

@@ -441,7 +441,7 @@ def _overflows(prover: Prover, source: Source, site: Site, fragment: Fragment) -
     middle = tuple(k // 2 for k in kernel)
     with np.errstate(over="ignore", invalid="ignore"):
         for axis, first in ((axis, first) for axis, k in enumerate(kernel) for first in range(k - 1)):
-            w = trial.numbers.feeds["w"] = np.zeros(trial.numbers.weights, np.float16)
+            w = trial.numbers.feeds["w"] = np.zeros(trial.numbers.stored, np.float16)
             taps: list[int | slice] = [*middle[:axis], slice(first, first + 2), *middle[axis + 1 :]]
             places = (slice(None), 0, *taps)
             w[places] = 2.0**9, -(2.0**9)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
-from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.geometry import ConvGeometry, ceil_div, product
+from dilrewrite.forms.transposed import output_phases
 
 LIMIT_ELEMENTS = 2**26
 """Up to so many elements times taps of the kernel a site is proved at its own size, above at a smaller one.
@@ -30,7 +32,9 @@ def sample_extents(geometry: ConvGeometry) -> tuple[tuple[int, ...], ...]:
             choices.append([known])
             continue
         begin, end = geometry.pads_begin[axis] or 0, geometry.pads_end[axis] or 0
-        smallest = max(1, geometry.span(axis) - begin - end, 1 - min(begin, 0) - min(end, 0))
+        fitting = 1 + ceil_div(geometry.span(axis) - 1 - begin - end, geometry.spread[axis])
+        crop = 0 if geometry.transposed is not None else -min(begin, 0) - min(end, 0)
+        smallest = max(1, fitting, 1 + crop)
         if geometry.auto_pad.startswith("SAME"):
             smallest = 1
         step = math.lcm(geometry.strides[axis], geometry.dilations[axis])
@@ -117,6 +121,9 @@ def _shorter(geometry: ConvGeometry, axis: int) -> ConvGeometry | None:
 
 def _order(geometry: ConvGeometry, axis: int) -> tuple[int, ...]:
     """Return how the places compare where taps begin and end to touch data, and that every phase has outputs."""
+    if geometry.transposed is not None:
+        convs = (phase.geometry for phase in output_phases(geometry) if phase.geometry is not None)
+        return tuple(itertools.chain(*(_order(conv, axis) for conv in convs)))
     explicit = geometry.explicit()
     taps, out = explicit.taps(axis), explicit.out_extent(axis)
     assert taps is not None, "known"

@@ -445,6 +445,10 @@ class OnnxRuntime(TimedBackend):
         return {"intra_op_num_threads": "default" if options.threads is None else str(options.threads), **TIMED}
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
+        if geometry.transposed is not None:  # its own pads are never negative
+            pairs = zip(geometry.transposed.output_padding, geometry.transposed.strides, strict=True)
+            wide = any(more >= stride for more, stride in pairs)
+            return "ONNX Runtime does not run output_padding that is no less than the stride" if wide else None
         if geometry.auto_pad.startswith("SAME"):
             return "ONNX Runtime does not run SAME_* pads with dilation"
         if min(pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)) < 0:

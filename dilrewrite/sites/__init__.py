@@ -8,7 +8,7 @@ from typing import Literal
 
 from dilrewrite.errors import FailedError
 from dilrewrite.forms.chain import Chain
-from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.fragment import Fragment, Turn
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.walk import ScopePath
@@ -59,7 +59,8 @@ class Dequantized:
 class Part:
     """An operator of a site that computes with weights: its node's index, how it is read and written, its operands.
 
-    `operator` is the file of `sites/operators/`; `geometry` what the node computes by itself. `storage` is the element
+    `operator` is the file of `sites/operators/` that writes it; `geometry` what the node computes by itself. `turn`
+    brings its weights into the layout of a Conv's, where they lie in that of a ConvTranspose. `storage` is the element
     type of the data where it is not that of the geometry, `fill` what their padding holds (`None`: 0).
     `weight_quantization`/`bias_quantization` are set when the operand stands behind a DequantizeLinear of constants
     (`weight`/`bias` is then the quantised tensor), `input_quantization` when the input does. `weight_zero`: what stands
@@ -78,6 +79,7 @@ class Part:
     fill: Operand | None = None
     weight_zero: Operand | None = None
     others: Mapping[int, Operand] = field(default_factory=dict)
+    turn: Turn | None = None
 
     @property
     def on_integers(self) -> bool:

@@ -93,7 +93,7 @@ def _part(scope: Scope, place: int) -> Part | None:
         part = operators()[name].read(scope, place)
     except (Refused, ValueError):
         return None
-    if part.on_integers:
+    if part.on_integers or part.turn is not None:  # a ConvTranspose: regions end there
         return None
     part = replace(part, geometry=part.geometry.explicit(), input_quantization=None)
     pads = (*part.geometry.pads_begin, *part.geometry.pads_end)

@@ -27,7 +27,6 @@ QUANTIZING_DOMAINS = (*DEFAULT_DOMAINS, "com.microsoft")
 """Where QuantizeLinear and DequantizeLinear come from; those of ONNX Runtime take 16 bits before opset 21."""
 
 SKIP_REASONS: dict[str, str] = {
-    "ConvTranspose": "a dilated ConvTranspose spreads its outputs, which phases and taps of a Conv do not cover",
 }
 """Of operators that have no file in `sites/operators/`."""
 

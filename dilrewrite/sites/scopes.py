@@ -201,10 +201,10 @@ class Scope:
             axis=(values["axis"].i if "axis" in values else 1) if scale.shape not in ((), (1,)) else None,
         )
 
-    def constant_dequantized(self, name: str) -> Dequantized | None:
-        """Return the DequantizeLinear of constants, per tensor or per output channel, that makes `name`."""
+    def constant_dequantized(self, name: str, axis: int = 0) -> Dequantized | None:
+        """Return the DequantizeLinear of constants, per tensor or per output channel (`axis`), that makes `name`."""
         node = self.dequantized(name)
-        if node is None or node.axis not in (None, 0) or node.source.element is None:
+        if node is None or node.axis not in (None, axis) or node.source.element is None:
             return None
         operands = filter(None, (node.source, node.scale, node.zero_point))
         return node if all(operand.is_constant for operand in operands) else None

@@ -21,6 +21,7 @@ from dilrewrite.forms.fragment import (
     TakeOutputs,
     TakeTaps,
     TapsToInputs,
+    Turn,
     WeightEdit,
 )
 from dilrewrite.sites import Dequantized, Operand, Part
@@ -44,6 +45,8 @@ class StepOperands:
     def weight(self, edits: Sequence[WeightEdit] | None = None) -> str:
         """Return the edited weights; `edits`: those to make in place of the step's."""
         edits = self._core.weight if edits is None else edits
+        if self._part.turn is not None:
+            edits = (self._part.turn, *edits)
         return self._edited(self._part.weight, self._part.weight_quantization, edits, self._word)
 
     def bias(self) -> str:
@@ -76,13 +79,18 @@ class StepOperands:
         fresh = self._writer.shared_constant(key, operand, word, lambda: self._values(operand, zero, axis, edits))
         if quantization is None:
             return fresh
-        times = math.prod(edit.times for edit in edits if isinstance(edit, RepeatOutputs)) if axis == 0 else 1
+        turn = next((edit for edit in edits if isinstance(edit, Turn)), None)
+        times = math.prod(edit.times for edit in edits if isinstance(edit, RepeatOutputs)) if axis is not None else 1
+        if turn is not None and axis is not None:
+            times *= turn.group
         inputs = [fresh, self.repeated(quantization.scale, times, f"{word}_scale")]
         if zero is not None:
             inputs.append(self.repeated(zero, times, f"{word}_zero_point"))
         original = self._writer.original(quantization.index)
         output = self._writer.name(f"{word}_dequantized")
-        self._writer.like(original, inputs, [output])
+        made = self._writer.like(original, inputs, [output])
+        if turn is not None and axis is not None:  # output channels come first now
+            next(attribute for attribute in made.attribute if attribute.name == "axis").i = 0
         return output
 
     def _values(
@@ -95,9 +103,9 @@ class StepOperands:
         zero: NDArray[np.generic] = np.zeros((), values.dtype)
         if zero_point is not None:
             zero = editor.read(editor.tensor(zero_point))
-            zero = zero.reshape(-1, *(1,) * (values.ndim - 1)) if axis == 0 else zero.reshape(())
+            zero = zero.reshape(()) if axis is None else zero.reshape(-1, *(1,) * (values.ndim - 1))
         for edit in edits:
-            if zero.ndim > 0:
+            if zero.ndim > 0 and not isinstance(edit, Turn):
                 zero = np.concatenate([zero] * (len(values) // len(zero)))
             values = edit.apply(values, zero)
         return values, tensor.data_type
@@ -122,12 +130,30 @@ def _repeats(times: int) -> list[WeightEdit]:
     return [RepeatOutputs(times)] if times > 1 else []
 
 
+def _turned(builder: Builder, tensor: Tensor, group: int) -> Tensor:
+    """Emit `Turn`: [C, O // group, *k] -> [O, C // group, *k] in each group, and all taps in reversed order."""
+    axes = range(2, len(tensor.shape))
+    if group == 1:
+        tensor = builder.transpose(tensor, [1, 0, *axes])
+    else:
+        ins, outs, kernel = builder.extent(tensor, 0) // group, builder.extent(tensor, 1), tensor.shape[2:]
+        sizes = [extent for extent in kernel if isinstance(extent, int)]
+        apart = builder.reshape(tensor, [group, ins, outs, *sizes])
+        exchanged = builder.transpose(apart, [0, 2, 1, *(axis + 1 for axis in axes)])
+        tensor = builder.reshape(exchanged, [outs * group, ins, *sizes])
+    for axis in axes:
+        tensor = builder.reverse(tensor, axis)
+    return tensor
+
+
 def _lower(builder: Builder, tensor: Tensor, edit: WeightEdit) -> Tensor:
     """Emit a weight edit as graph operators, for weights that are known at run time only."""
     rank = len(tensor.shape) - 2
     kernel = [extent for extent in tensor.shape[2:] if isinstance(extent, int)]
     if isinstance(edit, TakeTaps):
-        return builder.slice(tensor, {edit.axis + 2: Cut(edit.start, edit.stop)})
+        return builder.slice(tensor, {edit.axis + 2: Cut(edit.start, edit.stop, edit.step)})
+    if isinstance(edit, Turn):
+        return _turned(builder, tensor, edit.group)
     if isinstance(edit, RepeatOutputs):
         return builder.concat([tensor] * edit.times, 0)
     if isinstance(edit, AddKernelAxis):

@@ -184,6 +184,8 @@ def _cut(behind: _Behind, read: Reader) -> tuple[ModelProto, dict[str, Array]]:
     alone = site
     if len(site.nodes) == 1:  # with channels as it ran, where they are known at run time only
         weight = behind.shape(site.part.weight.name)
+        if weight is not None and site.part.turn is not None:
+            weight = site.part.turn.shape(weight)
         outputs = site.part.geometry.out_channels or (weight[0] if weight is not None else None)
         channels = behind.shapes["x"][1]
         alone = resized(site, replace(site.part.geometry, in_channels=channels, out_channels=outputs))

@@ -48,9 +48,9 @@ MODELS = {
 }
 
 
-def test_without_the_file_it_is_left_alone() -> None:
-    (skipped,) = find(model()).skipped
-    assert skipped.op == "ConvTranspose"
+def test_without_the_file_it_is_the_packages_own() -> None:
+    (site,) = find(model()).sites
+    assert site.part.operator == "conv"
 
 
 @pytest.mark.usefixtures("reversed_conv")

@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, cast
 
 from dilrewrite import settings
 from dilrewrite.discover import discover
+from dilrewrite.forms import transposed
 from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsupported
 from dilrewrite.forms.fragment import Fragment, TakeTaps
 from dilrewrite.forms.fragment import Refusal as Refusal
@@ -103,7 +105,7 @@ def plan(
     `storage` is the element type of the tensor that the fragment reads when it is not the geometry's (a quantised
     site). Dead taps are pruned, negative and SAME_* pads made explicit before the strategy sees the geometry. Weights
     that are not fixed may be NaN or Inf when the model runs, and such a weight gives NaN on padding too: then dead taps
-    stay, but for forms that skip padding.
+    stay, but for forms that skip padding, and of a ConvTranspose, which has no padding.
     """
     if isinstance(meaning, Sandwich) and ConvGeometry in strategy.takes:
         from dilrewrite.forms.strategies import _fold
@@ -120,12 +122,28 @@ def plan(
         if isinstance(planned, Fragment):
             planned.check()
         return planned
-    geometry = meaning
-    reason = geometry.malformed() or geometry.explicit().invalid()
+    reason = meaning.malformed() or meaning.explicit().invalid()
     if reason:
         return Refusal(name, f"not a valid Conv: {reason}")
+    builder = Builder(meaning, opset, storage=storage)
+    prunes = strategy.prunes and (fixed_weights or strategy.skips_padding or meaning.transposed is not None)
+    try:
+        if meaning.transposed is None:
+            result = _emit(builder, strategy, meaning, prunes=prunes)
+        else:
+            result = _emit_phases(builder, strategy, meaning, prunes=prunes)
+    except Unsupported as lack:
+        return Refusal(name, str(lack))
+    fragment = builder.finish(name, result, spelled(name, strategy) if name in _named() else "")
+    fragment.check()
+    return fragment
+
+
+def _emit(
+    builder: Builder, strategy: Strategy, geometry: ConvGeometry, taps: Sequence[TakeTaps] = (), *, prunes: bool
+) -> Tensor:
+    """Emit the form of a Conv whose weights are `taps` of the site's; raises `Unsupported` where there is none."""
     explicit = geometry.explicit()
-    prunes = strategy.prunes and (fixed_weights or strategy.skips_padding)
     if prunes:
         explicit = explicit.pruned()
     normal = explicit.normal()
@@ -134,19 +152,30 @@ def plan(
     bias_only = prunes and explicit.dead and len(outs) == explicit.rank
     reason = None if bias_only else strategy.refusal(normal)
     if reason:
-        return Refusal(name, reason)
-    builder = Builder(normal, opset, storage=storage)
-    try:
-        if bias_only:
-            result = builder.fill(outs)
-        else:
-            _enter(builder, geometry, explicit, normal)
-            result = strategy.emit(normal, builder)
-    except Unsupported as lack:
-        return Refusal(name, str(lack))
-    fragment = builder.finish(name, result, spelled(name, strategy) if name in _named() else "")
-    fragment.check()
-    return fragment
+        raise Unsupported(reason)
+    builder.geometry = normal
+    if bias_only:
+        return builder.fill(outs)
+    _enter(builder, geometry, explicit, normal)
+    builder.weight_edits = (*taps, *builder.weight_edits)
+    return strategy.emit(normal, builder)
+
+
+def _emit_phases(builder: Builder, strategy: Strategy, geometry: ConvGeometry, *, prunes: bool) -> Tensor:
+    """Emit the form of each phase of the outputs of a ConvTranspose, and join them."""
+    reason = transposed.refusal(geometry)
+    if reason:
+        raise Unsupported(reason)
+    source, made, bias = builder.x, [], None
+    for phase in transposed.output_phases(geometry):
+        builder.x = source
+        if phase.geometry is not None:
+            y = _emit(builder, strategy, phase.geometry, phase.taps, prunes=prunes)
+            made.append(builder.slice(y, phase.cuts))
+            continue
+        bias = bias or transposed.fill(builder, geometry)
+        made.append(bias)
+    return transposed.join(builder, geometry, made)
 
 
 def _enter(builder: Builder, given: ConvGeometry, explicit: ConvGeometry, normal: ConvGeometry) -> None:

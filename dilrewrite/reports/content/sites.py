@@ -34,16 +34,19 @@ def geometry(conv: ConvGeometry) -> str:
     def short(values: Sequence[int | None]) -> str:
         return dims(values[:1]) if len(set(values)) == 1 else dims(values)
 
-    begin, end = conv.pads_begin, conv.pads_end
+    (begin, end), strides = conv.own_pads, conv.spread if conv.transposed is not None else conv.strides
+    more = conv.transposed.output_padding if conv.transposed is not None else ()
     pads = f"p{short(begin)}{'' if begin == end else f':{short(end)}'}"
     return units.joined(
         {"max": "MaxPool", "mean": "AveragePool", "norm": "LpPool"}[conv.kind]
         if isinstance(conv, PoolGeometry)
         else "",
-        f"{dims(conv.kernel)} d{short(conv.dilations)} s{short(conv.strides)} g{conv.group}",
+        f"{dims(conv.kernel)} d{short(conv.dilations)} s{short(strides)} g{conv.group}",
         f"{dims([conv.in_channels])}->{dims([conv.out_channels])} {dims(conv.extents)}",
         pads if conv.auto_pad == "NOTSET" else conv.auto_pad,
         f"n{dims([conv.batch])}" if conv.batch != 1 else "",
+        "transposed" if conv.transposed is not None else "",
+        f"output_padding {short(more)}" if any(more) else "",
         conv.element if conv.element != "float32" else "",
         _quantised(conv) if conv.quantized else "",
         by=" ",

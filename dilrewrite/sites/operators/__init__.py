@@ -66,10 +66,10 @@ def operators() -> dict[str, Operator]:
 
 
 def operator_of(node: NodeProto) -> str | None:
-    """Return the name of the file that knows a node, if one does."""
+    """Return the name of the file that knows a node, if one does; of two that do the later, so a plug-in goes first."""
     if node.domain not in DEFAULT_DOMAINS:
         return None
-    return next((name for name, operator in operators().items() if operator.op == node.op_type), None)
+    return next((name for name, operator in reversed(operators().items()) if operator.op == node.op_type), None)
 
 
 def dilations_of(node: NodeProto) -> tuple[tuple[int, ...], bool]:

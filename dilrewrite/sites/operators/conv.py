@@ -9,7 +9,7 @@ from typing import Any, final
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto
 
-from dilrewrite.forms.fragment import AttributeValue, CoreConv
+from dilrewrite.forms.fragment import AttributeValue, CoreConv, Turn
 from dilrewrite.forms.geometry import AUTO_PADS, MAX_RANK, ConvGeometry
 from dilrewrite.model.elements import FLOATS
 from dilrewrite.sites import Dequantized, Operand, Part
@@ -19,8 +19,8 @@ from dilrewrite.sites.scopes import ELEMENTS, Scope
 MOST_TAPS = 2**16
 """A kernel axis with more taps is not rewritten: where each of them touches data could not be told in time."""
 
-_SCHEMA: Any = onnx.defs.get_schema("Conv")
-ATTRIBUTE_TYPES = {name: int(known.type) for name, known in _SCHEMA.attributes.items()}
+_SCHEMAS: list[Any] = [onnx.defs.get_schema(op) for op in ("Conv", "ConvTranspose")]
+ATTRIBUTE_TYPES = {name: int(known.type) for schema in _SCHEMAS for name, known in schema.attributes.items()}
 
 
 CODES = ("int8", "uint8")
@@ -37,37 +37,18 @@ class Conv:
     def read(self, scope: Scope, index: int) -> Part:
         """Return the node with its geometry and operands."""
         node = scope.nodes[index]
-        for what, names in (("input", node.input[:1]), ("weights", node.input[1:2]), ("output", node.output[:1])):
-            if not names or not names[0]:
-                raise ValueError(f"it has no {what}")
-        values = attributes_of(node)
-        weight, weight_quantization = _operand(scope, node.input[1])
-        source = scope.dequantized(node.input[0])
-        if source is not None and (source.axis is not None or source.source.element is None):
-            source = None
-        element = _element(scope, node, weight, weight_quantization)
-        if source is not None and source.source.element not in CODES and element != "float32":
-            source = None  # 16 bits do not come back from their product with a scale in float16
-        geometry = geometry_of(scope, node, values, weight, element, quantized=source is not None)
-        bias, bias_quantization = _operand(scope, node.input[2]) if geometry.bias else (None, None)
-        return Part(
-            index=index,
-            operator="conv",
-            geometry=geometry,
-            weight=weight,
-            bias=bias,
-            weight_quantization=weight_quantization,
-            bias_quantization=bias_quantization,
-            input_quantization=source,
-            storage=source.source.element if source is not None else None,
-            fill=source.zero_point if source is not None else None,
-        )
+        check_names(node)
+        values, weight = attributes_of(node), operand_of(scope, node.input[1])
+        element = element_of(scope, node, *weight)
+        quantized = source_of(scope, node, element) is not None
+        geometry = geometry_of(scope, node, values, weight[0], element, quantized=quantized)
+        return part_of(scope, index, geometry, weight)
 
     def check(self, scope: Scope, index: int) -> None:
         """Raise ValueError when a list has another length than the kernel asks for."""
         node = scope.nodes[index]
         if len(node.input) > 1:
-            check_lengths(node, _operand(scope, node.input[1])[0].shape)
+            check_lengths(node, operand_of(scope, node.input[1])[0].shape)
 
     def write(self, _: Part, core: CoreConv, operands: Operands) -> tuple[list[str], Mapping[str, AttributeValue]]:
         """Return the inputs and attributes of a fragment's Conv: its step says all."""
@@ -76,6 +57,39 @@ class Conv:
 
 
 OPERATOR = Conv()
+
+
+def check_names(node: NodeProto) -> None:
+    """Raise ValueError where a node has no data, no weights or no output."""
+    for what, names in (("input", node.input[:1]), ("weights", node.input[1:2]), ("output", node.output[:1])):
+        if not names or not names[0]:
+            raise ValueError(f"it has no {what}")
+
+
+def part_of(
+    scope: Scope,
+    index: int,
+    geometry: ConvGeometry,
+    weight: tuple[Operand, Dequantized | None],
+    turn: Turn | None = None,
+) -> Part:
+    """Return a node with data, weights and bias as a part of a site, of which forms are made of Convs."""
+    node = scope.nodes[index]
+    source = source_of(scope, node, geometry.element)
+    bias, bias_quantization = operand_of(scope, node.input[2]) if geometry.bias else (None, None)
+    return Part(
+        index=index,
+        operator="conv",
+        geometry=geometry,
+        weight=weight[0],
+        bias=bias,
+        weight_quantization=weight[1],
+        bias_quantization=bias_quantization,
+        input_quantization=source,
+        storage=source.source.element if source is not None else None,
+        fill=source.zero_point if source is not None else None,
+        turn=turn,
+    )
 
 
 def written(core: CoreConv) -> dict[str, AttributeValue]:
@@ -96,11 +110,21 @@ def check_lengths(node: NodeProto, weights: tuple[int, ...] | None) -> None:
     if kernel is None:
         return
     for name, count in (("dilations", len(kernel)), ("strides", len(kernel)), ("pads", 2 * len(kernel))):
-        _ints(values, name, count, 1)
+        ints_of(values, name, count, 1)
+
+
+def source_of(scope: Scope, node: NodeProto, element: str) -> Dequantized | None:
+    """Return the DequantizeLinear, per tensor, before a node's data; `element`: the type that the node computes in."""
+    source = scope.dequantized(node.input[0])
+    if source is None or source.axis is not None or source.source.element is None:
+        return None
+    if source.source.element not in CODES and element != "float32":
+        return None  # 16 bits do not come back from their product with a scale in float16
+    return source
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
-    """Return attributes that are a Conv's; one of its function raises `Refused`, one of another type ValueError."""
+    """Return a node's attributes; one of its function raises `Refused`, one of another type ValueError."""
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             given = f"its {attribute.name} is an attribute of the function ({attribute.ref_attr_name})"
@@ -115,12 +139,13 @@ def _type(number: int) -> str:
     return str(AttributeProto.AttributeType.Name(number))
 
 
-def _operand(scope: Scope, name: str) -> tuple[Operand, Dequantized | None]:
-    quantization = scope.constant_dequantized(name)
+def operand_of(scope: Scope, name: str, axis: int = 0) -> tuple[Operand, Dequantized | None]:
+    """Return weights or bias, with the DequantizeLinear in front of them; `axis`: of their output channels."""
+    quantization = scope.constant_dequantized(name, axis)
     return (quantization.source if quantization else scope.operand(name)), quantization
 
 
-def _element(scope: Scope, node: NodeProto, weight: Operand, quantization: Dequantized | None) -> str:
+def element_of(scope: Scope, node: NodeProto, weight: Operand, quantization: Dequantized | None) -> str:
     """Return the element type that a Conv computes in."""
     element = None if quantization else weight.element
     if element is None:
@@ -136,14 +161,16 @@ def _element(scope: Scope, node: NodeProto, weight: Operand, quantization: Dequa
     return element
 
 
-def _ints(values: Mapping[str, Any], name: str, count: int, default: int) -> tuple[int, ...]:
+def ints_of(values: Mapping[str, Any], name: str, count: int, default: int) -> tuple[int, ...]:
+    """Return a list of a node's attributes; ValueError for another length."""
     ints = tuple(values.get(name) or (default,) * count)
     if len(ints) != count:
         raise ValueError(f"{name} has {len(ints)} values, not {count} (Attribute {name} has incorrect size)")
     return ints
 
 
-def _kernel(scope: Scope, node: NodeProto, given: Sequence[int] | None, weight: Operand) -> tuple[int, ...]:
+def kernel_of(scope: Scope, node: NodeProto, given: Sequence[int] | None, weight: Operand) -> tuple[int, ...]:
+    """Return the kernel, of the weights and of the attribute as far as they are known; ValueError where they differ."""
     kernel = tuple(given) if given is not None else None
     if weight.shape is not None:
         if kernel is not None and kernel != weight.shape[2:]:
@@ -166,7 +193,7 @@ def geometry_of(
     `values` are its attributes, `element` is the type that it makes. A third input is its bias.
     """
     x_shape = scope.shape_of(node.input[0])[1]
-    kernel = _kernel(scope, node, values.get("kernel_shape"), weight)
+    kernel = kernel_of(scope, node, values.get("kernel_shape"), weight)
     rank = len(kernel)
     if rank < 1 or rank > MAX_RANK:
         raise Refused(f"it has {rank} spatial axes; 1 to {MAX_RANK} are covered")
@@ -177,7 +204,7 @@ def geometry_of(
     auto_pad = values.get("auto_pad", b"NOTSET").decode(errors="backslashreplace") or "NOTSET"
     if auto_pad not in AUTO_PADS:
         raise ValueError(f"auto_pad is {auto_pad!r}, not one of {', '.join(AUTO_PADS)}")
-    pads = _ints(values, "pads", 2 * rank, 0) if auto_pad == "NOTSET" else (0,) * (2 * rank)
+    pads = ints_of(values, "pads", 2 * rank, 0) if auto_pad == "NOTSET" else (0,) * (2 * rank)
     group = int(values.get("group", 1))
     batch, channels, *extents = (None,) * (rank + 2) if x_shape is None else x_shape
     if weight.shape is not None:
@@ -193,8 +220,8 @@ def geometry_of(
         group=group,
         extents=tuple(extents),
         kernel=kernel,
-        strides=_ints(values, "strides", rank, 1),
-        dilations=_ints(values, "dilations", rank, 1),
+        strides=ints_of(values, "strides", rank, 1),
+        dilations=ints_of(values, "dilations", rank, 1),
         pads_begin=pads[:rank],
         pads_end=pads[rank:],
         auto_pad=auto_pad,

@@ -1,0 +1,530 @@
+"""A dilated ConvTranspose: what it is read as, and every form of it against sums written out, in whole numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import dilrewrite
+from dilrewrite.forms.fragment import Fragment, Turn
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.proof.carve import Source
+from dilrewrite.proof.prove import Prover
+from dilrewrite.proof.sizes import smaller
+from dilrewrite.sites import Site
+from dilrewrite.sites.find import find
+from dilrewrite.sites.operators import conv_transpose
+from dilrewrite.splice.rewrite import rewrite
+from tests import models_for_tests as tiny
+from tests.models_for_tests import cli, save
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+Whole = NDArray[np.int64]
+
+
+def model(
+    extents: Sequence[int | str] = (9,),
+    kernel: Sequence[int] = (3,),
+    *,
+    ins: int = 2,
+    outs: int = 2,
+    group: int = 1,
+    bias: bool = True,
+    opset: int = 17,
+    seed: int = 0,
+    batch: int | str = 1,
+    **attributes: Any,
+) -> ModelProto:
+    """x -> ConvTranspose -> Relu -> y, its weights whole numbers; dilations of 2 unless told otherwise."""
+    rng = np.random.default_rng(seed)
+    weights = {"w": rng.integers(-9, 10, (ins, outs // group, *kernel)).astype(np.float32)}
+    weights |= {"b": rng.integers(-9, 10, outs).astype(np.float32)} if bias else {}
+    attributes = {"dilations": [2] * len(kernel), "group": group, **attributes}
+    return tiny.build(
+        [
+            helper.make_node("ConvTranspose", ["x", *weights], ["c"], name="up", **attributes),
+            helper.make_node("Relu", ["c"], ["y"], name="relu"),
+        ],
+        {"x": [batch, ins, *extents]},
+        {"y": None},
+        weights,
+        opset=opset,
+    )
+
+
+def summed(x: Whole, w: Whole, b: Whole | None, attributes: Mapping[str, Any]) -> Whole:
+    """ConvTranspose straight from ONNX's specification: each input times each tap is added to an output, or to none."""
+    rank, group = x.ndim - 2, attributes.get("group", 1)
+    strides, dilations, more = (
+        attributes.get(name, [default] * rank)
+        for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
+    )
+    whole = [s * (h - 1) + d * (k - 1) + 1 + a for s, h, d, k, a in zip(strides, x.shape[2:], dilations, w.shape[2:], more, strict=True)]  # fmt: skip  # noqa: E501
+    y = np.zeros((len(x), w.shape[1] * group, *whole), np.int64)
+    ins, outs = len(w) // group, w.shape[1]
+    for place in np.ndindex(*x.shape[2:]):
+        for tap in np.ndindex(*w.shape[2:]):
+            at = tuple(i * s + t * d for i, s, t, d in zip(place, strides, tap, dilations, strict=True))
+            for g in range(group):
+                values = x[(slice(None), slice(g * ins, (g + 1) * ins), *place)]
+                taps = w[(slice(g * ins, (g + 1) * ins), slice(None), *tap)]
+                y[(slice(None), slice(g * outs, (g + 1) * outs), *at)] += values @ taps
+    totals = [0] * rank
+    auto_pad, size = attributes.get("auto_pad", "NOTSET"), attributes.get("output_shape")
+    if auto_pad.startswith("SAME") or size:
+        size = size or [h * s for h, s in zip(x.shape[2:], strides, strict=True)]
+        totals = [n - wanted for n, wanted in zip(whole, size, strict=True)]
+        halves = [[total // 2, total - total // 2] for total in totals]
+        begin, end = zip(*(half if auto_pad == "SAME_UPPER" else half[::-1] for half in halves), strict=True)
+    else:
+        pads = attributes.get("pads", [0] * 2 * rank) if auto_pad == "NOTSET" else [0] * 2 * rank
+        begin, end = pads[:rank], pads[rank:]
+    inner = tuple(slice(p, n - q) for p, n, q in zip(begin, whole, end, strict=True))
+    cut: Whole = y[(slice(None), slice(None), *inner)]
+    return cut if b is None else cut + b.reshape(-1, *[1] * rank)
+
+
+def run(proto: ModelProto, **feeds: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+def attributes_of(proto: ModelProto) -> dict[str, Any]:
+    found = {a.name: helper.get_attribute_value(a) for a in proto.graph.node[0].attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+
+
+def only(proto: ModelProto) -> Site:
+    (site,) = find(proto).sites
+    return site
+
+
+def forms(site: Site) -> dict[str, Fragment]:
+    planned = {
+        name: plan(name, each, site.meaning, site.opset, storage=site.storage, fixed_weights=site.fixed_weights)
+        for name, each in strategies().items()
+    }
+    return {name: each for name, each in planned.items() if isinstance(each, Fragment)}
+
+
+def reason(proto: ModelProto) -> str:
+    (skipped,) = find(proto).skipped
+    return skipped.reason
+
+
+# -- what it is read as ----------------------------------------------------------------------------------------------
+
+
+def test_at_stride_1_it_is_a_conv_with_other_pads() -> None:
+    site = only(model((9, 8), (3, 4), dilations=[5, 2], pads=[1, 2, 3, 4], output_padding=[0, 1]))
+    geometry = site.geometry
+    assert (geometry.pads_begin, geometry.pads_end) == ((9, 4), (7, 3))
+    assert geometry.out_extents == (9 - 1 + 10 + 1 - 1 - 3, 8 - 1 + 6 + 1 - 2 - 4 + 1)
+    assert geometry.own_pads == ((1, 2), (3, 4))
+    assert (geometry.strides, geometry.spread, geometry.max_dilation) == ((1, 1), (1, 1), 5)
+    assert site.part.turn == Turn(1)
+
+
+def test_weights_are_turned_in_each_group_and_back() -> None:
+    """[C, O // group, *k] -> [O, C // group, *k]: group g has the inputs of group g."""
+    rng, turn = np.random.default_rng(0), Turn(2)
+    w = rng.integers(-9, 10, (4, 3, 5, 2))
+    turned = turn.apply(w, np.zeros(()))
+    assert turned.shape == turn.shape(w.shape) == (6, 2, 5, 2)
+    for g, c, o, i, j in itertools.product(range(2), range(2), range(3), range(5), range(2)):
+        assert turned[g * 3 + o, c, i, j] == w[g * 2 + c, o, 4 - i, 1 - j]
+    assert (turn.apply(turned, np.zeros(())) == w).all()
+
+
+REFUSED = {
+    "negative pads": (model(pads=[-1, 0]), "its pads [-1, 0] are negative"),
+    "an output_shape that is too large": (model(output_shape=[14]), "output_shape [14] asks for 1 outputs more than"),
+    "SAME with a stride above its kernel": (
+        model(kernel=(2,), strides=[4], auto_pad="SAME_UPPER"),
+        "SAME_UPPER asks for 1 outputs more than spatial axis 0",
+    ),
+    "an output_shape of an unknown extent": (model(("n",), output_shape=[9]), "the extent of spatial axis 0 is not"),
+    "integers": (
+        tiny.build(
+            [helper.make_node("ConvTranspose", ["x", "w"], ["y"], dilations=[2])],
+            {"x": [1, 1, 9]},
+            {"y": None},
+            {"w": np.zeros((1, 1, 3), np.int32)},
+            element=TensorProto.INT32,
+        ),
+        "its element type is int32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_left_alone_says_why(name: str) -> None:
+    proto, words = REFUSED[name]
+    assert words in reason(proto)
+
+
+INVALID = {
+    "no outputs": (model((2,), pads=[3, 3]), "pads (3, 3) and output_padding 0 has 0 outputs"),
+    "a stride of 0": (model(strides=[0]), "strides (0,) must be at least 1"),
+    "two strides": (model(strides=[1, 1]), "strides has 2 values, not 1"),
+    "an output_padding below 0": (model(output_padding=[-1]), "output_padding (-1,) at least 0"),
+    "a group that does not divide": (model(ins=3, group=2, outs=2), "input channels that group 2 does not divide"),
+    "an auto_pad that is none": (model(auto_pad="SAME"), "auto_pad is 'SAME'"),
+    "strides that are a number": (model(strides=2), "strides is of type INT, not INTS"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_what_nothing_can_run_is_one_line(name: str) -> None:
+    proto, words = INVALID[name]
+    with pytest.raises(dilrewrite.UsageError, match="main: ConvTranspose 'up' is invalid") as caught:
+        find(proto)
+    assert words in caught.value.message
+
+
+def test_other_channels_than_the_weights_have() -> None:
+    proto = model(ins=4)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+    with pytest.raises(dilrewrite.UsageError, match="its input has 3 channels, its weights"):
+        find(proto)
+
+
+def test_more_phases_than_there_is_room_for() -> None:
+    site = only(model(strides=[65]))
+    refused = plan("keep", strategies()["keep"], site.meaning, site.opset)
+    assert "strides (65,) make 65 phases of outputs, above 64" in str(refused)
+
+
+def test_undilated_it_is_no_finding() -> None:
+    assert not find(model(dilations=[1], strides=[2])).sites
+    with pytest.raises(dilrewrite.UsageError, match="strides has 2 values"):
+        find(model(dilations=[1], strides=[2, 2]))
+
+
+# -- 300 of them -----------------------------------------------------------------------------------------------------
+
+RANDOM, PART = 300, 25
+
+
+def drawn(seed: int) -> tuple[ModelProto, tuple[int, ...]]:
+    """Return a ConvTranspose of random attributes, and the shape to run it on; extents may be unknown to the model."""
+    rng = random.Random(seed)
+    rank, group = rng.choice((1, 1, 2, 2, 3)), rng.choice((1, 1, 2, 3))
+    kernel = [rng.randint(1, 4 if rank < 3 else 3) for _ in range(rank)]
+    dilations, strides = ([rng.choice(some) for _ in range(rank)] for some in ((1, 2, 3, 4), (1, 1, 2, 3, 4)))
+    axis = rng.randrange(rank)
+    kernel[axis], dilations[axis] = rng.randint(2, 4), rng.randint(2, 5)
+    more = [rng.randint(0, max(s, d) - 1) for s, d in zip(strides, dilations, strict=True)]
+    extents = [rng.randint(1, 7 if rank < 3 else 4) for _ in range(rank)]
+    axes = zip(extents, kernel, dilations, strides, more, strict=True)
+    whole = [s * (h - 1) + d * (k - 1) + 1 + a for h, k, d, s, a in axes]
+    attributes: dict[str, Any] = {"dilations": dilations, "strides": strides, "output_padding": more}
+    kind = rng.choice(("pads", "pads", "pads", "SAME_UPPER", "SAME_LOWER", "VALID", "output_shape"))
+    if kind == "pads":
+        attributes["pads"] = [rng.randint(0, (n - 1) // 2) for n in (*whole, *whole)]
+    elif kind == "output_shape":
+        attributes[kind] = [rng.randint(1, n) for n in whole]
+    else:
+        attributes["auto_pad"] = kind
+    unknown = kind != "output_shape" and rng.random() < 0.3
+    batch, (ins, outs) = rng.randint(1, 2), (group * rng.randint(1, 3) for _ in range(2))
+    sizes: list[int | str] = [f"n{place}" if unknown else extent for place, extent in enumerate(extents)]
+    bias = rng.random() < 0.5
+    proto = model(sizes, kernel, ins=ins, outs=outs, group=group, bias=bias, seed=seed, batch=batch, **attributes)
+    return proto, (batch, ins, *extents)
+
+
+def test_enough_of_them_have_forms() -> None:
+    sites = [(site, forms(site)) for seed in range(RANDOM) for site in find(drawn(seed)[0]).sites]
+    assert sum(bool(some) for _, some in sites) >= 200
+    assert sum(bool(some) and max(site.geometry.spread) > 1 for site, some in sites) >= 50
+    assert {site.geometry.rank for site, some in sites if some} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("first", range(0, RANDOM, PART))
+def test_every_form_gives_the_sums(first: int) -> None:
+    """All forms of one geometry in four, one form in turn of the others."""
+    done = 0
+    for seed in range(first, first + PART):
+        proto, shape = drawn(seed)
+        for site in find(proto).sites:
+            weights = {
+                tensor.name: numpy_helper.to_array(tensor).astype(np.int64) for tensor in proto.graph.initializer
+            }
+            x = np.random.default_rng(seed).integers(-9, 10, shape)
+            right = summed(x, weights["w"], weights.get("b"), attributes_of(proto)).clip(0)
+            found = list(forms(site).items())
+            for name, form in found if seed % 4 == 0 else found[seed % len(found) :][:1] if found else ():
+                made = rewrite(proto, [(site, form)], (), numpy_helper.to_array).proto
+                y = run(made, x=x.astype(np.float32))
+                assert y.shape == right.shape, (seed, name)
+                assert (y == right).all(), (seed, name)
+                assert not any(node.op_type == "ConvTranspose" for node in made.graph.node)
+                done += 1
+    assert done >= PART
+
+
+# -- proofs and whole runs -------------------------------------------------------------------------------------------
+
+TWICE = [1, 1]
+MODELS: dict[str, Callable[[], ModelProto]] = {
+    "depthwise 2-D": lambda: model((1, 9), (3, 3), ins=4, outs=4, group=4, dilations=[5, 1], pads=[10, 1, 0, 1]),
+    "1-D": lambda: model(pads=[1, 3]),
+    "3-D": lambda: model((4, 5, 3), (2, 3, 2), dilations=[2, 1, 3]),
+    "groups": lambda: model((9,), (3,), ins=4, outs=6, group=2, dilations=[3], pads=[2, 1]),
+    "strides": lambda: model((7, 6), (3, 4), dilations=[3, 2], strides=[2, 3], pads=[1, 2, 3, 0], output_padding=TWICE),
+    "a stride that shares a factor": lambda: model((9,), (4,), dilations=[4], strides=[2], pads=[1, 2]),
+    "unknown extents": lambda: model(("h", "w"), (3, 3), dilations=[2, 3], pads=[1, 2, 0, 3], batch="n"),
+    "unknown extents and strides": lambda: model(("h", "w"), (3, 3), dilations=[3, 2], strides=[2, 2], batch="n"),
+    "pads above the reach": lambda: model((12,), (2,), dilations=[2], pads=[4, 3]),
+    "one input": lambda: model((1,), (3,), dilations=[3], pads=[2, 2]),
+    "opset 8": lambda: model((9,), (3,), opset=8, pads=[1, 1]),
+    "opset 12, strides": lambda: model((6, 6), (3, 3), opset=12, strides=[2, 2], dilations=[3, 3]),
+    "output_shape": lambda: model((8,), (3,), strides=[2], output_shape=[17], dilations=[3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_form_is_proved(name: str) -> None:
+    proto = MODELS[name]()
+    site, prover = only(proto), Prover()
+    proofs = {form: prover.prove(Source(proto), site, fragment) for form, fragment in forms(site).items()}
+    assert all(proof.passed and proof.native_ran for proof in proofs.values()), proofs
+    assert len(proofs) >= 4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_dilation_is_left(name: str, tmp_path: Path) -> None:
+    save(MODELS[name](), tmp_path / "m.onnx")
+    report = dilrewrite.optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", eliminate=True, budget=0)
+    assert (report.status, report.exit_code, report.rewritten) == ("rewritten", 0, 1)
+    assert report.verdict is not None
+    assert report.verdict.passed
+    nodes = onnx.load(tmp_path / "out.onnx").graph.node
+    assert not any(node.op_type == "ConvTranspose" for node in nodes)
+    assert {d for node in nodes for a in node.attribute if a.name == "dilations" for d in a.ints} == {1}
+
+
+def test_an_output_padding_that_onnx_runtime_does_not_run(tmp_path: Path) -> None:
+    """ONNX and PyTorch allow it at stride 1; the Conv takes the place of what does not run."""
+    proto = model(pads=[1, 3], output_padding=[1])
+    x = np.random.default_rng(1).integers(-9, 10, (1, 2, 9))
+    with pytest.raises(Exception, match="output_padding"):
+        run(proto, x=x.astype(np.float32))
+    save(proto, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", eliminate=True, budget=0)
+    assert (report.status, report.exit_code) == ("rewritten", 0)
+    weights = [numpy_helper.to_array(tensor).astype(np.int64) for tensor in proto.graph.initializer]
+    right = summed(x, weights[0], weights[1], attributes_of(proto)).clip(0)
+    assert (run(onnx.load(tmp_path / "out.onnx"), x=x.astype(np.float32)) == right).all()
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("opset", [8, 17])
+def test_computed_weights_are_turned_in_the_graph(group: int, opset: int, tmp_path: Path) -> None:
+    proto = model(ins=4, outs=6, group=group, dilations=[3], pads=[2, 1], opset=opset)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name != "w"]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 6 // group, 3]))
+    save(proto, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", eliminate=True, budget=0)
+    assert (report.status, report.exit_code) == ("rewritten", 0)
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 10, (1, 4, 9)), rng.integers(-9, 10, (4, 6 // group, 3))
+    right = summed(x, w, numpy_helper.to_array(kept[0]).astype(np.int64), attributes_of(proto)).clip(0)
+    y = run(onnx.load(tmp_path / "out.onnx"), x=x.astype(np.float32), w=w.astype(np.float32))
+    assert (y == right).all()
+
+
+def test_weights_that_may_be_infinite() -> None:
+    """A ConvTranspose multiplies no padding: a form that does holds for finite weights, one that does not for all."""
+    from dilrewrite.choice.choose import holds_for
+    from dilrewrite.choice.reason import Condition
+
+    proto = model(pads=[0, 0])
+    del proto.graph.initializer[0]
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 2, 3]))
+    site = only(proto)
+    found = forms(site)
+    for name in ("space_to_batch", "tap_sum"):
+        held = Condition.FINITE_WEIGHTS in holds_for(site, strategies()[name], found[name])
+        assert held == (name == "space_to_batch")
+    x, w = np.ones((1, 2, 9), np.float32), np.full((2, 2, 3), np.inf, np.float32)
+    before, after, lone = (
+        run(each, x=x, w=w)
+        for each in (
+            proto,
+            rewrite(proto, [(site, found["tap_sum"])], (), numpy_helper.to_array).proto,
+            rewrite(proto, [(site, found["space_to_batch"])], (), numpy_helper.to_array).proto,
+        )
+    )
+    assert np.array_equal(before, after)
+    assert np.isnan(lone).any()
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_quantised_per_output_channel(group: int, axis: int | None, tmp_path: Path) -> None:
+    """The scales of a ConvTranspose stand along axis 1, for each group the same; those of a Conv along axis 0."""
+    rng, count = np.random.default_rng(0), 6 // group
+    scales = np.float32(2.0) ** -rng.integers(3, 6, count) if axis is not None else np.float32(0.125)
+    zeros = np.zeros(count if axis is not None else (), np.int8)
+    along = {"axis": axis} if axis is not None else {}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["xf"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wf"], **along),
+        helper.make_node("ConvTranspose", ["xf", "wf"], ["c"], name="up", group=group, dilations=[3], pads=[1, 2]),
+        helper.make_node("QuantizeLinear", ["c", "s2", "z"], ["y"]),
+    ]
+    weights = {
+        "s": np.float32(0.25), "z": np.uint8(120), "s2": np.float32(4), "ws": scales.astype(np.float32), "wz": zeros,
+        "w": rng.integers(-100, 100, (4, count, 3)).astype(np.int8),
+    }  # fmt: skip
+    kinds = {"x": TensorProto.UINT8, "y": TensorProto.UINT8}
+    proto = tiny.build(
+        nodes, {"x": [1, 4, 9]}, {"y": None}, {k: np.asarray(v) for k, v in weights.items()}, types=kinds
+    )
+    site = only(proto)
+    assert site.part.weight_quantization is not None
+    save(proto, tmp_path / "m.onnx")
+    x = rng.integers(0, 256, (1, 4, 9)).astype(np.uint8)
+    for strategy in ("space_to_batch", "zero_fill", "space_to_group"):
+        report = dilrewrite.optimize(
+            tmp_path / "m.onnx", tmp_path / "out.onnx", strategy=strategy, budget=0, force=True
+        )
+        assert (report.status, report.exit_code) == ("rewritten", 0)
+        assert (run(proto, x=x) == run(onnx.load(tmp_path / "out.onnx"), x=x)).all()
+
+
+def test_a_large_one_is_proved_at_a_smaller_size() -> None:
+    geometry = only(model((3000, 2000), (3, 3), dilations=[3, 2], strides=[2, 1], ins=8, outs=8, group=8)).geometry
+    small = smaller(geometry)
+    assert max(extent or 0 for extent in small.extents) < 1000
+    assert small.transposed == geometry.transposed
+
+
+def test_inspect_and_decisions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = save(MODELS["strides"](), tmp_path / "m.onnx")
+    text = cli(capsys, "inspect", path, "-v").out
+    assert "3x4 d3x2 s2x3 g1 2->2 7x6 p1x2:3x0 transposed output_padding 1" in " ".join(text.split())
+    options = ["--strategy", "space_to_batch", "--budget", 0, "--no-report"]
+    assert (
+        cli(capsys, "optimize", path, "-o", tmp_path / "a.onnx", *options, "--save-decisions", tmp_path / "d.json").code
+        == 0
+    )
+    again = cli(capsys, "optimize", path, "-o", tmp_path / "b.onnx", "--decisions", tmp_path / "d.json", "--no-report")
+    assert again.code == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_dilations_that_a_device_runs_are_left(tmp_path: Path) -> None:
+    save(model(dilations=[2]), tmp_path / "m.onnx")
+    report = dilrewrite.optimize(tmp_path / "m.onnx", eliminate=True, max_dilation=2, budget=0)
+    assert report.rewritten == 0
+    save(model(dilations=[4]), tmp_path / "n.onnx")
+    report = dilrewrite.optimize(tmp_path / "n.onnx", tmp_path / "o.onnx", eliminate=True, max_dilation=2, budget=0)
+    assert (report.rewritten, report.exit_code) == (1, 0)
+    assert {site.max_dilation_left for site in report.sites} <= {1, 2}
+
+
+def test_a_region_ends_there() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="one", dilations=[2], pads=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "w"], ["c"], name="two", dilations=[2], pads=[2, 2]),
+        helper.make_node("ConvTranspose", ["c", "w"], ["y"], name="up", dilations=[2]),
+    ]
+    proto = tiny.build(nodes, {"x": [1, 2, 16]}, {"y": None}, {"w": tiny.values(2, 2, 3)})
+    found = find(proto, regions=True)
+    (region,) = [region for region in found.regions if "@2" in region.key]
+    assert len(region.parts) == 2
+    assert any("ConvTranspose 'up'" in end for end in region.ends)
+    assert len(found.sites) == 3
+
+
+# -- wrong ones ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def channels_exchanged_across_groups() -> Iterator[None]:
+    """Input and output channels trade places as if there were one group."""
+
+    def wrong(self: Turn, weight: Any, _: Any) -> Any:
+        whole = np.moveaxis(weight, 0, 1)
+        return np.flip(whole.reshape(self.shape(weight.shape)), tuple(range(2, weight.ndim)))
+
+    with mock.patch.object(Turn, "apply", wrong):
+        yield
+
+
+@contextlib.contextmanager
+def kernel_not_flipped() -> Iterator[None]:
+    """The taps keep their order."""
+    right = Turn.apply
+
+    def wrong(self: Turn, weight: Any, zero: Any) -> Any:
+        return np.flip(right(self, weight, zero), tuple(range(2, weight.ndim)))
+
+    with mock.patch.object(Turn, "apply", wrong):
+        yield
+
+
+@contextlib.contextmanager
+def output_padding_in_front() -> Iterator[None]:
+    """The outputs that output_padding adds come first."""
+    right = conv_transpose._padded
+
+    def wrong(geometry: ConvGeometry, values: Mapping[str, Any]) -> ConvGeometry:
+        made = right(geometry, values)
+        assert made.transposed is not None
+        (more,), (begin,), (end,) = made.transposed.output_padding, *made.static_pads
+        return replace(made, pads_begin=(begin + more,), pads_end=(end - more,))
+
+    with mock.patch.object(conv_transpose, "_padded", wrong):
+        yield
+
+
+@contextlib.contextmanager
+def phases_of_outputs_in_reverse() -> Iterator[None]:
+    """The outputs between the strides stand in the wrong order."""
+    from dilrewrite.forms import transposed
+
+    right = transposed.join
+    with mock.patch.object(transposed, "join", lambda builder, geometry, made: right(builder, geometry, made[::-1])):
+        yield
+
+
+WRONG = (channels_exchanged_across_groups, kernel_not_flipped, output_padding_in_front, phases_of_outputs_in_reverse)
+
+
+@pytest.mark.parametrize("strategy", ["space_to_batch", "zero_fill", "tap_sum"])
+@pytest.mark.parametrize("mutant", WRONG, ids=lambda mutant: mutant.__name__)
+def test_a_wrong_one_writes_no_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, mutant: Callable[[], Any], strategy: str
+) -> None:
+    proto = model((9,), (3,), ins=4, outs=6, group=2, dilations=[3], strides=[2], pads=[2, 1], output_padding=[1])
+    path = save(proto, tmp_path / "m.onnx")
+    arguments = ["-o", tmp_path / "out.onnx", "--strategy", strategy, "--budget", 0, "--no-report", "--json"]
+    with mutant():
+        outcome = cli(capsys, "optimize", path, *arguments)
+    assert (outcome.code, outcome.report["status"]) == (3, "differs")
+    assert tiny.listing(tmp_path).keys() == {"m.onnx"}
+    assert cli(capsys, "optimize", path, *arguments).code == 0
