@@ -212,10 +212,13 @@ def custom_operator_inside() -> ModelProto:
 
 def transposed() -> ModelProto:
     """A dilated Conv and a dilated ConvTranspose, which nothing rewrites: it asks for more outputs than it has."""
+    larger = {"dilations": [3], "strides": [4], "output_shape": [69]}
     return build(
         [
             conv_node("x", "c"),
-            helper.make_node("ConvTranspose", ["c", "u"], ["y"], name="spread", dilations=[3], output_shape=[24]),
+            helper.make_node(
+                "ConvTranspose", ["c", "u"], ["y"], name="spread", dilations=[3], strides=[4], output_shape=[69]
+            ),
         ],
         {"x": [1, 2, 16]},
         {"y": [1, 2, None]},

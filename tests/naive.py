@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,3 +98,34 @@ def conv(
     if b is not None:
         y = y + np.asarray(b).astype(np.int64).reshape(1, -1, *(1,) * rank)
     return y
+
+
+def conv_transpose(x: Whole, w: Whole, b: Whole | None, attributes: Mapping[str, Any]) -> Whole:
+    """ConvTranspose of x [N, C, *H] with w [C, O // group, *k]: each input times each tap is added to an output."""
+    rank, group = x.ndim - 2, attributes.get("group", 1)
+    strides, dilations, more = (
+        attributes.get(name, [default] * rank)
+        for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
+    )
+    axes = zip(strides, x.shape[2:], dilations, w.shape[2:], more, strict=True)
+    whole = [s * (h - 1) + d * (k - 1) + 1 + a for s, h, d, k, a in axes]
+    y = np.zeros((len(x), w.shape[1] * group, *whole), np.int64)
+    ins, outs = len(w) // group, w.shape[1]
+    for place, tap in itertools.product(np.ndindex(*x.shape[2:]), np.ndindex(*w.shape[2:])):
+        at = tuple(i * s + t * d for i, s, t, d in zip(place, strides, tap, dilations, strict=True))
+        for g in range(group):
+            values = x[(slice(None), slice(g * ins, (g + 1) * ins), *place)]
+            taps = w[(slice(g * ins, (g + 1) * ins), slice(None), *tap)]
+            y[(slice(None), slice(g * outs, (g + 1) * outs), *at)] += values @ taps
+    auto_pad, size = attributes.get("auto_pad", "NOTSET"), attributes.get("output_shape")
+    if auto_pad.startswith("SAME") or size:
+        size = size or [h * s for h, s in zip(x.shape[2:], strides, strict=True)]
+        totals = [n - wanted for n, wanted in zip(whole, size, strict=True)]
+        halves = [(total // 2, total - total // 2) for total in totals]
+        begin, end = zip(*(half if auto_pad == "SAME_UPPER" else half[::-1] for half in halves), strict=True)
+    else:
+        pads = attributes.get("pads", [0] * 2 * rank) if auto_pad == "NOTSET" else [0] * 2 * rank
+        begin, end = pads[:rank], pads[rank:]
+    inner = tuple(slice(p, n - q) for p, n, q in zip(begin, whole, end, strict=True))
+    cut: Whole = y[(slice(None), slice(None), *inner)]
+    return cut if b is None else cut + b.reshape(-1, *[1] * rank)

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
@@ -30,11 +29,10 @@ from dilrewrite.sites.find import find
 from dilrewrite.sites.operators import conv_transpose
 from dilrewrite.splice.rewrite import rewrite
 from tests import models_for_tests as tiny
+from tests import naive
 from tests.models_for_tests import cli, save
 
 pytestmark = pytest.mark.usefixtures("in_process")
-
-Whole = NDArray[np.int64]
 
 
 def model(
@@ -65,38 +63,6 @@ def model(
         weights,
         opset=opset,
     )
-
-
-def summed(x: Whole, w: Whole, b: Whole | None, attributes: Mapping[str, Any]) -> Whole:
-    """ConvTranspose straight from ONNX's specification: each input times each tap is added to an output, or to none."""
-    rank, group = x.ndim - 2, attributes.get("group", 1)
-    strides, dilations, more = (
-        attributes.get(name, [default] * rank)
-        for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
-    )
-    whole = [s * (h - 1) + d * (k - 1) + 1 + a for s, h, d, k, a in zip(strides, x.shape[2:], dilations, w.shape[2:], more, strict=True)]  # fmt: skip  # noqa: E501
-    y = np.zeros((len(x), w.shape[1] * group, *whole), np.int64)
-    ins, outs = len(w) // group, w.shape[1]
-    for place in np.ndindex(*x.shape[2:]):
-        for tap in np.ndindex(*w.shape[2:]):
-            at = tuple(i * s + t * d for i, s, t, d in zip(place, strides, tap, dilations, strict=True))
-            for g in range(group):
-                values = x[(slice(None), slice(g * ins, (g + 1) * ins), *place)]
-                taps = w[(slice(g * ins, (g + 1) * ins), slice(None), *tap)]
-                y[(slice(None), slice(g * outs, (g + 1) * outs), *at)] += values @ taps
-    totals = [0] * rank
-    auto_pad, size = attributes.get("auto_pad", "NOTSET"), attributes.get("output_shape")
-    if auto_pad.startswith("SAME") or size:
-        size = size or [h * s for h, s in zip(x.shape[2:], strides, strict=True)]
-        totals = [n - wanted for n, wanted in zip(whole, size, strict=True)]
-        halves = [[total // 2, total - total // 2] for total in totals]
-        begin, end = zip(*(half if auto_pad == "SAME_UPPER" else half[::-1] for half in halves), strict=True)
-    else:
-        pads = attributes.get("pads", [0] * 2 * rank) if auto_pad == "NOTSET" else [0] * 2 * rank
-        begin, end = pads[:rank], pads[rank:]
-    inner = tuple(slice(p, n - q) for p, n, q in zip(begin, whole, end, strict=True))
-    cut: Whole = y[(slice(None), slice(None), *inner)]
-    return cut if b is None else cut + b.reshape(-1, *[1] * rank)
 
 
 def run(proto: ModelProto, **feeds: Any) -> Any:
@@ -269,7 +235,7 @@ def test_every_form_gives_the_sums(first: int) -> None:
                 tensor.name: numpy_helper.to_array(tensor).astype(np.int64) for tensor in proto.graph.initializer
             }
             x = np.random.default_rng(seed).integers(-9, 10, shape)
-            right = summed(x, weights["w"], weights.get("b"), attributes_of(proto)).clip(0)
+            right = naive.conv_transpose(x, weights["w"], weights.get("b"), attributes_of(proto)).clip(0)
             found = list(forms(site).items())
             for name, form in found if seed % 4 == 0 else found[seed % len(found) :][:1] if found else ():
                 made = rewrite(proto, [(site, form)], (), numpy_helper.to_array).proto
@@ -332,7 +298,7 @@ def test_an_output_padding_that_onnx_runtime_does_not_run(tmp_path: Path) -> Non
     report = dilrewrite.optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", eliminate=True, budget=0)
     assert (report.status, report.exit_code) == ("rewritten", 0)
     weights = [numpy_helper.to_array(tensor).astype(np.int64) for tensor in proto.graph.initializer]
-    right = summed(x, weights[0], weights[1], attributes_of(proto)).clip(0)
+    right = naive.conv_transpose(x, weights[0], weights[1], attributes_of(proto)).clip(0)
     assert (run(onnx.load(tmp_path / "out.onnx"), x=x.astype(np.float32)) == right).all()
 
 
@@ -349,7 +315,7 @@ def test_computed_weights_are_turned_in_the_graph(group: int, opset: int, tmp_pa
     assert (report.status, report.exit_code) == ("rewritten", 0)
     rng = np.random.default_rng(0)
     x, w = rng.integers(-9, 10, (1, 4, 9)), rng.integers(-9, 10, (4, 6 // group, 3))
-    right = summed(x, w, numpy_helper.to_array(kept[0]).astype(np.int64), attributes_of(proto)).clip(0)
+    right = naive.conv_transpose(x, w, numpy_helper.to_array(kept[0]).astype(np.int64), attributes_of(proto)).clip(0)
     y = run(onnx.load(tmp_path / "out.onnx"), x=x.astype(np.float32), w=w.astype(np.float32))
     assert (y == right).all()
 
