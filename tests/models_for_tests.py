@@ -216,9 +216,7 @@ def transposed() -> ModelProto:
     return build(
         [
             conv_node("x", "c"),
-            helper.make_node(
-                "ConvTranspose", ["c", "u"], ["y"], name="spread", dilations=[3], strides=[4], output_shape=[69]
-            ),
+            helper.make_node("ConvTranspose", ["c", "u"], ["y"], name="spread", **larger),
         ],
         {"x": [1, 2, 16]},
         {"y": [1, 2, None]},
