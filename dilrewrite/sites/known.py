@@ -26,10 +26,6 @@ SAME_LAYOUT = THROUGH | _WINDOWS | {"Concat", "DequantizeLinear"}
 QUANTIZING_DOMAINS = (*DEFAULT_DOMAINS, "com.microsoft")
 """Where QuantizeLinear and DequantizeLinear come from; those of ONNX Runtime take 16 bits before opset 21."""
 
-SKIP_REASONS: dict[str, str] = {
-}
-"""Of operators that have no file in `sites/operators/`."""
-
 SAVED = "ONNX Runtime saved this file with its own operators"
 RUNTIME_DOMAINS = frozenset({"com.microsoft.nchwc", "com.ms.internal.nhwc"})
 RUNTIME_CONVOLUTIONS = frozenset({"FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv"})
@@ -58,5 +54,5 @@ def skip_reason(node: NodeProto) -> str:
     if _is_runtimes_own(node):
         return f"{SAVED}, {node.op_type} among them; start from the exported model"
     if node.domain in DEFAULT_DOMAINS:
-        return SKIP_REASONS.get(node.op_type, f"{node.op_type} is not rewritten")
+        return f"{node.op_type} is not rewritten"
     return f"{node.op_type} of {node.domain} is not ONNX's and is not rewritten"
