@@ -104,7 +104,7 @@ def test_a_rewritten_place_is_drawn_before_and_after():
     assert [node.attributes["class"] for node in before.all("rect")] == ["dilated"]
     assert [node.attributes["class"] for node in after.all("rect")] == ["frame", "layout", "layout", "conv", "layout"]
     assert after.attributes["aria-label"] == "after: [4 times Slice], then Concat, then Conv 3x3, then Reshape"
-    assert "main/aspp.1 (3x3 d12 s1 g1 256->256 28x28 p12) as space_to_batch. It is one of 3" in tree("charts").text
+    assert "aspp.1 (3x3 d12 s1 g1 256->256 28x28 p12) as space_to_batch. It is one of 3" in tree("charts").text
     assert "2 nodes that only compute sizes are not drawn." in tree("charts").text
     assert len(tree("regions").all("svg", "graph")) == 2
     assert not any(tree(name).all("svg", "graph") for name in ("measured-kept", "differs", "inspected", "bench"))
