@@ -93,7 +93,7 @@ def test_external_data_go_along(options: dict[str, Any], workflow: Callable[...,
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"strategy": "nonsense"}, 'strategy="nonsense": no strategy'),
+        ({"strategy": "nonsense"}, 'strategy="nonsense": no '),
         ({"budget": -1}, "budget=-1"),
         ({"budget": "long"}, "budget"),
         ({"only": "no such node"}, "no dilated node"),
