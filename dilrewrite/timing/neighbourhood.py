@@ -18,6 +18,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED
 from dilrewrite.model.walk import DEFAULT_DOMAINS
 from dilrewrite.proof.carve import Source, carve, tensor
@@ -79,7 +80,9 @@ def ask(
         if (shape := behind.shapes.get(value.name)) is not None:
             io = Io(name=value.name, element=NUMBERED[value.type.tensor_type.elem_type].name, shape=shape)
             feeds[value.name] = random_values(io, shape, np.random.default_rng(len(feeds)))
-    sites = [own for own in find(model).sites if len(own.nodes) == len(site.nodes)]
+    found = find(model)
+    kind = found.pools if isinstance(site.meaning, PoolGeometry) else found.sites
+    sites = [own for own in kind if len(own.nodes) == len(site.nodes)]
     if [own.meaning for own in sites] != [site.meaning]:
         if not bare:
             return ask(source, site, profiled, read, layout_ranks, bare=True)

@@ -236,3 +236,11 @@ def test_the_next_call_in_python():
     first, second = (replace(report.before, path=f"the {which} model in memory") for which in ("first", "second"))
     equal = replace(REPORTS["equal"], before=first, after=second)
     assert "dilrewrite.bench(first, second): which one is faster" in console.on_screen(equal, 400)
+
+
+def test_nodes_that_stay_for_one_reason_are_one_line() -> None:
+    nodes = ("a (Conv): not ONNX's; export it again", "b (Conv): not ONNX's; export it again", "c: no form applies")
+    lines = re.sub(r"\s+", " ", console.on_screen(replace(REPORTS["dilation-left"], remaining=nodes), 200))
+    assert "a (Conv), b (Conv): not ONNX's; export it again" in lines
+    assert "c: no form applies" in lines
+    assert lines.count("export it again") == 1

@@ -327,6 +327,16 @@ def test_it_can_be_left(tmp_path: Path) -> None:
     assert dilations(after).keys() == {"MaxPool"}
 
 
+def test_its_models_are_kept_for_a_bug_report(tmp_path: Path) -> None:
+    proto, folder = mixed(), tmp_path / "micro"
+    optimized(proto, tmp_path, eliminate=True, keep_micro=folder, shapes=["x:1x3x14x12"])
+    (place,) = folder.glob("site-*-pool")
+    before, after = sorted(place.glob("*.onnx"))
+    assert (before.name, after.name) == ("00-before.onnx", "01-phase_pools.onnx")
+    assert dilations(onnx.load(before)).keys() == {"MaxPool"}
+    assert dilations(onnx.load(after)) == {}
+
+
 def test_decisions_are_replayed(tmp_path: Path) -> None:
     decided = tmp_path / "decided.json"
     _, first = optimized(mixed(), tmp_path, eliminate=True, save_decisions=decided)

@@ -105,6 +105,15 @@ def _names(some: Sequence[sites.Entry]) -> str:
     return units.listed(names, NAMES)
 
 
+def _together(nodes: Sequence[str]) -> Iterator[str]:
+    """Yield `name: reason` of nodes, those with a reason in common on one line."""
+    named: dict[str, list[str]] = {}
+    for node in nodes:
+        name, _, reason = node.partition(": ")
+        named.setdefault(reason, []).append(name)
+    yield from (f"{', '.join(names)}: {reason}" for reason, names in named.items())
+
+
 def _done(report: Report) -> Iterator[doc.Rows]:
     """Yield what went wrong, what became of the Convs and regions, why, and how it was proved."""
     verdict = report.verdict
@@ -113,7 +122,7 @@ def _done(report: Report) -> Iterator[doc.Rows]:
         yield _row("models", *map(units.clean, both), whole=True)
     if verdict is not None:
         yield _row("!", *verdict.failures, *verdict.checker_after, tone="bad")
-    yield _row("!", *report.remaining, tone="warn")
+    yield _row("!", *_together(report.remaining), tone="warn")
     yield _row(
         "rewritten" if report.status == "rewritten" else "tried", *_regions(report), *_sites(report, "rewritten")
     )
