@@ -380,6 +380,18 @@ def test_quantised_per_output_channel(group: int, axis: int | None, tmp_path: Pa
         assert (run(proto, x=x) == run(onnx.load(tmp_path / "out.onnx"), x=x)).all()
 
 
+@pytest.mark.parametrize("element", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16])
+def test_other_element_types(element: int, tmp_path: Path) -> None:
+    kind, proto = helper.tensor_dtype_to_np_dtype(element), model(("n",), dilations=[3], strides=[2], opset=22)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = element
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(kind), tensor.name))
+    save(proto, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", eliminate=True, budget=0)
+    assert (report.status, report.exit_code) == ("rewritten", 0)
+
+
 def test_a_large_one_is_proved_at_a_smaller_size() -> None:
     geometry = only(model((3000, 2000), (3, 3), dilations=[3, 2], strides=[2, 1], ins=8, outs=8, group=8)).geometry
     small = smaller(geometry)
