@@ -132,7 +132,8 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     if run.command == "fold":  # its Convs stay as they are
         found = replace(run.find(model, sandwiches=True), normalisations=())
     else:
-        found = _with_pools(run.find(model, regions=True), options.scope)
+        found = _with_pools(run.find(model, regions=True, sandwiches=True), options.scope)
+        found = _with_sandwiches(found, options.scope)
     _check_only(_named(run, found), options.scope.only)
     return _Job(run, model, found, settings, target, engine, started, reports)
 
@@ -144,6 +145,19 @@ def _with_pools(found: Found, scope: Scope) -> Found:
         decided = decisions.read(scope.decisions)
         asked = any(site.key in decided for site in found.pools)
     return with_pools(found) if asked else found
+
+
+def _with_sandwiches(found: Found, scope: Scope) -> Found:
+    """Return what was found, with the sandwiches that share no node with another site as sites like any other.
+
+    Of those that a decisions file does not know nothing is decided.
+    """
+    taken = {(one.scope, index) for one in (*found.sites, *found.regions) for index in (*one.nodes, *one.follow)}
+    apart = [one for one in found.sandwiches if not any((one.scope, index) in taken for index in one.nodes)]
+    if scope.decisions is not None:
+        decided = decisions.read(scope.decisions)
+        apart = [one for one in apart if one.key in decided]
+    return replace(found, sites=(*found.sites, *apart), sandwiches=())
 
 
 def _choosing(job: _Job) -> Choosing:

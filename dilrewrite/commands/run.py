@@ -12,6 +12,7 @@ from typing import Any
 
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.forms.pools import PoolGeometry
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import InMemory, Model
@@ -95,7 +96,7 @@ def files(*places: Path | InMemory | None) -> list[Path]:
 
 def dilated(found: Found) -> int:
     """Return how many dilated convolutions a model has."""
-    convs = sum(not isinstance(site.meaning, PoolGeometry) for site in found.sites)
+    convs = sum(not isinstance(site.meaning, PoolGeometry | Sandwich) for site in found.sites)
     return report.dilated_convolutions(convs, found.skipped)
 
 

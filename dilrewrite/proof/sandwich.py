@@ -20,8 +20,8 @@ MOST_OUTSIDE = 200
 """How many nodes outside of a sandwich may compute its sizes."""
 
 
-def nodes_of(source: Source, site: Site) -> dict[str, NodeProto]:
-    """Return the nodes to prove a sandwich with, by their names, makers before readers.
+def nodes_of(source: Source, site: Site, *, exact: bool = True) -> dict[str, NodeProto]:
+    """Return the nodes to prove a sandwich with, by their names, makers before readers; `exact`: with stand-ins.
 
     Raises LookupError where a size hangs on something else than what enters.
     """
@@ -33,7 +33,7 @@ def nodes_of(source: Source, site: Site) -> dict[str, NodeProto]:
         node, word = given[site.nodes[of]], f"node_{of}"
         if words[of] != word:
             nodes[words[of]] = nodes.pop(word)
-        elif node.op_type not in EXACT:
+        elif exact and node.op_type not in EXACT:
             nodes[word] = helper.make_node("LeakyRelu", [node.input[place]], [node.output[0]], alpha=0.5)
     outside = _outside(source, site, nodes)
     every = [*outside.items(), *nodes.items()]

@@ -7,6 +7,7 @@ import re
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.chain import Chain
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.proof.inputs import SPELL_PADS
 from dilrewrite.reports.units import between, inverse
 from dilrewrite.sites import Skipped
@@ -150,7 +151,8 @@ def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
 
 def of(decision: Decision, backend: str = "") -> str:
     """Return why a site got what it got."""
-    whole = "region" if isinstance(decision.site.meaning, Chain) else "Conv"
+    meaning = decision.site.meaning
+    whole = "region" if isinstance(meaning, Chain) else "sandwich" if isinstance(meaning, Sandwich) else "Conv"
     parts = [words(decision.why, backend, whole)]
     if decision.candidate is not None:
         holds_for = conditions(decision.candidate.holds_for)

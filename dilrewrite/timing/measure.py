@@ -18,6 +18,7 @@ from dilrewrite._compat import Self
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.proof import sandwich
 from dilrewrite.proof.compare import Tolerance
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
@@ -411,6 +412,9 @@ def _rounds(opening_s: float, slice_s: float) -> int:
 def rewritten(question: Question, fragment: Fragment) -> ModelProto:
     """Return the question's model with a form in the place of the Conv."""
     normalised = find(question.model).normalisations
+    if question.words:
+        names = {place: node.name for place, node in enumerate(question.model.graph.node)}
+        fragment = sandwich.fitted(fragment, question.words, question.site, names)
     return rewrite(question.model, [(question.site, fragment)], normalised, numpy_helper.to_array).proto
 
 

@@ -19,11 +19,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.pools import PoolGeometry
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.elements import FLOATS, NAMED, NUMBERED
 from dilrewrite.model.walk import DEFAULT_DOMAINS
+from dilrewrite.proof import sandwich
 from dilrewrite.proof.carve import Source, carve, tensor
 from dilrewrite.proof.inputs import random_values
-from dilrewrite.proof.numbers import Numbers, entering, resized
+from dilrewrite.proof.numbers import Numbers, entering, entering_shape, resized
 from dilrewrite.runtimes import Array, Io
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
@@ -49,7 +51,7 @@ CHANNELS = 16
 class Question:
     """What is timed for some sites: a model with the Conv as it is, where the Conv stands in it, and what it is fed.
 
-    Two questions with the same `key` are the same.
+    Two questions with the same `key` are the same. `words`: of a sandwich, what the nodes of a site are called there.
     """
 
     key: str
@@ -57,6 +59,7 @@ class Question:
     site: Site
     feeds: Mapping[str, Array]
     neighbours: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
 
 def ask(
@@ -73,17 +76,21 @@ def ask(
     if not bare:
         behind.look()
     model, feeds = _cut(behind, read)
-    if behind.geometry.rank in layout_ranks and not bare:
+    folds = isinstance(site.meaning, Sandwich)
+    if behind.geometry.rank in layout_ranks and not bare and not folds:
         _lead_in(behind, model.graph)
         _lead_out(behind, model.graph)
     for value in model.graph.input:
         if (shape := behind.shapes.get(value.name)) is not None:
             io = Io(name=value.name, element=NUMBERED[value.type.tensor_type.elem_type].name, shape=shape)
             feeds[value.name] = random_values(io, shape, np.random.default_rng(len(feeds)))
-    found = find(model)
-    kind = found.pools if isinstance(site.meaning, PoolGeometry) else found.sites
-    sites = [own for own in kind if len(own.nodes) == len(site.nodes)]
-    if [own.meaning for own in sites] != [site.meaning]:
+    found = find(model, sandwiches=folds)
+    if folds:
+        sites = [own for own in found.sandwiches if own.geometry == site.geometry]
+    else:
+        kind = found.pools if isinstance(site.meaning, PoolGeometry) else found.sites
+        sites = [own for own in kind if len(own.nodes) == len(site.nodes)]
+    if len(sites) != 1 or (not folds and sites[0].meaning != site.meaning):
         if not bare:
             return ask(source, site, profiled, read, layout_ranks, bare=True)
         raise LookupError("its neighbourhood does not give it the same geometry")
@@ -91,7 +98,8 @@ def ask(
     for name in sorted(feeds):
         text.update(f"{name}{feeds[name].shape}{feeds[name].dtype}".encode())
     neighbours = tuple(node.op_type for node in behind.taken.values())
-    return Question(key=text.hexdigest(), model=model, site=sites[0], feeds=feeds, neighbours=neighbours)
+    words = tuple(sandwich.words_of(source, site)) if folds else ()
+    return Question(key=text.hexdigest(), model=model, site=sites[0], feeds=feeds, neighbours=neighbours, words=words)
 
 
 def _input_shape(site: Site, profiled: Profiled) -> Shape:
@@ -104,7 +112,7 @@ def _input_shape(site: Site, profiled: Profiled) -> Shape:
     sizes = tuple(size for size in declared if size is not None)
     if len(sizes) < len(declared):
         raise LookupError("its sizes are not known")
-    return sizes
+    return entering_shape(site, sizes)
 
 
 # -- behind the site ---------------------------------------------------------------------------------------------------
@@ -128,9 +136,13 @@ class _Behind:
     computed: int = 0
 
     def __post_init__(self) -> None:
-        self.nodes, self.geometry = self.source.parts(self.site), entering(self.site)
-        output = self.site.output
-        self.names[output] = next(word for word, node in self.nodes.items() if output in node.output)
+        self.geometry, output = entering(self.site), self.site.output
+        if isinstance(self.site.meaning, Sandwich):
+            self.nodes = sandwich.nodes_of(self.source, self.site, exact=False)
+            self.names[output] = sandwich.output_of(self.site, self.nodes)
+        else:
+            self.nodes = self.source.parts(self.site)
+            self.names[output] = next(word for word, node in self.nodes.items() if output in node.output)
         self.ends[output] = False
 
     def look(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from onnx import ModelProto
 
 from dilrewrite.forms.chain import Chain
+from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.walk import Container, ScopePath, copied, scopes, subgraphs
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
@@ -147,14 +148,16 @@ def digest(
     times = _Times.of(containers, places, sites, timed)
     found = {}
     for site in sites:
-        counts = ran[site.scope, site.nodes[0]]
+        counts = ran[site.scope, site.part.index]
+        folds = isinstance(site.meaning, Sandwich)
+        entered = tensors[site.scope, site.inputs[0]] if folds else ran[site.scope, site.nodes[0]]
         share, interval = times.share([(site.scope, index) for index in site.nodes])
         if plain.nodes and not counts:
             share, interval = 0.0, (0.0, 0.0)
         found[site.key] = SiteRun(
             share=share,
             interval=interval,
-            shapes=() if isinstance(site.meaning, Chain) else tuple(shape for shape, _ in counts.most_common()),
+            shapes=() if isinstance(site.meaning, Chain) else tuple(shape for shape, _ in entered.most_common()),
             times=sum(counts.values()),
         )
     return Profiled(

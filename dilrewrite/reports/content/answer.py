@@ -159,7 +159,10 @@ def _convs(report: Report) -> int:
 def _noun(report: Report) -> str:
     """Return what is counted: Convs, and poolings where they are to be rewritten."""
     pools = any(isinstance(site.geometry, PoolGeometry) for site in report.sites)
-    return "dilated operator" if pools else "dilated Conv"
+    folded = sum(site.sandwich for site in report.sites)
+    if folded and folded == _convs(report):
+        return "sandwich site"
+    return "dilated operator" if pools or folded else "dilated Conv"
 
 
 def _rewrote(report: Report, *, brief: bool = False) -> str:
