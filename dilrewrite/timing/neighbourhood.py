@@ -84,7 +84,7 @@ def ask(
         if (shape := behind.shapes.get(value.name)) is not None:
             io = Io(name=value.name, element=NUMBERED[value.type.tensor_type.elem_type].name, shape=shape)
             feeds[value.name] = random_values(io, shape, np.random.default_rng(len(feeds)))
-    found = find(model, sandwiches=folds)
+    found = find(model, sandwiches=True) if folds else find(model)
     if folds:
         sites = [own for own in found.sandwiches if own.geometry == site.geometry]
     else:
