@@ -34,6 +34,7 @@ from dilrewrite.timing import measure
 from dilrewrite.timing.measure import Answer, Meter
 from dilrewrite.timing.outcome import FormTiming, outcome
 from dilrewrite.timing.outcome import Outcome as Became
+from dilrewrite.timing.speed import speed
 from dilrewrite.timing.profiling import Profiled, SiteRun
 from dilrewrite.timing.stopwatch import MARGIN, Comparison, Timing
 from tests import models_for_tests as tiny
@@ -165,7 +166,7 @@ def check_default(report: Data, site: Data) -> None:
         assert report["measurement"]["final"]["high"] < 1
         assert chosen(site)["timing"]["ratio"] == best["ratio"]
         assert says(reason, Reason.TIMED)
-        assert f"{1 / best['ratio']:.2f}x faster" in reason
+        assert speed(best["ratio"]) in reason
     elif best is None:
         untimed = tuple(reasons.OUTCOMES[became] for became in UNTIMED)
         unasked = any(says(reason, kind) for kind in (Reason.NOT_MEASURED, Reason.CANNOT_MATTER))
@@ -175,7 +176,7 @@ def check_default(report: Data, site: Data) -> None:
         assert not any(attempt["timing"]["high"] < 1 for attempt in report["measurement"]["attempts"][:1])
     elif best["low"] > 1:
         assert says(reason, Reason.SLOWER)
-        assert best["ratio"] < 1.005 or f"{best['ratio']:.2f}x slower" in reason
+        assert speed(best["ratio"]) in reason
     else:
         assert says(reason, Reason.TIE)
 
