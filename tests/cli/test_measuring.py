@@ -34,8 +34,8 @@ from dilrewrite.timing import measure
 from dilrewrite.timing.measure import Answer, Meter
 from dilrewrite.timing.outcome import FormTiming, outcome
 from dilrewrite.timing.outcome import Outcome as Became
-from dilrewrite.timing.speed import speed
 from dilrewrite.timing.profiling import Profiled, SiteRun
+from dilrewrite.timing.speed import speed
 from dilrewrite.timing.stopwatch import MARGIN, Comparison, Timing
 from tests import models_for_tests as tiny
 from tests.choice.test_choose import timed as taking
