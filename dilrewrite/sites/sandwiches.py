@@ -164,7 +164,7 @@ class _Attempt:
         (index,) = readers
         node = scope.nodes[index]
         place = list(node.input).index(tensor)
-        if node.domain not in DEFAULT_DOMAINS or node.op_type not in (MOVING | POINTWISE):
+        if node.domain not in DEFAULT_DOMAINS or node.op_type not in (MOVING - {"Pad"} | POINTWISE):
             raise Unproved(f"{node.op_type} {label_of(node)!r} stands between its phases")
         if node.op_type in POINTWISE:
             self._pointwise(index, place)

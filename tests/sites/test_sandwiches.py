@@ -325,6 +325,20 @@ def test_every_form_of_the_conv_is_a_form_of_the_sandwich() -> None:
             assert Prover().prove(Source(model), site, one.fragment).passed, one.strategy
 
 
+def test_a_pad_behind_a_sandwich_is_none_of_its_crops() -> None:
+    """The zeros that it writes are not what the Conv computes there."""
+    s = Sandwich()
+    model = build(s)
+    model.graph.node[-1].CopyFrom(helper.make_node("Pad", [model.graph.node[-1].input[0], "more"], ["y"]))
+    more = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    model.graph.initializer.append(numpy_helper.from_array(more, "more"))
+    site = the_one(model)
+    assert (site.geometry.pads_begin, site.geometry.pads_end) == (s.begin, s.end)
+    after = folded(model, site)[1]
+    assert "Pad" in {node.op_type for node in after.graph.node}
+    np.testing.assert_array_equal(run(after, image(s)), run(model, image(s)), strict=True)
+
+
 def test_a_conv_without_phases_is_left_in_peace() -> None:
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
