@@ -7,7 +7,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
-from dilrewrite.reports.content import answer, engine, example, folds, forms, models, regions, repeat, sites, timing
+from dilrewrite.reports.content import (
+    answer,
+    engine,
+    example,
+    folds,
+    forms,
+    models,
+    regions,
+    repeat,
+    sites,
+    tiles,
+    timing,
+)
 from dilrewrite.reports.content.screen import engine_screen as engine_screen
 from dilrewrite.reports.content.screen import ran_at, ran_on
 from dilrewrite.reports.content.screen import screen as screen
@@ -29,7 +41,7 @@ def document(report: Report, *, brief: bool = False) -> doc.Document:
         path=report.before.path,
         tone=answer.tone(report),
         answer=answer.answer(report),
-        tiles=tuple(answer.tiles(report)),
+        tiles=tuple(tiles.tiles(report)),
         sections=tuple(doc.Section(title, blocks, FIRST.get(title, "")) for title, blocks in parts if blocks),
         closing=f"Report schema {report.schema_version}, exit code {report.exit_code}.",
         facts=None if brief else _facts(report),
