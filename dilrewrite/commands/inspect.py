@@ -34,7 +34,7 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
     with run.clock("load"):
         model = plain(load(place, weights=profile))
     Claims(files(place)).reports(options.places.report, options.places.report_format)
-    found = run.find(model, regions=True)
+    found = run.find(model, regions=True, sandwiches=True)
     with run.clock("plan"):
         planner = choose.Planner(strategies(), limit)
         considered = [
@@ -59,9 +59,18 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
         skipped=found.skipped,
         normalised=found.normalisations,
         measurement=tuning.measurement() if tuning is not None else None,
-        notes=(*notes_of(tuning), *found.remarks),
+        notes=(*notes_of(tuning), *found.remarks, *_to_fold(found)),
     )
     return run.written(result)
+
+
+def _to_fold(found: Found) -> list[str]:
+    """Return what to know of a model's space-to-batch sandwiches."""
+    number = len(found.sandwiches)
+    told = (
+        f"{number} space-to-batch sandwich{'es' if number > 1 else ''}: `dilrewrite fold` makes dilated Convs of them"
+    )
+    return [told] if number else []
 
 
 def _inspected(region: Site, planner: choose.Planner, found: Found) -> Decision:

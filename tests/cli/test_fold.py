@@ -86,6 +86,12 @@ def test_a_model_without_sandwich_is_copied(capsys: pytest.CaptureFixture[str], 
     assert (tmp_path / "out.onnx").read_bytes() == path.read_bytes()
 
 
+def test_inspect_says_what_to_fold(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for model, wanted in ((build(Sandwich()), True), (conv2d(), False)):
+        outcome = cli(capsys, "inspect", save(model, tmp_path / "m.onnx"))
+        assert ("1 space-to-batch sandwich: `dilrewrite fold`" in outcome.out) is wanted
+
+
 def test_skip_and_only_name_its_conv(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = save(build(Sandwich()), tmp_path / "m.onnx")
     name = next(node.name for node in onnx.load(path).graph.node if node.op_type == "Conv")
