@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 import math
 import re
+import reprlib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -135,11 +138,43 @@ class Stage:
 def _typed(value: Any, option: Option) -> Any:
     """Return a keyword's value as its option has it; of names, `_` is `-`, and capitals are small letters."""
     kind = option.kind
+    if typing.get_origin(kind) is tuple and isinstance(value, str | PathLike):
+        value = (value,)
+    elif typing.get_origin(kind) is tuple and isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+        value = tuple(value)
+    if not _is_a(value, kind):
+        raise TypeError(f"{option.name}={reprlib.repr(value)}: {_spoken(kind)} is needed")
     if isinstance(value, str) and value not in option.choices:
         value = next((name for name in option.choices if folded(name) == folded(value)), value)
     if typing.get_origin(kind) is tuple:
         return tuple(map(typing.get_args(kind)[0], value or ()))
     return Path(value) if value is not None and Path in (kind, *typing.get_args(kind)) else value
+
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    Path: ((str, PathLike), "a path"),
+    type(None): (type(None), "None"),
+}
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Say whether a value is of an option's kind."""
+    if typing.get_origin(kind) is tuple:
+        every = isinstance(value, tuple) and all(_is_a(one, typing.get_args(kind)[0]) for one in value)
+        return every or value is None
+    kinds = typing.get_args(kind) or (kind,)
+    return any(isinstance(value, _KINDS[one][0]) for one in kinds if bool in kinds or not isinstance(value, bool))
+
+
+def _spoken(kind: Any) -> str:
+    """Return an option's kind in words: `a number or None`."""
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {_spoken(typing.get_args(kind)[0]).removeprefix('a ')}s"
+    return " or ".join(_KINDS[one][1] for one in typing.get_args(kind) or (kind,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

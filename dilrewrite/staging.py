@@ -35,33 +35,33 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _BAD_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def check_destination(path: Path, *, force: bool, source: Path | None) -> None:
+def check_destination(path: Path, *, force: bool, source: Path | None, option: str = "-o") -> None:
     """Refuse (UsageError) an output that could not be written at the end: call it before long work.
 
     The folder must exist and be writable. An existing file, and `source` under whatever spelling or link, need
-    `force`; folders and devices are never replaced.
+    `force`; folders and devices are never replaced. `option`: the one that names another place.
     """
-    parent = path.parent
+    parent, elsewhere = path.parent, f"give another place with {option}"
     try:
         at_parent, at_path = _status(parent), _status(path)
         exists = _status(path, follow_symlinks=False) is not None
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {reason(error)}", hint=ELSEWHERE) from error
+        raise UsageError(f"{path} cannot be written: {reason(error)}", hint=elsewhere) from error
     if at_parent is None or not stat.S_ISDIR(at_parent.st_mode):
         problem = "does not exist" if at_parent is None else "is not a folder"
-        raise UsageError(f"{path} cannot be written: {parent} {problem}", hint=f"make the folder, or {ELSEWHERE}")
+        raise UsageError(f"{path} cannot be written: {parent} {problem}", hint=f"make the folder, or {elsewhere}")
     if at_path is not None and stat.S_ISDIR(at_path.st_mode):
-        raise UsageError(f"{path} is a folder, not a place for a file", hint=f"name a file in it, or {ELSEWHERE}")
+        raise UsageError(f"{path} is a folder, not a place for a file", hint=f"name a file in it, or {elsewhere}")
     if at_path is not None and not stat.S_ISREG(at_path.st_mode):
-        raise UsageError(f"{path} is not a regular file", hint=ELSEWHERE)
+        raise UsageError(f"{path} is not a regular file", hint=elsewhere)
     if parent.resolve() == Path("/dev"):  # /dev/stdout is a link, which a rename would replace for everyone
-        raise UsageError(f"{path} cannot be written: {parent} is not a folder for files", hint=ELSEWHERE)
+        raise UsageError(f"{path} cannot be written: {parent} is not a folder for files", hint=elsewhere)
     if exists and not force:
         if source is not None and same_place(path, source):
-            raise UsageError(f"{path} is the input itself", hint="give --force to replace it or -o for another place")
-        raise _exists(path)
+            raise _stands(f"{path} is the input itself", option)
+        raise _stands(f"{path} exists", option)
     if not may(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path} cannot be written: the folder {parent} is not writable", hint=ELSEWHERE)
+        raise UsageError(f"{path} cannot be written: the folder {parent} is not writable", hint=elsewhere)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +267,7 @@ def _place(file: _Staged, undo: ExitStack, replaced: list[Path]) -> None:
             file.temporary.unlink()
             return
         if file.data or not file.force:
-            raise _exists(path)
+            raise _stands(f"{path} exists")
         old = _hidden(path.parent)
         undo.callback(_restore, old, path)
         _keep(path, old)
@@ -369,8 +369,8 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _exists(path: Path) -> UsageError:
-    return UsageError(f"{path} exists", hint="give --force to replace it or -o for another place")
+def _stands(problem: str, option: str = "-o") -> UsageError:
+    return UsageError(problem, hint=f"give --force to replace it or {option} for another place")
 
 
 def _write_error(path: Path, error: OSError) -> DilrewriteError:

@@ -17,7 +17,7 @@ import dilrewrite
 from dilrewrite import cli, keywords
 from dilrewrite.errors import UsageError
 from dilrewrite.keywords import in_python
-from dilrewrite.options import FLAVOURS, STAGES, Building, CommandOptions, Scope, every_option, sizes
+from dilrewrite.options import FLAVOURS, STAGES, Building, CommandOptions, Proving, Scope, every_option, sizes
 from tests import models_for_tests as tiny
 
 COMMANDS = ("inspect", "optimize", "fold", "verify", "bench", "build")
@@ -95,6 +95,31 @@ def test_a_wrong_call_names_the_function() -> None:
         dilrewrite.verify("a")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"^build_engine is 'x', no bool and no mapping"):
         dilrewrite.optimize("a", build_engine="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"budget": "x"}, "budget='x': a number or None is needed"),
+        ({"only": ["a"]}, r"only=\['a'\]: text or None is needed"),
+        ({"threads": 1.5}, "threads=1.5: a whole number or None is needed"),
+        ({"max_dilation": True}, "max_dilation=True: a whole number is needed"),
+        ({"eliminate": "yes"}, "eliminate='yes': True or False is needed"),
+        ({"inputs": 3}, "inputs=3: a path or None is needed"),
+        ({"shapes": {"x": (1, 4)}}, r"shapes={'x': \(1, 4\)}: a list of texts is needed"),
+        ({"shapes": [1]}, r"shapes=\(1,\): a list of texts is needed"),
+        ({"custom_op_library": [1]}, r"custom_op_library=\(1,\): a list of paths is needed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_value_of_another_kind_is_named(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        dilrewrite.optimize("a", **keywords)
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    assert Proving.of({"shapes": "1x4x64"}).shapes == ("1x4x64",)
+    assert Proving.of({"shapes": (text for text in ("x:1", "y:2"))}).shapes == ("x:1", "y:2")
 
 
 def test_strings_become_paths_and_sequences_tuples() -> None:

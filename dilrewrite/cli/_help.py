@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ def wording(error: Any, command: str) -> str:
     """Return in one line what click says of arguments of `command`: what is wrong, and whose help applies."""
     context, option = error.ctx, getattr(error, "option_name", "")
     page = f"see {' '.join(['dilrewrite', *filter(None, [command])])} --help"
+    if hasattr(error.__cause__, "errors"):  # a value of the wrong kind, in the words of typer's library
+        return f"{printable(_no_value(error.param.opts[0], error.__cause__.errors()[0]))}; {page}"
     if context is None or not any(kind.__name__ == "NoSuchOption" for kind in type(error).__mro__):
         return f"{printable(error.format_message()).removesuffix('.')}; {page}"
     root = context.find_root().command
@@ -90,6 +92,18 @@ def wording(error: Any, command: str) -> str:
     have = f"{' and '.join(others[:2])} {'have' if others[1:] else 'has'}"
     hint = f"dilrewrite {have} it; " if others else f"did you mean {near}? " if near else ""
     return f"{printable(f'there is no option {option}')}; {hint}{page}"
+
+
+def _no_value(flag: str, fault: Mapping[str, Any]) -> str:
+    """Return in the words of all other messages that an option cannot have a value."""
+    low, high = (fault.get("ctx", {}).get(bound) for bound in ("ge", "le"))
+    words = {
+        "float_parsing": "a number is needed",
+        "int_parsing": "a whole number is needed",
+        "greater_than_equal": f"at least {low} is needed",
+        "less_than_equal": f"at most {high} is needed",
+    }
+    return f"{flag} {fault['input']}: {words.get(fault['type'], fault['msg'])}"
 
 
 def _flags(command: Any) -> list[str]:

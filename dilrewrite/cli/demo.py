@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -61,7 +62,7 @@ def run(name: str, output: Path | None, *, listed: bool, force: bool, quiet: boo
     if not quiet:
         what, shape = DEMOS[name]
         typer.echo(f"{path}: {what}, random weights")
-        typer.echo(f"next: dilrewrite optimize {path}{shape and f' --shape {shape}'}")
+        typer.echo(f"next: dilrewrite optimize {shlex.quote(str(path))}{shape and f' --shape {shape}'}")
     return 0
 
 

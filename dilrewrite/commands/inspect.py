@@ -53,7 +53,7 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
     result = run.report(
         "inspected",
         before=describe.model(model, model.original, dilated=dilated(found)),
-        options={"max_dilation": limit, **(options.plain() if profile else {})},
+        options={"max_dilation": limit, **(options.plain() if profile else _sizes(options))},
         sites=tuple(sites),
         regions=tuple(map(describe.region, regions)),
         skipped=found.skipped,
@@ -71,6 +71,11 @@ def _to_fold(found: Found) -> list[str]:
         f"{number} space-to-batch sandwich{'es' if number > 1 else ''}: `dilrewrite fold` makes dilated Convs of them"
     )
     return [told] if number else []
+
+
+def _sizes(options: CommandOptions) -> dict[str, object]:
+    """Return the sizes that were given, for the command that comes next."""
+    return {"shapes": [*options.proving.shapes]} if options.proving.shapes else {}
 
 
 def _inspected(region: Site, planner: choose.Planner, found: Found) -> Decision:

@@ -25,7 +25,7 @@ class Claims:
         """Take a place for a new file, named by `option`; raises `UsageError` for one that is taken, or unusable."""
         if place is not None:
             self.keep(place, option, kind=kind)
-            check_destination(place, force=self.force, source=None)
+            check_destination(place, force=self.force, source=None, option=option or "-o")
 
     def keep(self, place: Path, option: str = "", *, kind: str = "something else") -> None:
         """Take a place for a file that may be there already."""
@@ -46,7 +46,7 @@ class Claims:
         self.claim(sidecar.place(engine))
         if timing_cache is not None:
             self.keep(timing_cache, "--timing-cache")
-            check_destination(timing_cache, force=True, source=None)
+            check_destination(timing_cache, force=True, source=None, option="--timing-cache")
 
     def folder(self, folder: Path | None, option: str) -> None:
         """Take a folder that is made, or is there and empty; raises `UsageError` for any other."""

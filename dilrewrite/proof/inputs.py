@@ -101,7 +101,8 @@ def load_inputs(path: Path) -> dict[str, Array]:
     except FileNotFoundError as error:
         raise UsageError(f"--inputs {shown(path)}: no such file") from error
     except UNREADABLE as error:
-        raise UsageError(f"{problem}: {error}", hint=hint) from error
+        zipped = f": {error}" if zipfile.is_zipfile(path) else ""  # NumPy takes all else for pickles
+        raise UsageError(f"{problem}{zipped}", hint=hint) from error
     others = [repr(name) for name, values in found.items() if not isinstance(values, np.ndarray)]
     if others:
         raise UsageError(f"{problem}: {', '.join(others)} is none", hint=hint)

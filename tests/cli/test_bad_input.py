@@ -462,6 +462,10 @@ def with_options(
 OPTIONS: dict[str, Case] = {
     "no such option": with_options("--frobnicate", words=["--frobnicate", "--help"]),
     "no such strategy": with_options("--strategy", "magic", words=["magic", "space_to_batch"], forced=False),
+    "no number": with_options("--budget", "10s", words=["--budget 10s: a number is needed; see dilrewrite optimize"]),
+    "no whole number": with_options("--seed", "1.5", words=["--seed 1.5: a whole number is needed; see"]),
+    "below what is possible": with_options("--threads", "0", words=["--threads 0: at least 1 is needed; see"]),
+    "above what is possible": with_options("--threads", "9999", words=["--threads 9999: at most 4096 is needed; see"]),
     "no such setting": with_options("--strategy", "im2col:size=3", words=["im2col", "size"], forced=False),
     "setting is no number": with_options(
         "--strategy", "space_to_group:limit_mb=few", words=["limit_mb", "few"], forced=False
@@ -604,6 +608,11 @@ def test_unusable_data(place: Place, capsys: pytest.CaptureFixture[str], case: C
     check(place, capsys, case(place))
 
 
+def test_no_advice_to_trust_a_file(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = DATA["text"](place)
+    assert "pickle" not in cli(capsys, *bad.arguments).err
+
+
 def test_random_data_name_only_the_suspect(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tiny.gather(), place.models / "m.onnx")
     check(place, capsys, Bad(["optimize", path, "-o", place.out / "o.onnx", *PHASES], ["'index' (int64 [1])"]))
@@ -670,6 +679,18 @@ def output_is_a_device(place: Place) -> Bad:
     return Bad(
         ["optimize", save(conv1d(), place.models / "m.onnx"), "-o", "/dev/null", "--force", *PHASES], ["/dev/null"]
     )
+
+
+def decisions_folder_missing(place: Place) -> Bad:
+    path, target = save(conv1d(), place.models / "m.onnx"), place.out / "sub" / "d.json"
+    given = ["-o", place.out / "o.onnx", "--save-decisions", target]
+    return Bad(["optimize", path, *given], [target.parent, "make the folder, or give another place with --save-dec"])
+
+
+def decisions_exist(place: Place) -> Bad:
+    path, target = save(conv1d(), place.models / "m.onnx"), place.out / ".kept"
+    given = ["-o", place.out / "o.onnx", "--save-decisions", target]
+    return Bad(["optimize", path, *given], ["give --force to replace it or --save-decisions for another place"])
 
 
 def report_is_a_file(place: Place) -> Bad:
@@ -747,6 +768,8 @@ PLACES: tuple[Case, ...] = (
     output_folder_is_a_file,
     output_is_a_folder,
     output_is_a_device,
+    decisions_folder_missing,
+    decisions_exist,
     report_is_a_file,
     report_without_parent,
     report_is_the_output,

@@ -31,7 +31,7 @@ def test_without_a_name_it_writes_the_first(
 @pytest.mark.parametrize("name", DEMOS)
 def test_the_next_command_works(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dry run, which checks the model and the sizes."""
-    folder = tmp_path / "new"
+    folder = tmp_path / "a new one"
     outcome = cli(capsys, "demo", name, "-o", folder)
     assert outcome.code == 0
     following = shlex.split(outcome.out.splitlines()[-1].removeprefix("next: dilrewrite "))

@@ -40,6 +40,18 @@ def test_demo_models(capsys: pytest.CaptureFixture[str], name: str) -> None:
         assert 0 <= (site["padding_share"] or 0) < 1
 
 
+def test_the_next_command_has_the_sizes_that_were_given(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(conv1d(batch="batch", length="time"), Path("m.onnx"))
+    outcome = cli(capsys, "inspect", path, "--shape", "x:3x2x40")
+    told = "".join(outcome.out.split())
+    assert "dilrewriteoptimizem.onnx--shapex:3x2x40:times" in told
+    assert "SIZES" not in told
+    assert cli(capsys, "inspect", path, "--shape", "x:3x2x40", "--json").report["options"]["shapes"] == ["x:3x2x40"]
+
+
 def test_says_why_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model = save(conv1d(length=64, strides=[2], dilations=[3], pads=[3, 3]), tmp_path / "m.onnx")
     site = cli(capsys, "inspect", model, "--json").report["sites"][0]

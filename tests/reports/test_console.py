@@ -510,7 +510,7 @@ def test_a_rewritten_model_tells_what_else_is_not_known() -> None:
     report = REPORTS["measured"]
     unclear = REPORTS["measured-inconclusive"].sites[1]
     assert "inconclusive" not in answered(report)
-    assert "; inconclusive for 1 other; " in answered(replace(report, sites=(*report.sites, unclear)))
+    assert "; inconclusive for 1 site; " in answered(replace(report, sites=(*report.sites, unclear)))
     loud = measured(report, form_noise=0.15)
     forced = replace(loud, options={"strategy": "im2col"})
     assert "inconclusive" not in answered(forced), "its form was not chosen by measuring"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -244,3 +245,14 @@ def test_nodes_that_stay_for_one_reason_are_one_line() -> None:
     assert "a (Conv), b (Conv): not ONNX's; export it again" in lines
     assert "c: no form applies" in lines
     assert lines.count("export it again") == 1
+
+
+@pytest.mark.parametrize("name", ["inspected", "equal"])
+def test_the_next_command_can_be_typed(name):
+    """A shell reads the paths in it as they are."""
+    report = REPORTS[name]
+    before, after = replace(report.before, path="my model [1].onnx"), replace(BEFORE, path="$other's.onnx")
+    shown = console.on_screen(replace(report, before=before, after=after), 400)
+    words = shlex.split(re.search(r"dilrewrite (?:optimize|bench) [^:]*(?::SIZES)?(?=: )", shown)[0])
+    assert words[2] == before.path
+    assert name == "inspected" or words[3] == after.path

@@ -306,8 +306,9 @@ def _unclear(report: Report) -> str:
     asked = any(report.options.get(name) for name in ("strategy", "eliminate", "decisions"))
     if asked or not inconclusive(report.sites, report.measurement, report.environment.cores, report.regions):
         return ""
-    number = sum(_unclear_parts(report))
-    return f"; inconclusive for {count(number, 'other')}" if number else "; inconclusive for what else may be gained"
+    parts = zip(_unclear_parts(report), ("site", "region"), strict=True)
+    some = " and ".join(count(number, what) for number, what in parts if number)
+    return f"; inconclusive for {some or 'what else may be gained'}"
 
 
 def _unclear_parts(report: Report) -> tuple[int, int]:
@@ -325,7 +326,7 @@ def _benched(report: Report, *, brief: bool = False) -> str:
     final, own = measurement.final, own_noise(report)
     if after is not None and brief:
         none = final.low <= 1 <= final.high
-        what = f"{after} and {before}: {units.difference(final)}" if none else _compared(after, before, final)
+        what = f"{before} and {after}: {units.difference(final)}" if none else _compared(after, before, final)
         return f"{what} ({units.medians(final)})"
     if after is not None and final.low <= 1 <= final.high:
         return f"no difference beyond noise between {before} and {after}{where} ({units.figures(final)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -254,7 +255,8 @@ def _next(report: Report) -> Iterator[str]:
     match report.status:
         case "inspected" if report.sites:
             opened = [value.name for value in report.before.inputs if re.search(r"[^\d\[\], ]", value.shape)]
-            call = _call(report, "optimize", path, sizes="".join(f"{name}:SIZES" for name in opened[:1]))
+            sizes = report.options.get("shapes") or [f"{name}:SIZES" for name in opened[:1]]
+            call = _call(report, "optimize", path, sizes=sizes)
             yield f"{call}: times every form, and {'makes' if _in_memory(report) else 'writes'} the fastest model"
         case "rewritten" if report.options.get("dry_run"):
             yield "without --dry-run the model is written"
@@ -270,12 +272,12 @@ def _next(report: Report) -> Iterator[str]:
             return
 
 
-def _call(report: Report, command: str, *models: str, sizes: str = "") -> str:
+def _call(report: Report, command: str, *models: str, sizes: Sequence[str] = ()) -> str:
     """Return a command to type, or where a model is in memory, a function to call."""
     if not _in_memory(report):
-        return f"dilrewrite {command} {' '.join(models)}{f' --shape {sizes}' if sizes else ''}"
+        return shlex.join(["dilrewrite", command, *models, *(word for one in sizes for word in ("--shape", one))])
     names = [path.split()[1] if path.endswith(f" {IN_MEMORY}") else repr(path) for path in models]
-    return f"dilrewrite.{command}({', '.join([*names, *([f'shapes={[sizes]}'] if sizes else [])])})"
+    return f"dilrewrite.{command}({', '.join([*names, *([f'shapes={[*sizes]}'] if sizes else [])])})"
 
 
 def _reports(report: Report) -> str:
