@@ -80,6 +80,11 @@ class Rewriting:
         """Return the number of Convs that another form computes now."""
         return sum(layer.method != NATIVE for layer in self.layers)
 
+    def __repr__(self) -> str:
+        """Return what became of each Conv; the timings are in `layers`."""
+        methods = ", ".join(f"{layer.name or 'itself'}: {layer.method}" for layer in self.layers)
+        return f"<dilrewrite.pytorch.Rewriting {self.rewritten} of {len(self.layers)}{methods and f' ({methods})'}>"
+
 
 # -- rewriting -------------------------------------------------------------------------------------------------------
 

@@ -157,6 +157,7 @@ def test_every_method_gives_the_same_bits(name: str, rank: int, used: list[str])
         return
     assert (report.rewritten, choice.method, choice.name) == (1, name, "")
     assert choice.reason == f"{name} is 2.00x faster than PyTorch's own form"
+    assert repr(report) == f"<dilrewrite.pytorch.Rewriting 1 of 1 (itself: {name})>"
     used.clear()
     assert same(results(layer, x), wanted)
     assert used == [name]
