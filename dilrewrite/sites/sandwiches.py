@@ -38,7 +38,24 @@ FAR = 2**12
 
 
 def every_sandwich(scope: Scope) -> Iterator[Site | Unfolded]:
-    """Yield the sandwiches of a node list as sites, and what looks like one and is none, with the reason."""
+    """Yield the sandwiches of a node list as sites, and what looks like one and is none, with the reason.
+
+    No node is in two of them: the first one has it.
+    """
+    owners: dict[int, str] = {}
+    for item in _every(scope):
+        shared = [index for index in item.nodes if index in owners] if isinstance(item, Site) else []
+        if shared:
+            reason = f"{label_of(scope.nodes[shared[0]])!r} is a part of the sandwich around {owners[shared[0]]!r}"
+            yield Unfolded(where=item.where, name=item.name, reason=reason)
+            continue
+        if isinstance(item, Site):
+            owners |= dict.fromkeys(item.nodes, item.name)
+        yield item
+
+
+def _every(scope: Scope) -> Iterator[Site | Unfolded]:
+    """Yield sandwiches, each of them as if it were the only one."""
     for index, node in enumerate(scope.nodes):
         if node.op_type == CONV.op and node.domain in DEFAULT_DOMAINS and len(node.output) == 1:
             try:

@@ -16,10 +16,13 @@ from dilrewrite.forms.fragment import CoreConv, Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.sandwich import Sandwich as Meaning
 from dilrewrite.forms.strategies import FOLD, Refusal, parse, plan, strategies
+from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Prover
-from dilrewrite.sites import Site
+from dilrewrite.sites import Site, Unfolded, sandwiches
 from dilrewrite.sites.find import find
+from dilrewrite.sites.sandwiches import every_sandwich
+from dilrewrite.sites.scopes import scopes
 from dilrewrite.splice.rewrite import rewrite
 from tests import contract, quantized
 from tests.cases import Case, cases
@@ -372,3 +375,15 @@ def test_sandwiches_behind_each_other_are_found_although_shapes_are_lost_between
     found = find(both, sandwiches=True)
     assert [site.geometry.extents for site in found.sandwiches] == [(11,), (11,)]
     assert all(isinstance(site.meaning, Meaning) for site in found.sandwiches)
+
+
+def test_no_node_is_in_two_sandwiches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one has it, and the other stays, with the reason."""
+    scope = next(scopes(model := build(Sandwich()), infer_shapes(model)))
+    one = the_one(model)
+    monkeypatch.setattr(sandwiches, "_every", lambda _: iter([one, replace(one, name="other")]))
+    first, second = every_sandwich(scope)
+    assert first is one
+    assert isinstance(second, Unfolded)
+    assert second.name == "other"
+    assert second.reason == f"'pad_0' is a part of the sandwich around {one.name!r}"
