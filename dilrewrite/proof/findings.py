@@ -95,13 +95,14 @@ def _mend(model: ModelProto, body: GraphProto | FunctionProto) -> Iterator[Findi
                 del node.attribute[:]
                 node.domain, node.op_type = MENDED, "Mended"
         if isinstance(graph, GraphProto):
-            yield from _mend_values(graph, context)
+            yield from _mend_values(graph, context, main=graph is body)
 
 
-def _mend_values(graph: GraphProto, context: Any) -> Iterator[Finding]:
+def _mend_values(graph: GraphProto, context: Any, *, main: bool) -> Iterator[Finding]:
+    """See `_mend`. Inputs and outputs of graphs inside of nodes need no type and no shape (onnx/checker.cc)."""
     scalar = onnx.helper.make_tensor_value_info("", TensorProto.FLOAT, [])
     zero = onnx.helper.make_tensor("", TensorProto.FLOAT, [], [0.0])
-    values = [(onnx.checker.check_value_info, value, scalar) for value in (*graph.input, *graph.output)]
+    values = [(onnx.checker.check_value_info, value, scalar) for value in (*graph.input, *graph.output) if main]
     tensors = [(onnx.checker.check_tensor, tensor, zero) for tensor in graph.initializer]
     for check, part, plain in (*values, *tensors):
         error = _error(check, part, context)

@@ -294,6 +294,18 @@ def test_each_call_is_rewritten(name: str, tmp_path: Path) -> None:
     onnx.checker.check_model(after, full_check=True)
 
 
+def test_branches_without_sizes_are_no_error_in_a_model_that_has_one(tmp_path: Path) -> None:
+    """The model's output lacks its shape, which is an error; in outputs of branches, one for each call, it is none."""
+    before = in_a_branch()
+    for attribute in before.functions[0].node[1].attribute:
+        attribute.g.output[0].type.tensor_type.elem_type = 1
+    before.graph.output[0].type.tensor_type.ClearField("shape")
+    report, _ = eliminated(before, tmp_path)
+    assert (report.status, report.rewritten) == ("rewritten", 2)
+    assert report.verdict is not None
+    assert len(report.verdict.checker_before) == 1
+
+
 def test_a_call_that_is_not_rewritten_stays(tmp_path: Path) -> None:
     before = two_rates()
     report, after = eliminated(before, tmp_path, only="y_call")
