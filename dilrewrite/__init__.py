@@ -66,8 +66,8 @@ if not TYPE_CHECKING:  # a type checker would take every name for one of them
 
 
 def __dir__() -> list[str]:
-    """Return all names, with those that are loaded when they are asked for."""
-    return sorted({*globals(), *_LAZY})
+    """Return the names for users, with those that are loaded when they are asked for."""
+    return sorted({*__all__, *_LAZY})
 
 
 @listed(keywords.Inspect)

@@ -385,7 +385,8 @@ def test_type_hints_can_be_evaluated_at_run_time() -> None:
 
 
 def test_names_can_be_seen() -> None:
-    assert {"AnyModel", "Report", "SiteReport", "optimize"} <= set(dir(dilrewrite)) & set(dilrewrite.__all__)
+    assert dir(dilrewrite) == sorted(dilrewrite.__all__)
+    assert {"AnyModel", "Report", "SiteReport", "optimize"} <= set(dir(dilrewrite))
     assert len(set(dilrewrite.__all__)) == len(dilrewrite.__all__)
 
 
