@@ -16,14 +16,18 @@ from dilrewrite.forms.fragment import (
     AddKernelAxis,
     CoreConv,
     CoreFill,
+    DropKernelAxes,
     Fragment,
     Kept,
     Node,
+    PerChannel,
     RepeatOutputs,
     SpreadTaps,
     SwapKernelAxes,
+    TakeOutputs,
     TakeTaps,
     TapsToInputs,
+    Turn,
     WeightEdit,
     X,
     reads,
@@ -222,7 +226,10 @@ def _fill(repeats: Sequence[int]) -> Step:
     return step
 
 
-Edit = TakeTaps | RepeatOutputs | AddAxis | AddKernelAxis | SwapKernelAxes | TapsToInputs | SpreadTaps
+Edit = (
+    TakeTaps | Turn | RepeatOutputs | TakeOutputs | DropKernelAxes | PerChannel
+    | AddAxis | AddKernelAxis | SwapKernelAxes | TapsToInputs | SpreadTaps
+)  # fmt: skip
 
 
 def _known(edit: WeightEdit) -> Edit:
@@ -238,6 +245,15 @@ def edited(edit: WeightEdit, weight: Tensor) -> Tensor:
             return weight.narrow(axis + 2, start, stop - start)
         case RepeatOutputs(times):
             return weight.repeat(times, *(1,) * (weight.dim() - 1))
+        case Turn(group) as turn:
+            groups = weight.reshape(group, -1, *weight.shape[1:]).transpose(1, 2)
+            return groups.reshape(turn.shape(tuple(weight.shape))).flip(tuple(range(2, weight.dim())))
+        case TakeOutputs(times):
+            return weight[: weight.shape[0] // times]
+        case DropKernelAxes(axes):
+            return weight.squeeze(tuple(axis + 2 for axis in axes))
+        case PerChannel(rank):
+            return weight.reshape(-1, *(1,) * rank)
         case AddAxis(axis):
             return weight.unsqueeze(axis)
         case AddKernelAxis(axis):

@@ -13,6 +13,7 @@ from dilrewrite.forms import grid, lift
 from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.chomp import chomped
 from dilrewrite.forms.fragment import AttributeValue
+from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.model.elements import NAMED, element_name
 from dilrewrite.model.light import Shape
 from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
@@ -93,7 +94,7 @@ def _part(scope: Scope, place: int) -> Part | None:
         part = operators()[name].read(scope, place)
     except (Refused, ValueError):
         return None
-    if part.on_integers or part.turn is not None:  # a ConvTranspose: regions end there
+    if part.on_integers or part.turn is not None or isinstance(part.geometry, PoolGeometry):  # regions end there
         return None
     part = replace(part, geometry=part.geometry.explicit(), input_quantization=None)
     pads = (*part.geometry.pads_begin, *part.geometry.pads_end)

@@ -182,6 +182,16 @@ def test_a_tensor_from_outside_enters_beside_one_of_the_region() -> None:
     assert same(model, "phase_region", TWO)
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_pooling_ends_a_region(dilation: int) -> None:
+    """Zeros around the data are no neutral elements of a maximum."""
+    pool = f"kernel_shape = [3, 3], pads = [{dilation}, {dilation}, {dilation}, {dilation}]"
+    dilations = f", dilations = [{dilation}, {dilation}]"
+    model = between(f"r = Neg (x) c = MaxPool <{pool}{dilations}> (r) b = Add (a, c)", shape=(2, 4, 9, 8))
+    assert ops(model) == ["Conv", "Add", "Conv"]
+    assert same(model, "phase_region", TWO)
+
+
 def test_a_residual_from_before_the_region() -> None:
     model = between("r = Relu (a) b = Add (x, r)", shape=(2, 4, 9, 8))
     assert ops(model) == ["Conv", "Relu", "Add", "Conv"]
