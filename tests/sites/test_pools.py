@@ -192,6 +192,7 @@ SKIPPED: dict[str, tuple[dict[str, Any], str]] = {
     "same": ({"auto_pad": "SAME_UPPER"}, "SAME_UPPER: ONNX Runtime pads by the kernel without its dilation"),
     "pads": ({"pads": [3, 0]}, "pads [3, 0] and kernel [3]: ONNX Runtime pads by 0 to less than the kernel"),
     "rank": ({"kernel_shape": [2] * 4, "dilations": [2] * 4}, "it has 4 spatial axes"),
+    "empty": ({"kernel_shape": [2], "dilations": [17]}, "extent 17"),
 }
 
 

@@ -74,9 +74,12 @@ def _geometry(values: Mapping[str, Any], shape: tuple[int | None, ...] | None, e
         include_pad=bool(values.get("count_include_pad", 0)), power=int(values.get("p", 2)),
         ceil=bool(values.get("ceil_mode", 0)),
     )  # fmt: skip
-    problem = geometry.malformed() or geometry.invalid()
+    problem = geometry.malformed()
     if problem:
         raise ValueError(problem)
+    empty = geometry.invalid()
+    if empty:  # runtimes give an empty output
+        raise Refused(empty)
     return geometry
 
 
