@@ -30,7 +30,7 @@ def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tup
     given, _, settings = text.partition(":")
     name = named(given, plugins)
     if name is None:
-        raise UsageError(f"{unknown} {given!r}", hint=choices(given, plugins))
+        raise UsageError(f"{unknown} {given!r}", hint=choices(given, sorted(plugins)))
     default = plugins[name]
     offered = {field.name: getattr(default, field.name) for field in _fields(default)}
     values: dict[str, object] = {}
