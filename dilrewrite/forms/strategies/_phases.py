@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor
+from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, Window, ceil_div
 from dilrewrite.forms.layout import AxisLayout, Layout
 
@@ -171,6 +171,15 @@ def join_phases(builder: Builder, y: Tensor, layout: Layout, lengths: Sequence[E
     source |= {place: first + i for i, place in enumerate(phases)}
     source |= {place: count + 2 + i for i, place in enumerate(samples)}
     return merge(builder, builder.transpose(y, [source[place] for place in range(len(y.shape))]), layout, lengths)
+
+
+def from_channels(builder: Builder, y: Tensor, layout: Layout, outputs: Extent, block: int | None) -> Tensor:
+    """[N, b1*..*O, Q1, ..] -> [N, O, Ho1, ..]; `block`: that of SpaceToDepth, where the phases were made by it."""
+    if block is not None:
+        return crop(builder, builder.depth_to_space(y, block), layout)
+    lengths = sizes(builder, y, layout)
+    apart = builder.reshape(y, [INFER, *layout.blocks, outputs, *lengths])
+    return join_phases(builder, apart, layout, lengths, batch=0)
 
 
 def merge(builder: Builder, apart: Tensor, layout: Layout, lengths: Sequence[Extent]) -> Tensor:

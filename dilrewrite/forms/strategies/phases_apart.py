@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from dilrewrite.forms.builder import INFER, Builder, Cut, Tensor
+from dilrewrite.forms.builder import Builder, Cut, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Strategy, _phases
 
@@ -46,11 +46,7 @@ class PhasesApart(Strategy):
         if not plan.leave.blocks:
             return done[0]
         y = builder.concat(done, 1)
-        if block is not None:
-            return _phases.crop(builder, builder.depth_to_space(y, block), plan.leave)
-        lengths = _phases.sizes(builder, y, plan.leave)
-        apart = builder.reshape(y, [INFER, *plan.leave.blocks, builder.extent(done[0], 1), *lengths])
-        return _phases.join_phases(builder, apart, plan.leave, lengths, batch=0)
+        return _phases.from_channels(builder, y, plan.leave, builder.extent(done[0], 1), block)
 
     @staticmethod
     def _of_channels(builder: Builder, x: Tensor, block: int) -> Iterator[Tensor]:

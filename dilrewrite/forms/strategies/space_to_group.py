@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from dilrewrite.forms.builder import INFER, Builder, Tensor
+from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import RepeatOutputs
 from dilrewrite.forms.geometry import ConvGeometry, product
 from dilrewrite.forms.strategies import Strategy, _phases
@@ -62,11 +62,7 @@ class SpaceToGroup(Strategy):
             weight=[RepeatOutputs(times)],
             bias_times=times,
         )
-        if block is not None:
-            return _phases.crop(builder, builder.depth_to_space(y, block), plan.leave)
-        lengths = _phases.sizes(builder, y, plan.leave)
-        apart = builder.reshape(y, [INFER, *blocks, outputs, *lengths])
-        return _phases.join_phases(builder, apart, plan.leave, lengths, batch=0)
+        return _phases.from_channels(builder, y, plan.leave, outputs, block)
 
 
 STRATEGY = SpaceToGroup()
