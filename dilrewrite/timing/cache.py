@@ -11,9 +11,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
@@ -114,31 +115,31 @@ class Cache:
         path = self._path
         assert path is not None
         last: Exception | None = None
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             try:
-                before = _status(path)
-                if before is not None and not stat.S_ISREG(before.st_mode):
-                    raise _LeaveAloneError("it is no regular file")
-                return work(path, before is not None)
+                if attempt == 0:
+                    return work(path, _exists(path))
+                with _turn(path):  # another may have set it aside meanwhile, so the same is tried once more
+                    try:
+                        return work(path, _exists(path))
+                    except (_DamagedError, sqlite3.Error) as error:
+                        last = error
+                        if _is_damage(error):
+                            aside = _set_aside(path)
+                            what = f"{shown(path)} is damaged ({_said(error)})"
+                            self._warnings[f"{what}: set aside as {shown(aside)}, and a new one is begun"] = None
+            except _AsideError as error:
+                self._stop(f"it is damaged ({_said(last or error)}) and cannot be set aside ({error})", reading=True)
+                return None
             except (_LeaveAloneError, OSError) as error:
                 self._stop(_said(error), reading=True)  # not ours, no way to the file, or no folder for it
                 return None
             except (_DamagedError, sqlite3.Error) as error:
                 last = error
-            moved = before is not None and not _is_at(path, before)
-            if moved or sqlite_code(last) == IOERR:
-                continue  # another process has just set it aside: who had it open may get in the way of the new one
-            if not _is_damage(last):
+            assert last is not None
+            if not _is_damage(last) and sqlite_code(last) != IOERR:
                 self._stop(_said(last), reading=reading or sqlite_code(last) == BUSY)
                 return None
-            try:
-                aside = _set_aside(path, before)
-            except (OSError, sqlite3.Error) as error:
-                self._stop(f"it is damaged ({_said(last)}) and cannot be set aside ({_said(error)})", reading=True)
-                return None
-            if aside is not None:
-                what = f"{shown(path)} is damaged ({_said(last)})"
-                self._warnings[f"{what}: set aside as {shown(aside)}, and a new one is begun"] = None
         assert last is not None
         self._stop(f"{_said(last)}, {_ATTEMPTS} times in a row", reading=reading or _is_damage(last))
         return None
@@ -204,6 +205,10 @@ class _DamagedError(Exception):
     """The file is no database of timings; the reason is a few words."""
 
 
+class _AsideError(Exception):
+    """The damaged file cannot be set aside."""
+
+
 class _LeaveAloneError(Exception):
     """The file is sound and not for this version, or not for dilrewrite."""
 
@@ -253,32 +258,42 @@ def _begun(file: sqlite3.Connection) -> bool:
     return True
 
 
-def _set_aside(path: Path, found: os.stat_result | None) -> Path | None:
-    """Rename the damaged file and return its new name; None when that is no longer the file that was `found`.
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Hold the lock under which a damaged file is set aside; it ends with its holder.
 
-    One process at a time, behind a lock that ends with its holder: without it the second of two that found the same
-    damage might move the new file that the first has begun. The lock's file, which is empty, stays: SQLite does not
-    bear that it vanishes while others wait for it.
+    The lock's file, which is empty, stays: SQLite does not bear that it vanishes while others wait for it.
     """
-    if found is None or not _is_at(path, found):
-        return None
-    guard = path.with_name(f"{path.name}.lock")
-    with closing(_connect(guard, "rwc")) as turn:
-        turn.execute("BEGIN EXCLUSIVE")
-        if not _is_at(path, found):
-            return None
-        name = f"{path.name}.damaged-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
-        places = (path.with_name(f"{name}{more}") for more in ("", *(f"-{n}" for n in range(2, 999))))
-        aside = next(place for place in places if not os.path.lexists(place))
+    try:
+        with closing(_connect(path.with_name(f"{path.name}.lock"), "rwc")) as guard:
+            guard.execute("BEGIN EXCLUSIVE")
+            yield
+    except sqlite3.Error as error:
+        raise _AsideError(_said(error)) from error
+
+
+def _set_aside(path: Path) -> Path:
+    """Copy the damaged file to a name of its own, which is returned, and empty it: an empty one is a new database.
+
+    It is not renamed: a journal belongs to a path, so who had the old file open would play the journal of the new one
+    back into the old one, and write there.
+    """
+    name = f"{path.name}.damaged-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+    places = (path.with_name(f"{name}{more}") for more in ("", *(f"-{n}" for n in range(2, 999))))
+    aside = next(place for place in places if not os.path.lexists(place))
+    try:
         with closing(_connect(path, "rw")) as last:
             try:
                 last.execute("BEGIN EXCLUSIVE")  # who is writing gets done
             except sqlite3.Error as error:
                 if not _is_damage(error):
                     raise
-            if os.name == "nt":  # no open file is renamed there
-                last.close()
-            path.rename(aside)
+        shutil.copy2(path, aside)
+        os.truncate(path, 0)
+    except (OSError, sqlite3.Error) as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise _AsideError(_said(error)) from error
     return aside
 
 
@@ -287,19 +302,15 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, _DamagedError) or sqlite_code(error) in (ERROR, CORRUPT, FORMAT, NOTADB)
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _exists(path: Path) -> bool:
+    """Say whether there is a file; raises `_LeaveAloneError` where it is something else."""
     try:
-        return path.stat()
+        mode = path.stat().st_mode
     except FileNotFoundError:
-        return None
-
-
-def _is_at(path: Path, found: os.stat_result) -> bool:
-    """Say whether the path still leads to the file that was found there."""
-    try:
-        return os.path.samestat(found, path.stat())
-    except OSError:
         return False
+    if not stat.S_ISREG(mode):
+        raise _LeaveAloneError("it is no regular file")
+    return True
 
 
 def _said(error: Exception) -> str:

@@ -356,14 +356,15 @@ def test_a_read_only_damaged_file_stays() -> None:
         assert listing(folder).keys() == {"timings.sqlite"}
 
 
-def test_a_damaged_file_that_cannot_be_renamed_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_that_cannot_be_emptied_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> Path:
         raise PermissionError(13, "Permission denied")
 
     path.write_bytes(b"no database" * 100)
-    monkeypatch.setattr(Path, "rename", refuses)
+    monkeypatch.setattr(os, "truncate", refuses)
     goes_on(path, "is damaged (file is not a database) and cannot be set aside (permission denied)")
     assert path.read_bytes() == b"no database" * 100
+    assert not aside(path)
 
 
 def test_a_newer_version_is_left_alone(path: Path) -> None:
@@ -543,7 +544,7 @@ def test_a_damaged_file_is_set_aside(damage: str, first: str, path: Path) -> Non
     cache = Cache(path)
     if first == "get":
         assert cache.get(KEY) is None
-        assert not path.exists()
+        assert path.read_bytes() == b""
     for number in range(9):
         cache.put({"number": number}, {"n": number})
     for number in range(9):
@@ -632,8 +633,11 @@ def test_damage_again_and_again(path: Path) -> None:
 
 def test_damage_that_comes_back_at_once_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"no database")
-    monkeypatch.setattr(module, "_set_aside", lambda *_: None)
-    goes_on(path, "times in a row")
+    monkeypatch.setattr(os, "truncate", lambda *_: None)
+    cache = Cache(path)
+    cache.put(KEY, VALUE)
+    assert cache.get(KEY) == VALUE
+    assert "times in a row" in cache.warnings[-1]
 
 
 def test_a_half_written_file_is_rolled_back(path: Path) -> None:
@@ -741,6 +745,21 @@ def test_several_processes_find_the_same_damage(tmp_path: Path) -> None:
             assert str(old) in warning
             assert len(rows(path)) == 4 * 2 + 2
             assert listing(path.parent).keys() == {path.name, old.name, f"{path.name}.lock"}
+
+
+def test_who_opened_a_file_before_it_was_set_aside_does_not_write_there(path: Path) -> None:
+    """With the old file open, another's journal for the new one must not be played back into the old one."""
+    path.write_bytes(b"no database" * 1000)
+    early = closing(sqlite3.connect(path, isolation_level=None))
+    Cache(path).put({"number": 0}, {})
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer, early as old:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("DELETE FROM timings")
+        assert len(old.execute("SELECT * FROM timings").fetchall()) == 1
+        writer.execute("ROLLBACK")
+    (damaged,) = aside(path)
+    assert damaged.read_bytes() == b"no database" * 1000
+    assert len(rows(path)) == 1
 
 
 def test_several_threads(path: Path) -> None:
