@@ -33,9 +33,10 @@ class Chain:
     the order of memory. `shapes` are there where the number of axes is known. `convs`: what the Convs among the links
     compute, by the link's place; they are the parts of the site, in this order.
     `block`: of each spatial axis, for phases; none for a chain to lift. `elements`: the element types that are known.
-    `extents`: of tensors with unknown extents, which of those are equal but for a number. `nests`: links that are split
-    into phases again inside of these, each time fewer and by a block of their own. `gone`: links that are done by
-    the `convs` before them (see `forms.chomp`); they are written as Identity.
+    `extents`: of tensors with unknown extents, which of those are equal but for a number. `batches`: where inputs have
+    unknown batches that may differ, from which of them each tensor's comes. `nests`: links that are split into phases
+    again inside of these, each time fewer and by a block of their own. `gone`: links that are done by the `convs`
+    before them (see `forms.chomp`); they are written as Identity.
     """
 
     links: tuple[Link, ...]
@@ -49,6 +50,7 @@ class Chain:
     block: tuple[int, ...] = ()
     elements: Mapping[str, str] = field(default_factory=dict)
     extents: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
+    batches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     nests: tuple[tuple[tuple[int, ...], frozenset[int]], ...] = ()
     gone: frozenset[int] = frozenset()
 
@@ -65,7 +67,8 @@ class Chain:
             return {new: values[name] for name, new in names.items() if name in values}
 
         roots = {"": ""}
-        extents = mine(self.extents)
+        extents, batches = mine(self.extents), mine(self.batches)
+        samples = {root: f"batch{place}" for place, root in enumerate(dict.fromkeys(sum(batches.values(), ())))}
         for root, _ in (size for sizes in extents.values() for size in sizes):
             roots.setdefault(root, f"size{len(roots)}")
         links = tuple(
@@ -85,6 +88,7 @@ class Chain:
             constants=frozenset(names[name] for name in self.constants if name in names),
             integers=mine(self.integers),
             elements=mine(self.elements),
+            batches={name: tuple(sorted(samples[root] for root in own)) for name, own in batches.items()},
             extents={name: tuple((roots[root], more) for root, more in sizes) for name, sizes in extents.items()},
         )
 

@@ -55,7 +55,12 @@ def broadcast(link: Link, known: Mapping[str, Axes], space: Space) -> Phased | N
         for place, (name, kind) in enumerate(zip(link.inputs, kinds, strict=True))
         if not kind and name and space.each_image(name)
     )
-    each = {(space.shape(name) or (None,))[0] for name in (*wide, *(link.inputs[place] for place in repeated))}
+    batches = space.chain.batches
+    each = {
+        (shape[0] if shape else None) or batches.get(name)
+        for name in (*wide, *(link.inputs[place] for place in repeated))
+        for shape in [space.shape(name)]
+    }
     if len(each) > 1:
         return None  # one of them is stretched along the batch
     clean = link.op == "PRelu" or (link.op in ("Add", "Sub", "Mul", "Max", "Min", "Sum", "Mean") and all(kinds))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnx import AttributeProto, NodeProto, helper
+from onnx import AttributeProto, GraphProto, NodeProto, helper
 
 from dilrewrite.forms import grid, lift
 from dilrewrite.forms.chain import Chain, Link
@@ -79,10 +79,27 @@ def chain_of(scope: Scope, parts: Mapping[int, Part]) -> Chain:
     chain = Chain(
         links=links, inputs=(), outputs=(), shapes=shapes, constants=frozenset(constants), integers=integers,
         opset=scope.opset, convs={place: part.geometry for place, part in parts.items()}, elements=elements,
+        batches=_batches(scope, links),
     )  # fmt: skip
     readers = {place: scope.sole_consumer(link.outputs[0]) for place, link in enumerate(links) if place in parts}
     chain = chomped(chain, {place: reader for place, reader in readers.items() if reader is not None})
     return replace(chain, extents=grid.extents(chain))
+
+
+def _batches(scope: Scope, links: Sequence[Link]) -> dict[str, tuple[str, ...]]:
+    """Return which unknown batches of the graph's inputs each tensor's stands for, where they may differ."""
+    batches: dict[str, tuple[str, ...]] = {}
+    for value in scope.container.input if isinstance(scope.container, GraphProto) else ():
+        first = next(iter(value.type.tensor_type.shape.dim), None)
+        if first is not None and not first.HasField("dim_value") and not scope.operand(value.name).is_constant:
+            batches[value.name] = (first.dim_param or f"of {value.name}",)
+    if len(set(batches.values())) < 2:
+        return {}
+    for link in links:
+        found = tuple(sorted({batch for name in link.inputs for batch in batches.get(name, ())}))
+        if found:
+            batches.update((name, found) for name in link.outputs)
+    return batches
 
 
 def _part(scope: Scope, place: int) -> Part | None:

@@ -170,3 +170,29 @@ def test_a_region_without_dilation_is_found_only_when_asked_for() -> None:
     assert [node.op_type for node in rewritten.graph.node] == ["Unsqueeze", "Conv", "Relu", "Conv", "Squeeze"]
     feeds = net.feeds(model)
     np.testing.assert_array_equal(run(model, feeds)[0], run(rewritten, feeds)[0])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "convs"),
+    [("N", "N", {3}), ("N", "M", set()), (None, None, set()), ("N", 2, set()), (2, 2, {3})],
+    ids=str,
+)
+def test_batches_that_may_differ_do_not_meet_in_phases(
+    first: str | int | None, second: str | int | None, convs: set[int]
+) -> None:
+    """One sample beside several is stretched along the batch, where the phases lie too."""
+    same = {"dilations": [2, 2], "pads": [2, 2, 2, 2]}
+    weights = numpy_helper.from_array(np.ones((4, 4, 3, 3), np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], **same),
+        helper.make_node("Conv", ["y", "w"], ["b"], **same),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Conv", ["c", "w"], ["z"], **same),
+    ]
+    x, y, z = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, 4, 16, 16])
+        for name, size in (("x", first), ("y", second), ("z", None))
+    )
+    graph = helper.make_graph(nodes, "two", [x, y], [z], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    assert {len(site.parts) for site in find(model, regions=True).regions if len(site.parts) > 1} == convs
