@@ -1,0 +1,151 @@
+"""A whole model is held to a profile: every node, by the rules alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from dilrewrite.errors import UsageError
+from dilrewrite.targets import Fit, find, judge
+from tests.models_for_tests import build, conv_node, values
+
+
+def conv(
+    channels: int = 8,
+    extents: tuple[Any, ...] = (40, 40),
+    *,
+    d: int = 1,
+    k: int = 3,
+    s: int = 1,
+    p: Any = None,
+    group: int = 1,
+    batch: Any = 1,
+    **more: Any,
+) -> onnx.ModelProto:
+    """x -> Conv -> Relu -> y."""
+    rank = len(extents)
+    pads = p if isinstance(p, list) else [d * (k - 1) // 2 if p is None else p] * 2 * rank
+    sizes = {"kernel_shape": [k] * rank, "dilations": [d] * rank, "strides": [s] * rank, "group": group}
+    pads = {} if "auto_pad" in more else {"pads": pads}
+    node = conv_node("x", "c", "w", name="conv", **sizes, **pads, **more)
+    weight = values(channels, channels // group, *[k] * rank)
+    relu = helper.make_node("Relu", ["c"], ["y"], name="relu")
+    return build([node, relu], {"x": (batch, channels, *extents)}, {"y": None}, {"w": weight})
+
+
+def fits(model: onnx.ModelProto, target: str = "rknn-2.3.2", **shapes: tuple[int, ...]) -> dict[str, Fit]:
+    return {node.name: node.fit for node in judge(model, find(target), shapes).nodes}
+
+
+def said(model: onnx.ModelProto, target: str = "rknn-2.3.2") -> list[str]:
+    return [one.text for node in judge(model, find(target)).nodes for one in node.findings]
+
+
+def test_every_node_is_judged() -> None:
+    assert fits(conv(d=2)) == {"conv": Fit.NATIVE, "relu": Fit.NATIVE}
+    assert fits(conv(d=16)) == {"conv": Fit.OUT, "relu": Fit.NATIVE}
+    assert said(conv(d=16)) == ["pads 16 is not at most 15"]
+
+
+def test_depthwise_has_other_limits_than_dense() -> None:
+    assert fits(conv(k=9))["conv"] is Fit.NATIVE
+    assert said(conv(k=9, group=8)) == ["kernel 9 is not at most 8"]
+    assert said(conv(d=32, p=0, extents=(80, 80))) == ["dilation 32 is not at most 31"]
+    assert said(conv(d=32, p=0, extents=(80, 80), group=8)) == []
+
+
+def test_auto_pad_is_counted() -> None:
+    assert said(conv(d=16, auto_pad="SAME_UPPER")) == ["pads 16 is not at most 15"]
+    assert said(conv(d=16, auto_pad="VALID")) == []
+
+
+def test_static_targets_ask_for_sizes() -> None:
+    with pytest.raises(UsageError, match=r"input 'x' has 1, 8, H, 40; give its sizes: --shape x:1x8xSIZEx40"):
+        judge(conv(extents=("H", 40)), find("rknn-2.3.2"))
+    assert fits(conv(extents=("H", 40)), x=(1, 8, 40, 40))["conv"] is Fit.NATIVE
+    assert fits(conv(batch="n"), "ethos-u-vela-5.2")["conv"] is Fit.NATIVE
+    with pytest.raises(UsageError, match="fixed sizes only"):
+        judge(conv(batch="n"), find("rknn-2.3.2"))
+
+
+def test_operators_of_the_host_and_unknown_ones() -> None:
+    nodes = [
+        helper.make_node("SpaceToDepth", ["x"], ["a"], name="s2d", blocksize=2),
+        helper.make_node("Slice", ["a", "0", "big", "2", "2"], ["b"], name="steps"),
+        helper.make_node("Slice", ["a", "0", "big", "2", "1"], ["c"], name="cut"),
+        helper.make_node("Sum", ["b", "b"], ["d"], name="sum"),
+        helper.make_node("Mine", ["c"], ["e"], name="mine", domain="my.own"),
+    ]
+    numbers = {name: np.array([int(name)]) for name in "012"} | {"big": np.array([8])}
+    model = build(nodes, {"x": (1, 4, 32, 32)}, {"d": None, "e": None}, numbers, domains=["my.own"])
+    fit = {"s2d": Fit.HOST, "steps": Fit.HOST, "cut": Fit.NATIVE, "sum": Fit.OUT, "mine": Fit.UNKNOWN}
+    assert fits(model) == fit
+    judgement = judge(model, find("rknn-2.3.2"))
+    assert judgement.fit is Fit.OUT
+    assert [node.key for node in judgement.at(Fit.HOST)] == ["main/a", "main/b"]
+    assert judgement.at(Fit.HOST, convs=True) == []
+
+
+def test_what_is_known_before_it_runs_is_not_judged() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "0"], ["n"]),
+        helper.make_node("Concat", ["n", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["y"], name="reshape"),
+    ]
+    numbers = {"0": np.array([0]), "rest": np.array([-1])}
+    judgement = judge(build(nodes, {"x": (1, 4, 8)}, {"y": None}, numbers), find("rknn-2.3.2"))
+    assert ([node.name for node in judgement.nodes], judgement.folded) == (["reshape"], 3)
+
+
+def test_nodes_inside_of_nodes_are_judged() -> None:
+    inner = helper.make_graph(
+        [helper.make_node("SpaceToDepth", ["x"], ["z"], name="inside", blocksize=2)],
+        "then",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
+    )
+    node = helper.make_node("If", ["c"], ["y"], name="if", then_branch=inner, else_branch=inner)
+    model = build([node], {"c": (), "x": (1, 4, 8, 8)}, {"y": None}, types={"c": TensorProto.BOOL})
+    nodes = judge(model, find("rknn-2.3.2")).nodes
+    assert {one.key for one in nodes[1:]} == {"main/if.then_branch/z", "main/if.else_branch/z"}
+    assert {one.fit for one in nodes[1:]} == {Fit.HOST}
+
+
+def test_quantised_models_are_judged_by_what_they_store() -> None:
+    def quantised(kind: int) -> onnx.ModelProto:
+        zero = helper.make_tensor("zero", kind, (), [0])
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["f"]),
+            conv_node("f", "c", "w", name="conv", kernel_shape=[1, 1]),
+            helper.make_node("QuantizeLinear", ["c", "scale", "zero"], ["r"]),
+            helper.make_node("DequantizeLinear", ["r", "scale", "zero"], ["y"]),
+        ]
+        model = build(
+            nodes,
+            {"x": (1, 4, 8, 8)},
+            {"y": None},
+            {"w": values(4, 4, 1, 1), "scale": np.array(0.1, np.float32)},
+            opset=21,
+            ir=10,
+        )
+        model.graph.initializer.append(zero)
+        return model
+
+    assert fits(quantised(TensorProto.INT8), "ethos-u-vela-5.2")["conv"] is Fit.NATIVE
+    assert fits(quantised(TensorProto.UINT16), "ethos-u-vela-5.2")["conv"] is Fit.HOST
+    assert judge(quantised(TensorProto.INT8), find("ethos-u-vela-5.2")).remarks == ()
+    assert "quantise" in judge(conv(), find("ethos-u-vela-5.2")).remarks[0]
+
+
+@pytest.mark.parametrize(("d", "cost"), [(1, None), (2, None), (3, 5.4), (4, 2.8), (5, 13.4), (12, 18.8), (31, 441)])
+def test_what_the_compiler_makes_of_a_dilation(d: int, cost: float | None) -> None:
+    """As the vendor's compiler said of a 3x3 Conv: its cycles, relative to d = 1."""
+    node = judge(conv(d=d, extents=(64, 64)), find("ethos-u-vela-5.2")).nodes[0]
+    assert node.cost == (None if cost is None else pytest.approx(cost, rel=0.01))
+    assert node.lowered == ("zero_fill" if cost else "")
