@@ -23,7 +23,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.forms.sandwich import Sandwich
-from dilrewrite.forms.strategies import FOLD, Refusal, parse, plan, strategies
+from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
@@ -105,8 +105,6 @@ class Decider:
         reason = left_out(scope, site)
         if reason is not None:
             return considered(Why(reason=reason))
-        if folds and (scope.eliminate or (self.forced is not None and FOLD not in self.forced.offered)):
-            return considered(Why(reason=Reason.SANDWICH))
         if not folds and scope.max_dilation > 1 and geometry.max_dilation <= scope.max_dilation:
             return considered(Why(reason=Reason.SMALL_DILATION, number=scope.max_dilation))
         asked: list[choose.Candidate] = []

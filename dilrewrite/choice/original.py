@@ -91,13 +91,15 @@ class Original:
         trial = backends()[meter.backend.trial] if meter.backend.trial is not None else meter.backend
         with trial.session(self.runnable(), meter.options) as session:
             budget.load_s = budget.clock() - start
+            convolutions = Convolutions(self.baseline)
             chooser = Chooser(
                 session.inputs,
                 given=self.settings.shapes,
                 user=self.settings.inputs,
                 seed=self.settings.seed,
                 lengths=TIMED_LENGTHS,
-                roles=Convolutions(self.baseline).roles(),
+                roles=convolutions.roles(),
+                channels=convolutions.channels(),
             )
             case, sizes = chooser.first(session.run)
             longer = self._longer(meter, chooser, case, sizes, session)

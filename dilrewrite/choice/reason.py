@@ -22,8 +22,6 @@ class Reason(StrEnum):
     SKIPPED = "skipped"
     SMALL_DILATION = "small dilation"
     """`number`: the dilation that may stay."""
-    SANDWICH = "sandwich"
-    """It is a sandwich, which holds no dilated Conv, and only those are rewritten."""
     FOLDED = "folded"
     """It is a sandwich, and what it computes is asked for."""
     FORCED = "forced"

@@ -12,7 +12,7 @@ from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.choice.regions import members
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.commands.places import Claims
-from dilrewrite.commands.run import Run, dilated, failure, files, notes_of
+from dilrewrite.commands.run import Run, dilated, failure, files, notes_of, to_fold
 from dilrewrite.errors import FailedError
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.model.load import load
@@ -59,18 +59,9 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
         skipped=found.skipped,
         normalised=found.normalisations,
         measurement=tuning.measurement() if tuning is not None else None,
-        notes=(*notes_of(tuning), *found.remarks, *_to_fold(found)),
+        notes=(*notes_of(tuning), *found.remarks, *to_fold(found.sandwiches)),
     )
     return run.written(result)
-
-
-def _to_fold(found: Found) -> list[str]:
-    """Return what to know of a model's space-to-batch sandwiches."""
-    number = len(found.sandwiches)
-    told = (
-        f"{number} space-to-batch sandwich{'es' if number > 1 else ''}: `dilrewrite fold` makes dilated Convs of them"
-    )
-    return [told] if number else []
 
 
 def _sizes(options: CommandOptions) -> dict[str, object]:

@@ -41,7 +41,8 @@ NAME_LENGTH = 40
 README = """\
 Parts of {model} as models of their own, for a bug report. Written by dilrewrite {version}.
 
-Each folder holds a site (a dilated Conv with its neighbours) or a region (a chain of operators around dilated Convs).
+Each folder holds a site (a dilated Conv, or a space-to-batch sandwich that computes one, with its neighbours) or a
+region (a chain of operators around dilated Convs).
 {before} is the original. Every other model is the same part in another form, which gives the same outputs up to
 rounding. {data} holds the inputs that all models of the folder run on, by name.
 

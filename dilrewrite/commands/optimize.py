@@ -15,8 +15,9 @@ from dilrewrite.choice.tune import Tuning
 from dilrewrite.choice.whole import Choosing, Chosen
 from dilrewrite.commands import micro
 from dilrewrite.commands.places import Claims, data_files
-from dilrewrite.commands.run import Run, dilated, files, notes_of
+from dilrewrite.commands.run import Run, dilated, files, notes_of, to_fold
 from dilrewrite.errors import UsageError, shown
+from dilrewrite.forms.strategies import FOLD
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import InMemory, Model, read_tensor
@@ -150,13 +151,16 @@ def _with_pools(found: Found, scope: Scope) -> Found:
 def _with_sandwiches(found: Found, scope: Scope) -> Found:
     """Return what was found, with the sandwiches that share no node with another site as sites like any other.
 
-    Of those that a decisions file does not know nothing is decided.
+    Of those that a decisions file does not know nothing is decided. Where dilation is to go, or a form of Convs is
+    asked for, sandwiches are none of it: they hold no dilated Conv.
     """
     taken = {(one.scope, index) for one in (*found.sites, *found.regions) for index in (*one.nodes, *one.follow)}
     apart = [one for one in found.sandwiches if not any((one.scope, index) in taken for index in one.nodes)]
     if scope.decisions is not None:
         decided = decisions.read(scope.decisions)
         apart = [one for one in apart if one.key in decided]
+    elif scope.eliminate or (scope.strategy or FOLD).partition(":")[0] != FOLD:
+        return replace(found, sandwiches=(), remarks=(*found.remarks, *to_fold(apart)))
     return replace(found, sites=(*found.sites, *apart), sandwiches=())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,7 +20,7 @@ from dilrewrite.model.valid import check_calls
 from dilrewrite.options import CommandOptions
 from dilrewrite.reports import reasons, report, write_reports
 from dilrewrite.reports.report import Report
-from dilrewrite.sites import Found
+from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
 from dilrewrite.staging import Staging
 
@@ -98,6 +98,12 @@ def dilated(found: Found) -> int:
     """Return how many dilated convolutions a model has."""
     convs = sum(not isinstance(site.meaning, PoolGeometry | Sandwich) for site in found.sites)
     return report.dilated_convolutions(convs, found.skipped)
+
+
+def to_fold(sandwiches: Sequence[Site]) -> list[str]:
+    """Return what to know of a model's space-to-batch sandwiches where nothing becomes of them."""
+    some = f"{len(sandwiches)} space-to-batch {'sandwiches hold' if len(sandwiches) > 1 else 'sandwich holds'}"
+    return [f"{some} no dilated Conv: `dilrewrite fold` makes dilated Convs of them"] if sandwiches else []
 
 
 def failure(tuning: Tuning) -> str:

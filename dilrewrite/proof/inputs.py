@@ -174,6 +174,7 @@ class Chooser:
 
     `lengths`: what unknown extents are tried with, by the largest number of them in one input. `roles`: which unknown
     sizes are extents and which are batches, as `Convolutions.roles` tells; otherwise a first axis is a batch.
+    `channels`: unknown sizes that convolutions need, as `Convolutions.channels` tells.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class Chooser:
         seed: int,
         lengths: Mapping[int, Sequence[int]] = USUAL_LENGTHS,
         roles: Mapping[str, bool] | None = None,
+        channels: Sizes | None = None,
     ) -> None:
         self.inputs, self.user, self.seed, self.lengths = list(inputs), dict(user), seed, lengths
         self.roles = dict(roles or {})
@@ -198,17 +200,19 @@ class Chooser:
         self.fixed = {**given, **own}
         self.open = [io for io in inputs if io.name not in self.fixed]
         self.bound: dict[str, int] = {}
-        """The named sizes that the given shapes and data fix for other inputs."""
+        """The named sizes that the given shapes and data fix for other inputs, and the channels."""
         for io in inputs:
             for declared, size in zip(io.shape or (), self.fixed.get(io.name, ()), strict=False):
                 if isinstance(declared, str) and declared:
                     self.bound.setdefault(declared, int(size))
+        self.bound = {**(channels or {}), **self.bound}
         self.places: dict[str, list[tuple[str, int]]] = {}
         """The unknown sizes that a choice must fill, with the inputs and axes that have them."""
         for io in self.open:
             for axis, size in enumerate(io.shape or ()):
-                if not isinstance(size, int) and size not in self.bound:
-                    self.places.setdefault(symbol_of(io.name, axis, size), []).append((io.name, axis))
+                symbol = symbol_of(io.name, axis, None if isinstance(size, int) else size)
+                if not isinstance(size, int) and symbol not in self.bound:
+                    self.places.setdefault(symbol, []).append((io.name, axis))
 
     @property
     def extents(self) -> list[str]:

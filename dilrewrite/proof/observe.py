@@ -130,12 +130,14 @@ class Observer:
 
     def _cases(self, session: Session, proto: ModelProto, run: Run) -> Iterator[Case]:
         """Yield what was run on: what a verification runs on first, then some of its sizes, as long as it is quick."""
+        convolutions = Convolutions(proto)
         chooser = Chooser(
             session.inputs,
             given=self._settings.shapes,
             user=self._settings.inputs,
             seed=self._settings.seed,
-            roles=Convolutions(proto).roles(),
+            roles=convolutions.roles(),
+            channels=convolutions.channels(),
         )
         start = time.monotonic()
         first, sizes = chooser.first(run)

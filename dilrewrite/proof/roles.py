@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import onnx.inliner
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
-from dilrewrite.model.light import Shape, Typed, graph_shapes, without_declarations, without_weights
+from dilrewrite.model.light import UNKNOWN, Shape, Typed, graph_shapes, without_declarations, without_weights
 from dilrewrite.model.shapes import infer_shapes
 from dilrewrite.model.walk import fed, subgraphs, written_out
 from dilrewrite.sites.known import CONVOLUTIONS
@@ -22,8 +23,18 @@ MANY_NODES = 2**14
 """Functions that come to more nodes are not looked into."""
 
 
-Convolution = tuple[Shape | None, tuple[int, ...]]
-"""As shape inference sees it: its input's shape, with `None` for what is not known, and its dilations."""
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """As shape inference sees it: its input's shape and the channels that its weights need, `None` where not known."""
+
+    shape: Shape | None = None
+    dilations: tuple[int, ...] = ()
+    needs: int | None = None
+
+    @property
+    def channels(self) -> int | None:
+        """Return the channels of its input."""
+        return self.shape[1] if self.shape is not None and len(self.shape) > 1 else None
 
 
 class Convolutions:
@@ -38,6 +49,17 @@ class Convolutions:
             if not dim.HasField("dim_value")
         }
         self._symbols = {place: symbol_of(*place, dim.dim_param) for place, dim in self._dims.items()}
+        self._declared = self._inferred()
+
+    def channels(self) -> dict[str, int]:
+        """Return the unknown sizes that are the channels of a convolution's input, and how many its weights need."""
+        needs = [one.needs if one.channels is None else None for one in self._declared]
+        found: dict[str, int] = {}
+        for symbol in dict.fromkeys(self._symbols.values()) if any(needs) else ():
+            for one, other, need in zip(self._seen({symbol: LONG}), self._seen({symbol: LONGER}), needs, strict=True):
+                if need and (one.channels, other.channels) == (LONG, LONGER):
+                    found[symbol] = need
+        return found
 
     def roles(self) -> dict[str, bool]:
         """Return which unknown sizes are extents (True) and which are batches (False).
@@ -49,7 +71,7 @@ class Convolutions:
         first = sorted(self._symbols, key=lambda place: place[1])
         for symbol in list(dict.fromkeys(self._symbols[place] for place in first))[:MANY_SIZES]:
             pairs = zip(self._seen({symbol: LONG}), self._seen({symbol: LONGER}), strict=True)
-            shapes = [(one[0] or (None,), other[0] or (None,)) for one, other in pairs]
+            shapes = [(one.shape or (None,), other.shape or (None,)) for one, other in pairs]
             if any(a != b for one, other in shapes for a, b in zip(one[2:], other[2:], strict=False)):
                 found[symbol] = True
             elif None not in itertools.chain(*itertools.chain(*shapes)) and any(a[0] != b[0] for a, b in shapes):
@@ -65,8 +87,8 @@ class Convolutions:
         sizes = {symbol: shapes[name][axis] for (name, axis), symbol in self._symbols.items() if name in shapes}
         return all(
             (extent or largest) > dilation
-            for shape, dilations in self._seen(sizes)
-            for extent, dilation in zip((shape or ())[2:] or [None] * 3, dilations, strict=False)
+            for one in self._seen(sizes)
+            for extent, dilation in zip((one.shape or ())[2:] or [None] * 3, one.dilations, strict=False)
             if dilation > 1
         )
 
@@ -74,8 +96,11 @@ class Convolutions:
         """Return the convolutions where some unknown sizes are as given and the others as usual."""
         for place, symbol in self._symbols.items():
             self._dims[place].dim_value = sizes.get(symbol, USUAL)
+        return self._inferred()
+
+    def _inferred(self) -> list[Convolution]:
         inferred = infer_shapes(self._light)
-        hidden: list[Convolution] = [(None, ())] if inferred.functions else []  # there may be one in them
+        hidden = [Convolution()] if inferred.functions else []  # there may be one in them
         return [*_convolutions(inferred.graph, {}), *hidden]
 
 
@@ -85,9 +110,19 @@ def _convolutions(graph: GraphProto, outer: Mapping[str, Typed]) -> Iterator[Con
     for node in graph.node:
         if node.op_type in CONVOLUTIONS and node.input:
             dilations, _ = dilations_of(node) if operator_of(node) else ((), False)
-            yield shapes.get(node.input[0], (0, None))[1], dilations
+            yield Convolution(shapes.get(node.input[0], UNKNOWN)[1], dilations, _needs(node, shapes))
         for _, _, inner in subgraphs(node):
             yield from _convolutions(inner, shapes)
+
+
+def _needs(node: NodeProto, shapes: Mapping[str, Typed]) -> int | None:
+    """Return how many channels the weights of a convolution, channels first, need."""
+    place = 3 if node.op_type == "QLinearConv" else 1
+    weights = shapes.get(node.input[place], UNKNOWN)[1] if len(node.input) > place else None
+    if not weights or len(weights) < 3 or node.op_type == "NhwcFusedConv":
+        return None
+    group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    return weights[0] if node.op_type == "ConvTranspose" else weights[1] and weights[1] * group
 
 
 def _inlined(proto: ModelProto) -> ModelProto:

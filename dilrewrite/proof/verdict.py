@@ -265,6 +265,7 @@ class _Runs:
             seed=self.settings.seed,
             lengths=FALLBACK_LENGTHS if isinstance(session, HurriedSession) else USUAL_LENGTHS,
             roles=roles,
+            channels={symbol: size for some in convolutions for symbol, size in some.channels().items()},
         )
         ran: dict[int, dict[str, Array]] = {}
 

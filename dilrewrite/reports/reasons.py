@@ -45,7 +45,6 @@ WORDS = {
     Reason.NOT_NAMED: "not named by --only",
     Reason.SKIPPED: "named by --skip",
     Reason.SMALL_DILATION: "its dilation is at most {why.number}",
-    Reason.SANDWICH: "a space-to-batch sandwich holds no dilated Conv; `dilrewrite fold` makes one of it",
     Reason.FOLDED: "the dilated Conv that the sandwich computes",
     Reason.FORCED: "forced by --strategy",
     Reason.REFUSED: "{why.refusals[0].strategy} refuses: {why.refusals[0].reason}",

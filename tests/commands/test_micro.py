@@ -25,6 +25,8 @@ from dilrewrite.timing.stopwatch import Comparison
 from tests import models_for_tests as tiny
 from tests.choice.test_tune import chain, compared
 from tests.models_for_tests import build, cli, conv1d, conv_node, dilations, listing, save, two_convs, values
+from tests.sandwiches import Sandwich, image
+from tests.sandwiches import build as sandwiched
 
 pytestmark = pytest.mark.usefixtures("in_process", "profiled_in_process")
 
@@ -160,6 +162,43 @@ def test_what_was_rewritten_without_measuring(tmp_path: Path, how: str) -> None:
     assert np.load(place / folder / DATA)["x"].shape[-1] == 30
     check(place / folder)
     assert f"{site.strategy}.onnx: not timed\n" in (place / "README.txt").read_text()
+
+
+SANDWICHES = {
+    "known sizes": Sandwich(batch=1),
+    "computed, channels last": Sandwich(how="computed", known=False, last=True, chain=("Mul", "Relu")),
+    "1-D": Sandwich(extents=(11,), kernel=(3,), block=(2,), begin=(2,), end=(2,)),
+    "a chain behind the Conv": Sandwich(chain=("BatchNormalization", "Relu")),
+}
+
+
+@pytest.mark.parametrize("name", SANDWICHES)
+def test_a_sandwich_that_was_folded(tmp_path: Path, name: str) -> None:
+    report, place = kept(sandwiched(SANDWICHES[name]), tmp_path, strategy="fold", shapes=sizes_of(SANDWICHES[name]))
+    assert (report.status, report.rewritten) == ("rewritten", 1)
+    ((folder, files),) = names(place).items()
+    assert strategies(files) == ["fold"]
+    check(place / folder)
+    assert max(dilations(place / folder / "00-before.onnx"), default=1) == 1
+    assert 2 in dilations(place / folder / "01-fold.onnx")
+    assert report.sites[0].key in (place / "README.txt").read_text()
+
+
+@pytest.mark.measures
+def test_every_form_of_a_sandwich_that_was_measured(tmp_path: Path, scripted: Outcomes) -> None:
+    s = SANDWICHES["computed, channels last"]
+    report, place = kept(sandwiched(s), tmp_path, shapes=sizes_of(s))
+    assert report.status == "kept"
+    ((folder, files),) = names(place).items()
+    asked = {form.strategy for form in report.sites[0].candidates if form.timing is not None}
+    assert set(strategies(files)) == asked
+    assert asked >= {"fold", "im2col", "space_to_batch"}
+    check(place / folder)
+    assert scripted == {}
+
+
+def sizes_of(s: Sandwich) -> list[str]:
+    return ["x:" + "x".join(map(str, image(s).shape))]
 
 
 def test_a_forced_region(tmp_path: Path) -> None:

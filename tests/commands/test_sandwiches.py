@@ -9,10 +9,8 @@ import onnx
 import pytest
 
 import dilrewrite
-from dilrewrite.choice.reason import Reason
-from tests.models_for_tests import conv1d, save
+from tests.models_for_tests import cli, conv1d, save
 from tests.sandwiches import Sandwich, build, image, run
-from tests.words import says
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -45,10 +43,22 @@ def test_fold_by_name_leaves_the_dilated_conv(tmp_path: Path) -> None:
 def test_a_sandwich_holds_no_dilation_that_could_go(asked: dict[str, object], tmp_path: Path) -> None:
     path = save(build(Sandwich()), tmp_path / "m.onnx")
     report = dilrewrite.optimize(path, tmp_path / "out.onnx", budget=0, **asked)  # type: ignore[arg-type]
-    (site,) = report.sites
-    assert (report.exit_code, report.status, site.action) == (0, "kept", "kept")
-    assert says(site.reason, Reason.SANDWICH)
+    assert (report.exit_code, report.status, report.sites) == (0, "nothing to rewrite", ())
+    assert "1 space-to-batch sandwich holds no dilated Conv: `dilrewrite fold` makes dilated Convs" in report.notes[-1]
     assert (tmp_path / "out.onnx").read_bytes() == path.read_bytes()
+
+
+def test_dilated_convs_beside_a_sandwich_are_told_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What is left of dilation is counted in dilated Convs: the sandwich is none."""
+    model = build(Sandwich())
+    model.graph.node[-1].output[0] = "inside"
+    conv = onnx.helper.make_node("Conv", ["inside", "v"], ["y"], name="dilated", dilations=[2, 2], pads=[2, 2, 2, 2])
+    model.graph.node.append(conv)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 6, 3, 3), np.float32), "v"))
+    outcome = cli(capsys, "optimize", save(model, tmp_path / "m.onnx"), "--eliminate", "--budget", "0", "--no-report")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1].startswith("rewrote 1 of 1 dilated Conv; equal")
+    assert "1 space-to-batch sandwich holds no dilated Conv" in " ".join(outcome.out.split())
 
 
 def test_decisions_are_replayed_and_older_ones_know_no_sandwich(tmp_path: Path) -> None:

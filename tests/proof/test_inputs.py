@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+import dilrewrite
 from dilrewrite.errors import UsageError
 from dilrewrite.model.walk import fed
 from dilrewrite.proof.inputs import (
@@ -27,7 +28,7 @@ from dilrewrite.proof.inputs import (
 from dilrewrite.proof.roles import MANY_NODES, Convolutions
 from dilrewrite.runtimes import CannotRun, Crashed, Io
 from tests import models_for_tests as tiny
-from tests.models_for_tests import build, conv1d, conv2d, conv_node, values
+from tests.models_for_tests import build, conv1d, conv2d, conv_node, save, values
 
 Array = np.ndarray[Any, Any]
 
@@ -706,3 +707,35 @@ def test_a_dilation_behind_a_pool() -> None:
 def test_describe() -> None:
     case = Case(name="user", feeds={"x": np.ones((1, 2)), "y": np.ones(())})
     assert describe(case) == "user: x [1, 2], y []"
+
+
+def undeclared(op: str, *, name: str | None = "c", weights: str = "constant") -> ModelProto:
+    """A dilated convolution of data whose channels, 3 or 6, nothing but its weights tells."""
+    group = 2 if op == "Conv" else 1
+    shape = (6, 5, 3) if op == "ConvTranspose" else (4, 3, 3)
+    node = helper.make_node(op, ["r", "w"], ["y"], dilations=[2], pads=[2, 2], group=group)
+    inputs: dict[str, Sequence[int | str | None]] = {"x": [1, name, 9]}
+    inputs |= {} if weights == "constant" else {"w": shape if weights == "input" else ["o", "i", 3]}
+    held = {"w": np.ones(shape, np.float32)} if weights == "constant" else {}
+    return build([helper.make_node("Relu", ["x"], ["r"]), node], inputs, {"y": None}, held)
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("weights", ["constant", "input"])
+@pytest.mark.parametrize("name", ["c", None])
+def test_channels_that_only_the_weights_tell(tmp_path: Path, op: str, weights: str, name: str | None) -> None:
+    """None of the sizes that are tried is 6."""
+    model = undeclared(op, name=name, weights=weights)
+    assert Convolutions(model).channels() == {name or "x[1]": 6}
+    report = dilrewrite.optimize(save(model, tmp_path / "m.onnx"), tmp_path / "o.onnx", eliminate=True, budget=0)
+    assert (report.exit_code, report.rewritten) == (0, 1)
+    assert report.verdict is not None
+    assert {case.shapes["x"][1] for case in report.verdict.cases} == {6}
+
+
+def test_channels_that_nothing_tells() -> None:
+    assert Convolutions(undeclared("Conv", weights="open")).channels() == {}
+    joined = undeclared("Conv")
+    joined.graph.node[0].CopyFrom(helper.make_node("Concat", ["x", "x"], ["r"], axis=1))
+    assert Convolutions(joined).channels() == {}
+    assert Convolutions(conv2d(batch="n", size="s")).channels() == {}
