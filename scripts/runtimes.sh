@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs what other runtimes than ONNX Runtime promise, for real, in a virtual environment of their own in folder $1: the
-# tests of the runtime protocol, `optimize` on a demo model, and TFLite's interpreter on what is written for it.
+# tests of the runtime protocol, `optimize` on a demo model, and TFLite's interpreter on what is written for it. ONNX Runtime
+# Web has its turn where npm and node are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-$(mktemp -d)}
@@ -11,3 +12,14 @@ for backend in opencv openvino tract; do
   "$work/venv/bin/dilrewrite" optimize models/aspp_segmentation.onnx --backend "$backend" --budget 10 \
     -o "$work/$backend.onnx" --force
 done
+
+# ONNX Runtime Web comes from npm, and runs under node 20 or later.
+if command -v npm > /dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null; then
+  npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$work/npm" onnxruntime-web
+  export NODE_PATH="$work/npm/node_modules"
+  "$work/venv/bin/python" -m pytest -q -n 2 tests/runtimes/test_onnxruntime_web.py tests/runtimes/test_contract.py -k web
+  "$work/venv/bin/dilrewrite" optimize models/aspp_segmentation.onnx --backend onnxruntime_web --budget 10 \
+    -o "$work/web.onnx" --force
+else
+  echo "onnxruntime_web is not tried: npm, or node 20 or later, is not installed"
+fi

@@ -405,10 +405,14 @@ def backend(name: str) -> Backend:
     known = backends()
     if name not in known:
         raise UsageError(f"there is no backend {name!r}", hint=choices(name, known, "known are"))
-    for error, why in ((UsageError, known[name].conflict), (MissingError, known[name].missing)):
-        if (text := why()) is not None:
-            raise error(f"backend {name}: {text}")
+    _check(known[name])
     return known[name]
+
+
+def _check(found: Backend) -> None:
+    for error, why in ((UsageError, found.conflict), (MissingError, found.missing)):
+        if (text := why()) is not None:
+            raise error(f"backend {found.name}: {text}")
 
 
 def timed_backends() -> dict[str, TimedBackend]:
@@ -435,7 +439,7 @@ def timed_backend(text: str) -> TimedBackend:
                     return found
     if name in known:  # what is wrong with a setting is told where the runtime is not installed, too
         chosen = settings.parse(text, known, "--backend", f"--backend {text}: no backend")[1]
-        backend(name)
+        _check(chosen)  # with its settings, which may name a place
         return chosen
     if name not in backends():
         raise UsageError(f"--backend {text}: no backend {given!r}", hint=choices(given, backends(), "known are"))

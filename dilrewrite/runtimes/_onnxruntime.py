@@ -380,8 +380,16 @@ def profiled(runner: BoundRunner, runs: int) -> Profile:
     for _ in range(runs + 1):
         runner.run()
     try:
-        events = json.loads(runner.end_profiling().read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError) as error:  # a full disk, for one
+        return read_profile(runner.end_profiling().read_text(encoding="utf-8", errors="replace"), runs)
+    except OSError as error:  # a full disk, for one
+        raise CannotRun(f"the runtime's profile cannot be read: {error}") from error
+
+
+def read_profile(text: str, runs: int) -> Profile:
+    """Return what ONNX Runtime's profile says of `runs` runs after one to warm up (0: that one run is the profile)."""
+    try:
+        events = json.loads(text)
+    except ValueError as error:
         raise CannotRun(f"the runtime's profile cannot be read: {error}") from error
     whole = [event for event in events if event.get("cat") == "Session" and event.get("name") == "model_run"]
     whole.sort(key=lambda event: int(event["ts"]))
@@ -418,6 +426,19 @@ def _shapes(entries: Any) -> tuple[tuple[int, ...] | None, ...]:
     return tuple(tuple(map(int, next(iter(entry.values())))) if entry else None for entry in entries)
 
 
+def refuses(geometry: ConvGeometry) -> str | None:
+    """Return why ONNX Runtime does not run a Conv as it is; None when it does."""
+    if geometry.transposed is not None:  # its own pads are never negative
+        pairs = zip(geometry.transposed.output_padding, geometry.transposed.strides, strict=True)
+        wide = any(more >= stride for more, stride in pairs)
+        return "ONNX Runtime does not run output_padding that is no less than the stride" if wide else None
+    if geometry.auto_pad.startswith("SAME"):
+        return "ONNX Runtime does not run SAME_* pads with dilation"
+    if min(pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)) < 0:
+        return "ONNX Runtime does not run negative pads"
+    return None
+
+
 # -- backends --------------------------------------------------------------------------------------------------------
 
 
@@ -445,15 +466,7 @@ class OnnxRuntime(TimedBackend):
         return {"intra_op_num_threads": "default" if options.threads is None else str(options.threads), **TIMED}
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
-        if geometry.transposed is not None:  # its own pads are never negative
-            pairs = zip(geometry.transposed.output_padding, geometry.transposed.strides, strict=True)
-            wide = any(more >= stride for more, stride in pairs)
-            return "ONNX Runtime does not run output_padding that is no less than the stride" if wide else None
-        if geometry.auto_pad.startswith("SAME"):
-            return "ONNX Runtime does not run SAME_* pads with dilation"
-        if min(pad or 0 for pad in (*geometry.pads_begin, *geometry.pads_end)) < 0:
-            return "ONNX Runtime does not run negative pads"
-        return None
+        return refuses(geometry)
 
     def loaded(self, runnable: Runnable, options: Options) -> Session:
         with self.explained():

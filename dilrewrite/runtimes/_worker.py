@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast, final
+from typing import IO, Any, ClassVar, cast, final
 
 import numpy as np
 
@@ -63,7 +63,7 @@ _GONE = (EOFError, OSError, pickle.UnpicklingError)
 """What is raised where the other end is gone, before a message or in the middle of one."""
 
 
-class _Whole:
+class Whole:
     """A stream without a buffer, on which a write is a whole one."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -77,17 +77,20 @@ class _Whole:
 
 def send(stream: IO[bytes], message: object) -> None:
     """Write one message."""
-    pickle.dump(message, _Whole(stream), protocol=5)  # type: ignore[arg-type]
+    pickle.dump(message, Whole(stream), protocol=5)  # type: ignore[arg-type]
 
 
-class _Child:
+class Child:
     """A child process that answers requests, seen from the parent. It starts in an empty folder of its own.
 
     Its temporary files lie there too, and are gone afterwards even when it crashed. `told`: its answer to `greeting`,
-    the first request; without one there is no child.
+    the first request; without one there is no child. `command`: what runs in place of Python, and a subclass talks to.
     """
 
-    def __init__(self, timeout_s: float | None, *greeting: object) -> None:
+    patience_s: ClassVar[float] = 0.2
+    """How long it may take to leave once its pipe is closed."""
+
+    def __init__(self, timeout_s: float | None, *greeting: object, command: Sequence[str] | None = None) -> None:
         self.timeout_s = timeout_s
         self._late = False
         self._greeted = False
@@ -98,7 +101,7 @@ class _Child:
         environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder.name))
         try:
             self.process = subprocess.Popen(
-                running(__name__),
+                running(__name__) if command is None else command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._noise,
@@ -111,7 +114,7 @@ class _Child:
             folder.cleanup()
             raise
         self._answers = io.BufferedReader(self.process.stdout)  # type: ignore[type-var]
-        self.close = weakref.finalize(self, _end, self.process, self._noise, folder)
+        self.close = weakref.finalize(self, _end, self.process, self._noise, folder, self.patience_s)
         try:
             self.told = self.ask(*greeting)
         except BaseException:
@@ -212,7 +215,7 @@ class IsolatedSession(Session):
     outputs: tuple[Io, ...]
 
     def __init__(self, backend: Backend, runnable: Runnable, options: Options) -> None:
-        self._child = _Child(options.timeout_s, "load", pickle.dumps(backend), *_anywhere(runnable, options))
+        self._child = Child(options.timeout_s, "load", pickle.dumps(backend), *_anywhere(runnable, options))
         self.inputs, self.outputs = self._child.told
 
     @property
@@ -240,7 +243,7 @@ class IsolatedBench(Bench):
         self._options = options
         self._doubts = backend.doubts
         self._held: dict[str, tuple[str, Mapping[str, Array]]] = {}
-        self._child = _Child(options.timeout_s, "bench", pickle.dumps(backend))
+        self._child = Child(options.timeout_s, "bench", pickle.dumps(backend))
 
     def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
         held = self._held.get(key)
@@ -281,14 +284,16 @@ class IsolatedBench(Bench):
         self._child.close()
 
 
-def _end(process: subprocess.Popen[bytes], noise: IO[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
+def _end(
+    process: subprocess.Popen[bytes], noise: IO[bytes], folder: tempfile.TemporaryDirectory[str], patience_s: float
+) -> None:
     """Close the pipe, on which the child leaves, and kill it when it is busy."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
     try:
-        process.wait(timeout=0.2)
+        process.wait(timeout=patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

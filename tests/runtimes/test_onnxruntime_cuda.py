@@ -386,7 +386,7 @@ def test_what_cannot_be_bound_is_given_with_each_run(ort, kind):
     ],
 )
 def test_doubts(line, wanted, monkeypatch):
-    monkeypatch.setattr("dilrewrite.runtimes._worker._Child.said", lambda self: [line])
+    monkeypatch.setattr("dilrewrite.runtimes._worker.Child.said", lambda self: [line])
     monkeypatch.setattr(type(CPU_BACKEND), "doubts", BACKEND.doubts)
     with contextlib.closing(CPU_BACKEND.bench(Options())) as bench:
         assert bench.warnings() == ((line,) if wanted else ())

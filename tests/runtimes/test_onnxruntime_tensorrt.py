@@ -634,7 +634,7 @@ def test_of_many_nodes_outside_tensorrt_three_are_named(ort, capfd):
 
 
 def warnings(monkeypatch, line):
-    monkeypatch.setattr("dilrewrite.runtimes._worker._Child.said", lambda self: [line])
+    monkeypatch.setattr("dilrewrite.runtimes._worker.Child.said", lambda self: [line])
     monkeypatch.setattr(type(CPU_BACKEND), "doubts", BACKEND.doubts)
     with contextlib.closing(CPU_BACKEND.bench(Options())) as bench:
         return bench.warnings()
