@@ -40,10 +40,14 @@ def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tup
         if key is None:
             listed = ", ".join(f"{key}={value}" for key, value in offered.items()) or "none"
             raise UsageError(f"{option} {text}: {name} has no setting {given!r}", hint=f"its settings: {listed}")
-        whole = isinstance(offered[key], int)
-        if whole and not (value.isascii() and value.isdigit() and len(value) <= MOST_DIGITS and int(value) >= 1):
-            raise UsageError(f"{option} {text}: {key}={value!r} is no whole number above 0")
-        values[key] = int(value) if whole else value
+        values[key] = value
+        if isinstance(offered[key], int):
+            several = key in _limits(default) and "/" in value
+            numbers = value.split("/") if several else [value]
+            if not all(one.isascii() and one.isdigit() and len(one) <= MOST_DIGITS and int(one) for one in numbers):
+                what = "list of whole numbers above 0, as 1/2/4" if several else "whole number above 0"
+                raise UsageError(f"{option} {text}: {key}={value!r} is no {what}")
+            values[key] = tuple(map(int, numbers)) if several else int(value)
     try:
         return name, cast("T", dataclasses.replace(cast("Any", default), **values)) if values else default
     except ValueError as error:
@@ -53,8 +57,15 @@ def parse(text: str, plugins: Mapping[str, T], option: str, unknown: str) -> tup
 def spelled(name: str, plugin: object, default: object) -> str:
     """Return what `parse` makes a plug-in of: its name, and the settings that are not the default ones."""
     values = {field.name: getattr(plugin, field.name) for field in _fields(plugin)}
-    settings = ",".join(f"{key}={value}" for key, value in values.items() if value != getattr(default, key))
+    changed = {key: value for key, value in values.items() if value != getattr(default, key)}
+    words = {key: "/".join(map(str, v)) if isinstance(v, tuple) else v for key, v in changed.items()}
+    settings = ",".join(f"{key}={value}" for key, value in words.items())
     return f"{name}:{settings}" if settings else name
+
+
+def _limits(plugin: object) -> list[str]:
+    """Return the settings that are a largest number or a list of numbers, which their annotation calls `Limit`."""
+    return [field.name for field in _fields(plugin) if field.type == "Limit"]
 
 
 def _fields(plugin: object) -> tuple[dataclasses.Field[Any], ...]:

@@ -40,7 +40,7 @@ class Case:
     activation: bool = False
     unknown_batch: bool = False
     unknown: Ints = ()
-    max_dilation: int = 1
+    max_dilation: int | Ints = 1
     opset: int = 17
     ir: int = 8
     weights: str = "initializer"
@@ -110,7 +110,7 @@ class Case:
         parts.append(f"n{self.batch}c{self.channels}o{self.outputs}g{self.group}")
         if self.unknown_batch or self.unknown:
             parts.append("dyn" + "N" * self.unknown_batch + "".join(map(str, self.unknown)))
-        if self.max_dilation > 1:
+        if self.max_dilation != 1:
             parts.append(f"leave{self.max_dilation}")
         if self.weights != "initializer":
             parts.append(self.weights)

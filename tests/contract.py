@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from dilrewrite.forms.strategies import Refusal, Strategy, plan, strategies, with_max_dilation
+from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy, plan, with_max_dilation
 from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
@@ -286,10 +286,38 @@ def many(strategy: Any, case: Case, kernel: Ints) -> str | None:
     return "many phases" if phases > strategy.limit_phases else None
 
 
+def unequal(_strategy: Any, case: Case, kernel: Ints) -> str | None:
+    acting = {d for k, d in zip(kernel, case.dilations, strict=True) if k > 1}
+    if case.rank > 1 and 1 not in kernel:
+        return "no axis with one tap"
+    return "unequal dilations" if len(acting) > 1 else None
+
+
+def unpadded(_strategy: Any, case: Case, kernel: Ints) -> str | None:
+    if kernel != case.kernel or case.auto_pad.startswith("SAME"):
+        return "pads that went with taps, or that depend on the extents"
+    return None if max(case.begin + case.end) > 0 and case.auto_pad == "NOTSET" else "no pads"
+
+
+def multiple(_strategy: Any, case: Case, kernel: Ints) -> str | None:
+    if case.unknown:
+        return "unknown extents"
+    begin, end = case.pads()
+    cropped = [h + min(p0, 0) + min(p1, 0) for h, p0, p1 in zip(case.extents, begin, end, strict=True)]
+    if kernel != case.kernel:
+        return "pads that went with taps"
+    lacks = any(h % d for h, d, k in zip(cropped, case.dilations, kernel, strict=True) if k > 1)
+    return None if lacks else "multiples already"
+
+
 PROMISES = {
     "im2col": Promise(lambda _, case, __: "group" if case.group > 1 else None),
+    "equal_dilations": Promise(unequal, eliminates=False),
+    "gather_im2col": Promise(lambda _, case, __: "unknown extents" if case.unknown else None),
     "keep": Promise(never, eliminates=False),
     "lift": Promise(lambda _, case, __: "rank" if case.rank > 1 else None, eliminates=False),
+    "pad_out": Promise(unpadded, eliminates=False),
+    "pad_to_multiple": Promise(multiple, eliminates=False),
     "phases_apart": Promise(many, phases=True),
     "slice_to_batch": Promise(never, phases=True),
     "space_to_axis": Promise(
@@ -325,7 +353,7 @@ def check_refusal(name: str, strategy: Any, case: Case, reason: str) -> None:
 
 def there(*spelled: str) -> tuple[str, ...]:
     """Those of some strategies, with settings or without, that have not been taken out."""
-    return tuple(text for text in spelled if text.partition(":")[0] in strategies())
+    return tuple(text for text in spelled if text.partition(":")[0] in every_strategy())
 
 
 # -- what is emitted ---------------------------------------------------------------------------------------------
@@ -365,7 +393,8 @@ def check_structure(name: str, strategy: Any, case: Case, before: onnx.ModelProt
         ]
         allowed = case.max_dilation if hasattr(strategy, "max_dilation") else 1
         if name in ELIMINATING:
-            require(max(left, default=1) <= allowed, f"dilations {left} are left, above {allowed}")
+            stays = allowed if isinstance(allowed, tuple) else range(1, allowed + 1)
+            require({*left} <= {1, *stays}, f"dilations {left} are left, above {allowed}")
     inferred = onnx.shape_inference.infer_shapes(after)
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         rank = len(value.type.tensor_type.shape.dim)

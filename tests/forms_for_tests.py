@@ -11,21 +11,21 @@ from types import ModuleType
 
 import pytest
 
-from dilrewrite.forms.strategies import strategies
+from dilrewrite.forms.strategies import every_strategy
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "tests" / "forms" / "strategies" / "counts.json"
 
-INEXACT = {name for name, strategy in strategies().items() if strategy.finite_inputs_only}
+INEXACT = {name for name, strategy in every_strategy().items() if strategy.finite_inputs_only}
 """Forms that are exact for finite inputs only."""
 
-GONE = {name for name in json.loads(RECORDED.read_text()) if name not in strategies()}
+GONE = {name for name in json.loads(RECORDED.read_text()) if name not in every_strategy()}
 """Strategies of which something is recorded, and whose file is not there."""
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
     """Mark tests that cannot do without the forms of these names, and do not name them."""
-    gone = ", ".join(name for name in names if name not in strategies())
+    gone = ", ".join(name for name in names if name not in every_strategy())
     return pytest.mark.skipif(bool(gone), reason=f"it tells of {gone}, which is gone")
 
 

@@ -23,7 +23,7 @@ from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.fragment import CoreConv, Fragment, Node
 from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.regions import _layers, lift_region, phase_region
-from dilrewrite.forms.strategies import Refusal, _phases, strategies
+from dilrewrite.forms.strategies import Refusal, _phases, every_strategy
 from dilrewrite.splice import region
 from tests.region_models import between, ints, whole
 
@@ -34,6 +34,8 @@ MUTANTS: dict[str, Callable[[], Context]] = {}
 
 PHASES = ("phases_apart", "slice_to_batch", "space_to_axis", "space_to_batch", "space_to_group")
 
+ASKED_FOR = ("equal_dilations", "gather_im2col", "pad_out", "pad_to_multiple")
+
 TARGETS: dict[str, tuple[str, ...]] = {}
 """The strategies that a mutant makes wrong."""
 
@@ -43,7 +45,7 @@ def mutant(*targets: str) -> Callable[[Callable[[], Iterator[None]]], Callable[[
 
     def register(function: Callable[[], Iterator[None]]) -> Callable[[], Context]:
         made = contextlib.contextmanager(function)
-        there = tuple(name for name in targets if name in strategies())
+        there = tuple(name for name in targets if name in every_strategy())
         if there:
             MUTANTS[function.__name__], TARGETS[function.__name__] = made, there
         return made
@@ -77,7 +79,7 @@ def front_pad_dropped() -> Iterator[None]:
         yield
 
 
-@mutant("keep", "im2col", "tap_prune", "tap_zones", "zero_fill", *PHASES)
+@mutant("keep", "im2col", "pad_out", "gather_im2col", "tap_prune", "tap_zones", "zero_fill", *PHASES)
 def end_pad_off_by_one() -> Iterator[None]:
     """One zero too few at the end; behind a stride nobody may notice."""
     right = geometry.ConvGeometry.normal
@@ -102,7 +104,7 @@ def not_cut_to_ho() -> Iterator[None]:
         yield
 
 
-@mutant("keep", "im2col", "tap_prune", "tap_sum", "tap_zones", "zero_fill", *PHASES)
+@mutant("keep", "im2col", *ASKED_FOR, "tap_prune", "tap_sum", "tap_zones", "zero_fill", *PHASES)
 def begin_and_end_pads_swapped() -> Iterator[None]:
     """Asymmetric pads the wrong way round."""
     right = geometry.ConvGeometry.static_pads.fget
@@ -201,7 +203,7 @@ def right_only_at_divisible_lengths() -> Iterator[None]:
         yield
 
 
-@mutant(*PHASES, "im2col")
+@mutant(*PHASES, "im2col", "pad_out", "pad_to_multiple", "gather_im2col")
 def zero_instead_of_the_zero_point() -> Iterator[None]:
     """A quantised input is padded with 0, which is not the number 0."""
     with mock.patch.object(region.Region, "_fill_value", return_value=""):
@@ -231,7 +233,7 @@ def taps_to_inputs_channel_major() -> Iterator[None]:
         yield
 
 
-@mutant("im2col", "tap_prune", "tap_sum", "tap_zones", "zero_fill", *PHASES)
+@mutant("im2col", *ASKED_FOR, "tap_prune", "tap_sum", "tap_zones", "zero_fill", *PHASES)
 def pruned_weights_at_the_wrong_end() -> Iterator[None]:
     """As many taps as are dead in front are cut off at the back."""
     right = fragment.TakeTaps.apply
@@ -241,6 +243,39 @@ def pruned_weights_at_the_wrong_end() -> Iterator[None]:
         return right(dataclasses.replace(self, start=size - self.stop, stop=size - self.start), weight, zero)
 
     with mock.patch.object(fragment.TakeTaps, "apply", wrong):
+        yield
+
+
+@mutant("pad_to_multiple")
+def outputs_beyond_the_extent_stay() -> Iterator[None]:
+    """What the zeros at the end made is not cut off."""
+    with mock.patch.object(Builder, "slice", lambda _self, tensor, _cuts: tensor):
+        yield
+
+
+@mutant("gather_im2col")
+def places_of_the_taps_before_those_of_the_outputs() -> Iterator[None]:
+    """The Gather lays all inputs of a tap side by side, not all taps of an output."""
+    right = Builder.gather
+
+    def wrong(self: Builder, tensor: Tensor, axis: int, places: Any) -> Tensor:
+        return right(self, tensor, axis, sorted(places))
+
+    with mock.patch.object(Builder, "gather", wrong):
+        yield
+
+
+@mutant("equal_dilations")
+def idle_dilation_on_every_axis_but_its_own() -> Iterator[None]:
+    """The dilation stands on the axis with one tap, and nowhere else."""
+    right = Builder.conv
+
+    def wrong(self: Builder, tensor: Tensor, window: geometry.Window, **settings: Any) -> Tensor:
+        idle = settings.get("idle_dilation", 1)
+        undilated = dataclasses.replace(window, dilations=(1,) * len(window.kernel)) if idle > 1 else window
+        return right(self, tensor, undilated, **settings)
+
+    with mock.patch.object(Builder, "conv", wrong):
         yield
 
 
@@ -256,7 +291,7 @@ def bias_added_with_every_tap() -> Iterator[None]:
         yield
 
 
-@mutant("tap_prune", "tap_sum", "tap_zones", "im2col", "zero_fill", *PHASES)
+@mutant("tap_prune", "tap_sum", "tap_zones", "im2col", *ASKED_FOR, "zero_fill", *PHASES)
 def one_live_tap_pruned() -> Iterator[None]:
     """The last output that a tap reaches is overlooked, so a tap can seem dead."""
     right = geometry.ConvGeometry.taps

@@ -35,9 +35,9 @@ Example = tuple[str, str]
 
 def _strategies() -> Iterable[str]:
     from dilrewrite.forms.regions import region_forms
-    from dilrewrite.forms.strategies import strategies
+    from dilrewrite.forms.strategies import every_strategy
 
-    return [*strategies(), *region_forms()]
+    return [*every_strategy(), *region_forms()]
 
 
 def _backends() -> Iterable[str]:

@@ -263,8 +263,12 @@ class Builder:
         assert isinstance(size, int), "known"
         if size == 1:
             return tensor
-        places = self.constant(range(size)[::-1])
-        return self._layout(self._add("Gather", [tensor.name, places], {"axis": axis}), tensor.shape)
+        return self.gather(tensor, axis, range(size)[::-1])
+
+    def gather(self, tensor: Tensor, axis: int, places: Sequence[int]) -> Tensor:
+        """Take the elements of an axis that stand at `places`, counted from 0."""
+        shape = (*tensor.shape[:axis], len(places), *tensor.shape[axis + 1 :])
+        return self._layout(self._add("Gather", [tensor.name, self.constant(places)], {"axis": axis}), shape)
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:
         """Permute the axes."""
@@ -314,12 +318,16 @@ class Builder:
         out_channels: Extent | None = None,
         weight: Sequence[WeightEdit] = (),
         bias_times: int = 1,
+        idle_dilation: int = 1,
     ) -> Tensor:
-        """Add a Conv to the core; the site's pruning comes before `weight`. Group and outputs default to the site's."""
+        """Add a Conv to the core; the site's pruning comes before `weight`. Group and outputs default to the site's.
+
+        `idle_dilation`: what is written where an axis of the kernel has one tap, and a dilation means nothing.
+        """
         assert min(window.begin + window.end) >= 0, "no emitted Conv has a negative pad"
         group = self.geometry.group if group is None else group
         outputs = self.geometry.out_channels if out_channels is None else out_channels
-        dilations = tuple(d if k > 1 else 1 for d, k in zip(window.dilations, window.kernel, strict=True))
+        dilations = tuple(d if k > 1 else idle_dilation for d, k in zip(window.dilations, window.kernel, strict=True))
         name = self.fresh("conv")
         self._nodes.append(
             CoreConv(

@@ -27,10 +27,24 @@ def acting_dilation(kernel: Sequence[int], dilations: Sequence[int]) -> int:
     return max((d for k, d in zip(kernel, dilations, strict=True) if k > 1), default=1)
 
 
-def least_divisor(n: int, most: int) -> int:
-    """Return the smallest divisor of n that leaves a quotient of at most `most`, in about sqrt(n) steps."""
+Limit = int | tuple[int, ...]
+"""Which dilations may stay: those up to a number, or these; 1 always may."""
+
+
+def allows(limit: Limit, dilation: int) -> bool:
+    """Say whether a dilation may stay."""
+    return dilation == 1 or (dilation <= limit if isinstance(limit, int) else dilation in limit)
+
+
+def divisors(n: int) -> list[int]:
+    """Return the divisors of n in rising order, in about sqrt(n) steps."""
     small = [b for b in range(1, math.isqrt(n) + 1) if n % b == 0]
-    return min(b for b in (*small, *(n // b for b in small)) if n // b <= most)
+    return sorted({*small, *(n // b for b in small)})
+
+
+def least_divisor(n: int, limit: Limit) -> int:
+    """Return the smallest divisor of n that leaves a quotient which may stay."""
+    return next(b for b in divisors(n) if allows(limit, n // b))
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,23 +384,23 @@ class ConvGeometry:
 
     # -- phases --------------------------------------------------------------------------------------------------
 
-    def phases(self, axis: int, max_dilation: int = 1) -> Phases:
-        """Return how `axis` is split so that no dilation above `max_dilation` remains.
+    def phases(self, axis: int, limit: Limit = 1) -> Phases:
+        """Return how `axis` is split so that no dilation remains but those that `limit` allows.
 
         With g = gcd(s, d), s' = s/g, d' = d/g: the samples are thinned by g, and the block is the smallest divisor b of
-        d' whose residual dilation d'/b is at most `max_dilation`.
+        d' whose residual dilation d'/b may stay.
         """
         s, d = self.strides[axis], self.dilations[axis]
-        if self.kernel[axis] == 1 or d <= max_dilation:
+        if self.kernel[axis] == 1 or allows(limit, d):
             return Phases(grain=1, block=1, stride=s, dilation=d)
         grain = math.gcd(s, d)
         rest = d // grain
-        block = least_divisor(rest, max_dilation)
+        block = least_divisor(rest, limit)
         return Phases(grain=grain, block=block, stride=s // grain, dilation=rest // block)
 
-    def overlapping(self, max_dilation: int = 1) -> int | None:
+    def overlapping(self, limit: Limit = 1) -> int | None:
         """Return the first axis whose phases are not disjoint (s' > 1 with a block above 1), or `None`."""
-        phases = [self.phases(axis, max_dilation) for axis in self.axes]
+        phases = [self.phases(axis, limit) for axis in self.axes]
         return next((axis for axis, phase in enumerate(phases) if phase.stride > 1 and phase.block > 1), None)
 
     # -- zones ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor
-from dilrewrite.forms.geometry import ConvGeometry, Window, ceil_div, product
+from dilrewrite.forms.geometry import ConvGeometry, Limit, Window, ceil_div, product
 from dilrewrite.forms.layout import AxisLayout, Layout
 from dilrewrite.forms.strategies import Strategy, _phases
 
@@ -137,7 +137,7 @@ class PhasePools(Strategy):
     takes: ClassVar[tuple[type, ...]] = (PoolGeometry,)
     prunes: ClassVar[bool] = False
 
-    max_dilation: int = 1
+    max_dilation: Limit = 1
     limit_nodes: int = 256
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
@@ -193,9 +193,9 @@ def _first(place: int, step: int) -> tuple[int, int]:
     return (place % step, -(place // step)) if place < 0 else (place, 0)
 
 
-def _axis(builder: Builder, geometry: PoolGeometry, axis: int, max_dilation: int) -> _Axis:
+def _axis(builder: Builder, geometry: PoolGeometry, axis: int, limit: Limit) -> _Axis:
     """Return how an axis is split. Phase r, sample j is x[start + j * step]; each pads as the pooling does."""
-    phases, (begins, ends) = geometry.phases(axis, max_dilation), geometry.static_pads
+    phases, (begins, ends) = geometry.phases(axis, limit), geometry.static_pads
     k, s, step = geometry.kernel[axis], geometry.strides[axis], phases.grain * phases.block
     firsts = [_first(r * s - begins[axis], step) for r in range(phases.block)]
     outs = geometry.out_extent(axis)

@@ -7,6 +7,7 @@ The proof runs on a sub-model: the nodes of the site, cut out of the user's mode
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -275,6 +276,8 @@ def _structure(fragment: Fragment, group: int) -> object:
         if isinstance(step, Node):
             sizes = SIZES.get(step.op, ())
             inputs = [read(name, sizes=place in sizes) for place, name in enumerate(step.inputs)]
+            if step.op == "Gather" and (places := fragment.constants.get(step.inputs[1])):
+                inputs[1] = places[0], sorted({b - a for a, b in itertools.pairwise(places)})
             attributes = {
                 key: signs(value) if key in ("starts", "ends") and isinstance(value, tuple) else value
                 for key, value in step.attributes.items()

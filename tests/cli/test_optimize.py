@@ -16,7 +16,7 @@ import pytest
 from onnx import ModelProto
 
 from dilrewrite.choice.reason import Reason
-from dilrewrite.forms.strategies import strategies
+from dilrewrite.forms.strategies import every_strategy
 from dilrewrite.reports.formats import written
 from dilrewrite.splice.rewrite import VERIFICATION_KEY
 from tests import models_for_tests as tiny
@@ -71,7 +71,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
     }
 
 
-@pytest.mark.parametrize("strategy", strategies())
+@pytest.mark.parametrize("strategy", every_strategy())
 @pytest.mark.parametrize("subject", ["causal_tcn", "aspp"])
 @pytest.mark.grid(2)
 def test_every_strategy(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry, Phases, Window, ceil_div, product
-from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.forms.strategies import Refusal, every_strategy, plan
 from tests import naive
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
@@ -391,16 +391,16 @@ def seconds(work: Callable[[], object]) -> float:
 @pytest.mark.parametrize("extent", [None, 2**33])
 @pytest.mark.parametrize("stride", [1, 2, 2**31 - 2])
 @pytest.mark.parametrize("dilation", [2**14, 2**30, 2**31 - 1])
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(every_strategy()))
 def test_planning_takes_no_longer_for_a_larger_dilation(
     name: str, dilation: int, stride: int, extent: int | None
 ) -> None:
     g = replace(LINE, dilations=(dilation,), strides=(stride,), extents=(extent,))
-    assert seconds(lambda: plan(name, strategies()[name], g, 17)) < 0.5
+    assert seconds(lambda: plan(name, every_strategy()[name], g, 17)) < 0.5
 
 
 def planned(dilation: int) -> Fragment | Refusal:
-    return plan("slice_to_batch", strategies()["slice_to_batch"], replace(LINE, dilations=(dilation,)), 17)
+    return plan("slice_to_batch", every_strategy()["slice_to_batch"], replace(LINE, dilations=(dilation,)), 17)
 
 
 def test_planning_grows_no_faster_than_the_phases() -> None:
@@ -416,7 +416,7 @@ def test_very_many_phases_are_refused() -> None:
     assert planned(4097) == Refusal("slice_to_batch", "4097 phases need 4097 slices, above limit_nodes=4096")
     several = replace(LINE, extents=(None,) * 2, kernel=(3, 3), strides=(1, 1), pads_begin=(0, 0), pads_end=(0, 0))
     assert isinstance(
-        plan("slice_to_batch", strategies()["slice_to_batch"], replace(several, dilations=(64, 65)), 17), Fragment
+        plan("slice_to_batch", every_strategy()["slice_to_batch"], replace(several, dilations=(64, 65)), 17), Fragment
     )
 
 

@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 import dilrewrite
 from dilrewrite.choice import choose
 from dilrewrite.forms.fragment import CoreConv, Fragment, X
-from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.forms.strategies import every_strategy, plan
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.numbers import Numbers
 from dilrewrite.proof.prove import Prover, Rounding
@@ -50,14 +50,14 @@ def taken(model: ModelProto) -> tuple[Source, Site]:
 
 
 def form(site: Site, name: str = "space_to_batch") -> Fragment:
-    fragment = plan(name, strategies()[name], site.geometry, site.opset, storage=site.storage)
+    fragment = plan(name, every_strategy()[name], site.geometry, site.opset, storage=site.storage)
     assert isinstance(fragment, Fragment), fragment.reason
     return fragment
 
 
 def forms(site: Site) -> dict[str, Fragment]:
     found = {}
-    for name, strategy in strategies().items():
+    for name, strategy in every_strategy().items():
         fragment = plan(name, strategy, site.geometry, site.opset, storage=site.storage)
         if isinstance(fragment, Fragment):
             found[name] = fragment
@@ -107,7 +107,7 @@ RIGHT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", strategies())
+@pytest.mark.parametrize("name", every_strategy())
 @pytest.mark.parametrize("made", RIGHT.values(), ids=RIGHT.keys())
 @pytest.mark.grid(2)
 def test_every_right_form_is_proved(made: Any, name: str) -> None:
@@ -715,7 +715,9 @@ def test_the_proof_sees_partial_sums_that_leave_the_range(made: Any) -> None:
     for name, fragment in forms(site).items():
         overflows = prove._overflows(Prover(), source, site, fragment)
         assert overflows == (name == "tap_sum"), name
-        assert ("65,504" in reasons.conditions(choose.holds_for(site, strategies()[name], fragment))) == overflows, name
+        assert (
+            "65,504" in reasons.conditions(choose.holds_for(site, every_strategy()[name], fragment))
+        ) == overflows, name
 
 
 def test_a_form_that_does_not_say_so_is_not_proved() -> None:
@@ -796,7 +798,7 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dilrewrite.sites.find.finders", lambda: {"pairs": Pairs()})
 
 
-@pytest.mark.parametrize("name", strategies())
+@pytest.mark.parametrize("name", every_strategy())
 @pytest.mark.parametrize(
     ("made", "passed"),
     [

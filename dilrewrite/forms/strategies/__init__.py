@@ -17,7 +17,7 @@ from dilrewrite.forms import transposed
 from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor, Unsupported
 from dilrewrite.forms.fragment import Fragment, TakeTaps
 from dilrewrite.forms.fragment import Refusal as Refusal
-from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry, Limit
 from dilrewrite.forms.sandwich import Sandwich
 
 FOLD = "fold"
@@ -40,6 +40,8 @@ class Strategy(Protocol):
     """Whether its point is to leave out products with padding, which are 0 only for finite weights."""
     finite_inputs_only: ClassVar[bool] = False
     """Whether it is exact for finite inputs only."""
+    on_request: ClassVar[bool] = False
+    """Whether it comes into question by name and for a target only: what it is for is no matter of speed."""
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Return why this form does not apply, in a sentence with the numbers, or `None` when it does.
@@ -54,12 +56,16 @@ class Strategy(Protocol):
 
 
 @functools.cache
-def strategies() -> dict[str, Strategy]:
+def every_strategy() -> dict[str, Strategy]:
     """Return every strategy with its default settings, by name, in sorted order."""
-    return cast(
-        "dict[str, Strategy]",
-        discover(sys.modules[__name__], "STRATEGY", "dilrewrite.strategies", ("takes", "prunes", "finite_inputs_only")),
-    )
+    needs = ("takes", "prunes", "finite_inputs_only")
+    return cast("dict[str, Strategy]", discover(sys.modules[__name__], "STRATEGY", "dilrewrite.strategies", needs))
+
+
+@functools.cache
+def strategies() -> dict[str, Strategy]:
+    """Return those that come into question for every dilated Conv."""
+    return {name: strategy for name, strategy in every_strategy().items() if not strategy.on_request}
 
 
 def _named() -> dict[str, Strategy]:
@@ -68,7 +74,7 @@ def _named() -> dict[str, Strategy]:
     from dilrewrite.forms.regions import region_forms
     from dilrewrite.forms.strategies import _fold
 
-    return {**pool_forms(), **strategies(), FOLD: _fold.FORM, **cast("dict[str, Strategy]", region_forms())}
+    return {**pool_forms(), **every_strategy(), FOLD: _fold.FORM, **cast("dict[str, Strategy]", region_forms())}
 
 
 def parse(text: str) -> tuple[str, Strategy]:
@@ -84,10 +90,10 @@ def spelled(name: str, strategy: Strategy) -> str:
     return settings.spelled(name, strategy, _named()[name])
 
 
-def with_max_dilation(strategy: Strategy, max_dilation: int) -> Strategy:
-    """Return the strategy set to leave dilations up to `max_dilation`, itself when it has no such setting."""
+def with_max_dilation(strategy: Strategy, limit: Limit) -> Strategy:
+    """Return the strategy set to leave dilations that may stay, itself when it has no such setting."""
     if hasattr(strategy, "max_dilation"):
-        return cast("Strategy", dataclasses.replace(cast("Any", strategy), max_dilation=max_dilation))
+        return cast("Strategy", dataclasses.replace(cast("Any", strategy), max_dilation=limit))
     return strategy
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor
-from dilrewrite.forms.geometry import ConvGeometry, Window, ceil_div
+from dilrewrite.forms.geometry import ConvGeometry, Limit, Window, ceil_div
 from dilrewrite.forms.layout import AxisLayout, Layout
 
 
@@ -20,9 +20,9 @@ class Plan:
     leave: Layout
 
 
-def overlap_refusal(geometry: ConvGeometry, max_dilation: int) -> str | None:
+def overlap_refusal(geometry: ConvGeometry, limit: Limit) -> str | None:
     """Return why layout operators cannot form the phases: they overlap (s' > 1)."""
-    axis = geometry.overlapping(max_dilation)
+    axis = geometry.overlapping(limit)
     if axis is None:
         return None
     stride, dilation = geometry.strides[axis], geometry.dilations[axis]
@@ -32,11 +32,11 @@ def overlap_refusal(geometry: ConvGeometry, max_dilation: int) -> str | None:
     )
 
 
-def plan_phases(builder: Builder, geometry: ConvGeometry, max_dilation: int) -> Plan:
+def plan_phases(builder: Builder, geometry: ConvGeometry, limit: Limit) -> Plan:
     """Return how `builder.x` is split; sizes that depend on an unknown extent become nodes."""
-    axes = [plan_axis(builder, geometry, axis, max_dilation) for axis in geometry.axes]
+    axes = [plan_axis(builder, geometry, axis, limit) for axis in geometry.axes]
     enter, pads, leave = zip(*axes, strict=True)
-    phases = [geometry.phases(axis, max_dilation) for axis in geometry.axes]
+    phases = [geometry.phases(axis, limit) for axis in geometry.axes]
     window = Window(
         kernel=geometry.kernel,
         strides=tuple(phase.stride for phase in phases),
@@ -48,10 +48,10 @@ def plan_phases(builder: Builder, geometry: ConvGeometry, max_dilation: int) -> 
 
 
 def plan_axis(
-    builder: Builder, geometry: ConvGeometry, axis: int, max_dilation: int
+    builder: Builder, geometry: ConvGeometry, axis: int, limit: Limit
 ) -> tuple[AxisLayout, tuple[int, int], AxisLayout]:
     """Return how an axis enters, the pads of the Conv inside its phases, and how it leaves."""
-    phases = geometry.phases(axis, max_dilation)
+    phases = geometry.phases(axis, limit)
     g, b, k, s = phases.grain, phases.block, geometry.kernel[axis], geometry.strides[axis]
     p0, p1 = (pads[axis] for pads in geometry.static_pads)
     extent, total = geometry.extents[axis], geometry.out_extent(axis)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.forms.builder import Builder, Cut, Tensor
-from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.geometry import ConvGeometry, Limit, product
 from dilrewrite.forms.strategies import Strategy, _phases
 
 
@@ -21,7 +21,7 @@ class PhasesApart(Strategy):
     Convs. Refuses above `limit_phases` phases.
     """
 
-    max_dilation: int = 1
+    max_dilation: Limit = 1
     limit_phases: int = 16
 
     def refusal(self, geometry: ConvGeometry) -> str | None:

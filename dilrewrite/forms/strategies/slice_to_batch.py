@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.forms.builder import INFER, Builder, Tensor
-from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.geometry import ConvGeometry, Limit, product
 from dilrewrite.forms.strategies import Strategy, _phases
 
 SLICES_AT_ONCE = 16
@@ -22,7 +22,7 @@ class SliceToBatch(Strategy):
     may remain in the Conv. Refuses above `limit_nodes` Slices.
     """
 
-    max_dilation: int = 1
+    max_dilation: Limit = 1
     limit_nodes: int = 4096
 
     def refusal(self, geometry: ConvGeometry) -> str | None:

@@ -8,7 +8,7 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Extent, Tensor
 from dilrewrite.forms.fragment import AddKernelAxis, SwapKernelAxes
-from dilrewrite.forms.geometry import ConvGeometry, Window
+from dilrewrite.forms.geometry import ConvGeometry, Limit, Window
 from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.strategies import Strategy, _phases
 
@@ -24,7 +24,7 @@ class SpaceToAxis(Strategy):
     (1, k) [N, C, H*W/b, b], where zeros part the rows. `max_dilation`: dilations up to it may remain in the Conv.
     """
 
-    max_dilation: int = 1
+    max_dilation: Limit = 1
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse rank 3, which would need a Conv of rank 4, and overlapping phases."""

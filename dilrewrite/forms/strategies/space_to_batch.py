@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dilrewrite.forms.builder import INFER, Builder, Tensor
-from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry, Limit
 from dilrewrite.forms.strategies import Strategy, _phases
 
 
@@ -19,7 +19,7 @@ class SpaceToBatch(Strategy):
     The weights stay untouched. `max_dilation`: dilations up to it may remain in the Conv.
     """
 
-    max_dilation: int = 1
+    max_dilation: Limit = 1
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse overlapping phases."""

@@ -7,7 +7,7 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import RepeatOutputs
-from dilrewrite.forms.geometry import ConvGeometry, product
+from dilrewrite.forms.geometry import ConvGeometry, Limit, product
 from dilrewrite.forms.strategies import Strategy, _phases
 
 
@@ -20,7 +20,7 @@ class SpaceToGroup(Strategy):
     weights would exceed `limit_mb` MiB. `max_dilation`: dilations up to it may remain in the Conv.
     """
 
-    max_dilation: int = 1
+    max_dilation: Limit = 1
     limit_mb: int = 64
 
     def refusal(self, geometry: ConvGeometry) -> str | None:

@@ -7,7 +7,7 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.fragment import SpreadTaps
-from dilrewrite.forms.geometry import ConvGeometry, least_divisor, product
+from dilrewrite.forms.geometry import ConvGeometry, Limit, least_divisor, product
 from dilrewrite.forms.strategies import Strategy
 
 
@@ -22,7 +22,7 @@ class ZeroFill(Strategy):
 
     finite_inputs_only = True
 
-    max_dilation: int = 1
+    max_dilation: Limit = 1
     limit_mb: int = 64
 
     def _spread(self, geometry: ConvGeometry, axis: int) -> int:

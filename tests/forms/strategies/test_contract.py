@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dilrewrite.forms.strategies import Refusal, Strategy, strategies
+from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy
 from tests.cases import Case, cases, counts
 from tests.contract import ContractError, check, emit, may_refuse, run, session
 
@@ -71,10 +71,10 @@ def test_cases_are_valid_and_have_their_own_names() -> None:
 
 
 @pytest.mark.parametrize("case", GRID)
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(every_strategy()))
 @pytest.mark.grid(16)
 def test_contract(name: str, case: Case) -> None:
-    check(name, strategies()[name], case)
+    check(name, every_strategy()[name], case)
 
 
 def plain(**changes: object) -> Case:
@@ -118,11 +118,11 @@ KNOWN_REFUSALS: list[tuple[str, dict[str, object]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "changes"), [each for each in KNOWN_REFUSALS if each[0] in strategies()])
+@pytest.mark.parametrize(("name", "changes"), [each for each in KNOWN_REFUSALS if each[0] in every_strategy()])
 def test_refusals_that_users_know(name: str, changes: dict[str, object]) -> None:
     case = plain(**changes)
-    assert may_refuse(name, strategies()[name], case)
-    assert check(name, strategies()[name], case) == "refused"
+    assert may_refuse(name, every_strategy()[name], case)
+    assert check(name, every_strategy()[name], case) == "refused"
 
 
 def test_a_refusal_that_the_table_does_not_allow_fails() -> None:
@@ -143,6 +143,6 @@ def test_a_refusal_that_the_table_does_not_allow_fails() -> None:
 def test_a_zero_batch_runs_optimised_too_where_one_extent_is_computed() -> None:
     one_axis = {"extents": (9,), "kernel": (3,), "strides": (1,), "dilations": (2,), "begin": (2,), "end": (2,)}
     case = plain(**one_axis, unknown=(0,), unknown_batch=True)
-    after = emit("space_to_axis", strategies()["space_to_axis"], case)
+    after = emit("space_to_axis", every_strategy()["space_to_axis"], case)
     assert not isinstance(after, Refusal)
     assert run(session(after), np.ones((0, 2, 9), np.float32)).shape == (0, 2, 9)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dilrewrite.forms.strategies import Refusal, plan, strategies, with_max_dilation
+from dilrewrite.forms.strategies import Refusal, every_strategy, plan, with_max_dilation
 from tests.cases import cases
 from tests.contract import original
 
@@ -28,7 +28,7 @@ def count(name: str) -> dict[str, str]:
     refused: Counter[str] = Counter()
     for case in cases():
         site = original(case)[1].sites[0]
-        strategy = with_max_dilation(strategies()[name], case.max_dilation)
+        strategy = with_max_dilation(every_strategy()[name], case.max_dilation)
         planned = plan(name, strategy, site.geometry, case.opset)
         (refused if isinstance(planned, Refusal) else emitted).update({"all", *case.features})
     return {key: f"{emitted[key]}/{refused[key]}" for key in sorted({*emitted, *refused})}
@@ -37,12 +37,12 @@ def count(name: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, dict[str, str]]:
     if os.environ.get("DILREWRITE_WRITE_COUNTS"):
-        COUNTS.write_text(json.dumps({name: count(name) for name in sorted(strategies())}, indent=1) + "\n")
+        COUNTS.write_text(json.dumps({name: count(name) for name in sorted(every_strategy())}, indent=1) + "\n")
     counts: dict[str, dict[str, str]] = json.loads(COUNTS.read_text())
     return counts
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(every_strategy()))
 def test_counts_are_the_committed_ones(name: str, recorded: dict[str, dict[str, str]]) -> None:
     counts = count(name)
     if name not in recorded:

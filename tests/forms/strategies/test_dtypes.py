@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from dilrewrite.forms.strategies import Refusal, plan, strategies, with_max_dilation
+from dilrewrite.forms.strategies import Refusal, every_strategy, plan, with_max_dilation
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
 from tests.cases import Case, cases
@@ -72,7 +72,7 @@ def holds(element: Element, name: str, case: Case, *, on_ort: bool) -> None:
     found = find(model)
     site = found.sites[0]
     assert site.geometry.element == element.name
-    strategy = with_max_dilation(strategies()[name], case.max_dilation)
+    strategy = with_max_dilation(every_strategy()[name], case.max_dilation)
     fragment = plan(name, strategy, site.geometry, case.opset)
     if isinstance(fragment, Refusal):
         assert may_refuse(name, strategy, case), fragment.reason
@@ -102,14 +102,14 @@ FLOAT16_GRID = [
 
 
 @pytest.mark.parametrize("case", FLOAT16_GRID)
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(every_strategy()))
 @pytest.mark.grid(3)
 def test_float16_on_the_runtime(name: str, case: Case) -> None:
     holds(FLOAT16, name, case, on_ort=True)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.topic) for case in TINY])
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(every_strategy()))
 @pytest.mark.parametrize("element", [FLOAT16, FLOAT64, BFLOAT16], ids=lambda element: element.name)
 @pytest.mark.grid(3)
 def test_on_the_reference_evaluator(element: Element, name: str, case: Case) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from dilrewrite.forms.fragment import Fragment, Node, X
-from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.forms.strategies import Refusal, every_strategy, plan
 from tests.forms.test_builder import KNOWN
 
 
@@ -30,9 +30,9 @@ class ByReshape:
         return Fragment(strategy="by_reshape", opset=opset, steps=(step,), constants={}, results=("y",))
 
 
-@pytest.mark.parametrize("name", strategies())
+@pytest.mark.parametrize("name", every_strategy())
 def test_every_strategy_refuses_another_meaning(name: str) -> None:
-    assert plan(name, strategies()[name], Pooling((3,)), 17) == Refusal(name, "it takes ConvGeometry, not Pooling")
+    assert plan(name, every_strategy()[name], Pooling((3,)), 17) == Refusal(name, "it takes ConvGeometry, not Pooling")
 
 
 def test_a_strategy_for_another_meaning_plans_it_itself() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dilrewrite.forms.strategies import strategies
+from dilrewrite.forms.strategies import every_strategy
 from tests.cases import cases
 from tests.contract import ContractError, check
 from tests.mutants import MUTANTS, TARGETS
@@ -19,7 +19,7 @@ Attempt = tuple[str, Callable[[], str]]
 
 def attempts(mutant: str, strategy: str) -> Iterator[Attempt]:
     """(case name, check) over the grid, with the quantised grid for what only shows there."""
-    held = strategies()[strategy]
+    held = every_strategy()[strategy]
     if mutant in QUANTIZED_ONLY:
         for q in quantized_cases():
             yield q.name, lambda q=q: check_quantized(strategy, held, q)
@@ -60,7 +60,7 @@ def test_divisible_lengths_alone_would_let_a_mutant_pass(strategy: str) -> None:
     divisible = [case for case in cases() if "divisible" in case.features and not case.unknown and case.opset >= 10]
     assert len(divisible) > 10
     with MUTANTS["right_only_at_divisible_lengths"]():
-        assert all(check(strategy, strategies()[strategy], case) for case in divisible)
+        assert all(check(strategy, every_strategy()[strategy], case) for case in divisible)
 
 
 def test_a_mutant_leaves_nothing_behind() -> None:
@@ -68,5 +68,5 @@ def test_a_mutant_leaves_nothing_behind() -> None:
     for enter in MUTANTS.values():
         with enter():
             pass
-    for strategy, held in strategies().items():
+    for strategy, held in every_strategy().items():
         check(strategy, held, case)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dilrewrite.forms.strategies import Refusal, strategies
+from dilrewrite.forms.strategies import Refusal, every_strategy
 from tests.cases import Case
 from tests.contract import PROMISES, check, emit, may_refuse
 
@@ -57,12 +57,12 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("opset", range(7, 12))
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(every_strategy()))
 @pytest.mark.grid(4)
 def test_emits_and_is_right_or_names_what_the_opset_lacks(name: str, opset: int, shape: str) -> None:
     rank, unknown, changes = SHAPES[shape]
     case = dynamic(opset, rank, unknown, **changes)
-    strategy = strategies()[name]
+    strategy = every_strategy()[name]
     if check(name, strategy, case) == "emitted" or name not in PROMISES:
         return
     made = emit(name, strategy, case)
@@ -81,4 +81,4 @@ def test_emits_and_is_right_or_names_what_the_opset_lacks(name: str, opset: int,
 def test_from_opset_10_on_nothing_is_lacking(opset: int, shape: str) -> None:
     rank, unknown, changes = SHAPES[shape]
     case = dynamic(opset, rank, unknown, **changes)
-    assert check("slice_to_batch", strategies()["slice_to_batch"], case) == "emitted"
+    assert check("slice_to_batch", every_strategy()["slice_to_batch"], case) == "emitted"

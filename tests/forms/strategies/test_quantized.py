@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from dilrewrite.forms.strategies import strategies
+from dilrewrite.forms.strategies import every_strategy
 from tests.contract import ContractError
 from tests.quantized import Quantized, check_elements, check_quantized, quantized_cases
 
@@ -25,10 +25,10 @@ def test_the_quantized_grid_covers_what_it_should() -> None:
 
 
 @pytest.mark.parametrize("q", GRID)
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(every_strategy()))
 @pytest.mark.grid(3)
 def test_quantized_contract(name: str, q: Quantized) -> None:
-    check_quantized(name, strategies()[name], q)
+    check_quantized(name, every_strategy()[name], q)
 
 
 def test_layout_operators_on_reals_are_caught() -> None:

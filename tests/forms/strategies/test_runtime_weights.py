@@ -14,7 +14,7 @@ from onnx import ModelProto, numpy_helper
 import dilrewrite
 from dilrewrite.choice import choose
 from dilrewrite.forms.fragment import CoreConv, Fragment
-from dilrewrite.forms.strategies import plan, strategies, with_max_dilation
+from dilrewrite.forms.strategies import every_strategy, plan, with_max_dilation
 from dilrewrite.reports import reasons
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
@@ -29,8 +29,8 @@ DEAD = [
     for case in cases()
     if case.features & {"some taps dead", "all taps dead"} and case.auto_pad == "NOTSET" and not case.unknown
 ]
-SKIPPING = {name for name, strategy in strategies().items() if strategy.skips_padding}
-OTHERS = sorted(set(strategies()) - SKIPPING)
+SKIPPING = {name for name, strategy in every_strategy().items() if strategy.skips_padding}
+OTHERS = sorted(set(every_strategy()) - SKIPPING)
 
 
 @functools.lru_cache(maxsize=64)
@@ -52,7 +52,7 @@ def test_every_form_gives_what_the_conv_gives_with_nan_in_any_tap(case: Case) ->
     native = session(model) if min(case.begin + case.end) >= 0 else None
     emitted = 0
     for name in OTHERS:
-        strategy = with_max_dilation(strategies()[name], case.max_dilation)
+        strategy = with_max_dilation(every_strategy()[name], case.max_dilation)
         fragment = plan(name, strategy, site.geometry, case.opset, fixed_weights=False)
         if not isinstance(fragment, Fragment):
             continue
@@ -82,7 +82,7 @@ def dead_taps(*, constant: bool = False, pads: int = 24) -> ModelProto:
 
 def candidates(model: ModelProto) -> dict[str, choose.Candidate]:
     (site,) = find(model).sites
-    found, _ = choose.candidates(site, strategies())
+    found, _ = choose.candidates(site, every_strategy())
     return {candidate.strategy: candidate for candidate in found}
 
 
