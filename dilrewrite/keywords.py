@@ -48,6 +48,7 @@ class Inspect(_Sized, total=False):
     """Of `dilrewrite.inspect`."""
 
     max_dilation: int
+    target: str | None
     profile: bool
     backend: str
 

@@ -191,6 +191,12 @@ class Scope(Stage):
     )
     eliminate: bool = option(False, "--eliminate", "Leave no dilated Conv; exit code 1 names what cannot go.")
     max_dilation: int = option(1, "--max-dilation", "Dilations up to N may stay.", "N", low=1)
+    target: str | None = option(
+        None,
+        "--target",
+        "A device: a name of `dilrewrite targets`, or the file of a profile.",
+        "NAME[:key=value,...]",
+    )
     lift_all: bool = option(False, "--lift-all", "Try 1-D chains in two dimensions that have no dilation, too.")
     only: str | None = option(None, "--only", "Rewrite only nodes whose name matches.", "REGEX")
     skip: str | None = option(None, "--skip", "Leave nodes whose name matches.", "REGEX")

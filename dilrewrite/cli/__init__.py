@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
-COMMANDS = ("inspect", "optimize", "fold", "verify", "bench", "build", "convbench", "backends", "demo")
+COMMANDS = ("inspect", "optimize", "fold", "verify", "bench", "build", "convbench", "backends", "targets", "demo")
 """Each has a file of its name, in this order on `--help`."""
 
 

@@ -14,13 +14,14 @@ from dilrewrite.errors import UsageError
 EXAMPLES = [
     ("every dilated Conv, and which forms apply", "inspect model.onnx"),
     ("with each Conv's share of the time", "inspect model.onnx --profile --shape 1x3x512x512"),
+    ("which nodes a device takes, and by which rule", "inspect model.onnx --target rknn-2.3.2"),
     ("what a TensorRT engine holds", "inspect model.engine"),
 ]
 
 
 @command(
-    "model max_dilation profile backend threads shapes inputs custom_op_library report report_format as_json verbose "
-    "quiet",
+    "model max_dilation target profile backend threads shapes inputs custom_op_library report report_format as_json "
+    "verbose quiet",
     EXAMPLES,
     {"model": MODEL},
 )
@@ -33,7 +34,7 @@ def run(model: Path, *, as_json: bool, verbose: bool, quiet: bool, **options: An
         with progress(hidden=quiet or as_json):
             report = dilrewrite.inspect(model, **options)
         return show(report, as_json=as_json, verbose=verbose, quiet=quiet)
-    for option in ("profile", "report", "report_format"):
+    for option in ("profile", "report", "report_format", "target"):
         if options[option]:
             flag = f"--{option.replace('_', '-')}"
             raise UsageError(f"{flag}: of an engine only the side-car is shown", hint="leave it out")

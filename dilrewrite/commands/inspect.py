@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from dilrewrite import targets
 from dilrewrite.choice import choose, whole
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
@@ -17,13 +18,16 @@ from dilrewrite.errors import FailedError
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import InMemory, Model
+from dilrewrite.model.walk import fed
 from dilrewrite.options import CommandOptions, Proving
 from dilrewrite.proof import trial
 from dilrewrite.proof.carve import Source
+from dilrewrite.proof.inputs import check_names, check_shapes, parse_shapes
 from dilrewrite.reports import describe
 from dilrewrite.reports.report import Report
 from dilrewrite.sites import Found, Site
 from dilrewrite.splice.plain import plain
+from dilrewrite.targets import TargetReport
 from dilrewrite.timing.profiling import UNSEEN
 
 
@@ -44,6 +48,7 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
         ]
         regional = choose.region_planner(limit)
         regions = [_inspected(region, regional, found) for region in found.regions]
+    target = _target(model, options)
     tuning = _profiled(run, model, found) if profile else None
     sites = []
     for entry in considered:
@@ -53,7 +58,12 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
     result = run.report(
         "inspected",
         before=describe.model(model, model.original, dilated=dilated(found)),
-        options={"max_dilation": limit, **(options.plain() if profile else _sizes(options))},
+        target=target,
+        options={
+            "max_dilation": limit,
+            **({"target": options.scope.target} if target is not None else {}),
+            **(options.plain() if profile else _sizes(options)),
+        },
         sites=tuple(sites),
         regions=tuple(map(describe.region, regions)),
         skipped=found.skipped,
@@ -62,6 +72,17 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
         notes=(*notes_of(tuning), *found.remarks, *to_fold(found.sandwiches)),
     )
     return run.written(result)
+
+
+def _target(model: Model, options: CommandOptions) -> TargetReport | None:
+    """Return how the target that was named takes the model as it stands in its file; `None` where none was named."""
+    if options.scope.target is None:
+        return None
+    profile = targets.find(options.scope.target)
+    shapes = parse_shapes(options.proving.shapes, [value.name for value in fed(model.original)])
+    check_names(shapes, (), [value.name for value in model.original.graph.input])
+    check_shapes(shapes, model.original)
+    return targets.report(profile, targets.judge(model.original, profile, shapes))
 
 
 def _sizes(options: CommandOptions) -> dict[str, object]:

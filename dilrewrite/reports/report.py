@@ -26,6 +26,7 @@ from dilrewrite.proof.verdict import Verdict
 from dilrewrite.runtimes import TimeKind
 from dilrewrite.sites import Normalisation, Skipped, Unfolded
 from dilrewrite.sites.known import CONVOLUTIONS
+from dilrewrite.targets.report import TargetReport
 from dilrewrite.tensorrt.sidecar import EngineReport
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.outcome import Outcome
@@ -304,6 +305,8 @@ class Report:
     """How timings were taken, and what they say of the whole model; `None` when nothing was to be measured."""
     engine: EngineReport | None = None
     """What is known of the engine written, or of the first engine timed or compared; `None` when there is none."""
+    target: TargetReport | None = None
+    """How the target of `--target` takes the model; `None` where none was named."""
     environment: Environment
     """Where it ran."""
     seconds: Mapping[str, float] = field(default_factory=dict)

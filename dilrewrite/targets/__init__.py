@@ -26,6 +26,18 @@ from dilrewrite.targets import facts
 from dilrewrite.targets.judge import Judgement, NodeFit, judge
 from dilrewrite.targets.profile import Finding, Fit, Lowering, Profile, Rule, Source, worst
 from dilrewrite.targets.read import find, profiles, read
+from dilrewrite.targets.report import TargetNode, TargetReport, report
 
-__all__ = ["Finding", "Fit", "Judgement", "Lowering", "NodeFit", "Profile", "Rule", "Source"]
-__all__ += ["facts", "find", "judge", "profiles", "read", "worst"]
+__all__ = [
+    "Finding",
+    "Fit",
+    "Judgement",
+    "Lowering",
+    "NodeFit",
+    "Profile",
+    "Rule",
+    "Source",
+    "TargetNode",
+    "TargetReport",
+]
+__all__ += ["facts", "find", "judge", "profiles", "read", "report", "worst"]

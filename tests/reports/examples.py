@@ -26,6 +26,7 @@ from dilrewrite.reports.report import (
     ValueReport,
 )
 from dilrewrite.sites import Normalisation, Skipped
+from dilrewrite.targets.report import TargetNode, TargetReport
 from dilrewrite.tensorrt.fidelity import Fidelity
 from dilrewrite.tensorrt.layers import Layer
 from dilrewrite.tensorrt.make import Tensor
@@ -852,6 +853,31 @@ OTHER_ENGINE_MODEL = replace(
     ENGINE_MODEL, path="models/y.engine", sha256=ENGINE_ON_GPU.sha256, nodes=33, operators={"correlation": 33}
 )
 
+
+def target_node(name: str, **more: Any) -> TargetNode:
+    """A node on a target: a dilated Conv that is native, unless told."""
+    known = {"where": "main", "output": f"{name}/y", "op": "Conv", "dilation": 12, "fit": "native"}
+    return TargetNode(name=name, **{**known, **more})
+
+
+TARGET = TargetReport(
+    name="rknn-2.3.2",
+    title="Rockchip RKNN",
+    toolchain="rknn-toolkit2 2.3.2",
+    status="documented",
+    read_on="2026-11-28",
+    fits={"native": 12, "host": 1, "unknown": 1, "out of limits": 1},
+    convs={"native": 1, "unknown": 1, "out of limits": 1},
+    folded=3,
+    nodes=(
+        target_node("a", fit="out of limits", reasons=("pads 16 is not at most 15",), sources=("pdf",)),
+        target_node("b", fit="unknown", reasons=("no source says which groups it takes",), sources=("",)),
+        target_node("c", lowered="zero_fill", cost=13.4),
+        target_node("wide", op="SpaceToDepth", dilation=1, fit="host", reasons=("on the CPU",), sources=("pdf",)),
+    ),
+    remarks=("rknn-2.3.2 runs quantised models only",),
+)
+
 REPORTS: dict[str, Report] = {
     "rewritten": REWRITTEN,
     "dry-run": replace(REWRITTEN, output=None, options={"dry_run": True}),
@@ -942,6 +968,14 @@ REPORTS: dict[str, Report] = {
             for name, geometry in (("a", conv()), ("b", conv()), ("c", UNKNOWN))
         ),
         skipped=REWRITTEN.skipped,
+        seconds={},
+    ),
+    "inspected-target": report(
+        "inspected",
+        command="inspect",
+        options={"max_dilation": 1, "target": "rknn"},
+        sites=tuple(replace(kept(name, geometry=conv()), reason="inspected only") for name in ("a", "b", "c")),
+        target=TARGET,
         seconds={},
     ),
     "inspected-nothing": report("inspected", command="inspect", before=replace(BEFORE, dilated=0)),

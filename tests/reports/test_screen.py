@@ -27,13 +27,14 @@ from tests.reports.examples import (
     lost,
     region,
     site,
+    target_node,
     versus,
     won,
 )
 
 KINDS = (
     *("measured", "measured-kept", "measured-inconclusive", "measured-eliminate", "differs", "not-valid"),
-    *("dilation-left", "regions", "inspected", "bench", "equal", "built"),
+    *("dilation-left", "regions", "inspected", "inspected-target", "bench", "equal", "built"),
 )
 """A report of each kind; the golden file shows them all."""
 FILES = ("models/x.dilrewrite.report/report.html", "models/x.dilrewrite.report/report.json")
@@ -70,6 +71,18 @@ def crowd(report: Report) -> Report:
         ),
         verdict=replace(report.verdict or EQUAL, failures=() if not report.verdict else report.verdict.failures * 30),
         files=tuple(f"models/{'long/' * 20}{file}" for file in FILES),
+        target=report.target
+        and replace(
+            report.target,
+            remarks=(words,),
+            nodes=tuple(
+                target_node(
+                    f"some/long/path/{i}/{fit}", op="Conv" * (i % 9 + 1), fit=fit, reasons=(f"{'w' * i}: {words}",)
+                )
+                for i in range(40)
+                for fit in ("out of limits", "unknown", "host", "native")
+            ),
+        ),
         output=report.output and f"models/{'long/' * 20}x.onnx",
     )
 

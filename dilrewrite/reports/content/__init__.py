@@ -17,6 +17,7 @@ from dilrewrite.reports.content import (
     regions,
     repeat,
     sites,
+    target,
     tiles,
     timing,
 )
@@ -82,6 +83,7 @@ def _sections(report: Report, brief: bool) -> Iterator[tuple[str, Iterable[doc.B
         yield "Kept against the best other", timing.kept_blocks(report, measurement) if measurement is not None else ()
         yield "One place, before and after", example.example_blocks(report)
         yield "Share of the model's time", sites.share_blocks(report)
+    yield "Target", target.blocks(report.target) if report.target is not None else ()
     yield "Regions", regions.region_blocks(report, brief)
     name = "Space-to-batch sandwiches" if report.command == folds.COMMAND else "Dilated Convs"
     dilated = (name, sites.site_blocks(report, brief))

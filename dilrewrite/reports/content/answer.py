@@ -13,7 +13,7 @@ from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.proof.verdict import Verdict
 from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
-from dilrewrite.reports.content import folds
+from dilrewrite.reports.content import folds, target
 from dilrewrite.reports.content.models import identical
 from dilrewrite.reports.content.regions import taken, within
 from dilrewrite.reports.content.sites import was_measured, work
@@ -120,7 +120,7 @@ def verdict(report: Report) -> str:
             return clean(_benched(report, brief=True))
         case "inspected":
             convs = count(_convs(report), "dilated Conv") if _convs(report) else "no dilated Conv"
-            return clean(f"{convs} in {report.before.path}{time_of_convs(report)}")
+            return clean(f"{convs} in {report.before.path}{time_of_convs(report)}{_on_target(report)}")
         case "built" if report.engine is not None:
             return clean(f"built {engines.short(report.engine)} in {seconds(report.engine.build_seconds)}")
         case _:
@@ -160,6 +160,11 @@ def _noun(report: Report) -> str:
     if folded and folded == _convs(report):
         return "sandwich site"
     return "dilated operator" if pools or folded else "dilated Conv"
+
+
+def _on_target(report: Report) -> str:
+    """Return how the target takes the model, after a semicolon."""
+    return f"; {target.summary(report.target)}" if report.target is not None else ""
 
 
 def _rewrote(report: Report, *, brief: bool = False) -> str:
@@ -203,8 +208,9 @@ def _answer(report: Report) -> str:
         case "not compared":
             return f"NOT COMPARED: {before} and {after} have the same interface; {equality(report)}"
         case "inspected":
-            work = work_of_convs(report)
-            return f"{convs if total else 'no dilated Conv'} in {before}{time_of_convs(report)}{work and f'; {work}'}"
+            work, share = work_of_convs(report), time_of_convs(report)
+            found = convs if total else "no dilated Conv"
+            return f"{found} in {before}{share}{work and f'; {work}'}{_on_target(report)}"
         case "measured":
             return _benched(report)
         case "built" if report.engine is not None:

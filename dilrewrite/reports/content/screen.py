@@ -11,7 +11,7 @@ from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.keywords import in_python
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import reasons, units
-from dilrewrite.reports.content import answer, engine, folds, models, regions, sites, timing
+from dilrewrite.reports.content import answer, engine, folds, models, regions, sites, target, timing
 from dilrewrite.reports.report import ModelReport, Report, SiteReport, ValueReport
 from dilrewrite.reports.units import count, dims, joined, percent, size
 from dilrewrite.runtimes import TimeKind
@@ -74,6 +74,9 @@ def _inspected(report: Report) -> Iterator[doc.Rows]:
     """Yield what a model takes and gives, its size, and its dilated Convs, equal ones together."""
     model = report.before
     yield _row("inputs", *map(_value, model.inputs))
+    if report.target is not None:  # that is what was asked for
+        yield from target.rows(report.target)
+        return
     yield _row("outputs", *map(_value, model.outputs))
     yield _row("model", models.model_line(model).removeprefix(f"{model.path}: "))
     yield _row("work", answer.work_of_convs(report))
