@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     ("the devices that are known by name", "targets"),
     ("what one of them takes, and who says so", "targets show rknn-2.3.2"),
-    ("how a model stands to it", "inspect model.onnx --target rknn-2.3.2"),
+    ("the same for programs", "targets --json"),
 ]
 
 SHOW = "show"
