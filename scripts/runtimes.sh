@@ -18,7 +18,7 @@ if command -v npm > /dev/null && node -e 'process.exit(parseInt(process.versions
   npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$work/npm" onnxruntime-web
   export NODE_PATH="$work/npm/node_modules"
   "$work/venv/bin/python" -m pytest -q -n 2 tests/runtimes/test_onnxruntime_web.py tests/runtimes/test_contract.py -k web
-  "$work/venv/bin/dilrewrite" optimize models/aspp_segmentation.onnx --backend onnxruntime_web --budget 10 \
+  "$work/venv/bin/dilrewrite" optimize models/aspp_segmentation.onnx --backend onnxruntime_web --budget 5 \
     -o "$work/web.onnx" --force
 else
   echo "onnxruntime_web is not tried: npm, or node 20 or later, is not installed"

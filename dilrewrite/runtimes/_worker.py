@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast, final
+from typing import IO, Any, cast, final
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class Child:
     the first request; without one there is no child. `command`: what runs in place of Python, and a subclass talks to.
     """
 
-    patience_s: ClassVar[float] = 0.2
+    patience_s = 0.2
     """How long it may take to leave once its pipe is closed."""
 
     def __init__(self, timeout_s: float | None, *greeting: object, command: Sequence[str] | None = None) -> None:
@@ -300,6 +301,10 @@ def _end(
     process.stdout.close()
     noise.close()
     folder.cleanup()
+    until = time.monotonic() + patience_s
+    while Path(folder.name).exists() and time.monotonic() < until:  # a process of the child's own still writes there
+        time.sleep(0.02)
+        shutil.rmtree(folder.name, ignore_errors=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime Web, ONNX Runtime in WebAssembly, under node: onnxruntime_web.mjs is its other end."""
+"""ONNX Runtime Web, ONNX Runtime in WebAssembly, under node or in a browser: onnxruntime_web.mjs is its other end."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from dilrewrite.runtimes import (
     Options,
     Pace,
     Profile,
+    RuntimeFailure,
     TimedBackend,
     TimedOut,
     warmed,
@@ -53,11 +54,17 @@ TYPES = frozenset(
 )
 """The element types that go to JavaScript and back, besides texts."""
 
+FLAGS = {"wasm": ("--disable-gpu",), "webgpu": ("--enable-unsafe-webgpu", "--enable-features=Vulkan")}
+"""What Chromium is told besides, by provider: on Linux it needs a word before it offers WebGPU."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class OnnxRuntimeWeb(TimedBackend):
-    """ONNX Runtime Web's WebAssembly under node. `package`: the folder of the npm package, or one that holds it."""
+    """ONNX Runtime Web's WebAssembly under node, or in a `browser`: Chromium, or one like it, by its command or file.
+
+    `package`: the folder of the npm package, or one that holds it. `provider`: wasm, or in a browser webgpu.
+    """
 
     name: ClassVar = "onnxruntime_web"
     alias: ClassVar = "web"
@@ -65,9 +72,17 @@ class OnnxRuntimeWeb(TimedBackend):
     pace: ClassVar = Pace(warm_s=0.2)  # until V8 has compiled the kernels for good
 
     package: str = ""
+    browser: str = "none"
+    provider: str = "wasm"
+
+    def __post_init__(self) -> None:
+        if self.provider not in FLAGS:
+            raise ValueError(f"provider={self.provider} is neither wasm nor webgpu")
+        if self.provider == "webgpu" and self.browser == "none":
+            raise ValueError("provider=webgpu needs a browser: add browser=chromium")
 
     def missing(self) -> str | None:
-        """Return None when node and the package are there, in versions that run here."""
+        """Return None when node, the package and the browser are there, in versions that run here, and the device."""
         node = shutil.which("node")
         if node is None:
             return f"node is not installed: install Node.js {OLDEST_NODE[0]} or later, then {INSTALL}"
@@ -77,34 +92,48 @@ class OnnxRuntimeWeb(TimedBackend):
         folder = self.folder()
         if folder is None:
             return f"{PACKAGE} is not {f'in {self.package}' if self.package else 'installed'}: {INSTALL}"
-        version = _about(folder).get("version", "")
+        version = str(_about(folder).get("version", ""))
         if _numbers(version) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             return f"{PACKAGE} is {version or 'broken'} ({folder}), and {oldest} or later is needed: {INSTALL}@latest"
-        lost = [name for name in NEEDED if not (folder / "dist" / name).is_file()]
-        return f"{PACKAGE} is broken ({folder / 'dist' / lost[0]} is missing): {INSTALL}" if lost else None
+        for name in (*NEEDED, *(() if self.browser == "none" else (f"ort.{self.provider}.min.mjs",))):
+            if not (folder / "dist" / name).is_file():
+                return f"{PACKAGE} is broken ({folder / 'dist' / name} is missing): {INSTALL}"
+        if self.browser != "none" and not _version_of(self.browser):
+            return f"{self.browser} is no browser here: install one like Chromium (on Debian: apt-get install chromium)"
+        return _webgpu(self)[1] if self.provider == "webgpu" else None
 
     def folder(self) -> Path | None:
         """Return the folder of the npm package: the first of the places where node and npm look for it."""
         return next((place for place in _places(self.package) if _about(place).get("name") == PACKAGE), None)
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of the package and of node."""
+        """Return the versions of the package, of node and of the browser."""
         folder, node = self.folder(), shutil.which("node")
         assert folder is not None, "it is asked of what is ready"
         assert node is not None
-        return {PACKAGE: _about(folder)["version"], "node": _node_version(node)}
+        found = {PACKAGE: _about(folder)["version"], "node": _node_version(node)}
+        return found if self.browser == "none" else {**found, Path(self.browser).name: _version_of(self.browser)}
+
+    def device(self) -> str:
+        """Return the processor, or the device that the browser names."""
+        return _webgpu(self)[0] if self.provider == "webgpu" else TimedBackend.device(self)
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the threads, and how it runs."""
-        return {**TimedBackend.settings(self, options), "provider": "wasm", "simd": "on"}
+        return {
+            **TimedBackend.settings(self, options),
+            "provider": self.provider,
+            "simd": "on",
+            "browser": self.browser,
+        }
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
         """Return why it does not run a Conv as it is: it is the same code as ONNX Runtime on the CPU."""
         return refuses(geometry)
 
     def bench(self, options: Options) -> Bench:
-        """Return a process of node, where the clock is read too."""
+        """Return a process of node, where the clock is read too, or in a page of the browser that it starts."""
         return _NodeBench(self, options)
 
 
@@ -145,6 +174,30 @@ def _said(*command: str) -> str:
     return done.stdout.strip()
 
 
+def _version_of(browser: str) -> str:
+    """Return the version of a browser; "" for what is none."""
+    place = shutil.which(browser)
+    found = re.search(r"\d+(\.\d+)+", _said(place, "--version")) if place else None
+    return found[0] if found else ""
+
+
+@functools.cache
+def _webgpu(backend: OnnxRuntimeWeb) -> tuple[str, str | None]:
+    """Return the device that a browser runs WebGPU on, and why there is none."""
+    try:
+        child = _Node(backend, Options(timeout_s=120))
+    except RuntimeFailure as failure:
+        return "", f"provider=webgpu: {failure}"
+    child.close()
+    return child.told[0]["device"], None
+
+
+def _place(program: str) -> str:
+    """Return where a program is, for a process that starts in another folder."""
+    place = shutil.which(program)
+    return program if place is None else str(Path(place).absolute())
+
+
 def _node_version(node: str) -> str:
     return _said(node, "--version").removeprefix("v")
 
@@ -158,15 +211,28 @@ def _numbers(version: str) -> tuple[int, ...]:
 class _Node(Child):
     """node with onnxruntime_web.mjs, seen from here. A request is a header and blobs, and so is an answer."""
 
-    def __init__(self, folder: Path, options: Options) -> None:
-        threads = "default" if options.threads is None else str(options.threads)
-        script = Path(__file__).with_suffix(".mjs")
-        node = shutil.which("node") or "node"
+    def __init__(self, backend: OnnxRuntimeWeb, options: Options) -> None:
+        folder = backend.folder()
+        if folder is None:
+            raise CannotLoad(f"{PACKAGE} is gone: {INSTALL}")
+        self._in_browser = backend.browser != "none"
+        if self._in_browser:
+            self.patience_s = 5.0  # it ends the browser first
+        browser = [_place(backend.browser), *FLAGS[backend.provider]] if self._in_browser else []
         # Answers have a descriptor of their own: WebAssembly prints to standard output.
-        shell = ["sh", "-c", 'exec "$0" "$@" 3>&1 1>&2']
+        shell = ["sh", "-c", 'exec "$0" "$@" 3>&1 1>&2', _place("node")]
         super().__init__(
-            options.timeout_s, {"request": "hello"}, command=[*shell, node, str(script), str(folder), threads]
+            options.timeout_s,
+            {"request": "hello", "threads": options.threads, "provider": backend.provider},
+            command=[*shell, str(Path(__file__).with_suffix(".mjs")), str(folder), *browser],
         )
+
+    def _stop(self) -> None:
+        if self._in_browser:
+            self._late = True
+            self.process.terminate()
+        else:
+            super()._stop()
 
     def _exchange(self, request: tuple[object, ...]) -> tuple[str, Any]:
         assert self.process.stdin is not None
@@ -211,12 +277,10 @@ class _NodeBench(Bench):
     """Models in a process of node."""
 
     def __init__(self, backend: OnnxRuntimeWeb, options: Options) -> None:
-        folder = backend.folder()
-        if folder is None:
-            raise CannotLoad(f"{PACKAGE} is gone: {INSTALL}")
         self._optimize = options.optimize
         self._held: dict[str, tuple[str, Mapping[str, Array]]] = {}
-        self._child = _Node(folder, options)
+        self._child = _Node(backend, options)
+        self._tells_nodes = backend.provider == "wasm"
 
     def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:
         held = self._held.get(key)
@@ -251,8 +315,10 @@ class _NodeBench(Bench):
         return cast("list[float]", self._ask("run", order=list(order))[0]["seconds"])
 
     def profile(self, key: str, runs: int) -> Profile:
-        (text,) = self._ask("profile", key=key, runs=runs)[1]
-        return read_profile(text.decode(errors="replace"), runs)
+        header, (text,) = self._ask("profile", key=key, runs=runs)
+        if self._tells_nodes:
+            return read_profile(text.decode(errors="replace"), runs)
+        return Profile(seconds=tuple(header["seconds"][1 if runs else 0 :]), nodes=())  # nodes are queued on a GPU
 
     def outputs(self, key: str) -> dict[str, Array]:
         header, blobs = self._ask("outputs", key=key)

@@ -6,9 +6,13 @@ What starts node runs where the package is installed: scripts/runtimes.sh instal
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
-from collections.abc import Callable
+import re
+import signal
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from dilrewrite.model.elements import NAMED
 from dilrewrite.runtimes import CannotLoad, CannotRun, Crashed, Options, Runnable, TimedOut, prepared, timed_backend
 from dilrewrite.runtimes.onnxruntime_web import NEEDED, OnnxRuntimeWeb
 from tests.models_for_tests import conv1d
+from tests.runtimes.test_contract import MODELS, check_fused
 
 OPTIONS = Options(threads=1, timeout_s=120)
 
@@ -38,7 +43,7 @@ def package(folder: Path, version: str = "1.30.0", script: str = "") -> Path:
     place = folder / "onnxruntime-web"
     (place / "dist").mkdir(parents=True)
     (place / "package.json").write_text(json.dumps({"name": "onnxruntime-web", "version": version}))
-    for name in NEEDED:
+    for name in (*NEEDED, "ort.wasm.min.mjs", "ort.webgpu.min.mjs"):
         (place / "dist" / name).write_text(script)
     return place
 
@@ -120,6 +125,32 @@ def test_a_setting_counts_for_what_is_missing(computer: Path, capsys: pytest.Cap
     told = "dilrewrite: backend onnxruntime_web: onnxruntime-web is not in a: npm install onnxruntime-web\n"
     assert capsys.readouterr().err == told
     assert [file.name for file in Path().iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "code", "told"),
+    [
+        ("web:provider=cuda", 2, "--backend web:provider=cuda: provider=cuda is neither wasm nor webgpu"),
+        (
+            "web:provider=webgpu",
+            2,
+            "--backend web:provider=webgpu: provider=webgpu needs a browser: add browser=chromium",
+        ),
+        (
+            "web:browser=chromium",
+            4,
+            "backend onnxruntime_web: chromium is no browser here: install one like Chromium "
+            "(on Debian: apt-get install chromium)",
+        ),
+    ],
+)
+def test_settings_of_the_browser(
+    computer: Path, capsys: pytest.CaptureFixture[str], backend: str, code: int, told: str
+) -> None:
+    package(computer / "global")
+    onnx.save_model(conv1d(), "m.onnx")
+    assert main(["optimize", "m.onnx", "--backend", backend]) == code
+    assert capsys.readouterr().err == f"dilrewrite: {told}\n"
 
 
 # -- with node and the package ----------------------------------------------------------------------------------------
@@ -213,11 +244,9 @@ export const InferenceSession = { create: async () => ({ run: async () => { %s }
 )
 @pytest.mark.usefixtures("runtime")
 def test_what_goes_wrong_in_javascript_is_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, failure: Any, told: str
+    tmp_path: Path, temporary: Path, script: str, failure: Any, told: str
 ) -> None:
     """And nothing is left of the process and its folder."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
     mine, feeds = OnnxRuntimeWeb(package=str(package(tmp_path, script=WRONG % script))), {"x": numbers("float32", (2,))}
     with contextlib.closing(mine.bench(Options(threads=1, timeout_s=3))) as bench:
         pid = bench._child.process.pid  # type: ignore[attr-defined]
@@ -227,7 +256,7 @@ def test_what_goes_wrong_in_javascript_is_a_reason(
         if failure is CannotRun:
             bench.drop("m")  # it goes on
     assert not Path(f"/proc/{pid}").exists()
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.usefixtures("runtime")
@@ -235,6 +264,127 @@ def test_a_package_that_cannot_be_imported(tmp_path: Path) -> None:
     mine = OnnxRuntimeWeb(package=str(package(tmp_path, script="import 'nothing';")))
     with pytest.raises(CannotLoad, match=r"^onnxruntime-web cannot be imported: [^\n]*nothing[^\n]*$"):
         mine.bench(OPTIONS)
+
+
+# -- with a browser ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser(runtime: OnnxRuntimeWeb) -> OnnxRuntimeWeb:
+    found = dataclasses.replace(runtime, browser="chromium")
+    missing = found.missing()
+    if missing is not None:
+        pytest.skip(missing)
+    return found
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def processes(folder: Path) -> dict[int, str]:
+    """The processes whose temporary files lie there, and those of their groups, with their commands."""
+    groups, own, found = {}, set(), {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            if state != "Z":
+                groups[int(entry.name)] = int(group)
+                if bytes(folder) in (entry / "environ").read_bytes():
+                    own.add(int(entry.name))
+    shared = {groups[pid] for pid in own} - {os.getpgrp()}
+    for pid, group in groups.items():
+        if pid in own or group in shared:
+            with contextlib.suppress(OSError):
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    return found
+
+
+def check_nothing_is_left(folder: Path, were: Iterable[int]) -> None:
+    until = time.monotonic() + 10
+    while (left := processes(folder).keys() | (set(were) & running())) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == set()
+    assert list(folder.iterdir()) == []
+
+
+def running() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc").glob("[0-9]*") if "State:\tZ" not in status(entry)}
+
+
+def status(entry: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (entry / "status").read_text()
+    return "State:\tZ"
+
+
+def test_a_browser_computes_and_profiles_as_node_does(
+    runtime: OnnxRuntimeWeb, browser: OnnxRuntimeWeb, temporary: Path
+) -> None:
+    proto, feeds = MODELS["three nodes"]
+    outputs = []
+    for backend in (runtime, browser):
+        with contextlib.closing(backend.bench(Options(threads=2, timeout_s=120))) as bench:
+            bench.add("m", prepared(backend, Runnable(model=proto.SerializeToString()), feeds), feeds)
+            outputs.append(bench.outputs("m")["y"])
+            assert bench.open(["m"], runs=1)[0].run_s > 0
+            assert all(seconds > 0 for seconds in bench.run(["m", "m"]))
+            were = processes(temporary)
+    assert np.array_equal(*outputs)
+    check_fused(browser)
+    assert browser.settings(OPTIONS)["browser"] == "chromium"
+    assert browser.versions().keys() == {*runtime.versions(), "chromium"}
+    assert any("--type=renderer" in command for command in were.values())
+    check_nothing_is_left(temporary, were)
+
+
+PAGE = WRONG.replace("%s", "if (globalThis.document) { %s }")
+
+
+@pytest.mark.parametrize(
+    ("script", "failure", "told"),
+    [
+        ("throw new Error('a reason')", CannotRun, "^a reason$"),
+        ("throw new WebAssembly.RuntimeError('out of\\nbounds')", Crashed, "exit code 70: out of bounds$"),
+        ("setTimeout(() => { throw new Error('later') }); await new Promise(() => {})", Crashed, "later"),
+        ("await new Promise(() => {})", TimedOut, "no answer within 2 s"),
+        ("renderer", Crashed, r"exit code 70: the page crashed \(perhaps out of memory\)$"),
+        ("node", Crashed, "SIGKILL"),
+    ],
+)
+def test_what_goes_wrong_in_a_page_is_a_reason(
+    browser: OnnxRuntimeWeb, tmp_path: Path, temporary: Path, script: str, failure: Any, told: str
+) -> None:
+    """And nothing is left of the browser and its files."""
+    place = package(tmp_path, script=PAGE % script)
+    (place / "dist" / "ort.wasm.min.mjs").write_text(
+        PAGE % (script if " " in script else "await new Promise(() => {})")
+    )
+    mine, feeds = dataclasses.replace(browser, package=str(place)), {"x": numbers("float32", (2,))}
+    with contextlib.closing(mine.bench(Options(threads=1, timeout_s=120))) as bench:
+        bench.add("m", prepared(mine, Runnable(model=same("float32", (2,))), feeds), feeds)
+        if failure is TimedOut:
+            bench._child.timeout_s = 2  # type: ignore[attr-defined]
+        were = processes(temporary)
+        for pid, command in were.items():
+            if {"renderer": "--type=renderer", "node": "onnxruntime_web.mjs"}.get(script, "\0\0") in command:
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(failure, match=told):
+            bench.outputs("m")
+    check_nothing_is_left(temporary, were)
+
+
+def test_webgpu_needs_a_device(browser: OnnxRuntimeWeb) -> None:
+    gpu = dataclasses.replace(browser, provider="webgpu")
+    missing = gpu.missing()
+    if missing is None:
+        assert gpu.device() not in ("", browser.device())
+    else:
+        assert re.fullmatch(r"provider=webgpu: the browser has no WebGPU device here.*", missing)
 
 
 @pytest.mark.measures
@@ -245,4 +395,4 @@ def test_a_model_is_chosen_on_it(runtime: OnnxRuntimeWeb, tmp_path: Path) -> Non
     told = json.loads((said / "report.json").read_text())["measurement"]
     assert told["backend"] == "onnxruntime_web"
     assert told["versions"] == runtime.versions()
-    assert told["settings"] == {"threads": "default", "provider": "wasm", "simd": "on"}
+    assert told["settings"] == {"threads": "default", "provider": "wasm", "simd": "on", "browser": "none"}
