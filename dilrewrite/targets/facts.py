@@ -70,8 +70,8 @@ def _window(
         "p_begin": first,
         "p_end": last,
         "kernel": k,
-        "dilated_kernel": tuple((a - 1) * b + 1 for a, b in zip(k, d, strict=True)),
-        "dilated": any(a > 1 and b > 1 for a, b in zip(k, d, strict=True)),
+        "dilated_kernel": tuple((a - 1) * b + 1 for a, b in zip(k, d, strict=False)),
+        "dilated": any(a > 1 and b > 1 for a, b in zip(k, d, strict=False)),
     }
     for name, values in (("k", k), ("d", d), ("s", s)):
         facts |= {f"{name}{axis}": 1 for axis in AXES}
@@ -129,8 +129,10 @@ def pads(
         given = tuple(attributes.get("pads", (0,) * 2 * rank))
         return given[:rank], given[rank:]
     dilations, strides = (attributes.get(name) or (1,) * rank for name in ("dilations", "strides"))
+    if len(extents) != rank:
+        extents = (None,) * rank
     sums = []
-    for k, d, s, extent in zip(kernel, dilations, strides, extents or (None,) * rank, strict=True):
+    for k, d, s, extent in zip(kernel, dilations, strides, extents, strict=False):
         if extent is None:
             return None, None
         sums.append(max((-(-extent // s) - 1) * s + (k - 1) * d + 1 - extent, 0))

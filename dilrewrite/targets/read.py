@@ -292,7 +292,8 @@ class _Reader:
         elif fact is None and tests != ["is"] and tests != ["holds"]:
             raise self.wrong(place, "it needs an expr" if field == "products" else "only 'is' can be said of it")
         when = self.expression(data["when"], f"{place}.when", names) if "when" in data else None
-        otherwise = self.word(data.get("otherwise", "none"), f"{place}.otherwise", ("none", "host", "unknown"))
+        known = ("none", "host", "unknown") if place.startswith("operators.") else ("none", "unknown")
+        otherwise = self.word(data.get("otherwise", "none"), f"{place}.otherwise", known)
         note = self.text(data["note"], f"{place}.note") if "note" in data else ""
         if "holds" in data and not note:
             raise self.wrong(place, "a rule with 'holds' has no note", "say in words what has to be")

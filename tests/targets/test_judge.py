@@ -138,7 +138,7 @@ def test_quantised_models_are_judged_by_what_they_store() -> None:
         return model
 
     assert fits(quantised(TensorProto.INT8), "ethos-u-vela-5.2")["conv"] is Fit.NATIVE
-    assert fits(quantised(TensorProto.UINT16), "ethos-u-vela-5.2")["conv"] is Fit.HOST
+    assert fits(quantised(TensorProto.UINT16), "ethos-u-vela-5.2")["conv"] is Fit.OUT
     assert judge(quantised(TensorProto.INT8), find("ethos-u-vela-5.2")).remarks == ()
     assert "quantise" in judge(conv(), find("ethos-u-vela-5.2")).remarks[0]
 
