@@ -21,9 +21,9 @@ SIZES = (1, 2, 3, 4, 5, 7, 8, 15, 16)
 def sample(**changes: Any) -> dict[str, Any]:
     """The facts of a Conv: 3x3, 8 channels, 64x64, with changes; what is said of two axes goes for `rank` axes."""
     known: dict[str, Any] = {
-        "rank": 2, "k": (3, 3), "d": (1, 1), "s": (1, 1), "begin": (0, 0), "end": (0, 0), "extents": (64, 64), "group": 1,
-        "channels": (8, 8), "batch": 1, "auto_pad": "NOTSET", "weights": "constant", "input_dtype": "int8",
-        "output_dtype": "int8",
+        "rank": 2, "k": (3, 3), "d": (1, 1), "s": (1, 1), "begin": (0, 0), "end": (0, 0), "extents": (64, 64),
+        "group": 1, "channels": (8, 8), "batch": 1, "auto_pad": "NOTSET", "weights": "constant",
+        "input_dtype": "int8", "output_dtype": "int8",
     } | changes  # fmt: skip
     rank = known.pop("rank")
     for name in ("k", "d", "s", "begin", "end", "extents"):
@@ -137,9 +137,15 @@ def tensors() -> Iterator[dict[str, Any]]:
 
 def operators(op: str) -> Iterator[Mapping[str, Any]]:
     """Nodes of an operator, small and large, of several ranks, with every attribute that rules may ask for."""
-    for rank, batch, channels, extent in itertools.product(
-        (2, 3, 4, 5, 6, 9, 11), (1, 2, 256), (8, 9, 2049), (4, 5, 91)
-    ):
+    ranks = [(rank, 1, 8, 4) for rank in (2, 3, 4, 5, 6, 9, 11)]
+    for rank, batch, channels, extent in [
+        *ranks,
+        (4, 2, 8, 4),
+        (4, 256, 8, 5),
+        (4, 1, 9, 5),
+        (4, 1, 2049, 4),
+        (4, 1, 8, 91),
+    ]:
         shape = [batch, channels, *[extent] * (rank - 2)][:rank]
         for attributes, integers in attributes_of(op, rank):
             if op == "ConvTranspose":
@@ -209,8 +215,7 @@ def conv_fit(name: str, **change: Any) -> Fit:
 
 @pytest.mark.parametrize(
     ("d", "set_of_four", "powers"),
-    [(1, True, True), (2, True, True), (4, True, True), (8, True, True), (16, False, True), (12, False, False)]
-    + [(3, False, False), (7, False, False), (6, False, False)],
+    [*((d, True, True) for d in (1, 2, 4, 8)), (16, False, True), *((d, False, False) for d in (3, 6, 7, 12))],
 )
 def test_sets_of_dilations(d: int, set_of_four: bool, powers: bool) -> None:
     """12 goes neither under {1, 2, 4, 8} nor under powers of two; the 4 and the 3 of it do, and do not."""
@@ -221,7 +226,7 @@ def test_sets_of_dilations(d: int, set_of_four: bool, powers: bool) -> None:
 
 @pytest.mark.parametrize(("d", "fit"), [(1, Fit.NATIVE), (2, Fit.OUT), (3, Fit.OUT)])
 def test_causal_pads_under_less_than_kernel(d: int, fit: Fit) -> None:
-    """A causal Conv pads d*(k-1) in front alone: below a kernel of 3 only without dilation, where SAME still goes at 2."""
+    """A causal Conv pads d*(k-1) in front alone: below a kernel of 3 without dilation only; SAME still goes at 2."""
     assert conv_fit("nvidia-dla", d=(1, d), k=(3, 3), begin=(0, 2 * d), end=(0, 0)) is fit
     same = Fit.NATIVE if d <= 2 else Fit.OUT
     assert conv_fit("nvidia-dla", d=(d, d), begin=(d, d), end=(d, d)) is same
