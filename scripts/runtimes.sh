@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs what other runtimes than ONNX Runtime promise, for real, in a virtual environment of their own in folder $1: the
 # tests of the runtime protocol, `optimize` on a demo model, and TFLite's interpreter on what is written for it. ONNX Runtime
-# Web has its turn where npm and node are installed.
+# Web has its turn where npm and node are installed, ncnn where it and pnnx install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-$(mktemp -d)}
@@ -22,4 +22,14 @@ if command -v npm > /dev/null && node -e 'process.exit(parseInt(process.versions
     -o "$work/web.onnx" --force
 else
   echo "onnxruntime_web is not tried: npm, or node 20 or later, is not installed"
+fi
+
+# ncnn, with pnnx, of which only the program is used: it asks for torch, which is left out.
+if timeout 120 "$work/venv/bin/pip" install -q -e '.[ncnn]' &&
+  timeout 120 "$work/venv/bin/pip" install -q --no-deps 'pnnx>=20261020'; then
+  "$work/venv/bin/python" -m pytest -q -n 2 tests/runtimes/test_ncnn.py tests/runtimes/test_contract.py -k ncnn
+  "$work/venv/bin/dilrewrite" optimize models/causal_tcn.onnx --backend ncnn --threads 1 --budget 10 \
+    -o "$work/ncnn.onnx" --force
+else
+  echo "ncnn is not tried: it or pnnx did not install within two minutes"
 fi

@@ -225,13 +225,13 @@ class Builder:
         filled = self.fills and tensor.name not in self._exit
         if filled and self.opset < 11:
             raise self._lacks(f"Pad for {self.storage} (opset 11)")
-        pads = [*begin, *end]
+        pads, spelled = [*begin, *end], {"mode": "constant"}  # its default: pnnx takes no Pad that leaves it out
         if self.opset >= 11:
             inputs = [tensor.name, self.vector(pads), *([FILL] if filled else [])]
-            return self._layout(self._add("Pad", inputs), shape)
+            return self._layout(self._add("Pad", inputs, spelled), shape)
         static = known(pads)
         if static is not None:
-            return self._layout(self._add("Pad", [tensor.name], {"pads": static}), shape)
+            return self._layout(self._add("Pad", [tensor.name], {**spelled, "pads": static}), shape)
         if self.opset < 10:
             raise self._lacks(
                 "Pad with amounts computed at run time (opset 11) nor Slice with ends computed at run time (opset 10)"
@@ -239,7 +239,7 @@ class Builder:
         # Opset 10: pad by the upper bounds, then cut to the computed length.
         widest = known([value.bound if isinstance(value, Symbol) else value for value in pads])
         assert widest is not None, "a computed pad has an upper bound"
-        wide = Tensor(self._add("Pad", [tensor.name], {"pads": widest}), tuple(shape))
+        wide = Tensor(self._add("Pad", [tensor.name], {**spelled, "pads": widest}), tuple(shape))
         cuts = {}
         for axis, (b, e) in enumerate(zip(begin, end, strict=True)):
             if isinstance(b, Symbol) or isinstance(e, Symbol):
