@@ -116,6 +116,7 @@ class Pass(Verify, total=False):
     strategy: str | None
     eliminate: bool
     max_dilation: int
+    target: str | None
     lift_all: bool
     only: str | None
     skip: str | None

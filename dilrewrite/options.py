@@ -211,10 +211,11 @@ class Scope(Stage):
                 re.compile(pattern or "")
             except re.error as error:
                 raise UsageError(f"--{name} {pattern}: not a regular expression: {error}") from error
-        others = ("strategy", "eliminate", "max_dilation", "only", "skip") if self.decisions is not None else ()
-        for other in map(self.options().__getitem__, others):
-            if getattr(self, other.name) != other.default:
-                problem = f"--decisions says which forms to take, and {other.flag} too"
+        says = "decisions strategy eliminate max_dilation target only skip", "target strategy eliminate max_dilation"
+        for name, other in ((name, other) for name, *others in map(str.split, says) for other in others):
+            known = self.options()[other]
+            if getattr(self, name) is not None and getattr(self, other) != known.default:
+                problem = f"--{name} says which forms to take, and {known.flag} too"
                 raise UsageError(problem, hint="leave one of them out")
 
 

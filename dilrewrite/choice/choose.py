@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from dilrewrite.choice.fitted import Fitted
 from dilrewrite.choice.reason import Condition, Reason, Why
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import AddKernelAxis, CoreConv, Fragment
-from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.geometry import ConvGeometry, Limit
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.sandwich import Sandwich
@@ -35,6 +36,7 @@ class Candidate:
     `spelling` names the strategy with its settings, as `--strategy` takes it. `covers`: the nodes that go; of
     candidates that share one only one can be taken. `holds_for`: what its exactness hangs on; a form for which there
     is something is taken to eliminate dilation and when asked for, never otherwise. `only_prunes`: see `Strategy`.
+    `fitted`: how what it writes fits the target, where there is one.
     """
 
     strategy: str
@@ -45,6 +47,7 @@ class Candidate:
     covers: frozenset[Place] = frozenset()
     holds_for: tuple[Condition, ...] = ()
     only_prunes: bool = False
+    fitted: Fitted | None = None
 
     @property
     def cost(self) -> float:
@@ -60,6 +63,18 @@ class Candidate:
         convs = [core for core in self.fragment.core if isinstance(core, CoreConv)]
         lifted = any(len(core.kernel) > 2 and any(isinstance(e, AddKernelAxis) for e in core.weight) for core in convs)
         return lifted, bool(self.holds_for), self.cost
+
+    @property
+    def fit_order(self) -> tuple[float, ...]:
+        """Return the sorting key where a target is to run it: how it fits, then the estimate with the target's work."""
+        assert self.fitted is not None, "it was held to a target"
+        return (*self.fitted.order, *self.order[:2], self.cost_on_target)
+
+    @property
+    def cost_on_target(self) -> float:
+        """Return the estimate, with what the target's compiler makes of a dilation that stays."""
+        more = self.fitted.work - 1 if self.fitted is not None else 0.0
+        return self.cost + more * self.multiply_adds
 
 
 def holds_for(site: Site, strategy: Strategy, fragment: Fragment) -> tuple[Condition, ...]:
@@ -113,14 +128,12 @@ def _assumed(meaning: object, site: Site) -> object:
     return replace(meaning, geometry=typical) if isinstance(meaning, Sandwich) else typical
 
 
-def candidates(
-    site: Site, offered: Mapping[str, Strategy], max_dilation: int = 1
-) -> tuple[list[Candidate], list[Refusal]]:
+def candidates(site: Site, offered: Mapping[str, Strategy], limit: Limit = 1) -> tuple[list[Candidate], list[Refusal]]:
     """Return the forms that apply to a site, the one to try first in front, and the refusals of the others."""
     found: list[Candidate] = []
     refused: list[Refusal] = []
     for name, strategy in offered.items():
-        chosen = with_max_dilation(strategy, max_dilation) if max_dilation > 1 else strategy
+        chosen = with_max_dilation(strategy, limit) if limit != 1 else strategy
         how: dict[str, Any] = {"storage": site.storage, "fixed_weights": site.fixed_weights}
         fragment = sized = plan(name, chosen, site.meaning, site.opset, **how)
         unknown = isinstance(fragment, Fragment) and None in (fragment.multiply_adds, fragment.elements_moved)

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from dilrewrite.choice import choose
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.decisions import Decided
+from dilrewrite.choice.fits import Fitter
 from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.chain import Chain
@@ -32,6 +33,7 @@ from dilrewrite.runtimes import Array
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import too_new
 from dilrewrite.splice.editor import Reader
+from dilrewrite.targets import Fit
 from dilrewrite.timing.outcome import Outcome
 
 
@@ -66,6 +68,7 @@ class Decider:
     seen: Callable[[Site], Sequence[Mapping[str, Array]]] = lambda _: ()
     around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     read: Reader = numpy_helper.to_array
+    fitter: Fitter | None = None
 
     def __post_init__(self) -> None:
         limit, strategy = self.scope.max_dilation, self.scope.strategy
@@ -91,7 +94,8 @@ class Decider:
         """Return which forms a site may get."""
         scope, geometry = self.scope, site.geometry
         folds = isinstance(site.meaning, Sandwich)
-        offered, refused = (self.sandwich_planner if folds else self.planner).candidates(site)
+        planner = self.sandwich_planner if folds else self.fitter or self.planner
+        offered, refused = planner.candidates(site)
 
         def considered(why: Why | None, wanted: Sequence[choose.Candidate] = ()) -> Considered:
             forms = Considered(site=site, offered=tuple(offered), refused=tuple(refused), wanted=tuple(wanted))
@@ -105,6 +109,9 @@ class Decider:
         reason = left_out(scope, site)
         if reason is not None:
             return considered(Why(reason=reason))
+        if self.fitter is not None:
+            own, why, fitting = self.fitter.choice(site, offered, refused)
+            return replace(considered(why, fitting), own=own)
         if not folds and scope.max_dilation > 1 and geometry.max_dilation <= scope.max_dilation:
             return considered(Why(reason=Reason.SMALL_DILATION, number=scope.max_dilation))
         asked: list[choose.Candidate] = []
@@ -196,7 +203,8 @@ class Decider:
         """Return that a site stays, with its SAME_* pads made explicit where a runtime needs that."""
         site = considered.site
         decision = Decision(considered=considered, measured=measured, why=why, unproved=unproved)
-        if not isinstance(site.meaning, ConvGeometry) or not site.geometry.auto_pad.startswith("SAME"):
+        same = isinstance(site.meaning, ConvGeometry) and site.geometry.auto_pad.startswith("SAME")
+        if not same or self.fitter is not None:  # what a target runs stays as it is
             return decision
         keep = plan("keep", strategies()["keep"], site.geometry, site.opset, storage=site.storage)
         if isinstance(keep, Refusal):
@@ -221,8 +229,13 @@ def remaining(
 ) -> tuple[Decision | Skipped, ...]:
     """Return the nodes that keep a dilation above the limit and are not excused by --skip or --only.
 
+    With a target, the sites that it does not take.
+
     `pools`: poolings too, where the target takes none that is dilated.
     """
+    if scope.target is not None:
+        out = (one for one in decisions if one.fitted is not None and one.fitted.fit is Fit.OUT)
+        return tuple(one for one in out if left_out(scope, one.site) is None)
     limit = scope.max_dilation
     skipped = [node for node in found.skipped if node.convolution or (pools and node.op in POOLS)]
     counted = [one for one in decisions if pools or not is_pool(one)]

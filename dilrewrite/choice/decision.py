@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dilrewrite.choice.choose import Candidate
+from dilrewrite.choice.fitted import Fitted
 from dilrewrite.choice.reason import Why
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import Refusal
@@ -22,6 +23,7 @@ class Considered:
     `offered` are the forms that apply, `refused` the others; `wanted` those of which it may get one, the first to try
     in front: none, when it stays as it is. `why`: why it does, or why the wanted ones are wanted, `None` where
     measuring tells. `measurable`: timings decide between the wanted ones. `inside`: keys of the sites in a region.
+    `own`: how the site as it stands fits the target, where there is one.
     """
 
     site: Site
@@ -31,6 +33,7 @@ class Considered:
     why: Why | None = None
     measurable: bool = False
     inside: tuple[str, ...] = ()
+    own: Fitted | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,12 @@ class Decision:
     def fragment(self) -> Fragment | None:
         """Return what replaces the site; `None`: nothing."""
         return self.candidate.fragment if self.candidate is not None else None
+
+    @property
+    def fitted(self) -> Fitted | None:
+        """Return how what stands there now fits the target; `None` without one."""
+        taken = self.candidate or (self.region.candidate if self.region is not None else None)
+        return taken.fitted if taken is not None else self.considered.own
 
     @property
     def strategy(self) -> str:

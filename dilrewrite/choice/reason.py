@@ -29,6 +29,14 @@ class Reason(StrEnum):
     """The forced form does not apply. `refusals`: it."""
     CANNOT_GO = "cannot go"
     """Every form leaves a dilation. `refusals`: of all that do not apply."""
+    NATIVE = "native"
+    """The target `said` runs it as it is."""
+    FITS = "fits"
+    """It fits the target better than the site, of which `said` says why it does not fit. `number`: how many fit so."""
+    CHEAPER = "cheaper"
+    """It takes less work on the target than what its compiler makes of the dilation: `share` of that."""
+    NO_FIT = "no fit"
+    """`said`: why the target does not run it; no form fits better. `refusals`: of all that do not apply or not fit."""
     NO_PADS = "no pads"
     """Nothing applies, not even explicit pads. `refusals`: of these."""
     NO_FORM = "no form"
@@ -113,6 +121,7 @@ class Why:
     number: int = 0
     total: int = 0
     share: float | None = None
+    factor: float = 1.0
     said: str | None = None
     forms: tuple[FormTiming, ...] = ()
     refusals: tuple[Refusal, ...] = ()

@@ -18,6 +18,7 @@ OWN = {
 EXAMPLES = [
     ("whatever is fastest here, at the size that you deploy", "optimize model.onnx --shape 1x3x512x512"),
     ("no dilated Conv is left", "optimize model.onnx --eliminate -o undilated.onnx"),
+    ("what a device does not take is rewritten, and nothing else", "optimize model.onnx --target rknn-2.3.2"),
     ("one form, in some Convs", "optimize model.onnx --strategy space-to-batch --only aspp"),
     ("show what would be measured", "optimize model.onnx --dry-run"),
     ("measured on TensorRT, with an engine of the result", "optimize model.onnx --backend trt --build-engine"),
@@ -25,7 +26,7 @@ EXAMPLES = [
 
 
 @command(
-    "model strategy eliminate max_dilation lift_all only skip decisions backend budget min_gain_percent threads "
+    "model strategy eliminate max_dilation target lift_all only skip decisions backend budget min_gain_percent threads "
     "cache no_cache shapes inputs seed custom_op_library verify rtol atol output force dry_run report report_format "
     f"no_report save_decisions keep_micro external_data build_engine engine {ENGINE} as_json verbose quiet",
     EXAMPLES,

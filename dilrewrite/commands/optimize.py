@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dilrewrite import targets
 from dilrewrite.choice import decisions, regions, whole
-from dilrewrite.choice.decide import Decider, is_pool, matches, remaining
+from dilrewrite.choice.decide import Decider, is_pool, left_out, matches, remaining
 from dilrewrite.choice.decision import Decision
+from dilrewrite.choice.fits import Fitter
 from dilrewrite.choice.reason import Reason
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.choice.whole import Choosing, Chosen
@@ -37,7 +39,11 @@ from dilrewrite.sites.find import with_pools
 from dilrewrite.splice.plain import plain
 from dilrewrite.splice.rewrite import Rewritten, mark
 from dilrewrite.staging import Staging
+from dilrewrite.targets import Judgement
 from dilrewrite.tensorrt import bindings, engines
+
+LEFT = ("dilation left", "does not fit")
+"""Statuses where something stays that was to go: for a device without dilation, and for a named target."""
 
 
 def optimize(
@@ -81,6 +87,7 @@ class _Job:
     target: Path | None
     engine: Path
     started: engines.Started | None
+    fitter: Fitter | None
     reports: Path | None
 
     @property
@@ -99,6 +106,7 @@ class _Done:
     changed: bool
     left: Sequence[Decision | Skipped]
     verdict: Verdict | None
+    fits: Judgement | None
 
 
 def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
@@ -136,12 +144,20 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
         found = _with_pools(run.find(model, regions=True, sandwiches=True), options.scope)
         found = _with_sandwiches(found, options.scope)
     _check_only(_named(run, found), options.scope.only)
-    return _Job(run, model, found, settings, target, engine, started, reports)
+    fitter = None
+    if options.scope.target is not None:  # an error before long work
+        if options.measuring.backend != "auto":
+            problem = "--target names a device that is not here, and --backend what to time on"
+            raise UsageError(problem, hint="leave one of them out")
+        profile = targets.find(options.scope.target)
+        fitter = Fitter(profile, model.proto, settings.shapes, functools.partial(read_tensor, model))
+        found = replace(found, normalisations=(), regions=())
+    return _Job(run, model, found, settings, target, engine, started, fitter, reports)
 
 
 def _with_pools(found: Found, scope: Scope) -> Found:
     """Return what was found, with the poolings where they are to be rewritten: by the options, or by the decisions."""
-    asked = scope.eliminate or (scope.strategy or "").partition(":")[0] == "phase_pools"
+    asked = scope.eliminate or scope.target is not None or (scope.strategy or "").partition(":")[0] == "phase_pools"
     if scope.decisions is not None:
         decided = decisions.read(scope.decisions)
         asked = any(site.key in decided for site in found.pools)
@@ -159,7 +175,7 @@ def _with_sandwiches(found: Found, scope: Scope) -> Found:
     if scope.decisions is not None:
         decided = decisions.read(scope.decisions)
         apart = [one for one in apart if one.key in decided]
-    elif scope.eliminate or (scope.strategy or FOLD).partition(":")[0] != FOLD:
+    elif scope.eliminate or scope.target is not None or (scope.strategy or FOLD).partition(":")[0] != FOLD:
         return replace(found, sandwiches=(), remarks=(*found.remarks, *to_fold(apart)))
     return replace(found, sites=(*found.sites, *apart), sandwiches=())
 
@@ -173,12 +189,13 @@ def _choosing(job: _Job) -> Choosing:
         decisions.check(options.scope.decisions, decided, found)
     proofs = functools.partial(run.clock, "prove")
     read = functools.partial(read_tensor, model)
-    decider = Decider(options.scope, options.proving, Source(model.proto), decided, around=proofs, read=read)
+    source = Source(model.proto)
+    decider = Decider(options.scope, options.proving, source, decided, around=proofs, read=read, fitter=job.fitter)
     with run.clock("plan"):
         considered = [decider.consider(site) for site in job.sites]
         around = regions.consider(decider, found)
     tuning = None
-    if (job.sites or around) and decided is None and options.measuring.seconds > 0:
+    if (job.sites or around) and decided is None and job.fitter is None and options.measuring.seconds > 0:
         tuning = _tuning(job, decider)
         if not options.scope.eliminate:
             around = [entry for entry in around if regions.may_gain(entry, tuning.meter.backend)]
@@ -208,8 +225,16 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     changed = bool(any(d.fragment or d.explicit for d in every) or job.found.normalisations)
     if proving.verify == "none" and changed:
         mark(chosen.rewritten.proto, "unverified")
-    left = remaining(settled, job.found, scope, pools=_for_tensorrt(job.run.options)) if scope.eliminate else ()
+    left: Sequence[Decision | Skipped] = ()
+    if scope.eliminate or job.fitter is not None:
+        left = remaining(settled, job.found, scope, pools=_for_tensorrt(job.run.options))
+    fits: Judgement | None = None
+    broken: tuple[str, ...] = ()
+    if job.fitter is not None:
+        left = (*left, *(one for one in job.fitter.stuck(job.found.skipped) if left_out(scope, one) is None))
+        fits, broken = job.fitter.after(chosen.rewritten.proto)
     wrong = tuple(reasons.wrong(decision) for decision in every if decision.wrong)
+    wrong = (*wrong, *broken)
     if measures is not None and measures.differs is not None:
         wrong = (*wrong, reasons.words(measures.differs, measures.meter.backend.name))
     if changed and proving.verify != "none":
@@ -220,7 +245,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
         verdict = Verdict(level=proving.verify, passed=False, failures=wrong, skipped="a form is wrong")
     elif not left:  # else nothing will be written
         verdict = _verdict(job, chosen, changed)
-    return _Done(choosing, chosen, notes_of(choosing.tuning), changed, left, verdict)
+    return _Done(choosing, chosen, notes_of(choosing.tuning), changed, left, verdict, fits)
 
 
 def _for_tensorrt(options: CommandOptions) -> bool:
@@ -256,7 +281,7 @@ def _status(job: _Job, done: _Done, sites: Sequence[SiteReport], around: Sequenc
     if verdict is not None and verdict.checker_after:
         return "not valid"
     if done.left:
-        return "dilation left"
+        return LEFT[job.fitter is not None]
     if any(decision.fragment is not None for decision in (*done.chosen.regions, *done.chosen.settled)):
         return "rewritten"
     if not job.sites:
@@ -274,7 +299,7 @@ def _report(job: _Job, done: _Done) -> Report:
     dilations = {site.key: site.max_dilation_left for site in sites}
     around = tuple(describe.region(decision, on, dilations) for decision in done.chosen.regions)
     status = _status(job, done, sites, around)
-    written = status not in ("differs", "not valid", "dilation left")
+    written = status not in ("differs", "not valid", *LEFT)
     told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}
     left = sum(decision.max_dilation > 1 and not is_pool(decision) for decision in settled)
     left += len(found.sites) if job.run.command == "fold" else 0
@@ -304,6 +329,7 @@ def _report(job: _Job, done: _Done) -> Report:
         remaining=tuple(reasons.left(node, on) for node in done.left),
         verdict=verdict,
         measurement=measurement,
+        target=targets.report(job.fitter.profile, done.fits) if job.fitter is not None and done.fits else None,
         notes=(
             *done.notes,
             *_unmatched(_named(job.run, found), options.scope),
@@ -366,7 +392,7 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             tuning = functools.partial(_tuning, job, done.choosing.decider) if known is None else lambda: known
             lines = micro.stage(result, parts, tuning, places.keep_micro, staging)
             result = replace(result, notes=(*result.notes, *lines))
-        if job.reports is not None and (places.report is not None or result.status != "dilation left"):
+        if job.reports is not None and (places.report is not None or result.status not in LEFT):
             result = write_reports(result, job.reports, staging, places.report_format)
         staging.commit()
     return result

@@ -27,6 +27,7 @@ from dilrewrite.reports.report import (
     ModelReport,
     RegionNode,
     RegionReport,
+    SiteFit,
     SiteReport,
     ValueReport,
 )
@@ -63,8 +64,16 @@ def site(decision: Decision, backend: str = "") -> SiteReport:
         question=measured.question,
         predicted_gain=decision.gain,
         region=decision.region.site.key if decision.region is not None else None,
+        fit=_fit(decision),
         sandwich=isinstance(found.meaning, Sandwich),
     )
+
+
+def _fit(decision: Decision) -> SiteFit | None:
+    own, now = decision.considered.own, decision.fitted
+    if own is None or now is None:
+        return None
+    return SiteFit(before=own.fit, because=own.because, after=now.fit, host=now.host, because_after=now.because)
 
 
 def region(decision: Decision, backend: str = "", sites: Mapping[str, int] | None = None) -> RegionReport:

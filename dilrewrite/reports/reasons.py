@@ -49,6 +49,11 @@ WORDS = {
     Reason.FORCED: "forced by --strategy",
     Reason.REFUSED: "{why.refusals[0].strategy} refuses: {why.refusals[0].reason}",
     Reason.CANNOT_GO: "no form leaves it without such a dilation ({refusals})",
+    Reason.NATIVE: "{why.said} runs it as it is",
+    Reason.FITS: "{why.said}; of {count} that {fit} the cheapest by the estimate of multiply-adds and elements moved",
+    Reason.CHEAPER: "the target's compiler makes {ratio:.3g}x the work of the dilation; by that and the estimate of "
+    "elements moved it takes {share}",
+    Reason.NO_FIT: "{why.said}; no form fits better{refused}",
     Reason.NO_PADS: "no form applies, nor can its own pads be made explicit ({why.refusals[0].reason}): " + SPELL_PADS,
     Reason.NO_FORM: "no other form applies",
     Reason.DECIDED: "by the decisions file",
@@ -130,6 +135,7 @@ def untimed(form: FormTiming, backend: str = "", whole: str = "Conv") -> str:
 
 def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
     """Return a reason in words; `backend`: what was measured on; `whole`: what it is of, a Conv or a region."""
+    refusals = "; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in why.refusals)
     return WORDS[why.reason].format(
         why=why,
         backend=backend,
@@ -142,8 +148,11 @@ def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
         rest=f"; {why.number} of {why.total} forms not timed" if why.number else "",
         count=f"{why.number} form{'s' if why.number != 1 else ''}",
         share=small(why.share),
+        fit="fits" if why.number == 1 else "fit",
+        ratio=why.factor,
+        refused=f" ({refusals})" if refusals else "",
         forms="; ".join(dict.fromkeys(untimed(form, backend, whole) for form in why.forms)),
-        refusals="; ".join(f"{refusal.strategy}: {refusal.reason}" for refusal in why.refusals),
+        refusals=refusals,
         because=words(why.because, backend, whole) if why.because is not None else "",
     )
 

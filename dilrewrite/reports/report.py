@@ -36,7 +36,14 @@ SCHEMA_VERSION = 2
 PACKAGES = ["onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx-graphsurgeon", "tensorrt", "tensorrt-rtx", "torch"]
 
 DONE = ("rewritten", "kept", "inconclusive", "nothing to rewrite", "equal", "inspected", "measured", "built")
-EXIT_CODES = {**dict.fromkeys(DONE, 0), "not compared": 1, "dilation left": 1, "differs": 3, "not valid": 3}
+EXIT_CODES = {
+    **dict.fromkeys(DONE, 0),
+    "not compared": 1,
+    "dilation left": 1,
+    "does not fit": 1,
+    "differs": 3,
+    "not valid": 3,
+}
 """The exit code of each status."""
 
 
@@ -68,6 +75,22 @@ class CandidateReport:
     outputs count; inputs, which are there before, do not. `None` when not measured: that is done on ONNX Runtime's CPU
     provider, on Linux with glibc.
     """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteFit:
+    """How a site fits a target: `native`, `host` (the target's host runs it), `unknown` or `out of limits`."""
+
+    before: str
+    """As it stands in the model."""
+    because: str
+    """The rule that says so, with its source; empty where it is native."""
+    after: str
+    """What stands there now: as the worst of its nodes."""
+    host: int
+    """How many of these the target's host runs."""
+    because_after: str
+    """The rule that says so; empty where all are native."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +144,8 @@ class SiteReport:
     ends: tuple[str, ...] = ()
     """Where a Conv of quantised data leaves the quantised domain: what reads its real numbers, with no QuantizeLinear
     in between; empty where it stays inside, and for other Convs."""
+    fit: SiteFit | None = None
+    """How it fits the target of `--target`; `None` without one."""
     sandwich: bool = False
     """Whether it is a space-to-batch sandwich: several nodes that compute the dilated Conv of this geometry."""
 

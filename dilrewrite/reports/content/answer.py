@@ -27,7 +27,7 @@ from dilrewrite.timing.stopwatch import VISIBLE, Comparison
 
 TONES = {
     **dict.fromkeys(("rewritten", "kept", "nothing to rewrite", "equal", "built"), "good"),
-    **dict.fromkeys(("inconclusive", "dilation left", "not compared"), "warn"),
+    **dict.fromkeys(("inconclusive", "dilation left", "does not fit", "not compared"), "warn"),
     **dict.fromkeys(("differs", "not valid"), "bad"),
 }
 """The tone of a status; the others have none."""
@@ -185,10 +185,10 @@ def _answer(report: Report) -> str:
     after = report.after.path if report.after is not None else "the other model"
     match report.status:
         case "rewritten":
-            return f"{_rewrote(report)}; {equality(report)}; {_destination(report)}"
+            return f"{_rewrote(report)}{_on_target(report)}; {equality(report)}; {_destination(report)}"
         case "kept" | "inconclusive":
             destination = _destination if report.measurement is not None and report.measurement.estimated_s else _output
-            return f"{_kept(report, total)}; {destination(report)}"
+            return f"{_kept(report, total)}{_on_target(report)}; {destination(report)}"
         case "nothing to rewrite":
             what = "no dilated Conv" if not total else f"none of {convs} can be rewritten"
             return f"nothing to rewrite: {what}; {_output(report, 'the output')}"
@@ -202,6 +202,8 @@ def _answer(report: Report) -> str:
             limit = report.options.get("max_dilation", 1)
             above = f" above {limit}" if isinstance(limit, int) and limit > 1 else ""
             return f"DILATION LEFT: {len(report.remaining)} of {convs} keep a dilation{above}; no model written"
+        case "does not fit" if report.target is not None:
+            return f"DOES NOT FIT {report.target.name}: {len(report.remaining)} of {convs}; no model written"
         case "equal":
             alone = f"; {FOUND_AFTER}" if report.verdict is not None and report.verdict.checker_after else ""
             return f"{equality(report)}: {before} and {after}{alone}"

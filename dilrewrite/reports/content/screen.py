@@ -131,6 +131,8 @@ def _done(report: Report) -> Iterator[doc.Rows]:
         "rewritten" if report.status == "rewritten" else "tried", *_regions(report), *_sites(report, "rewritten")
     )
     yield _row("kept", *_sites(report, "kept"))
+    if report.target is not None:
+        yield from target.rows(report.target)
     exact, proofs = sites.proved(report)
     proved = f"{exact} of {count(proofs, 'form')} bit for bit" if proofs else ""
     compared = answer.equality(report) if verdict is not None and report.command in WRITERS else ""
@@ -267,6 +269,8 @@ def _next(report: Report) -> Iterator[str]:
             yield f"{_call(report, 'bench', path, report.output)}: on the machine that will run it"
         case "dilation left":
             yield "--max-dilation N lets dilations up to N stay; without --eliminate the fastest forms are taken"
+        case "does not fit":
+            yield "--skip REGEX leaves a node as it is; `dilrewrite targets show NAME` prints the rules with sources"
         case "differs" | "not valid" if report.command in WRITERS:
             yield "--skip REGEX leaves a node as it is; the reports name those that differ"
         case "equal" if report.command == "verify" and report.engine is None and report.after is not None:

@@ -1,0 +1,215 @@
+"""Says how the forms of a site fit a target: the nodes that each writes are held to the target's profile.
+
+A form is written into a model of the site alone, of the sizes that it has in the whole one, and judged there. So no
+form says anything of a target, and no profile of a form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from dilrewrite.choice import choose
+from dilrewrite.choice.fitted import Fitted, fitted
+from dilrewrite.choice.reason import Reason, Why
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.geometry import Limit, divisors
+from dilrewrite.forms.pools import PoolGeometry, pool_forms
+from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy
+from dilrewrite.model.elements import NUMBERED
+from dilrewrite.model.light import graph_shapes, without_weights
+from dilrewrite.model.shapes import believed
+from dilrewrite.model.walk import fed, scopes
+from dilrewrite.proof.carve import Source
+from dilrewrite.sites import Site, Skipped
+from dilrewrite.splice.editor import Reader
+from dilrewrite.splice.rewrite import rewrite
+from dilrewrite.targets import Fit, Judgement, NodeFit, Profile, facts, judge
+from dilrewrite.timing import neighbourhood
+from dilrewrite.timing.profiling import Profiled, Shape, SiteRun
+
+Sizes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """A site as a model of its own: the model, the site in it, the sizes of its inputs, how its nodes fit by output."""
+
+    model: ModelProto
+    site: Site
+    shapes: Sizes
+    nodes: Mapping[str, NodeFit]
+
+
+@dataclass
+class Fitter:
+    """Holds sites of one model and their forms to a target. `shapes`: sizes of inputs, by name; `read` reads weights.
+
+    Raises `UsageError` where the target takes static sizes only and a size of an input is not known.
+    """
+
+    profile: Profile
+    proto: ModelProto
+    shapes: Sizes
+    read: Reader
+    judged: Mapping[str, NodeFit] = field(init=False)
+    _tensors: dict[Any, Shape] = field(init=False)
+    _alone: dict[str, _Alone] = field(default_factory=dict)
+    _planned: dict[tuple[object, ...], tuple[list[choose.Candidate], list[Refusal]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Judge the model as it is, and infer the sizes of its tensors."""
+        self.source = Source(self.proto)
+        self.judged = {one.key: one for one in judge(self.proto, self.profile, self.shapes).nodes}
+        light = without_weights(self.proto)
+        for value in fed(light):
+            for dim, size in zip(value.type.tensor_type.shape.dim, self.shapes.get(value.name, ()), strict=False):
+                dim.dim_value = size
+        self._tensors = {
+            (path, name): tuple(size for size in shape if size is not None)
+            for path, graph in scopes(believed(light))
+            if hasattr(graph, "initializer")
+            for name, (_, shape) in graph_shapes(graph).items()
+            if shape is not None and None not in shape
+        }
+
+    def own(self, site: Site) -> Fitted:
+        """Return how a site fits as it stands."""
+        alone = self._of(site)
+        made = {name for index in alone.site.nodes for name in _node(alone, index).output}
+        return fitted([node for name, node in alone.nodes.items() if name in made], self.profile)
+
+    def of(self, site: Site, fragment: Fragment) -> Fitted:
+        """Return how the nodes fit that a form writes in place of a site."""
+        alone = self._of(site)
+        written = rewrite(alone.model, [(alone.site, fragment)], (), _zeros).proto
+        after = judge(written, self.profile, alone.shapes).nodes
+        return fitted([node for node in after if alone.nodes.get(node.output) != node], self.profile)
+
+    def _of(self, site: Site) -> _Alone:
+        if site.key not in self._alone:
+            run = SiteRun(share=None, shapes=(), times=0)
+            entering = self._tensors.get((site.scope, site.inputs[0]))
+            if entering is not None:
+                run = replace(run, shapes=(entering,), times=1)
+            known = Profiled(seconds=0.0, sites={site.key: run}, tensors=self._tensors)
+            try:
+                asked = neighbourhood.ask(self.source, site, known, self.read, ())
+                sizes = {name: values.shape for name, values in asked.feeds.items()}
+                model, own = asked.model, asked.site
+            except LookupError:  # its sizes are not known: the whole model
+                model, own, sizes = self.proto, site, dict(self.shapes)
+            nodes = {one.output: one for one in judge(model, self.profile, sizes).nodes}
+            self._alone[site.key] = _Alone(model, own, sizes, nodes)
+        return self._alone[site.key]
+
+    def choice(
+        self, site: Site, offered: Sequence[choose.Candidate], refused: Sequence[Refusal]
+    ) -> tuple[Fitted, Why, list[choose.Candidate]]:
+        """Return how a site fits, and the forms that it may get, the best first, with the reason.
+
+        What the target runs as it is stays, unless its own compiler makes more work of the dilation than a form that
+        it runs, too. What is not known to run is left for what is.
+        """
+        own = self.own(site)
+        forms = [one for one in offered if not one.strategy.startswith("keep")]
+        if own.fit is Fit.NATIVE:
+            stays = next((one.cost_on_target for one in offered if one.strategy.startswith("keep")), 0.0)
+            native = [one for one in forms if one.fitted is not None and one.fitted.fit is Fit.NATIVE]
+            less = [one for one in native if own.work > 1 and one.cost_on_target < stays and not one.holds_for]
+            if not less:
+                return own, Why(reason=Reason.NATIVE, said=self.profile.name), []
+            share = less[0].cost_on_target / stays
+            return own, Why(reason=Reason.CHEAPER, factor=own.work, share=share), choose.distinct(less)
+        better = [one for one in forms if one.fitted is not None and one.fitted.fit.rank < own.fit.rank]
+        if not better:
+            return own, Why(reason=Reason.NO_FIT, said=own.because, refusals=tuple(refused)), []
+        better = choose.distinct(better)
+        alike = sum(one.fit_order[:2] == better[0].fit_order[:2] for one in better)
+        return own, Why(reason=Reason.FITS, said=own.because, number=alike), better
+
+    def after(self, proto: ModelProto) -> tuple[Judgement, tuple[str, ...]]:
+        """Return how a rewritten model fits, and the nodes that are out of limits and were not so before, in words."""
+        judgement = judge(proto, self.profile, self.shapes)
+        broken = []
+        for node in judgement.at(Fit.OUT):
+            before = self.judged.get(node.key)
+            if (before is None or before.fit is not Fit.OUT or before.op != node.op) and node.because is not None:
+                broken.append(f"{node.key}: {node.op} is out of the limits of {self.profile.name}: {node.because.text}")
+        return judgement, tuple(broken)
+
+    def stuck(self, skipped: Sequence[Skipped]) -> list[Skipped]:
+        """Return of the dilated nodes that have no form those that the target does not take."""
+        out = {(one.where, one.name) for one in self.judged.values() if one.fit is Fit.OUT}
+        return [one for one in skipped if (one.where, one.node or one.name) in out]
+
+    # -- the forms of a site -------------------------------------------------------------------------------------------
+
+    def candidates(self, site: Site) -> tuple[list[choose.Candidate], list[Refusal]]:
+        """Return the forms of a site that the target takes in some way, the best first, and the refusals of the others.
+
+        Of a form that may leave a dilation the best is returned of all that leave one which the target takes.
+        """
+        alone = self._of(site)
+        key = (site.meaning, site.opset, site.storage, site.fixed_weights, *sorted(alone.shapes.items()))
+        if key not in self._planned:
+            self._planned[key] = self._fitting(site)
+        found, refused = self._planned[key]
+        return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
+
+    def _fitting(self, site: Site) -> tuple[list[choose.Candidate], list[Refusal]]:
+        pools = isinstance(site.meaning, PoolGeometry)
+        offered: Mapping[str, Strategy] = pool_forms() if pools else every_strategy()
+        found: list[choose.Candidate] = []
+        refused: dict[str, Refusal] = {}
+        for name, strategy in offered.items():
+            taken: list[choose.Candidate] = []
+            for limit in self._limits(site) if hasattr(strategy, "max_dilation") else (1,):
+                planned, denied = choose.candidates(site, {name: strategy}, limit)
+                refused |= {one.strategy: one for one in denied}
+                for one in planned:
+                    if all(one.fragment.digest() != other.fragment.digest() for other in taken):
+                        taken.append(replace(one, fitted=self.of(site, one.fragment)))
+            taken.sort(key=lambda one: one.fit_order)
+            best = taken[0].fitted if taken else None
+            if best is not None and best.fit is not Fit.OUT:
+                found.append(taken[0])
+                refused.pop(name, None)
+            elif best is not None:
+                refused[name] = Refusal(name, best.because)
+        return sorted(found, key=lambda one: one.fit_order), list(refused.values())
+
+    def _limits(self, site: Site) -> list[Limit]:
+        """Return which dilations the forms of a site are to leave: the largest first that the target may take."""
+        geometry = site.geometry
+        acting = {d for k, d in zip(geometry.kernel, geometry.dilations, strict=True) if k > 1}
+        every = sorted({r for d in acting for r in divisors(d)}, reverse=True)
+        may_stay = tuple(r for r in every if r == 1 or self._takes(site, r))
+        several: list[Limit] = [tuple(sorted(may_stay))] if len(acting) > 1 else []
+        return [*several, *(r for r in may_stay if r < max(acting, default=1))] or [1]
+
+    def _takes(self, site: Site, dilation: int) -> bool:
+        """Say whether the target may take a dilation: no rule about dilations alone speaks against it."""
+        g = site.geometry
+        known = facts.conv(
+            kernel=g.kernel, dilations=(dilation,) * g.rank, strides=g.strides, group=g.group,
+            channels=(g.in_channels, g.out_channels), batch=g.batch, extents=g.extents,
+        )  # fmt: skip
+        found = self.profile.conv_findings(known)
+        rules = (one for one in found if one.rule is not None and one.rule.field == "dilation")
+        return all(one.fit is not Fit.OUT for one in rules)
+
+
+def _node(alone: _Alone, index: int) -> Any:
+    return Source(alone.model).scope(alone.site.scope).nodes[index]
+
+
+def _zeros(tensor: TensorProto) -> Any:
+    """Return what stands for weights: their values play no part."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return np.zeros(tuple(tensor.dims), NUMBERED[tensor.data_type].dtype)
+    return numpy_helper.to_array(tensor)
