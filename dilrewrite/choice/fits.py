@@ -6,9 +6,10 @@ form says anything of a target, and no profile of a form.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
@@ -20,6 +21,7 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import Limit, divisors
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy
+from dilrewrite.forms.strategies._phases import LAYOUTS
 from dilrewrite.model.elements import NUMBERED
 from dilrewrite.model.light import graph_shapes, without_weights
 from dilrewrite.model.shapes import believed
@@ -86,6 +88,8 @@ class Fitter:
     def of(self, site: Site, fragment: Fragment) -> Fitted:
         """Return how the nodes fit that a form writes in place of a site."""
         alone = self._of(site)
+        if fragment.strategy.startswith("keep"):
+            return self.own(site)
         written = rewrite(alone.model, [(alone.site, fragment)], (), _zeros).proto
         after = judge(written, self.profile, alone.shapes).nodes
         return fitted([node for node in after if alone.nodes.get(node.output) != node], self.profile)
@@ -168,8 +172,9 @@ class Fitter:
         refused: dict[str, Refusal] = {}
         for name, strategy in offered.items():
             taken: list[choose.Candidate] = []
-            for limit in self._limits(site) if hasattr(strategy, "max_dilation") else (1,):
-                planned, denied = choose.candidates(site, {name: strategy}, limit)
+            limits = self._limits(site) if hasattr(strategy, "max_dilation") else [1]
+            for limit, each in itertools.product(limits, _layouts(strategy)):
+                planned, denied = choose.candidates(site, {name: each}, limit)
                 refused |= {one.strategy: one for one in denied}
                 for one in planned:
                     if all(one.fragment.digest() != other.fragment.digest() for other in taken):
@@ -202,6 +207,13 @@ class Fitter:
         found = self.profile.conv_findings(known)
         rules = (one for one in found if one.rule is not None and one.rule.field == "dilation")
         return all(one.fit is not Fit.OUT for one in rules)
+
+
+def _layouts(strategy: Strategy) -> list[Strategy]:
+    """Return a form with each way in which it makes phases: some devices have SpaceToDepth, others have not."""
+    if not hasattr(strategy, "layout"):
+        return [strategy]
+    return [cast("Strategy", replace(cast("Any", strategy), layout=layout)) for layout in LAYOUTS]
 
 
 def _node(alone: _Alone, index: int) -> Any:

@@ -50,9 +50,9 @@ WORDS = {
     Reason.REFUSED: "{why.refusals[0].strategy} refuses: {why.refusals[0].reason}",
     Reason.CANNOT_GO: "no form leaves it without such a dilation ({refusals})",
     Reason.NATIVE: "{why.said} runs it as it is",
-    Reason.FITS: "{why.said}; of {count} that {fit} the cheapest by the estimate of multiply-adds and elements moved",
-    Reason.CHEAPER: "the target's compiler makes {ratio:.3g}x the work of the dilation; by that and the estimate of "
-    "elements moved it takes {share}",
+    Reason.FITS: "{why.said}; the cheapest by estimate of {count} that {fit}",
+    Reason.CHEAPER: "the target's compiler makes {ratio:.3g}x the work of the dilation; by that and the estimate it "
+    "takes {share} of the Conv's",
     Reason.NO_FIT: "{why.said}; no form fits better{refused}",
     Reason.NO_PADS: "no form applies, nor can its own pads be made explicit ({why.refusals[0].reason}): " + SPELL_PADS,
     Reason.NO_FORM: "no other form applies",

@@ -20,6 +20,21 @@ class Plan:
     leave: Layout
 
 
+LAYOUTS = ("depth", "reshape")
+"""How square 2-D blocks become phases: by SpaceToDepth, or as all others do by Reshape and Transpose."""
+
+
+def check_layout(layout: str) -> None:
+    """Raise ValueError for a layout that is none."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}")
+
+
+def by_depth(builder: Builder, enter: Layout, layout: str) -> int | None:
+    """Return the block for SpaceToDepth where the phases are made by it."""
+    return enter.square if builder.has_depth_to_space and layout == "depth" else None
+
+
 def overlap_refusal(geometry: ConvGeometry, limit: Limit) -> str | None:
     """Return why layout operators cannot form the phases: they overlap (s' > 1)."""
     axis = geometry.overlapping(limit)

@@ -23,6 +23,11 @@ class PhasesApart(Strategy):
 
     max_dilation: Limit = 1
     limit_phases: int = 16
+    layout: str = "depth"
+
+    def __post_init__(self) -> None:
+        """Check `layout`."""
+        _phases.check_layout(self.layout)
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse very many phases, each of which needs a Conv of its own."""
@@ -36,7 +41,7 @@ class PhasesApart(Strategy):
         plan = _phases.plan_phases(builder, geometry, self.max_dilation)
         x = _phases.pad_axes(builder, plan.enter)
         overlap = geometry.overlapping(self.max_dilation) is not None
-        block = plan.enter.square if builder.has_depth_to_space and not overlap else None
+        block = None if overlap else _phases.by_depth(builder, plan.enter, self.layout)
         if block is not None:
             parts = self._of_channels(builder, _phases.thin_axes(builder, x, plan.enter), block)
         else:

@@ -20,6 +20,11 @@ class SpaceToBatch(Strategy):
     """
 
     max_dilation: Limit = 1
+    layout: str = "depth"
+
+    def __post_init__(self) -> None:
+        """Check `layout`."""
+        _phases.check_layout(self.layout)
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse overlapping phases."""
@@ -30,7 +35,7 @@ class SpaceToBatch(Strategy):
         plan = _phases.plan_phases(builder, geometry, self.max_dilation)
         x = _phases.thin_axes(builder, _phases.pad_axes(builder, plan.enter), plan.enter)
         blocks, times = plan.enter.blocks, plan.enter.phases
-        block = plan.enter.square if builder.has_depth_to_space else None
+        block = _phases.by_depth(builder, plan.enter, self.layout)
         if not blocks:
             return builder.conv(x, plan.window)
         channels = builder.extent(x, 1)

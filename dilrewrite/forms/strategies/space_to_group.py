@@ -22,6 +22,11 @@ class SpaceToGroup(Strategy):
 
     max_dilation: Limit = 1
     limit_mb: int = 64
+    layout: str = "depth"
+
+    def __post_init__(self) -> None:
+        """Check `layout`."""
+        _phases.check_layout(self.layout)
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse overlapping phases, and weights beyond the limit."""
@@ -44,7 +49,7 @@ class SpaceToGroup(Strategy):
         plan = _phases.plan_phases(builder, geometry, self.max_dilation)
         x = _phases.thin_axes(builder, _phases.pad_axes(builder, plan.enter), plan.enter)
         blocks, times = plan.enter.blocks, plan.enter.phases
-        block = plan.enter.square if builder.has_depth_to_space else None
+        block = _phases.by_depth(builder, plan.enter, self.layout)
         if not blocks:
             return builder.conv(x, plan.window)
         if block is not None:
