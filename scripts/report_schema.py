@@ -51,6 +51,7 @@ STATUSES = {
     "measured": "`bench`: timed",
     "built": "`build`: the engine was written; `engine.checked` tells whether its outputs were compared",
     "dilation left": "`--eliminate`: some dilation cannot go; no model was written",
+    "does not fit": "`--target`: the device does not take some Convs, and no form of them; no model was written",
     "differs": "the models do not compute the same; `optimize` wrote no model",
     "not valid": "the ONNX checker finds in the rewritten model what it does not find in the original; "
     "no model was written",

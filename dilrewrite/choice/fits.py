@@ -102,10 +102,12 @@ class Fitter:
                 run = replace(run, shapes=(entering,), times=1)
             known = Profiled(seconds=0.0, sites={site.key: run}, tensors=self._tensors)
             try:
+                if not site.fixed_weights:
+                    raise LookupError("what computes its weights may be constant, and folded")
                 asked = neighbourhood.ask(self.source, site, known, self.read, ())
                 sizes = {name: values.shape for name, values in asked.feeds.items()}
                 model, own = asked.model, asked.site
-            except LookupError:  # its sizes are not known: the whole model
+            except LookupError:  # not by itself: the whole model
                 model, own, sizes = self.proto, site, dict(self.shapes)
             nodes = {one.output: one for one in judge(model, self.profile, sizes).nodes}
             self._alone[site.key] = _Alone(model, own, sizes, nodes)

@@ -52,7 +52,7 @@ WORDS = {
     Reason.NATIVE: "{why.said} runs it as it is",
     Reason.FITS: "{why.said}; the cheapest by estimate of {count} that {fit}",
     Reason.CHEAPER: "the target's compiler makes {ratio:.3g}x the work of the dilation; by that and the estimate it "
-    "takes {share} of the Conv's",
+    "takes {part} of the Conv's",
     Reason.NO_FIT: "{why.said}; no form fits better{refused}",
     Reason.NO_PADS: "no form applies, nor can its own pads be made explicit ({why.refusals[0].reason}): " + SPELL_PADS,
     Reason.NO_FORM: "no other form applies",
@@ -148,6 +148,7 @@ def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
         rest=f"; {why.number} of {why.total} forms not timed" if why.number else "",
         count=f"{why.number} form{'s' if why.number != 1 else ''}",
         share=small(why.share),
+        part=f"{100 * (why.share or 0.0):.0f} %",
         fit="fits" if why.number == 1 else "fit",
         ratio=why.factor,
         refused=f" ({refusals})" if refusals else "",

@@ -1,0 +1,313 @@
+"""`optimize --target`: what a device refuses is rewritten into what it runs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import onnx
+import pytest
+from onnx import ModelProto, helper
+
+import dilrewrite
+from dilrewrite.choice.fits import Fitter
+from dilrewrite.choice.fitted import Fitted
+from dilrewrite.cli import main
+from dilrewrite.errors import UsageError
+from dilrewrite.forms.fragment import CoreConv
+from dilrewrite.splice.rewrite import rewrite
+from dilrewrite.targets import Fit, judge, profiles
+from tests import models_for_tests as tiny
+from tests.cases import Case, cases
+from tests.contract import original
+
+SAID = {"source": "list"}
+NATIVE = {"where": {"is": "native", **SAID}}
+OPERATORS = [
+    "Conv",
+    "Pad",
+    "Concat",
+    "Add",
+    "Reshape",
+    "Transpose",
+    "Slice",
+    "Gather",
+    "SpaceToDepth",
+    "DepthToSpace",
+    "Relu",
+]
+UNLIMITED = {
+    name: {"is": "unlimited", **SAID} for name in ("ranks", "kernel", "dilation", "stride", "pads", "groups", "batch")
+}
+
+
+def chip(folder: Path, conv: Any = None, without: Sequence[str] = (), tensors: Any = None, **operators: Any) -> Path:
+    """The file of a device that runs all but what is said."""
+    content = {
+        "title": "My chip",
+        "sources": {"list": {"url": "https://example.org", "title": "its list", "read_on": "2026-11-28"}},
+        "tensors": tensors or {},
+        "conv": {key: value for key, value in {**UNLIMITED, **(conv or {})}.items() if value is not None},
+        "operators": {
+            **{name: NATIVE for name in OPERATORS if name not in without},
+            **{name: {"where": {"is": where, **SAID}} for name, where in operators.items()},
+        },
+    }
+    path = folder / "mychip.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def rule(**facts: Any) -> Any:
+    return {**facts, **SAID}
+
+
+def conv(
+    dilations: Sequence[int], extents: Sequence[int | str] = (32, 32), kernel: Sequence[int] = (3, 3), group: int = 1,
+    channels: int = 2, pads: Sequence[int] | None = None,
+) -> ModelProto:  # fmt: skip
+    """A dilated Conv with SAME pads, and a Relu."""
+    same = [d * (k - 1) // 2 for d, k in zip(dilations, kernel, strict=True)] * 2
+    sizes = {"kernel_shape": [*kernel], "dilations": [*dilations], "pads": [*(pads or same)], "group": group}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], "the_conv", **sizes), helper.make_node("Relu", ["c"], ["y"])]
+    weights = {"w": tiny.values(channels, channels // group, *kernel)}
+    return tiny.build(nodes, {"x": (1, channels, *extents)}, {"y": None}, weights)
+
+
+def optimized(model: ModelProto, target: Path | str, **options: Any) -> dilrewrite.Report:
+    return dilrewrite.optimize(model, target=str(target), **{"verify": "sites", **options})
+
+
+def left(report: dilrewrite.Report) -> set[tuple[int, ...]]:
+    """The dilations in the written model."""
+    assert report.model is not None
+    every = (node for node in report.model.graph.node if node.op_type == "Conv")
+    return {tuple(a.ints) for node in every for a in node.attribute if a.name == "dilations"}
+
+
+FOUR = {"dilation": rule(set=[1, 2, 4, 8])}
+POWERS = {"dilation": rule(power_of_two=True)}
+
+
+@pytest.mark.parametrize("rules", [FOUR, POWERS], ids=["set", "powers of two"])
+@pytest.mark.parametrize(("dilation", "stays"), [(12, 4), (7, 1), (24, 8), (6, 2)])
+def test_dilations_are_reduced_to_what_is_allowed(tmp_path: Path, rules: Any, dilation: int, stays: int) -> None:
+    """12 is 3 x 4, and not 2 x 6. SpaceToDepth and Slice are not there, so phases are a matter of Reshape."""
+    path = chip(tmp_path, rules, ("Slice",), SpaceToDepth="none", Slice="none", Concat="none")
+    report = optimized(conv((dilation,) * 2, (dilation * 4,) * 2), path)
+    (site,) = report.sites
+    assert (report.status, site.strategy, site.max_dilation_left) == ("rewritten", "space_to_batch", stays)
+    assert report.verdict is not None
+    assert report.verdict.passed
+    assert site.fit is not None
+    assert (site.fit.before, site.fit.after) == ("out of limits", "native")
+    assert f"dilation {dilation} is not" in site.fit.because
+    assert "(its list)" in site.fit.because
+
+
+def test_axes_with_other_dilations_keep_what_each_may(tmp_path: Path) -> None:
+    path = chip(tmp_path, FOUR, Slice="none", Concat="none", SpaceToDepth="none")
+    assert left(optimized(conv((12, 7), (48, 49)), path)) == {(4, 1)}
+
+
+def test_a_product_of_dilation_and_channels(tmp_path: Path) -> None:
+    """d * C at most 16: of dilation 12 on 4 channels 4 may stay."""
+    product = {
+        "dilation": None,
+        "products": [{"expr": "max(d)*Cin", "max": 16, **SAID}],
+    }
+    path = chip(tmp_path, {**product, "dilation": rule(max=64)}, Slice="none", Concat="none", SpaceToDepth="none")
+    report = optimized(conv((12, 12), (48, 48), channels=4), path)
+    assert left(report) == {(4, 4)}
+
+
+def test_what_is_native_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    """Pads by SAME and a dilation on an axis with one tap stay as they are, too."""
+    odd = conv((4, 4), (32, 32), (3, 1), pads=(4, 0, 4, 0))
+    for name, model in {"plain": conv((4, 4)), "odd": odd}.items():
+        place, out = tmp_path / f"{name}.onnx", tmp_path / f"{name}.out.onnx"
+        onnx.save(model, place)
+        report = dilrewrite.optimize(place, out, target=str(chip(tmp_path)))
+        assert (report.status, report.exit_code) == ("kept", 0)
+        assert out.read_bytes() == place.read_bytes()
+        assert "mychip runs it as it is" in report.sites[0].reason
+
+
+def test_forms_that_are_native_come_before_those_that_the_host_helps(tmp_path: Path) -> None:
+    rules = {"dilation": rule(max=1)}
+    host = chip(tmp_path, rules, SpaceToDepth="host", DepthToSpace="host", Transpose="host", Slice="host", Pad="host")
+    report = optimized(conv((4, 4)), host)
+    fit = report.sites[0].fit
+    assert fit is not None
+    assert fit.after == "native"
+    assert fit.host == 0
+    hosts = dict.fromkeys(("SpaceToDepth", "DepthToSpace", "Transpose", "Slice", "Pad", "Concat", "Gather"), "host")
+    narrow = chip(tmp_path, {**rules, "kernel": rule(max=3)}, **hosts)
+    fit = optimized(conv((4, 4)), narrow).sites[0].fit
+    assert fit is not None
+    assert fit.after == "host"
+    assert fit.host >= 1
+
+
+def test_what_is_not_known_comes_after_the_host_with_a_doubt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = {"dilation": rule(max=1), "kernel": rule(max=3), "batch": rule(max=1)}
+    away = dict.fromkeys(("SpaceToDepth", "DepthToSpace", "Transpose", "Slice", "Gather", "Concat"), "none")
+    place = tmp_path / "m.onnx"
+    onnx.save(conv((2, 2)), place)
+    unknown = chip(tmp_path, rules, **{**away, "Slice": "unknown", "Concat": "unknown"})
+    assert main(["optimize", str(place), "--target", str(unknown), "--no-report"]) == 0
+    said = capsys.readouterr().out
+    assert "unknown" in said
+    (fit,) = [site.fit for site in optimized(conv((2, 2)), unknown).sites]
+    assert fit is not None
+    assert fit.after == "unknown"
+    some = chip(tmp_path, rules, **{**away, "Slice": "host", "Concat": "host"})
+    (fit,) = [site.fit for site in optimized(conv((2, 2)), some).sites]
+    assert fit is not None
+    assert fit.after == "host"
+
+
+def test_where_nothing_fits_the_node_and_the_rule_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    away = dict.fromkeys(OPERATORS[:-1], "none")
+    path = chip(tmp_path, {"dilation": rule(max=1), "kernel": rule(max=3)}, **away)
+    place, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(conv((4, 4)), place)
+    assert main(["optimize", str(place), "--target", str(path), "-o", str(out), "-v"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "DOES NOT FIT mychip: 1 of 1 dilated Conv" in said
+    assert "the_conv" in said
+    assert "dilation 4 is not at most 1 (its list)" in said
+    assert "im2col: " in said
+    assert not out.exists()
+    assert optimized(conv((4, 4)), path, skip="the_conv").exit_code == 0
+
+
+def test_pads_below_the_kernel(tmp_path: Path) -> None:
+    """Causal pads are written out; the dilation stays."""
+    path = chip(tmp_path, {"pads": rule(less_than="kernel")}, tensors={"max_rank": rule(max=4)})
+    report = optimized(conv((4,), (40,), (3,), pads=(8, 0)), path)
+    assert report.sites[0].strategy in ("pad_out", "tap_zones", "space_to_axis")
+    assert left(optimized(conv((4, 4)), chip(tmp_path, {"pads": rule(max=0)}, Slice="none"))) == {(4, 4)}
+
+
+def test_extents_that_the_dilation_divides(tmp_path: Path) -> None:
+    rules = {"extents": {"multiple_of": "d", "when": "dilated", **SAID}}
+    path = chip(tmp_path, rules, Reshape="none", Concat="none", SpaceToDepth="none", Gather="none", Add="none")
+    report = optimized(conv((4, 4), (30, 33)), path)
+    assert report.sites[0].strategy == "pad_to_multiple"
+    assert left(report) == {(4, 4)}
+
+
+def test_depthwise_has_limits_of_its_own(tmp_path: Path) -> None:
+    limits = [{"max": 8, "when": "not depthwise", **SAID}, {"max": 2, "when": "depthwise", **SAID}]
+    path = chip(tmp_path, {"dilation": limits}, Concat="none", SpaceToDepth="none")
+    assert optimized(conv((4, 4)), path).status == "kept"
+    assert max(map(max, left(optimized(conv((4, 4), group=2), path)))) <= 2
+
+
+@pytest.mark.parametrize("extents", [(32,), (16, 32)], ids=["1-D", "2-D"])
+def test_equal_dilations_on_all_axes(tmp_path: Path, extents: tuple[int, ...]) -> None:
+    path = chip(tmp_path, {"dilation": rule(equal_axes=True), "ranks": rule(set=[2])}, Pad="none", Slice="none")
+    rank = len(extents)
+    kernel, dilations, pads = (3,), (4,), (4, 4)
+    if rank == 2:
+        kernel, dilations, pads = (1, 3), (1, 4), (0, 4, 0, 4)
+    report = optimized(conv(dilations, extents, kernel, pads=pads), path)
+    assert report.sites[0].strategy == "equal_dilations"
+    assert left(report) == {(4, 4)}
+
+
+def test_a_1d_conv_on_a_device_for_two_dimensions_is_lifted(tmp_path: Path) -> None:
+    report = optimized(conv((4,), (40,), (3,)), chip(tmp_path, {"ranks": rule(set=[2])}))
+    fit = report.sites[0].fit
+    assert fit is not None
+    assert (fit.before, fit.after) == ("out of limits", "native")
+    assert report.model is not None
+    assert all(len(a.ints) == 2 for n in report.model.graph.node for a in n.attribute if a.name == "dilations")
+
+
+def test_open_sizes_on_a_target_that_takes_none(tmp_path: Path) -> None:
+    path = chip(tmp_path, {"dilation": rule(max=2)}, tensors={"static": rule(**{"is": "required"})})
+    model = conv((4, 4), ("h", 32))
+    with pytest.raises(UsageError, match="takes fixed sizes only, and input 'x' has"):
+        optimized(model, path)
+    assert optimized(model, path, shapes=["x:1x2x40x32"]).status == "rewritten"
+
+
+def test_open_sizes_on_a_target_that_takes_them(tmp_path: Path) -> None:
+    report = optimized(conv((4, 4), ("h", "w")), chip(tmp_path, {"dilation": rule(max=2)}))
+    assert report.status == "rewritten"
+    assert max(map(max, left(report))) <= 2
+
+
+def test_a_fault_of_a_form_is_found_by_the_judgement_of_what_was_written(tmp_path: Path) -> None:
+    """Where the choice is wrong, no model is written."""
+    path = chip(tmp_path, {"dilation": rule(max=1)}, **dict.fromkeys(OPERATORS[:-1], "none"))
+    with mock.patch.object(Fitter, "of", return_value=Fitted(fit=Fit.NATIVE)):
+        report = optimized(conv((4, 4)), path)
+    assert (report.status, report.exit_code, report.model) == ("differs", 3, None)
+    assert report.verdict is not None
+    assert "is out of the limits of mychip" in report.verdict.failures[0]
+
+
+@pytest.mark.parametrize(
+    "other", [{"strategy": "keep"}, {"eliminate": True}, {"max_dilation": 2}, {"backend": "onnxruntime_cpu"}]
+)
+def test_options_that_say_something_else(tmp_path: Path, other: Any) -> None:
+    with pytest.raises(UsageError, match="target"):
+        optimized(conv((4, 4)), chip(tmp_path), **other)
+
+
+def test_the_report_tells_the_target_and_each_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "m.onnx"
+    onnx.save(conv((4, 4)), place)
+    path = chip(tmp_path, {"dilation": rule(max=2)})
+    assert main(["optimize", str(place), "--target", str(path), "--json", "--no-report"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["target"]["name"] == "mychip"
+    assert told["options"]["target"] == str(path)
+    assert told["sites"][0]["fit"]["before"] == "out of limits"
+    assert told["sites"][0]["fit"]["after"] == "native"
+    assert told["measurement"] is None
+
+
+def test_less_work_than_the_zeros_of_its_compiler() -> None:
+    """A dilation that the compiler fills with zeros costs more than phases: 12 splits so far that 2 stays."""
+    report = optimized(conv((12, 12), (48, 48), channels=32), "ethos-u-vela-5.2")
+    (site,) = report.sites
+    assert site.fit is not None
+    assert (site.fit.before, site.fit.after, site.max_dilation_left) == ("native", "native", 2)
+    assert "the target's compiler makes" in site.reason
+
+
+# -- every profile, every geometry -----------------------------------------------------------------------------------
+
+STATIC = [case for case in cases() if not case.unknown and not case.unknown_batch and case.opset >= 13]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in STATIC])
+@pytest.mark.parametrize("target", sorted(profiles()))
+@pytest.mark.grid(160)
+def test_no_form_that_is_offered_writes_what_the_target_has_not(target: str, case: Case) -> None:
+    """Each is written into the whole model, and judged by what reads the profile alone."""
+    model, found = original(case)
+    profile = profiles()[target]
+    (site,) = found.sites
+    fitter = Fitter(profile, model, {}, onnx.numpy_helper.to_array)
+    before = {node.output: node for node in judge(model, profile).nodes}
+    offered, refused = fitter.candidates(site)
+    assert offered or refused
+    for one in offered:
+        assert one.fitted is not None
+        if one.strategy == "keep":
+            continue
+        after = judge(rewrite(model, [(site, one.fragment)], (), onnx.numpy_helper.to_array).proto, profile).nodes
+        new = [node for node in after if before.get(node.output) != node]
+        assert all(node.fit is not Fit.OUT for node in new), (one.spelling, [n for n in new if n.fit is Fit.OUT])
+        assert max((node.fit.rank for node in new), default=0) == one.fitted.fit.rank, one.spelling
+        assert any(isinstance(step, CoreConv) for step in one.fragment.steps) or site.geometry.explicit().dead
