@@ -18,7 +18,18 @@ from dilrewrite.forms.geometry import ConvGeometry, Limit
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.sandwich import Sandwich
-from dilrewrite.forms.strategies import FOLD, Refusal, Strategy, _fold, plan, spelled, strategies, with_max_dilation
+from dilrewrite.forms.strategies import (
+    FOLD,
+    PLAIN_CONV,
+    Refusal,
+    Strategy,
+    _fold,
+    _plain_conv,
+    plan,
+    spelled,
+    strategies,
+    with_max_dilation,
+)
 from dilrewrite.sites import Place, Site
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
@@ -169,11 +180,19 @@ class Planner:
     def candidates(self, site: Site) -> tuple[list[Candidate], list[Refusal]]:
         """Return what `candidates` returns for the site."""
         key = (site.meaning, site.opset, site.storage, site.fixed_weights)
-        pools = isinstance(site.meaning, PoolGeometry) and self.offered is strategies()
         if key not in self._known:
-            self._known[key] = candidates(site, pool_forms() if pools else self.offered, self.max_dilation)
+            offered = _forms_of(site) if self.offered is strategies() else self.offered
+            self._known[key] = candidates(site, offered, self.max_dilation)
         found, refused = self._known[key]
         return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
+
+
+def _forms_of(site: Site) -> Mapping[str, Strategy]:
+    """Return the forms of a pooling, a ConvTranspose or a Conv."""
+    if isinstance(site.meaning, PoolGeometry):
+        return pool_forms()
+    transposed = isinstance(site.meaning, ConvGeometry) and site.meaning.transposed is not None
+    return {PLAIN_CONV: _plain_conv.FORM, **strategies()} if transposed else strategies()
 
 
 def region_planner(max_dilation: int = 1) -> Planner:

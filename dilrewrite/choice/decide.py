@@ -23,8 +23,9 @@ from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
+from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.sandwich import Sandwich
-from dilrewrite.forms.strategies import Refusal, every_strategy, parse, plan, strategies
+from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
@@ -121,7 +122,7 @@ class Decider:
             if denied:
                 refused = [*(refusal for refusal in refused if refusal.strategy != denied[0].strategy), *denied]
                 why = Why(reason=Reason.REFUSED, refusals=(denied[0],))
-                if denied[0].strategy not in every_strategy():
+                if denied[0].strategy in region_forms():
                     some = Reason.NO_WHOLE_REGION if scope.only or scope.skip else Reason.NO_REGION
                     why = Why(reason=some, strategy=denied[0].strategy)
             offered = [*asked, *(c for c in offered if c.strategy not in self.forced.offered)]

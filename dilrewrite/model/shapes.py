@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto
 
-from dilrewrite.model.doubts import Doubt, hide, limit_calls, runtime_doubts
+from dilrewrite.model import contrib
+from dilrewrite.model.doubts import UNKNOWN_DOMAIN, Doubt, hide, limit_calls, runtime_doubts
 from dilrewrite.model.light import UNKNOWN, Shape, Typed, graph_shapes, value_shape, without_weights
 from dilrewrite.model.walk import DEFAULT_DOMAINS, containers, graphs, permute, rearrange, sorted_places, subgraphs
 
@@ -33,6 +34,7 @@ def believed(light: ModelProto) -> ModelProto:
     for graph in graphs(light.graph):  # as onnx's inference needs the nodes
         orders.append(sorted_places(graph.node))
         permute(graph.node, orders[-1])
+    replaced = contrib.stand_in(light)
     claims = [_take_claims(graph, inner) for graph, inner in _graphs(light)]
     limit_calls(light)
     inferred = _inferred(light)
@@ -41,6 +43,7 @@ def believed(light: ModelProto) -> ModelProto:
         if doubts:
             hide(light, doubts)
             inferred = _inferred(light)
+    contrib.put_back(inferred, replaced, UNKNOWN_DOMAIN)
     for graph, order in zip([*graphs(inferred.graph)], orders, strict=True):
         rearrange(graph.node, order)
     return inferred

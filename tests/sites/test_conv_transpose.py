@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import dilrewrite
+from dilrewrite.choice import choose
 from dilrewrite.forms.fragment import Fragment, Turn
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import plan, strategies
@@ -228,6 +229,43 @@ def test_no_dilation_is_left(name: str, tmp_path: Path) -> None:
     nodes = onnx.load(tmp_path / "out.onnx").graph.node
     assert not any(node.op_type == "ConvTranspose" for node in nodes)
     assert {d for node in nodes for a in node.attribute if a.name == "dilations" for d in a.ints} == {1}
+
+
+def names(some: Sequence[choose.Candidate]) -> set[str]:
+    return {candidate.strategy for candidate in some}
+
+
+def test_the_convs_themselves_are_timed_and_leave_the_dilation() -> None:
+    """In its place, as any other form; not where the dilation has to go, and not in the place of a Conv."""
+    planner = choose.Planner(strategies())
+    found, _ = planner.candidates(only(model()))
+    assert names(choose.worth_timing(found)) >= {"plain_conv", "im2col", "space_to_batch"}
+    assert names(choose.without_dilation(found, 1)).isdisjoint({"plain_conv", "keep"})
+    halved, _ = planner.candidates(only(model((9,), (4,), dilations=[4], strides=[4])))
+    assert "plain_conv" in names(choose.without_dilation(halved, 1)), "each phase of its outputs is an undilated Conv"
+    conv, _ = planner.candidates(only(tiny.conv1d()))
+    assert "plain_conv" not in names(conv)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_convs_themselves(name: str, tmp_path: Path) -> None:
+    path = save(MODELS[name](), tmp_path / "m.onnx")
+    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="plain_conv", budget=0)
+    assert (report.status, report.exit_code, report.rewritten) == ("rewritten", 0, 1)
+    assert report.verdict is not None
+    assert report.verdict.passed
+    nodes = onnx.load(tmp_path / "out.onnx").graph.node
+    assert {node.op_type for node in nodes} >= {"Conv", "Relu"}
+    assert not any(node.op_type == "ConvTranspose" for node in nodes)
+
+
+def test_a_conv_is_no_conv_transpose(tmp_path: Path) -> None:
+    path = save(tiny.conv1d(), tmp_path / "m.onnx")
+    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="plain_conv", budget=0)
+    assert report.status == "kept"
+    assert "plain_conv refuses: a Conv of dilations (2,) is no ConvTranspose" in report.sites[0].reason
+    folded = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="fold", budget=0, force=True)
+    assert "fold refuses: it takes Sandwich, not ConvGeometry" in folded.sites[0].reason
 
 
 def test_an_output_padding_that_onnx_runtime_does_not_run(tmp_path: Path) -> None:

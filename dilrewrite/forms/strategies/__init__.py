@@ -20,8 +20,8 @@ from dilrewrite.forms.fragment import Refusal as Refusal
 from dilrewrite.forms.geometry import ConvGeometry, Limit
 from dilrewrite.forms.sandwich import Sandwich
 
-FOLD = "fold"
-"""The form that makes a dilated Conv of a sandwich. It takes no other site, so it is no file of this folder."""
+FOLD, PLAIN_CONV = "fold", "plain_conv"
+"""Forms of a sandwich, and of a ConvTranspose. They take no other site, so they are not among those of a Conv."""
 
 
 class Strategy(Protocol):
@@ -42,6 +42,8 @@ class Strategy(Protocol):
     """Whether it is exact for finite inputs only."""
     on_request: ClassVar[bool] = False
     """Whether it comes into question by name and for a target only: what it is for is no matter of speed."""
+    only_transposed: ClassVar[bool] = False
+    """Whether it takes a ConvTranspose only."""
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Return why this form does not apply, in a sentence with the numbers, or `None` when it does.
@@ -72,9 +74,10 @@ def _named() -> dict[str, Strategy]:
     """Return the forms of a Conv, of a pooling and of a region."""
     from dilrewrite.forms.pools import pool_forms
     from dilrewrite.forms.regions import region_forms
-    from dilrewrite.forms.strategies import _fold
+    from dilrewrite.forms.strategies import _fold, _plain_conv
 
-    return {**pool_forms(), **every_strategy(), FOLD: _fold.FORM, **cast("dict[str, Strategy]", region_forms())}
+    more: dict[str, Strategy] = {FOLD: _fold.FORM, PLAIN_CONV: _plain_conv.FORM}
+    return {**pool_forms(), **every_strategy(), **more, **cast("dict[str, Strategy]", region_forms())}
 
 
 def parse(text: str) -> tuple[str, Strategy]:
@@ -131,6 +134,8 @@ def plan(
     reason = meaning.malformed() or meaning.explicit().invalid()
     if reason:
         return Refusal(name, f"not a valid Conv: {reason}")
+    if strategy.only_transposed and meaning.transposed is None:
+        return Refusal(name, f"a Conv of dilations {meaning.dilations} is no ConvTranspose")
     builder = Builder(meaning, opset, storage=storage)
     prunes = strategy.prunes and (fixed_weights or strategy.skips_padding or meaning.transposed is not None)
     try:
