@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 import dilrewrite
+from dilrewrite.forms import sandwich
 from tests.models_for_tests import cli, conv2d, listing, save
 from tests.sandwiches import Sandwich, build, image, run
 
@@ -56,11 +58,17 @@ WRONG = {
 }
 
 
+COMMANDS = {"fold": ["fold"], "optimize": ["optimize", "--strategy", "fold", "--budget", "0"]}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_none_is_copied_with_the_reason(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_is_none_is_copied_with_the_reason(
+    name: str, command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     s, reason = WRONG[name]
     path = save(build(s), tmp_path / "m.onnx")
-    outcome = cli(capsys, "fold", path, "-o", tmp_path / "out.onnx", "--no-report", "--json")
+    outcome = cli(capsys, *COMMANDS[command], path, "-o", tmp_path / "out.onnx", "--no-report", "--json")
     assert (outcome.code, outcome.report["status"]) == (0, "nothing to rewrite")
     assert reason in outcome.report["unfolded"][0]["reason"]
     assert (tmp_path / "out.onnx").read_bytes() == path.read_bytes()
@@ -69,13 +77,44 @@ def test_what_is_none_is_copied_with_the_reason(name: str, capsys: pytest.Captur
     assert reason.split("'")[0] in " ".join(shown.out.split())
 
 
-@pytest.mark.parametrize("wrong", ["crop in front", "crop behind"])
-def test_a_crop_one_off_gives_no_wrong_model(wrong: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    s = Sandwich(wrong=wrong)
+OTHER_PADS = {
+    "a crop one off in front": Sandwich(wrong="crop in front"),
+    "a crop one off behind": Sandwich(wrong="crop behind"),
+    "pads that do not cover": Sandwich(begin=(1, 2), end=(2, 0)),
+    "pads that do not cover, unknown": Sandwich(begin=(1, 2), end=(2, 0), how="computed", known=False),
+}
+"""No sandwich of the Conv that was meant, but a Conv with other pads."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", OTHER_PADS)
+def test_other_pads_give_no_wrong_model(
+    name: str, command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    s = OTHER_PADS[name]
     path = save(build(s), tmp_path / "m.onnx")
-    assert cli(capsys, "fold", path, "-o", tmp_path / "out.onnx", "--no-report").code == 0
+    assert cli(capsys, *COMMANDS[command], path, "-o", tmp_path / "out.onnx", "--no-report").code == 0
     after = onnx.load(tmp_path / "out.onnx")
     np.testing.assert_array_equal(run(after, image(s)), run(build(s), image(s)), strict=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_a_wrong_fold_writes_no_model(
+    known: bool, command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Conv has its pads one place on."""
+    right = sandwich._pads
+
+    def wrong(*given: Any) -> tuple[int, int]:
+        begin, end = right(*given)
+        return begin - 1, end + 1
+
+    monkeypatch.setattr(sandwich, "_pads", wrong)
+    path = save(build(Sandwich(how="reshape" if known else "computed", known=known)), tmp_path / "m.onnx")
+    outcome = cli(capsys, *COMMANDS[command], path, "-o", tmp_path / "out.onnx", "--no-report", "--json")
+    assert (outcome.code, outcome.report["status"]) == (3, "differs")
+    assert listing(tmp_path).keys() == {"m.onnx"}
 
 
 def test_a_model_without_sandwich_is_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
