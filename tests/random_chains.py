@@ -97,10 +97,12 @@ class Net:
         k, s, more = self.rng.randint(1, 4), self.rng.choice((1, 2)), 0
         if length > 40:
             return
-        attributes: dict[str, Any] = {"strides": [s]}
+        d = 1 + len(self.nodes) % 3
+        attributes: dict[str, Any] = {"strides": [s], "dilations": [d]}
         if s > 1:
             attributes["output_padding"] = [more := self.rng.randint(0, 1)]
-        self.bounded(self.node("ConvTranspose", [x, self.whole(c, 4, k)], 4, s * (length - 1) + k + more, **attributes))
+        out = s * (length - 1) + d * (k - 1) + 1 + more
+        self.bounded(self.node("ConvTranspose", [x, self.whole(c, 4, k)], 4, out, **attributes))
 
     def bounded(self, x: str) -> None:
         low, high = self.constant(-3.0), self.constant(3.0)
@@ -362,6 +364,11 @@ class Flat(Net):
             return
         bias = [self.whole(outputs)] if self.rng.random() < 0.5 else []
         attributes = {"dilations": d, "pads": [*begin, *end], "kernel_shape": k, "group": group}
+        crops = [r - pad for r, pad in zip(reach * 2, [*begin, *end], strict=True)]
+        if len(self.nodes) % 4 == 1 and min(crops) >= 0:  # the same sizes, made by a ConvTranspose
+            weights = self.whole(c, outputs // group, *k)
+            self.bounded(self.node("ConvTranspose", [x, weights, *bias], outputs, out, **{**attributes, "pads": crops}))
+            return
         self.bounded(self.node("Conv", [x, self.whole(outputs, c // group, *k), *bias], outputs, out, **attributes))
 
     def operand(self) -> None:

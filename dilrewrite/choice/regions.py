@@ -39,7 +39,9 @@ def _considered(decider: Decider, region: Site, inside: Sequence[Site]) -> Consi
     scope, forced = decider.scope, decider.forced
     if too_new(region.opset) is not None or any(left_out(scope, site) is not None for site in inside):
         return None
-    if scope.eliminate and all(site.geometry.max_dilation <= scope.max_dilation for site in inside):
+    parts = {part.index for part in region.parts}
+    above = [site for site in inside if site.geometry.max_dilation > scope.max_dilation]
+    if scope.eliminate and not (above and all(site.part.index in parts for site in above)):
         return None
     offered, refused = decider.region_planner.candidates(region)
     considered = Considered(
@@ -83,8 +85,10 @@ def left_in(region: Decision, site: Site) -> int:
     fragment, chain = region.fragment, region.site.meaning
     assert fragment is not None
     assert isinstance(chain, Chain)
-    place = [part.index for part in region.site.parts].index(site.part.index)
-    return fragment.dilation_of(place)
+    parts = [part.index for part in region.site.parts]
+    if site.part.index not in parts:  # it goes along as it is
+        return site.geometry.max_dilation
+    return fragment.dilation_of(parts.index(site.part.index))
 
 
 def estimated(region: Decision, inside: Sequence[Considered]) -> float:

@@ -50,8 +50,8 @@ def constants_of(source: Source, site: Site, read: Callable[[TensorProto], Array
             if pair is not None:
                 codes, scale = value(pair.source.name), value(pair.scale.name)
                 zero = value(pair.zero_point.name) if pair.zero_point is not None else np.zeros((), codes.dtype)
-                scale, zero = (each.reshape(-1, *[1] * (codes.ndim - 1)) if each.size > 1 else each.reshape(())
-                               for each in (scale, zero))  # fmt: skip
+                along = [-1 if axis == pair.axis else 1 for axis in range(codes.ndim)]
+                scale, zero = (each.reshape(along if each.size > 1 else ()) for each in (scale, zero))
                 known[pair.output] = ((codes.astype(np.int32) - zero.astype(np.int32)) * scale).astype(scale.dtype)
     nodes = source.scope(site.scope).nodes
     made = {name for index in site.nodes for name in nodes[index].output}

@@ -111,9 +111,10 @@ def _part(scope: Scope, place: int) -> Part | None:
         part = operators()[name].read(scope, place)
     except (Refused, ValueError):
         return None
-    if part.on_integers or part.turn is not None or isinstance(part.geometry, PoolGeometry):  # regions end there
-        return None
-    part = replace(part, geometry=part.geometry.explicit(), input_quantization=None)
+    if part.on_integers or isinstance(part.geometry, PoolGeometry) or max(part.geometry.spread) > 1:
+        return None  # regions end there, or take it along as it is
+    geometry = replace(part.geometry.explicit(), transposed=None)  # at stride 1 it is a Conv
+    part = replace(part, geometry=geometry, input_quantization=None)
     pads = (*part.geometry.pads_begin, *part.geometry.pads_end)
     return part if part.weight.is_constant and all(pad is not None and pad >= 0 for pad in pads) else None
 

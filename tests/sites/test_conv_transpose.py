@@ -403,12 +403,108 @@ def test_dilations_that_a_device_runs_are_left(tmp_path: Path) -> None:
     assert {site.max_dilation_left for site in report.sites} <= {1, 2}
 
 
-def test_a_region_ends_there() -> None:
+def chain(rank: int, sizes: Sequence[int | str], **attributes: Any) -> ModelProto:
+    """Conv, Relu, ConvTranspose and Relu, both are added, Conv: all of dilation 2, of the same sizes."""
+    rng, more = np.random.default_rng(0), {"dilations": [2] * rank, "pads": [2] * 2 * rank}
+    group = attributes.get("group", 1)
+    weights = {name: rng.integers(-3, 4, (4, 4, *[3] * rank)).astype(np.float32) for name in ("w", "v")}
+    weights["u"] = rng.integers(-3, 4, (4, 4 // group, *[3] * rank)).astype(np.float32)
+    weights["b"] = rng.integers(-3, 4, 4).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="one", **more),
+        helper.make_node("Relu", ["a"], ["b0"], name="relu"),
+        helper.make_node("ConvTranspose", ["b0", "u", "b"], ["c"], name="up", **{**more, **attributes}),
+        helper.make_node("Relu", ["c"], ["d"], name="again"),
+        helper.make_node("Add", ["d", "b0"], ["e"], name="sum"),
+        helper.make_node("Conv", ["e", "v"], ["y"], name="two", **more),
+    ]
+    return tiny.build(nodes, {"x": [1, 4, *sizes]}, {"y": None}, weights)
+
+
+CHAINS: dict[str, tuple[ModelProto, tuple[str, ...]]] = {
+    "1-D": (chain(1, [32]), ("phase_region", "lift_region")),
+    "1-D, unknown, groups": (chain(1, ["t"], group=2), ("phase_region", "lift_region")),
+    "2-D": (chain(2, [12, 14]), ("phase_region",)),
+    "2-D, unknown, depthwise": (chain(2, ["h", "w"], group=4), ("phase_region",)),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_at_stride_1_it_stands_in_a_region(name: str, tmp_path: Path) -> None:
+    proto, regions = CHAINS[name]
+    path = save(proto, tmp_path / "m.onnx")
+    for strategy in regions:
+        report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy=strategy, budget=0, force=True)
+        (region,) = [one for one in report.regions if one.action == "rewritten"]
+        assert (report.exit_code, report.rewritten, len(region.members)) == (0, 3, 3)
+        assert region.proof is not None
+        assert region.proof.passed
+        after = onnx.load(tmp_path / "out.onnx")
+        assert "ConvTranspose" not in {node.op_type for node in after.graph.node}
+        sizes = [
+            dim.dim_value or 17 + 3 * axis for axis, dim in enumerate(proto.graph.input[0].type.tensor_type.shape.dim)
+        ]
+        x = np.random.default_rng(1).integers(-3, 4, sizes).astype(np.float32)
+        assert (run(after, x=x) == run(proto, x=x)).all()
+    with kernel_not_flipped():
+        report = dilrewrite.optimize(path, tmp_path / "no.onnx", strategy="phase_region", budget=0)
+    assert (report.exit_code, (tmp_path / "no.onnx").exists()) == (3, False)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_quantised_per_output_channel_in_a_region(group: int, tmp_path: Path) -> None:
+    """Between quantised Convs: its scales stand along axis 1, theirs along axis 0."""
+    rng, more = np.random.default_rng(0), {"dilations": [2], "pads": [2, 2]}
+    weights: dict[str, Any] = {"s": np.float32(0.25), "z": np.uint8(120), "t": np.float32(4)}
+    nodes, last = [helper.make_node("DequantizeLinear", ["x", "s", "z"], ["x0"])], "x0"
+    for number, (op, outs, axis) in enumerate((("Conv", 4, 0), ("ConvTranspose", 4 // group, 1), ("Conv", 4, 0))):
+        w, made = f"w{number}", f"y{number}"
+        shape = (4, outs, 3) if axis else (outs, 4, 3)
+        weights |= {w: rng.integers(-9, 9, shape).astype(np.int8), f"{w}z": np.zeros(outs, np.int8)}
+        weights[f"{w}s"] = (2.0 ** -rng.integers(1, 4, outs)).astype(np.float32)
+        attributes = more | ({"group": group} if axis else {})
+        nodes += [
+            helper.make_node("DequantizeLinear", [w, f"{w}s", f"{w}z"], [f"{w}f"], axis=axis),
+            helper.make_node(op, [last, f"{w}f"], [f"{made}f"], name=made, **attributes),
+            helper.make_node("QuantizeLinear", [f"{made}f", "t", "z"], [f"{made}q" if number < 2 else "y"]),
+        ]
+        if number < 2:
+            nodes.append(helper.make_node("DequantizeLinear", [f"{made}q", "t", "z"], [last := f"{made}d"]))
+    kinds = {"x": TensorProto.UINT8, "y": TensorProto.UINT8}
+    held = {name: np.asarray(value) for name, value in weights.items()}
+    proto = tiny.build(nodes, {"x": [1, 4, 24]}, {"y": None}, held, types=kinds)
+    path = save(proto, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="phase_region", budget=0)
+    (region,) = report.regions
+    assert (report.exit_code, region.action, len(region.members)) == (0, "rewritten", 3)
+    x = rng.integers(0, 256, (1, 4, 24)).astype(np.uint8)
+    y = run(proto, x=x)
+    assert len(np.unique(y)) > 9
+    assert (run(onnx.load(tmp_path / "out.onnx"), x=x) == y).all()
+
+
+def test_at_a_larger_stride_it_goes_along_where_a_chain_is_lifted(tmp_path: Path) -> None:
+    """As it is, with its dilation; so where that has to go it gets a form of its own."""
+    proto = chain(1, [32], strides=[2], pads=[2, 2], output_padding=[1])
+    proto.graph.node[4].CopyFrom(helper.make_node("Relu", ["d"], ["e"], name="sum"))
+    path = save(proto, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(path, tmp_path / "out.onnx", strategy="lift_region", budget=0)
+    (region,) = report.regions
+    assert (report.exit_code, region.action, len(region.members)) == (0, "rewritten", 3)
+    assert [site.max_dilation_left for site in report.sites] == [2, 2, 2]
+    (up,) = [node for node in onnx.load(tmp_path / "out.onnx").graph.node if node.op_type == "ConvTranspose"]
+    assert next(list(a.ints) for a in up.attribute if a.name == "dilations")[-1] == 2
+    for more in ({"strategy": "lift_region"}, {}):
+        gone = dilrewrite.optimize(path, tmp_path / "gone.onnx", eliminate=True, budget=0, force=True, **more)
+        assert (gone.exit_code, gone.rewritten, {site.max_dilation_left for site in gone.sites}) == (0, 3, {1})
+
+
+def test_a_region_ends_at_a_larger_stride() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], name="one", dilations=[2], pads=[2, 2]),
         helper.make_node("Relu", ["a"], ["b"], name="relu"),
         helper.make_node("Conv", ["b", "w"], ["c"], name="two", dilations=[2], pads=[2, 2]),
-        helper.make_node("ConvTranspose", ["c", "w"], ["y"], name="up", dilations=[2]),
+        helper.make_node("ConvTranspose", ["c", "w"], ["y"], name="up", dilations=[2], strides=[2]),
     ]
     proto = tiny.build(nodes, {"x": [1, 2, 16]}, {"y": None}, {"w": tiny.values(2, 2, 3)})
     found = find(proto, regions=True)
