@@ -3,6 +3,8 @@ these write such models."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +21,15 @@ CONTRIB = "com.microsoft"
 FUNCTIONS = "dilrewrite.functions"
 
 
-def models() -> Iterator[tuple[str, ModelProto]]:
-    """Every model by its name."""
-    yield from _quantised()
-    yield from ((name, make()) for name, make in MADE.items())
+def models() -> Iterator[tuple[str, Callable[[], ModelProto]]]:
+    """Every model: its name, and what makes it."""
+    for sizes, extents in (("known", [16, 16]), ("unknown", ["H", "W"])):
+        for kind in (*STATIC, DYNAMIC):
+            yield f"{kind}, sizes {sizes}", functools.partial(_quantised, kind, extents)
+    yield "float16 beside float32", _half
+    yield from MADE.items()
     for level, name in (("EXTENDED", "FusedConv, saved"), ("ALL", "NCHWc, saved")):
-        yield name, _saved(level)
+        yield name, functools.partial(_saved, level)
 
 
 def _normal(*shape: int, seed: int = 0) -> Array:
@@ -76,43 +81,52 @@ def _net(extents: Sizes) -> ModelProto:
     return _model(nodes, ["N", 3, *extents], weights)
 
 
-def _quantised() -> Iterator[tuple[str, ModelProto]]:
-    """The net as ONNX Runtime's quantiser writes it: with known and with unknown sizes."""
+DYNAMIC = "ConvInteger u8 x u8"
+STATIC: dict[str, tuple[str, str, str, bool]] = {
+    "QDQ u8 x s8": ("QDQ", "QUInt8", "QInt8", True),
+    "QDQ s8 x s8": ("QDQ", "QInt8", "QInt8", False),
+    "QDQ u16 x u8": ("QDQ", "QUInt16", "QUInt8", False),
+    "QLinearConv u8 x s8": ("QOperator", "QUInt8", "QInt8", True),
+    "QLinearConv s8 x s8": ("QOperator", "QInt8", "QInt8", False),
+}
+"""Format, types of data and weights, and whether weights have a scale for each channel, as the quantiser calls them."""
+
+
+class _Data:
+    """Calibration data."""
+
+    def __init__(self) -> None:
+        self.left = [{"x": _normal(1, 3, 16, 16, seed=seed)} for seed in range(4)]
+
+    def get_next(self) -> dict[str, Array] | None:
+        return self.left.pop() if self.left else None
+
+
+def _quantised(kind: str, extents: Sizes) -> ModelProto:
+    """The net as ONNX Runtime's quantiser writes it."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    class Data:
-        """Calibration data."""
-
-        def __init__(self) -> None:
-            self.left = [{"x": _normal(1, 3, 16, 16, seed=seed)} for seed in range(4)]
-
-        def get_next(self) -> dict[str, Array] | None:
-            return self.left.pop() if self.left else None
-
-    s8, u8, u16, operators = QuantType.QInt8, QuantType.QUInt8, QuantType.QUInt16, QuantFormat.QOperator
-    kinds: dict[str, dict[str, Any]] = {
-        "QDQ u8 x s8": {"activation_type": u8, "weight_type": s8, "per_channel": True},
-        "QDQ s8 x s8": {"activation_type": s8, "weight_type": s8, "extra_options": {"ActivationSymmetric": True}},
-        "QDQ u16 x u8": {"activation_type": u16, "weight_type": u8},
-        "QLinearConv u8 x s8": {"quant_format": operators, "per_channel": True, "weight_type": s8},
-        "QLinearConv s8 x s8": {"quant_format": operators, "activation_type": s8, "weight_type": s8},
-    }
+    logging.getLogger().setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         base, ready, made = (str(Path(folder) / f"{name}.onnx") for name in ("base", "ready", "made"))
-        for sizes, extents in (("known", [16, 16]), ("unknown", ["H", "W"])):
-            onnx.save(_net(extents), base)
-            quant_pre_process(base, ready)
-            for name, kind in kinds.items():
-                quantize_static(ready, made, Data(), **{"quant_format": QuantFormat.QDQ, **kind})  # type: ignore[arg-type]
-                yield f"{name}, sizes {sizes}", onnx.load(made)
-            quantize_dynamic(ready, made, weight_type=u8)
-            yield f"ConvInteger u8 x u8, sizes {sizes}", onnx.load(made)
-        yield (
-            "float16 beside float32",
-            convert_float_to_float16(onnx.load(base), keep_io_types=True, node_block_list=["dense"]),
-        )
+        onnx.save(_net(extents), base)
+        quant_pre_process(base, ready)
+        if kind == DYNAMIC:
+            quantize_dynamic(ready, made, weight_type=QuantType.QUInt8)
+            return onnx.load(made)
+        form, data, weights, channels = STATIC[kind]
+        how = {"quant_format": QuantFormat[form], "per_channel": channels}
+        symmetric = {"ActivationSymmetric": True} if kind == "QDQ s8 x s8" else {}
+        types = {"activation_type": QuantType[data], "weight_type": QuantType[weights]}
+        quantize_static(ready, made, _Data(), **how, **types, extra_options=symmetric)  # type: ignore[arg-type]
+        return onnx.load(made)
+
+
+def _half() -> ModelProto:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(_net(["H", "W"]), keep_io_types=True, node_block_list=["dense"])  # type: ignore[no-any-return]
 
 
 def _saved(level: str) -> ModelProto:

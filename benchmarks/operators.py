@@ -2,28 +2,31 @@
 
 Run `python benchmarks/operators.py [FOLDER ...]`; results go to benchmarks/results/operators.json and .md. Small models
 of every operator (`_operators.py`) get every form and `--eliminate`; the models in folders (default: those of this
-repository) get `--eliminate` and, where they hold sandwiches, `fold`. Nothing is timed. `--only WORD`: models with that
-in their name, and no results are written.
+repository) get `--eliminate` and, where they hold sandwiches, `fold`. Nothing is timed. `--only REGEX`: the models that
+it is found in; the rows of others stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _common import circumstances, heading, table, write
+from _common import RESULTS, circumstances, heading, table, write
 from _operators import CONTRIB, models
 from onnx import ModelProto
 
 import dilrewrite
 from dilrewrite.errors import DilrewriteError
 from dilrewrite.forms.pools import PoolGeometry
-from dilrewrite.forms.strategies import strategies
+from dilrewrite.forms.strategies import PLAIN_CONV, strategies
 from dilrewrite.model.load import load
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.reports.report import Report, SiteReport
@@ -31,6 +34,7 @@ from dilrewrite.runtimes import timed_backends
 from dilrewrite.sites.find import find
 
 OWN = Path(__file__).parents[1] / "models"
+FILE = RESULTS / "operators.json"
 SANDWICH = "sandwich"
 SIZES = {"splice_sites": ["sequence:1x4x2000"], "causal_tcn": ["roll:1x88x400"], "hifigan_vocoder": ["mel:1x80x20"]}
 """What the models of this repository run on: short, as nothing is timed."""
@@ -42,21 +46,24 @@ def main() -> None:
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     about = circumstances(timed_backends()["onnxruntime_cpu"], None)
-    rows: list[dict[str, Any]] = []
     for name, model, every in _every(options.folders):
-        if options.only in name:
-            made = list(_rows(name, model, every))
-            rows += made
+        if re.search(options.only, name):
+            made = list(_rows(name, model(), every))
             print("\n".join(" | ".join(_cells(row)) for row in made), flush=True)
-    if not options.only:
-        write("operators", {"about": about, "rows": rows}, page(about, rows))
+            known = json.loads(FILE.read_text(encoding="utf-8"))["rows"] if FILE.exists() else []
+            rows = [*(row for row in known if row["model"] != name), *made]
+            write("operators", {"about": about, "rows": rows}, page(about, rows))
 
 
-def _every(folders: Iterable[Path]) -> Iterator[tuple[str, ModelProto, bool]]:
-    """Yield name and model, and whether it gets every form."""
-    yield from ((name, proto, True) for name, proto in models())
-    for folder in folders:
-        yield from ((path.stem, load(path).proto, False) for path in sorted(folder.glob("*.onnx")))
+def _every(folders: Iterable[Path]) -> Iterator[tuple[str, Callable[[], ModelProto], bool]]:
+    """Yield the name of each model, what makes it, and whether it gets every form."""
+    yield from ((name, make, True) for name, make in models())
+    for path in (path for folder in folders for path in sorted(folder.glob("*.onnx"))):
+        yield path.stem, functools.partial(_loaded, path), False
+
+
+def _loaded(path: Path) -> ModelProto:
+    return load(path).proto
 
 
 def _rows(name: str, model: ModelProto, every: bool) -> Iterator[dict[str, Any]]:
@@ -68,6 +75,8 @@ def _rows(name: str, model: ModelProto, every: bool) -> Iterator[dict[str, Any]]
         return
     pools = any(isinstance(site.geometry, PoolGeometry) for site in eliminated.sites)
     names = ["phase_pools"] if pools else [form for form in strategies() if form != "keep"]
+    if any(site.geometry.transposed for site in eliminated.sites if not pools):
+        names.append(PLAIN_CONV)
     forms = {form: _run(model, strategy=form, **own) for form in names if every and eliminated.sites}
     for operator in dict.fromkeys(map(called.of, eliminated.sites)):
         yield _row(name, operator, eliminated, forms, called)
