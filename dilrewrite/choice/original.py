@@ -16,7 +16,7 @@ from dilrewrite.model.walk import scopes
 from dilrewrite.proof.inputs import Case, Chooser
 from dilrewrite.proof.roles import Convolutions
 from dilrewrite.proof.verdict import Settings, Subject
-from dilrewrite.runtimes import Array, Runnable, RuntimeFailure, Session, backends, profiled, timed_backends
+from dilrewrite.runtimes import Array, Backend, Runnable, RuntimeFailure, Session, backends, profiled, timed_backends
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
 from dilrewrite.sites.known import CONVOLVES
@@ -40,7 +40,8 @@ FEW = 4
 class Original:
     """A model with its sites; `baseline` is it with the Convs explicit that do not run as they are.
 
-    `feeds`: what it runs on; `made_up`: the tool chose their sizes.
+    `feeds`: what it runs on; `made_up`: the tool chose their sizes. `outputs`: what it gives on them where they were
+    tried, if that is another runtime than the one that times.
     """
 
     model: Model
@@ -49,6 +50,7 @@ class Original:
     settings: Settings
     feeds: Mapping[str, Array] = field(default_factory=dict)
     made_up: bool = False
+    outputs: Mapping[str, Array] = field(default_factory=dict)
     profiled: Profiled | None = None
 
     @functools.cached_property
@@ -88,7 +90,7 @@ class Original:
         """Find data that it runs on. Raises `UsageError` when none can be made up, and what a session raises."""
         budget = meter.budget
         start = budget.clock()
-        trial = backends()[meter.backend.trial] if meter.backend.trial is not None else meter.backend
+        trial = _trial(meter)
         with trial.session(self.runnable(), meter.options) as session:
             budget.load_s = budget.clock() - start
             convolutions = Convolutions(self.baseline)
@@ -107,9 +109,24 @@ class Original:
                 chooser.roles.update(longer)
                 case, sizes = chooser.first(session.run)
             start = budget.clock()
-            session.run(case.feeds)
+            outputs = session.run(case.feeds)
             budget.run_s = budget.clock() - start
         self.feeds, self.made_up = case.feeds, bool(sizes)
+        self.outputs = outputs if trial.name != meter.backend.name else {}
+
+    def compare_runtimes(self, meter: Meter) -> None:
+        """Note where the runtime that times computes something else of the original than the one of the trial does."""
+        trial = _trial(meter)
+        if trial.name == meter.backend.name:
+            return
+
+        said = meter.disagreement(trial, self.outputs, self.runnable(), self.digest, self.feeds)
+        if said is not None:
+            here = meter.backend.name
+            meter.doubts[
+                f"the original itself computes something else on {here} than on {trial.name}: {said}; "
+                f"rewritten models are compared with what {here} makes of the original"
+            ] = None
 
     def _longer(
         self, meter: Meter, chooser: Chooser, case: Case, sizes: Mapping[str, int], session: Session
@@ -163,3 +180,8 @@ class Original:
     def run_of(self, site: Site) -> SiteRun:
         """Return how a site ran."""
         return self.profiled.sites.get(site.key, UNSEEN) if self.profiled is not None else UNSEEN
+
+
+def _trial(meter: Meter) -> Backend:
+    """Return the runtime on which inputs are tried."""
+    return backends()[meter.backend.trial] if meter.backend.trial is not None else meter.backend

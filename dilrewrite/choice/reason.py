@@ -89,6 +89,8 @@ class Reason(StrEnum):
     """The Conv alone does not run. `said`: the runtime's words."""
     MODEL_FAILED = "model failed"
     """The model does not run. `said`: the runtime's words."""
+    TRIAL_FAILED = "trial failed"
+    """As `MODEL_FAILED`, on the runtime that inputs are tried on. `said`: its name and its words."""
     PROFILE_SLOW = "profile slow"
     """Profiling the model took too long. `said`: how long."""
     NO_DATA = "no data"

@@ -26,7 +26,7 @@ from dilrewrite.runtimes import RuntimeFailure, TimedOut, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood, stretch
-from dilrewrite.timing.agreement import Differs, allowed, quantises
+from dilrewrite.timing.agreement import Differs, allowed, may_draw, quantises
 from dilrewrite.timing.budget import CONFIRMATION, REGION_S, estimated_s
 from dilrewrite.timing.measure import Answer, Form, Meter
 from dilrewrite.timing.measurement import Attempt, LayerComparison, Measurement
@@ -84,9 +84,12 @@ class Tuning:
             rounds_to = meter.backend.rounds_to(meter.options)
             meter.tolerance = allowed(self.original.baseline, rounds_to, settings.rtol, settings.atol)
             meter.rounded = quantises(self.original.baseline)
+            meter.draws = may_draw(self.original.baseline)
             meter.budget.tick()
         except RuntimeFailure as error:
-            self.failure = Why(reason=Reason.MODEL_FAILED, said=str(error))
+            here = meter.backend.trial in (None, meter.backend.name)
+            said = str(error) if here else f"{meter.backend.trial}: {error}"
+            self.failure = Why(reason=Reason.MODEL_FAILED if here else Reason.TRIAL_FAILED, said=said)
             return False
         try:
             self.original.profile(meter)
@@ -94,6 +97,7 @@ class Tuning:
             slow = isinstance(error, TimedOut)
             self.failure = Why(reason=Reason.PROFILE_SLOW if slow else Reason.MODEL_FAILED, said=str(error))
             return False
+        self.original.compare_runtimes(meter)
         return True
 
     def measure(self, considered: Sequence[Considered], *, needed: bool = True) -> None:

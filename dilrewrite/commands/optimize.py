@@ -17,7 +17,7 @@ from dilrewrite.choice.tune import Tuning
 from dilrewrite.choice.whole import Choosing, Chosen
 from dilrewrite.commands import micro
 from dilrewrite.commands.places import Claims, data_files
-from dilrewrite.commands.run import Run, dilated, files, notes_of, to_fold
+from dilrewrite.commands.run import Run, dilated, failure, files, notes_of, to_fold
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.forms.strategies import FOLD
 from dilrewrite.keywords import Progress, silent
@@ -221,6 +221,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     finally:
         if measures is not None:
             measures.close()
+    _check_runs(job, measures)
     settled, every = chosen.settled, (*chosen.regions, *chosen.settled)
     changed = bool(any(d.fragment or d.explicit for d in every) or job.found.normalisations)
     if proving.verify == "none" and changed:
@@ -246,6 +247,17 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     elif not left:  # else nothing will be written
         verdict = _verdict(job, chosen, changed)
     return _Done(choosing, chosen, notes_of(choosing.tuning), changed, left, verdict, fits)
+
+
+def _check_runs(job: _Job, tuning: Tuning | None) -> None:
+    """Raise `UsageError` when the runtime that was named for a choice by timings does not run the model."""
+    options = job.run.options
+    asked = options.measuring.backend != "auto" and options.building is None
+    if tuning is None or tuning.failure is None or not asked or options.scope.strategy or options.scope.eliminate:
+        return
+    if tuning.failure.reason in (Reason.MODEL_FAILED, Reason.TRIAL_FAILED):
+        hint = "choose another --backend, or --budget 0 to measure nothing"
+        raise UsageError(f"{job.model.name}: {failure(tuning)}", hint=hint)
 
 
 def _for_tensorrt(options: CommandOptions) -> bool:

@@ -84,6 +84,7 @@ WORDS = {
     Reason.NO_QUESTION: "{why.said}",
     Reason.CONV_FAILED: "{alone} alone does not run on {backend}: {why.said}",
     Reason.MODEL_FAILED: "the model does not run on {backend}: {why.said}",
+    Reason.TRIAL_FAILED: "its inputs cannot be tried: the model does not run on {why.said}",
     Reason.PROFILE_SLOW: "profiling the model on {backend} took too long: {why.said}",
     Reason.NO_DATA: "{why.said}",
     Reason.DIFFERS: "the rewritten model computes something else on {backend}: {why.said}",

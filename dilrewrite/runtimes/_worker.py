@@ -50,6 +50,7 @@ from dilrewrite.runtimes import (
     TimedOut,
     warmed,
 )
+from dilrewrite.runtimes._soil import soiled
 
 _READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
 _LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
@@ -435,7 +436,7 @@ class _Server:
             return _peak()
 
     def on_outputs(self, key: str) -> dict[str, Array]:
-        with contextlib.closing(self.backend.runner(*self.models[key])) as runner:
+        with soiled(), contextlib.closing(self.backend.runner(*self.models[key])) as runner:
             return {name: np.array(value) for name, value in runner.outputs().items()}
 
     def _free(self, *keys: str) -> None:

@@ -1,16 +1,18 @@
-"""OpenCV's DNN module, 4.14 and later of 4.x, on the CPU. It takes models of fixed sizes."""
+"""OpenCV's DNN module, 4.14 and later, on the CPU. It takes models of fixed sizes."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
+from dilrewrite.errors import one_line
 from dilrewrite.runtimes import (
     Array,
     Artifact,
@@ -27,13 +29,28 @@ from dilrewrite.runtimes import (
     fixed,
     repeated,
 )
+from dilrewrite.runtimes._installed import Package
 
 if TYPE_CHECKING:
     from dilrewrite.forms.geometry import ConvGeometry
 
 INSTALL = "pip install 'dilrewrite[opencv]'"
 
-_DISTRIBUTIONS = tuple(f"opencv-{kind}" for kind in ("python-headless", "python", "contrib-python-headless"))
+_CONTRIB = ("contrib-python-headless", "contrib-python")
+
+_CV2 = Package(
+    module="cv2",
+    distributions=tuple(f"opencv-{kind}" for kind in ("python-headless", "python", *_CONTRIB)),
+    install=INSTALL,
+    least=(4, 14),
+    below=(6,),
+)
+
+_LAYERS = {"classic": "Conv2", "new": "Convolution"}
+"""Engines of 5.x, and what the other one calls a Conv."""
+
+_FORCED = "OPENCV_FORCE_DNN_ENGINE"
+"""A variable that decides on the engine, whatever a program asks for."""
 
 
 @final
@@ -41,6 +58,7 @@ _DISTRIBUTIONS = tuple(f"opencv-{kind}" for kind in ("python-headless", "python"
 class OpenCvDnn(TimedBackend):
     """OpenCV's DNN module on the CPU. `winograd`: whether 3x3 Convs may run by it, as they may unless told otherwise.
 
+    `engine`: which of the two of OpenCV 5 runs a model: the classic one, which is the one of 4.x, or the new one.
     OpenCV's threads are the process' own.
     """
 
@@ -48,22 +66,33 @@ class OpenCvDnn(TimedBackend):
     alias: ClassVar = "opencv"
 
     winograd: str = "on"
+    engine: str = "classic"
 
     def __post_init__(self) -> None:
         if self.winograd not in ("on", "off"):
             raise ValueError(f"winograd={self.winograd} is neither on nor off")
+        if self.engine not in _LAYERS:
+            raise ValueError(f"engine={self.engine} is neither classic nor new")
+
+    def conflict(self) -> str | None:
+        """Return None, or which distributions of OpenCV are installed side by side."""
+        return _CV2.conflict()
 
     def missing(self) -> str | None:
-        """Return None when OpenCV is installed in a version that it runs with."""
-        if importlib.util.find_spec("cv2") is None:
-            return f"opencv-python-headless is not installed: {INSTALL}"
-        for name in _DISTRIBUTIONS:
-            try:
-                version = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            if not (4, 14) <= tuple(map(int, version.split(".")[:2])) < (5, 0):
-                return f"{name} is {version}, and 4.14 or a later 4.x is needed: {INSTALL}"
+        """Return None when OpenCV is installed in a version that it runs with, and has its DNN module. Loads it."""
+        if (told := _CV2.missing()) is not None:
+            return told
+        try:
+            import cv2
+        except ImportError as error:
+            return f"cv2 cannot be imported: {one_line(error)}: pip uninstall -y {_named()}, then {INSTALL}"
+        version = str(getattr(cv2, "__version__", ""))
+        if (told := _CV2.refused("cv2", version)) is not None:  # of no distribution, or one that is broken
+            return told
+        if not hasattr(cv2, "dnn"):
+            return f"cv2 {version} was built without its dnn module: pip uninstall -y {_named()}, then {INSTALL}"
+        if self.engine == "new" and not hasattr(cv2.dnn, "ENGINE_NEW"):
+            return f"OpenCV {version} has no engine=new: pip install 'opencv-python-headless>=5,<6'"
         return None
 
     def versions(self) -> dict[str, str]:
@@ -73,8 +102,8 @@ class OpenCvDnn(TimedBackend):
         return {"opencv": str(cv2.__version__)}
 
     def settings(self, options: Options) -> dict[str, str]:
-        """Return the threads, and whether Winograd's way is allowed."""
-        return {**TimedBackend.settings(self, options), "winograd": self.winograd}
+        """Return the threads, whether Winograd's way is allowed, and the engine."""
+        return {**TimedBackend.settings(self, options), "winograd": self.winograd, "engine": self.engine}
 
     def refuses(self, geometry: ConvGeometry) -> str | None:
         """Return why OpenCV does not run a Conv as it is."""
@@ -113,7 +142,7 @@ class _Net:
         proto = contained(runnable)
         self._names = [output.name for output in proto.graph.output]
         try:
-            self._net: Any = cv2.dnn.readNetFromONNX(np.frombuffer(proto.SerializeToString(), np.uint8))
+            self._net: Any = _read(cv2, proto.SerializeToString(), backend.engine)
             self._net.enableWinograd(backend.winograd == "on")
         except cv2.error as error:
             raise CannotLoad(_line(error)) from error
@@ -148,6 +177,29 @@ class _Net:
 
     def close(self) -> None:
         self._net = None
+
+
+def _read(cv2: Any, model: bytes, engine: str) -> Any:
+    """Return a model as one of the engines has it. Raises CannotLoad when that engine leaves it to the other one.
+
+    From a file: OpenCV 5.0 does not heed the engine for a model in memory. What is forced is no setting of the user's
+    here, and would hold for all.
+    """
+    os.environ.pop(_FORCED, None)
+    both = hasattr(cv2.dnn, "ENGINE_NEW")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        which = (getattr(cv2.dnn, f"ENGINE_{engine.upper()}"),) if both else ()
+        net = cv2.dnn.readNetFromONNX(str(path), *which)
+    if net.empty() or (both and _LAYERS[engine] in net.getLayerTypes()):
+        raise CannotLoad(f"OpenCV's {engine} engine does not take the model")
+    return net
+
+
+def _named() -> str:
+    """Return the distributions of OpenCV to uninstall."""
+    return " ".join(_CV2.installed()) or _CV2.distributions[0]
 
 
 def _line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -21,6 +20,11 @@ from dilrewrite.runtimes import (
     TimedBackend,
     contained,
     repeated,
+)
+from dilrewrite.runtimes._installed import Package
+
+_OPENVINO = Package(
+    module="openvino", distributions=("openvino",), install="pip install 'dilrewrite[openvino]'", least=(2025, 4)
 )
 
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -47,8 +51,7 @@ class OpenVinoCpu(TimedBackend):
 
     def missing(self) -> str | None:
         """Return None when OpenVINO is installed."""
-        installed = importlib.util.find_spec("openvino") is not None
-        return None if installed else "openvino is not installed: pip install 'dilrewrite[openvino]'"
+        return _OPENVINO.missing()
 
     def versions(self) -> dict[str, str]:
         """Return the version of OpenVINO."""
@@ -95,9 +98,12 @@ class _Request:
             model.reshape({name: list(np.shape(value)) for name, value in feeds.items()})
             self._tensors = {op.get_friendly_name(): sorted(op.output(0).get_names()) for op in model.get_ops()}
             self._compiled: Any = core.compile_model(model, "CPU", {**backend.settings(options), **more})
+            runs_in = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
             self._request: Any = self._compiled.create_infer_request()
         except Exception as error:  # it raises whatever its parts do
             raise CannotLoad(_line(error)) from error
+        if runs_in != backend.precision:  # it does not say so by itself
+            raise CannotLoad(f"precision={backend.precision} is not run on this processor: OpenVINO takes {runs_in}")
         try:
             for name, value in feeds.items():
                 self._request.set_tensor(name, openvino.Tensor(np.asarray(value, order="C")))
@@ -137,8 +143,9 @@ class _Request:
 
 
 def _line(error: BaseException) -> str:
-    """Return the last of an error's lines that says something: before it are places in OpenVINO's sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return the last of an error's lines that says what is wrong: others name places in sources, and pages to read."""
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines()]
+    lines = [line for line in lines if line and "https://" not in line]
     return lines[-1] if lines else type(error).__name__
 
 

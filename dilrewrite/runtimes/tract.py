@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import tempfile
@@ -30,6 +29,9 @@ from dilrewrite.runtimes import (
     contained,
     fixed,
 )
+from dilrewrite.runtimes._installed import Package
+
+_TRACT = Package(module="tract", distributions=("tract",), install="pip install 'dilrewrite[tract]'", least=(0, 23))
 
 
 @final
@@ -41,8 +43,7 @@ class Tract(TimedBackend):
 
     def missing(self) -> str | None:
         """Return None when tract is installed."""
-        installed = importlib.util.find_spec("tract") is not None
-        return None if installed else "tract is not installed: pip install 'dilrewrite[tract]'"
+        return _TRACT.missing()
 
     def versions(self) -> dict[str, str]:
         """Return the version of tract."""

@@ -16,6 +16,13 @@ from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.compare import Tolerance, compare, tolerance_of
 from dilrewrite.runtimes import Array, Bench, CannotRun
 
+DRAWING = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Operators that draw at random, Dropout in training."""
+
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+
 
 class Differs(CannotRun):
     """The outputs on the timed runtime are not those of the original; the reason is one line."""
@@ -35,6 +42,15 @@ def quantises(proto: ModelProto) -> bool:
     return any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in all_nodes(proto))
 
 
+def may_draw(proto: ModelProto) -> bool:
+    """Say whether a model may draw at random: an operator of ONNX does, or one of an unknown domain may."""
+    own = {(function.domain, function.name) for function in proto.functions}
+    return any(
+        node.op_type in DRAWING or (node.domain not in DOMAINS and (node.domain, node.op_type) not in own)
+        for node in all_nodes(proto)
+    )
+
+
 def check(
     bench: Bench,
     original: str,
@@ -44,20 +60,34 @@ def check(
     anew: Callable[[Mapping[str, Array]], Mapping[str, Array]],
     *,
     rounded: bool = False,
+    draws: bool = False,
 ) -> None:
-    """Raise Differs when two models on a bench give other outputs.
+    """Raise Differs when two models on a bench give other outputs; see `hold`. `anew` runs the original."""
+    hold(bench.outputs(original), bench.outputs(other), tolerance, feeds, anew, rounded=rounded, draws=draws)
+
+
+def hold(
+    before: Mapping[str, Array],
+    after: Mapping[str, Array],
+    tolerance: Tolerance,
+    feeds: Mapping[str, Array],
+    anew: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    *,
+    rounded: bool = False,
+    draws: bool = False,
+) -> None:
+    """Raise Differs when `after` is not what `before` is.
 
     Floats are held to the tolerance. The last digit of one may decide on an integer, a boolean or a string, and on
     any finite output of a model that is `rounded` to integers inside: these may
     differ at no more places, and by no more, than the original's own do on inputs changed within the tolerance, for
-    a change of its inputs passes through the same roundings as one inside of it. `anew` runs the original in a new
-    process: what it gives otherwise there on the same `feeds` is drawn at random, and cannot be judged.
+    a change of its inputs passes through the same roundings as one inside of it. `anew` gives once more what `before`
+    was on the `feeds`, in a new process: what is otherwise there, in a model that `draws` at random, cannot be judged.
     """
-    before, after = bench.outputs(original), bench.outputs(other)
     again = functools.cache(lambda: anew(feeds))
 
     def random(name: str) -> bool:
-        return name in again() and not compare(name, before[name], again()[name], tolerance).passed
+        return draws and name in again() and not compare(name, before[name], again()[name], tolerance).passed
 
     decided: dict[str, Array] = {}
     for name, values in before.items():

@@ -92,6 +92,13 @@ class WholeRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OriginalRecord:
+    """What a runtime computes otherwise than another one of the original (`None`: nothing) as it is kept."""
+
+    said: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileRecord:
     """A profile as it is kept: of some sites in order, and of the tensors in their scopes, which have numbers."""
 

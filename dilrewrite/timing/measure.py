@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from dilrewrite._compat import Self
@@ -23,6 +24,7 @@ from dilrewrite.proof.compare import Tolerance
 from dilrewrite.proof.verdict import Subject
 from dilrewrite.runtimes import (
     Array,
+    Backend,
     Bench,
     CannotLoad,
     CannotRun,
@@ -40,7 +42,7 @@ from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.timing import agreement, profiling
 from dilrewrite.timing.budget import OVERHEAD_S, Budget
 from dilrewrite.timing.cache import Cache
-from dilrewrite.timing.ledger import Ledger, ProfileRecord, WholeRecord, feeds_digest
+from dilrewrite.timing.ledger import Ledger, OriginalRecord, ProfileRecord, WholeRecord, feeds_digest
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
@@ -117,6 +119,8 @@ class Meter:
     """What outputs on the backend are held to against the original's; `None`: they are not compared."""
     rounded: bool = False
     """Whether the model rounds to integers inside."""
+    draws: bool = False
+    """Whether the model may draw at random."""
     samples: tuple[Sequence[float], Sequence[float]] = ((), ())
     """Seconds of all samples of both models in the last comparison of whole models that was not recalled."""
     first_s: Mapping[str, float] = field(default_factory=dict)
@@ -302,7 +306,41 @@ class Meter:
             except RuntimeFailure:
                 return {}
 
-        agreement.check(worker, original, other, tolerance, feeds, anew, rounded=self.rounded)
+        agreement.check(worker, original, other, tolerance, feeds, anew, rounded=self.rounded, draws=self.draws)
+
+    def disagreement(
+        self, trial: Backend, outputs: Mapping[str, Array], model: Runnable, digest: str, feeds: Mapping[str, Array]
+    ) -> str | None:
+        """Return None, or what a model computes here otherwise than its `outputs` on the runtime of the trial.
+
+        `digest` names the model. None, too, where it does not run here.
+        """
+        if self.tolerance is None:
+            return None
+        key: dict[str, Any] = {"kind": "original", "model": digest, "inputs": feeds_digest(feeds)}
+        key |= {"trial": trial.name, "trial_versions": trial.versions(), "tolerance": repr(self.tolerance)}
+        recalled = self.ledger.recall(key, OriginalRecord)
+        if recalled is not None:
+            return recalled.said
+
+        def anew(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            with contextlib.suppress(RuntimeFailure), trial.session(model, self.options) as session:
+                return _tensors(session.run(inputs))
+            return {}
+
+        said = None
+        try:
+            self._stand(feeds, keep=model)
+            here = self.worker().outputs("keep")
+            agreement.hold(_tensors(outputs), here, self.tolerance, feeds, anew, rounded=self.rounded, draws=self.draws)
+        except agreement.Differs as error:
+            said = str(error)
+        except RuntimeFailure as error:
+            if isinstance(error, Crashed | TimedOut):
+                self.close()
+            return None
+        self.ledger.keep(key, OriginalRecord(said=said))
+        return said
 
     def _stand(self, feeds: Mapping[str, Array], **models: Runnable) -> None:
         """Bring models to the worker, and nothing else."""
@@ -430,6 +468,10 @@ def baseline(question: Question, backend: TimedBackend) -> ModelProto:
     if isinstance(keep, Refusal):
         raise CannotRun(f"it has no runnable form: {keep.reason}")
     return rewritten(question, keep)
+
+
+def _tensors(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: value for name, value in outputs.items() if isinstance(value, np.ndarray)}
 
 
 def _runnable(model: ModelProto) -> Runnable:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import dilrewrite
+from dilrewrite.forms.strategies import strategies
 from dilrewrite.proof.compare import Tolerance
+from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Array, Bench, Options, Runnable, artifact
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND
-from dilrewrite.timing.agreement import Differs, check, nudge
-from tests.models_for_tests import build, conv_node, save, values
+from dilrewrite.timing.agreement import Differs, check, may_draw, nudge
+from dilrewrite.timing.budget import Budget
+from dilrewrite.timing.cache import Cache
+from dilrewrite.timing.measure import Meter
+from dilrewrite.timing.outcome import Outcome
+from tests.models_for_tests import build, conv2d, conv_node, save, values
+from tests.wrapped_runtime import plugged
 
 TOLERANCE = Tolerance(1e-4, 1e-5, 0.0)
 X = {"x": values(1, 8, 64)}
@@ -132,10 +141,28 @@ def test_what_is_drawn_at_random_is_not_judged(kind: str) -> None:
 
     bench = cast("Bench", type("Bench", (), {"outputs": staticmethod(outputs)}))
     off = 1.0
-    check(bench, "original", "other", TOLERANCE, X, lambda _: outputs("original"))
+    check(bench, "original", "other", TOLERANCE, X, lambda _: outputs("original"), draws=True)
+    # Where nothing is drawn, a runtime's results may not differ from run to run.
+    with contextlib.nullcontext() if kind == "int64" else pytest.raises(Differs, match=r"^output 'y'"):
+        check(bench, "original", "other", TOLERANCE, X, lambda _: outputs("original"))
     off = 2.0
     with pytest.raises(Differs, match=r"^output 'z'"):
-        check(bench, "original", "other", TOLERANCE, X, lambda _: outputs("original"))
+        check(bench, "original", "other", TOLERANCE, X, lambda _: outputs("original"), draws=True)
+
+
+def test_which_models_may_draw() -> None:
+    draw = helper.make_node("RandomNormalLike", ["x"], ["y"])
+    body = helper.make_node("Relu", ["x"], ["y"])
+    for node, inner, known, expected in (
+        (body, body, False, False),
+        (draw, body, False, True),
+        (helper.make_node("Ours", ["x"], ["y"], domain="ours"), body, False, True),
+        (helper.make_node("Ours", ["x"], ["y"], domain="ours"), body, True, False),
+        (helper.make_node("Ours", ["x"], ["y"], domain="ours"), draw, True, True),
+    ):
+        function = helper.make_function("ours", "Ours", ["x"], ["y"], [inner], [helper.make_opsetid("", 17)])
+        proto = build([node], {"x": [4]}, {"y": [4]}, functions=[function] if known else [])
+        assert may_draw(proto) is expected
 
 
 @pytest.mark.measures
@@ -163,3 +190,94 @@ def test_inputs_are_nudged_within_the_tolerance() -> None:
     change = np.abs(found["x"] - X["x"])
     assert 0 < change.max() <= 1.01e-2 * np.abs(X["x"]).max()
     assert np.abs(found["u"].astype(int) - feeds["u"]).max() <= 1
+
+
+# -- a runtime that is wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plug-in, and few forms to time on it."""
+    for name in strategies().keys() - {"keep", "space_to_batch", "im2col"}:
+        monkeypatch.delitem(strategies(), name)
+    with plugged(tmp_path / "plug-ins"):
+        yield
+
+
+def chosen(folder: Path, wrong: str) -> Report:
+    """What is chosen for a model on ONNX Runtime, wrapped: everything but dilation is fast there."""
+    path = save(conv2d(), folder / "m.onnx")
+    return dilrewrite.optimize(path, backend=f"wrapped:wrong={wrong}", budget=30, no_cache=True, report=None)
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("wrapped")
+def test_a_form_that_a_runtime_computes_wrongly_fails_with_the_proof(tmp_path: Path) -> None:
+    """It is the fastest by far, and another one is taken."""
+    report = chosen(tmp_path, "space_to_batch")
+    assert (report.exit_code, report.status) == (0, "rewritten")
+    (site,) = report.sites
+    forms = {form.strategy: form for form in site.candidates}
+    assert forms["space_to_batch"].outcome is Outcome.WRONG
+    assert re.match(r"output '\w+': \d+ of \d+ values differ by up to \S+ where", forms["space_to_batch"].cause)
+    assert (site.strategy, forms["im2col"].outcome) == ("im2col", Outcome.WON)
+    assert report.verdict is not None
+    assert report.verdict.passed
+    assert report.measurement is not None
+    assert not report.measurement.doubts
+    names = "".join(node.name for node in onnx.load(tmp_path / "m.dilrewrite.onnx").graph.node)
+    assert "im2col" in names
+    assert "space_to_batch" not in names
+
+
+@pytest.mark.measures
+@pytest.mark.usefixtures("wrapped")
+@pytest.mark.parametrize(("wrong", "status", "outcome"), [("all", "rewritten", "won"), ("dilated", "kept", "wrong")])
+def test_an_original_that_a_runtime_computes_wrongly_is_said(
+    tmp_path: Path, wrong: str, status: str, outcome: str
+) -> None:
+    """Forms are held to what the runtime makes of it: what is right where that is wrong is another model."""
+    report = chosen(tmp_path, wrong)
+    assert (report.exit_code, report.status) == (0, status)
+    assert report.measurement is not None
+    (doubt,) = report.measurement.doubts
+    assert doubt.startswith(
+        "the original itself computes something else on wrapped than on onnxruntime_cpu: output 'y'"
+    )
+    assert {form.strategy: form.outcome for form in report.sites[0].candidates}["im2col"] == outcome
+
+
+class Twice:
+    """A runtime that gives twice as large values as ONNX Runtime, and counts how often it is asked."""
+
+    name = "twice"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def versions(self) -> dict[str, str]:
+        return {"twice": "2"}
+
+    @contextlib.contextmanager
+    def session(self, runnable: Runnable, options: Options) -> Iterator[Any]:
+        self.asked += 1
+        with BACKEND.session(runnable, options) as session:
+            run = lambda feeds: {name: 2 * value for name, value in session.run(feeds).items()}  # noqa: E731
+            yield type("Session", (), {"run": staticmethod(run)})
+
+
+def test_the_original_is_compared_once(tmp_path: Path) -> None:
+    """As long as the runtimes, the model, its inputs and the tolerance are the same."""
+    whole, trial = Runnable(model=model("float32").SerializeToString()), Twice()
+    with trial.session(whole, Options(threads=1)) as session:
+        outputs = session.run(X)
+    said: list[tuple[str | None, int]] = []
+    for tolerance in (TOLERANCE, TOLERANCE, None, Tolerance(1e-4, 2e-5, 0.0)):
+        one = Meter.on(BACKEND, Cache(tmp_path / "c.sqlite"), Budget(10), Options(threads=1))
+        one.tolerance = tolerance
+        with contextlib.closing(one):
+            said.append((one.disagreement(cast("Any", trial), outputs, whole, "m", X), trial.asked))
+    words = said[0][0]
+    assert words is not None
+    assert re.match(r"output 'y': \d+ of 512 values differ", words)
+    assert said == [(words, 2), (words, 2), (None, 2), (words, 3)]
