@@ -27,7 +27,9 @@ def test_the_precision_is_the_one_that_is_stated(precision: str) -> None:
     asked = {"INFERENCE_PRECISION_HINT": stated}
     takes = core.compile_model(core.read_model(runnable.model, b""), "CPU", asked).get_property(*asked).to_string()
     if takes != stated:
-        with pytest.raises(CannotLoad, match=f"^precision={stated} is not run on this processor: OpenVINO takes {takes}$"):
+        with pytest.raises(
+            CannotLoad, match=f"^precision={stated} is not run on this processor: OpenVINO takes {takes}$"
+        ):
             runtime.runner(runnable, Options(threads=1), FEEDS)
         assert stated != "f32"
         return
