@@ -33,10 +33,13 @@ OWN = [
 ]
 
 
-def cli(*arguments: str) -> dict[str, Any]:
-    """The report of a run of the tool in a process of its own."""
+def cli(*arguments: str, limit: float | None = None) -> dict[str, Any]:
+    """The report of a run of the tool in a process of its own, which may take `limit` seconds."""
     command = [sys.executable, "-m", "dilrewrite", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{arguments[0]} took longer than {limit:g} s") from error
     if not done.stdout.startswith("{"):
         raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip()}")
     found: dict[str, Any] = json.loads(done.stdout)
@@ -63,6 +66,7 @@ def run(entry: dict[str, Any], mode: str, threads: str, options: argparse.Namesp
         *flags,
         *more,
         *backend,
+        limit=options.limit,
     )
     result: dict[str, Any] = {
         "name": entry["name"],
@@ -80,7 +84,8 @@ def run(entry: dict[str, Any], mode: str, threads: str, options: argparse.Namesp
         "seconds": sum(report["seconds"].values()),
     }
     if report["output"] is not None and not result["identical"]:
-        fresh = cli("bench", path, str(after), "--budget", str(options.bench), *more, *backend)["measurement"]
+        timed = ("bench", path, str(after), "--budget", str(options.bench), *more, *backend)
+        fresh = cli(*timed, limit=options.limit)["measurement"]
         result["fresh"] = fresh
     return result
 
@@ -93,6 +98,7 @@ def main() -> None:
     parser.add_argument("--bench", type=float, default=20.0, help="seconds for the fresh timing of the result")
     parser.add_argument("--modes", default="default,eliminate")
     parser.add_argument("--threads", default="1,2", help="numbers of threads, with commas between")
+    parser.add_argument("--limit", type=float, help="seconds that one command may take")
     options = parser.parse_args()
     entries = json.loads(options.list.read_text(encoding="utf-8")) if options.list else OWN
     backend = timed_backend(options.backend)

@@ -17,7 +17,7 @@ import dilrewrite
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.proof.compare import Tolerance
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import Array, Bench, Options, Runnable, artifact
+from dilrewrite.runtimes import Array, Bench, Options, Runnable, artifact, backends
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND
 from dilrewrite.timing.agreement import Differs, check, may_draw, nudge
 from dilrewrite.timing.budget import Budget
@@ -247,37 +247,18 @@ def test_an_original_that_a_runtime_computes_wrongly_is_said(
     assert {form.strategy: form.outcome for form in report.sites[0].candidates}["im2col"] == outcome
 
 
-class Twice:
-    """A runtime that gives twice as large values as ONNX Runtime, and counts how often it is asked."""
-
-    name = "twice"
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def versions(self) -> dict[str, str]:
-        return {"twice": "2"}
-
-    @contextlib.contextmanager
-    def session(self, runnable: Runnable, options: Options) -> Iterator[Any]:
-        self.asked += 1
-        with BACKEND.session(runnable, options) as session:
-            run = lambda feeds: {name: 2 * value for name, value in session.run(feeds).items()}  # noqa: E731
-            yield type("Session", (), {"run": staticmethod(run)})
-
-
 def test_the_original_is_compared_once(tmp_path: Path) -> None:
     """As long as the runtimes, the model, its inputs and the tolerance are the same."""
-    whole, trial = Runnable(model=model("float32").SerializeToString()), Twice()
-    with trial.session(whole, Options(threads=1)) as session:
-        outputs = session.run(X)
-    said: list[tuple[str | None, int]] = []
+    whole, trial = Runnable(model=model("float32").SerializeToString()), backends()["reference"]
+    with BACKEND.session(whole, Options(threads=1)) as session:
+        twice = {name: 2 * value for name, value in session.run(X).items()}
+    said = []
     for tolerance in (TOLERANCE, TOLERANCE, None, Tolerance(1e-4, 2e-5, 0.0)):
         one = Meter.on(BACKEND, Cache(tmp_path / "c.sqlite"), Budget(10), Options(threads=1))
         one.tolerance = tolerance
         with contextlib.closing(one):
-            said.append((one.disagreement(cast("Any", trial), outputs, whole, "m", X), trial.asked))
+            said.append((one.disagreement(trial, twice, whole, "m", X), one.ledger.measured, one.ledger.recalled))
     words = said[0][0]
     assert words is not None
     assert re.match(r"output 'y': \d+ of 512 values differ", words)
-    assert said == [(words, 2), (words, 2), (None, 2), (words, 3)]
+    assert said == [(words, 1, 0), (words, 0, 1), (None, 0, 0), (words, 1, 0)]
