@@ -387,6 +387,43 @@ def test_webgpu_needs_a_device(browser: OnnxRuntimeWeb) -> None:
         assert re.fullmatch(r"provider=webgpu: the browser has no WebGPU device here.*", missing)
 
 
+WRAPPED = """
+import * as real from '%s';
+export const { env, Tensor } = real;
+export const InferenceSession = {
+  async create(data, options) {
+    const session = await real.InferenceSession.create(data, options);
+    if (!Buffer.from(data).includes('Reshape')) return session;
+    return {
+      async run(feeds) {
+        const found = await session.run(feeds);
+        for (const { data } of Object.values(found)) data[0] += 1;
+        return found;
+      },
+      endProfiling: () => session.endProfiling(),
+      release: () => session.release(),
+    };
+  },
+};
+"""
+
+
+@pytest.mark.measures
+def test_wrong_numbers_are_seen(runtime: OnnxRuntimeWeb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The package computes models with a Reshape otherwise: such a form is not chosen, and no model is written."""
+    folder = runtime.folder()
+    assert folder is not None
+    wrong = package(tmp_path / "wrong", script=WRAPPED % (folder / "dist" / NEEDED[0]).as_uri())
+    model, output = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    onnx.save_model(conv1d(), model)
+    command = ["optimize", str(model), "-o", str(output), "--backend", f"web:package={wrong}", "--budget", "2"]
+    assert main([*command, "--strategy", "space_to_batch"]) == 3
+    assert "computes something else on onnxruntime_web" in " ".join(capsys.readouterr().out.split())
+    assert not output.exists()
+    assert main(command) == 0
+    assert "Reshape" not in {node.op_type for node in onnx.load_model(output).graph.node}
+
+
 @pytest.mark.measures
 def test_a_model_is_chosen_on_it(runtime: OnnxRuntimeWeb, tmp_path: Path) -> None:
     onnx.save_model(conv1d(), tmp_path / "m.onnx")
