@@ -65,12 +65,16 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Ncnn(TimedBackend):
     """ncnn on the CPU (https://github.com/Tencent/ncnn), by its Python package; pnnx converts.
 
+    Its 3x3 Convs are slower where they are dilated. Phases gain nothing by that: in 2-D they do not load, for want of a
+    DepthToSpace in the mode DCR, and in 1-D the layout costs more than ten times the Conv.
+
     `precision`: what it may store and compute float32 in; its own default is f16. `winograd`, `sgemm`: whether Convs
     may run by Winograd's method and by a matrix product, as they may unless told otherwise.
     """
 
     name: ClassVar = "ncnn"
     layout_ranks: ClassVar = frozenset({1, 2})
+    dilation_costs: ClassVar = False
 
     precision: str = "f32"
     winograd: str = "on"
