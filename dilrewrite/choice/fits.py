@@ -23,9 +23,9 @@ from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy
 from dilrewrite.forms.strategies._phases import LAYOUTS
 from dilrewrite.model.elements import NUMBERED
-from dilrewrite.model.light import graph_shapes, without_weights
+from dilrewrite.model.light import graph_shapes, with_sizes, without_weights
 from dilrewrite.model.shapes import believed
-from dilrewrite.model.walk import fed, scopes
+from dilrewrite.model.walk import scopes
 from dilrewrite.proof.carve import Source
 from dilrewrite.sites import Site, Skipped
 from dilrewrite.splice.editor import Reader
@@ -67,10 +67,7 @@ class Fitter:
         """Judge the model as it is, and infer the sizes of its tensors."""
         self.source = Source(self.proto)
         self.judged = {one.key: one for one in judge(self.proto, self.profile, self.shapes).nodes}
-        light = without_weights(self.proto)
-        for value in fed(light):
-            for dim, size in zip(value.type.tensor_type.shape.dim, self.shapes.get(value.name, ()), strict=False):
-                dim.dim_value = size
+        light = with_sizes(without_weights(self.proto), self.shapes)
         self._tensors = {
             (path, name): tuple(size for size in shape if size is not None)
             for path, graph in scopes(believed(light))
@@ -138,6 +135,29 @@ class Fitter:
         alike = sum(one.fit_order[:2] == better[0].fit_order[:2] for one in better)
         return own, Why(reason=Reason.FITS, said=own.because, number=alike), better
 
+    def lifted(
+        self, region: Site, offered: Sequence[choose.Candidate]
+    ) -> tuple[Fitted, Why, list[choose.Candidate]] | None:
+        """Return how a region fits as it stands, and its forms that the target takes, with the reason.
+
+        `None` where its sites are enough: the target takes every Conv of it that has no dilation.
+        """
+        nodes = self.source.scope(region.scope).nodes
+        keys = [f"{region.where}/{nodes[index].output[0]}" for index in region.nodes]
+        stands = [self.judged[key] for key in keys if key in self.judged]
+        if not any(one.fit is Fit.OUT and one.is_conv and one.dilation == 1 for one in stands):
+            return None
+        own = fitted(stands, self.profile)
+        taken = []
+        for one in offered:
+            written = rewrite(self.proto, [(region, one.fragment)], (), _zeros).proto
+            after = judge(written, self.profile, self.shapes).nodes
+            fit = fitted([node for node in after if self.judged.get(node.key) != node], self.profile)
+            if fit.fit.rank < own.fit.rank:
+                taken.append(replace(one, fitted=fit))
+        taken.sort(key=lambda one: one.fit_order)
+        return (own, Why(reason=Reason.FITS, said=own.because, number=len(taken)), taken) if taken else None
+
     def after(self, proto: ModelProto) -> tuple[Judgement, tuple[str, ...]]:
         """Return how a rewritten model fits, and the nodes that are out of limits and were not so before, in words."""
         judgement = judge(proto, self.profile, self.shapes)
@@ -172,7 +192,7 @@ class Fitter:
         offered: Mapping[str, Strategy] = pool_forms() if pools else every_strategy()
         found: list[choose.Candidate] = []
         refused: dict[str, Refusal] = {}
-        for name, strategy in offered.items():
+        for name, strategy in sorted(offered.items(), key=lambda item: getattr(item[1], "on_request", False)):
             taken: list[choose.Candidate] = []
             limits = self._limits(site) if hasattr(strategy, "max_dilation") else [1]
             for limit, each in itertools.product(limits, _layouts(strategy)):

@@ -47,6 +47,9 @@ def _considered(decider: Decider, region: Site, inside: Sequence[Site]) -> Consi
     considered = Considered(
         site=region, offered=tuple(offered), refused=tuple(refused), wanted=(), inside=tuple(s.key for s in inside)
     )
+    if decider.fitter is not None:
+        found = decider.fitter.lifted(region, offered)
+        return None if found is None else replace(considered, own=found[0], why=found[1], wanted=tuple(found[2]))
     if decider.decided is not None:
         decided = decider.decided.get(region.key)
         if decided is None:

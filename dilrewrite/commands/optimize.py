@@ -19,11 +19,13 @@ from dilrewrite.commands import micro
 from dilrewrite.commands.places import Claims, data_files
 from dilrewrite.commands.run import Run, dilated, failure, files, notes_of, to_fold
 from dilrewrite.errors import UsageError, shown
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.strategies import FOLD
 from dilrewrite.keywords import Progress, silent
+from dilrewrite.model.light import with_sizes
 from dilrewrite.model.save import stage_model
 from dilrewrite.model.tensors import InMemory, Model, read_tensor
-from dilrewrite.model.walk import fed
+from dilrewrite.model.walk import copied, fed
 from dilrewrite.options import CommandOptions, Scope
 from dilrewrite.proof import fused, trial
 from dilrewrite.proof.carve import Source
@@ -78,9 +80,13 @@ def optimize(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A model, and where what it becomes goes; `target`: `None` where that stays in memory."""
+    """A model, and where what it becomes goes; `target`: `None` where that stays in memory.
+
+    `loaded`: as it is in its file; `model`: for a device it has the sizes that were given.
+    """
 
     run: Run
+    loaded: Model
     model: Model
     found: Found
     settings: Settings
@@ -112,7 +118,7 @@ class _Done:
 def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     """Load the model, and check everything that can be before long work."""
     options, places = run.options, run.options.places
-    model = plain(run.load(place), fused=options.building is None)  # an engine has to be built of what stays, too
+    loaded = model = plain(run.load(place), fused=options.building is None)  # an engine is built of what stays, too
     ending = "folded" if run.command == "fold" else "dilrewrite"
     usual = place.with_name(f"{place.stem}.{ending}.onnx") if isinstance(place, Path) else None
     target = places.output or usual
@@ -136,6 +142,8 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
         claims.folder(places.keep_micro, "--keep-micro")
         claims.reports(reports, places.report_format)
     settings = trial.settings(model, options.proving)
+    if options.scope.target is not None:
+        model = _sized(loaded, settings)
     if started is not None:
         engines.measured_sizes(started, settings)  # an error before long work
     if run.command == "fold":  # its Convs stay as they are
@@ -151,8 +159,19 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
             raise UsageError(problem, hint="leave one of them out")
         profile = targets.find(options.scope.target)
         fitter = Fitter(profile, model.proto, settings.shapes, functools.partial(read_tensor, model))
-        found = replace(found, normalisations=(), regions=())
-    return _Job(run, model, found, settings, target, engine, started, fitter, reports)
+        lifts = (one for one in found.regions if isinstance(one.meaning, Chain) and not one.meaning.block)
+        found = replace(found, normalisations=(), regions=tuple(lifts))
+    return _Job(run, loaded, model, found, settings, target, engine, started, fitter, reports)
+
+
+def _sized(loaded: Model, settings: Settings) -> Model:
+    """Return a model whose inputs have the sizes that were given: a compiler of a device asks for them."""
+    if not settings.shapes:
+        return loaded
+    protos = [copied(proto) for proto in (loaded.proto, loaded.given) if proto is not None]
+    for proto in protos:
+        with_sizes(proto, settings.shapes)
+    return replace(loaded, proto=protos[0], given=protos[1] if len(protos) > 1 else None)
 
 
 def _with_pools(found: Found, scope: Scope) -> Found:
@@ -304,7 +323,7 @@ def _status(job: _Job, done: _Done, sites: Sequence[SiteReport], around: Sequenc
 
 
 def _report(job: _Job, done: _Done) -> Report:
-    model, found, options, verdict = job.model, job.found, job.run.options, done.verdict
+    found, options, verdict = job.found, job.run.options, done.verdict
     settled, measurement = done.chosen.settled, done.chosen.measurement
     on = measurement.backend if measurement is not None else ""
     sites = tuple(describe.site(decision, on) for decision in settled)
@@ -319,8 +338,8 @@ def _report(job: _Job, done: _Done) -> Report:
     peaks = verdict.peak_bytes if verdict is not None else (None, None)
     if written:
         after = describe.model(
-            model,
-            done.chosen.rewritten.proto if done.changed else model.original,
+            job.loaded,
+            done.chosen.rewritten.proto if done.changed else job.loaded.original,
             path=shown(job.target) if job.target is not None else "the rewritten model in memory",
             dilated=report.dilated_convolutions(left, found.skipped),
             peak_bytes=peaks[1],
@@ -328,7 +347,7 @@ def _report(job: _Job, done: _Done) -> Report:
     building = {"build_engine": options.building.plain()} if options.building is not None else {}
     return job.run.report(
         status,
-        before=describe.model(model, model.original, dilated=dilated(found), peak_bytes=peaks[0]),
+        before=describe.model(job.loaded, job.loaded.original, dilated=dilated(found), peak_bytes=peaks[0]),
         after=after,
         output=shown(job.target) if written and job.target is not None and not options.places.dry_run else None,
         options={**options.plain(), **building},
@@ -346,8 +365,17 @@ def _report(job: _Job, done: _Done) -> Report:
             *done.notes,
             *_unmatched(_named(job.run, found), options.scope),
             *(r for r in found.remarks if r not in told),
+            *_sizes(job, done),
         ),
     )
+
+
+def _sizes(job: _Job, done: _Done) -> list[str]:
+    """Return which sizes the written model has that were open."""
+    if job.model is job.loaded or not done.changed:
+        return []
+    sizes = (f"{name}:{'x'.join(map(str, shape))}" for name, shape in job.settings.shapes.items())
+    return [f"the written model takes the sizes that were given, and no others: {', '.join(sizes)}"]
 
 
 def _named(run: Run, found: Found) -> list[Site | Skipped]:
@@ -388,13 +416,13 @@ def _written(job: _Job, done: _Done, result: Report) -> Report:
             engines.stage(engine, job.engine, staging)
         if result.output is not None and job.target is not None:
             spill = _spill(job.model, rewritten)
-            proto = rewritten.proto if done.changed else job.model.original
+            proto = rewritten.proto if done.changed else job.loaded.original
             remarks = stage_model(
                 job.model, proto, job.target, staging, external_data=places.external_data, spill=spill
             )
             result = replace(result, notes=(*result.notes, *remarks))
         if result.after is not None:
-            held = rewritten.proto if done.changed else job.model.original
+            held = rewritten.proto if done.changed else job.loaded.original
             result = replace(result, _held=job.target.absolute() if job.target is not None else held)
             if places.save_decisions is not None:
                 staging.add_text(places.save_decisions, _decisions(result, done.chosen))

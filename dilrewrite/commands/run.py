@@ -65,7 +65,7 @@ class Run:
     def find(self, model: Model, *, regions: bool = False, sandwiches: bool = False) -> Found:
         """Return what is dilated in a model, with its regions and its sandwiches where these are asked for."""
         with self.clock("find"):
-            lift_all = self.options.scope.lift_all
+            lift_all = self.options.scope.lift_all or self.options.scope.target is not None
             return find(model.proto, regions=regions, lift_all=lift_all, sandwiches=sandwiches)
 
     def report(self, status: str, **more: Any) -> Report:

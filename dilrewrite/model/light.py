@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
-from dilrewrite.model.walk import containers
+from dilrewrite.model.walk import containers, fed
 
 Shape = tuple[int | None, ...]
 Typed = tuple[int, Shape | None]
@@ -106,6 +106,16 @@ def with_inputs(proto: ModelProto, known: Mapping[str, Typed]) -> ModelProto:
         dims = None if shape is None else [None if size is None else int(size) for size in shape]
         light.graph.input.append(helper.make_tensor_value_info(name, number, dims))
     return light
+
+
+def with_sizes(proto: ModelProto, shapes: Mapping[str, Sequence[int]]) -> ModelProto:
+    """Give inputs their sizes, by name, in place. Returns it."""
+    for value in fed(proto):
+        if value.name in shapes:
+            del value.type.tensor_type.shape.dim[:]
+            for size in shapes[value.name]:
+                value.type.tensor_type.shape.dim.add(dim_value=size)
+    return proto
 
 
 def without_declarations(proto: ModelProto) -> ModelProto:

@@ -311,3 +311,41 @@ def test_no_form_that_is_offered_writes_what_the_target_has_not(target: str, cas
         assert all(node.fit is not Fit.OUT for node in new), (one.spelling, [n for n in new if n.fit is Fit.OUT])
         assert max((node.fit.rank for node in new), default=0) == one.fitted.fit.rank, one.spelling
         assert any(isinstance(step, CoreConv) for step in one.fragment.steps) or site.geometry.explicit().dead
+
+
+def test_1d_convs_without_dilation_are_lifted_too(tmp_path: Path) -> None:
+    """On a device for two dimensions the whole chain goes, in one region; nothing is out of limits afterwards."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "first", kernel_shape=[3], pads=[1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Conv", ["b", "w"], ["y"], "second", kernel_shape=[3], dilations=[2], pads=[2, 2]),
+    ]
+    model = tiny.build(nodes, {"x": (1, 2, 40)}, {"y": None}, {"w": tiny.values(2, 2, 3)})
+    report = optimized(model, chip(tmp_path, {"ranks": rule(set=[2])}, Unsqueeze="native", Squeeze="native"))
+    assert (report.status, report.sites[0].strategy) == ("rewritten", "lift_region")
+    assert report.target is not None
+    assert "out of limits" not in report.target.fits
+    fit = report.sites[0].fit
+    assert fit is not None
+    assert (fit.before, fit.after) == ("out of limits", "native")
+
+
+def test_a_rewritten_model_has_the_sizes_that_were_given(tmp_path: Path) -> None:
+    """Of Convs one behind the other, too: no node has to compute a size. What fits stays open, byte for byte."""
+    pads = {"kernel_shape": [3, 3], "dilations": [3, 3], "pads": [3] * 4}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "first", **pads),
+        helper.make_node("Conv", ["a", "w"], ["y"], "second", **pads),
+    ]
+    model = tiny.build(nodes, {"x": ("n", 2, "h", "w")}, {"y": None}, {"w": tiny.values(2, 2, 3, 3)})
+    path = chip(tmp_path, {"dilation": rule(max=2)}, tensors={"dtypes": rule(set=["float32"])})
+    report = optimized(model, path, shapes=["x:1x2x20x22"])
+    assert report.status == "rewritten"
+    assert report.model is not None
+    assert [dim.dim_value for dim in report.model.graph.input[0].type.tensor_type.shape.dim] == [1, 2, 20, 22]
+    assert "Shape" not in {node.op_type for node in report.model.graph.node}
+    assert "the written model takes the sizes that were given, and no others: x:1x2x20x22" in report.notes
+    place, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(model, place)
+    dilrewrite.optimize(place, out, target=str(chip(tmp_path)), shapes=["x:1x2x20x22"])
+    assert out.read_bytes() == place.read_bytes()
