@@ -77,9 +77,9 @@ class Candidate:
 
     @property
     def fit_order(self) -> tuple[float, ...]:
-        """Return the sorting key where a target is to run it: how it fits, then the estimate with the target's work."""
+        """Return the sorting key for a target: how it fits, the estimate with its work, the number of nodes."""
         assert self.fitted is not None, "it was held to a target"
-        return (*self.fitted.order, *self.order[:2], self.cost_on_target)
+        return (*self.fitted.order, *self.order[:2], self.cost_on_target, len(self.fragment.steps))
 
     @property
     def cost_on_target(self) -> float:

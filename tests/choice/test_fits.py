@@ -210,7 +210,7 @@ def test_depthwise_has_limits_of_its_own(tmp_path: Path) -> None:
     assert max(map(max, left(optimized(conv((4, 4), group=2), path)))) <= 2
 
 
-@pytest.mark.parametrize("extents", [(32,), (16, 32)], ids=["1-D", "2-D"])
+@pytest.mark.parametrize("extents", [(33,), (16, 33)], ids=["1-D", "2-D"])
 def test_equal_dilations_on_all_axes(tmp_path: Path, extents: tuple[int, ...]) -> None:
     path = chip(tmp_path, {"dilation": rule(equal_axes=True), "ranks": rule(set=[2])}, Pad="none", Slice="none")
     rank = len(extents)
