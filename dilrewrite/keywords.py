@@ -117,6 +117,7 @@ class Pass(Verify, total=False):
     eliminate: bool
     max_dilation: int
     target: str | None
+    allow_requantised: bool
     lift_all: bool
     only: str | None
     skip: str | None

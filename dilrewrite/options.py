@@ -197,6 +197,9 @@ class Scope(Stage):
         "A device: a name of `dilrewrite targets`, or the file of a profile.",
         "NAME[:key=value,...]",
     )
+    allow_requantised: bool = option(
+        False, "--allow-requantised", "Try integers in float32 too: equal within one quantum, not bit for bit."
+    )
     lift_all: bool = option(False, "--lift-all", "Try 1-D chains in two dimensions that have no dilation, too.")
     only: str | None = option(None, "--only", "Rewrite only nodes whose name matches.", "REGEX")
     skip: str | None = option(None, "--skip", "Leave nodes whose name matches.", "REGEX")

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from dilrewrite.forms import builder, cells, fragment, geometry, grid, lift
 from dilrewrite.forms.builder import Builder, Cut, Tensor
@@ -24,7 +24,9 @@ from dilrewrite.forms.fragment import CoreConv, Fragment, Node
 from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.regions import _layers, lift_region, phase_region
 from dilrewrite.forms.strategies import Refusal, _phases, every_strategy
-from dilrewrite.splice import region
+from dilrewrite.splice import floats, region
+from dilrewrite.splice.operands import StepOperands
+from dilrewrite.splice.writer import Writer
 from tests.region_models import between, ints, whole
 
 Context = contextlib.AbstractContextManager[None]
@@ -330,6 +332,131 @@ def computed_same_pads_the_other_way() -> Iterator[None]:
         return right(self, tensor, turned if computed else sides)
 
     with mock.patch.object(builder.Builder, "pad", wrong):
+        yield
+
+
+# -- integers in float32 ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class OfIntegers:
+    """A wrong version of `back_to_float`: how it is entered, and the kind of operator that it shows on."""
+
+    enter: Callable[[], Context]
+    kind: str
+
+
+INTEGER_MUTANTS: dict[str, OfIntegers] = {}
+"""Every mutant of `back_to_float` by name."""
+
+
+def of_integers(kind: str) -> Callable[[Callable[[], Iterator[None]]], None]:
+    """Register a mutant; it shows on this kind of QLinearConv or ConvInteger (tests/sites/test_integers.py)."""
+
+    def register(function: Callable[[], Iterator[None]]) -> None:
+        INTEGER_MUTANTS[function.__name__] = OfIntegers(contextlib.contextmanager(function), kind)
+
+    return register
+
+
+def _node(change: Callable[[Any, str, list[str], list[str], dict[str, Any]], Any]) -> Any:
+    """Change how nodes are written; `change` gets what writes them as they are."""
+    right = Writer.node
+
+    def wrong(self: Writer, op: str, inputs: Any, outputs: Any, attributes: Any, *, name: str = "") -> Any:
+        write = functools.partial(right, self)
+        return change(write, op, [*inputs], [*outputs], {**attributes}) or write(
+            op, inputs, outputs, attributes, name=name
+        )
+
+    return mock.patch.object(Writer, "node", wrong)
+
+
+def _without_zero_point(of: str) -> Any:
+    """Leave the zero point out where this operator is written."""
+    return _node(lambda write, op, inputs, *given: write(op, inputs[:2], *given) if op == of else None)
+
+
+@of_integers("u8 x u8")
+def zero_point_left_out() -> Iterator[None]:
+    """The data are taken as they are."""
+    with _without_zero_point("DequantizeLinear"):
+        yield
+
+
+@of_integers("sums u8 x u8")
+def zero_point_of_sums_left_out() -> Iterator[None]:
+    """As `zero_point_left_out`, of a ConvInteger."""
+    with _without_zero_point("DequantizeLinear"):
+        yield
+
+
+@of_integers("sums u8 x u8")
+def zero_point_of_the_weights_left_out() -> Iterator[None]:
+    """The weights are taken as they are."""
+    right = StepOperands._float
+
+    def wrong(self: StepOperands, operand: Any, zero: Any, edits: Any, word: str) -> str:  # noqa: ARG001
+        return right(self, operand, None, edits, word)
+
+    with mock.patch.object(StepOperands, "_float", wrong):
+        yield
+
+
+@of_integers("u8 x s8")
+def zero_point_of_the_output_left_out() -> Iterator[None]:
+    """Quotients are rounded to integers around 0."""
+    with _without_zero_point("QuantizeLinear"):
+        yield
+
+
+@of_integers("u8 x s8")
+def wrong_scale() -> Iterator[None]:
+    """A quantum is one percent too large."""
+    right = floats.steps
+    with mock.patch.object(floats, "steps", lambda part, read: 1.01 * right(part, read)):
+        yield
+
+
+@of_integers("u8 x s8")
+def one_scale_for_all_channels() -> Iterator[None]:
+    """The scale of the first output channel is that of all."""
+    right = floats.steps
+    with mock.patch.object(floats, "steps", lambda part, read: right(part, read)[:1]):
+        yield
+
+
+@of_integers("u8 x s8")
+def no_saturation() -> Iterator[None]:
+    """What is beyond the ends of uint8 wraps around."""
+
+    def change(write: Any, op: str, inputs: list[str], outputs: list[str], _: dict[str, Any]) -> Any:
+        if op != "QuantizeLinear":
+            return None
+        whole, wide, zero, both = (f"{outputs[0]}/{word}" for word in ("whole", "wide", "zero", "both"))
+        write("Round", inputs[:1], [whole], {})
+        write("Cast", [whole], [wide], {"to": int(TensorProto.INT32)})
+        write("Cast", inputs[2:], [zero], {"to": int(TensorProto.INT32)})
+        write("Add", [wide, zero], [both], {})
+        return write("Cast", [both], outputs, {"to": int(TensorProto.UINT8)})
+
+    with _node(change):
+        yield
+
+
+@of_integers("sums u8 x s8")
+def unsigned_read_as_signed() -> Iterator[None]:
+    """Data above 127 are taken for negative numbers."""
+
+    def change(write: Any, op: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any]) -> Any:
+        if op != "DequantizeLinear":
+            return None
+        signed = [f"{outputs[0]}/{word}" for word in ("data", "zero")]
+        write("Cast", inputs[:1], signed[:1], {"to": int(TensorProto.INT8)})
+        write("Cast", inputs[2:], signed[1:], {"to": int(TensorProto.INT8)})
+        return write(op, [signed[0], inputs[1], signed[1]], outputs, attributes)
+
+    with _node(change):
         yield
 
 

@@ -21,7 +21,7 @@ import dilrewrite
 from dilrewrite.cli import main
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.forms.strategies import BACK_TO_FLOAT, Refusal, plan, strategies
 from dilrewrite.pytorch import convbench
 from dilrewrite.pytorch import formats as of_convbench
 from dilrewrite.reports.formats import console, written
@@ -31,6 +31,7 @@ from dilrewrite.runtimes import backends
 from dilrewrite.tensorrt.bindings import installed
 from dilrewrite.timing.speed import speed
 from tests import models_for_tests as tiny
+from tests.integers import Integers, build
 from tests.plug_ins import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -257,7 +258,7 @@ def test_a_strategy_has_its_own_rows(name: str) -> None:
 def test_every_form_of_a_region_has_its_row_and_no_row_is_left_over() -> None:
     regional = {path.stem for path in (ROOT / "dilrewrite" / "forms" / "regions").glob("[!_]*.py")}
     overview = (ROOT / "docs" / "forms" / "index.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| \[`(\w+)`\]", overview, re.MULTILINE)) == {*OWN, *regional}
+    assert set(re.findall(r"^\| \[`(\w+)`\]", overview, re.MULTILINE)) == {*OWN, *regional, BACK_TO_FLOAT}
 
 
 def test_every_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
@@ -339,7 +340,7 @@ def test_links_lead_somewhere() -> None:
 
 REGIONAL = sorted(path.stem for path in (ROOT / "dilrewrite" / "forms" / "regions").glob("[!_]*.py"))
 PLUG_INS = [
-    *(("forms", name) for name in (*OWN, *REGIONAL)),
+    *(("forms", name) for name in (*OWN, *REGIONAL, BACK_TO_FLOAT)),
     *(("finders", path.stem) for path in (ROOT / "dilrewrite" / "sites" / "finders").glob("[!_]*.py")),
     *(("runtimes", path.stem) for path in (ROOT / "dilrewrite" / "runtimes").glob("[!_]*.py")),
     *(("reports", path.stem) for path in (ROOT / "dilrewrite" / "reports" / "formats").glob("[!_]*.py")),
@@ -416,6 +417,7 @@ WRITES = {
     "equal_dilations": conv(8, 20, dilation=4, pad=4),
     "lift_region": chain(20, bias=True),
     "phase_region": chain(9, 9, bias=True),
+    BACK_TO_FLOAT: build(Integers(name="page", shape=(1, 8, 12), outputs=8, dilations=(4,), pads=(4, 4))),
 }
 """What the page of a form shows before and after."""
 
@@ -434,15 +436,16 @@ def listed(model: onnx.ModelProto) -> str:
             facts = [f"kernel {'x'.join(map(str, told['kernel_shape']))}"] if "kernel_shape" in told else []
             facts += [f"dilation {max(told['dilations'])}"] if max(told.get("dilations", [1])) > 1 else []
             facts += [f"group {told['group']}"] if told.get("group", 1) > 1 else []
-            lines.append(f"{node.op_type:14} {', '.join(facts):25} {', '.join(sizes[one] for one in node.output)}")
+            line = f"{node.op_type:14} {', '.join(facts)}"
+            lines.append(f"{line:40} {', '.join(sizes[one] for one in node.output)}")
     return "\n".join(line.rstrip() for line in lines)
 
 
-@pytest.mark.parametrize("name", [name for name in (*OWN, *REGIONAL) if name != "keep"])
+@pytest.mark.parametrize("name", [name for name in (*OWN, *REGIONAL, BACK_TO_FLOAT) if name != "keep"])
 def test_the_page_of_a_form_shows_what_it_writes(name: str, tmp_path: Path) -> None:
     before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
     onnx.save(WRITES[name], before)
-    report = dilrewrite.optimize(before, after, strategy=name, verify="none")
+    report = dilrewrite.optimize(before, after, strategy=name, verify="none", allow_requantised=name == BACK_TO_FLOAT)
     assert report.status == "rewritten"
     both = f"{listed(WRITES[name])}\n\n{name}:\n\n{listed(onnx.load(after))}"
     shown(ROOT / "docs" / "forms" / f"{name}.md", "writes", both)

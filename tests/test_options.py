@@ -134,7 +134,8 @@ def test_strings_become_paths_and_sequences_tuples() -> None:
 def test_what_a_report_tells() -> None:
     """Everything but places of files that have their own field, and what is built, which is told apart."""
     assert list(CommandOptions().plain()) == [
-        *("strategy", "eliminate", "max_dilation", "target", "lift_all", "only", "skip", "decisions"),
+        *("strategy", "eliminate", "max_dilation", "target", "allow_requantised", "lift_all", "only", "skip"),
+        "decisions",
         *("shapes", "inputs", "verify", "rtol", "atol", "seed", "threads", "custom_op_library"),
         *("external_data", "dry_run", "force", "save_decisions", "keep_micro"),
         *("backend", "budget", "min_gain_percent", "cache", "no_cache"),

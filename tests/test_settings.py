@@ -42,7 +42,7 @@ def test_hyphens_in_names_and_settings() -> None:
 
 
 def test_an_unknown_name_says_what_was_meant() -> None:
-    near = r"no form 'space_to_bath'; did you mean space_to_batch[?] Choose one of equal_dilations, fold"
+    near = r"no form 'space_to_bath'; did you mean space_to_batch[?] Choose one of back_to_float, equal_dilations, fold"
     with pytest.raises(UsageError, match=near):
         strategies.parse("space_to_bath")
     with pytest.raises(UsageError, match=r"no backend 'onnxruntime_cup'; did you mean onnxruntime_cpu[?] Known are "):

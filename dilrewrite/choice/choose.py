@@ -19,10 +19,12 @@ from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.forms.strategies import (
+    BACK_TO_FLOAT,
     FOLD,
     PLAIN_CONV,
     Refusal,
     Strategy,
+    _back_to_float,
     _fold,
     _plain_conv,
     plan,
@@ -31,6 +33,7 @@ from dilrewrite.forms.strategies import (
     with_max_dilation,
 )
 from dilrewrite.sites import Place, Site
+from dilrewrite.splice import floats
 from dilrewrite.timing.outcome import FormTiming, Outcome
 
 MULTIPLY_ADDS_PER_ELEMENT = 16
@@ -147,6 +150,8 @@ def candidates(site: Site, offered: Mapping[str, Strategy], limit: Limit = 1) ->
         chosen = with_max_dilation(strategy, limit) if limit != 1 else strategy
         how: dict[str, Any] = {"storage": site.storage, "fixed_weights": site.fixed_weights}
         fragment = sized = plan(name, chosen, site.meaning, site.opset, **how)
+        if isinstance(fragment, Fragment) and fragment.in_floats and (reason := floats.refusal(site.part)) is not None:
+            fragment = Refusal(name, reason)
         unknown = isinstance(fragment, Fragment) and None in (fragment.multiply_adds, fragment.elements_moved)
         if unknown:
             typical = _assumed(site.meaning, site)
@@ -181,18 +186,27 @@ class Planner:
         """Return what `candidates` returns for the site."""
         key = (site.meaning, site.opset, site.storage, site.fixed_weights)
         if key not in self._known:
-            offered = _forms_of(site) if self.offered is strategies() else self.offered
+            every = self.offered.keys() >= strategies().keys()
+            offered = _forms_of(site, self.offered) if every else self.offered
             self._known[key] = candidates(site, offered, self.max_dilation)
         found, refused = self._known[key]
         return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
 
 
-def _forms_of(site: Site) -> Mapping[str, Strategy]:
-    """Return the forms of a pooling, a ConvTranspose or a Conv."""
+def _forms_of(site: Site, offered: Mapping[str, Strategy]) -> Mapping[str, Strategy]:
+    """Return the forms of a pooling, a ConvTranspose or a Conv; `offered`: those of a Conv."""
     if isinstance(site.meaning, PoolGeometry):
         return pool_forms()
     transposed = isinstance(site.meaning, ConvGeometry) and site.meaning.transposed is not None
-    return {PLAIN_CONV: _plain_conv.FORM, **strategies()} if transposed else strategies()
+    return {PLAIN_CONV: _plain_conv.FORM, **offered} if transposed else offered
+
+
+def site_planner(max_dilation: int = 1, *, requantised: bool = False, eliminate: bool = False) -> Planner:
+    """Return what plans Convs; `requantised`: with `back_to_float`, which is undilated to `eliminate`."""
+    own: dict[str, Strategy] = {}
+    if requantised:
+        own[BACK_TO_FLOAT] = _back_to_float.undilated() if eliminate else _back_to_float.FORM
+    return Planner({**strategies(), **own}, max_dilation)
 
 
 def region_planner(max_dilation: int = 1) -> Planner:

@@ -25,7 +25,7 @@ from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.sandwich import Sandwich
-from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
+from dilrewrite.forms.strategies import BACK_TO_FLOAT, Refusal, Strategy, _back_to_float, parse, plan, strategies
 from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
@@ -72,11 +72,22 @@ class Decider:
     fitter: Fitter | None = None
 
     def __post_init__(self) -> None:
-        limit, strategy = self.scope.max_dilation, self.scope.strategy
-        self.planner = choose.Planner(strategies(), limit)
+        limit, strategy, asked = self.scope.max_dilation, self.scope.strategy or "", self.scope.strategy is not None
+        more = {"requantised": self.scope.allow_requantised, "eliminate": self.scope.eliminate}
+        self.planner = choose.site_planner(limit, **more)
         self.sandwich_planner = choose.sandwich_planner(limit)
         self.region_planner = choose.region_planner(limit)
-        self.forced = choose.Planner(dict([parse(strategy)]), limit) if strategy is not None else None
+        self.forced = choose.Planner(dict([self._allowed("--strategy", strategy)]), limit) if asked else None
+
+    def _allowed(self, option: str, text: str) -> tuple[str, Strategy]:
+        """Return the form that an option names; `UsageError` for one that is not exact, unless that is allowed."""
+        name, strategy = parse(text)
+        if name == BACK_TO_FLOAT and not self.scope.allow_requantised:
+            problem = f"{option}: {name} is not equal bit for bit, at best within one quantum"
+            raise UsageError(problem, hint="allow that with --allow-requantised")
+        if strategy == _back_to_float.FORM and self.scope.eliminate:
+            strategy = _back_to_float.undilated()
+        return name, strategy
 
     @functools.cached_property
     def _prover(self) -> Prover:
@@ -143,7 +154,7 @@ class Decider:
 
     def replayed(self, site: Site, decided: Decided) -> tuple[Why, list[choose.Candidate]]:
         """Return the form that the file says. Raises `UsageError` where it does not apply."""
-        name, strategy = parse(decided.strategy)
+        name, strategy = self._allowed(f"--decisions {self.scope.decisions}", decided.strategy)
         why = Why(reason=Reason.DECIDED)
         if name == "keep":
             return why, []

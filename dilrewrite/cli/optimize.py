@@ -26,8 +26,9 @@ EXAMPLES = [
 
 
 @command(
-    "model strategy eliminate max_dilation target lift_all only skip decisions backend budget min_gain_percent threads "
-    "cache no_cache shapes inputs seed custom_op_library verify rtol atol output force dry_run report report_format "
+    "model strategy eliminate max_dilation target allow_requantised lift_all only skip decisions backend budget "
+    "min_gain_percent threads cache no_cache shapes inputs seed custom_op_library verify rtol atol output force "
+    "dry_run report report_format "
     f"no_report save_decisions keep_micro external_data build_engine engine {ENGINE} as_json verbose quiet",
     EXAMPLES,
     OWN,

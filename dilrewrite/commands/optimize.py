@@ -294,9 +294,9 @@ def _verdict(job: _Job, chosen: Chosen, changed: bool) -> Verdict | None:
     if level != "full":
         return Verdict(level="sites", passed=True, skipped="--verify sites: the whole model was not run")
     errors = [
-        (decision.site, decision.proof.rounding.difference)
+        (decision.site, decision.proof.difference)
         for decision in (*chosen.regions, *chosen.settled)
-        if decision.fragment is not None and decision.proof is not None and decision.proof.rounding is not None
+        if decision.fragment is not None and decision.proof is not None and decision.proof.difference is not None
     ]
     job.run.progress("verify", 0, 1)
     with job.run.clock("verify"):

@@ -72,7 +72,7 @@ class Builder:
         self._computed: dict[tuple[str, ...], str] = {}
         self._exit: set[str] = set()
         self._count = 0
-        self.partial = False
+        self.partial = self.in_floats = False
         self._moved: int | None = 0
         self._multiply_adds: int | None = 0
 
@@ -415,4 +415,5 @@ class Builder:
             multiply_adds=self._multiply_adds,
             elements_moved=self._moved,
             spelling=spelling,
+            in_floats=self.in_floats,
         )

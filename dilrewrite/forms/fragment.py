@@ -280,6 +280,7 @@ class Fragment:
     `opset` is the one that the nodes are spelled for.
     `multiply_adds` (of the core) and `elements_moved` (written by layout operators) are `None` when a size is unknown.
     `spelling` names the strategy with its settings, as `--strategy` takes it: it plans the form for other sizes.
+    `in_floats`: each Conv on integers is a Conv in float32, between DequantizeLinear and what makes integers of it.
     """
 
     strategy: str
@@ -292,6 +293,7 @@ class Fragment:
     multiply_adds: int | None = None
     elements_moved: int | None = None
     spelling: str = ""
+    in_floats: bool = False
 
     def _bounds(self) -> tuple[int, int]:
         """Return the places of the first step of the core and of the first of the exit."""
@@ -385,5 +387,5 @@ class Fragment:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that differ when the content does (the strategy's name and settings aside)."""
-        parts = (self.opset, self.steps, sorted(self.constants.items()), self.results, self.partial)
+        parts = (self.opset, self.steps, sorted(self.constants.items()), self.results, self.partial, self.in_floats)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -37,6 +37,35 @@ class Rounding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Requantised:
+    """The error of a Conv on integers that is computed in float32, in integers of its output: quanta, or sums."""
+
+    limit: float
+    """The most that an output can be off, whatever the input is: 0 for bit for bit, 1 for one quantum."""
+    max_error: float
+    """Largest error seen."""
+    relative_error: float
+    """Largest error seen, as a share of the largest output of its run."""
+    differing: int
+    """Outputs that differed."""
+    elements: int
+    """Outputs looked at, of the model's own weights, on data over the whole range of their type."""
+    largest_sum: float
+    """What no sum can pass; up to 2**24 = 16,777,216 sums are exact in float32."""
+    quantum: bool
+    """Whether sums are rounded to a quantum (QLinearConv), or are the outputs (ConvInteger)."""
+    lowest: int
+    """Outputs looked at that were the smallest integer of their type: saturated."""
+    highest: int
+    """Outputs looked at that were the largest one."""
+
+    @property
+    def exact(self) -> bool:
+        """Say whether the form gives the same bits for every input."""
+        return self.limit == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """What was run and found on the sub-model of a site. It holds when `failure` is `None`."""
 
@@ -50,6 +79,8 @@ class Proof:
     """Whether the original Conv ran for comparison; an integer convolution in float64 is the ground truth always."""
     rounding: Rounding | None = None
     """Rounding errors; `None` when not measured."""
+    requantised: Requantised | None = None
+    """Error of a form of integers in float32; `None` for other forms."""
     failure: str | None = None
     """What did not hold."""
     ran: bool = True
@@ -59,6 +90,13 @@ class Proof:
     def passed(self) -> bool:
         """Say whether the form is proved."""
         return self.failure is None
+
+    @property
+    def difference(self) -> float | None:
+        """Return how far outputs may be from the original's, as a share of the largest or in integers; `None`: not."""
+        if self.requantised is not None and not self.requantised.exact:
+            return self.requantised.limit
+        return self.rounding.difference if self.rounding is not None else None
 
     @property
     def wrong(self) -> bool:

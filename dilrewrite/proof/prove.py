@@ -23,7 +23,7 @@ from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.forms.strategies import Refusal, parse, plan, strategies
 from dilrewrite.model.elements import FLOATS, dtype
 from dilrewrite.model.walk import copied
-from dilrewrite.proof import sandwich
+from dilrewrite.proof import requantised, sandwich
 from dilrewrite.proof.carve import Source, carve
 from dilrewrite.proof.chains import ChainProver
 from dilrewrite.proof.exact import exact
@@ -31,7 +31,7 @@ from dilrewrite.proof.numbers import EXACT_LIMIT, QUANTIZING, Numbers, entering,
 from dilrewrite.proof.proof import Proof as Proof
 from dilrewrite.proof.proof import Rounding as Rounding
 from dilrewrite.proof.proof import differs
-from dilrewrite.proof.sizes import concrete, footprint, input_shape, sample_extents, smaller
+from dilrewrite.proof.sizes import LIMIT_ELEMENTS, concrete, footprint, input_shape, sample_extents, smaller
 from dilrewrite.runtimes import Array, Backend, CannotLoad, CannotRun, Options, Runnable, backend, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
@@ -73,7 +73,7 @@ class Prover:
         threads: int | None = None,
         read: Callable[[TensorProto], Array] = numpy_helper.to_array,
     ) -> None:
-        self.seed, self.threads = seed, threads
+        self.seed, self.threads, self.read = seed, threads, read
         self._chains = ChainProver(seed=seed, threads=threads, read=read)
         self.runtime: Backend = backend("onnxruntime_cpu")
         self.reference: Backend = backend("reference")
@@ -89,10 +89,10 @@ class Prover:
         """
         if isinstance(site.meaning, Chain):
             return self._chains.prove(source, site, fragment, seen)
-        key = (outline(source, site), fragment.digest())
+        key = (outline(source, site), fragment.digest(), site.key if fragment.in_floats else "")
         if key not in self._known:
             try:
-                self._known[key] = _prove(self, source, *_sized(site, fragment))
+                self._known[key] = _prove(self, source, *_sized(site, fragment, all_channels=fragment.in_floats))
             except LookupError as error:
                 self._known[key] = Proof(
                     shapes=(), elements=0, backend="none", native_ran=False, failure=str(error), ran=False
@@ -227,10 +227,13 @@ MOST_ELEMENTS = 3 * 2**27
 """A proof that would hold more numbers at once is not attempted: 1.5 GiB of them in float32."""
 
 
-def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment]:
-    """Return what to prove: site and form as they are, or both smaller; LookupError says why that cannot be."""
+def _sized(site: Site, fragment: Fragment, *, all_channels: bool = False) -> tuple[Site, Fragment]:
+    """Return what to prove: site and form as they are, or both smaller; LookupError says why that cannot be.
+
+    `all_channels`: none goes, for the weights count.
+    """
     geometry = entering(site)
-    small = smaller(geometry)
+    small = _shorter(geometry) if all_channels else smaller(geometry)
     if small != geometry and len(site.nodes) == 1 and (other := _replanned(site, small, fragment)) is not None:
         geometry, site, fragment = small, resized(site, small), other
     sizes = (concrete(geometry, extents) for extents in sample_extents(geometry))
@@ -240,6 +243,12 @@ def _sized(site: Site, fragment: Fragment) -> tuple[Site, Fragment]:
         most = MOST_ELEMENTS // 2**20
         raise LookupError(f"its proof would hold {held / 2**20:,.0f} Mi numbers at once, above {most} Mi")
     return site, fragment
+
+
+def _shorter(geometry: ConvGeometry, limit: int = LIMIT_ELEMENTS) -> ConvGeometry:
+    """Return a smaller geometry with all of its channels."""
+    channels = {name: getattr(geometry, name) for name in ("group", "in_channels", "out_channels")}
+    return replace(smaller(geometry, limit), **channels)
 
 
 def _replanned(site: Site, geometry: ConvGeometry, fragment: Fragment) -> Fragment | None:
@@ -297,6 +306,8 @@ def _structure(fragment: Fragment, group: int) -> object:
 def _prove(prover: Prover, source: Source, site: Site, fragment: Fragment) -> Proof:
     geometry = entering(site)
     whole = _exact(prover, source, site, fragment, "float32" if geometry.element in FLOATS else geometry.element)
+    if whole.passed and fragment.in_floats:
+        return _requantised(prover, source, site, fragment, whole)
     if not whole.passed or quantises(site):
         return whole
     if geometry.element == "float64":  # bfloat16 cannot hold the whole numbers; its rounding is measured below
@@ -375,6 +386,28 @@ def _exact(prover: Prover, source: Source, site: Site, fragment: Fragment, eleme
             break
     elements = sum(got.size for got in outputs)
     return done(elements=elements, native_ran=data.native is not None, failure=failure)
+
+
+def _requantised(prover: Prover, source: Source, site: Site, fragment: Fragment, whole: Proof) -> Proof:
+    """Return the proof of a form of integers in float32 with its error, of the model's own weights and scales."""
+    small = _shorter(entering(site), requantised.LIMIT_ELEMENTS)
+    if small != entering(site) and (other := _replanned(site, small, fragment)) is not None:
+        site, fragment = resized(site, small), other
+    rng, element = np.random.default_rng(prover.seed + 2), entering(site).element
+    trial = Trial(own := requantised.Own(source=source, site=site, element=element, rng=rng, read=prover.read))
+    _, _, refused = requantised.bound(own)
+    if refused:
+        return replace(whole, failure=refused, ran=False)
+    runtime = prover.runtime if whole.native_ran else prover.reference
+    after = trial.rewritten(fragment)
+    shapes = [input_shape(concrete(entering(site), extents)) for extents in sample_extents(entering(site))[:2]]
+    try:
+        error, problem = requantised.measured(
+            own, trial.model, lambda data: trial.run(runtime, after, data, prover.threads), shapes
+        )
+    except (CannotLoad, CannotRun) as failure:
+        return replace(whole, failure=str(failure), ran=False)
+    return replace(whole, requantised=error, failure=problem)
 
 
 def _reals(prover: Prover, trial: Trial, runtime: Backend) -> _Data:

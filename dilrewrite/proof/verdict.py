@@ -362,7 +362,9 @@ class _Runs:
         noise: list[dict[str, float]] = [{} for _ in self.cases]
         optimize = self.options.optimize
         variants = {"graph optimisations on/off": (self.before, replace(self.options, optimize=not optimize))}
-        if errors and optimize and self.before.explicit is None:
+        if not optimize:  # what real numbers are rounded to is no other then
+            errors = [(site, error) for site, error in errors if site.part.on_integers]
+        if errors and self.before.explicit is None:
             proto = self.before.written_out or self.before.proto
             disturbed = Subject(disturb(proto, errors, self.settings.seed), self.before.folder)
             variants["rewritten Convs disturbed by their per-site error"] = disturbed, self.options

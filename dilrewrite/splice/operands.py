@@ -61,6 +61,30 @@ class StepOperands:
         """Return a constant with one value per output channel, repeated."""
         return self._edited(operand, None, _repeats(times), word)
 
+    def in_floats(self) -> list[str]:
+        """Return weights and bias of an operator on integers in float32, the weights less their zero points."""
+        part, core = self._part, self._core
+        names = [self._float(part.weight, part.weight_zero, core.weight, self._word)]
+        if part.bias is not None and core.bias_times:
+            names.append(self._float(part.bias, None, _repeats(core.bias_times), "bias"))
+        return names
+
+    def _float(self, operand: Operand, zero: Operand | None, edits: Sequence[WeightEdit], word: str) -> str:
+        def values() -> tuple[NDArray[np.generic], int]:
+            whole = self._whole(operand)
+            if zero is not None:
+                whole = whole - self._whole(zero).reshape(-1, *(1,) * (whole.ndim - 1))
+            array: NDArray[np.generic] = whole.astype(np.float32)
+            for edit in edits:
+                array = edit.apply(array, np.zeros((), np.float32))
+            return array, TensorProto.FLOAT
+
+        return self._writer.shared_constant(("float", zero and zero.name, *edits), operand, word, values)
+
+    def _whole(self, operand: Operand) -> NDArray[np.int64]:
+        editor = self._writer.editor
+        return editor.read(editor.tensor(operand)).astype(np.int64)
+
     def _edited(
         self, operand: Operand, quantization: Dequantized | None, edits: Sequence[WeightEdit], word: str
     ) -> str:

@@ -28,6 +28,7 @@ from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.elements import NAMED
 from dilrewrite.sites import Operand, Site
 from dilrewrite.sites.operators import operators
+from dilrewrite.splice import floats
 from dilrewrite.splice.editor import Editor
 from dilrewrite.splice.operands import StepOperands
 from dilrewrite.splice.writer import STRATEGY_KEY, Writer
@@ -61,7 +62,7 @@ class Region:
         for word, values in fragment.constants.items():
             self.map[word] = writer.constant(word, np.array(values, np.int64), TensorProto.INT64)
         if any(FILL in node.inputs for node in fragment.enter):
-            self.map[FILL] = self._fill_value()
+            self._zero_point()
         requantised = self.paired and self.absorbed[-1].op_type == "QuantizeLinear"
         if not requantised:
             self.map.update(zip(fragment.results, self.outputs, strict=True))
@@ -116,12 +117,15 @@ class Region:
             source = writer.name(f"{_word(core)}_input")
             writer.like(before, [codes, *before.input[1:]], [source])
         word = "weight" if len(self.fragment.core) == 1 else f"weight_{number}"
-        operator = operators()[part.operator]
-        inputs, attributes = operator.write(part, core, StepOperands(writer, part, core, source, word))
+        operator, operands = operators()[part.operator], StepOperands(writer, part, core, source, word)
         output = writer.fresh(core.output, self.map, _word(core))
         name = "" if core.of in self.named else original.name
         self.named.add(core.of)
-        emitted = writer.node(operator.op, inputs, [output], attributes, name=name)
+        if self.fragment.in_floats:
+            emitted = floats.write(writer, part, core, operands, self._zero_point(), output, name)
+        else:
+            inputs, attributes = operator.write(part, core, operands)
+            emitted = writer.node(operator.op, inputs, [output], attributes, name=name)
         if original.HasField("doc_string") and isinstance(original.doc_string, str):  # bytes: it is not UTF-8
             emitted.doc_string = original.doc_string
         emitted.metadata_props.extend(entry for entry in original.metadata_props if entry.key != STRATEGY_KEY)
@@ -207,6 +211,12 @@ class Region:
             return array, tensor.data_type
 
         return self.writer.shared_constant(("edit", *edits), operand, word, values)
+
+    def _zero_point(self) -> str:
+        """Return what `_fill_value` does, the same name at each call."""
+        if FILL not in self.map:
+            self.map[FILL] = self._fill_value()
+        return self.map[FILL]
 
     def _fill_value(self) -> str:
         """Return the name of the scalar that padding holds, empty when that is 0."""

@@ -23,6 +23,9 @@ from dilrewrite.forms.sandwich import Sandwich
 FOLD, PLAIN_CONV = "fold", "plain_conv"
 """Forms of a sandwich, and of a ConvTranspose. They take no other site, so they are not among those of a Conv."""
 
+BACK_TO_FLOAT = "back_to_float"
+"""The form that is not exact by its nature. It is offered only when asked for, so it is no file of this folder."""
+
 
 class Strategy(Protocol):
     """One exact form. A frozen dataclass; its fields are its settings (`--strategy NAME:field=value`).
@@ -74,10 +77,10 @@ def _named() -> dict[str, Strategy]:
     """Return the forms of a Conv, of a pooling and of a region."""
     from dilrewrite.forms.pools import pool_forms
     from dilrewrite.forms.regions import region_forms
-    from dilrewrite.forms.strategies import _fold, _plain_conv
+    from dilrewrite.forms.strategies import _back_to_float, _fold, _plain_conv
 
-    more: dict[str, Strategy] = {FOLD: _fold.FORM, PLAIN_CONV: _plain_conv.FORM}
-    return {**pool_forms(), **every_strategy(), **more, **cast("dict[str, Strategy]", region_forms())}
+    own: dict[str, Strategy] = {FOLD: _fold.FORM, PLAIN_CONV: _plain_conv.FORM, BACK_TO_FLOAT: _back_to_float.FORM}
+    return {**pool_forms(), **every_strategy(), **own, **cast("dict[str, Strategy]", region_forms())}
 
 
 def parse(text: str) -> tuple[str, Strategy]:

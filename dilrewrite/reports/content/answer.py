@@ -16,7 +16,7 @@ from dilrewrite.reports.content import engine as engines
 from dilrewrite.reports.content import folds, target
 from dilrewrite.reports.content.models import identical
 from dilrewrite.reports.content.regions import taken, within
-from dilrewrite.reports.content.sites import was_measured, work
+from dilrewrite.reports.content.sites import in_floats, was_measured, work
 from dilrewrite.reports.content.timing import on, own_noise
 from dilrewrite.reports.report import RegionReport, Report, SiteReport, inconclusive, loudest, open_regions, unclear
 from dilrewrite.reports.units import clean, count, milliseconds, percent, seconds
@@ -78,14 +78,22 @@ def equality(report: Report) -> str:
         proved = bool(rewritten) and all(one.proof is not None and one.proof.passed for one in rewritten)
         return f"{'every form proved, ' if proved else ''}whole model not run{reason}"
     able, total = compared(verdict)
-    sets = count(len(verdict.cases), "input set")
+    sets, equal = count(len(verdict.cases), "input set"), f"equal{_within(report)}"
     if not total:
         return f"runs on {sets}, no output to compare"
     if not able:
         return f"no output could be compared on {sets}: two runs of the original differ"
     if able < total:
-        return f"equal on {sets} in {able} of {total} outputs (the others differ between two runs of the original)"
-    return f"equal on {sets}"
+        return f"{equal} on {sets} in {able} of {total} outputs (the others differ between two runs of the original)"
+    return f"{equal} on {sets}"
+
+
+def _within(report: Report) -> str:
+    """Return within what models are equal, where a form computes integers in float32: ` within one quantum`."""
+    errors = in_floats(report)
+    if not errors:
+        return ""
+    return " within one quantum" if all(error.quantum for error in errors) else " within the rounding of integer sums"
 
 
 def _destination(report: Report) -> str:
@@ -372,6 +380,7 @@ def steps(report: Report) -> Iterator[tuple[str, str]]:
         return
     if chosen:
         yield from _to_measure(report, measurement)
+        yield from _to_allow(report)
     if measurement.made_up:
         shapes = ", ".join(f"{name}:{units.dims(shape)}" for name, shape in measurement.inputs.items())
         yield "give your sizes", f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape"
@@ -396,6 +405,13 @@ def _to_measure(report: Report, measurement: Measurement) -> Iterator[tuple[str,
         some = f"{number} of {count(len(report.sites), 'site')}" if number else ""
         which = units.joined(some, count(late, "region") if late else "", by=" and ")
         yield "give more time", f"{which} {'was' if number + late == 1 else 'were'} not measured to the end: {about}"
+
+
+def _to_allow(report: Report) -> Iterator[tuple[str, str]]:
+    sums = sum(site.action == "kept" and site.geometry.element == "int32" for site in report.sites)
+    if sums and not report.options.get("allow_requantised"):
+        which = f"{count(sums, 'ConvInteger')}, slow on many runtimes, stayed"
+        yield "try float32", f"{which}: --allow-requantised tries a Conv in float32"
 
 
 def _late(entry: SiteReport | RegionReport) -> bool:

@@ -133,10 +133,8 @@ def _done(report: Report) -> Iterator[doc.Rows]:
     yield _row("kept", *_sites(report, "kept"))
     if report.target is not None:
         yield from target.rows(report.target)
-    exact, proofs = sites.proved(report)
-    proved = f"{exact} of {count(proofs, 'form')} bit for bit" if proofs else ""
     compared = answer.equality(report) if verdict is not None and report.command in WRITERS else ""
-    yield _row("proved", joined(proved, f"whole model: {compared}" if compared else "", by="; "))
+    yield _row("proved", joined(*_proved(report), f"whole model: {compared}" if compared else "", by="; "))
     if report.engine is not None and report.command == "optimize":
         yield _row("engine", f"{report.engine.file}: {engine.short(report.engine)}")
     if report.engine is not None and report.command in BUILDERS:
@@ -144,6 +142,15 @@ def _done(report: Report) -> Iterator[doc.Rows]:
     yield _row("timed", _timed(report))
     peak = models.peak_memory(report) if report.command == "bench" else ""
     yield _row("memory", peak and f"peak {peak}")
+
+
+def _proved(report: Report) -> Iterator[str]:
+    """Yield how many forms are proved bit for bit, and how many within a bound."""
+    (hold, proofs), errors = sites.proved(report), sites.in_floats(report)
+    if hold > len(errors) or (proofs and not errors):
+        yield f"{hold - len(errors)} of {count(proofs, 'form')} bit for bit"
+    if errors:
+        yield f"{len(errors)} of {count(proofs, 'form')} {sites.requantised(errors)}"
 
 
 def _timed(report: Report) -> str:

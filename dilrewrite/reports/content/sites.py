@@ -10,7 +10,7 @@ from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.forms.strategies import FOLD
 from dilrewrite.model.elements import FLOATS
-from dilrewrite.proof.prove import Proof, Rounding
+from dilrewrite.proof.proof import Proof, Requantised, Rounding
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.reasons import placed
@@ -140,12 +140,33 @@ def proof(site: Entry) -> str:
         return "not proved" if site.action == "rewritten" else NOTHING
     if proof.failure is not None:
         return f"FAILED: {proof.failure}"
+    error = proof.requantised
     return units.joined(
-        f"exact ({count(len(proof.shapes), 'shape')})",
+        f"exact ({count(len(proof.shapes), 'shape')})" if error is None or error.exact else requantised([error]),
+        f"as sums stay below 2^24: up to {figure(error.largest_sum)}" if error is not None and error.exact else "",
         _rounding(proof.rounding) if proof.rounding is not None else "",
         "" if proof.native_ran else "keep not run",
         f"on {proof.backend}" if "reference" in proof.backend else "",
     )
+
+
+def requantised(errors: Sequence[Requantised]) -> str:
+    """Return how far forms in float32 are from integers: `within one quantum (3 of 65,536 outputs differ)`."""
+    quanta = all(error.quantum for error in errors)
+    within = "one quantum" if quanta else "the rounding of sums in float32"
+    differing, most = sum(error.differing for error in errors), max(error.max_error for error in errors)
+    far = f" by up to {most:g}" if differing else ""
+    share = (
+        f", {figure(max(error.relative_error for error in errors))} of the largest" if differing and not quanta else ""
+    )
+    return f"within {within} ({differing:,} of {sum(error.elements for error in errors):,} outputs differ{far}{share})"
+
+
+def in_floats(report: Report) -> list[Requantised]:
+    """Return the errors of the forms that were taken and are not the same bit for bit."""
+    proofs = [site.proof for site in report.sites if site.proof is not None and site.action == "rewritten"]
+    errors = [proof.requantised for proof in proofs if proof.requantised is not None and proof.passed]
+    return [error for error in errors if not error.exact]
 
 
 Group = Sequence[tuple[int, SiteReport]]
@@ -247,7 +268,7 @@ def site_table(groups: Sequence[Group], report: Report, brief: bool, inside: boo
 
 
 def proved(report: Report) -> tuple[int, int]:
-    """Return how many of the forms that were taken are proved bit for bit, and how many have a proof.
+    """Return how many of the forms that were taken are proved, bit for bit or within a bound, of how many proofs.
 
     One that is wrong counts too, whether it was taken or not.
     """
@@ -311,6 +332,17 @@ def region_link(number: int) -> doc.Span:
     return doc.Span("link", f"region {number}", f"region-{number}")
 
 
+def _in_float32(item: tuple[doc.Span, Proof]) -> str:
+    """Return every figure of the error of a form of integers in float32."""
+    error = item[1].requantised
+    if error is None:
+        return NOTHING
+    ends = f"; {error.lowest:,} and {error.highest:,} outputs saturate at the ends" if error.quantum else ""
+    bound = f"bound {figure(error.limit)} {'quantum' if error.quantum else 'of a sum'}"
+    bound = f"{bound}, sums up to {figure(error.largest_sum)}"
+    return f"{'bit for bit' if error.exact else requantised([error])}; {bound}{ends}"
+
+
 def proof_blocks(report: Report) -> Iterator[doc.Block]:
     """Yield every figure of every proof."""
     whole = [(region_link(number), region.proof) for number, region in enumerate(report.regions, 1)]
@@ -339,6 +371,7 @@ def proof_blocks(report: Report) -> Iterator[doc.Block]:
         rounding("error of keep", "native_error"),
         rounding("error of the form", "new_error"),
         *map(rounding, ("limit", "ceiling", "difference")),
+        any(proof.requantised is not None for _, proof in proved) and ("error in float32", _in_float32),
         ("~result", lambda item: "holds" if item[1].failure is None else doc.Span("bad", f"FAILED: {item[1].failure}")),
     )
     yield doc.Fold("Figures of every proof", (proofs,), shown=hold < len(proved))

@@ -11,7 +11,7 @@ from dilrewrite.reports.content import answer
 from dilrewrite.reports.content import engine as engines
 from dilrewrite.reports.content.models import is_engine
 from dilrewrite.reports.content.regions import counted, taken
-from dilrewrite.reports.content.sites import proved
+from dilrewrite.reports.content.sites import in_floats, proved, requantised
 from dilrewrite.reports.content.timing import alone
 from dilrewrite.reports.document import Tile
 from dilrewrite.reports.report import Report
@@ -100,7 +100,8 @@ def _next_tile(report: Report) -> Iterator[Tile]:
 def _trust(report: Report) -> Tile:
     """Return how many forms are proved, and what is known of the whole model."""
     (exact, proofs), verdict = proved(report), report.verdict
-    says = f"bit for bit; {answer.equality(report)}" if verdict is not None else "bit for bit"
+    how = requantised(errors) if (errors := in_floats(report)) else "bit for bit"
+    says = f"{how}; {answer.equality(report)}" if verdict is not None else how
     if exact < proofs or (verdict is not None and not verdict.passed):
         return Tile("Proved", f"✗ {exact} of {proofs}", says, "bad")
     whole = verdict is not None and verdict.skipped is None and bool(answer.compared(verdict)[0])
