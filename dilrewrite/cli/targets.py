@@ -55,7 +55,7 @@ def _oldest(profile: Profile) -> Source:
 
 
 def _line(profile: Profile) -> str:
-    what = f"{profile.title} ({profile.toolchain}), {profile.status}, read {age(_oldest(profile))}"
+    what = f"{profile.title}; {profile.toolchain}; {profile.status}, read {age(_oldest(profile))}"
     return f"{profile.name:<18} {what}"
 
 

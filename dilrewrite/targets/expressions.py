@@ -73,7 +73,9 @@ def parse(text: str, names: Collection[str]) -> Expression:
 
 def truth(value: Value) -> bool | None:
     """Return whether a value is true, on every axis."""
-    return None if value is None else all(value) if isinstance(value, tuple) else bool(value)
+    if isinstance(value, tuple):
+        return False if any(one is not None and not one for one in value) else None if None in value else True
+    return None if value is None else bool(value)
 
 
 def _check(tree: ast.expr, names: Collection[str]) -> None:

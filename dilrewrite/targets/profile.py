@@ -151,10 +151,12 @@ class Rule:
             return self.note or f"{self.field}: {self.text()}"
         name = self.fact.text if self.field == "products" else self.field
         value = self.fact.value(facts) if self.test != "holds" else None
-        if self.fit(facts) is Fit.UNKNOWN:
-            return f"{name} has to be {self.text()}, and is not known" if self.test != "holds" else self.note
-        shown = _shown(value)
-        return f"{name} {shown} is not {self.text()}" if self.test != "holds" else f"{name}: {self.note}"
+        if self.test == "holds":
+            return f"{name}: {self.note}"
+        if self._met(facts) is None:
+            return f"{name} has to be {self.text()}, and is not known"
+        broken = f"{name} {_shown(value)} is not {self.text()}"
+        return f"{broken}, and no source says more" if self.otherwise is Fit.UNKNOWN else broken
 
 
 _COMPARED = {

@@ -198,7 +198,7 @@ class _Reader:
             name: self.whole(one, f"parameters.{name}") for name, one in self.object(data, "parameters").items()
         }
         compiler = self.fields(data.get("compiler", {}), "compiler", ("lowers", "refolds"))
-        check = {name: self.text(one, f"check.{name}") for name, one in self.object(data, "check").items()}
+        check = self.fields(data.get("check", {}), "check", ("pip", "command"))
         return Profile(
             name=self._name,
             family=self.text(data.get("family", self._name), "family"),
@@ -221,7 +221,7 @@ class _Reader:
                 self.refold(one, f"compiler.refolds[{place}]")
                 for place, one in enumerate(self.array(compiler.get("refolds", []), "compiler.refolds"))
             ),
-            check=check,
+            check={name: self.text(one, f"check.{name}") for name, one in check.items()},
             file=self._file,
         )
 
@@ -341,7 +341,7 @@ class _Reader:
             to=self.word(data["to"], f"{place}.to", ("zero_fill", "taps", "gather")),
             cost=self.expression(data["cost"], f"{place}.cost", CONV),
             source=self.word(data["source"], f"{place}.source", self._sources),
-            note=str(data.get("note", "")),
+            note=self.text(data["note"], f"{place}.note") if "note" in data else "",
         )
 
     def refold(self, value: Any, place: str) -> Refold:

@@ -245,6 +245,7 @@ def test_equal_axes() -> None:
     assert conv_fit("coral-edgetpu", d=(1, 4), k=(1, 3)) is Fit.OUT
     assert conv_fit("coral-edgetpu", d=(4, 4), k=(1, 3)) is Fit.NATIVE
     assert find("coral-edgetpu").unit_axis_dilation == "match"
+    assert conv_fit("coral-edgetpu", d=(4,), k=(3,), begin=(0,), end=(0,), extents=(64,), rank=1) is Fit.UNKNOWN
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 17])

@@ -61,6 +61,11 @@ WRONG = {
     "a status": (changed(status="guessed"), "status: 'guessed' is none of"),
     "a parameter": (changed(parameters={"lanes": 0}), "parameters.lanes: a whole number from 1"),
     "a lowering": (changed(compiler={"lowers": [{"when": "dilated"}]}), "compiler.lowers[0].to: it is missing"),
+    "a check": (changed(check={"pypi": "x"}), "check.pypi: there is no such field"),
+    "the host for a Conv": (
+        changed(conv={"kernel": {"max": 3, "otherwise": "host", "source": "list"}}),
+        "conv.kernel.otherwise: 'host' is none of none, unknown",
+    ),
     "no title": ({key: value for key, value in MINE.items() if key != "title"}, "title: it is missing"),
     "no object": ([], "an object is needed"),
     "no JSON": ("{", "no JSON file"),
