@@ -62,7 +62,7 @@ from dilrewrite.runtimes import (
     timed_backends,
 )
 from dilrewrite.runtimes._nvidia import driver_version
-from dilrewrite.runtimes._worker import _Child
+from dilrewrite.runtimes._worker import Child
 from dilrewrite.sites import Found
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
@@ -288,7 +288,7 @@ class Sessions:
     """Sessions one after the other in one child process, which is started anew when it dies."""
 
     def __init__(self) -> None:
-        self._child: _Child | None = None
+        self._child: Child | None = None
 
     def run(
         self, backend: TimedBackend, proto: ModelProto, options: Options, feeds: Mapping[str, Array]
@@ -297,7 +297,7 @@ class Sessions:
         load = "load", pickle.dumps(backend), Runnable(model=proto.SerializeToString()), options
         try:
             if self._child is None:
-                self._child = _Child(options.timeout_s, *load)
+                self._child = Child(options.timeout_s, *load)
             else:
                 self._child.ask(*load)
             found: dict[str, Array] = self._child.ask("infer", dict(feeds), None)

@@ -200,13 +200,10 @@ def compact() -> list[str]:
     keys = list(dict.fromkeys((row["kind"], row["key"]) for one in data for row in one["rows"]))
     cells = [{row["key"]: said(row) + (" †" if wrong(row) else "") for row in one["rows"]} for one in data]
     columns = [one["about"]["runtime"] for one in data]
-    lines = [
-        line
-        for kind in ("geometry", "model")
-        for line in table(
-            (kind, *columns), [(key, *(some.get(key, "-") for some in cells)) for of, key in keys if of == kind]
-        )
-    ]
+    lines: list[str] = []
+    for kind in ("geometry", "model"):
+        some = [(key, *(of.get(key, "-") for of in cells)) for its, key in keys if its == kind]
+        lines += table((kind, *columns), some) if some else []
     told = [f"{one['about']['runtime']}: {taken(one['about'])} {summary(one['rows'])}" for one in data]
     return marked("runtimes", [*lines, *itertools.chain.from_iterable((line, "") for line in told)])
 
