@@ -293,3 +293,16 @@ def test_a_form_that_was_asked_for_and_is_wrong_there_is_not_written(tmp_path: P
     report = dilrewrite.optimize(given, out, backend="ncnn", strategy="space_to_group", no_cache=True, budget=2)
     assert (report.status, report.exit_code) == ("differs", 3)
     assert not out.exists()
+
+
+def test_an_original_that_pnnx_gets_wrong_is_told_of(tmp_path: Path) -> None:
+    ready("ncnn")
+    enter = helper.make_node("SpaceToDepth", ["x"], ["c"], blocksize=2)
+    conv = conv_node("c", "y", name="s", dilations=[2, 2], pads=[2] * 4)
+    proto = build([enter, conv], {"x": [1, 2, 24, 24]}, {"y": [1, 8, 12, 12]}, {"w": values(8, 8, 3, 3)})
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", backend="ncnn", no_cache=True, budget=1)
+    assert report.exit_code == 0
+    assert report.measurement is not None
+    (said,) = (doubt for doubt in report.measurement.doubts if "something else on ncnn" in doubt)
+    assert "output 'y': " in said
