@@ -130,7 +130,8 @@ class Fitter:
             return own, Why(reason=Reason.CHEAPER, factor=own.work, share=share), choose.distinct(less)
         better = [one for one in forms if one.fitted is not None and one.fitted.fit.rank < own.fit.rank]
         if not better:
-            return own, Why(reason=Reason.NO_FIT, said=own.because, refusals=tuple(refused)), []
+            others = tuple(one for one in refused if not one.strategy.startswith("keep"))
+            return own, Why(reason=Reason.NO_FIT, said=own.because, refusals=others), []
         better = choose.distinct(better)
         alike = sum(one.fit_order[:2] == better[0].fit_order[:2] for one in better)
         return own, Why(reason=Reason.FITS, said=own.because, number=alike), better

@@ -183,6 +183,7 @@ def test_where_nothing_fits_the_node_and_the_rule_are_named(tmp_path: Path, caps
     assert "the_conv" in said
     assert "dilation 4 is not at most 1 (its list)" in said
     assert "im2col: " in said
+    assert "keep: " not in said.partition("the_conv: ")[2].partition("target ")[0]
     assert not out.exists()
     assert optimized(conv((4, 4)), path, skip="the_conv").exit_code == 0
 

@@ -70,7 +70,7 @@ def every_strategy() -> dict[str, Strategy]:
 @functools.cache
 def strategies() -> dict[str, Strategy]:
     """Return those that come into question for every dilated Conv."""
-    return {name: strategy for name, strategy in every_strategy().items() if not strategy.on_request}
+    return {name: strategy for name, strategy in every_strategy().items() if not getattr(strategy, "on_request", False)}
 
 
 def _named() -> dict[str, Strategy]:
