@@ -33,7 +33,7 @@ def disturb(proto: ModelProto, errors: Sequence[tuple[Site, float]], seed: int) 
         node = container.node[index]
         clean = names.make(f"{output}/clean")
         node.output[list(node.output).index(output)] = clean
-        noise = _whole_noise if site.part.on_integers else _real_noise
+        noise = _real_noise if site.part.geometry.element in FLOATS else _whole_noise
         fresh = noise(names, site, error, clean, output, seed + number)
         container.node.extend(fresh)
         orders[site.scope] += [(index << 20) + place for place in range(1, len(fresh) + 1)]

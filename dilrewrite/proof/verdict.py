@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from dilrewrite.model.elements import FLOATS
 from dilrewrite.model.walk import all_nodes
 from dilrewrite.proof.compare import OutputCheck, Tolerance, compare, tolerance_of
 from dilrewrite.proof.disturb import disturb
@@ -363,7 +364,7 @@ class _Runs:
         optimize = self.options.optimize
         variants = {"graph optimisations on/off": (self.before, replace(self.options, optimize=not optimize))}
         if not optimize:  # what real numbers are rounded to is no other then
-            errors = [(site, error) for site, error in errors if site.part.on_integers]
+            errors = [(site, error) for site, error in errors if site.part.geometry.element not in FLOATS]
         if errors and self.before.explicit is None:
             proto = self.before.written_out or self.before.proto
             disturbed = Subject(disturb(proto, errors, self.settings.seed), self.before.folder)
