@@ -1,9 +1,10 @@
-"""The machine that timings are taken on, as far as the system tells."""
+"""The machine that timings are taken on, as far as the system tells, and where it keeps what can be made again."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 
@@ -33,3 +34,20 @@ def load() -> float | None:
 def crowded(load: float | None, cores: int) -> bool:
     """Say whether more processes wanted a core than there are."""
     return load is not None and load > cores
+
+
+def cache_folder() -> Path | None:
+    """Return the folder `dilrewrite` in the user's cache folder, which need not be there.
+
+    That is $XDG_CACHE_HOME, or else what the platform has for it; None when there is neither it nor a home folder.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if caches.is_absolute():  # a relative one is to be ignored, says its specification
+        return caches / "dilrewrite"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "dilrewrite"
+    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    try:
+        return Path.home() / usual / "dilrewrite"
+    except RuntimeError:  # a user without a home
+        return None

@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # Runs what other runtimes than ONNX Runtime promise, for real, in a virtual environment of their own in folder $1: the
-# tests of the runtime protocol, `optimize` on a demo model, and TFLite's interpreter on what is written for it. ONNX Runtime
-# Web has its turn where npm and node are installed, ncnn where it and pnnx install.
+# tests of the runtime protocol, `optimize` on a demo model, TFLite's interpreter and Vela on what is written for them. ONNX
+# Runtime Web has its turn where npm and node are installed, ncnn where it and pnnx install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-$(mktemp -d)}
 ${PYTHON:-python3} -m venv "$work/venv"
 "$work/venv/bin/pip" install -q -e '.[cpu,opencv,openvino,tract,test]' 'opencv-python-headless<5' ai-edge-litert
 "$work/venv/bin/python" -m pytest -q -n 2 tests/tflite tests/runtimes/test_{contract,installed,opencv_dnn,openvino_cpu}.py
+
+# Vela, Arm's compiler for Ethos-U, answers as it is on record.
+export DILREWRITE_JUDGES="$work/judges"
+"$work/venv/bin/python" -c 'from dilrewrite.judges import install; install("ethos-u-vela")'
+"$work/venv/bin/python" -m pytest -q -n 2 tests/runtimes/test_ethos_u.py tests/runtimes/test_contract.py -k ethos_u
 for backend in opencv openvino tract; do
   "$work/venv/bin/dilrewrite" optimize models/aspp_segmentation.onnx --backend "$backend" --budget 10 \
     -o "$work/$backend.onnx" --force

@@ -57,7 +57,8 @@ def left_out(scope: Scope, node: Site | Skipped) -> Reason | None:
 @dataclass
 class Decider:
     """Decides about the sites of one model, `source`. `decided`: by a decisions file. `around` surrounds every proof.
-    `seen`: what entered a region when the model ran. `read` gives the values of a constant.
+    `seen`: what entered a region when the model ran. `read` gives the values of a constant. `forms`: settings of forms
+    that a runtime wants.
 
     Raises `UsageError` for a strategy that does not exist.
     """
@@ -70,11 +71,14 @@ class Decider:
     around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     read: Reader = numpy_helper.to_array
     fitter: Fitter | None = None
+    forms: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         limit, strategy, asked = self.scope.max_dilation, self.scope.strategy or "", self.scope.strategy is not None
         more = {"requantised": self.scope.allow_requantised, "eliminate": self.scope.eliminate}
         self.planner = choose.site_planner(limit, **more)
+        if self.forms:
+            self.planner.offered = {**self.planner.offered, **dict(map(parse, self.forms))}
         self.sandwich_planner = choose.sandwich_planner(limit)
         self.region_planner = choose.region_planner(limit)
         self.forced = choose.Planner(dict([self._allowed("--strategy", strategy)]), limit) if asked else None

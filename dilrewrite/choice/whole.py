@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from dilrewrite import machine
 from dilrewrite.choice import choose, regions
 from dilrewrite.choice.decide import Decider, remaining
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
@@ -23,7 +24,7 @@ from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.options import Building, Measuring
 from dilrewrite.proof import trial
 from dilrewrite.proof.verdict import Settings
-from dilrewrite.runtimes import Options, TimedBackend, timed_backend
+from dilrewrite.runtimes import Options, TimedBackend, TimeKind, timed_backend
 from dilrewrite.runtimes import _kept as kept
 from dilrewrite.runtimes._kept import store
 from dilrewrite.sites import Found
@@ -59,7 +60,8 @@ def tuning(
     baseline = trial.runnable(model, model.proto, backend)
     original = Original(model=model, found=found, baseline=baseline, settings=settings)
     min_gain = measuring.min_gain_percent / 100
-    return Tuning(forget=forget, original=original, meter=meter, decider=decider, min_gain=min_gain)
+    load = machine.load() if backend.source is TimeKind.MEASURED else None
+    return Tuning(forget=forget, original=original, meter=meter, decider=decider, min_gain=min_gain, load=load)
 
 
 def _building_place(backend: TimedBackend, cache: Path | None) -> tuple[Path, Callable[[], None]]:

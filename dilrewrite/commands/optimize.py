@@ -208,13 +208,17 @@ def _choosing(job: _Job) -> Choosing:
         decisions.check(options.scope.decisions, decided, found)
     proofs = functools.partial(run.clock, "prove")
     read = functools.partial(read_tensor, model)
-    source = Source(model.proto)
-    decider = Decider(options.scope, options.proving, source, decided, around=proofs, read=read, fitter=job.fitter)
+    measured = decided is None and job.fitter is None and options.measuring.seconds > 0
+    forms = timed_backend(options.measuring.backend).forms if measured and not options.scope.eliminate else ()
+    decider = Decider(
+        options.scope, options.proving, Source(model.proto), decided,
+        around=proofs, read=read, fitter=job.fitter, forms=forms,
+    )  # fmt: skip
     with run.clock("plan"):
         considered = [decider.consider(site) for site in job.sites]
         around = regions.consider(decider, found)
     tuning = None
-    if (job.sites or around) and decided is None and job.fitter is None and options.measuring.seconds > 0:
+    if (job.sites or around) and measured:
         tuning = _tuning(job, decider)
         if not options.scope.eliminate:
             around = [entry for entry in around if regions.may_gain(entry, tuning.meter.backend)]

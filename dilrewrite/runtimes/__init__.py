@@ -56,15 +56,15 @@ class Options:
 
 
 class TimeKind(StrEnum):
-    """Where times come from: only what was measured may reach a report."""
+    """Where times come from. A report of estimates says that they are, and has them in cycles, never in seconds."""
 
     MEASURED = "measured"
     ESTIMATED = "estimated"
-    """By a model of the device, or made up."""
+    """By a model of the device, such as its compiler's. Nothing is run, so outputs are not compared there."""
 
 
 class TimeUnit(StrEnum):
-    """What times count."""
+    """What times count: seconds, or thousands of millions of cycles."""
 
     SECONDS = "seconds"
     CYCLES = "cycles"
@@ -271,6 +271,10 @@ class Bench(Protocol):
     def outputs(self, key: str) -> dict[str, Array]:
         """Load a model apart, run it once and return its outputs."""
 
+    def objection(self, original: str, other: str) -> str | None:  # noqa: ARG002 - a bench may know
+        """Return why a version may not take the original's place however fast it is; asked of one that is estimated."""
+        return None
+
     def peak_bytes(self, key: str) -> int | None:  # noqa: ARG002 - a bench may know
         """Free all loaded models, load one apart, run it twice, and return the most memory that it took, in bytes.
 
@@ -296,7 +300,8 @@ class TimedBackend(Backend):
     regular expression of log lines that make timings doubtful. `layout_ranks`: the numbers of spatial axes of the Convs
     that it runs in a layout of its own, not in N, C, extents. `dilation_costs`: whether it runs a dilated kernel slower
     than an undilated one of its size (docs/performance.md), so that phases may gain time. `source`, `unit`: where its
-    times come from, and what they count. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
+    times come from, and what they count. `forms`: forms with settings, as `--strategy` takes them, that are tried on it
+    in place of the usual ones. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
     an engine's layers, to be compared with those of another engine. `host_memory`: all that its sessions hold is memory
     of their process, and is freed with them. `trial`: the backend that looks for inputs that a model runs on; `None`:
     this one.
@@ -310,6 +315,7 @@ class TimedBackend(Backend):
     dilation_costs: ClassVar[bool] = True
     source: ClassVar[TimeKind] = TimeKind.MEASURED
     unit: ClassVar[TimeUnit] = TimeUnit.SECONDS
+    forms: ClassVar[tuple[str, ...]] = ()
     pace: ClassVar[Pace] = Pace()
     tells_layers: ClassVar[bool] = False
     host_memory: ClassVar[bool] = False

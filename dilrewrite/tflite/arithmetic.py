@@ -84,7 +84,8 @@ def unary(writer: Writer, node: NodeProto) -> None:
             return
     wanted = writer.quantum(name)
     quantum = FIXED.get(node.op_type, wanted)
-    tensor = writer.graph.tensor(writer.layouts.name, value.held, quantum)
+    fused = f"{writer.graph.tensors[value.tensor].fields['name']} + {writer.layouts.name}"
+    tensor = writer.graph.tensor(fused, value.held, quantum)
     writer.graph.add(operator, [value.tensor], tensor, options, **values)
     writer.values[name] = writer.requantised(replace(value, tensor=tensor, quantum=quantum), wanted)
 

@@ -15,8 +15,11 @@ from dilrewrite.tflite.writer import Writer
 
 def quantize(writer: Writer, node: NodeProto) -> None:
     """Give a value the scale that is asked for; a value that has it stays."""
-    value = writer.value(node.input[0])
-    writer.values[node.output[0]] = writer.requantised(value, writer.source.wanted(node))
+    later, quantum = writer.later.get(node.input[0]), writer.source.wanted(node)
+    if later is not None and later.quantum == quantum:
+        writer.later[node.output[0]] = later
+    else:
+        writer.values[node.output[0]] = writer.requantised(writer.value(node.input[0]), quantum)
 
 
 WRITERS: Mapping[str, Callable[[Writer, NodeProto], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,13 +11,16 @@ from onnx import NodeProto
 
 from dilrewrite.runtimes import CannotLoad
 from dilrewrite.tflite.source import Constant, attributes, called, shifted
-from dilrewrite.tflite.values import Order, Value, transposed, usual
-from dilrewrite.tflite.writer import LEAST, MOST, Writer, ints
+from dilrewrite.tflite.values import Order, Value, long, transposed, usual
+from dilrewrite.tflite.writer import LEAST, MOST, Later, Writer, ints
 
 
 def same(writer: Writer, node: NodeProto) -> None:
     """Let the result be what goes in."""
-    writer.values[node.output[0]] = writer.value(node.input[0])
+    if node.input[0] in writer.later:
+        writer.later[node.output[0]] = writer.later[node.input[0]]
+    else:
+        writer.values[node.output[0]] = writer.value(node.input[0])
 
 
 def reshape(writer: Writer, node: NodeProto) -> None:
@@ -46,12 +50,49 @@ def concat(writer: Writer, node: NodeProto) -> None:
     order, rank = order_of(values[0]), len(values[0].shape)
     axis = attributes(node)["axis"] % rank
     quantum = writer.source.quantum(node.output[0]) or values[0].quantum
-    parts = [writer.layouts.at(writer.requantised(value, quantum), order) for value in values]
+    values = [writer.requantised(value, quantum) for value in values]
+    if axis == 1 and len({value.shape for value in values}) == 1:  # perhaps the phases of a DepthToSpace
+        label = writer.layouts.name
+
+        def whole() -> Value:
+            writer.layouts.name = label
+            return joined(writer, values, order, axis)
+
+        writer.later[node.output[0]] = Later(quantum=quantum, whole=whole, parts=values)
+    else:
+        writer.values[node.output[0]] = joined(writer, values, order, axis)
+
+
+def joined(writer: Writer, values: Sequence[Value], order: Order, axis: int) -> Value:
+    """Write what joins values along an axis of ONNX, with all of them in an order."""
+    quantum, place = values[0].quantum, order.index(axis)
     sizes = list(values[0].shape)
     sizes[axis] = sum(value.shape[axis] for value in values)
-    made = writer.new(tuple(sizes), quantum, order)
-    writer.graph.add("CONCATENATION", parts, made.tensor, "ConcatenationOptions", axis=order.index(axis))
-    writer.values[node.output[0]] = made
+    shape = tuple(sizes)
+    held = [list(value.stored(order)) for value in values]
+    if len(order) > len(usual(4)):
+        place, held = _flat(held, place)
+    parts = [writer.layouts.shaped(value, order, tuple(own)) for value, own in zip(values, held, strict=True)]
+    whole = list(held[0])
+    whole[place] = sum(each[place] for each in held)
+    tensor = writer.graph.tensor(writer.layouts.name, whole, quantum)
+    writer.graph.add("CONCATENATION", parts, tensor, "ConcatenationOptions", axis=place)
+    return replace(values[0], tensor=tensor, held=tuple(whole), shape=shape, order=long(order, shape))
+
+
+def _flat(held: Sequence[Sequence[int]], place: int) -> tuple[int, list[list[int]]]:
+    """Return the shapes of parts with at most four axes, and which one of these joins them.
+
+    The axis that joins stands with the long one behind it.
+    """
+    outer = [size for size in held[0][:place] if size > 1]
+    inner = [size for size in held[0][place + 1 :] if size > 1]
+    behind, inside = math.prod(inner[:1]), [math.prod(inner[1:])] if len(inner) > 1 else []
+    room = 3 - len(inside)
+    outer = [1] * (room - len(outer)) + outer
+    merged = len(outer) - room + 1
+    lead = [math.prod(outer[:merged]), *outer[merged:]]
+    return room, [[*lead, each[place] * behind, *inside] for each in held]
 
 
 def _parts(writer: Writer, node: NodeProto) -> list[Value]:
@@ -69,7 +110,7 @@ def _parts(writer: Writer, node: NodeProto) -> list[Value]:
 
 def slice_(writer: Writer, node: NodeProto) -> None:
     """Write a Slice forwards."""
-    value, given = writer.value(node.input[0]), attributes(node)
+    shape, given = writer.source.shape(node.input[0]), attributes(node)
     if "starts" in given:
         starts, ends = list(given["starts"]), list(given["ends"])
         axes, steps = list(given.get("axes", range(len(starts)))), [1] * len(starts)
@@ -77,51 +118,84 @@ def slice_(writer: Writer, node: NodeProto) -> None:
         starts, ends = (writer.source.numbers(node, place) or [] for place in (1, 2))
         axes = writer.source.numbers(node, 3) or list(range(len(starts)))
         steps = writer.source.numbers(node, 4) or [1] * len(starts)
-    rank = len(value.shape)
-    cuts = [range(size) for size in value.shape]
+    rank = len(shape)
+    cuts = [range(size) for size in shape]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 1:
             raise CannotLoad(f"{called(node)}: step {step} is below 1")
-        cuts[axis % rank] = range(value.shape[axis % rank])[start:end:step]
-    writer.values[node.output[0]] = cut(writer, value, cuts)
+        cuts[axis % rank] = range(shape[axis % rank])[start:end:step]
+    later = writer.later.get(node.input[0])
+    whole = [len(own) == size for own, size in zip(cuts, shape, strict=True)]
+    phase = later.phase(cuts[1]) if later is not None and whole.count(False) == 1 and not whole[1] else None
+    if phase is not None:
+        writer.values[node.output[0]] = phase
+        return
+    writer.values[node.output[0]] = cut(writer, writer.value(node.input[0]), cuts)
 
 
 def cut(writer: Writer, value: Value, cuts: Sequence[range]) -> Value:
-    """Write what takes a range of each axis of a value: steps along one axis by a Reshape, along two by STRIDED_SLICE.
+    """Write what takes a range of each axis of a value; steps by a Reshape where they divide, else by STRIDED_SLICE.
 
     One phase of an axis, every `step`-th element, is one column of that axis as rows of `step` elements. NPUs run that
     where they do not run steps.
     """
     stepped = [axis for axis, own in enumerate(cuts) if own.step > 1 and len(own) > 1]
-    if len(stepped) > 1:
-        for axis in stepped:
-            value = cut(writer, value, [own if at == axis else range(value.shape[at]) for at, own in enumerate(cuts)])
-        return cut(writer, value, [range(value.shape[at]) if at in stepped else own for at, own in enumerate(cuts)])
-    if stepped:
-        (axis,) = stepped
-        step, rows = cuts[axis].step, value.shape[axis] // cuts[axis].step
-        row, column = divmod(cuts[axis].start, step)
-        if value.shape[axis] % step == 0:
-            shape = (*value.shape[:axis], rows, step, *value.shape[axis + 1 :])
-            inside = [range(row, row + len(cuts[axis])), range(column, column + 1)]
-            made = cut(writer, writer.layouts.reshape(value, shape), [*cuts[:axis], *inside, *cuts[axis + 1 :]])
-            return writer.layouts.reshape(made, tuple(map(len, cuts)))
+    dividing = [axis for axis in stepped if value.shape[axis] % cuts[axis].step == 0]
+    if dividing:
+        shape: list[int] = []
+        inside: list[range] = []
+        for axis, (own, size) in enumerate(zip(cuts, value.shape, strict=True)):
+            if axis in dividing:
+                row, column = divmod(own.start, own.step)
+                shape += [size // own.step, own.step]
+                inside += [range(row, row + len(own)), range(column, column + 1)]
+            else:
+                shape.append(size)
+                inside.append(own)
+        made = cut(writer, writer.layouts.reshape(value, tuple(shape)), inside)
+        return writer.layouts.reshape(made, tuple(map(len, cuts)))
+    for axis in stepped[1:]:  # STRIDED_SLICE of one axis after the other
+        value = cut(writer, value, [own if at == axis else range(value.shape[at]) for at, own in enumerate(cuts)])
+    cuts = [range(len(own)) if axis in stepped[1:] else own for axis, own in enumerate(cuts)]
     if all(len(own) == size for own, size in zip(cuts, value.shape, strict=True)):
         return value
+    return _strided(writer, value, cuts) if stepped else _sliced(writer, value, cuts)
+
+
+def _strided(writer: Writer, value: Value, cuts: Sequence[range]) -> Value:
     order = order_of(value)
-    source = writer.layouts.at(value, order)
     made = writer.new(tuple(map(len, cuts)), value.quantum, order)
     chosen = [range(1) if axis < 0 else cuts[axis] for axis in order]
-    if stepped:
-        ends = [own.start + (len(own) - 1) * own.step + 1 for own in chosen]
-        places = [[own.start for own in chosen], ends, [own.step for own in chosen]]
-        kind, options = "STRIDED_SLICE", "StridedSliceOptions"
-    else:
-        places = [[own.start for own in chosen], [len(own) for own in chosen]]
-        kind, options = "SLICE", ""
-    constants = [writer.graph.constant(f"{writer.layouts.name}/at", ints(each)) for each in places]
-    writer.graph.add(kind, [source, *constants], made.tensor, options)
+    ends = [own.start + (len(own) - 1) * own.step + 1 for own in chosen]
+    places = [[own.start for own in chosen], ends, [own.step for own in chosen]]
+    inputs = [writer.layouts.at(value, order), *(_numbers(writer, each) for each in places)]
+    writer.graph.add("STRIDED_SLICE", inputs, made.tensor, "StridedSliceOptions")
     return made
+
+
+def _sliced(writer: Writer, value: Value, cuts: Sequence[range]) -> Value:
+    """Write a SLICE; of more than four axes one that is cut is taken together with what lies inside of it."""
+    order = order_of(value)
+    chosen = [range(1) if axis < 0 else cuts[axis] for axis in order]
+    sizes, starts, counts = list(value.stored(order)), [own.start for own in chosen], [len(own) for own in chosen]
+    if len(order) > len(usual(4)):
+        for place in reversed(range(1, len(order))):
+            if sizes[place] == counts[place]:
+                inside = sizes[place]
+                for each in (sizes, starts, counts):
+                    each[place - 1] *= inside
+                    del each[place]
+        lead = [1] * (4 - len(sizes))
+        sizes, starts, counts = lead + sizes, [0] * len(lead) + starts, lead + counts
+    source = writer.layouts.shaped(value, order, tuple(sizes))
+    tensor = writer.graph.tensor(writer.layouts.name, counts, value.quantum)
+    writer.graph.add("SLICE", [source, _numbers(writer, starts), _numbers(writer, counts)], tensor)
+    shape = tuple(map(len, cuts))
+    return replace(value, tensor=tensor, held=tuple(counts), shape=shape, order=long(order, shape))
+
+
+def _numbers(writer: Writer, values: Sequence[int]) -> int:
+    return writer.graph.constant(f"{writer.layouts.name}/at", ints(values))
 
 
 def split(writer: Writer, node: NodeProto) -> None:
@@ -185,16 +259,34 @@ def filled(writer: Writer, node: NodeProto, value: Value) -> int:
 
 
 def space_to_depth(writer: Writer, node: NodeProto) -> None:
-    """Write a SpaceToDepth: both put the channels innermost."""
-    _blocks(writer, node, "SPACE_TO_DEPTH")
+    """Write a SpaceToDepth, both put the channels innermost; or phase by phase where it is cut into its phases."""
+    value, block, label = writer.value(node.input[0]), attributes(node)["blocksize"], writer.layouts.name
+    channels = value.shape[1]
+
+    def phase(cut_out: range) -> Value | None:
+        if len(cut_out) != channels or cut_out.start % channels:
+            return None
+        row, column = divmod(cut_out.start // channels, block)
+        batch, of, height, width = map(range, value.shape)
+        return cut(writer, value, [batch, of, height[row::block], width[column::block]])
+
+    def whole() -> Value:
+        writer.layouts.name = label
+        return _blocks(writer, node, "SPACE_TO_DEPTH")
+
+    writer.later[node.output[0]] = Later(quantum=value.quantum, whole=whole, phase=phase)
 
 
 def depth_to_space(writer: Writer, node: NodeProto) -> None:
-    """Write a DepthToSpace; in mode CRD, which TFLite has not, by what it means."""
-    value, given = writer.value(node.input[0]), attributes(node)
+    """Write a DepthToSpace; of phases that were joined for it, and in mode CRD, by what it means."""
+    given, later = attributes(node), writer.later.get(node.input[0])
     if given.get("mode", "DCR") == "DCR":
-        _blocks(writer, node, "DEPTH_TO_SPACE")
+        if later is not None and len(later.parts) == given["blocksize"] ** 2:
+            writer.values[node.output[0]] = interleaved(writer, later.parts, given["blocksize"])
+        else:
+            writer.values[node.output[0]] = _blocks(writer, node, "DEPTH_TO_SPACE")
         return
+    value = writer.value(node.input[0])
     batch, channels, height, width = value.shape
     block = given["blocksize"]
     apart = writer.layouts.reshape(value, (batch, channels // block**2, block, block, height, width))
@@ -203,13 +295,26 @@ def depth_to_space(writer: Writer, node: NodeProto) -> None:
     writer.values[node.output[0]] = writer.layouts.reshape(turned, shape)
 
 
-def _blocks(writer: Writer, node: NodeProto, operator: str) -> None:
+def interleaved(writer: Writer, phases: Sequence[Value], block: int) -> Value:
+    """Write the image of these phases: rows of them joined as channels are, then all as columns are. Nothing moves.
+
+    [N, M, M, C] becomes [N, M, M, b*C], b columns each, and [N, M, b*M, b*C], b rows each: [N, M*b, M*b, C].
+    """
+    batch, channels, height, width = phases[0].shape
+    order = (0, 2, 3, 4, 5, 1)  # N, rows, phase of rows, columns, phase of columns, C
+    apart = [writer.layouts.reshape(each, (batch, channels, height, 1, width, 1)) for each in phases]
+    rows = [joined(writer, apart[at : at + block], order, 5) for at in range(0, block * block, block)]
+    image = joined(writer, rows, order, 3)
+    return writer.layouts.reshape(image, (batch, channels, height * block, width * block))
+
+
+def _blocks(writer: Writer, node: NodeProto, operator: str) -> Value:
     value = writer.value(node.input[0])
     made = writer.new(writer.source.shape(node.output[0]), value.quantum)
     options = {"SPACE_TO_DEPTH": "SpaceToDepthOptions", "DEPTH_TO_SPACE": "DepthToSpaceOptions"}[operator]
     source = writer.layouts.at(value, usual(4))
     writer.graph.add(operator, [source], made.tensor, options, block_size=attributes(node)["blocksize"])
-    writer.values[node.output[0]] = made
+    return made
 
 
 def gather(writer: Writer, node: NodeProto) -> None:

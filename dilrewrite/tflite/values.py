@@ -74,13 +74,17 @@ class Layouts:
 
     def at(self, value: Value, order: Order) -> int:
         """Return a tensor that holds the value with its axes in an order, which names every long one."""
+        return self.shaped(value, order, value.stored(order))
+
+    def shaped(self, value: Value, order: Order, shape: Shape) -> int:
+        """Return a tensor of a shape that holds a value with its axes in an order."""
         wanted = long(order, value.shape)
         tensor, held = value.tensor, value.held
         if wanted != value.order:
             tensor, held = self._turned(value, wanted)
-        return self.shaped(tensor, held, value.stored(order), value.quantum)
+        return self._shaped(tensor, held, shape, value.quantum)
 
-    def shaped(self, tensor: int, held: Shape, shape: Shape, quantum: Quantum) -> int:
+    def _shaped(self, tensor: int, held: Shape, shape: Shape, quantum: Quantum) -> int:
         """Return a tensor of the same elements and another shape."""
         if held == shape:
             return tensor
@@ -97,7 +101,7 @@ class Layouts:
         sizes = [math.prod(value.shape[axis] for axis in run) for run in runs]
         turn = sorted(range(len(runs)), key=lambda number: wanted.index(runs[number][0]))
         shape, held = tuple(sizes[number] for number in turn), tuple(sizes)
-        source = self.shaped(value.tensor, value.held, held, value.quantum)
+        source = self._shaped(value.tensor, value.held, held, value.quantum)
         key = source, "TRANSPOSE", held, tuple(turn)
         if key not in self.seen:
             permutation = self.graph.constant(f"{self.name}/permutation", np.asarray(turn, np.int32))

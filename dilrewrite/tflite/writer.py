@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,19 @@ LEAST, MOST = -128, 127
 """Of int8."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """A tensor of phases that is written when something reads all of it, by `whole`.
+
+    `phase`: writes one of the phases alone, by the channels that it would have.
+    """
+
+    quantum: Quantum
+    whole: Callable[[], Value]
+    phase: Callable[[range], Value | None] = lambda _: None
+    parts: Sequence[Value] = ()
+
+
 class Writer:
     """A model that is being written, at the node that is being written."""
 
@@ -28,9 +41,12 @@ class Writer:
         self.layouts = Layouts(self.graph)
         self.values: dict[str, Value] = {}
         self.done: set[str] = set()
+        self.later: dict[str, Later] = {}
 
     def value(self, name: str) -> Value:
         """Return a tensor of the model, a constant quantised too. Raises CannotLoad."""
+        if name not in self.values and name in self.later:
+            self.values[name] = self.later[name].whole()
         if name not in self.values and name in self.source.constants:
             self.values[name] = self.constant(name, self.source.constants[name])
         if name not in self.values:

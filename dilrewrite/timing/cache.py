@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+from dilrewrite import machine
 from dilrewrite._compat import sqlite_code
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.staging import is_file
@@ -48,21 +48,12 @@ T = TypeVar("T")
 def default_path() -> Path | None:
     """Return where timings are kept: $DILREWRITE_CACHE, or `dilrewrite/timings.sqlite` in the user's cache folder.
 
-    That is $XDG_CACHE_HOME, or else what the platform has for it; None when there is neither it nor a home folder.
+    None when there is no such folder.
     """
     if given := os.environ.get("DILREWRITE_CACHE"):
         return Path(given)
-    name = Path("dilrewrite", "timings.sqlite")
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if caches.is_absolute():  # a relative one is to be ignored, says its specification
-        return caches / name
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / name
-    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
-    try:
-        return Path.home() / usual / name
-    except RuntimeError:  # a user without a home
-        return None
+    folder = machine.cache_folder()
+    return None if folder is None else folder / "timings.sqlite"
 
 
 @final

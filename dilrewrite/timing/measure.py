@@ -34,6 +34,7 @@ from dilrewrite.runtimes import (
     RuntimeFailure,
     TimedBackend,
     TimedOut,
+    TimeKind,
     prepared,
 )
 from dilrewrite.sites import Site
@@ -293,8 +294,15 @@ class Meter:
             self.doubts[f"{words}: the device's clocks change; lock them, or rely on the ratios' intervals only"] = None
 
     def _agree(self, original: str, other: str, model: Runnable, feeds: Mapping[str, Array]) -> None:
-        """Raise Differs when a version of a model computes something else here than the original, `model`, does."""
+        """Raise Differs when a version of a model computes something else here than the original, `model`, does.
+
+        Where nothing is run, CannotRun when a version may not take its place, whatever it takes.
+        """
         worker, tolerance = self.worker(), self.tolerance
+        if self.backend.source is TimeKind.ESTIMATED:
+            if (why := worker.objection(original, other)) is not None:
+                raise CannotRun(why)
+            return
         if tolerance is None:
             return
 

@@ -109,9 +109,11 @@ class Measurement:
     doubts: tuple[str, ...] = ()
     """What the runtime said that makes timings doubtful."""
     source: TimeKind = TimeKind.MEASURED
-    """`measured`: times of any other origin are never written."""
+    """`measured`, or `estimated` by a device's compiler: those are written in cycles only."""
     unit: TimeUnit = TimeUnit.SECONDS
-    """What all times but those of the budget count: `seconds`, whatever a field's name says."""
+    """What all times but those of the budget count, whatever a field's name says: `seconds`, or `cycles`, thousands of
+    millions of them.
+    """
     first_run_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds that loading a whole model and its first run took, by `before` and `after`: with an engine, also what its
     runtime compiles once; empty when not timed.

@@ -56,7 +56,7 @@ WRITTEN = {
     "Slice": "CONV_2D SLICE",
     "Slice with steps": "CONV_2D RESHAPE SLICE RESHAPE",
     "Slice with steps that do not divide": "CONV_2D STRIDED_SLICE",
-    "Slice with steps on both axes": "CONV_2D RESHAPE SLICE RESHAPE SLICE RESHAPE",
+    "Slice with steps on both axes": "CONV_2D RESHAPE SLICE",
     "Split": "CONV_2D SLICE ADD",
     "SpaceToDepth": "CONV_2D SPACE_TO_DEPTH",
     "DepthToSpace": "CONV_2D DEPTH_TO_SPACE",

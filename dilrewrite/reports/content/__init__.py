@@ -21,6 +21,7 @@ from dilrewrite.reports.content import (
     tiles,
     timing,
 )
+from dilrewrite.reports.content.counted import counted
 from dilrewrite.reports.content.screen import engine_screen as engine_screen
 from dilrewrite.reports.content.screen import ran_at, ran_on
 from dilrewrite.reports.content.screen import screen as screen
@@ -36,7 +37,7 @@ INPUTS = 4  # so many inputs are named at the top
 def document(report: Report, *, brief: bool = False) -> doc.Document:
     """Return what a report says: everything, or in brief what a screen holds."""
     parts = [(title, tuple(blocks)) for title, blocks in _sections(report, brief)]
-    return doc.Document(
+    whole = doc.Document(
         command=report.command,
         status=report.status,
         path=report.before.path,
@@ -47,6 +48,7 @@ def document(report: Report, *, brief: bool = False) -> doc.Document:
         closing=f"Report schema {report.schema_version}, exit code {report.exit_code}.",
         facts=None if brief else _facts(report),
     )
+    return counted(report, whole)
 
 
 def _facts(report: Report) -> doc.Facts:

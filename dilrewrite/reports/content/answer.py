@@ -14,12 +14,14 @@ from dilrewrite.proof.verdict import Verdict
 from dilrewrite.reports import units
 from dilrewrite.reports.content import engine as engines
 from dilrewrite.reports.content import folds, target
+from dilrewrite.reports.content.counted import counted
 from dilrewrite.reports.content.models import identical
 from dilrewrite.reports.content.regions import taken, within
 from dilrewrite.reports.content.sites import in_floats, was_measured, work
 from dilrewrite.reports.content.timing import on, own_noise
 from dilrewrite.reports.report import RegionReport, Report, SiteReport, inconclusive, loudest, open_regions, unclear
 from dilrewrite.reports.units import clean, count, milliseconds, percent, seconds
+from dilrewrite.runtimes import TimeKind
 from dilrewrite.timing.measurement import Measurement
 from dilrewrite.timing.outcome import Outcome
 from dilrewrite.timing.speed import SAME
@@ -141,7 +143,7 @@ def answer(report: Report) -> str:
     if engine is not None and report.command == "optimize":
         how = f"{engines.library(engine)}, {engine.precision.built}, chosen on {engine.chosen_on}"
         text = f"{text}; engine {engine.file} ({how})"
-    return clean(text)
+    return counted(report, clean(text))
 
 
 def _without_folders(report: Report) -> Report:
@@ -384,7 +386,8 @@ def steps(report: Report) -> Iterator[tuple[str, str]]:
     if measurement.made_up:
         shapes = ", ".join(f"{name}:{units.dims(shape)}" for name, shape in measurement.inputs.items())
         yield "give your sizes", f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape"
-    here = f"the choice holds for {measurement.backend} on this machine"
+    measured = measurement.source is TimeKind.MEASURED
+    here = f"the choice holds for {measurement.backend}{' on this machine' if measured else ', by estimate'}"
     if chosen and measurement.others:
         also = units.listed(measurement.others, 4)
         yield "try another runtime", f"{here}; also ready here: {also} (--backend NAME)"

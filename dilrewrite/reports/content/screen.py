@@ -12,6 +12,7 @@ from dilrewrite.keywords import in_python
 from dilrewrite.reports import document as doc
 from dilrewrite.reports import reasons, units
 from dilrewrite.reports.content import answer, engine, folds, models, regions, sites, target, timing
+from dilrewrite.reports.content.counted import counted
 from dilrewrite.reports.report import ModelReport, Report, SiteReport, ValueReport
 from dilrewrite.reports.units import count, dims, joined, percent, size
 from dilrewrite.runtimes import TimeKind
@@ -44,7 +45,7 @@ def screen(report: Report) -> doc.Screen:
     if _in_memory(report):
         rows = [row if row.whole else replace(row, items=tuple(map(in_python, row.items))) for row in rows]
         said = in_python(said)
-    return doc.Screen(answer.tone(report), said, tuple(row for row in rows if row.items))
+    return counted(report, doc.Screen(answer.tone(report), said, tuple(row for row in rows if row.items)))
 
 
 def _in_memory(report: Report) -> bool:

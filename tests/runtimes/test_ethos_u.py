@@ -1,0 +1,218 @@
+"""Ethos-U by Vela's estimate: what Vela answered is on record, and asked anew where it is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import dilrewrite
+from dilrewrite.errors import UsageError
+from dilrewrite.judges import Judge
+from dilrewrite.runtimes import (
+    Artifact,
+    CannotLoad,
+    Options,
+    Runnable,
+    TimeKind,
+    TimeUnit,
+    artifact,
+    ethos_u,
+    fixed,
+    prepared,
+    timed_backend,
+)
+from dilrewrite.runtimes import _vela as vela
+from dilrewrite.tflite import convert, quantize
+from dilrewrite.tflite.source import Source, attributes
+from tests.runtimes import judged
+from tests.runtimes.judged import ACCELERATORS, MODELS, dilated, form, recorded
+from tests.tflite.models import conv
+
+U55 = ACCELERATORS[0]
+
+
+def answer(name: str, accelerator: str = U55) -> vela.Answer:
+    return recorded()[vela.digest(MODELS[name]()), accelerator]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Vela as it was recorded, and the accelerators that it was asked about."""
+    seen: list[str] = []
+
+    def ask(_: Judge, model: bytes, accelerator: str, timeout_s: float) -> vela.Answer:
+        assert timeout_s > 0
+        seen.append(accelerator)
+        return recorded()[vela.digest(model), accelerator]
+
+    monkeypatch.setattr(vela, "ask", ask)
+    monkeypatch.setattr(convert, "tflite", judged.tflite)
+    monkeypatch.setattr(Judge, "missing", lambda _: None)
+    ethos_u._asked.cache_clear()
+    return seen
+
+
+def test_what_is_on_record_was_asked_of_this_version() -> None:
+    """Of each model and accelerator, with the command, the version and the digest of what is written today."""
+    assert {key for name in MODELS for key in ((vela.digest(MODELS[name]()), one) for one in ACCELERATORS)} == set(
+        recorded()
+    ), "another file is written than Vela was asked about: scripts/record_judges.py asks anew"
+    for (_, accelerator), one in recorded().items():
+        assert one.version == ethos_u.JUDGE.version
+        assert one.command == f"vela model.tflite {' '.join(vela.options(accelerator))}"
+
+
+def test_vela_answers_as_it_did() -> None:
+    missing = ethos_u.JUDGE.missing()
+    if missing is not None:
+        pytest.skip(missing)
+    for accelerator in ACCELERATORS:
+        for name, make in MODELS.items():
+            assert vela.ask(ethos_u.JUDGE, make(), accelerator, 120.0) == answer(name, accelerator), name
+
+
+def test_what_the_answers_say() -> None:
+    """An odd dilation is dear, d=2 is free, phases gain, and SpaceToDepth goes to the CPU without cycles."""
+    assert answer("d=2").cycles < 1.1 * answer("undilated").cycles
+    assert answer("d=5").cycles > 8 * answer("undilated").cycles
+    assert answer("d=5, phases apart").cycles < answer("d=5").cycles / 1.5
+    assert answer("d=8, phases apart leaving 2").cycles < answer("d=8").cycles / 2 < answer("d=8, phases apart").cycles
+    assert answer("d=5, phases apart").hosted == ()
+    assert set(answer("d=5, space to batch").hosted) == {"SpaceToDepth", "DepthToSpace"}
+    assert all(one.cycles == 0 for one in answer("d=5, space to batch").operators if one.target != vela.NPU)
+
+
+def runnable(proto: onnx.ModelProto) -> Runnable:
+    return Runnable(model=proto.SerializeToString())
+
+
+FEEDS: Mapping[str, Any] = {"x": np.zeros((1, 16, 32, 32), np.int8)}
+
+
+def test_a_model_is_asked_about_once(asked: list[str]) -> None:
+    backend = timed_backend("ethos_u")
+    for _ in range(3):
+        prepared(backend, runnable(dilated(5)), FEEDS)
+    prepared(timed_backend(f"ethos_u:accelerator={ACCELERATORS[1]}"), runnable(dilated(5)), FEEDS)
+    assert asked == list(ACCELERATORS[:2])
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_form_on_the_cpu_is_objected_to() -> None:
+    """Fewer cycles are no gain where operators went to the CPU, which has none."""
+    backend = timed_backend("ethos_u")
+    bench = backend.bench(Options())
+    bench.add("keep", prepared(backend, runnable(dilated(5)), FEEDS), FEEDS)
+    bench.add("form", prepared(backend, runnable(form(dilated(5), "space_to_batch")), FEEDS), FEEDS)
+    keep, fast = bench.run(["keep", "form"])
+    assert fast < keep
+    assert keep == answer("d=5").cycles / 1e9
+    said = bench.objection("keep", "form")
+    assert (
+        said == "Vela moves operators to the CPU, which has no cycles in its estimate: 1 DepthToSpace, 1 SpaceToDepth"
+    )
+    assert bench.objection("form", "keep") is None
+    assert bench.peak_bytes("keep") == answer("d=5").memory_bytes > 0
+
+
+def estimate(backend: ethos_u.EthosU, given: ethos_u._Asked) -> vela.Answer:
+    """A stand-in for Vela: zeros are written into a kernel but for a factor of 2, and SpaceToDepth is on the CPU."""
+    proto = fixed(given.model, given.shapes)
+    graph = convert.written(Source(proto if quantize.is_quantised(proto) else quantize.quantised(proto)))
+    operators = []
+    for kind, operator in zip(graph.kinds(), graph.operators, strict=True):
+        made = graph.tensors[operator.fields["outputs"][0]].fields
+        cycles = float(np.prod(made["shape"]))
+        if kind == "CONV_2D":
+            kernel = graph.tensors[operator.fields["inputs"][1]].fields["shape"]
+            d = operator.fields["builtin_options"].fields["dilation_h_factor"]
+            cycles *= kernel[3] * (1 + (kernel[1] - 1) * (d if d % 2 else d // 2)) ** 2
+        hosted = kind in ("SPACE_TO_DEPTH", "DEPTH_TO_SPACE")
+        target = "CPU" if hosted else vela.NPU
+        operators.append(vela.Placed(name=made["name"], operator=kind, target=target, cycles=0 if hosted else cycles))
+    return vela.Answer(
+        cycles=sum(one.cycles for one in operators), clock_hz=1.0, memory_bytes=1, operators=tuple(operators),
+        command=f"estimate {backend.accelerator}", version="0", digest="",
+    )  # fmt: skip
+
+
+@pytest.mark.measures
+def test_optimize_takes_what_has_fewer_cycles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The form with the fewest cycles of those that stay on the NPU: phases that leave the d=2 that costs nothing."""
+
+    def prepare(self: ethos_u.EthosU, model: Runnable, shapes: Any) -> Artifact:
+        answer = estimate(self, ethos_u._Asked(model, shapes))
+        return artifact(Runnable(model=answer.text().encode(), engine=True))
+
+    monkeypatch.setattr(ethos_u.EthosU, "prepare", prepare)
+    monkeypatch.setattr(Judge, "missing", lambda _: None)
+    proto = dilated(8)
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(
+        tmp_path / "m.onnx",
+        tmp_path / "n.onnx",
+        backend="ethos_u",
+        budget=60,
+        report=tmp_path / "reports",
+        no_cache=True,
+    )
+    assert report.measurement is not None
+    assert (report.measurement.source, report.measurement.unit) == (TimeKind.ESTIMATED, TimeUnit.CYCLES)
+    (site,) = report.sites
+    assert site.strategy == "phases_apart", site.reason
+    left = {
+        value for node in onnx.load(tmp_path / "n.onnx").graph.node for value in attributes(node).get("dilations", ())
+    }
+    assert left == {2}
+    assert report.measurement.final is not None
+    assert re.search(r"by estimate \([\d.]+ M cycles -> [\d.]+ M cycles", report.summary)
+    assert report.speedup is None, "an estimate is no speed-up"
+    (batch,) = (one for one in site.candidates if one.strategy == "space_to_batch")
+    assert "Vela moves operators to the CPU" in f"{batch.outcome} {batch.cause}"
+    assert json.loads((tmp_path / "reports" / "report.json").read_text())["measurement"]["unit"] == "cycles"
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "reports" / name).read_text(encoding="utf-8")
+        assert "estimated" in text
+        assert "M cycles" in text
+        assert not re.search(r"\d ms\b|milliseconds", text)
+
+
+def test_an_accelerator_that_is_none() -> None:
+    with pytest.raises(UsageError, match="accelerator=u55 is not one of ethos-u55-32, "):
+        timed_backend("ethos_u:accelerator=u55")
+
+
+def test_without_vela_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DILREWRITE_JUDGES", str(tmp_path))
+    assert (
+        ethos_u.BACKEND.missing()
+        == "ethos-u-vela 5.2.0 is not installed: dilrewrite targets install-judge ethos-u-vela"
+    )
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_tflite_cannot_say_is_the_reason() -> None:
+    proto = conv([3, 3, 3], shape=(1, 2, 5, 5, 5), out=2, pads=[1] * 6)
+    with pytest.raises(CannotLoad, match=r"Conv '.*': 3 spatial axes"):
+        prepared(timed_backend("ethos_u"), runnable(proto), {"x": np.zeros((1, 2, 5, 5, 5), np.float32)})
+
+
+SUMMARY = {
+    "cycles_total": "10.0", "core_clock": "5e8", "sram_memory_used": "2.0", "dram_memory_used": "1.0",
+}  # fmt: skip
+
+
+def test_the_tables_of_vela() -> None:
+    """Memory is in KiB there; an operator on the CPU has no cycles."""
+    row = {"Name": "a", "Original Operator": "Conv2D", "Target": "NPU", "Op Cycles": "10"}
+    host = {"Name": "b", "Original Operator": "SpaceToDepth", "Target": "CPU", "Op Cycles": "0"}
+    found = vela.told(SUMMARY, [row, host], "vela", "5.2.0", "d")
+    assert (found.cycles, found.clock_hz, found.memory_bytes, found.hosted) == (10.0, 5e8, 3072, ("SpaceToDepth",))
+    assert vela.Answer.read(found.text()) == found
