@@ -357,6 +357,21 @@ def test_a_conv_without_phases_is_left_in_peace() -> None:
     assert (found.sandwiches, found.unfolded) == ((), ())
 
 
+def test_phases_of_a_single_sample_are_left_in_peace() -> None:
+    """Nothing tells an axis that is all phases from a batch, and one tap alone touches data there."""
+    from tests import models_for_tests as tiny
+
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", dilations=[3, 1], pads=[3, 0, 3, 0])
+    model = tiny.build([node], {"x": [2, 2, 3, 9], "w": [2, 2, 3, 1]}, {"y": None}, {})
+    (site,) = find(model).sites
+    form = plan("space_to_batch", strategies()["space_to_batch"], site.meaning, site.opset, fixed_weights=False)
+    assert isinstance(form, Fragment)
+    after = rewrite(model, [(site, form)], (), numpy_helper.to_array).proto
+    assert {"Reshape", "Transpose", "Conv"} <= {each.op_type for each in after.graph.node}
+    found = find(after, sandwiches=True)
+    assert (found.sandwiches, found.unfolded) == ((), ())
+
+
 def test_sandwiches_behind_each_other_are_found_although_shapes_are_lost_between_them() -> None:
     """Shape inference gives up inside of a sandwich with computed shapes, and the next one stands behind it."""
     first, second = (build(Sandwich(**ONE, how="computed", outputs=4)) for _ in range(2))
