@@ -19,14 +19,14 @@ for backend in opencv openvino tract; do
 done
 
 # ONNX Runtime Web comes from npm, and runs under node 20 or later.
-if command -v npm > /dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null; then
-  npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$work/npm" onnxruntime-web
+if command -v npm > /dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null &&
+  timeout 120 npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$work/npm" onnxruntime-web; then
   export NODE_PATH="$work/npm/node_modules"
   "$work/venv/bin/python" -m pytest -q -n 2 tests/runtimes/test_onnxruntime_web.py tests/runtimes/test_contract.py -k web
   "$work/venv/bin/dilrewrite" optimize models/aspp_segmentation.onnx --backend onnxruntime_web --budget 5 \
     -o "$work/web.onnx" --force
 else
-  echo "onnxruntime_web is not tried: npm, or node 20 or later, is not installed"
+  echo "onnxruntime_web is not tried: npm, or node 20 or later, is not installed, or did not install it"
 fi
 
 # ncnn, with pnnx, of which only the program is used: it asks for torch, which is left out.
