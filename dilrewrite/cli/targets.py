@@ -1,4 +1,4 @@
-"""dilrewrite targets: the devices that are known by name; dilrewrite targets show NAME: what one of them takes."""
+"""dilrewrite targets: the devices that are known by name; show NAME: what one takes; install-judge NAME: a compiler."""
 
 from __future__ import annotations
 
@@ -18,22 +18,34 @@ EXAMPLES = [
     ("the devices that are known by name", "targets"),
     ("what one of them takes, and who says so", "targets show rknn-2.3.2"),
     ("the same for programs", "targets --json"),
+    ("Arm's compiler for Ethos-U, which estimates cycles", "targets install-judge ethos-u-vela"),
 ]
 
-SHOW = "show"
-ACTION = Option("", "`show` for one of them; all without it.", "[show]", kind=str | None, default=None)
-NAME = Option("", "A target, or the path of a file of your own.", "[NAME]", kind=str | None, default=None)
+SHOW, INSTALL = "show", "install-judge"
+ACTION = Option(
+    "", "`show` for one of them, `install-judge` for a compiler that is asked; all without it.", "[ACTION]",
+    kind=str | None, default=None,
+)  # fmt: skip
+NAME = Option("", "A target, the path of a file of your own, or a judge.", "[NAME]", kind=str | None, default=None)
 
 
 @command("action name as_json", EXAMPLES, {"action": ACTION, "name": NAME})
 def run(action: str | None, name: str | None, *, as_json: bool) -> int:
-    """List the devices that are known by name, or show the rules of one with their sources."""
+    """List the devices that are known by name, show the rules of one with their sources, or install a compiler."""
     from dilrewrite.targets import find, profiles
 
-    if action not in (None, SHOW):
+    if action not in (None, SHOW, INSTALL):
         raise UsageError(f"targets {action}: not known", hint=f"did you mean dilrewrite targets {SHOW} {action}?")
-    if action == SHOW and name is None:
-        raise UsageError(f"targets {SHOW} needs a name", hint="dilrewrite targets lists them")
+    if action is not None and name is None:
+        from dilrewrite.judges import JUDGES
+
+        hint = "dilrewrite targets lists them" if action == SHOW else f"known are {', '.join(JUDGES)}"
+        raise UsageError(f"targets {action} needs a name", hint=hint)
+    if action == INSTALL and name is not None:
+        from dilrewrite.judges import install
+
+        install(name, typer.echo)
+        return 0
     found = [find(name)] if name is not None else [*profiles().values()]
     if as_json:
         told = [_plain(one, rules=name is not None) for one in found]

@@ -116,12 +116,26 @@ def profile(
         plain = profiled(cpu, runnable, replace(options, optimize=False), feeds, 0)
     except RuntimeFailure:
         plain = Profile(seconds=(), nodes=())
-    timed = profiled(backend, runnable, options, feeds, 0)
+    try:
+        timed = profiled(backend, runnable, options, feeds, 0)
+    except RuntimeFailure as error:
+        raise type(error)(_given(str(error), subject.proto, places)) from error
     count = runs(sum(timed.seconds), len(places), within_s)
     if count:
         with contextlib.suppress(TimedOut):
             timed = profiled(backend, runnable, options, feeds, count)
     return digest(copy, places, sites, plain, timed)
+
+
+def _given(words: str, proto: ModelProto, places: Sequence[Place]) -> str:
+    """Return a runtime's words about a `traced` copy with the names that the nodes have in the model."""
+    containers = dict(scopes(proto))
+
+    def name(found: re.Match[str]) -> str:
+        place = _place(found.group(), places)
+        return found.group() if place is None else containers[place[0]].node[place[1]].name
+
+    return _TOKEN.sub(name, words)
 
 
 def digest(

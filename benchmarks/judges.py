@@ -1,0 +1,180 @@
+"""Cycles by a device's own compiler, before and after: single Convs form by form, and the models of this repository.
+
+Run `python benchmarks/judges.py` where Vela is installed (`dilrewrite targets install-judge ethos-u-vela`); results go
+to benchmarks/results/ethos_u.json and .md. Every figure is an estimate of Vela's, and the same each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _common import RESULTS, circumstances, heading, table, write
+
+import dilrewrite
+from dilrewrite.forms.fragment import Fragment
+from dilrewrite.forms.strategies import parse, plan
+from dilrewrite.runtimes import CannotLoad, Runnable, timed_backend
+from dilrewrite.runtimes import _vela as vela
+from dilrewrite.sites.find import find
+from dilrewrite.splice.rewrite import rewrite
+
+ACCELERATORS = ("ethos-u55-128", "ethos-u65-512", "ethos-u85-512")
+DILATIONS = (2, 3, 5, 8, 12, 24, 31)
+FORMS = (
+    "im2col",
+    "slice_to_batch:max_dilation=2",
+    "phases_apart:limit_phases=256",
+    "phases_apart:max_dilation=2,limit_phases=256",
+)
+MODELS = Path(__file__).parents[1] / "models"
+SIZES = {"causal_tcn": "roll:1x88x256", "hifigan_vocoder": "mel:1x80x32", "splice_sites": "sequence:1x4x2000"}
+CHANNELS, EXTENT = 32, 64
+
+
+def single(d: int, group: int) -> ModelProto:
+    """A 3x3 Conv, SAME, 32 channels, 64x64."""
+    kernel = np.random.default_rng(0).standard_normal((CHANNELS, CHANNELS // group, 3, 3)).astype(np.float32) / 10
+    shape = [1, CHANNELS, EXTENT, EXTENT]
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], name="site", dilations=[d, d], pads=[d] * 4, group=group)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+    graph = helper.make_graph([conv], "single", values[:1], values[1:], [numpy_helper.from_array(kernel, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def versions(proto: ModelProto) -> Iterator[tuple[str, ModelProto]]:
+    """The Conv as it is and in its forms."""
+    yield "keep", proto
+    found = find(proto)
+    for text in FORMS:
+        name, strategy = parse(text)
+        for site in found.sites:
+            fragment = plan(name, strategy, site.geometry, site.opset)
+            if isinstance(fragment, Fragment):
+                yield text, rewrite(proto, [(site, fragment)], found.normalisations, numpy_helper.to_array).proto
+
+
+def answer(proto: ModelProto, accelerator: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What Vela says of a model."""
+    backend = timed_backend(f"ethos_u:accelerator={accelerator}")
+    try:
+        said = vela.Answer.read(backend.prepare(Runnable(model=proto.SerializeToString()), shapes).content()[0])
+    except CannotLoad as error:
+        return {"accelerator": accelerator, "reason": str(error)}
+    return {
+        "accelerator": accelerator,
+        "cycles": said.cycles,
+        "on_the_cpu": list(said.hosted),
+        "memory_bytes": said.memory_bytes,
+        "digest": said.digest,
+    }
+
+
+def singles() -> list[dict[str, Any]]:
+    """Every form of every single Conv, undilated ones too; Vela is asked by two threads."""
+    asked = [
+        (kind, d, form, accelerator, proto)
+        for group, kind in ((1, "dense"), (CHANNELS, "depthwise"))
+        for d in (1, *DILATIONS)
+        for form, proto in (versions(single(d, group)) if d > 1 else [("keep", single(d, group))])
+        for accelerator in ACCELERATORS
+    ]
+
+    def row(kind: str, d: int, form: str, accelerator: str, proto: ModelProto) -> dict[str, Any]:
+        return {"kind": kind, "d": d, "form": form, **answer(proto, accelerator, {})}
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda each: row(*each), asked))
+
+
+def models() -> list[dict[str, Any]]:
+    """Each model as it is, and as it was chosen on the first accelerator, on all of them."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted(MODELS.glob("*.onnx")):
+        with tempfile.TemporaryDirectory() as folder:
+            after = Path(folder, "after.onnx")
+            shapes = [SIZES[path.stem]] if path.stem in SIZES else []
+            backend = f"ethos_u:accelerator={ACCELERATORS[0]}"
+            report = dilrewrite.optimize(path, after, backend=backend, budget=300, shapes=shapes)
+            sizes = {name: tuple(map(int, each.split("x"))) for name, each in (one.split(":") for one in shapes)}
+            for accelerator in ACCELERATORS:
+                for version, model in (("as it is", path), ("chosen", after)):
+                    row = answer(onnx.load(model), accelerator, sizes)
+                    rows.append({"model": path.stem, "version": version, "status": report.status, **row})
+            print(report.summary, flush=True)
+    return rows
+
+
+def cycles(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    if "cycles" not in row:
+        return row["reason"]
+    return f"{row['cycles'] / 1e6:.3f}{' (CPU)' if row['on_the_cpu'] else ''}"
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The version of the fewest cycles, of those without operators on the CPU."""
+    return min((row for row in rows if not row.get("on_the_cpu") and "cycles" in row), key=lambda row: row["cycles"])
+
+
+def page(about: dict[str, Any], rows: list[dict[str, Any]], whole: list[dict[str, Any]]) -> list[str]:
+    lines = heading("Ethos-U by Vela's estimate", about)
+    lines += [
+        "Cycles in millions, by Vela with its default system and memory, layout operators included. Nothing was run.",
+        "Float models were quantised to int8 on random inputs. `dilrewrite.tflite` wrote the TFLite files.",
+        "",
+    ]
+    for kind in ("dense", "depthwise"):
+        lines += [f"## One 3x3 Conv, {kind}, SAME, {CHANNELS} channels, {EXTENT}x{EXTENT}", ""]
+        body = []
+        for accelerator in ACCELERATORS:
+            for d in DILATIONS:
+                some = [row for row in rows if (row["kind"], row["accelerator"], row["d"]) == (kind, accelerator, d)]
+                forms = {row["form"]: row for row in some}
+                least = best(some)
+                gain = forms["keep"]["cycles"] / least["cycles"]
+                taken = [f"{gain:.2f}x", f"`{least['form']}`"]
+                body.append([accelerator, str(d), *(cycles(forms.get(form)) for form in ("keep", *FORMS)), *taken])
+        lines += table(["accelerator", "#d", "#as it is", *(f"#{form}" for form in FORMS), "#gain", "best"], body)
+        lines.append("")
+    if not whole:
+        return lines
+    lines += ["## Models of this repository", ""]
+    lines += [f"The version chosen on {ACCELERATORS[0]}, on all three.", ""]
+    body = []
+    for before, after in zip(whole[::2], whole[1::2], strict=True):
+        gain = f"{before['cycles'] / after['cycles']:.2f}x" if "cycles" in before and "cycles" in after else "-"
+        hosted = [str(len(row.get("on_the_cpu", ()))) for row in (before, after)]
+        body.append([before["model"], before["accelerator"], cycles(before), cycles(after), gain, " -> ".join(hosted)])
+    lines += table(["model", "accelerator", "#before", "#after", "#gain", "on the CPU"], body)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["singles", "models"], help="the other part stays as it is on record")
+    only = parser.parse_args().only
+    about = circumstances(timed_backend("ethos_u"), None)
+    about["load_before"] = None  # an estimate hangs on no load
+    file = RESULTS / "ethos_u.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if only and file.exists() else {"singles": [], "models": []}
+    rows = known["singles"] if only == "models" else singles()
+    whole = known["models"] if only == "singles" else models()
+    write("ethos_u", {**about, "singles": rows, "models": whole}, page(about, rows, whole))
+
+
+if __name__ == "__main__":
+    main()
