@@ -249,8 +249,8 @@ class Numbers:
         zero = (128 if kind.kind == "u" else 0) + self.rng.integers(1, 4, size=shape)
         if word == "x_f" and known is not None and isinstance(self.site.meaning, Sandwich):  # its Pad holds it too
             zero = numpy_helper.to_array(known).astype(np.int64).reshape(shape)
-        if word == "w_f" and known is not None and self.reals:  # to be timed: for weights around 0 runtimes have a path
-            zero = np.resize(numpy_helper.to_array(known).astype(np.int64), shape)
+        if word == "w_f" and self.reals:  # to be timed: for weights around 0 runtimes have a path
+            zero = np.full(shape, 128 if kind.kind == "u" else 0)
         if word == "x_f":
             self.zero = int(zero.reshape(()))
         return np.asarray(zero).astype(kind)

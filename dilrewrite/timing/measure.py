@@ -34,7 +34,7 @@ from dilrewrite.runtimes import (
     RuntimeFailure,
     TimedBackend,
     TimedOut,
-    TimeKind,
+    TimeUnit,
     prepared,
 )
 from dilrewrite.sites import Site
@@ -299,7 +299,7 @@ class Meter:
         Where nothing is run, CannotRun when a version may not take its place, whatever it takes.
         """
         worker, tolerance = self.worker(), self.tolerance
-        if self.backend.source is TimeKind.ESTIMATED:
+        if self.backend.unit is TimeUnit.CYCLES:
             if (why := worker.objection(original, other)) is not None:
                 raise CannotRun(why)
             return
