@@ -978,6 +978,24 @@ REPORTS: dict[str, Report] = {
         target=TARGET,
         seconds={},
     ),
+    "for-target": report(
+        "rewritten",
+        options={"target": "rknn"},
+        sites=(
+            site("a", strategy="space_to_batch", reason="Conv: pads 16 is not at most 15 (RKNN compiler support)"),
+            kept("b", geometry=conv()),
+        ),
+        target=TARGET,
+        measurement=None,
+    ),
+    "fits-not": report(
+        "does not fit",
+        options={"target": "rknn"},
+        sites=(kept("a", geometry=conv()),),
+        remaining=("a: Conv: pads 16 is not at most 15 (RKNN compiler support)",),
+        target=TARGET,
+        measurement=None,
+    ),
     "inspected-nothing": report("inspected", command="inspect", before=replace(BEFORE, dilated=0)),
     "equal": report(
         "equal", command="verify", after=AFTER, verdict=replace(EQUAL, cases=EQUAL.cases * 2, optimized=False)

@@ -34,7 +34,7 @@ from tests.reports.examples import (
 
 KINDS = (
     *("measured", "measured-kept", "measured-inconclusive", "measured-eliminate", "differs", "not-valid"),
-    *("dilation-left", "regions", "inspected", "inspected-target", "bench", "equal", "built"),
+    *("dilation-left", "regions", "inspected", "inspected-target", "for-target", "fits-not", "bench", "equal", "built"),
 )
 """A report of each kind; the golden file shows them all."""
 FILES = ("models/x.dilrewrite.report/report.html", "models/x.dilrewrite.report/report.json")
@@ -65,7 +65,9 @@ def crowd(report: Report) -> Report:
         regions=(*report.regions, *(region(f"stem{i}", reason=f"{'z' * i} {words}") for i in range(1, 9))),
         remaining=tuple(f"main/{i}: {words}" for i in range(9)) if report.status == "dilation left" else (),
         notes=tuple(f"note {i}: {words}" for i in range(9)),
-        measurement=replace(report.measurement or MEASURED, doubts=tuple(f"doubt {i}: {words}" for i in range(9))),
+        measurement=None
+        if report.options.get("target")  # nothing is timed then
+        else replace(report.measurement or MEASURED, doubts=tuple(f"doubt {i}: {words}" for i in range(9))),
         before=replace(
             report.before, inputs=BEFORE.inputs * 9, outputs=BEFORE.outputs * 9, path=f"models/{'long/' * 20}x.onnx"
         ),

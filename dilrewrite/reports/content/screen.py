@@ -133,7 +133,7 @@ def _done(report: Report) -> Iterator[doc.Rows]:
     )
     yield _row("kept", *_sites(report, "kept"))
     if report.target is not None:
-        yield from target.rows(report.target)
+        yield from target.rows(report.target, found=False)
     compared = answer.equality(report) if verdict is not None and report.command in WRITERS else ""
     yield _row("proved", joined(*_proved(report), f"whole model: {compared}" if compared else "", by="; "))
     if report.engine is not None and report.command == "optimize":
@@ -228,7 +228,8 @@ def _around(report: Report) -> Iterator[doc.Rows]:
     if report.output is not None:
         yield _row("written", units.clean(report.output) + _grown(report.before, report.after), whole=True)
     warnings = report.engine.warnings if report.engine is not None and report.command in BUILDERS else ()
-    yield _row("!", *answer.doubts(report), *warnings, *models.notes(report), tone="warn")
+    remarks = report.target.remarks if report.target is not None else ()
+    yield _row("!", *remarks, *answer.doubts(report), *warnings, *models.notes(report), tone="warn")
     yield _row("next", *_next(report))
     yield _row("report", _reports(report), whole=True)
 
@@ -269,10 +270,13 @@ def _next(report: Report) -> Iterator[str]:
         case "inspected" if report.sites:
             opened = [value.name for value in report.before.inputs if re.search(r"[^\d\[\], ]", value.shape)]
             sizes = report.options.get("shapes") or [f"{name}:SIZES" for name in opened[:1]]
-            call = _call(report, "optimize", path, sizes=sizes)
-            yield f"{call}: times every form, and {'makes' if _in_memory(report) else 'writes'} the fastest model"
+            fastest = f"times every form, and {'makes' if _in_memory(report) else 'writes'} the fastest model"
+            does = "makes a model that it takes" if report.target is not None else fastest
+            yield f"{_call(report, 'optimize', path, sizes=sizes)}: {does}"
         case "rewritten" if report.options.get("dry_run"):
             yield "without --dry-run the model is written"
+        case "rewritten" if report.target is not None:
+            yield f"compile it with {report.target.toolchain}: only its answer is final"
         case "rewritten" if not steps and report.output is not None:
             yield f"{_call(report, 'bench', path, report.output)}: on the machine that will run it"
         case "dilation left":
@@ -289,10 +293,13 @@ def _next(report: Report) -> Iterator[str]:
 
 def _call(report: Report, command: str, *models: str, sizes: Sequence[str] = ()) -> str:
     """Return a command to type, or where a model is in memory, a function to call."""
+    target = report.options.get("target") if command == "optimize" else None
     if not _in_memory(report):
-        return shlex.join(["dilrewrite", command, *models, *(word for one in sizes for word in ("--shape", one))])
+        given = [*(("--target", str(target)) if target else ()), *(word for one in sizes for word in ("--shape", one))]
+        return shlex.join(["dilrewrite", command, *models, *given])
     names = [path.split()[1] if path.endswith(f" {IN_MEMORY}") else repr(path) for path in models]
-    return f"dilrewrite.{command}({', '.join([*names, *([f'shapes={[*sizes]}'] if sizes else [])])})"
+    words = [*([f"target={str(target)!r}"] if target else []), *([f"shapes={[*sizes]}"] if sizes else [])]
+    return f"dilrewrite.{command}({', '.join([*names, *words])})"
 
 
 def _reports(report: Report) -> str:

@@ -28,18 +28,23 @@ def summary(target: TargetReport) -> str:
     return f"on {target.name} {count(others, 'node')} {'is' if others == 1 else 'are'} not native"
 
 
-def rows(target: TargetReport) -> Iterator[doc.Rows]:
-    """Yield the rows of a screen: which target, its dilated Convs, and what else falls off."""
+def rows(target: TargetReport, *, found: bool = True) -> Iterator[doc.Rows]:
+    """Yield the rows of a screen: which target, its dilated Convs, and what else falls off.
+
+    Where the native ones were not just `found`, the screen names them elsewhere.
+    """
     yield doc.Rows("target", (about(target),))
-    for fit in ("out of limits", "unknown", "host", "native"):
-        some = [one for one in target.nodes if one.fit == fit]
-        items = [_told(alike) for alike in units.groups(some, _kind)]
-        if fit == "native":
-            items.append(f"{count(target.fits.get(fit, 0), 'node')} of {sum(target.fits.values())} in all")
-        if items:
-            yield doc.Rows(fit, tuple(items), TONES.get(fit, ""))
-    if target.remarks:
-        yield doc.Rows("!", target.remarks, "warn")
+    told = {
+        fit: [_told(alike) for alike in units.groups([one for one in target.nodes if one.fit == fit], _kind)]
+        for fit in ("out of limits", "unknown", "host", "native")
+    }
+    native = f"{count(target.fits.get('native', 0), 'node')} of {sum(target.fits.values())} in all"
+    told["native"] = [*(told["native"] if found else ()), native]
+    if not found:
+        others = tuple(f"{fit}: {one}" for fit in TONES for one in told.pop(fit))
+        yield doc.Rows("not native", others, "warn")
+    for fit, items in told.items():
+        yield doc.Rows(fit, tuple(items), TONES.get(fit, ""))
 
 
 def about(target: TargetReport) -> str:
