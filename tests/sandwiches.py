@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ class Sandwich:
     and `end`.
 
     `how`: `depth` (SpaceToDepth on [C, N, H, W]), `reshape` (constant shapes) or `computed` (shapes of the batch and
-    extents at run time). `last`: channels stand last. `crop`: by `slice` or `split`. `chain`: operators behind the
-    Conv. `wrong`: what is spoilt.
+    extents at run time; the batch only where `counted`, otherwise it is -1). `last`: channels stand last. `crop`: by
+    `slice` or `split`. `chain`: operators behind the Conv. `wrong`: what is spoilt.
     """
 
     extents: tuple[int, ...] = (9, 11)
@@ -33,6 +34,7 @@ class Sandwich:
     begin: tuple[int, ...] = (2, 2)
     end: tuple[int, ...] = (2, 2)
     batch: int = 2
+    counted: bool = False
     channels: int = 4
     outputs: int = 6
     group: int = 1
@@ -165,13 +167,17 @@ def _split(g: _Graph, s: Sandwich, x: str, samples: Sequence[int]) -> str:
     sizes = _sizes(g, s, x, samples)
     if computed:
         sizes = [g.add("Div", str(size), g.ints(b)) for size, b in zip(sizes, s.block, strict=True)]
-    apart: list[int | str] = [-1 if computed else s.batch, s.channels]
+    n: int | str = -1 if computed else s.batch
+    if s.counted:
+        n = g.add("Slice", g.add("Shape", x), g.ints(0), g.ints(1))
+    apart: list[int | str] = [n, s.channels]
     for size, b in zip(sizes, s.block, strict=True):
         apart += [size, b]
     x = g.add("Reshape", x, g.vector(*apart) if computed else g.ints(*map(int, apart)))
     phases = [3 + 2 * axis for axis in range(rank)]
     x = g.add("Transpose", x, perm=[*phases, 0, 1, *[2 + 2 * axis for axis in range(rank)]])
-    together: list[int | str] = [-1, s.channels, *sizes]
+    phased = g.add("Mul", str(n), g.ints(math.prod(s.block))) if s.counted else -1
+    together: list[int | str] = [phased, s.channels, *sizes]
     return g.add("Reshape", x, g.vector(*together) if computed else g.ints(*map(int, together)))
 
 

@@ -17,6 +17,7 @@ from dilrewrite.forms.quasi import (
     equal,
     larger,
     minus,
+    multiple,
     nonnegative,
     over,
     plus,
@@ -229,8 +230,8 @@ def _taken(digits: list[Digit], size: Size, *, back: bool) -> Axis:
         digit = digits.pop() if back else digits.pop(0)
         if isinstance(digit.size, int) and divisible(wanted, digit.size):
             wanted = over(wanted, digit.size)
-        elif not isinstance(digit.size, int) and not isinstance(wanted, int) and equal(digit.size, wanted):
-            wanted = 1
+        elif not isinstance(digit.size, int) and not isinstance(wanted, int) and (k := multiple(wanted, digit.size)):
+            wanted = k
         elif isinstance(wanted, int) and divisible(digit.size, wanted) and (back or isinstance(digit.size, int)):
             minor = wanted if back else constant(over(digit.size, wanted))
             assert minor is not None

@@ -139,6 +139,13 @@ def divisible(a: Size, b: int) -> bool:
     return a % b == 0 if isinstance(a, int) else constant(rest(a, b)) == 0
 
 
+def multiple(a: Size, b: Size) -> int | None:
+    """Return the whole number k above 0 for which a = k b for all extents, `None` where there is none."""
+    extents = {**_formula(a).first, **_formula(b).first}
+    count = at(a, extents) // (at(b, extents) or 1)
+    return count if count > 0 and equal(a, times(b, count)) else None
+
+
 def larger(a: Size, b: Size) -> Size:
     """Return the larger of two sizes, where one is never below the other."""
     difference = minus(a, b)

@@ -69,3 +69,12 @@ def test_unknown_extents_are_split_where_the_block_divides_them() -> None:
     assert equal(apart.size(2), blocks)
     with pytest.raises(Unproved, match="no whole number of phases"):
         Laid.plain((n, 4, h)).reshaped([-1, 4, over(h, 2), 2])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+def test_an_unknown_batch_is_told_with_its_phases(order: tuple[int, int, int]) -> None:
+    n = unknown("n")
+    apart = Laid.plain((n, 4, 12)).reshaped([n, 4, 4, 3]).transposed([3, 0, 1, 2]).reshaped([3, n, 16])
+    joined = apart.transposed(order).reshaped([times(n, 3), 16])
+    assert [digit.axis for digit in joined.axes[0]] == ([2, 0] if order[0] == 0 else [0, 2])
+    assert joined.reshaped([apart.size(order[0]), apart.size(order[1]), 16]).axes == apart.transposed(order).axes

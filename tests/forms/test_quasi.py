@@ -16,6 +16,7 @@ from dilrewrite.forms.quasi import (
     equal,
     larger,
     minus,
+    multiple,
     nonnegative,
     over,
     plus,
@@ -53,6 +54,12 @@ def test_equal_means_for_all_extents() -> None:
     assert not equal(H, whole), "although they are for even extents"
     assert constant(minus(whole, times(over(whole, 2), 2))) == 0
     assert constant(whole) is None
+
+
+def test_a_multiple_is_one_for_all_extents() -> None:
+    whole = over(plus(H, 2), 3)
+    assert [multiple(times(H, 6), H), multiple(whole, whole), multiple(12, 4)] == [6, 1, 3]
+    assert [multiple(H, times(H, 2)), multiple(plus(H, 1), H), multiple(whole, H), multiple(7, 2)] == [None] * 4
 
 
 def test_order_is_told_where_it_is_one() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.reports import document as doc
@@ -80,6 +82,22 @@ def test_nodes_that_compute_sizes_are_not_drawn() -> None:
     nodes = [("Shape", (-1,)), ("Gather", (0,)), ("Pad", (-1, 1)), ("Conv", (2,)), ("Reshape", (3, 1))]
     data, sizes = example.data([RegionNode(op=op, dilation=1, reads=reads) for op, reads in nodes])
     assert ([(node.op, node.reads) for node in data], sizes) == ([("Pad", (-1,)), ("Conv", (0,)), ("Reshape", (1,))], 2)
+
+
+def test_nothing_is_drawn_where_no_tap_touches_data(tmp_path: Path) -> None:
+    attributes = {"dilations": [4], "pads": [1, 12], "strides": [3]}
+    node = helper.make_node("ConvInteger", ["x", "w", "zero"], ["y"], name="c", **attributes)
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, 1, 1])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, 3, 2])
+    w, zero = numpy_helper.from_array(np.ones((3, 1, 3), np.int8), "w"), numpy_helper.from_array(np.uint8(7), "zero")
+    graph = helper.make_graph([node], "g", [x], [y], [w, zero])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    report = dilrewrite.optimize(
+        tmp_path / "m.onnx", tmp_path / "out.onnx", budget=0, eliminate=True, report=tmp_path / "told"
+    )
+    assert (report.status, report.example is None) == ("rewritten", False)
+    assert list(example.example_blocks(report)) == []
+    assert (tmp_path / "told/report.html").is_file()
 
 
 def test_a_chain_of_sums_is_one() -> None:

@@ -46,6 +46,8 @@ EXPORTED = {
     "computed, channels last": Sandwich(how="computed", last=True),
     "unknown": Sandwich(**OPEN),
     "unknown, channels last": Sandwich(**OPEN, last=True),
+    "counted": Sandwich(**OPEN, counted=True),
+    "3-D, counted, channels last": Sandwich(**THREE, **OPEN, counted=True, last=True),
     "1-D": Sandwich(**ONE),
     "1-D, unknown, channels last": Sandwich(**ONE, **OPEN, last=True),
     "1-D, causal": Sandwich(**{**ONE, "begin": (4,), "end": (0,)}),

@@ -25,6 +25,8 @@ def example_blocks(report: Report) -> Iterator[doc.Block]:
         return
     place = places[example.key]
     (before, _), (after, sizes) = map(data, (example.before, example.after))
+    if not (before and after):  # no tap touches data: the outputs are made of sizes alone
+        return
     if isinstance(place, SiteReport):
         after = summed(after)
     what = doc.code(geometry(place.geometry)) if isinstance(place, SiteReport) else f"{len(example.before)} nodes"
