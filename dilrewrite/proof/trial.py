@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from onnx import ModelProto, TensorProto
 
@@ -18,6 +19,7 @@ from dilrewrite.proof.verdict import Settings, Subject, Verdict, verify
 from dilrewrite.runtimes import TimedBackend, backend, backends, timed_backends
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
+from dilrewrite.splice.plain import plain
 from dilrewrite.splice.rewrite import rewrite
 
 
@@ -77,8 +79,9 @@ def compare_models(first: Model, second: Model, found: Found, options: Settings)
 
 def _explicit(model: Model, proto: ModelProto) -> ModelProto | None:
     """Return what ONNX Runtime takes in the place of `proto`; `None` where it takes it as it is."""
-    explicit = runnable(model, proto)
-    return None if explicit is proto else explicit
+    written = plain(replace(model, proto=proto, given=None, written_out=())).proto  # calls may say how to pad
+    explicit = runnable(model, written)
+    return None if explicit is written else explicit
 
 
 def _step(found: Found) -> int:

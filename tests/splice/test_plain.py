@@ -318,6 +318,28 @@ def test_a_call_that_is_not_rewritten_stays(tmp_path: Path) -> None:
     assert [each.name for each in after.functions] == ["Atrous"]
 
 
+@pytest.mark.parametrize("options", [{"eliminate": True}, {"strategy": "space_to_batch", "skip": "second"}])
+def test_calls_that_say_same_upper_run_although_onnx_runtime_refuses_them(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    body = helper.make_node("Conv", ["a", "k"], ["o"], name="inner")
+    for name, kind in (("auto_pad", AttributeProto.STRING), ("dilations", AttributeProto.INTS)):
+        body.attribute.add(name=name, ref_attr_name=f"my_{name}", type=kind)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    function = helper.make_function("my", "F", ["a", "k"], ["o"], [body], imports[:1], ["my_auto_pad", "my_dilations"])
+    said: dict[str, Any] = {"domain": "my", "my_auto_pad": "SAME_UPPER", "my_dilations": [2]}
+    calls = [helper.make_node("F", ["x", "w"], ["m"], name="first", **said)]
+    calls += [helper.make_node("F", ["m", "w"], ["y"], name="second", **said)]
+    model = tiny.build(calls, {"x": [1, 4, 9]}, {"y": [1, 4, 9]}, {"w": tiny.values(4, 4, 3)})
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
+    model.functions.append(function)
+    onnx.save(model, tmp_path / "m.onnx")
+    report = dilrewrite.optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", budget=0, **options)
+    assert report.status == "rewritten"
+    assert dilrewrite.verify(tmp_path / "m.onnx", tmp_path / "out.onnx").status == "equal"
+
+
 def test_the_fixed_function_by_itself_is_shared(tmp_path: Path) -> None:
     """Nothing of it comes with the call: it is rewritten once, for all calls."""
     conv = helper.make_node("Conv", ["X", "k"], ["Y"], name="conv", dilations=[3], pads=[3, 3])
