@@ -304,7 +304,7 @@ class ConvGeometry:
         return product(known) * product(self.kernel) // self.group if len(known) == len(sizes) else None
 
     def data_share(self) -> float | None:
-        """Return the share of the multiply-adds that touch data, not padding; `None` when an extent is unknown.
+        """Return the share of the multiply-adds that touch data, not padding; `None`: no output, or unknown.
 
         Of a ConvTranspose, which adds each product to an output or drops it: 1.
         """
@@ -313,7 +313,7 @@ class ConvGeometry:
             return None if self.unknown else share
         for axis in self.axes:
             taps, out = self.taps(axis), self.out_extent(axis)
-            if taps is None or out is None:
+            if taps is None or out is None or out < 1:
                 return None
             share *= taps.touching() / (self.kernel[axis] * out)
         return share

@@ -438,3 +438,8 @@ def test_a_window_gets_an_axis_along_which_it_stands_still() -> None:
 
 def test_a_point_is_one_tap_without_pads() -> None:
     assert Window.point((2, 3)) == Window(kernel=(1, 1), strides=(2, 3), dilations=(1, 1), begin=(0, 0), end=(0, 0))
+
+
+def test_without_an_output_there_is_no_share_of_data() -> None:
+    short = replace(LINE, kernel=(3,), dilations=(4,), strides=(3,), pads_begin=(0,), pads_end=(0,), extents=(6,))
+    assert (short.out_extents, short.data_share()) == ((0,), None)
