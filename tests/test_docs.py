@@ -21,7 +21,7 @@ import dilrewrite
 from dilrewrite.cli import main
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import BACK_TO_FLOAT, Refusal, plan, strategies
+from dilrewrite.forms.strategies import BACK_TO_FLOAT, PLAIN_CONV, Refusal, plan, strategies
 from dilrewrite.pytorch import convbench
 from dilrewrite.pytorch import formats as of_convbench
 from dilrewrite.reports.formats import console, written
@@ -340,7 +340,7 @@ def test_links_lead_somewhere() -> None:
 
 REGIONAL = sorted(path.stem for path in (ROOT / "dilrewrite" / "forms" / "regions").glob("[!_]*.py"))
 PLUG_INS = [
-    *(("forms", name) for name in (*OWN, *REGIONAL, BACK_TO_FLOAT)),
+    *(("forms", name) for name in (*OWN, *REGIONAL, BACK_TO_FLOAT, PLAIN_CONV)),
     *(("finders", path.stem) for path in (ROOT / "dilrewrite" / "sites" / "finders").glob("[!_]*.py")),
     *(("runtimes", path.stem) for path in (ROOT / "dilrewrite" / "runtimes").glob("[!_]*.py")),
     *(("reports", path.stem) for path in (ROOT / "dilrewrite" / "reports" / "formats").glob("[!_]*.py")),
