@@ -10,6 +10,10 @@ from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Strategy
 
 
+MOST_PLACES = 2**20
+"""So many places are written into the model for an axis: 8 MiB."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class GatherIm2col(Strategy):
@@ -21,9 +25,12 @@ class GatherIm2col(Strategy):
     on_request = True
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
-        """Refuse unknown extents."""
+        """Refuse unknown extents, and too many places."""
         unknown = geometry.unknown
-        return f"the extent of spatial axis {unknown[0]} is not known, so neither are the places" if unknown else None
+        if unknown:
+            return f"the extent of spatial axis {unknown[0]} is not known, so neither are the places"
+        places = max((out or 0) * k for out, k in zip(geometry.out_extents, geometry.kernel, strict=True))
+        return f"{places:,} places to gather from, more than {MOST_PLACES:,}" if places > MOST_PLACES else None
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit for each dilated axis a Pad and a Gather, and the Conv."""
