@@ -254,6 +254,11 @@ def tap_with_one_value() -> ModelProto:
     return conv1d(length=10, dilations=[9], pads=[9, 9])
 
 
+def tap_with_one_value_behind() -> ModelProto:
+    """A Conv whose last tap sees a single value, and its first one two."""
+    return conv1d(length=10, dilations=[9], pads=[9, 10])
+
+
 def gather() -> ModelProto:
     """A dilated Conv over a table looked up by an index input that must be 0: random indices are out of range."""
     return build(
@@ -312,7 +317,12 @@ def not_finite() -> ModelProto:
     )
 
 
-def quantized() -> ModelProto:
+def quantized_of_odd_length() -> ModelProto:
+    """As `quantized`, of an extent that the dilation does not divide."""
+    return quantized(15)
+
+
+def quantized(length: int = 16) -> ModelProto:
     """A dilated Conv between DequantizeLinear and QuantizeLinear, int8 weights per channel."""
     weight = np.random.default_rng(18).integers(-100, 100, size=(2, 2, 3)).astype(np.int8)
     make = helper.make_node
@@ -325,8 +335,8 @@ def quantized() -> ModelProto:
             make("QuantizeLinear", ["c", "ys", "yz"], ["yq"], name="q_out"),
             make("DequantizeLinear", ["yq", "ys", "yz"], ["y"], name="dq_out"),
         ],
-        {"x": [1, 2, 16]},
-        {"y": [1, 2, 16]},
+        {"x": [1, 2, length]},
+        {"y": [1, 2, length]},
         {
             "w": weight,
             "ws": np.array([0.01, 0.02], np.float32),

@@ -123,7 +123,7 @@ def test_a_name_that_is_taken_names_both(package: Make, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("module", "function", "some"),
     [
-        ("dilrewrite.forms.strategies", "strategies", {"keep", "space_to_batch", "tap_sum"}),
+        ("dilrewrite.forms.strategies", "every_strategy", {"keep", "space_to_batch", "tap_sum"}),
         ("dilrewrite.runtimes", "backends", {"onnxruntime_cpu", "reference"}),
         ("dilrewrite.reports.formats", "formats", {"json"}),
     ],

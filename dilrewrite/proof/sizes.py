@@ -80,16 +80,18 @@ def footprint(geometry: ConvGeometry) -> int:
     return max(product(geometry.kernel), 4) * max(product(input_shape(geometry)), outputs)
 
 
-def smaller(geometry: ConvGeometry, limit: int = LIMIT_ELEMENTS) -> ConvGeometry:
+def smaller(geometry: ConvGeometry, limit: int | None = None) -> ConvGeometry:
     """Return the geometry to prove at: the given one, or where that is too large a smaller one of the same structure.
 
     First there are fewer images, then shorter extents: by whole multiples of lcm(stride, dilation), so that every
     remainder stays, and only as far as each tap begins and ends to touch data in the same order. If that is not enough,
-    there are fewer channels and groups. What is unknown stays unknown. `limit`: of taps times elements.
+    there are fewer channels and groups. What is unknown stays unknown. `limit`: of taps times elements,
+    `LIMIT_ELEMENTS` where none is given.
     """
+    most = LIMIT_ELEMENTS if limit is None else limit
 
     def too_large() -> bool:
-        return any(footprint(concrete(geometry, e)) > limit for e in sample_extents(geometry))
+        return any(footprint(concrete(geometry, e)) > most for e in sample_extents(geometry))
 
     if too_large() and geometry.batch is not None:
         geometry = replace(geometry, batch=min(geometry.batch, FEW))

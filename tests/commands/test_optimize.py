@@ -589,7 +589,9 @@ SHOWN_BY: tuple[Callable[[], ModelProto], ...] = (
     conv2d,
     tiny.dead_taps_in_front,
     tiny.tap_with_one_value,
+    tiny.tap_with_one_value_behind,
     tiny.quantized,
+    tiny.quantized_of_odd_length,
     tiny.same_upper,
     tiny.same_upper_of_unknown_length,
 )
