@@ -9,7 +9,6 @@ from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.strategies import Strategy
 
-
 MOST_PLACES = 2**20
 """So many places are written into the model for an axis: 8 MiB."""
 
