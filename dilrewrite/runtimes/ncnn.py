@@ -36,6 +36,7 @@ from dilrewrite.runtimes import (
     fixed,
     repeated,
 )
+from dilrewrite.runtimes._installed import Package
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -43,8 +44,11 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'dilrewrite[ncnn]' && pip install --no-deps 'pnnx>=20261020'"
 """pnnx asks for torch, and its program, which is all that is used here, runs without."""
 
-OLDEST = {"ncnn": (1, 0, 20261020), "pnnx": (20261020,)}
-"""The first that keep a batch."""
+_PACKAGES = tuple(
+    Package(module=name, distributions=(name,), install=INSTALL, least=least)
+    for name, least in (("ncnn", (1, 0, 20261020)), ("pnnx", (20261020,)))
+)
+"""In the first versions that keep a batch."""
 
 CONVERT_S = 300.0
 """Seconds that pnnx has for one model."""
@@ -89,19 +93,14 @@ class Ncnn(TimedBackend):
 
     def missing(self) -> str | None:
         """Return None when ncnn and pnnx are installed in versions that it runs with."""
-        for name, oldest in OLDEST.items():
-            try:
-                version = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                return f"{name} is not installed: {INSTALL}"
-            if tuple(map(int, re.findall(r"\d+", version))) < oldest:
-                least = ".".join(map(str, oldest))
-                return f"{name} is {version}, and {least} or later is needed: {INSTALL}"
+        for package in _PACKAGES:
+            if (told := package.missing()) is not None:
+                return told
         return None if _program().is_file() else f"pnnx has no program for this system in {_program().parent}"
 
     def versions(self) -> dict[str, str]:
         """Return the versions of ncnn and of what converts."""
-        return {name: importlib.metadata.version(name) for name in OLDEST}
+        return {package.module: importlib.metadata.version(package.module) for package in _PACKAGES}
 
     def settings(self, options: Options) -> dict[str, str]:
         """Return the threads, the precision, and what Convs may run by."""

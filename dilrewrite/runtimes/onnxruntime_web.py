@@ -34,6 +34,7 @@ from dilrewrite.runtimes import (
     TimedOut,
     warmed,
 )
+from dilrewrite.runtimes._installed import numbers, spelled
 from dilrewrite.runtimes._onnxruntime import read_profile, reason, refuses
 from dilrewrite.runtimes._worker import Child, Whole
 
@@ -87,14 +88,14 @@ class OnnxRuntimeWeb(TimedBackend):
         if node is None:
             return f"node is not installed: install Node.js {OLDEST_NODE[0]} or later, then {INSTALL}"
         version = _node_version(node)
-        if _numbers(version) < OLDEST_NODE:
+        if numbers(version) < OLDEST_NODE:
             return f"node is {version or 'broken'} ({node}), and {OLDEST_NODE[0]} or later is needed"
         folder = self.folder()
         if folder is None:
             return f"{PACKAGE} is not {f'in {self.package}' if self.package else 'installed'}: {INSTALL}"
         version = str(_about(folder).get("version", ""))
-        if _numbers(version) < OLDEST:
-            oldest = ".".join(map(str, OLDEST))
+        if numbers(version) < OLDEST:
+            oldest = spelled(OLDEST)
             return f"{PACKAGE} is {version or 'broken'} ({folder}), and {oldest} or later is needed: {INSTALL}@latest"
         for name in (*NEEDED, *(() if self.browser == "none" else (f"ort.{self.provider}.min.mjs",))):
             if not (folder / "dist" / name).is_file():
@@ -200,12 +201,6 @@ def _place(program: str) -> str:
 
 def _node_version(node: str) -> str:
     return _said(node, "--version").removeprefix("v")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version; none where it is none."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return (int(found[1]), int(found[2])) if found else ()
 
 
 class _Node(Child):

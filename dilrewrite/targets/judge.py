@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from dilrewrite.errors import UsageError
 from dilrewrite.model.elements import NUMBERED
-from dilrewrite.model.light import UNKNOWN, Shape, Typed, graph_shapes, value_shape, without_weights
+from dilrewrite.model.light import UNKNOWN, Shape, Typed, graph_shapes, value_shape, with_sizes, without_weights
 from dilrewrite.model.shapes import believed
 from dilrewrite.model.walk import DEFAULT_DOMAINS, fed, subgraphs, written_out
 from dilrewrite.targets import facts as facts_of
@@ -103,7 +103,7 @@ def judge(proto: ModelProto, profile: Profile, shapes: Mapping[str, Sequence[int
     Raises `UsageError` where the target takes static sizes only and a size of an input is not known.
     """
     light = _inlined(without_weights(proto))
-    _size(light, shapes or {})
+    with_sizes(light, shapes or {})
     _check_static(light, profile)
     inferred = believed(light)
     quantised = any(node.op_type in QUANTISING for node in _all(inferred.graph))
@@ -121,15 +121,6 @@ def _inlined(light: ModelProto) -> ModelProto:
         return onnx.inliner.inline_local_functions(light)
     except (onnx.checker.ValidationError, RuntimeError, ValueError):
         return light
-
-
-def _size(light: ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give inputs their sizes, in place."""
-    for value in fed(light):
-        if value.name in shapes:
-            del value.type.tensor_type.shape.dim[:]
-            for size in shapes[value.name]:
-                value.type.tensor_type.shape.dim.add(dim_value=size)
 
 
 def _check_static(light: ModelProto, profile: Profile) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_what_is_missing(installed: dict[str, str], said: str, monkeypatch: pyte
         return installed[name]
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", installed.get)
     monkeypatch.setattr(runtime, "_program", lambda: Path("/nowhere/pnnx"))
     with pytest.raises(MissingError, match=said) as raised:
         timed_backend("ncnn")
