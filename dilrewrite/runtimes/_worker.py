@@ -92,6 +92,9 @@ class Child:
     patience_s = 0.2
     """How long it may take to leave once its pipe is closed."""
 
+    starts_others = False
+    """Whether it starts processes of its own, which are killed when it has ended, however it did."""
+
     def __init__(self, timeout_s: float | None, *greeting: object, command: Sequence[str] | None = None) -> None:
         self.timeout_s = timeout_s
         self._late = False
@@ -110,13 +113,15 @@ class Child:
                 bufsize=0,  # nothing is left to be flushed into the pipe of a child that hangs
                 env=environment,
                 cwd=folder.name,
+                start_new_session=self.starts_others,
             )
         except BaseException:
             self._noise.close()
             folder.cleanup()
             raise
         self._answers = io.BufferedReader(self.process.stdout)  # type: ignore[type-var]
-        self.close = weakref.finalize(self, _end, self.process, self._noise, folder, self.patience_s)
+        group = self.process.pid if self.starts_others and os.name != "nt" else None
+        self.close = weakref.finalize(self, _end, self.process, self._noise, folder, self.patience_s, group)
         try:
             self.told = self.ask(*greeting)
         except BaseException:
@@ -286,10 +291,8 @@ class IsolatedBench(Bench):
         self._child.close()
 
 
-def _end(
-    process: subprocess.Popen[bytes], noise: IO[bytes], folder: tempfile.TemporaryDirectory[str], patience_s: float
-) -> None:
-    """Close the pipe, on which the child leaves, and kill it when it is busy."""
+def _end(process: subprocess.Popen[bytes], noise: IO[bytes], folder: Any, patience_s: float, group: int | None) -> None:
+    """Close the pipe, on which the child leaves, and kill it when it is busy, and what is left of its `group`."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(OSError):
@@ -299,6 +302,9 @@ def _end(
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if group is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
     process.stdout.close()
     noise.close()
     folder.cleanup()

@@ -354,7 +354,6 @@ async function inBrowser(dist, [browser, ...more], send, dies) {
     ...(process.getuid?.() === 0 ? ['--no-sandbox'] : []), // it does not run as root with one
   ];
   const child = spawn(browser, [...flags, 'about:blank'], {
-    detached: true, // a process group of its own, to be ended as a whole
     stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
     // Its files lie in this folder: `.`, for the place of a socket must not be long.
     env: { ...process.env, HOME: process.cwd(), TMPDIR: '.', TMP: '.', TEMP: '.' },
@@ -367,12 +366,7 @@ async function inBrowser(dist, [browser, ...more], send, dies) {
     const why = lines.find((line) => line.includes(':FATAL:')) ?? lines.pop() ?? '';
     dies(`${browser} ended with ${signal ?? `exit code ${code}`}: ${why.replace(/^\[[^\]]*\] /, '')}`);
   });
-  const kill = () => {
-    try {
-      process.kill(-child.pid, 'SIGKILL');
-    } catch {} // it is gone
-  };
-  process.on('exit', kill);
+  process.on('exit', () => child.kill('SIGKILL')); // the parent kills the rest of the group
   process.on('SIGTERM', () => dies('it was stopped'));
 
   // Chromium's DevTools protocol: each message ends with a zero.

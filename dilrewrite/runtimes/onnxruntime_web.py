@@ -212,7 +212,7 @@ class _Node(Child):
             raise CannotLoad(f"{PACKAGE} is gone: {INSTALL}")
         self._in_browser = backend.browser != "none"
         if self._in_browser:
-            self.patience_s = 5.0  # it ends the browser first
+            self.patience_s, self.starts_others = 5.0, True  # it ends the browser first
         browser = [_place(backend.browser), *FLAGS[backend.provider]] if self._in_browser else []
         # Answers have a descriptor of their own: WebAssembly prints to standard output.
         shell = ["sh", "-c", 'exec "$0" "$@" 3>&1 1>&2', _place("node")]
