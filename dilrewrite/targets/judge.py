@@ -29,6 +29,11 @@ CONVS = ("Conv", "ConvInteger", "QLinearConv")
 QUANTISING = ("QuantizeLinear", "DequantizeLinear", *(one for one in CONVS if one != "Conv"))
 PASSING = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh")
 """Operators that a runtime fuses between a Conv and its QuantizeLinear."""
+MOVING = (
+    *("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split", "Concat", "Pad", "Gather"),
+    *("SpaceToDepth", "DepthToSpace", "Expand", "Tile", "Identity", "MaxPool"),
+)
+"""Operators whose outputs hold values of their inputs, and zeros: they have no scale of their own."""
 MANY_NODES = 2**17
 """Functions that come to more nodes are not looked into."""
 MOST_VALUES = 64
@@ -324,15 +329,28 @@ def _folds(node: NodeProto, constants: set[str], shapes: Mapping[str, Typed]) ->
 
 
 def _storage(graph: GraphProto, shapes: Mapping[str, Typed]) -> dict[str, int]:
-    """Return the element type in which tensors of real numbers are stored, where a graph quantises them."""
-    found: dict[str, int] = {}
-    kept: dict[str, int] = {}
+    """Return the element type in which tensors of real numbers are stored, where a graph quantises them.
+
+    Operators that only move values keep the scale: what lies between them and a DequantizeLinear or QuantizeLinear is
+    stored as what that reads or writes.
+    """
+    read: dict[str, int] = {}
+    written: dict[str, int] = {}
     for node in reversed(graph.node):
-        if node.op_type == "DequantizeLinear" and node.output:
-            found[node.output[0]] = shapes.get(node.input[0], UNKNOWN)[0]
-        elif node.op_type == "QuantizeLinear" and node.output:
+        if not node.output or not node.input:
+            continue
+        if node.op_type == "QuantizeLinear":
             zero = node.input[2] if len(node.input) > 2 else ""
-            kept[node.input[0]] = shapes.get(zero or node.output[0], UNKNOWN)[0] or TensorProto.UINT8
-        elif node.op_type in PASSING and node.output and node.output[0] in kept:
-            kept.setdefault(node.input[0], kept[node.output[0]])
-    return {**kept, **found}
+            written[node.input[0]] = shapes.get(zero or node.output[0], UNKNOWN)[0] or TensorProto.UINT8
+        elif node.op_type in (*PASSING, *MOVING) and node.output[0] in written:
+            written.setdefault(node.input[0], written[node.output[0]])
+            for name in node.input[1:] if node.op_type == "Concat" else ():
+                written.setdefault(name, written[node.output[0]])
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.output:
+            read[node.output[0]] = shapes.get(node.input[0], UNKNOWN)[0]
+        elif node.op_type in MOVING and node.output:
+            kinds = {read.get(name) for name in (node.input if node.op_type == "Concat" else node.input[:1])}
+            if len(kinds) == 1 and None not in kinds:
+                read |= dict.fromkeys(node.output, kinds.pop() or 0)
+    return {**written, **read}

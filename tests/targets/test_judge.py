@@ -143,6 +143,27 @@ def test_quantised_models_are_judged_by_what_they_store() -> None:
     assert "quantise" in judge(conv(), find("ethos-u-vela-5.2")).remarks[0]
 
 
+def test_what_is_moved_between_two_scales_is_stored_as_they_are() -> None:
+    """Forms of int8 Convs move real numbers in front of a QuantizeLinear and behind a DequantizeLinear."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "scale"], ["f"]),
+        helper.make_node("Pad", ["f", "pads"], ["padded"], name="pad"),
+        helper.make_node("Transpose", ["padded"], ["turned"], name="transpose", perm=[0, 1, 3, 2]),
+        helper.make_node("Concat", ["turned", "turned"], ["doubled"], name="concat", axis=1),
+        helper.make_node("Exp", ["doubled"], ["e"], name="exp"),
+        helper.make_node("Slice", ["e", "one", "nine", "one"], ["cut"], name="slice"),
+        helper.make_node("QuantizeLinear", ["cut", "scale"], ["y"]),
+    ]
+    held = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "one": np.array([1]), "nine": np.array([3])}
+    held["scale"] = np.array(0.1, np.float32)
+    model = build(nodes, {"x": (1, 4, 8, 8)}, {"y": None}, held, opset=17, types={"x": TensorProto.INT8})
+    found = fits(model, "ethos-u-vela-5.2")
+    assert [found[name] for name in ("pad", "transpose", "concat", "slice")] == [Fit.NATIVE] * 4
+    model.graph.node[-1].op_type = "Identity"  # now nothing behind Exp is quantised
+    del model.graph.node[-1].input[1:]
+    assert fits(model, "ethos-u-vela-5.2")["slice"] is Fit.OUT
+
+
 @pytest.mark.parametrize(("d", "cost"), [(1, None), (2, None), (3, 5.4), (4, 2.8), (5, 13.4), (12, 18.8), (31, 441)])
 def test_what_the_compiler_makes_of_a_dilation(d: int, cost: float | None) -> None:
     """As the vendor's compiler said of a 3x3 Conv: its cycles, relative to d = 1."""
