@@ -47,7 +47,8 @@ ASSUMED_EXTENTS = {1: 1024, 2: 64, 3: 32}
 class Candidate:
     """A form that applies to a site, and its estimated cost in multiply-adds.
 
-    `spelling` names the strategy with its settings, as `--strategy` takes it. `covers`: the nodes that go; of
+    `strategy`: its name, with settings where another one of that name stands beside it. `spelling` names it with its
+    settings in any case, as `--strategy` takes it. `covers`: the nodes that go; of
     candidates that share one only one can be taken. `holds_for`: what its exactness hangs on; a form for which there
     is something is taken to eliminate dilation and when asked for, never otherwise. `only_prunes`: see `Strategy`.
     `fitted`: how what it writes fits the target, where there is one.
@@ -174,12 +175,26 @@ def candidates(site: Site, offered: Mapping[str, Strategy], limit: Limit = 1) ->
     return sorted(found, key=lambda candidate: candidate.order), refused
 
 
+def told_apart(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return forms of one name under names of their own, without those that come to the same: the first has the name
+    alone, the others have it with their settings.
+    """
+    apart = list({one.fragment.digest(): one for one in reversed(found)}.values())[::-1]
+    return [replace(one, strategy=one.spelling if place else one.strategy) for place, one in enumerate(apart)]
+
+
 @dataclass
 class Planner:
-    """Plans sites with the given strategies, each distinct geometry once."""
+    """Plans sites with the given strategies, each distinct geometry once.
+
+    `own`: forms of Convs with settings of their own, in place of the usual ones of their names; there may be several of
+    one name. `eliminates`: beside the usual ones.
+    """
 
     offered: Mapping[str, Strategy]
     max_dilation: int = 1
+    own: Sequence[tuple[str, Strategy]] = ()
+    eliminates: bool = False
     _known: dict[tuple[object, ...], tuple[list[Candidate], list[Refusal]]] = field(default_factory=dict)
 
     def candidates(self, site: Site) -> tuple[list[Candidate], list[Refusal]]:
@@ -188,9 +203,26 @@ class Planner:
         if key not in self._known:
             every = self.offered.keys() >= strategies().keys()
             offered = _forms_of(site, self.offered) if every else self.offered
-            self._known[key] = candidates(site, offered, self.max_dilation)
+            self._known[key] = self._planned(site, offered)
         found, refused = self._known[key]
         return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
+
+    def _planned(self, site: Site, offered: Mapping[str, Strategy]) -> tuple[list[Candidate], list[Refusal]]:
+        own = self.own if isinstance(site.meaning, ConvGeometry) else ()
+        names = {name: name in offered for name, _ in own}
+        found, refused = candidates(site, {n: one for n, one in offered.items() if n not in names}, self.max_dilation)
+        for name, usual in names.items():
+            settings = [one for other, one in own if other == name]
+            settings += [offered[name]] if usual and self.eliminates else []
+            tried = [candidates(site, {name: one}, self._limit(one)) for one in settings]
+            some = told_apart([one for taken, _ in tried for one in taken])
+            found += some
+            refused += [] if some else tried[0][1]
+        return sorted(found, key=lambda candidate: candidate.order), refused
+
+    def _limit(self, strategy: Strategy) -> Limit:
+        """Return the dilation that a form with settings of its own is to leave: 1 for what these say."""
+        return self.max_dilation if getattr(strategy, "max_dilation", 1) == 1 else 1
 
 
 def _forms_of(site: Site, offered: Mapping[str, Strategy]) -> Mapping[str, Strategy]:
@@ -270,9 +302,10 @@ def fastest(
     `missing`: why a form is not among the `timings`.
 
     The timed ones first, fastest first, then the others in the order given, then those that failed. Forms that fewer
-    devices run or that hold for less input come after all others, however fast they are here.
+    devices run or that hold for less input come after all others, however fast they are here; those that fit a target
+    less well, too.
     """
-    ranked: list[tuple[tuple[bool, bool, float], Candidate, Why]] = []
+    ranked: list[tuple[tuple[float, ...], Candidate, Why]] = []
     for candidate in wanted:
         form = timings.get(candidate.strategy)
         if form is not None and form.timing is not None:
@@ -281,9 +314,11 @@ def fastest(
             rank = 1e9 if form is not None and form.outcome in BROKEN else 1e6
             because = Why(reason=Reason.UNTIMED, forms=(form,)) if form is not None else missing
             why = Why(reason=Reason.ESTIMATED, because=because or Why(reason=Reason.UNKNOWN))
-        ranked.append(((*candidate.order[:2], rank), candidate, why))
+        fit = candidate.fitted.order if candidate.fitted is not None else (0, 0)
+        ranked.append(((*fit, *candidate.order[:2], rank), candidate, why))
     ranked.sort(key=lambda entry: entry[0])
-    common = sum(not any(order[:2]) and why.reason is Reason.TIMED for order, _, why in ranked)
+    best = (*ranked[0][0][:2], False, False) if ranked else ()
+    common = sum(order[:4] == best and why.reason is Reason.TIMED for order, _, why in ranked)
     if common > 1:
         ranked[0] = (*ranked[0][:2], replace(ranked[0][2], reason=Reason.FASTEST, number=common))
     return [(candidate, why) for _, candidate, why in ranked]

@@ -25,7 +25,16 @@ from dilrewrite.forms.geometry import ConvGeometry
 from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.forms.regions import region_forms
 from dilrewrite.forms.sandwich import Sandwich
-from dilrewrite.forms.strategies import BACK_TO_FLOAT, Refusal, Strategy, _back_to_float, parse, plan, strategies
+from dilrewrite.forms.strategies import (
+    BACK_TO_FLOAT,
+    Refusal,
+    Strategy,
+    _back_to_float,
+    parse,
+    plan,
+    spelled,
+    strategies,
+)
 from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
@@ -58,7 +67,7 @@ def left_out(scope: Scope, node: Site | Skipped) -> Reason | None:
 class Decider:
     """Decides about the sites of one model, `source`. `decided`: by a decisions file. `around` surrounds every proof.
     `seen`: what entered a region when the model ran. `read` gives the values of a constant. `forms`: settings of forms
-    that a runtime wants.
+    that a runtime wants, in the order in which they are tried.
 
     Raises `UsageError` for a strategy that does not exist.
     """
@@ -77,8 +86,8 @@ class Decider:
         limit, strategy, asked = self.scope.max_dilation, self.scope.strategy or "", self.scope.strategy is not None
         more = {"requantised": self.scope.allow_requantised, "eliminate": self.scope.eliminate}
         self.planner = choose.site_planner(limit, **more)
-        if self.forms:
-            self.planner.offered = {**self.planner.offered, **dict(map(parse, self.forms))}
+        self.planner.own, self.planner.eliminates = [*map(parse, self.forms)], self.scope.eliminate
+        self.places = {spelled(*form): place for place, form in enumerate(self.planner.own)}
         self.sandwich_planner = choose.sandwich_planner(limit)
         self.region_planner = choose.region_planner(limit)
         self.forced = choose.Planner(dict([self._allowed("--strategy", strategy)]), limit) if asked else None
@@ -127,7 +136,8 @@ class Decider:
             return considered(Why(reason=reason))
         if self.fitter is not None:
             own, why, fitting = self.fitter.choice(site, offered, refused)
-            return replace(considered(why, fitting), own=own)
+            judged, must_go = bool(fitting) and self.fitter.judged, bool(fitting) and own.fit is not Fit.NATIVE
+            return replace(considered(why, fitting), own=own, measurable=judged, must_go=must_go)
         if not folds and scope.max_dilation > 1 and geometry.max_dilation <= scope.max_dilation:
             return considered(Why(reason=Reason.SMALL_DILATION, number=scope.max_dilation))
         asked: list[choose.Candidate] = []
@@ -140,11 +150,11 @@ class Decider:
                 if denied[0].strategy in region_forms():
                     some = Reason.NO_WHOLE_REGION if scope.only or scope.skip else Reason.NO_REGION
                     why = Why(reason=some, strategy=denied[0].strategy)
-            offered = [*asked, *(c for c in offered if c.strategy not in self.forced.offered)]
+            offered = [*asked, *(c for c in offered if c.strategy.partition(":")[0] not in self.forced.offered)]
             if not scope.eliminate:
                 return considered(why, [candidate for candidate in asked if candidate.strategy != "keep"])
         if scope.eliminate:
-            wanted = choose.without_dilation(offered, scope.max_dilation)
+            wanted = self._own_first(choose.without_dilation(offered, scope.max_dilation))
             if asked and wanted[:1] == asked:
                 return considered(why, wanted)
             return considered(None if wanted else Why(reason=Reason.CANNOT_GO, refusals=tuple(refused)), wanted)
@@ -153,8 +163,12 @@ class Decider:
         ):  # the opset cannot even spell its pads
             denials = tuple(refusal for refusal in refused if refusal.strategy == "keep")
             return considered(Why(reason=Reason.NO_PADS, refusals=denials))
-        wanted = choose.worth_timing(offered)
+        wanted = self._own_first(choose.worth_timing(offered))
         return considered(None if wanted else Why(reason=Reason.NO_FORM), wanted)
+
+    def _own_first(self, wanted: Sequence[choose.Candidate]) -> list[choose.Candidate]:
+        """Return the forms with those in front that the runtime wants, in its order."""
+        return sorted(wanted, key=lambda one: self.places.get(one.spelling, len(self.places)))
 
     def replayed(self, site: Site, decided: Decided) -> tuple[Why, list[choose.Candidate]]:
         """Return the form that the file says. Raises `UsageError` where it does not apply."""
@@ -204,6 +218,10 @@ class Decider:
         if not considered.measurable:
             assert considered.why is not None
             return [(candidate, considered.why) for candidate in wanted] or None, considered.why
+        if considered.must_go:
+            timings = {} if measured.why is not None else measured.timings
+            ranked = choose.fastest(wanted, timings, measured.why)
+            return [(one, self._fits(considered, why)) for one, why in ranked], Why(reason=Reason.NO_FIT)
         if self.scope.eliminate:
             timings = {} if measured.why is not None else measured.timings
             return choose.fastest(wanted, timings, measured.why), Why(reason=Reason.CANNOT_GO)
@@ -212,6 +230,16 @@ class Decider:
             return None, stays
         faster, otherwise = choose.by_time(wanted, measured.timings)
         return [(one, choose.by_time([one], measured.timings)[1]) for one in faster], otherwise
+
+    @staticmethod
+    def _fits(considered: Considered, why: Why) -> Why:
+        """Return why a form is taken that fits a target better, by what measuring says of it."""
+        fits = considered.why
+        assert fits is not None
+        if why.reason is not Reason.ESTIMATED:
+            return Why(reason=Reason.JUDGED, said=fits.said, because=why)
+        only = why.because is None or why.because.reason in (Reason.ONLY_FORM, Reason.UNKNOWN)
+        return fits if only else replace(fits, because=why.because)
 
     def _kept(
         self, considered: Considered, measured: SiteMeasurement, why: Why, unproved: tuple[Refusal, ...] = ()

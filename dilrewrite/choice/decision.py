@@ -23,7 +23,8 @@ class Considered:
     `offered` are the forms that apply, `refused` the others; `wanted` those of which it may get one, the first to try
     in front: none, when it stays as it is. `why`: why it does, or why the wanted ones are wanted, `None` where
     measuring tells. `measurable`: timings decide between the wanted ones. `inside`: keys of the sites in a region.
-    `own`: how the site as it stands fits the target, where there is one.
+    `own`: how the site as it stands fits the target, where there is one. `must_go`: the target does not take it, and
+    one of the wanted fits better.
     """
 
     site: Site
@@ -34,6 +35,7 @@ class Considered:
     measurable: bool = False
     inside: tuple[str, ...] = ()
     own: Fitted | None = None
+    must_go: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

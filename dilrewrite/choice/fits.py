@@ -17,16 +17,18 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from dilrewrite.choice import choose
 from dilrewrite.choice.fitted import Fitted, fitted
 from dilrewrite.choice.reason import Reason, Why
+from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import Limit, divisors
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
-from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy
+from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy, parse, with_max_dilation
 from dilrewrite.forms.strategies._phases import LAYOUTS
 from dilrewrite.model.elements import NUMBERED
 from dilrewrite.model.light import graph_shapes, with_sizes, without_weights
 from dilrewrite.model.shapes import believed
 from dilrewrite.model.walk import scopes
 from dilrewrite.proof.carve import Source
+from dilrewrite.runtimes import TimedBackend, TimeKind, timed_backends
 from dilrewrite.sites import Site, Skipped
 from dilrewrite.splice.editor import Reader
 from dilrewrite.splice.rewrite import rewrite
@@ -35,6 +37,31 @@ from dilrewrite.timing import neighbourhood
 from dilrewrite.timing.profiling import Profiled, Shape, SiteRun
 
 Sizes = Mapping[str, Shape]
+
+
+def no_judge(backend: TimedBackend, profile: Profile) -> str | None:
+    """Return why a backend does not say what a target's compiler makes of a model; `None` where it does."""
+    if backend.source is not TimeKind.ESTIMATED:
+        return f"{backend.name} times models, and {profile.name} names a device that is not here"
+    asked, wanted = backend.versions(), profile.toolchain
+    if wanted.includes(asked.get(wanted.name, "")):
+        return None
+    told = ", ".join(" ".join(one) for one in asked.items())
+    return f"{backend.name} asks {told}, and {profile.name} is of {wanted or 'no compiler with a name'}"
+
+
+def judge_of(profile: Profile) -> str | None:
+    """Return the name of the backend that asks a target's own compiler, installed or not; `None` where none does."""
+    estimating = (one for one in timed_backends().values() if one.source is TimeKind.ESTIMATED)
+    return next((one.name for one in estimating if no_judge(one, profile) is None), None)
+
+
+def check_judge(backend: TimedBackend, profile: Profile) -> None:
+    """Raise `UsageError` for a backend that does not ask the target's own compiler."""
+    problem, known = no_judge(backend, profile), judge_of(profile)
+    if problem is not None:
+        hint = f"its judge is --backend {known}" if known else "leave --backend out: no judge of it is known"
+        raise UsageError(f"--target with --backend: {problem}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +78,9 @@ class _Alone:
 class Fitter:
     """Holds sites of one model and their forms to a target. `shapes`: sizes of inputs, by name; `read` reads weights.
 
+    `judged`: a judge of the target decides between forms that fit equally well. `forms`: settings of forms that it
+    wants, as `--strategy` takes them; which dilation they leave is not for them to say.
+
     Raises `UsageError` where the target takes static sizes only and a size of an input is not known.
     """
 
@@ -58,15 +88,20 @@ class Fitter:
     proto: ModelProto
     shapes: Sizes
     read: Reader
-    judged: Mapping[str, NodeFit] = field(init=False)
+    judged: bool = False
+    forms: Sequence[str] = ()
+    nodes: Mapping[str, NodeFit] = field(init=False)
     _tensors: dict[Any, Shape] = field(init=False)
     _alone: dict[str, _Alone] = field(default_factory=dict)
+    _own: dict[str, Strategy] = field(init=False)
     _planned: dict[tuple[object, ...], tuple[list[choose.Candidate], list[Refusal]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Judge the model as it is, and infer the sizes of its tensors."""
         self.source = Source(self.proto)
-        self.judged = {one.key: one for one in judge(self.proto, self.profile, self.shapes).nodes}
+        self.nodes = {one.key: one for one in judge(self.proto, self.profile, self.shapes).nodes}
+        named = map(parse, reversed(self.forms))
+        self._own = {name: with_max_dilation(strategy, 1) for name, strategy in named}
         light = with_sizes(without_weights(self.proto), self.shapes)
         self._tensors = {
             (path, name): tuple(size for size in shape if size is not None)
@@ -123,7 +158,11 @@ class Fitter:
         if own.fit is Fit.NATIVE:
             stays = next((one.cost_on_target for one in offered if one.strategy.startswith("keep")), 0.0)
             native = [one for one in forms if one.fitted is not None and one.fitted.fit is Fit.NATIVE]
-            less = [one for one in native if own.work > 1 and one.cost_on_target < stays and not one.holds_for]
+            native = [one for one in native if not one.holds_for]
+            less = [one for one in native if own.work > 1 and one.cost_on_target < stays]
+            if self.judged:
+                native = [one for one in native if not _on_request(one)]
+                return own, Why(reason=Reason.NATIVE, said=self.profile.name), choose.distinct(native)
             if not less:
                 return own, Why(reason=Reason.NATIVE, said=self.profile.name), []
             share = less[0].cost_on_target / stays
@@ -134,7 +173,8 @@ class Fitter:
             return own, Why(reason=Reason.NO_FIT, said=own.because, refusals=others), []
         better = choose.distinct(better)
         alike = sum(one.fit_order[:2] == better[0].fit_order[:2] for one in better)
-        return own, Why(reason=Reason.FITS, said=own.because, number=alike), better
+        work = max(one.fitted.work for one in better if one.fitted is not None)
+        return own, Why(reason=Reason.FITS, said=own.because, number=alike, factor=work), better
 
     def lifted(
         self, region: Site, offered: Sequence[choose.Candidate]
@@ -145,7 +185,7 @@ class Fitter:
         """
         nodes = self.source.scope(region.scope).nodes
         keys = [f"{region.where}/{nodes[index].output[0]}" for index in region.nodes]
-        stands = [self.judged[key] for key in keys if key in self.judged]
+        stands = [self.nodes[key] for key in keys if key in self.nodes]
         if not any(one.fit is Fit.OUT and one.is_conv and one.dilation == 1 for one in stands):
             return None
         own = fitted(stands, self.profile)
@@ -153,7 +193,7 @@ class Fitter:
         for one in offered:
             written = rewrite(self.proto, [(region, one.fragment)], (), _zeros).proto
             after = judge(written, self.profile, self.shapes).nodes
-            fit = fitted([node for node in after if self.judged.get(node.key) != node], self.profile)
+            fit = fitted([node for node in after if self.nodes.get(node.key) != node], self.profile)
             if fit.fit.rank < own.fit.rank:
                 taken.append(replace(one, fitted=fit))
         taken.sort(key=lambda one: one.fit_order)
@@ -164,14 +204,19 @@ class Fitter:
         judgement = judge(proto, self.profile, self.shapes)
         broken = []
         for node in judgement.at(Fit.OUT):
-            before = self.judged.get(node.key)
+            before = self.nodes.get(node.key)
             if (before is None or before.fit is not Fit.OUT or before.op != node.op) and node.because is not None:
                 broken.append(f"{node.key}: {node.op} is out of the limits of {self.profile.name}: {node.because.text}")
         return judgement, tuple(broken)
 
+    def unasked(self) -> list[str]:
+        """Return that the target's own compiler can be asked, where it was not."""
+        known = None if self.judged else judge_of(self.profile)
+        return [f"nobody asked the target's compiler: backend {known} does, and takes its word"] if known else []
+
     def stuck(self, skipped: Sequence[Skipped]) -> list[Skipped]:
         """Return of the dilated nodes that have no form those that the target does not take."""
-        out = {(one.where, one.name) for one in self.judged.values() if one.fit is Fit.OUT}
+        out = {(one.where, one.name) for one in self.nodes.values() if one.fit is Fit.OUT}
         return [one for one in skipped if (one.where, one.node or one.name) in out]
 
     # -- the forms of a site -------------------------------------------------------------------------------------------
@@ -193,7 +238,8 @@ class Fitter:
         offered: Mapping[str, Strategy] = pool_forms() if pools else every_strategy()
         found: list[choose.Candidate] = []
         refused: dict[str, Refusal] = {}
-        for name, strategy in sorted(offered.items(), key=lambda item: getattr(item[1], "on_request", False)):
+        for name, usual in sorted(offered.items(), key=lambda item: getattr(item[1], "on_request", False)):
+            strategy = self._own.get(name, usual)
             taken: list[choose.Candidate] = []
             limits = self._limits(site) if hasattr(strategy, "max_dilation") else [1]
             for limit, each in itertools.product(limits, _layouts(strategy)):
@@ -205,11 +251,17 @@ class Fitter:
             taken.sort(key=lambda one: one.fit_order)
             best = taken[0].fitted if taken else None
             if best is not None and best.fit is not Fit.OUT:
-                found.append(taken[0])
+                found += self._kinds(taken)
                 refused.pop(name, None)
             elif best is not None:
                 refused[name] = Refusal(name, best.because)
         return sorted(found, key=lambda one: one.fit_order), list(refused.values())
+
+    def _kinds(self, taken: Sequence[choose.Candidate]) -> list[choose.Candidate]:
+        """Return of forms of one name the best, and where a judge is asked the best one that leaves no dilation."""
+        best, bare = taken[0].fitted, (one for one in taken if one.fragment.max_dilation == 1)
+        alike = [one for one in bare if best is not None and one.fitted is not None and one.fitted.fit is best.fit]
+        return choose.told_apart([taken[0], *(alike[:1] if self.judged else ())])
 
     def _limits(self, site: Site) -> list[Limit]:
         """Return which dilations the forms of a site are to leave: the largest first that the target may take."""
@@ -237,6 +289,12 @@ def _layouts(strategy: Strategy) -> list[Strategy]:
     if not hasattr(strategy, "layout"):
         return [strategy]
     return [cast("Strategy", replace(cast("Any", strategy), layout=layout)) for layout in LAYOUTS]
+
+
+def _on_request(candidate: choose.Candidate) -> bool:
+    """Say whether a form is for what a device refuses, and none for speed."""
+    name = candidate.strategy.partition(":")[0]
+    return bool(getattr(every_strategy().get(name), "on_request", False))
 
 
 def _node(alone: _Alone, index: int) -> Any:

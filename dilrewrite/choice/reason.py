@@ -32,7 +32,10 @@ class Reason(StrEnum):
     NATIVE = "native"
     """The target `said` runs it as it is."""
     FITS = "fits"
-    """It fits the target better than the site, of which `said` says why it does not fit. `number`: how many fit so."""
+    """It fits the target better than the site, of which `said` says why it does not fit. `number`: how many fit so.
+    `because`: why the target's judge does not decide; `factor`: not 1 where the profile says what dilation costs."""
+    JUDGED = "judged"
+    """As `FITS`. `because`: what the target's judge says of the form, one of those that fit."""
     CHEAPER = "cheaper"
     """It takes less work on the target than what its compiler makes of the dilation: `share` of that."""
     NO_FIT = "no fit"

@@ -49,7 +49,9 @@ def _considered(decider: Decider, region: Site, inside: Sequence[Site]) -> Consi
     )
     if decider.fitter is not None:
         found = decider.fitter.lifted(region, offered)
-        return None if found is None else replace(considered, own=found[0], why=found[1], wanted=tuple(found[2]))
+        if found is None:
+            return None
+        return replace(considered, own=found[0], why=found[1], wanted=tuple(found[2]), must_go=True)
     if decider.decided is not None:
         decided = decider.decided.get(region.key)
         if decided is None:

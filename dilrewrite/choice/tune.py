@@ -153,7 +153,7 @@ class Tuning:
                 lambda: self.question(site, bare=True),
                 [self._form(site, candidate, disproofs) for candidate in _timed(entry)],
                 slice_s,
-                must_go=self.decider.scope.eliminate,
+                must_go=self._must_go(entry),
             )
         answer = answers[question.key]
         self.sites[site.key] = SiteMeasurement(
@@ -168,11 +168,15 @@ class Tuning:
     def _may_be_asked(self, entry: Considered) -> bool:
         """Say whether there is something to measure at a site; note why not."""
         run = self.run_of(entry.site)
-        if self.decider.scope.eliminate and len(entry.wanted) == 1 and not isinstance(entry.site.meaning, Chain):
+        if self._must_go(entry) and len(_timed(entry)) == 1 and not isinstance(entry.site.meaning, Chain):
             self._leave(entry, Why(reason=Reason.ONLY_FORM))
         elif run.share == 0.0 and not run.shapes:
             self._leave(entry, not_measured(Reason.DID_NOT_RUN))
         return entry.site.key not in self.sites
+
+    def _must_go(self, entry: Considered) -> bool:
+        """Say whether a site gets a form in any case."""
+        return self.decider.scope.eliminate or entry.must_go
 
     def question(self, site: Site, *, bare: bool) -> Question:
         """Return what is timed for a site, without neighbours when `bare`. Raises LookupError where it cannot be."""
@@ -354,8 +358,13 @@ class Tuning:
 
 
 def _timed(entry: Considered) -> list[choose.Candidate]:
-    """Return the forms of a site that are timed; those for finite inputs only are taken last, however fast."""
-    return [one for one in entry.wanted if one.strategy != "keep" and Condition.FINITE_INPUTS not in one.holds_for]
+    """Return the forms of a site that are timed; those for finite inputs only are taken last, however fast.
+
+    Of those for a target, the ones that fit it best.
+    """
+    best = entry.wanted[0].fitted if entry.wanted else None
+    alike = [one for one in entry.wanted if one.fitted is None or best is None or one.fitted.order == best.order]
+    return [one for one in alike if one.strategy != "keep" and Condition.FINITE_INPUTS not in one.holds_for]
 
 
 def _most(run: SiteRun) -> float:

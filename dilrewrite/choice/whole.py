@@ -123,7 +123,9 @@ class Choosing:
         settled = self._settle({})
         final = measurement = None
         if tuning is not None and settled.winners and not settled.wrong:
-            if decider.scope.strategy is None and not decider.scope.eliminate:
+            if decider.fitter is not None:
+                settled, final = self._judged(tuning, settled)
+            elif decider.scope.strategy is None and not decider.scope.eliminate:
                 settled = self._confirm(tuning, settled)
             elif not (decider.scope.eliminate and remaining(settled.sites, self.found, decider.scope)):
                 settled, final = self._compared(tuning, settled, measured=measured)
@@ -142,10 +144,22 @@ class Choosing:
         self._start(tuning)
         tuning.measure(self.regions)
         covered = {key for region in self._settled_regions({}) if region.fragment for key in region.considered.inside}
-        needed = self.decider.scope.eliminate
+        needed, region_goes = self.decider.scope.eliminate, self.decider.fitter is not None
         tuning.measure([entry for entry in self.considered if needed or entry.site.key not in covered])
-        if not needed:
+        if not (needed or region_goes):
             tuning.measure([entry for entry in self.considered if entry.site.key in covered], needed=False)
+
+    def _judged(self, tuning: Tuning, settled: Settled) -> tuple[Settled, Rewritten | None]:
+        """Confirm what the target takes as it is, too, without what has to go; then count the whole."""
+        if settled.optional:
+            settled = self._confirm(tuning, settled)
+        if len(settled.optional) == len(settled.winners):
+            return settled, None
+        final = self._rewrite(settled)
+        with self.clock("measure"):
+            if tuning.original.profiled is not None or (tuning.failure is None and self._start(tuning)):
+                tuning.compare(final.proto, [winner.site.key for winner in settled.winners])
+        return settled, final
 
     def _compared(self, tuning: Tuning, settled: Settled, *, measured: bool) -> tuple[Settled, Rewritten]:
         """Time what was chosen as a whole, and without any region: return the faster one."""
@@ -248,9 +262,9 @@ class Choosing:
         """
         stay: dict[str, Why] = {}
         asked: set[str] = set()
-        while fresh := [one for one in settled.winners if one.site.key not in asked]:
+        while fresh := [one for one in settled.optional if one.site.key not in asked]:
             before, attempts = tuning.final, len(tuning.attempts)
-            winners = settled.winners
+            winners = settled.optional
             asked |= {one.site.key for one in winners}
 
             def make(keys: set[str], settled: Settled = settled) -> ModelProto:
@@ -277,6 +291,11 @@ class Settled:
     def winners(self) -> list[Decision]:
         """Return what is rewritten."""
         return [decision for decision in (*self.regions, *self.sites) if decision.fragment is not None]
+
+    @property
+    def optional(self) -> list[Decision]:
+        """Return what is rewritten only because that is faster."""
+        return [decision for decision in self.winners if not decision.considered.must_go]
 
     @property
     def wrong(self) -> bool:

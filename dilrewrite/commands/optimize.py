@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dilrewrite import targets
-from dilrewrite.choice import decisions, regions, whole
+from dilrewrite.choice import decisions, fits, regions, whole
 from dilrewrite.choice.decide import Decider, is_pool, left_out, matches, remaining
 from dilrewrite.choice.decision import Decision
 from dilrewrite.choice.fits import Fitter
@@ -154,14 +154,22 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     _check_only(_named(run, found), options.scope.only)
     fitter = None
     if options.scope.target is not None:  # an error before long work
-        if options.measuring.backend != "auto":
-            problem = "--target names a device that is not here, and --backend what to time on"
-            raise UsageError(problem, hint="leave one of them out")
         profile = targets.find(options.scope.target)
-        fitter = Fitter(profile, model.proto, settings.shapes, functools.partial(read_tensor, model))
+        fitter = _fitter(profile, model, settings, options)
         lifts = (one for one in found.regions if isinstance(one.meaning, Chain) and not one.meaning.block)
         found = replace(found, normalisations=(), regions=tuple(lifts))
     return _Job(run, loaded, model, found, settings, target, engine, started, fitter, reports)
+
+
+def _fitter(profile: targets.Profile, model: Model, settings: Settings, options: CommandOptions) -> Fitter:
+    """Return what holds forms to a target, for its judge if one is named. Raises `UsageError` for another backend."""
+    judged, forms = False, tuple[str, ...]()
+    if options.measuring.backend != "auto":
+        judge = timed_backend(options.measuring.backend)
+        fits.check_judge(judge, profile)
+        judged, forms = options.measuring.seconds > 0, judge.forms
+    read = functools.partial(read_tensor, model)
+    return Fitter(profile, model.proto, settings.shapes, read, judged=judged, forms=forms)
 
 
 def _sized(loaded: Model, settings: Settings) -> Model:
@@ -208,8 +216,9 @@ def _choosing(job: _Job) -> Choosing:
         decisions.check(options.scope.decisions, decided, found)
     proofs = functools.partial(run.clock, "prove")
     read = functools.partial(read_tensor, model)
-    measured = decided is None and job.fitter is None and options.measuring.seconds > 0
-    forms = timed_backend(options.measuring.backend).forms if measured and not options.scope.eliminate else ()
+    judged = job.fitter is None or job.fitter.judged
+    measured = decided is None and judged and options.measuring.seconds > 0
+    forms = timed_backend(options.measuring.backend).forms if measured and job.sites else ()
     decider = Decider(
         options.scope, options.proving, Source(model.proto), decided,
         around=proofs, read=read, fitter=job.fitter, forms=forms,
@@ -244,7 +253,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     finally:
         if measures is not None:
             measures.close()
-    _check_runs(job, measures)
+    _check_runs(job, measures, chosen)
     settled, every = chosen.settled, (*chosen.regions, *chosen.settled)
     changed = bool(any(d.fragment or d.explicit for d in every) or job.found.normalisations)
     if proving.verify == "none" and changed:
@@ -272,11 +281,13 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     return _Done(choosing, chosen, notes_of(choosing.tuning), changed, left, verdict, fits)
 
 
-def _check_runs(job: _Job, tuning: Tuning | None) -> None:
+def _check_runs(job: _Job, tuning: Tuning | None, chosen: Chosen) -> None:
     """Raise `UsageError` when the runtime that was named for a choice by timings does not run the model."""
     options = job.run.options
     asked = options.measuring.backend != "auto" and options.building is None
     if tuning is None or tuning.failure is None or not asked or options.scope.strategy or options.scope.eliminate:
+        return
+    if any(one.considered.must_go for one in (*chosen.regions, *chosen.settled)):
         return
     if tuning.failure.reason in (Reason.MODEL_FAILED, Reason.TRIAL_FAILED):
         hint = "choose another --backend, or --budget 0 to measure nothing"
@@ -370,6 +381,7 @@ def _report(job: _Job, done: _Done) -> Report:
             *_unmatched(_named(job.run, found), options.scope),
             *(r for r in found.remarks if r not in told),
             *_sizes(job, done),
+            *(job.fitter.unasked() if job.fitter is not None else ()),
         ),
     )
 

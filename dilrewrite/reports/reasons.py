@@ -50,7 +50,8 @@ WORDS = {
     Reason.REFUSED: "{why.refusals[0].strategy} refuses: {why.refusals[0].reason}",
     Reason.CANNOT_GO: "no form leaves it without such a dilation ({refusals})",
     Reason.NATIVE: "{why.said} runs it as it is",
-    Reason.FITS: "{why.said}; the cheapest by estimate of {count} that {fit}",
+    Reason.FITS: "{why.said}; the cheapest by {model} of {count} that {fit}{judge}",
+    Reason.JUDGED: "{why.said}; {because}",
     Reason.CHEAPER: "the target's compiler makes {ratio:.3g}x the work of the dilation; by that and the estimate it "
     "takes {part} of the Conv's",
     Reason.NO_FIT: "{why.said}; no form fits better{refused}",
@@ -152,6 +153,8 @@ def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
         part=f"{100 * (why.share or 0.0):.0f} %",
         fit="fits" if why.number == 1 else "fit",
         ratio=why.factor,
+        model="estimate" if why.factor == 1 else "the profile's cost model and the estimate",
+        judge=f"; {words(why.because, backend, whole)}" if why.because is not None else "",
         refused=f" ({refusals})" if refusals else "",
         forms="; ".join(dict.fromkeys(untimed(form, backend, whole) for form in why.forms)),
         refusals=refusals,

@@ -55,10 +55,14 @@ class EthosU(TimedBackend):
     unit: ClassVar = TimeUnit.CYCLES
     forms: ClassVar = (
         "phases_apart:max_dilation=2,limit_phases=256",
-        "space_to_batch:max_dilation=2",
+        "phases_apart:limit_phases=256",
+        "space_to_group:max_dilation=2,layout=reshape",
+        "space_to_group:layout=reshape",
         "slice_to_batch:max_dilation=2",
-        "space_to_group:max_dilation=2",
-    )  # d=2 costs the NPU nothing
+        "slice_to_batch",
+        "space_to_batch:max_dilation=2,layout=reshape",
+        "space_to_batch:layout=reshape",
+    )  # d=2 costs the NPU nothing; SpaceToDepth would go to the CPU
 
     accelerator: str = "ethos-u55-128"
 

@@ -225,6 +225,12 @@ class Toolchain:
         both = dict.fromkeys(filter(None, (self.version_min, self.version_max)))
         return " ".join([self.name, " to ".join(both)]).strip()
 
+    def includes(self, version: str) -> bool:
+        """Say whether a version of the compiler is one of these."""
+        least, most = self.version_min, self.version_max
+        after = bool(version) and (not least or _version(version) >= _version(least))
+        return after and (not most or _version(version) <= _version(most))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:

@@ -44,10 +44,20 @@ UNLIMITED = {
 }
 
 
-def chip(folder: Path, conv: Any = None, without: Sequence[str] = (), tensors: Any = None, **operators: Any) -> Path:
+def chip(
+    folder: Path,
+    conv: Any = None,
+    without: Sequence[str] = (),
+    tensors: Any = None,
+    toolchain: Any = None,
+    compiler: Any = None,
+    **operators: Any,
+) -> Path:
     """The file of a device that runs all but what is said."""
     content = {
         "title": "My chip",
+        **({"toolchain": toolchain} if toolchain else {}),
+        **({"compiler": compiler} if compiler else {}),
         "sources": {"list": {"url": "https://example.org", "title": "its list", "read_on": "2026-11-28"}},
         "tensors": tensors or {},
         "conv": {key: value for key, value in {**UNLIMITED, **(conv or {})}.items() if value is not None},
@@ -256,9 +266,7 @@ def test_a_fault_of_a_form_is_found_by_the_judgement_of_what_was_written(tmp_pat
     assert "is out of the limits of mychip" in report.verdict.failures[0]
 
 
-@pytest.mark.parametrize(
-    "other", [{"strategy": "keep"}, {"eliminate": True}, {"max_dilation": 2}, {"backend": "onnxruntime_cpu"}]
-)
+@pytest.mark.parametrize("other", [{"strategy": "keep"}, {"eliminate": True}, {"max_dilation": 2}])
 def test_options_that_say_something_else(tmp_path: Path, other: Any) -> None:
     with pytest.raises(UsageError, match="target"):
         optimized(conv((4, 4)), chip(tmp_path), **other)
