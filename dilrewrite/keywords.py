@@ -51,6 +51,7 @@ class Inspect(_Sized, total=False):
     target: str | None
     profile: bool
     backend: str
+    on: str | None
 
 
 class Verify(_Sized, total=False):
@@ -65,6 +66,8 @@ class Bench(_Sized, total=False):
     """Of `dilrewrite.bench`."""
 
     backend: str
+    on: str | None
+    cool_down_s: float
     budget: float
     seed: int
     export_times: StrPath | None
@@ -136,6 +139,8 @@ class Pass(Verify, total=False):
 class Optimize(Pass, total=False):
     """Of `dilrewrite.optimize`."""
 
+    on: str | None
+    cool_down_s: float
     dry_run: bool
     external_data: Literal["auto", "copy", "reference"]
     build_engine: bool | Mapping[str, Any]

@@ -92,6 +92,11 @@ _FILE: Check = (is_file, "no such file")
 _NAME_SIZES = "NAME:1x3xHxW"
 
 
+def masked(text: str) -> str:
+    """Return the text of `--on` without names of users, nor what some write behind them."""
+    return text if text.startswith("cmd:") else re.sub(r"^((?:\w+:)?/*)[^/?]*@", r"\1***@", text)
+
+
 class Stage:
     """The options of a stage: a frozen dataclass whose fields are made by `option`. `GROUP`: theirs on `--help`."""
 
@@ -301,6 +306,12 @@ class Measuring(Stage):
 
     profile: bool = option(False, "--profile", "Run the model, and show each Conv's share of its time.", reported=False)
     backend: str = option("auto", "--backend", "The runtime to time on; auto is the best that is ready.", "NAME")
+    on: str | None = option(
+        None, "--on", "Time on another machine: ssh://[user@]host[:port], or a host of ssh's configuration.", "WHERE"
+    )
+    cool_down_s: float = option(
+        0.0, "--cool-down", "A pause before each question that is timed, beside the budget.", "SECONDS", **_SECONDS
+    )
     budget: float | None = option(
         None, "--budget", "How long measuring may take; 0 measures nothing. [default: 60]", "SECONDS", **_SECONDS
     )
@@ -309,6 +320,12 @@ class Measuring(Stage):
     )
     cache: Path | None = option(None, "--cache", "Where timings are kept. [default: the user's cache]", "FILE")
     no_cache: bool = option(False, "--no-cache", "Measure everything anew, and keep nothing.")
+
+    def plain(self) -> dict[str, object]:
+        """Return what a report tells of it, as plain data: of another machine no names of users, and only if asked."""
+        told = Stage.plain(self)
+        on, pause = told.pop("on"), told.pop("cool_down_s")
+        return told | ({"on": masked(str(on))} if on else {}) | ({"cool_down_s": pause} if pause else {})
 
     @property
     def seconds(self) -> float:

@@ -18,13 +18,14 @@ from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.original import Original
 from dilrewrite.choice.reason import Reason, Why, not_measured
 from dilrewrite.choice.tune import Tuning
+from dilrewrite.devices import Device
 from dilrewrite.errors import UsageError
 from dilrewrite.keywords import Progress, silent
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.options import Building, Measuring
 from dilrewrite.proof import trial
 from dilrewrite.proof.verdict import Settings
-from dilrewrite.runtimes import Options, TimedBackend, TimeKind, timed_backend
+from dilrewrite.runtimes import Options, TimedBackend, TimeKind
 from dilrewrite.runtimes import _kept as kept
 from dilrewrite.runtimes._kept import store
 from dilrewrite.sites import Found
@@ -47,20 +48,23 @@ def tuning(
     measuring: Measuring,
     building: Building | None = None,
     progress: Progress = silent,
+    device: Device | None = None,
 ) -> Tuning:
     """Return what measures the model; raises `UsageError` or `MissingError` when its backend is not there."""
-    backend = timed_backend(measuring.backend).building(building.precision if building is not None else None)
+    device = device or Device()
+    backend = device.backend(measuring.backend).building(building.precision if building is not None else None)
     folder, forget = _building_place(backend, None if measuring.no_cache else measuring.cache or default_path())
     sessions = Options(threads=settings.threads, custom_op_library=settings.custom_op_library, scratch=folder)
     cache = open_cache(measuring.cache, none=measuring.no_cache)
     meter = Meter.on(backend, cache, Budget(measuring.seconds, progress=progress), sessions)
+    meter.cool_down_s = measuring.cool_down_s
     timings = building.timing_cache if building is not None else None
     if timings is not None and is_file(timings):
         store(folder / TIMING_CACHE, timings.read_bytes())
     baseline = trial.runnable(model, model.proto, backend)
     original = Original(model=model, found=found, baseline=baseline, settings=settings)
     min_gain = measuring.min_gain_percent / 100
-    load = machine.load() if backend.source is TimeKind.MEASURED else None
+    load = machine.load() if backend.source is TimeKind.MEASURED and not device.on else None
     return Tuning(forget=forget, original=original, meter=meter, decider=decider, min_gain=min_gain, load=load)
 
 

@@ -21,8 +21,8 @@ EXAMPLES = [
 
 
 @command(
-    "model other backend budget threads shapes inputs seed custom_op_library report report_format export_times "
-    "export_profile as_json verbose quiet",
+    "model other backend on budget cool_down_s threads shapes inputs seed custom_op_library report report_format "
+    "export_times export_profile as_json verbose quiet",
     EXAMPLES,
     {"model": MODEL, "other": OTHER},
     budget={"help": "How long it may take.", "default": BENCH_BUDGET_S},

@@ -20,7 +20,7 @@ EXAMPLES = [
 
 
 @command(
-    "model max_dilation target profile backend threads shapes inputs custom_op_library report report_format as_json "
+    "model max_dilation target profile backend on threads shapes inputs custom_op_library report report_format as_json "
     "verbose quiet",
     EXAMPLES,
     {"model": MODEL},

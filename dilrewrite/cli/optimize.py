@@ -21,14 +21,15 @@ EXAMPLES = [
     ("what a device does not take is rewritten, and nothing else", "optimize model.onnx --target rknn-2.3.2"),
     ("one form, in some Convs", "optimize model.onnx --strategy space-to-batch --only aspp"),
     ("show what would be measured", "optimize model.onnx --dry-run"),
+    ("measured on the board that it is for", "optimize model.onnx --on ssh://board"),
     ("measured on TensorRT, with an engine of the result", "optimize model.onnx --backend trt --build-engine"),
 ]
 
 
 @command(
-    "model strategy eliminate max_dilation target allow_requantised lift_all only skip decisions backend budget "
-    "min_gain_percent threads cache no_cache shapes inputs seed custom_op_library verify rtol atol output force "
-    "dry_run report report_format "
+    "model strategy eliminate max_dilation target allow_requantised lift_all only skip decisions backend on budget "
+    "cool_down_s min_gain_percent threads cache no_cache shapes inputs seed custom_op_library verify rtol atol output "
+    "force dry_run report report_format "
     f"no_report save_decisions keep_micro external_data build_engine engine {ENGINE} as_json verbose quiet",
     EXAMPLES,
     OWN,

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dilrewrite import devices
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.original import Original
 from dilrewrite.choice.tune import Tuning
@@ -20,7 +21,7 @@ from dilrewrite.proof.carve import Source
 from dilrewrite.proof.inputs import Chooser, load_inputs, parse_shapes
 from dilrewrite.reports import describe
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, backends, profiled, timed_backend
+from dilrewrite.runtimes import Array, Options, Runnable, RuntimeFailure, backends, profiled
 from dilrewrite.settings import named
 from dilrewrite.sites.find import find
 from dilrewrite.splice.plain import plain
@@ -36,10 +37,15 @@ def bench(
 ) -> Report:
     """Time two models against each other, or one against itself; see `dilrewrite.bench`."""
     options.check()
-    if options.measuring.backend != "auto":
-        timed_backend(options.measuring.backend)  # an error when it is not ready
-    run, places = Run("bench", options, progress), [first] if second is None else [first, second]
-    return run.written((_engines if any(map(sidecar.is_engine, files(*places))) else _models)(run, places))
+    places = [first] if second is None else [first, second]
+    of_engines = any(map(sidecar.is_engine, files(*places)))
+    if of_engines and options.measuring.on is not None:
+        raise UsageError("--on: engines are timed on the machine that they were built on", hint="leave it out")
+    with devices.device(options.measuring.on) as device:
+        if options.measuring.backend != "auto" or device.on:
+            device.backend(options.measuring.backend)  # an error when it is not ready
+        run = Run("bench", options, progress, device=device)
+        return run.written((_engines if of_engines else _models)(run, places))
 
 
 def _models(run: Run, places: Sequence[Path | InMemory]) -> Report:
@@ -112,7 +118,9 @@ def _engines(run: Run, places: Sequence[Path | InMemory]) -> Report:
 
 def _meter(run: Run, backend: str, sessions: Options) -> Meter:
     budget = Budget(run.options.measuring.seconds, progress=run.progress)
-    return Meter.on(timed_backend(backend), open_cache(None, none=True), budget, sessions)
+    meter = Meter.on(run.device.backend(backend), open_cache(None, none=True), budget, sessions)
+    meter.cool_down_s = run.options.measuring.cool_down_s
+    return meter
 
 
 def _read(places: Sequence[Path | InMemory]) -> tuple[list[Path], list[EngineReport]]:

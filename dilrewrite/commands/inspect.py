@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dilrewrite import targets
+from dilrewrite import devices, targets
 from dilrewrite.choice import choose, whole
 from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
@@ -14,7 +14,7 @@ from dilrewrite.choice.regions import members
 from dilrewrite.choice.tune import Tuning
 from dilrewrite.commands.places import Claims
 from dilrewrite.commands.run import Run, dilated, failure, files, notes_of, to_fold
-from dilrewrite.errors import FailedError
+from dilrewrite.errors import FailedError, UsageError
 from dilrewrite.forms.strategies import strategies
 from dilrewrite.model.load import load
 from dilrewrite.model.tensors import InMemory, Model
@@ -33,8 +33,19 @@ from dilrewrite.timing.profiling import UNSEEN
 
 def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
     """Return every dilated Conv of the model at `place`; see `dilrewrite.inspect`."""
-    profile, limit = options.measuring.profile, options.scope.max_dilation
+    profile = options.measuring.profile
     run = Run("inspect", options if profile else replace(options, proving=Proving()))
+    if options.measuring.on is not None and not profile:
+        raise UsageError("--on: nothing runs there", hint="add --profile, or leave it out")
+    with devices.device(options.measuring.on) as device:
+        return _inspect(replace(run, device=device), place)
+
+
+def _inspect(run: Run, place: Path | InMemory) -> Report:
+    options = run.options
+    profile, limit = options.measuring.profile, options.scope.max_dilation
+    if run.device.on:
+        run.device.backend(options.measuring.backend)  # an error when it is not ready
     with run.clock("load"):
         model = plain(load(place, weights=profile))
     Claims(files(place)).reports(options.places.report, options.places.report_format)
@@ -103,7 +114,7 @@ def _profiled(run: Run, model: Model, found: Found) -> Tuning:
     options.check()
     decider = Decider(options.scope, options.proving, Source(model.proto))
     settings = trial.settings(model, options.proving)
-    tuning = whole.tuning(model, found, decider, settings, options.measuring, progress=run.progress)
+    tuning = whole.tuning(model, found, decider, settings, options.measuring, None, run.progress, run.device)
     with run.clock("profile"):
         try:
             if not tuning.start():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dilrewrite import targets
+from dilrewrite import devices, targets
 from dilrewrite.choice import decisions, fits, regions, whole
 from dilrewrite.choice.decide import Decider, is_pool, left_out, matches, remaining
 from dilrewrite.choice.decision import Decision
@@ -18,6 +18,7 @@ from dilrewrite.choice.whole import Choosing, Chosen
 from dilrewrite.commands import micro
 from dilrewrite.commands.places import Claims, data_files
 from dilrewrite.commands.run import Run, dilated, failure, files, notes_of, to_fold
+from dilrewrite.devices import Device
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.strategies import FOLD
@@ -35,7 +36,7 @@ from dilrewrite.proof.verdict import Settings, Verdict
 from dilrewrite.reports import describe, reasons, report, write_reports
 from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.reports.units import listed
-from dilrewrite.runtimes import backends, timed_backend
+from dilrewrite.runtimes import backends
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import with_pools
 from dilrewrite.splice.plain import plain
@@ -71,8 +72,9 @@ def optimize(
             raise UsageError(f"{what} with {place}: nothing says where files go", hint="name an output")
         if measuring.cache is None:
             options = replace(options, measuring=replace(measuring, no_cache=True))
-    with engines.on_device(options.building.device if options.building is not None else None):
-        job = _job(Run(command, _with_backend(options), progress), place, beside=beside)
+    gpu = options.building.device if options.building is not None else None
+    with engines.on_device(gpu), devices.device(options.measuring.on) as device:
+        job = _job(Run(command, _with_backend(options, device), progress, device=device), place, beside=beside)
         done = _done(job, _choosing(job))
         result = _report(job, done)
         return result if options.places.dry_run else _written(job, done, result)
@@ -218,7 +220,7 @@ def _choosing(job: _Job) -> Choosing:
     read = functools.partial(read_tensor, model)
     judged = job.fitter is None or job.fitter.judged
     measured = decided is None and judged and options.measuring.seconds > 0
-    forms = timed_backend(options.measuring.backend).forms if measured and job.sites else ()
+    forms = run.device.backend(options.measuring.backend).forms if measured and job.sites else ()
     decider = Decider(
         options.scope, options.proving, Source(model.proto), decided,
         around=proofs, read=read, fitter=job.fitter, forms=forms,
@@ -241,7 +243,9 @@ def _tuning(job: _Job, decider: Decider) -> Tuning:
     settings, options = job.settings, job.run.options
     if job.started is not None:
         settings = replace(settings, shapes=engines.measured_sizes(job.started, settings))
-    return whole.tuning(job.model, job.found, decider, settings, options.measuring, options.building, job.run.progress)
+    return whole.tuning(
+        job.model, job.found, decider, settings, options.measuring, options.building, job.run.progress, job.run.device
+    )
 
 
 def _done(job: _Job, choosing: Choosing) -> _Done:
@@ -260,7 +264,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
         mark(chosen.rewritten.proto, "unverified")
     left: Sequence[Decision | Skipped] = ()
     if scope.eliminate or job.fitter is not None:
-        left = remaining(settled, job.found, scope, pools=_for_tensorrt(job.run.options))
+        left = remaining(settled, job.found, scope, pools=_for_tensorrt(job.run))
     fits: Judgement | None = None
     broken: tuple[str, ...] = ()
     if job.fitter is not None:
@@ -284,7 +288,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
 def _check_runs(job: _Job, tuning: Tuning | None, chosen: Chosen) -> None:
     """Raise `UsageError` when the runtime that was named for a choice by timings does not run the model."""
     options = job.run.options
-    asked = options.measuring.backend != "auto" and options.building is None
+    asked = (options.measuring.backend != "auto" and options.building is None) or options.measuring.on is not None
     if tuning is None or tuning.failure is None or not asked or options.scope.strategy or options.scope.eliminate:
         return
     if any(one.considered.must_go for one in (*chosen.regions, *chosen.settled)):
@@ -294,9 +298,10 @@ def _check_runs(job: _Job, tuning: Tuning | None, chosen: Chosen) -> None:
         raise UsageError(f"{job.model.name}: {failure(tuning)}", hint=hint)
 
 
-def _for_tensorrt(options: CommandOptions) -> bool:
+def _for_tensorrt(run: Run) -> bool:
     """Say whether the result is for TensorRT, which takes no dilated pooling."""
-    timed = timed_backend(options.measuring.backend).name if options.measuring.backend != "auto" else ""
+    options = run.options
+    timed = run.device.backend(options.measuring.backend).name if options.measuring.backend != "auto" else ""
     return options.building is not None or timed in map(bindings.module_name, bindings.FLAVOURS)
 
 
@@ -484,10 +489,10 @@ def _spill(model: Model, rewritten: Rewritten) -> list[str]:
     return [t.name for t in rewritten.proto.graph.initializer if t.name in added and len(t.raw_data) >= 1024]
 
 
-def _with_backend(options: CommandOptions) -> CommandOptions:
+def _with_backend(options: CommandOptions, device: Device) -> CommandOptions:
     """Return the options with the backend that engines are built for, where it is ready and none was asked for."""
-    if options.measuring.backend != "auto":
-        timed_backend(options.measuring.backend)  # an error when it is not ready
+    if options.measuring.backend != "auto" or device.on:
+        device.backend(options.measuring.backend)  # an error when it is not ready
         return options
     if options.building is None or options.scope.decisions is not None:
         return options

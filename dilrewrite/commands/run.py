@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dilrewrite.choice.tune import Tuning
+from dilrewrite.devices import Device
 from dilrewrite.forms.pools import PoolGeometry
 from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.keywords import Progress, silent
@@ -48,12 +49,13 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A command at work."""
+    """A command at work. `device`: where it times."""
 
     command: str
     options: CommandOptions
     progress: Progress = silent
     clock: Clock = field(default_factory=Clock)
+    device: Device = field(default_factory=Device)
 
     def load(self, place: Path | InMemory) -> Model:
         """Return the model at `place`, which is to be run."""

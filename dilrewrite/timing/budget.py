@@ -55,6 +55,13 @@ class Budget:
         """Start the clock."""
         self._began = self.clock()
 
+    def pause(self, seconds: float) -> None:
+        """Wait, which costs nothing of the budget."""
+        start = self.clock()
+        time.sleep(seconds)
+        if self._began is not None:
+            self._began += self.clock() - start
+
     def now(self) -> float:
         """Return the seconds spent on measuring."""
         return 0.0 if self._began is None else self.clock() - self._began

@@ -130,6 +130,8 @@ class Meter:
     """Memory that each of these took, where it was asked for; see `Bench.peak_bytes`."""
     state_before: Mapping[str, float] = field(default_factory=dict)
     """Readings of the device before measuring."""
+    cool_down_s: float = 0.0
+    """A pause before each question, beside the budget."""
     doubts: dict[str, None] = field(default_factory=dict)
     """What makes timings doubtful, in the order in which it was seen."""
     _bench: Bench | None = None
@@ -244,6 +246,7 @@ class Meter:
         It is given up after the first pairs if it is hopeless against the ratio `bar`.
         """
         question, began = native.question, self.budget.now()
+        self._cool_down()
         try:
             self._stand(question.feeds, keep=native.model, form=_runnable(rewritten(question, form.fragment)))
             watch = self.watch(self.budget.forms_until_s, strict=True)
@@ -270,6 +273,7 @@ class Meter:
     def _calibrated(self, question: Question, slice_s: float) -> _Native:
         """Time the Conv as it is against itself, longer where that is too noisy to see anything by."""
         model = _runnable(baseline(question, self.backend))
+        self._cool_down()
         try:
             self._stand(question.feeds, keep=model, twin=model)
             watch = self.watch(self.budget.forms_until_s, strict=True)
@@ -284,6 +288,10 @@ class Meter:
     def _peak_bytes(self, key: str, until_s: float) -> int | None:
         """Return the memory that a model on the worker takes; None where that is not told, or `until_s` is over."""
         return self.worker().peak_bytes(key) if self.budget.now() < until_s else None
+
+    def _cool_down(self) -> None:
+        if self.cool_down_s:
+            self.budget.pause(self.cool_down_s)
 
     def _doubt(self, comparison: Comparison) -> None:
         """Note that times vary by more than the backend's limit."""
@@ -393,6 +401,7 @@ class Meter:
     def _whole(
         self, before: Runnable, after: Runnable, feeds: Mapping[str, Array], run_s: float, share: float, memory: bool
     ) -> Comparison:
+        self._cool_down()
         budget, started = self.budget, self.budget.now()
         watch = self.watch(budget.until_s)
         ends_s = started + max(budget.until_s - started, 0.0) * share
