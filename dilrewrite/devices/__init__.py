@@ -1,4 +1,4 @@
-"""Where models are timed, by the text of `--on`: this machine, or another one. One file per scheme; none is loaded here.
+"""Where models are timed, by the text of `--on`: this machine, or another one. One file per scheme.
 
 A scheme is a module of this folder that defines `SCHEME`; its name is what stands before the colon of `--on`.
 """

@@ -28,6 +28,7 @@ from dilrewrite.runtimes._artifact import fixed as fixed
 from dilrewrite.runtimes._failures import CannotLoad as CannotLoad
 from dilrewrite.runtimes._failures import CannotRun as CannotRun
 from dilrewrite.runtimes._failures import Crashed as Crashed
+from dilrewrite.runtimes._failures import Lost as Lost
 from dilrewrite.runtimes._failures import RuntimeFailure as RuntimeFailure
 from dilrewrite.runtimes._failures import TimedOut as TimedOut
 
@@ -304,7 +305,7 @@ class TimedBackend(Backend):
     in place of the usual ones. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
     an engine's layers, to be compared with those of another engine. `host_memory`: all that its sessions hold is memory
     of their process, and is freed with them. `trial`: the backend that looks for inputs that a model runs on; `None`:
-    this one.
+    this one. `portable`: its benches may stand on another machine than this one.
     """
 
     __slots__ = ()
@@ -320,6 +321,7 @@ class TimedBackend(Backend):
     tells_layers: ClassVar[bool] = False
     host_memory: ClassVar[bool] = False
     trial: ClassVar[str | None] = "onnxruntime_cpu"
+    portable: ClassVar[bool] = True
 
     def device(self) -> str:
         """Return the device that it runs on, in words: unless told otherwise, the processor and the cores to use."""

@@ -19,5 +19,9 @@ class Crashed(RuntimeFailure):
     """The process of an isolated session died; the reason names the signal."""
 
 
+class Lost(Crashed):
+    """The connection to the machine of a session ended; it may be made again."""
+
+
 class TimedOut(RuntimeFailure):
     """An isolated session did not answer in time and was stopped."""

@@ -53,7 +53,7 @@ from dilrewrite.runtimes import (
 from dilrewrite.runtimes._soil import soiled
 
 _READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
-_LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
+LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
 """A log line's colours and time."""
 
 _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
@@ -284,7 +284,7 @@ class IsolatedBench(Bench):
     def warnings(self) -> tuple[str, ...]:
         if not self._doubts:
             return ()
-        said = (_LOG_PREFIX.sub("", line) for line in self._child.said() if re.search(self._doubts, line))
+        said = (LOG_PREFIX.sub("", line) for line in self._child.said() if re.search(self._doubts, line))
         return tuple(dict.fromkeys(line[:300] for line in said))
 
     def close(self) -> None:

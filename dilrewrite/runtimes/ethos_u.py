@@ -51,6 +51,7 @@ class EthosU(TimedBackend):
     """
 
     name: ClassVar = "ethos_u"
+    portable: ClassVar = False
     source: ClassVar = TimeKind.ESTIMATED
     unit: ClassVar = TimeUnit.CYCLES
     forms: ClassVar = (

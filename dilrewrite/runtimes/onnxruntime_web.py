@@ -69,6 +69,7 @@ class OnnxRuntimeWeb(TimedBackend):
 
     name: ClassVar = "onnxruntime_web"
     alias: ClassVar = "web"
+    portable: ClassVar = False
     dilation_costs: ClassVar = False
     pace: ClassVar = Pace(warm_s=0.2)  # until V8 has compiled the kernels for good
 
