@@ -26,6 +26,9 @@ SPARE = 2**25
 
 PREFIX = "dilrewrite-board-"
 
+ALIVE = "alive"
+"""A file in the folder that is locked for as long as one of its keepers lives."""
+
 
 class FailedThereError(Exception):
     """What cannot be done on the board, in one line."""
@@ -36,6 +39,7 @@ def main(folder: str, requests: IO[bytes]) -> NoReturn:
     for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
     place = Path(folder)
+    fcntl.flock(os.open(place / ALIVE, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)  # until both have ended
     serving = os.fork()
     if serving:
         for number in (0, 1, 2):
@@ -44,9 +48,9 @@ def main(folder: str, requests: IO[bytes]) -> NoReturn:
         remove(place)
         os._exit(0)
     try:
-        (place / "keeper").write_text(f"{os.getppid()} {os.getpid()}")
         for other in place.parent.glob(f"{PREFIX}*"):
-            _abandoned(other)
+            if other != place:
+                _abandoned(other)
         _serve(place, requests)
     finally:
         remove(place)
@@ -78,23 +82,21 @@ def _is_ours(process: int, place: Path) -> bool:
         return not Path("/proc/self").exists()
 
 
+def outlive(place: Path) -> None:
+    """Wait until the keepers of a folder have ended."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(os.open(place / ALIVE, os.O_RDWR), fcntl.LOCK_EX)
+
+
 def _abandoned(place: Path) -> None:
     """Remove a folder of this user whose keepers were both killed."""
-    with contextlib.suppress(OSError, ValueError):
-        if place.stat().st_uid == os.getuid():
-            keepers = map(int, (place / "keeper").read_text().split())
-            if not any(map(_alive, keepers)):
-                remove(place)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    with contextlib.suppress(OSError):
+        held = os.open(place / ALIVE, os.O_RDWR)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(place)
+        finally:
+            os.close(held)
 
 
 def lock(path: str, client: str) -> dict[str, Any] | None:

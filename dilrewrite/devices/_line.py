@@ -344,16 +344,16 @@ class Worker:
 
     def _end(self, code: int, text: str) -> Crashed:
         """Return why there is no answer."""
+        try:
+            self._line.ask({"do": "state"})
+        except (Lost, MissingError):
+            return self._line.lost()
         signals = re.findall(re.escape(DIED) + r"(\d+)", text)
         if signals:
             number = int(signals[-1])
             name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
             more = " (perhaps out of memory)" if name == "SIGKILL" else ""
             return Crashed(f"the process on {self._line.address.on} was killed by {name}{more}")
-        try:
-            self._line.ask({"do": "state"})
-        except (Lost, MissingError):
-            return self._line.lost()
         last = next((one_line(line) for line in reversed(text.splitlines()) if line.strip()), "")
         return Crashed(f"the process on {self._line.address.on} ended with exit code {code}: {last[-300:]}")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from dilrewrite.devices import _frames
+from dilrewrite.devices import _frames, _keeper
 
 if TYPE_CHECKING:
     from dilrewrite.runtimes import Profile, TimedBackend
@@ -40,6 +40,13 @@ def main(folder: str, requests: IO[bytes]) -> NoReturn:
     if child:  # it says how the other one ended, which ssh does not
         for number in (0, 1):
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
+
+        def clear() -> None:
+            _keeper.outlive(Path(folder))
+            os.kill(child, signal.SIGKILL)
+            _keeper.remove(Path(folder))
+
+        threading.Thread(target=clear, daemon=True).start()
         status = os.waitpid(child, 0)[1]
         if os.WIFSIGNALED(status):
             os.write(2, f"\n{DIED}{os.WTERMSIG(status)}\n".encode())

@@ -29,6 +29,7 @@ from dilrewrite.runtimes import (
     CannotLoad,
     CannotRun,
     Crashed,
+    Lost,
     Options,
     Runnable,
     RuntimeFailure,
@@ -85,11 +86,12 @@ PLACED = (Outcome.WON, Outcome.LOST, Outcome.TIE, Outcome.INCONCLUSIVE)
 
 FAILURES: Mapping[type[Exception], Outcome] = {
     Crashed: Outcome.CRASHED,
+    Lost: Outcome.NOT_MEASURED,
     TimedOut: Outcome.TIMED_OUT,
     agreement.Differs: Outcome.WRONG,
 }
 
-PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT, Outcome.NO_TIME)
+PASSING = (Outcome.UNPROVED, Outcome.TIMED_OUT, Outcome.NO_TIME, Outcome.NOT_MEASURED)
 """Outcomes that are not kept: perhaps they are another day's no more."""
 
 

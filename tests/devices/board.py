@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -63,8 +64,10 @@ class Board:
     port: int = field(default_factory=free_port)
     lines: tuple[str, ...] = ()
     """Further lines of the server's configuration."""
-    machine: str = ""
-    """The text of /etc/machine-id there."""
+    packages: tuple[str, ...] = PACKAGES
+    """What its user's virtual environment holds."""
+    mounts: tuple[str, ...] = ()
+    """Further commands of the shell before the server starts."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,6 +90,8 @@ class Board:
         self.folder.mkdir(parents=True)
         for key in ("host", "own"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True)
+        (self.folder / "user").mkdir()
+        shutil.chown(self.folder / "user", self.user, self.user)
         (self.folder / "tmp").mkdir()
         (self.folder / "tmp").chmod(0o1777)
         (self.folder / "authorized").write_bytes((self.folder / "own.pub").read_bytes())
@@ -97,11 +102,12 @@ class Board:
                 [
                     f"Port {self.port}", "ListenAddress 127.0.0.1", "HostKey /mnt/etc/host",
                     "AuthorizedKeysFile /mnt/etc/authorized", "UsePAM no", "PasswordAuthentication no",
-                    "KbdInteractiveAuthentication no", "StrictModes no", "PidFile none", f"SetEnv LD_LIBRARY_PATH={self.home}-python/lib", *self.lines,
+                    "KbdInteractiveAuthentication no", "StrictModes no", "PidFile none",
+                    f"SetEnv LD_LIBRARY_PATH={self.home}-python/lib", *self.lines,
                 ]
             )
         )  # fmt: skip
-        (self.folder / "machine-id").write_text(self.machine or self.name)
+        (self.folder / "machine-id").write_text(self.name)
         self._environment()
 
     def _environment(self) -> None:
@@ -115,7 +121,7 @@ class Board:
         (venv / "pyvenv.cfg").write_text(f"home = {self.home}-python/bin\ninclude-system-site-packages = false\n")
         source = Path(metadata.distribution("numpy").locate_file(""))
         for path in source.iterdir():
-            if path.name.split("-")[0].split(".")[0] in PACKAGES:
+            if path.name.split("-")[0].split(".")[0] in self.packages:
                 (packages / path.name).symlink_to(f"{self.home}-packages/{path.name}")
         self._packages = source
 
@@ -124,6 +130,7 @@ class Board:
         assert SSHD is not None
         binds = {
             self.folder / "home": self.home,
+            self.folder / "user": f"/home/{self.user}",
             Path(sys.base_prefix).resolve(): f"{self.home}-python",
             self._packages: f"{self.home}-packages",
         }
@@ -135,6 +142,7 @@ class Board:
             f"mkdir /mnt/etc && cd '{self.folder}' && cp host authorized sshd_config /mnt/etc && cd /",
         ]
         tmp = f"mount --bind '{self.folder / 'tmp'}' /tmp"
+        script += self.mounts
         run = f"exec {SSHD} -D -e -f /mnt/etc/sshd_config"
         command = ["unshare", "--mount", "--uts", "sh", "-c", "\n".join([*script, tmp, run])]
         with (self.folder / "log").open("ab") as log:
@@ -159,7 +167,7 @@ class Board:
 
     def sessions(self) -> list[int]:
         """The processes of sshd that serve connections."""
-        return [number for number, words in self.processes() if words.startswith("sshd: ")]
+        return [number for number, words in self.processes() if words.startswith("sshd: ") and "listener" not in words]
 
     def processes(self) -> list[tuple[int, str]]:
         """Every process on the board with its command line."""
@@ -171,6 +179,16 @@ class Board:
                     words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                     found.append((int(place.name), words))
         return sorted(found)
+
+    def ours(self) -> list[int]:
+        """The processes there that dilrewrite started, the one that serves the connection first."""
+        return [number for number, words in self.processes() if "exec(i.read" in words and "bash -c" not in words]
+
+    def shell(self, text: str) -> None:
+        """Let the user's shell do something first, whenever it starts."""
+        place = self.folder / "user" / ".bashrc"
+        place.write_text(text)
+        place.chmod(0o644)
 
     def left(self) -> list[str]:
         """What lies in the board's /tmp."""
@@ -185,6 +203,16 @@ class Board:
                 f"UserKnownHostsFile {self.folder / 'known_hosts'}", "GlobalKnownHostsFile /dev/null", *lines,
             ]
         ) + "\n"  # fmt: skip
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> bool:
+    """Wait until something holds; say whether it does."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def configure(place: Path, *sections: str) -> dict[str, str]:
