@@ -459,6 +459,8 @@ class CommandOptions:
             stage.check()
         if self.proving.verify == "none" and self.scope.strategy is None:
             raise UsageError("--verify none works only with --strategy", hint="name the form, or leave verification on")
+        if self.scope.target is not None and self.measuring.on is not None:
+            raise UsageError("--target names a device that is not here, and --on one that is", hint="leave one out")
         if self.places.engine is not None and self.building is None:
             raise UsageError("--engine names the file of an engine", hint="ask for one with --build-engine")
 

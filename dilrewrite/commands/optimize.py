@@ -73,7 +73,7 @@ def optimize(
         if measuring.cache is None:
             options = replace(options, measuring=replace(measuring, no_cache=True))
     gpu = options.building.device if options.building is not None else None
-    with engines.on_device(gpu), devices.device(options.measuring.on) as device:
+    with engines.on_device(gpu), devices.device(measuring.on) as device:
         job = _job(Run(command, _with_backend(options, device), progress, device=device), place, beside=beside)
         done = _done(job, _choosing(job))
         result = _report(job, done)
@@ -157,19 +157,19 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     fitter = None
     if options.scope.target is not None:  # an error before long work
         profile = targets.find(options.scope.target)
-        fitter = _fitter(profile, model, settings, options)
+        fitter = _fitter(run, profile, model, settings)
         lifts = (one for one in found.regions if isinstance(one.meaning, Chain) and not one.meaning.block)
         found = replace(found, normalisations=(), regions=tuple(lifts))
     return _Job(run, loaded, model, found, settings, target, engine, started, fitter, reports)
 
 
-def _fitter(profile: targets.Profile, model: Model, settings: Settings, options: CommandOptions) -> Fitter:
+def _fitter(run: Run, profile: targets.Profile, model: Model, settings: Settings) -> Fitter:
     """Return what holds forms to a target, for its judge if one is named. Raises `UsageError` for another backend."""
     judged, forms = False, tuple[str, ...]()
-    if options.measuring.backend != "auto":
-        judge = timed_backend(options.measuring.backend)
+    if (measuring := run.options.measuring).backend != "auto":
+        judge = run.device.backend(measuring.backend)
         fits.check_judge(judge, profile)
-        judged, forms = options.measuring.seconds > 0, judge.forms
+        judged, forms = measuring.seconds > 0, judge.forms
     read = functools.partial(read_tensor, model)
     return Fitter(profile, model.proto, settings.shapes, read, judged=judged, forms=forms)
 
@@ -243,9 +243,8 @@ def _tuning(job: _Job, decider: Decider) -> Tuning:
     settings, options = job.settings, job.run.options
     if job.started is not None:
         settings = replace(settings, shapes=engines.measured_sizes(job.started, settings))
-    return whole.tuning(
-        job.model, job.found, decider, settings, options.measuring, options.building, job.run.progress, job.run.device
-    )
+    how = options.measuring, options.building, job.run.progress, job.run.device
+    return whole.tuning(job.model, job.found, decider, settings, *how)
 
 
 def _done(job: _Job, choosing: Choosing) -> _Done:
