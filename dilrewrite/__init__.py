@@ -17,7 +17,9 @@ import dilrewrite._start  # isort: skip
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from dilrewrite.proof.prove import Proof
     from dilrewrite.proof.verdict import Verdict
     from dilrewrite.reports.report import ModelReport, Report, SiteReport
+    from dilrewrite.reports.swept import SweepReport
     from dilrewrite.tensorrt.sidecar import EngineReport
     from dilrewrite.timing.measurement import Measurement
     from dilrewrite.timing.stopwatch import Comparison
@@ -46,6 +49,7 @@ _LAZY = {
     "AnyModel": "dilrewrite.model.load",
     "Report": "dilrewrite.reports.report",
     "SiteReport": "dilrewrite.reports.report",
+    "SweepReport": "dilrewrite.reports.swept",
     "ModelReport": "dilrewrite.reports.report",
     "ConvGeometry": "dilrewrite.forms.geometry",
     "Measurement": "dilrewrite.timing.measurement",
@@ -174,6 +178,37 @@ def build(model: StrPath, output: StrPath | None = None, **options: Unpack[keywo
     return command(Path(model), wanted, progress=progress, tell=tell)
 
 
+@listed(keywords.Sweep)
+def sweep(
+    models: StrPath | Sequence[StrPath],
+    output: StrPath | None = None,
+    *,
+    on: str | Sequence[str] = (),
+    **options: Unpack[keywords.Sweep],
+) -> dilrewrite.SweepReport:
+    """Rewrite many ONNX models, each as `optimize` does, and write one report for all.
+
+    `models`: files, folders (with all below) and patterns; a file counts once however often it is meant. `output`: the
+    folder of the new models and the reports, `dilrewrite-sweep` by default. `on`: who answers, one model at a time
+    each: hosts, or `dask://HOST:PORT`, a scheduler whose workers have this version of dilrewrite; this machine by
+    default. Every model has a process of its own.
+
+    Returns the report: `models` has an answer for each, and what went wrong with one is its answer. What an earlier run
+    with these options answered is not asked again. Raises `UsageError` and `MissingError` for what is wrong before any
+    work.
+    """
+    from dilrewrite.sweeping.sweep import sweep as command
+
+    given: dict[str, Any] = dict(options)
+    progress = given.pop("progress", None) or silent
+    places = [models] if isinstance(models, str | PathLike) else list(models)
+    devices = [on] if isinstance(on, str) else list(on)
+    folder = None if output is None else Path(output)
+    return command(
+        list(map(Path, places)), folder, devices, options=given, progress=progress, typed=keywords.is_typed()
+    )
+
+
 @listed(keywords.Verify)
 def verify(
     before: dilrewrite.AnyModel, after: dilrewrite.AnyModel, **options: Unpack[keywords.Verify]
@@ -212,6 +247,6 @@ def bench(
 
 
 __all__ = ["DiffersError", "DilrewriteError", "FailedError", "MissingError", "UsageError", "__version__"]
-__all__ += ["bench", "build", "fold", "inspect", "inspect_engine", "optimize", "verify"]
+__all__ += ["bench", "build", "fold", "inspect", "inspect_engine", "optimize", "sweep", "verify"]
 __all__ += ["AnyModel", "Comparison", "ConvGeometry", "EngineReport", "Measurement", "ModelReport", "Proof", "Report"]
-__all__ += ["SiteReport", "Verdict"]
+__all__ += ["SiteReport", "SweepReport", "Verdict"]

@@ -136,6 +136,33 @@ class Pass(Verify, total=False):
     no_cache: bool
 
 
+class Sweep(TypedDict, total=False):
+    """Of `dilrewrite.sweep`."""
+
+    strategy: str | None
+    eliminate: bool
+    max_dilation: int
+    target: str | None
+    allow_requantised: bool
+    lift_all: bool
+    only: str | None
+    skip: str | None
+    backend: str
+    budget: float | None
+    min_gain_percent: float
+    threads: int | None
+    cache: StrPath | None
+    no_cache: bool
+    shapes: Sequence[str]
+    seed: int
+    verify: Literal["full", "sites", "none"]
+    rtol: float | None
+    atol: float | None
+    force: bool
+    external_data: Literal["auto", "copy", "reference"]
+    progress: Progress | None
+
+
 class Optimize(Pass, total=False):
     """Of `dilrewrite.optimize`."""
 
@@ -188,9 +215,14 @@ def typed() -> Iterator[None]:
         _TYPED_HERE.reset(token)
 
 
+def is_typed() -> bool:
+    """Say whether what is called was typed on the command line."""
+    return _TYPED_HERE.get()
+
+
 def _spoken(result: Any) -> Any:
     """Return a report whose notes name keywords, unless it is for the command line; anything else as it is."""
-    if _TYPED_HERE.get() or not getattr(result, "notes", ()):
+    if is_typed() or not getattr(result, "notes", ()):
         return result
     return replace(result, notes=tuple(map(in_python, result.notes)))
 

@@ -16,7 +16,7 @@ from dilrewrite.reports.reasons import CONDITIONS, OUTCOMES, WORDS
 from tests.reports.examples import ENGINE, ENGINE_ON_GPU, REPORTS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("", "inspect", "optimize", "bench", "verify", "build", "convbench", "backends", "demo")
+COMMANDS = ("", "inspect", "optimize", "sweep", "bench", "verify", "build", "convbench", "backends", "demo")
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "models/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
-COMMANDS = ("inspect", "optimize", "fold", "verify", "bench", "build", "convbench", "backends", "targets", "demo")
+COMMANDS = (
+    *("inspect", "optimize", "sweep", "fold", "verify", "bench", "build", "convbench", "backends", "targets", "demo"),
+)
 """Each has a file of its name, in this order on `--help`."""
 
 

@@ -52,7 +52,7 @@ from dilrewrite.runtimes import (
 )
 from dilrewrite.runtimes._soil import soiled
 
-_READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
+READY = b"\0dilrewrite worker\0"  # before it, start-up code of the child's Python may have printed something
 LOG_PREFIX = re.compile(r"(\x1b\[[0-9;]*m)|^(\x1b\[[0-9;]*m)?[\d-]+ [\d:.]+ ")
 """A log line's colours and time."""
 
@@ -87,6 +87,7 @@ class Child:
 
     Its temporary files lie there too, and are gone afterwards even when it crashed. `told`: its answer to `greeting`,
     the first request; without one there is no child. `command`: what runs in place of Python, and a subclass talks to.
+    `within`: where its folder is made, unless it is where the system's temporary files are.
     """
 
     patience_s = 0.2
@@ -95,14 +96,20 @@ class Child:
     starts_others = False
     """Whether it starts processes of its own, which are killed when it has ended, however it did."""
 
-    def __init__(self, timeout_s: float | None, *greeting: object, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        timeout_s: float | None,
+        *greeting: object,
+        command: Sequence[str] | None = None,
+        within: Path | None = None,
+    ) -> None:
         self.timeout_s = timeout_s
         self._late = False
         self._greeted = False
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(entry).absolute()) for entry in sys.path))
-        folder = tempfile.TemporaryDirectory(prefix="dilrewrite-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix="dilrewrite-", dir=within, ignore_cleanup_errors=True)
         environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder.name))
         try:
             self.process = subprocess.Popen(
@@ -165,12 +172,12 @@ class Child:
 
     def _exchange(self, request: tuple[object, ...]) -> tuple[str, Any]:
         assert self.process.stdin is not None
-        seen = _READY if self._greeted else b""
-        while not seen.endswith(_READY):
+        seen = READY if self._greeted else b""
+        while not seen.endswith(READY):
             byte = self._answers.read(1)
             if not byte:
                 raise EOFError
-            seen = (seen + byte)[-len(_READY) :]
+            seen = (seen + byte)[-len(READY) :]
         self._greeted = True
         send(self.process.stdin, request)
         kind, answer = pickle.load(self._answers)
@@ -323,7 +330,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     with contextlib.suppress(*_GONE):
-        replies.write(_READY)
+        replies.write(READY)
         _serve(requests, replies)
     os._exit(0)  # at once: runtimes take their time to leave
 

@@ -44,10 +44,13 @@ def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) 
             ["optimize", "m.onnx", "--budgte", "1"],
             "no option --budgte; did you mean --budget? see dilrewrite optimize -",
         ),
-        (["inspect", "m.onnx", "--strategy", "x"], "--strategy; dilrewrite optimize has it; see dilrewrite inspect -"),
+        (
+            ["inspect", "m.onnx", "--strategy", "x"],
+            "--strategy; dilrewrite optimize and sweep have it; see dilrewrite inspect -",
+        ),
         (
             ["--eliminate", "m.onnx"],
-            "there is no option --eliminate; dilrewrite optimize has it; see dilrewrite --help",
+            "there is no option --eliminate; dilrewrite optimize and sweep have it; see dilrewrite --help",
         ),
         (["verify", "m.onnx"], "Missing argument 'AFTER'; see dilrewrite verify --help"),
         (["build", "m.onnx", "-o"], "Option '-o' requires an argument; see dilrewrite build --help"),

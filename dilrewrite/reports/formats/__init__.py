@@ -12,6 +12,7 @@ from typing import cast
 
 from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError, choices
+from dilrewrite.reports.document import Document
 from dilrewrite.reports.report import Report
 
 
@@ -21,13 +22,14 @@ class Format:
 
     `render` makes the whole text; `filename` is its file in a report folder, `None` for one that is only shown;
     `default`: it is written when no format is asked for; `opening`: a regular expression that its files, and no others,
-    begin with.
+    begin with. `page`: makes the text of any document; `None` for a format that has something of its own to say.
     """
 
     render: Callable[[Report], str]
     filename: str | None = None
     default: bool = False
     opening: str = ""
+    page: Callable[[Document], str] | None = None
 
 
 @functools.cache

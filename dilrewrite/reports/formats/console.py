@@ -68,6 +68,18 @@ def show(report: Report | EngineReport, file: TextIO | None = None, *, verbose: 
     file.flush()
 
 
+def show_page(page: doc.Document, file: TextIO | None = None) -> None:
+    """Print a document, tables and all; otherwise as `show`."""
+    file = sys.stdout if file is None else file
+    console = _console(file, _width(file, WIDTH), colour=file.isatty())
+    with console.capture() as captured:
+        _print_page(page, console)
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    text = "".join(line.rstrip() + "\n" for line in captured.get().split("\n")[:-1])
+    file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    file.flush()
+
+
 def _console(file: TextIO, width: int, *, colour: bool) -> Console:
     """Return a rich Console that takes no text for markup."""
     system: Literal["auto"] | None = "auto" if colour else None

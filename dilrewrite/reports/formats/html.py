@@ -33,7 +33,12 @@ WIDTH, HEIGHT = 1000, 24  # the size of a plot in its own units; it is stretched
 
 def render(report: Report) -> str:
     """Return a page from the answer to the details; charts are SVG, long parts fold, and all of it needs no script."""
-    page, style, script = document(report), _file("page.css"), _file("page.js")
+    return whole(document(report))
+
+
+def whole(page: doc.Document) -> str:
+    """Return a document as a page."""
+    style, script = _file("page.css"), _file("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     head = element(
@@ -50,7 +55,7 @@ def render(report: Report) -> str:
 
 
 OPENING = r"<!doctype html>\s*<html[^>]*>\s*<head>.*<title>dilrewrite \w+: "
-REPORT = Format(render=render, filename="report.html", default=True, opening=OPENING)
+REPORT = Format(render=render, filename="report.html", default=True, opening=OPENING, page=whole)
 
 
 @functools.cache

@@ -14,10 +14,15 @@ from dilrewrite.reports.units import clean
 
 def render(report: Report) -> str:
     """Return a page that reads from the answer to the details; charts are left out."""
-    return "\n".join(_page(document(report))).rstrip("\n") + "\n"
+    return page(document(report))
 
 
-REPORT = Format(render=render, filename="report.md", default=True, opening=r"# dilrewrite \w+: ")
+def page(content: doc.Document) -> str:
+    """Return a document as a page."""
+    return "\n".join(_page(content)).rstrip("\n") + "\n"
+
+
+REPORT = Format(render=render, filename="report.md", default=True, opening=r"# dilrewrite \w+: ", page=page)
 
 
 def code(text: str) -> str:
