@@ -149,6 +149,7 @@ class Sweep(TypedDict, total=False):
     skip: str | None
     backend: str
     budget: float | None
+    cool_down_s: float
     min_gain_percent: float
     threads: int | None
     cache: StrPath | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -252,8 +251,3 @@ def read(folder: Path) -> tuple[ModelAnswer, ...]:
         return tuple(record.read(ModelAnswer, one, "report.json") for one in known)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
-
-
-def masked(text: str) -> str:
-    """Return a device's name without the user and what stands before the host: `ssh://board`."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)

@@ -17,7 +17,7 @@ from dilrewrite import machine
 from dilrewrite._version import __version__
 from dilrewrite.errors import DilrewriteError, MissingError, UsageError, shown
 from dilrewrite.keywords import Progress, silent
-from dilrewrite.options import CommandOptions, every_option, said
+from dilrewrite.options import CommandOptions, every_option, masked, said
 from dilrewrite.reports import check_report_folder, swept, write_reports
 from dilrewrite.reports.swept import ModelAnswer, SweepReport
 from dilrewrite.staging import Staging, may, reason, same_place
@@ -75,7 +75,7 @@ class _Job:
         """Return the report as it is now."""
         return SweepReport(
             folder=shown(self.folder),
-            on=tuple(map(swept.masked, self.on)),
+            on=tuple(map(masked, self.on)),
             models=tuple(self.answers),
             options={name: _plain(value) for name, value in self.options.items()},
             version=__version__,
@@ -230,7 +230,7 @@ def _from_dask(tasks: Sequence[Task], scheduler: str) -> Generator[tuple[Task, A
 def _taken(task: Task, answer: Answer, known: ModelAnswer) -> ModelAnswer:
     """Write what another machine made of a model, and return the answer as it stands in the report."""
     more: dict[str, Any] = {"model": known.model, "key": known.key}
-    more |= {"on": swept.masked(answer.on), "seconds": answer.seconds}
+    more |= {"on": masked(answer.on), "seconds": answer.seconds}
     report = answer.report
     if report is not None and task.files is not None:
         try:
