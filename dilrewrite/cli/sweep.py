@@ -30,7 +30,8 @@ EXAMPLES = [
 
 @command(
     "models strategy eliminate max_dilation target allow_requantised lift_all only skip on backend budget "
-    "cool_down_s min_gain_percent threads cache no_cache shapes seed verify rtol atol output force external_data as_json quiet",
+    "cool_down_s min_gain_percent threads cache no_cache shapes seed verify rtol atol output force external_data "
+    "as_json quiet",
     EXAMPLES,
     OWN,
     output={"help": "Folder of the new models and reports. [default: dilrewrite-sweep]", "metavar": "DIR"},
