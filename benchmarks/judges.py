@@ -1,7 +1,9 @@
 """Cycles by a device's own compiler, before and after: single Convs form by form, and the models of this repository.
 
-Run `python benchmarks/judges.py` where Vela is installed (`dilrewrite targets install-judge ethos-u-vela`); results go
-to benchmarks/results/ethos_u.json and .md. Every figure is an estimate of Vela's, and the same each time.
+Run `python benchmarks/judges.py` where Vela is installed (`dilrewrite targets install-judge ethos-u-vela`), and
+`python benchmarks/judges.py --backend rknn` where RKNN-Toolkit2 is; results go to benchmarks/results/ethos_u.json and
+.md, or rknn.json and .md. Every figure is the compiler's estimate, and the same each time. `--zoo FOLDER` takes the
+models of a folder too, whose index.jsonl names a shape that each runs on.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from _common import RESULTS, circumstances, heading, table, write
 import dilrewrite
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.strategies import parse, plan
-from dilrewrite.runtimes import CannotLoad, Runnable, timed_backend
+from dilrewrite.runtimes import CannotLoad, Runnable, RuntimeFailure, timed_backend
+from dilrewrite.runtimes import _rknn as kit
 from dilrewrite.runtimes import _vela as vela
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
@@ -42,6 +45,7 @@ FORMS = (
 MODELS = Path(__file__).parents[1] / "models"
 SIZES = {"causal_tcn": "roll:1x88x256", "hifigan_vocoder": "mel:1x80x32", "splice_sites": "sequence:1x4x2000"}
 CHANNELS, EXTENT = 32, 64
+PLATFORM, TOOLKITS, SECONDS = "rk3588", ("2.5.0", "2.3.2"), 120
 
 
 def single(d: int, group: int) -> ModelProto:
@@ -163,10 +167,105 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], whole: list[dict[str
     return lines
 
 
+def rknn(model: Path, toolkit: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What RKNN-Toolkit2 says of a model: its cycles, and our estimate of them with what has none."""
+    backend = timed_backend(f"rknn:toolkit={toolkit}")
+    try:
+        said = kit.Answer.read(backend.prepare(Runnable(model=model), shapes).content()[0])
+    except RuntimeFailure as error:
+        return {"toolkit": toolkit, "reason": str(error)}
+    rate = kit.CYCLES_PER_KB[PLATFORM]
+    return {
+        "toolkit": toolkit,
+        "cycles": said.cycles,
+        "uncounted_kb": round(said.uncounted_kb, 1),
+        "estimate": round(said.cycles + said.uncounted_kb * rate),
+        "on_the_cpu": list(said.hosted),
+        "operators": len(said.operators),
+        "memory_kb": said.memory_kb,
+        "doubts": list(said.doubts),
+        "digest": said.digest,
+    }
+
+
+def zoo(folder: Path | None) -> Iterator[tuple[str, str, Path, list[str]]]:
+    """The toolkit, the name, the model and the sizes of its inputs: of the models here, and of those of a folder."""
+    for toolkit in TOOLKITS:
+        for path in sorted(MODELS.glob("*.onnx")):
+            yield toolkit, path.stem, path, [SIZES[path.stem]] if path.stem in SIZES else []
+    for line in (folder / "index.jsonl").read_text(encoding="utf-8").splitlines() if folder else ():
+        about = json.loads(line)
+        sizes = {name: "x".join(map(str, about["run_inputs"][name])) for name in about["dynamic"]}
+        shapes = [f"{name}:{size}" for name, size in sizes.items()]
+        yield TOOLKITS[0], f"{Path(about['file']).stem} (zoo)", folder / about["file"], shapes
+
+
+def rknn_models(folder: Path | None, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each model as it is, and as it was chosen; what is known is not asked again."""
+    for toolkit, name, path, shapes in zoo(folder):
+        on_record = [row for row in known if (row["model"], row["before"]["toolkit"]) == (name, toolkit)]
+        if on_record:
+            yield on_record[0]
+            continue
+        sizes = {one.split(":")[0]: tuple(map(int, one.split(":")[1].split("x"))) for one in shapes}
+        row: dict[str, Any] = {"model": name, "before": rknn(path, toolkit, sizes)}
+        if "reason" not in row["before"]:
+            with tempfile.TemporaryDirectory() as scratch:
+                after, backend = Path(scratch, "after.onnx"), f"rknn:toolkit={toolkit}"
+                report = dilrewrite.optimize(path, after, backend=backend, budget=SECONDS, shapes=shapes)
+                row |= {"status": report.status, "forms": sorted({s.strategy for s in report.sites if s.strategy})}
+                row["after"] = rknn(after, toolkit, sizes)
+        print(json.dumps(row), flush=True)
+        yield row
+
+
+def rknn_page(about: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    lines = heading("RKNN by its toolkit's estimate", about)
+    lines += [
+        f"RKNN-Toolkit2 for {PLATFORM}, float16, in millions of cycles. Nothing was run. `cycles` are the toolkit's.",
+        "It counts none for operators that move or add elements: `with copies` adds what these read and write, at",
+        f"{kit.CYCLES_PER_KB[PLATFORM]} cycles for a KB, as it counts for a Conv. The least of that is chosen.",
+        "",
+    ]
+    body = []
+    for row in rows:
+        before, after = row["before"], row.get("after", {})
+        if "reason" in before:
+            body.append([row["model"], before["toolkit"], before["reason"], *["-"] * 4])
+            continue
+        both = [f"{before[key] / 1e6:.3f} -> {after[key] / 1e6:.3f}" for key in ("cycles", "estimate")]
+        hosted = [len(one["on_the_cpu"]) for one in (before, after)]
+        cpu = f"{hosted[0]} -> {hosted[1]}"
+        body.append(
+            [
+                row["model"],
+                before["toolkit"],
+                row["status"],
+                cpu,
+                *both,
+                f"{before['estimate'] / after['estimate']:.2f}x",
+            ]
+        )
+    columns = ["model", "toolkit", "status", "#on the CPU", "#cycles", "#with copies", "#gain"]
+    return [*lines, *table(columns, body)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["singles", "models"], help="the other part stays as it is on record")
-    only = parser.parse_args().only
+    parser.add_argument("--backend", choices=["ethos_u", "rknn"], default="ethos_u")
+    parser.add_argument("--more", action="store_true", help="of rknn: only what is not on record")
+    parser.add_argument("--zoo", type=Path, help="a folder of more models, for rknn")
+    given = parser.parse_args()
+    only = given.only
+    if given.backend == "rknn":
+        about = {**circumstances(timed_backend("rknn"), None), "load_before": None}
+        file, rows = RESULTS / "rknn.json", list[dict[str, Any]]()
+        known = json.loads(file.read_text(encoding="utf-8"))["models"] if given.more and file.exists() else []
+        for row in rknn_models(given.zoo, known):
+            rows.append(row)
+            write("rknn", {**about, "models": rows}, rknn_page(about, rows))
+        return
     about = circumstances(timed_backend("ethos_u"), None)
     about["load_before"] = None  # an estimate hangs on no load
     file = RESULTS / "ethos_u.json"

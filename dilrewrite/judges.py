@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dilrewrite import machine
@@ -17,20 +17,24 @@ from dilrewrite.errors import FailedError, UsageError, choices
 class Judge:
     """A compiler: its package and version, what is installed beside it, and what it is for.
 
-    `licence`: of the package, by its own words. `about_mb`: the size of the environment, about.
+    `name`: what users call it: that of the package, with the version where it is not the newest. `licence`: of the
+    package, by its own words. `about_mb`: the size of the environment, about. `alone`: the package is installed without
+    what it asks for, for that is `beside`, where it is needed.
     """
 
     name: str
     version: str
+    package: str
     title: str
     licence: str
     about_mb: int
     beside: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def requirements(self) -> tuple[str, ...]:
         """Return what pip installs."""
-        return (f"{self.name}=={self.version}", *self.beside)
+        return (f"{self.package}=={self.version}", *self.beside)
 
     @property
     def folder(self) -> Path:
@@ -42,7 +46,7 @@ class Judge:
         if not given and cache is None:
             raise UsageError("there is no folder for judges: no home folder", hint="name one in $DILREWRITE_JUDGES")
         root = Path(given) if given else Path(cache or "", "judges")
-        return root.absolute() / f"{self.name}-{self.version}"
+        return root.absolute() / f"{self.package}-{self.version}"
 
     @property
     def python(self) -> Path:
@@ -53,22 +57,41 @@ class Judge:
         """Return None when it is installed, else what is missing and the command that installs it."""
         if (self.folder / INSTALLED).is_file():
             return None
-        return f"{self.name} {self.version} is not installed: dilrewrite targets install-judge {self.name}"
+        return f"{self.package} {self.version} is not installed: dilrewrite targets install-judge {self.name}"
 
 
 INSTALLED = "installed.txt"
 """A file in a judge's environment: it is written last, with what was installed."""
 
+_VELA = Judge(
+    name="ethos-u-vela",
+    package="ethos-u-vela",
+    version="5.2.0",
+    title="Vela, Arm's compiler for Ethos-U: operators, cycles and memory by its estimate",
+    licence="Apache-2.0",
+    about_mb=110,
+)
+_RKNN = Judge(
+    name="rknn-toolkit2",
+    package="rknn-toolkit2",
+    version="2.5.0",
+    title="RKNN-Toolkit2, Rockchip's compiler: operators, cycles and memory by its estimate",
+    licence="RKNN SDK License, Rockchip's own: for applications on its chips; installing it accepts it",
+    about_mb=710,
+    alone=True,  # it asks for PyTorch, of which it uses nothing here
+    beside=(
+        *("setuptools<81", "numpy==1.26.4", "onnx==1.18.0", "protobuf==4.25.4", "opencv-python-headless<4.12"),
+        *("onnxruntime<1.24", "fast-histogram", "psutil", "ruamel.yaml", "scipy", "tqdm"),
+    ),
+)
+
 JUDGES = {
     judge.name: judge
     for judge in (
-        Judge(
-            name="ethos-u-vela",
-            version="5.2.0",
-            title="Vela, Arm's compiler for Ethos-U: operators, cycles and memory by its estimate",
-            licence="Apache-2.0",
-            about_mb=110,
-        ),
+        _VELA,
+        replace(_VELA, name="ethos-u-vela-3.10", version="3.10.0", licence="Apache License 2.0"),
+        _RKNN,
+        replace(_RKNN, name="rknn-toolkit2-2.3.2", version="2.3.2"),
     )
 }
 """The judges that there are, by the names of their packages."""
@@ -93,7 +116,10 @@ def install(name: str, say: Callable[[str], None] = print) -> Path:
     pip = [str(found.python), "-m", "pip", "--disable-pip-version-check"]
     (folder / INSTALLED).unlink(missing_ok=True)
     _run([sys.executable, "-m", "venv", "--clear", str(folder)], found)
-    _run([*pip, "install", "--quiet", *found.requirements], found)
+    first, *beside = found.requirements
+    if found.alone:
+        _run([*pip, "install", "--quiet", "--no-deps", first], found)
+    _run([*pip, "install", "--quiet", *([] if found.alone else [first]), *beside], found)
     listed = _run([*pip, "freeze"], found)
     (folder / INSTALLED).write_text(listed, encoding="utf-8")
     say(f"installed: {', '.join(listed.split())}")

@@ -1,32 +1,57 @@
 """Asks the judges anew what tests need of them, and writes their answers down: `python scripts/record_judges.py`.
 
-Each answer has the command, the judge's version and the digest of what it was asked about. Needs the judges:
-`dilrewrite targets install-judge ethos-u-vela`.
+Each answer has the command, the judge's version and the digest of what it was asked about. Needs the judges
+(`dilrewrite targets install-judge ethos-u-vela`, and so on); one that is not installed is left out, and said.
+`record_judges.py NAME ...` asks about some of them only: ethos_u, rknn.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dilrewrite.runtimes import RuntimeFailure, ethos_u  # noqa: E402
+from dilrewrite.runtimes import _rknn as kit  # noqa: E402
 from dilrewrite.runtimes import _vela as vela  # noqa: E402
-from dilrewrite.runtimes.ethos_u import JUDGE  # noqa: E402
-from tests.runtimes.judged import ACCELERATORS, MODELS, RECORDED  # noqa: E402
+from dilrewrite.runtimes.rknn import TOOLKITS  # noqa: E402
+from tests.runtimes import judged, judged_rknn  # noqa: E402
+
+
+def vela_answers() -> Iterator[dict[str, Any]]:
+    for make in judged.MODELS.values():
+        for accelerator in judged.ACCELERATORS:
+            yield json.loads(vela.ask(ethos_u.JUDGE, make(), accelerator, 600.0).text())
+
+
+def rknn_answers() -> Iterator[dict[str, Any]]:
+    for name, (make, platforms) in judged_rknn.MODELS.items():
+        for judge in TOOLKITS.values():
+            for platform in platforms:
+                try:
+                    said = json.loads(kit.ask(judge, make(), platform, 600.0).text())
+                except RuntimeFailure as error:
+                    said = {"refused": str(error), "version": judge.version, "digest": kit.digest(make())}
+                yield {"model": name, "platform": platform, **said}
 
 
 def main() -> None:
-    answers = [
-        json.loads(vela.ask(JUDGE, written, accelerator, 600.0).text())
-        for written in (make() for make in MODELS.values())
-        for accelerator in ACCELERATORS
-    ]
-    RECORDED.parent.mkdir(exist_ok=True)
-    lines = ",\n".join(map(json.dumps, answers))
-    RECORDED.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    runtimes = {"ethos_u": (ethos_u.JUDGE, judged.RECORDED, vela_answers)}
+    runtimes["rknn"] = (TOOLKITS["2.5.0"], judged_rknn.RECORDED, rknn_answers)
+    for name in sys.argv[1:] or runtimes:
+        judge, file, answers = runtimes[name]
+        if judge.missing() is not None:
+            print(f"{name}: {judge.missing()}")
+            continue
+        lines = ",\n".join(map(json.dumps, answers()))
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        print(f"{name}: {file.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

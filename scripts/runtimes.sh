@@ -13,6 +13,15 @@ ${PYTHON:-python3} -m venv "$work/venv"
 export DILREWRITE_JUDGES="$work/judges"
 "$work/venv/bin/python" -c 'from dilrewrite.judges import install; install("ethos-u-vela")'
 "$work/venv/bin/python" -m pytest -q -n 2 tests/runtimes/test_ethos_u.py tests/runtimes/test_contract.py -k ethos_u
+
+# RKNN-Toolkit2, Rockchip's compiler, in half a minute and 710 MB: only for those who accept its licence, the RKNN SDK License.
+if [ -n "${ACCEPT_RKNN_LICENSE:-}" ]; then
+  "$work/venv/bin/python" -c 'from dilrewrite.judges import install; install("rknn-toolkit2")'
+  "$work/venv/bin/python" -m pytest -q -n 2 tests/runtimes/test_rknn.py tests/runtimes/test_contract.py -k rknn
+else
+  echo "rknn is not tried: ACCEPT_RKNN_LICENSE is not set"
+fi
+
 for backend in opencv openvino tract; do
   "$work/venv/bin/dilrewrite" optimize models/aspp_segmentation.onnx --backend "$backend" --budget 10 \
     -o "$work/$backend.onnx" --force

@@ -46,6 +46,18 @@ def test_a_judge_is_installed_into_an_environment_of_its_own(
     assert said.endswith("installed: ethos-u-vela==5.2.0, numpy==2.4.6\n")
 
 
+def test_what_a_judge_asks_for_and_does_not_need_is_left_out(commands: list[list[str]], tmp_path: Path) -> None:
+    """RKNN-Toolkit2 asks for PyTorch, gigabytes of it; an older one has a folder of its own."""
+    judges.install("rknn-toolkit2-2.3.2", lambda _: None)
+    toolkit, beside = commands[1][5:], commands[2][5:]
+    assert toolkit == ["--quiet", "--no-deps", "rknn-toolkit2==2.3.2"]
+    assert beside[0] == "--quiet"
+    assert not [one for one in beside if one.startswith(("torch", "rknn"))]
+    assert commands[0][-1] == str(tmp_path / "judges" / "rknn-toolkit2-2.3.2")
+    assert judges.judge("rknn-toolkit2").missing() is not None
+    assert judges.judge("rknn-toolkit2-2.3.2").missing() is None
+
+
 def test_the_usual_place_is_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DILREWRITE_JUDGES", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
