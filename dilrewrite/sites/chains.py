@@ -20,7 +20,7 @@ from dilrewrite.model.walk import DEFAULT_DOMAINS, subgraphs
 from dilrewrite.sites import Part, Site
 from dilrewrite.sites.cut import ENDLESS, OUTSIDE, Flow, inside
 from dilrewrite.sites.ends import ends
-from dilrewrite.sites.nests import nested
+from dilrewrite.sites.nests import leaves, nested
 from dilrewrite.sites.operators import Refused, operator_of, operators
 from dilrewrite.sites.ranks import spread_ranks
 from dilrewrite.sites.scopes import Scope
@@ -173,6 +173,15 @@ def phased_view(chain: Chain, block: tuple[int, ...]) -> View:
     return View(frozenset(laid.axes), reads, frozenset(wanted))
 
 
+def undilated_view(chain: Chain, view: View) -> View | None:
+    """Return a view of phases with the Convs outside that they leave dilated, None where they leave none."""
+    out = {place for place in view.wanted if leaves(chain.convs[place], chain.block)}
+    if not out:
+        return None
+    reads = tuple(None if place in out else each for place, each in enumerate(view.reads))
+    return replace(view, reads=reads, wanted=view.wanted - out)
+
+
 def regions(scope: Scope, chain: Chain, view: View) -> Iterator[tuple[int, ...]]:
     """Yield the places of the nodes that hang together inside the best cut, in their order."""
     allowed = {place for place, each in enumerate(view.reads) if each is not None}
@@ -265,10 +274,23 @@ def region_sites(
     """Yield the regions of a node list as sites: to lift, or to split into phases (see `every_region`).
 
     A region to lift holds two Convs or more: the forms of one are those of its site. A region of phases that leaves
-    dilation comes once more, with what is split again inside.
+    dilation comes once more, with what is split again inside, and without the Convs that are left dilated: their own
+    forms, or other phases, may serve them better.
     """
     view = phased_view(whole, block) if block else lifted_view(whole)
     whole = replace(whole, block=block)
+    keys: set[str] = set()
+    for each in (view, undilated_view(whole, view) if block else None):
+        for site in _seen(scope, whole, each, parts, lift_all=lift_all) if each is not None else ():
+            if each is view or site.key not in keys:
+                keys.add(site.key)
+                yield site
+                if isinstance(site.meaning, Chain) and block and (full := nested(site.meaning)) is not None:
+                    yield replace(site, meaning=full)
+
+
+def _seen(scope: Scope, whole: Chain, view: View, parts: Mapping[int, Part], *, lift_all: bool) -> Iterator[Site]:
+    """Yield the regions of one view as sites, those with too few Convs left out."""
     pairs = [(scope.producers[whole.links[place].inputs[0]], place) for place in whole.gone]
     for places in regions(scope, whole, view):
         members = set(places)
@@ -276,12 +298,8 @@ def region_sites(
             continue  # no layout has room for both
         own = {number: parts[place] for number, place in enumerate(places) if place in parts}
         dilated = sum(part.geometry.dilated for part in own.values())
-        enough = dilated > 1 if block else len(members & view.wanted) > 1 and (lift_all or dilated > 0)
-        if enough:
-            site = _site(scope, whole, view, places, own)
-            yield site
-            if isinstance(site.meaning, Chain) and block and (full := nested(site.meaning)) is not None:
-                yield replace(site, meaning=full)
+        if dilated > 1 if whole.block else len(members & view.wanted) > 1 and (lift_all or dilated > 0):
+            yield _site(scope, whole, view, places, own)
 
 
 def _site(scope: Scope, whole: Chain, view: View, places: tuple[int, ...], parts: Mapping[int, Part]) -> Site:

@@ -26,7 +26,7 @@ def nested(chain: Chain) -> Chain | None:
     Each time it is by what the dilations that are left have in common, or else by the one of most Convs, and around the
     Convs that are dilated still by the cut that moves least.
     """
-    if not any(_leaves(geometry, chain.block) for geometry in chain.convs.values()):
+    if not any(leaves(geometry, chain.block) for geometry in chain.convs.values()):
         return None
     nests: list[tuple[tuple[int, ...], frozenset[int]]] = []
     places = frozenset(range(len(chain.links)))
@@ -43,7 +43,8 @@ def nested(chain: Chain) -> Chain | None:
     return replace(chain, nests=tuple(nests)) if nests else None
 
 
-def _leaves(geometry: ConvGeometry, block: tuple[int, ...]) -> bool:
+def leaves(geometry: ConvGeometry, block: tuple[int, ...]) -> bool:
+    """Say whether a Conv is dilated still where a block splits its input into phases."""
     return any(k > 1 and d > b for k, d, b in zip(geometry.kernel, geometry.dilations, block, strict=True))
 
 

@@ -42,14 +42,18 @@ def regions(model: ModelProto, strategy: str, block: tuple[int, ...]) -> list[tu
 
 
 def sites_of(model: ModelProto, block: tuple[int, ...]) -> Iterator[Site]:
-    """Yield the regions of a model: to lift as `find` has them, in phases of any block, not split again inside."""
+    """Yield the regions of a model: to lift as `find` has them, in phases of any block the largest, split once."""
     if not block:
         yield from (site for site in find(model, regions=True).regions if not site.meaning.block)
         return
     for scope in scopes(model, infer_shapes(model)):
         parts = parts_of(scope)
-        sites = region_sites(scope, chain_of(scope, parts), parts, block)
-        yield from (site for site in sites if not site.meaning.nests)
+        sites = [each for each in region_sites(scope, chain_of(scope, parts), parts, block) if not each.meaning.nests]
+        taken: set[int] = set()
+        for site in sites:
+            if taken.isdisjoint(site.nodes):
+                taken.update(site.nodes)
+                yield site
 
 
 def spliced(model: ModelProto, sites: Sequence[Site], strategy: str = "lift_region") -> ModelProto:
@@ -155,6 +159,37 @@ def test_a_thousand_dilated_convs_among_ten_thousand_nodes() -> None:
     assert {len(block) for block in blocks} == {0, 1, 2}
     lifted = [site for site in found.regions if not site.meaning.block]
     assert sum(part.geometry.dilated for site in lifted for part in site.parts) == 550
+
+
+def test_phases_also_end_where_dilation_would_be_left() -> None:
+    """The stage of a DeepLab by its own dilation, and not only with the head, whose dilations are multiples of it."""
+    found = find(onnx.load("models/aspp_segmentation.onnx"), regions=True).regions
+    assert len({site.key for site in found}) == len(found)
+    stage, head = (2, 2), {12, 24, 36}
+    dilations = [
+        sorted(part.geometry.dilations[0] for part in site.parts if part.geometry.dilated)
+        for site in found
+        if site.meaning.block == stage and not site.meaning.nests
+    ]
+    assert dilations == [[2, 2, 2, 2, *sorted(head)], [2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("gap", ["", "d = Einsum <equation = '...->...'> (c)"])
+def test_of_phases_that_leave_no_dilation_there_is_one_region(gap: str) -> None:
+    nodes = [
+        helper.make_node("Conv", [before, "w"], [after], dilations=[d, d], pads=[d] * 4)
+        for before, after, d in (("x", "a", 2), ("a", "b", 2), ("b", "c", 4), ("d" if gap else "c", "z", 4))
+    ]
+    if gap:
+        nodes.insert(3, helper.make_node("Einsum", ["c"], ["d"], equation="...->..."))
+    x, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 16, 16]) for name in "xz")
+    weights = numpy_helper.from_array(np.ones((4, 4, 3, 3), np.float32), "w")
+    graph = helper.make_graph(nodes, "steps", [x], [z], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    found = [
+        (site.meaning.block[0], len(site.parts)) for site in find(model, regions=True).regions if not site.meaning.nests
+    ]
+    assert sorted(found) == ([(2, 2), (2, 3)] if gap else [(2, 2), (2, 4), (4, 2)])
 
 
 def test_a_region_without_dilation_is_found_only_when_asked_for() -> None:
