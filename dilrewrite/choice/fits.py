@@ -159,12 +159,13 @@ class Fitter:
             stays = next((one.cost_on_target for one in offered if one.strategy.startswith("keep")), 0.0)
             native = [one for one in forms if one.fitted is not None and one.fitted.fit is Fit.NATIVE]
             native = [one for one in native if not one.holds_for]
-            less = [one for one in native if own.work > 1 and one.cost_on_target < stays]
+            undone = {one.pattern for one in self.profile.refolds}
+            less = [one for one in native if own.work > 1 and one.cost_on_target < stays and one.strategy not in undone]
             if self.judged:
                 native = [one for one in native if not _on_request(one)]
                 return own, Why(reason=Reason.NATIVE, said=self.profile.name), choose.distinct(native)
             if not less:
-                return own, Why(reason=Reason.NATIVE, said=self.profile.name), []
+                return own, Why(reason=Reason.NATIVE, said=self.profile.name, factor=own.work), []
             share = less[0].cost_on_target / stays
             return own, Why(reason=Reason.CHEAPER, factor=own.work, share=share), choose.distinct(less)
         better = [one for one in forms if one.fitted is not None and one.fitted.fit.rank < own.fit.rank]

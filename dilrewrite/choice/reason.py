@@ -30,7 +30,7 @@ class Reason(StrEnum):
     CANNOT_GO = "cannot go"
     """Every form leaves a dilation. `refusals`: of all that do not apply."""
     NATIVE = "native"
-    """The target `said` runs it as it is."""
+    """The target `said` runs it as it is. `factor`: how many times the work its compiler makes of the dilation."""
     FITS = "fits"
     """It fits the target better than the site, of which `said` says why it does not fit. `number`: how many fit so.
     `because`: why the target's judge does not decide; `factor`: not 1 where the profile says what dilation costs."""

@@ -39,6 +39,8 @@ OUTCOMES = {
     Outcome.PLANNED: "would be measured",
 }
 
+NOT_CHEAPER = "by what its compiler makes of it, not timed: no form that is known to run there is cheaper by estimate"
+
 WORDS = {
     Reason.INSPECTED: "inspected only",
     Reason.TOO_NEW: "{why.said}",
@@ -49,7 +51,7 @@ WORDS = {
     Reason.FORCED: "forced by --strategy",
     Reason.REFUSED: "{why.refusals[0].strategy} refuses: {why.refusals[0].reason}",
     Reason.CANNOT_GO: "no form leaves it without such a dilation ({refusals})",
-    Reason.NATIVE: "{why.said} runs it as it is",
+    Reason.NATIVE: "{why.said} runs it as it is{work}",
     Reason.FITS: "{why.said}; the cheapest by {model} of {count} that {fit}{judge}",
     Reason.JUDGED: "{why.said}; {because}",
     Reason.CHEAPER: "the target's compiler makes {ratio:.3g}x the work of the dilation; by that and the estimate it "
@@ -153,6 +155,7 @@ def words(why: Why, backend: str = "", whole: str = "Conv") -> str:
         part=f"{100 * (why.share or 0.0):.0f} %",
         fit="fits" if why.number == 1 else "fit",
         ratio=why.factor,
+        work=f", with {why.factor:.3g}x the work {NOT_CHEAPER}" if why.factor > 1 else "",
         model="estimate" if why.factor == 1 else "the profile's cost model and the estimate",
         judge=f"; {words(why.because, backend, whole)}" if why.because is not None else "",
         refused=f" ({refusals})" if refusals else "",

@@ -358,3 +358,47 @@ def test_a_rewritten_model_has_the_sizes_that_were_given(tmp_path: Path) -> None
     onnx.save(model, place)
     dilrewrite.optimize(place, out, target=str(chip(tmp_path)), shapes=["x:1x2x20x22"])
     assert out.read_bytes() == place.read_bytes()
+
+
+def lowers(cost: str, *patterns: str) -> Any:
+    """What a compiler makes of dilation, and what it folds back."""
+    return {
+        "lowers": [{"when": "dilated", "to": "zero_fill", "cost": cost, **SAID}],
+        "refolds": [{"pattern": one, **SAID} for one in patterns],
+    }
+
+
+def test_a_form_that_the_compiler_folds_back_saves_nothing(tmp_path: Path) -> None:
+    """Phases in the batch would be the same dilated Conv again."""
+    away = dict.fromkeys(("Concat", "Add", "Slice", "Gather"), "none")
+    model = conv((4, 4), (16, 16), channels=32)
+    one = {"groups": rule(max=1)}
+    taken = optimized(model, chip(tmp_path, one, compiler=lowers("9"), **away)).sites[0]
+    assert taken.strategy == "space_to_batch"
+    other = optimized(model, chip(tmp_path, one, compiler=lowers("9", "space_to_batch"), **away)).sites[0]
+    assert other.strategy != "space_to_batch"
+
+
+@pytest.mark.parametrize(
+    ("target", "dilation", "fit", "lowered", "cost"),
+    [
+        ("intel-npu", 5, "native", "zero_fill", 121 / 9),
+        ("intel-npu", 6, "native", "taps", 1.0),  # a kernel of 13
+        ("amd-ryzen-ai", 4, "unknown", "zero_fill", 9.0),
+        ("amd-ryzen-ai", 5, "unknown", "", None),
+    ],
+)
+def test_what_compilers_make_of_dilation_is_told_and_changes_nothing_by_itself(
+    target: str, dilation: int, fit: str, lowered: str, cost: float | None
+) -> None:
+    """No source says which operators of a form run there, so the Conv stays, with its cost."""
+    model = conv((dilation,) * 2, (32, 32), channels=32)
+    report = optimized(model, target)
+    assert (report.status, report.exit_code) == ("kept", 0)
+    assert report.target is not None
+    (node,) = (one for one in report.target.nodes if one.op == "Conv")
+    assert (node.fit, node.lowered) == (fit, lowered)
+    assert node.cost == pytest.approx(cost) if cost is not None else node.cost is None
+    if fit == "native" and cost != 1:
+        assert f"runs it as it is, with {cost:.3g}x the work" in report.sites[0].reason
+        assert "not timed" in report.sites[0].reason

@@ -10,6 +10,14 @@ import pytest
 from dilrewrite.targets import profiles
 
 LIMITS = {
+    "intel-npu": """
+        conv.kernel: at most 11
+        conv.dilation: unlimited
+        conv.pads: unlimited""",
+    "amd-ryzen-ai": """
+        conv.kernel: unknown
+        conv.dilation: square constant kernels with equal dilations of 2 to 4 become undilated, others stay
+        conv.groups: unknown""",
     "ethos-u-vela-3.10": """
         conv.products (kh-1)*dh+1: at most 64
         conv.products ((kh-1)*dh+1)*((kw-1)*dw+1): at most 4096

@@ -33,6 +33,8 @@ def limits(profile: Profile, field: str) -> str:
 
 def layout(profile: Profile) -> str:
     """Where layout operators run that do not run on the device."""
+    if not profile.operators:
+        return "unknown"
     parts = []
     for where, word in WHERE.items():
         ops = [op for op in LAYOUT if any(rule.limit == where for rule in profile.operators[op].get("where", ()))]
