@@ -36,7 +36,7 @@ from dilrewrite.proof.verdict import Settings, Verdict
 from dilrewrite.reports import describe, reasons, report, write_reports
 from dilrewrite.reports.report import RegionReport, Report, SiteReport
 from dilrewrite.reports.units import listed
-from dilrewrite.runtimes import backends
+from dilrewrite.runtimes import TimeKind, backends
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import with_pools
 from dilrewrite.splice.plain import plain
@@ -345,9 +345,10 @@ def _report(job: _Job, done: _Done) -> Report:
     found, options, verdict = job.found, job.run.options, done.verdict
     settled, measurement = done.chosen.settled, done.chosen.measurement
     on = measurement.backend if measurement is not None else ""
-    sites = tuple(describe.site(decision, on) for decision in settled)
+    counts = measurement is not None and measurement.source is TimeKind.ESTIMATED
+    sites = tuple(describe.site(decision, on, estimates=counts) for decision in settled)
     dilations = {site.key: site.max_dilation_left for site in sites}
-    around = tuple(describe.region(decision, on, dilations) for decision in done.chosen.regions)
+    around = tuple(describe.region(decision, on, dilations, estimates=counts) for decision in done.chosen.regions)
     status = _status(job, done, sites, around)
     written = status not in ("differs", "not valid", *LEFT)
     told = {d.why.said for d in settled if d.why.reason is Reason.TOO_NEW and d.explicit is None}

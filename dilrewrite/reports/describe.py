@@ -20,7 +20,7 @@ from dilrewrite.forms.sandwich import Sandwich
 from dilrewrite.model.elements import element_name
 from dilrewrite.model.tensors import Model
 from dilrewrite.model.walk import DEFAULT_DOMAINS, all_nodes, fed, tensors
-from dilrewrite.reports import reasons
+from dilrewrite.reports import reasons, units
 from dilrewrite.reports.report import (
     CandidateReport,
     ExampleReport,
@@ -37,20 +37,21 @@ from dilrewrite.timing.outcome import FormTiming
 MOST_NODES = 400  # a form of more nodes is no example
 
 
-def site(decision: Decision, backend: str = "") -> SiteReport:
-    """Return what is known and what was decided of a site; `backend`: what was measured on."""
+def site(decision: Decision, backend: str = "", *, estimates: bool = False) -> SiteReport:
+    """Return what is known and what was decided of a site; `backend`: what was measured on, which may only estimate."""
     found, measured = decision.site, decision.measured
     explicit = found.geometry.explicit()
     share = explicit.data_share()
     fields = ("where", "name", "node", "output", "key", "opset", "geometry", "ends")
     same = {name: getattr(found, name) for name in fields}
+    reason = reasons.of(decision, backend)
     return SiteReport(
         **same,
         multiply_adds=explicit.multiply_adds(),
         padding_share=None if share is None else 1 - share,
         action="kept" if decision.fragment is None and decision.region is None else "rewritten",
         strategy=decision.strategy,
-        reason=reasons.of(decision, backend),
+        reason=units.estimated(reason) if estimates else reason,
         max_dilation_left=decision.max_dilation,
         proof=decision.proof,
         candidates=tuple(
@@ -76,14 +77,16 @@ def _fit(decision: Decision) -> SiteFit | None:
     return SiteFit(before=own.fit, because=own.because, after=now.fit, host=now.host, because_after=now.because)
 
 
-def region(decision: Decision, backend: str = "", sites: Mapping[str, int] | None = None) -> RegionReport:
+def region(
+    decision: Decision, backend: str = "", sites: Mapping[str, int] | None = None, *, estimates: bool = False
+) -> RegionReport:
     """Return what is known and what was decided of a region; `backend`: what was measured on.
 
     `sites`: the dilation that is left of each site, for a kept region whose Convs may have forms of their own.
     """
     found, measured, chain = decision.site, decision.measured, decision.site.meaning
     assert isinstance(chain, Chain)
-    left = decision.max_dilation
+    left, reason = decision.max_dilation, reasons.of(decision, backend)
     if decision.fragment is None and sites is not None:
         left = max((sites[key] for key in decision.considered.inside), default=left)
     same = {name: getattr(found, name) for name in ("where", "name", "key", "opset", "inputs", "outputs", "ends")}
@@ -95,7 +98,7 @@ def region(decision: Decision, backend: str = "", sites: Mapping[str, int] | Non
         members=decision.considered.inside,
         action="kept" if decision.fragment is None else "rewritten",
         strategy=decision.strategy,
-        reason=reasons.of(decision, backend),
+        reason=units.estimated(reason) if estimates else reason,
         max_dilation_left=left,
         proof=decision.proof,
         candidates=tuple(

@@ -171,6 +171,28 @@ def interval_of(comparison: Comparison) -> str:
     return f"{between(comparison.low, comparison.high)}{few}"
 
 
+ESTIMATED = {
+    r" \(\d+ pairs?\)": "",
+    rf"(?:[,;] )?{INTERVAL} [\d.]+(?:x \w+)? to (?:[\d.]+|inf)x \w+": "",
+    r", 20 to 80 %: [\d.]+ to [\d.]+ (?:ms|M cycles)": "",
+    r"^ ?\([\d.]+ to [\d.]+\)$": "",
+    r" [(\[][\d.]+(?:x \w+)? to (?:[\d.]+|inf)x (?:slower|faster)[)\]]": "",
+    rf" \[{INTERVAL}\]": "",
+    r"(?:[,;] )?\bnoise [\d.]+ %": "",
+    r",? ?\b\d+ pairs?\b": "",
+    r" beyond noise": "",
+    r"in these runs the best": "the best",
+    r"\b(forms|not) timed\b": r"\1 estimated",
+}
+
+
+def estimated(said: str) -> str:
+    """Return what is said of times as it is said of estimates: without intervals, noise and runs."""
+    for pattern, words in ESTIMATED.items():
+        said = re.sub(pattern, words, said)
+    return said
+
+
 def difference(comparison: Comparison) -> str:
     """Return a comparison in one word or a few: `1.21x faster`, `no difference`."""
     return "no difference" if comparison.low <= 1 <= comparison.high else speed(comparison.ratio)

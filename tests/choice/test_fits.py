@@ -402,3 +402,29 @@ def test_what_compilers_make_of_dilation_is_told_and_changes_nothing_by_itself(
     if fit == "native" and cost != 1:
         assert f"runs it as it is, with {cost:.3g}x the work" in report.sites[0].reason
         assert "not timed" in report.sites[0].reason
+
+
+def test_a_dilated_1d_conv_on_coral_is_not_known_until_it_has_two_dimensions() -> None:
+    (site,) = optimized(conv((4,), (40,), (3,)), "coral-edgetpu").sites
+    assert site.fit is not None
+    assert (site.fit.before, site.fit.after) == ("unknown", "native")
+    assert "is not known to run until it is written in two dimensions" in site.fit.because
+
+
+@pytest.mark.parametrize("most", [7, 6], ids=["limit", "limit + 1"])
+def test_a_node_without_dilation_that_is_out_of_limits_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], most: int
+) -> None:
+    """With its rule and source; the exit code is 0, for that node is no worse than it was."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "wide", kernel_shape=[7, 7], pads=[3] * 4),
+        helper.make_node("Conv", ["a", "v"], ["y"], "dilated", kernel_shape=[3, 3], dilations=[4, 4], pads=[4] * 4),
+    ]
+    weights = {"w": tiny.values(2, 2, 7, 7), "v": tiny.values(2, 2, 3, 3)}
+    place = tmp_path / "m.onnx"
+    onnx.save(tiny.build(nodes, {"x": (1, 2, 16, 16)}, {"y": None}, weights), place)
+    path = chip(tmp_path, {"kernel": rule(max=most), "dilation": rule(max=2)})
+    assert main(["optimize", str(place), "--target", str(path), "-o", str(tmp_path / "out.onnx"), "--no-report"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("1 Conv (wide): kernel 7 is not at most 6" in said) == (most == 6)
+    assert (tmp_path / "out.onnx").exists()

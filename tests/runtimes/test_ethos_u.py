@@ -15,6 +15,7 @@ import pytest
 import dilrewrite
 from dilrewrite.errors import UsageError
 from dilrewrite.judges import Judge
+from dilrewrite.reports.formats import console
 from dilrewrite.runtimes import (
     CannotLoad,
     Options,
@@ -119,6 +120,9 @@ def test_a_form_on_the_cpu_is_objected_to() -> None:
     assert bench.peak_bytes("keep") == answer("d=5").memory_bytes > 0
 
 
+OF_RUNS = r"% interval|\bnoise [\d.]+ %|beyond noise|\d to [\d.]+x faster|20 to 80 %|\bpairs?\b"
+
+
 @pytest.mark.measures
 def test_optimize_takes_what_has_fewer_cycles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The form with the fewest cycles of those that stay on the NPU: phases that leave the d=2 that costs nothing."""
@@ -153,6 +157,9 @@ def test_optimize_takes_what_has_fewer_cycles(monkeypatch: pytest.MonkeyPatch, t
         assert "estimated" in text
         assert "M cycles" in text
         assert not re.search(r"\d ms\b|milliseconds", text)
+        assert not re.search(OF_RUNS, text.partition("Environment")[0]), re.search(rf".*({OF_RUNS}).*", text)
+    said = " ".join(console.render(report).split())
+    assert not re.search(OF_RUNS, f"{said} {report.summary} {site.reason}"), said
 
 
 def test_an_accelerator_that_is_none() -> None:

@@ -9,7 +9,7 @@ from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES, site_name
 from dilrewrite.reports.report import Report, SiteReport
-from dilrewrite.runtimes import TimeKind
+from dilrewrite.runtimes import TimeKind, TimeUnit
 from dilrewrite.timing.measurement import Attempt, Measurement
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 
@@ -105,6 +105,9 @@ def _whole(report: Report, measurement: Measurement) -> Iterator[tuple[str, str]
     if measurement.predicted_ratio is not None:
         yield "predicted", f"{units.speed(measurement.predicted_ratio)}, from the timings of the sites"
     if final is None:
+        return
+    if measurement.unit is TimeUnit.CYCLES:
+        yield "whole model", units.versus(final)
         return
     if not alone(report):
         both = f"{units.spread(final.first)} ms -> {units.spread(final.second)} ms"
