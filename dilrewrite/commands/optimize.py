@@ -344,8 +344,7 @@ def _status(job: _Job, done: _Done, sites: Sequence[SiteReport], around: Sequenc
 def _report(job: _Job, done: _Done) -> Report:
     found, options, verdict = job.found, job.run.options, done.verdict
     settled, measurement = done.chosen.settled, done.chosen.measurement
-    on = measurement.backend if measurement is not None else ""
-    counts = measurement is not None and measurement.source is TimeKind.ESTIMATED
+    on, counts = (measurement.backend, measurement.source is TimeKind.ESTIMATED) if measurement else ("", False)
     sites = tuple(describe.site(decision, on, estimates=counts) for decision in settled)
     dilations = {site.key: site.max_dilation_left for site in sites}
     around = tuple(describe.region(decision, on, dilations, estimates=counts) for decision in done.chosen.regions)
