@@ -307,7 +307,10 @@ class Measuring(Stage):
     profile: bool = option(False, "--profile", "Run the model, and show each Conv's share of its time.", reported=False)
     backend: str = option("auto", "--backend", "The runtime to time on; auto is the best that is ready.", "NAME")
     on: str | None = option(
-        None, "--on", "Time on another machine: ssh://[user@]host[:port], or a host of ssh's configuration.", "WHERE"
+        None,
+        "--on",
+        "Time elsewhere: ssh://[user@]host[:port], a host of ssh's configuration, or 'cmd:PROGRAM {model} {runs}'.",
+        "WHERE",
     )
     cool_down_s: float = option(
         0.0, "--cool-down", "A pause before each question that is timed, beside the budget.", "SECONDS", **_SECONDS

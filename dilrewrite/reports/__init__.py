@@ -10,7 +10,6 @@ from pathlib import Path
 from dilrewrite.errors import UsageError, shown
 from dilrewrite.reports.formats import is_report, written
 from dilrewrite.reports.report import Report
-from dilrewrite.runtimes import TimeKind, TimeUnit
 from dilrewrite.staging import Staging, reason, same_place
 
 
@@ -49,12 +48,8 @@ def write_reports(report: Report, folder: Path, staging: Staging, formats: Seque
     """Stage the formats of these names, the usual ones when there is none, into `folder`, which is made when need be.
 
     Returns the report with the paths of its files. A report of before is replaced, another file only if the staging
-    replaces files. Raises ValueError for seconds that were not measured, `UsageError` for an unknown format.
+    replaces files. Raises `UsageError` for an unknown format.
     """
-    measurement = report.measurement
-    estimated = measurement is not None and measurement.source is not TimeKind.MEASURED
-    if measurement is not None and estimated and measurement.unit is TimeUnit.SECONDS:
-        raise ValueError(f"times that are {measurement.source}, not measured, are in no report")
     files = written(formats)
     staging.make_folder(folder)
     places = sorted((folder / name for name in files), key=lambda place: place.suffix != ".html")

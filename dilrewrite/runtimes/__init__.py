@@ -57,7 +57,7 @@ class Options:
 
 
 class TimeKind(StrEnum):
-    """Where times come from. A report of estimates says that they are, and has them in cycles, never in seconds."""
+    """Where times come from. A report of estimates says that they are, and calls none a timing."""
 
     MEASURED = "measured"
     ESTIMATED = "estimated"
@@ -305,7 +305,9 @@ class TimedBackend(Backend):
     in place of the usual ones. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
     an engine's layers, to be compared with those of another engine. `host_memory`: all that its sessions hold is memory
     of their process, and is freed with them. `trial`: the backend that looks for inputs that a model runs on; `None`:
-    this one. `portable`: its benches may stand on another machine than this one.
+    this one. `portable`: its benches may stand on another machine than this one. `compares`: outputs are compared
+    there. `tells_late`: its first answer says what `source`, `unit`, `versions()` and `device()` are, so in each run
+    it is asked first for a time of the original.
     """
 
     __slots__ = ()
@@ -321,6 +323,8 @@ class TimedBackend(Backend):
     tells_layers: ClassVar[bool] = False
     host_memory: ClassVar[bool] = False
     trial: ClassVar[str | None] = "onnxruntime_cpu"
+    compares: ClassVar[bool] = True
+    tells_late: ClassVar[bool] = False
     portable: ClassVar[bool] = True
 
     def device(self) -> str:

@@ -54,6 +54,7 @@ class EthosU(TimedBackend):
     portable: ClassVar = False
     source: ClassVar = TimeKind.ESTIMATED
     unit: ClassVar = TimeUnit.CYCLES
+    compares: ClassVar = False
     forms: ClassVar = (
         "phases_apart:max_dilation=2,limit_phases=256",
         "phases_apart:limit_phases=256",

@@ -35,7 +35,6 @@ from dilrewrite.runtimes import (
     RuntimeFailure,
     TimedBackend,
     TimedOut,
-    TimeUnit,
     prepared,
 )
 from dilrewrite.sites import Site
@@ -172,7 +171,8 @@ class Meter:
     def profile(self, subject: Subject, digest: str, sites: Sequence[Site], feeds: Mapping[str, Array]) -> Profiled:
         """Profile the model on `feeds`; `digest` names the model. Raises what `profiling.profile` raises."""
         key = {"kind": "profile", "model": digest, "inputs": feeds_digest(feeds)}
-        recalled = self.ledger.recall(key, ProfileRecord, lambda record: record.fits(sites))
+        late = self.backend.tells_late
+        recalled = None if late else self.ledger.recall(key, ProfileRecord, lambda record: record.fits(sites))
         if recalled is not None:
             profiled = recalled.profile(sites)
         else:
@@ -306,10 +306,10 @@ class Meter:
     def _agree(self, original: str, other: str, model: Runnable, feeds: Mapping[str, Array]) -> None:
         """Raise Differs when a version of a model computes something else here than the original, `model`, does.
 
-        Where nothing is run, CannotRun when a version may not take its place, whatever it takes.
+        Where no outputs are compared, CannotRun when a version may not take its place, whatever it takes.
         """
         worker, tolerance = self.worker(), self.tolerance
-        if self.backend.unit is TimeUnit.CYCLES:
+        if not self.backend.compares:
             if (why := worker.objection(original, other)) is not None:
                 raise CannotRun(why)
             return
@@ -333,7 +333,7 @@ class Meter:
 
         `digest` names the model. None, too, where it does not run here.
         """
-        if self.tolerance is None:
+        if self.tolerance is None or not self.backend.compares:
             return None
         key: dict[str, Any] = {"kind": "original", "model": digest, "inputs": feeds_digest(feeds)}
         key |= {"trial": trial.name, "trial_versions": trial.versions(), "tolerance": repr(self.tolerance)}

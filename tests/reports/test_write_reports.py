@@ -31,18 +31,21 @@ def test_every_usual_format_is_written(tmp_path, name):
     assert {Path(file).name for file in files} == set(contents)
 
 
-@pytest.mark.parametrize("source", [kind for kind in TimeKind if kind is not TimeKind.MEASURED])
+@pytest.mark.parametrize("unit", TimeUnit)
 @pytest.mark.parametrize("name", MEASURED)
-def test_times_that_were_not_measured_are_in_no_report(tmp_path, name, source):
+def test_an_estimate_is_nowhere_called_measured(name, unit):
+    """Neither on a screen nor in a file for people; what says that nothing was measured says it in capitals."""
     report = REPORTS[name]
     assert report.measurement is not None
-    report = replace(report, measurement=replace(report.measurement, source=source))
-    with Staging() as staging:
-        with pytest.raises(ValueError, match=f"times that are {source}, not measured, are in no report"):
-            write_reports(report, tmp_path / "reports", staging)
-        assert not list(Path(tmp_path).rglob("*")), "nothing is staged"
-        staging.commit()
-    assert not list(Path(tmp_path).rglob("*"))
+    estimate = replace(report, measurement=replace(report.measurement, source=TimeKind.ESTIMATED, unit=unit))
+    spells = [console.to_text, *(formats()[form].render for form in ("markdown", "html"))]
+    assert name != "measured" or all(re.search("timed|measured", spell(report)) for spell in spells)
+    assert all("NOT MEASURED" in spell(estimate) for spell in spells)
+    for spell in (console.on_screen, *spells):
+        text = re.sub(r"<(style|script)>.*?</\1>|<code>.*?</code>|`[^`]*`", "", spell(estimate), flags=re.DOTALL)
+        text = " ".join(text.split())
+        assert re.findall(r"(?<![\w/.-])(?:[Mm]easured|[Mm]easuring|[Tt]imed|[Tt]imings?)(?![\w/-])", text) == []
+        assert not re.search(r"\d ms\b(?! by estimate)", text)
 
 
 @pytest.mark.parametrize("name", MEASURED)

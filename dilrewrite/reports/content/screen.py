@@ -15,7 +15,7 @@ from dilrewrite.reports.content import answer, engine, folds, models, regions, s
 from dilrewrite.reports.content.counted import counted
 from dilrewrite.reports.report import ModelReport, Report, SiteReport, ValueReport
 from dilrewrite.reports.units import count, dims, joined, percent, size
-from dilrewrite.runtimes import TimeKind, TimeUnit
+from dilrewrite.runtimes import TimeKind
 from dilrewrite.tensorrt.sidecar import EngineReport
 
 NAMES = 2  # so many nodes of a group are named
@@ -157,7 +157,7 @@ def _proved(report: Report) -> Iterator[str]:
 def _timed(report: Report) -> str:
     """Return what timing the whole model says, besides the ratio in the answer."""
     final = report.measurement.final if report.measurement is not None else None
-    if final is None or (report.measurement is not None and report.measurement.unit is TimeUnit.CYCLES):
+    if final is None or (report.measurement is not None and report.measurement.source is TimeKind.ESTIMATED):
         return ""
     own = timing.own_noise(report)
     noise = f"noise {percent(own.level)}" if own is not None else ""

@@ -9,7 +9,7 @@ from dilrewrite.reports import document as doc
 from dilrewrite.reports import units
 from dilrewrite.reports.content.sites import NAME_LENGTH, SITE_NAMES, site_name
 from dilrewrite.reports.report import Report, SiteReport
-from dilrewrite.runtimes import TimeKind, TimeUnit
+from dilrewrite.runtimes import TimeKind
 from dilrewrite.timing.measurement import Attempt, Measurement
 from dilrewrite.timing.stopwatch import Comparison, Noise, Timing
 
@@ -106,7 +106,7 @@ def _whole(report: Report, measurement: Measurement) -> Iterator[tuple[str, str]
         yield "predicted", f"{units.speed(measurement.predicted_ratio)}, from the timings of the sites"
     if final is None:
         return
-    if measurement.unit is TimeUnit.CYCLES:
+    if measurement.source is TimeKind.ESTIMATED:
         yield "whole model", units.versus(final)
         return
     if not alone(report):
