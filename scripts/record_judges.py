@@ -2,11 +2,13 @@
 
 Each answer has the command, the judge's version and the digest of what it was asked about. Needs the judges
 (`dilrewrite targets install-judge ethos-u-vela`, and so on); one that is not installed is left out, and said.
-`record_judges.py NAME ...` asks about some of them only: ethos_u, rknn.
+`record_judges.py NAME ...` asks about some of them only: ethos_u, rknn, and profiles that have a judge.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,9 @@ from dilrewrite.runtimes import RuntimeFailure, ethos_u  # noqa: E402
 from dilrewrite.runtimes import _rknn as kit  # noqa: E402
 from dilrewrite.runtimes import _vela as vela  # noqa: E402
 from dilrewrite.runtimes.rknn import TOOLKITS  # noqa: E402
+from dilrewrite.targets import profiles  # noqa: E402
 from tests.runtimes import judged, judged_rknn  # noqa: E402
+from tests.targets import limits  # noqa: E402
 
 
 def vela_answers() -> Iterator[dict[str, Any]]:
@@ -40,9 +44,17 @@ def rknn_answers() -> Iterator[dict[str, Any]]:
                 yield {"model": name, "platform": platform, **said}
 
 
+def limits_of(name: str) -> Iterator[dict[str, Any]]:
+    profile = profiles()[name]
+    for case in limits.cases(profile):
+        yield dataclasses.asdict(limits.ask(profile, case))
+
+
 def main() -> None:
     runtimes = {"ethos_u": (ethos_u.JUDGE, judged.RECORDED, vela_answers)}
     runtimes["rknn"] = (TOOLKITS["2.5.0"], judged_rknn.RECORDED, rknn_answers)
+    for name, judge in limits.JUDGED.items():
+        runtimes[name] = (judge, limits.RECORDED / f"{name}.json", functools.partial(limits_of, name))
     for name in sys.argv[1:] or runtimes:
         judge, file, answers = runtimes[name]
         if judge.missing() is not None:

@@ -17,7 +17,7 @@ def test_a_line_for_each(capsys: Capsys) -> None:
     lines = cli(capsys, "targets").out.splitlines()
     assert [line.split()[0] for line in lines] == list(profiles())
     told = next(line for line in lines if line.startswith("rknn-2.3.2"))
-    assert "Rockchip RKNN; rknn-toolkit2 2.3.2; documented, read " in told
+    assert "Rockchip RKNN; rknn-toolkit2 2.3.2; run, read " in told
     listed = json.loads(cli(capsys, "targets", "--json").out)
     assert [one["name"] for one in listed] == list(profiles())
 

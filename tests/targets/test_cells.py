@@ -223,12 +223,12 @@ LAYOUT = {
         operators.Transpose.products: height times width is a multiple of 16
         operators.Slice.steps: at most 1
         operators.ConvTranspose.dilation: at most 1
-        none Sum""",
+        native Sum""",
     "rknn-2.5.0": """
         host SpaceToDepth DepthToSpace
         native Reshape Transpose Slice Concat Split Pad Gather
         operators.Slice.steps: at most 1
-        none Sum""",
+        native Sum""",
     "ti-tidl": """
         native SpaceToDepth DepthToSpace Reshape Transpose Slice Concat Split Pad
         operators.SpaceToDepth.max_rank: at most 4

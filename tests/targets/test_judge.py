@@ -77,12 +77,13 @@ def test_operators_of_the_host_and_unknown_ones() -> None:
         helper.make_node("SpaceToDepth", ["x"], ["a"], name="s2d", blocksize=2),
         helper.make_node("Slice", ["a", "0", "big", "2", "2"], ["b"], name="steps"),
         helper.make_node("Slice", ["a", "0", "big", "2", "1"], ["c"], name="cut"),
-        helper.make_node("Sum", ["b", "b"], ["d"], name="sum"),
+        helper.make_node("DynamicQuantizeLinear", ["b"], ["d", "s", "z"], name="integers"),
         helper.make_node("Mine", ["c"], ["e"], name="mine", domain="my.own"),
     ]
     numbers = {name: np.array([int(name)]) for name in "012"} | {"big": np.array([8])}
-    model = build(nodes, {"x": (1, 4, 32, 32)}, {"d": None, "e": None}, numbers, domains=["my.own"])
-    fit = {"s2d": Fit.HOST, "steps": Fit.HOST, "cut": Fit.NATIVE, "sum": Fit.OUT, "mine": Fit.UNKNOWN}
+    types = {"d": TensorProto.UINT8}
+    model = build(nodes, {"x": (1, 4, 32, 32)}, {"d": None, "e": None}, numbers, domains=["my.own"], types=types)
+    fit = {"s2d": Fit.HOST, "steps": Fit.HOST, "cut": Fit.NATIVE, "integers": Fit.OUT, "mine": Fit.UNKNOWN}
     assert fits(model) == fit
     judgement = judge(model, find("rknn-2.3.2"))
     assert judgement.fit is Fit.OUT
