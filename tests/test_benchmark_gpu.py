@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: that nothing is made up where there is no GPU, and the rows of a run on a stand-in.
+"""benchmarks/gpu.py with runtimes: that nothing is made up where there is no GPU, and the rows of a dry run.
 
 The stand-in is the CPU backend under its own name: what is tested is the script, and the results say what they are of.
 """
@@ -37,16 +37,26 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[ModuleType]:
-    """The script as a module; it and those beside it are forgotten afterwards."""
+    """The part of it as a module; it and those beside it are forgotten afterwards."""
     known, path = set(sys.modules), list(sys.path)
     sys.path.insert(0, str(SCRIPT.parent))
     try:
-        yield importlib.import_module("gpu")
+        yield importlib.import_module("_gpu_runtimes")
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - known:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(SCRIPT.parent)):
                 del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def driver(gpu: ModuleType) -> ModuleType:  # noqa: ARG001 - which forgets it
+    """The command as a module."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        return importlib.import_module("gpu")
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -62,43 +72,58 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def written(folder: Path) -> tuple[dict[str, Any], str]:
     """The results in a folder: the JSON, and the page of the same name."""
-    (file,) = folder.glob("*.json")
+    (file,) = folder.glob("gpu-*-*.json")
     return json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".md").read_text(encoding="utf-8")
 
 
 # -- without a GPU ----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_backend_it_exits_with_4_and_reasons_and_writes_nothing() -> None:
+def test_without_a_gpu_it_exits_with_4_and_reasons_and_writes_nothing() -> None:
     before = set(RESULTS.glob("gpu-*"))
-    done = command()
+    done = command("torch", "jax", "runtimes")
     assert done.returncode == 4, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 4
-    for name, line in zip(("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_tensorrt"), lines, strict=True):
-        said, _, reason = line.partition(": not ready: ")
-        assert said == name
-        assert reason
+    assert [line.partition(":")[0] for line in lines] == ["torch", "jax", "runtimes"]
+    for line in lines:
+        assert re.search(r": 0 of \d+ rows measured, \d+ s: not run: .+", line)
+    assert "reaches no CUDA device" in lines[0]
+    for name in ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_tensorrt"):
+        assert f"{name}: " in lines[2]
     assert done.stderr == "nothing was measured\n"
     assert set(RESULTS.glob("gpu-*")) == before
 
 
 def test_with_a_folder_it_says_so_there(tmp_path: Path) -> None:
-    done = command("--out", tmp_path / "out", "--backends", "tensorrt_rtx")
+    done = command("runtimes", "--out", tmp_path / "out", "--backends", "tensorrt_rtx")
     assert done.returncode == 4, done.stderr
     data, page = written(tmp_path / "out")
-    assert data["backends"] == []
-    assert {row["part"] for row in data["rows"]} == {"correctness", "geometries", "models"}
-    reason = data["not_ready"]["tensorrt_rtx"]
-    assert {row["not_run"] for row in data["rows"]} == {reason}
+    assert data["parts"]["runtimes"]["backends"] == []
+    assert {row["part"] for row in data["rows"]} == {"correctness", "geometries", "models", "runtimes"}
+    reason = data["parts"]["runtimes"]["not_ready"]["tensorrt_rtx"]
+    assert {row["not_run"] for row in data["rows"]} == {reason, f"tensorrt_rtx: {reason}"}
     assert f"`tensorrt_rtx`: not run: {reason}" in page
 
 
-def test_an_unknown_backend_is_wrong_usage() -> None:
-    done = command("--backends", "warp_drive")
-    assert done.returncode == 2
-    assert "warp_drive" in done.stderr
-    assert "onnxruntime_cuda" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--backends", "warp_drive"], "onnxruntime_cuda"),
+        (["--backends", "onnxruntime_cpu"], "no number of a processor goes into a table of a GPU"),
+        (["gears"], "there is no part 'gears'; there are torch, chains, jax, runtimes"),
+        (["--dry-run"], "--dry-run writes into a folder of its own: add --out DIR"),
+        (["--dry-run", "--out", RESULTS], "--dry-run writes into a folder of its own: add --out DIR"),
+        (["--fault", "crash:x"], "--fault is for dry runs: add --dry-run"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_wrong_usage(
+    driver: ModuleType, arguments: list[object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        driver.main(list(map(str, arguments)))
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_times_that_are_not_measured_are_refused(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +139,11 @@ def test_times_that_are_not_measured_are_refused(gpu: ModuleType, monkeypatch: p
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """The results of a short run on the CPU backend."""
+    """The results of a short dry run on the CPU backend."""
     folder = tmp_path_factory.mktemp("stand-in")
     start = time.monotonic()
-    done = command("--backends", "onnxruntime_cpu", "--minutes", 0.25, "--only", "U2NetP", "--out", folder)
+    arguments = ("runtimes", "--dry-run", "--seconds", 0.1, "--minutes", 0.25, "--only", "U2NetP")
+    done = command(*arguments, "--out", folder)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < 180
     return written(folder)
@@ -126,6 +152,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 @pytest.mark.measures
 def test_every_row_says_what_it_is_of_and_how_often_it_ran(stand_in: tuple[dict[str, Any], str]) -> None:
     data, _ = stand_in
+    assert data["dry_run"]
     assert {row["part"] for row in data["rows"]} == {"correctness", "geometries", "models"}
     for row in data["rows"]:
         assert row["backend"] == "onnxruntime_cpu"
@@ -136,6 +163,7 @@ def test_every_row_says_what_it_is_of_and_how_often_it_ran(stand_in: tuple[dict[
             assert row["not_run"]
             assert not {"runs", "pairs", "ratio", "difference"} & set(row)
         else:
+            assert row["source"] == "cpu"
             assert row["runs"] >= 1
             assert row["pairs"] >= (0 if row["part"] == "correctness" else SCREEN_PAIRS)
 
@@ -159,8 +187,8 @@ def test_the_page_names_the_stand_in(stand_in: tuple[dict[str, Any], str]) -> No
     assert "## onnxruntime_cpu" in page
     assert f"Device: {CPU.device()}; driver: none: a processor; onnxruntime " in page
     assert "Clocks, power and temperature: not told." in page
-    assert [about["backend"] for about in data["backends"]] == ["onnxruntime_cpu"]
-    assert data["environment"]["cores"] >= 1
+    assert page.startswith("# Dry run: nothing here was measured on a GPU")
+    assert [about["backend"] for about in data["parts"]["runtimes"]["backends"]] == ["onnxruntime_cpu"]
     assert len(data["date"]) == len("2026-01-31")
 
 
@@ -286,10 +314,6 @@ def row(part: str, **more: Any) -> dict[str, Any]:
 def results(*rows: dict[str, Any]) -> dict[str, Any]:
     """Results as `collect` returns them."""
     return {
-        "date": "2026-01-31",
-        "minutes": 8.0,
-        "spent_s": 400.0,
-        "environment": {"processor": "a processor"},
         "backends": [
             {
                 "backend": "b",
@@ -308,21 +332,6 @@ def results(*rows: dict[str, Any]) -> dict[str, Any]:
         "not_ready": {},
         "rows": list(rows),
     }
-
-
-def test_a_wrong_result_is_an_exit_code(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = {"precision": "tf32", "geometry": "g", "form": "tap_sum", "runs": 1, "pairs": 0, "elements": 9}
-    wrong = row("correctness", **more, outcome="WRONG", passed=False, difference=None)
-    monkeypatch.setattr(gpu, "collect", lambda *_, **__: results(wrong))
-    assert gpu.main(["--out", str(tmp_path)]) == 1
-    assert "WRONG: b, tf32, g: tap_sum" in capsys.readouterr().err
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        "gpu-nvidia-l4-2026-01-31.json",
-        "gpu-nvidia-l4-2026-01-31.md",
-    ]
-    assert "**WRONG**" in (tmp_path / "gpu-nvidia-l4-2026-01-31.md").read_text(encoding="utf-8")
 
 
 def test_the_page_has_a_place_for_everything(gpu: ModuleType) -> None:
@@ -368,15 +377,3 @@ def test_the_page_has_a_place_for_everything(gpu: ModuleType) -> None:
     assert "not run: out \\| of memory" in page
     assert "| tcn | original | 3 TensorRT, 1 CUDA | 1 |" in page
     assert "Results against" not in page
-
-
-@pytest.mark.parametrize(
-    ("device", "name"),
-    [
-        ("NVIDIA GeForce RTX 4090, driver for CUDA 13.2", "nvidia-geforce-rtx-4090"),
-        ("Intel(R) Xeon(R) Processor, 2 cores", "intel-r-xeon-r-processor"),
-        (", 2 cores", "unknown"),
-    ],
-)
-def test_devices_as_names_of_files(gpu: ModuleType, device: str, name: str) -> None:
-    assert gpu.slug(device) == name

@@ -65,13 +65,25 @@ def missing(install: str, package: str = "onnxruntime") -> str | None:
 
 
 def distributions() -> list[str]:
-    """Return the installed distributions of ONNX Runtime."""
+    """Return the installed distributions of ONNX Runtime, without those that one further up Python's path hides."""
     installed = []
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             importlib.metadata.version(name)
             installed.append(name)
-    return installed
+    spec = importlib.util.find_spec("onnxruntime") if len(installed) > 1 else None
+    if spec is None or spec.origin is None:
+        return installed
+    home = Path(spec.origin).resolve().parent.parent
+    return [name for name in installed if _folder(name) in (None, home)]
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder that a distribution is installed in, where it says so."""
+    try:
+        return Path(str(importlib.metadata.distribution(name).locate_file(""))).resolve()
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dilrewrite
 from dilrewrite.runtimes import CannotLoad, CannotRun, Crashed, Io, Options, Runnable, TimedOut
-from dilrewrite.runtimes._onnxruntime import reason
+from dilrewrite.runtimes._onnxruntime import distributions, reason
 from dilrewrite.runtimes._worker import IsolatedSession
 from dilrewrite.runtimes.onnxruntime_cpu import BACKEND, OnnxRuntimeCpu
 
@@ -525,6 +525,19 @@ def test_two_installed(monkeypatch: pytest.MonkeyPatch):
     text = BACKEND.missing()
     assert text.startswith("onnxruntime and onnxruntime-gpu are installed and overwrite each other: ")
     assert "pip uninstall -y onnxruntime onnxruntime-gpu, then only one of them: pip install 'dilrewrite[cpu]'" in text
+
+
+def test_one_that_hides_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """In a folder further up Python's path: nothing is overwritten, and the first one counts."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    about = tmp_path / "onnxruntime_gpu-1.31.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert distributions() == ["onnxruntime-gpu"]
+    assert BACKEND.missing() is None
 
 
 def test_broken_installation(monkeypatch: pytest.MonkeyPatch):
