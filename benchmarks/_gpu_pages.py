@@ -45,7 +45,11 @@ def write(folder: Path, data: Mapping[str, Any]) -> Path:
     head = json.dumps({**data, "rows": []}, ensure_ascii=False, allow_nan=False, indent=1)
     rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in gathered(data["rows"]))
     body = head.rstrip()[: -len('"rows": []\n}')] + f'"rows": [\n{rows}\n]\n}}\n'
-    texts = {place.with_suffix(".json"): body, place: "\n".join(page(data)).rstrip("\n") + "\n"}
+    try:
+        lines = page(data)
+    except Exception as error:  # the rows are worth more than their tables
+        lines = [f"# There is no page: {type(error).__name__}: {error}", "", "The rows are in the JSON."]
+    texts = {place.with_suffix(".json"): body, place: "\n".join(lines).rstrip("\n") + "\n"}
     for path, text in texts.items():
         new = path.with_name(f"{path.name}.part")
         new.write_text(text, encoding="utf-8")

@@ -743,7 +743,9 @@ def page(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"- `{name}`: not run: {reason}")
     lines += [""] if data["not_ready"] else []
     for about in data["backends"]:
-        rows = [row for row in data["rows"] if row.get("backend") == about["backend"]]
+        own = [row for row in data["rows"] if row.get("backend") == about["backend"]]
+        rows = [row for row in own if set(row) != {"part", "backend", "not_run"}]
+        late = [f"{row['part']}: {row['not_run']}" for row in own if row not in rows]
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         lines += [
             f"## {about['backend']}",
@@ -753,6 +755,7 @@ def page(data: Mapping[str, Any]) -> list[str]:
             "",
             *_state_page(about["states"]),
             *([f"Doubts: {'; '.join(about['doubts'])}.", ""] if about["doubts"] else []),
+            *([f"Not run: {'; '.join(late)}.", ""] if late else []),
             *_correctness_page([row for row in rows if row["part"] == "correctness"]),
             *_geometries_page([row for row in rows if row["part"] == "geometries"]),
             *_models_page([row for row in rows if row["part"] == "models"]),
@@ -923,7 +926,7 @@ def main() -> None:
     """Measure, and keep in a file what there is after each part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backends", required=True, help="by commas")
-    parser.add_argument("--budget", type=float, required=True, help="seconds, of all")
+    parser.add_argument("--until", type=float, required=True, help="when all is to be over, on the monotonic clock")
     parser.add_argument("--seconds", type=float, required=True, help="for one form")
     parser.add_argument("--only", default="")
     parser.add_argument("--keep", type=Path, required=True, metavar="FILE.json")
@@ -936,7 +939,8 @@ def main() -> None:
         place.replace(options.keep)
 
     chosen = {name: known[name] for name in options.backends.split(",")}
-    keep(collect(chosen, options.budget, only=options.only, slice_s=options.seconds, keep=keep))
+    left = max(options.until - time.monotonic(), 1.0)
+    keep(collect(chosen, left, only=options.only, slice_s=options.seconds, keep=keep))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ GRACE = 0.05
 """How far a part may run over its time before it is cut off, as a share of it."""
 
 
+LATE_S = 15.0
+"""How far the runtimes may run over their time: the sessions of the last one are ended first."""
+
+
 class Stopped(BaseException):
     """Somebody ended this process: what there is gets written."""
 
@@ -150,13 +154,13 @@ class Plan:
         place = self.folder / "gpu-runtimes.json"
         command = [
             *(sys.executable, HERE / "_gpu_runtimes.py", "--backends", ",".join(self.given.backends)),
-            *("--budget", seconds * (1 - GRACE), "--seconds", self.given.seconds, "--only", self.given.only),
+            *("--until", time.monotonic() + seconds, "--seconds", self.given.seconds, "--only", self.given.only),
             *("--keep", place),
         ]
         process = subprocess.Popen(list(map(str, command)), stdout=self.log, stderr=self.log, start_new_session=True)
         ended: str | int | None = None
         try:
-            ended = process.wait(max(seconds * (1 + GRACE), 5.0))
+            ended = process.wait(seconds + LATE_S)
         except subprocess.TimeoutExpired:
             ended = f"{BUDGET}: cut off"
         finally:
