@@ -312,7 +312,9 @@ def test_no_number_of_a_cpu_stands_in_a_table_of_a_gpu(
 
 
 def test_a_page_that_fails_costs_no_row(modules: dict[str, ModuleType], tmp_path: Path) -> None:
-    place = modules["_gpu_pages"].write(tmp_path, results({"part": "torch", "precision": "tf32", "source": "gpu"}))
+    place = modules["_gpu_pages"].write(
+        tmp_path, results({"part": "torch", "precision": "tf32", "ratio": 1.0, "source": "gpu"})
+    )
     assert place.read_text(encoding="utf-8").startswith("# There is no page: KeyError: ")
     assert len(json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))["rows"]) == 1
 
