@@ -68,18 +68,31 @@ def region_versions(model: Model, refused: dict[str, str]) -> Iterator[Version]:
     if () in by_block:
         yield from _as_regions(model, found, by_block.pop(()), refused)
     for block in dict.fromkeys((next(iter(by_block)), max(by_block))) if by_block else ():
-        once = [site for site in by_block[block] if not _chain(site).nests]
-        inside = {(site.scope, site.nodes): site for site in by_block[block]}  # what is split again comes last
+        once = _apart([site for site in by_block[block] if not _chain(site).nests])
+        nodes = {(site.scope, site.nodes): site for site in by_block[block]}  # what is split again comes last
+        inside = _apart(list(nodes.values()))
         yield from _as_regions(model, found, once, refused)
-        for version in _as_regions(model, found, list(inside.values()), refused):
+        for version in _as_regions(model, found, inside, refused):
             again = dataclasses.replace(model, proto=version.proto, path=None)
             left = find(version.proto)
             rest = _per_site(left, "space_to_batch", {})
             if rest:
                 proto = _written(again, left, rest)
                 yield dataclasses.replace(version, name=f"{version.name} + space_to_batch", proto=proto)
-            elif list(inside.values()) != once:
+            elif inside != once:
                 yield version
+
+
+def _apart(sites: Sequence[Site]) -> list[Site]:
+    """The sites that share no node, the longest first taken: a region may end earlier, too."""
+    taken: set[tuple[object, int]] = set()
+    found: list[Site] = []
+    for site in sorted(sites, key=lambda site: -len(site.nodes)):
+        places = {(site.scope, node) for node in site.nodes}
+        if not places & taken:
+            taken |= places
+            found.append(site)
+    return [site for site in sites if site in found]
 
 
 def _as_regions(model: Model, found: Found, sites: Sequence[Site], refused: dict[str, str]) -> Iterator[Version]:
