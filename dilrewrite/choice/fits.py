@@ -21,8 +21,9 @@ from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import Limit, divisors
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
-from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy, parse, with_max_dilation
+from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy, parse, spelled, with_max_dilation
 from dilrewrite.forms.strategies._phases import LAYOUTS
+from dilrewrite.forms.strategies.lift import BETWEEN
 from dilrewrite.model.elements import NUMBERED
 from dilrewrite.model.light import graph_shapes, with_sizes, without_weights
 from dilrewrite.model.shapes import believed
@@ -256,7 +257,24 @@ class Fitter:
                 refused.pop(name, None)
             elif best is not None:
                 refused[name] = Refusal(name, best.because)
+        if not pools and site.geometry.rank == 1 and all(one.strategy.startswith("keep") for one in found):
+            found += self._lifted_forms(site)
         return sorted(found, key=lambda one: one.fit_order), list(refused.values())
+
+    def _lifted_forms(self, site: Site) -> list[choose.Candidate]:
+        """Return the best form of a 1-D Conv that is one of the 2-D Conv that it is, where the target takes that."""
+        lift, taken = every_strategy()["lift"], list[choose.Candidate]()
+        for name, strategy in every_strategy().items():
+            if name in ("keep", "lift") or strategy.finite_inputs_only or strategy.skips_padding:
+                continue
+            limits = self._limits(site) if hasattr(strategy, "max_dilation") else [1]
+            for limit, each in itertools.product(limits, _layouts(strategy)):
+                text = spelled(name, with_max_dilation(each, limit)).replace(":", BETWEEN).replace(",", BETWEEN)
+                for one in choose.candidates(site, {"lift": replace(cast("Any", lift), form=text)})[0]:
+                    if one.fragment.digest() not in {other.fragment.digest() for other in taken}:
+                        taken.append(replace(one, strategy=one.spelling, fitted=self.of(site, one.fragment)))
+        fitting = [one for one in taken if one.fitted is not None and one.fitted.fit is not Fit.OUT]
+        return sorted(fitting, key=lambda one: one.fit_order)[:1]
 
     def _kinds(self, taken: Sequence[choose.Candidate]) -> list[choose.Candidate]:
         """Return of forms of one name the best, and where a judge is asked the best one that leaves no dilation."""

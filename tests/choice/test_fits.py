@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,10 @@ from dilrewrite.choice.fitted import Fitted
 from dilrewrite.cli import main
 from dilrewrite.errors import UsageError
 from dilrewrite.forms.fragment import CoreConv
+from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.strategies import lift, parse
 from dilrewrite.splice.rewrite import rewrite
-from dilrewrite.targets import Fit, judge, profiles
+from dilrewrite.targets import Fit, find, judge, profiles
 from tests import models_for_tests as tiny
 from tests.cases import Case, cases
 from tests.contract import original
@@ -428,3 +431,47 @@ def test_a_node_without_dilation_that_is_out_of_limits_is_named(
     said = " ".join(capsys.readouterr().out.split())
     assert ("1 Conv (wide): kernel 7 is not at most 6" in said) == (most == 6)
     assert (tmp_path / "out.onnx").exists()
+
+
+TWO = {"ranks": rule(set=[2])}
+
+
+def strided() -> ModelProto:
+    """A 1-D Conv whose phases overlap: no form of one axis makes it a 2-D one without dilation."""
+    sizes = {"kernel_shape": [3], "dilations": [8], "pads": [8, 8], "strides": [3]}
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], "the_conv", **sizes)]
+    weights = {"w": tiny.values(4, 2, 3), "b": tiny.values(4)}
+    return tiny.build(nodes, {"x": (1, 2, 61)}, {"y": None}, weights)
+
+
+@pytest.mark.parametrize("most", [8, 7], ids=["limit", "limit + 1"])
+@pytest.mark.parametrize("away", [(), ("Slice",), ("Slice", "Gather")], ids=["slices", "gathers", "neither"])
+def test_a_1d_conv_is_lifted_and_gets_another_form_there(tmp_path: Path, most: int, away: Sequence[str]) -> None:
+    """On a device for two dimensions that takes the dilation of the 2-D Conv, or does not: two forms, one in the other."""
+    path = chip(tmp_path, {**TWO, "dilation": rule(max=most)}, away, **dict.fromkeys(away, "none"))
+    report = optimized(strided(), path, verify="full")
+    (site,) = report.sites
+    if most < 8 and len(away) > 1:
+        assert (report.status, report.exit_code) == ("does not fit", 1)
+        return
+    assert (report.status, report.exit_code) == ("rewritten", 0), site.reason
+    assert site.max_dilation_left <= most
+    assert site.strategy == "lift" if most == 8 else parse(site.strategy)[0] == "lift"
+    assert site.proof is not None
+    assert site.proof.passed
+    assert report.model is not None
+    assert not judge(report.model, find(str(path))).at(Fit.OUT), "by what knows no form"
+
+
+@pytest.mark.parametrize("wrong", ["dilations", "pads_begin"])
+def test_the_proof_finds_a_lifted_form_that_is_wrong(tmp_path: Path, wrong: str) -> None:
+    right = lift._lifted
+
+    def mutant(geometry: ConvGeometry) -> ConvGeometry:
+        good = right(geometry)
+        values = {"dilations": (1, 7), "pads_begin": (0, 7), "pads_end": (0, 9)}
+        return dataclasses.replace(good, **{n: v for n, v in values.items() if n[:4] == wrong[:4]})
+
+    with mock.patch.object(lift, "_lifted", mutant):
+        report = optimized(strided(), chip(tmp_path, {**TWO, "dilation": rule(max=4)}))
+    assert (report.status, report.exit_code, report.model) == ("differs", 3, None)
