@@ -18,12 +18,14 @@ from dilrewrite.choice import choose
 from dilrewrite.choice.fitted import Fitted, fitted
 from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.errors import UsageError
+from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import Limit, divisors
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
+from dilrewrite.forms.regions._inner import with_forms
 from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy, parse, spelled, with_max_dilation
 from dilrewrite.forms.strategies._phases import LAYOUTS
-from dilrewrite.forms.strategies.lift import BETWEEN
+from dilrewrite.forms.strategies.lift import BETWEEN, Lift
 from dilrewrite.model.elements import NUMBERED
 from dilrewrite.model.light import graph_shapes, with_sizes, without_weights
 from dilrewrite.model.shapes import believed
@@ -179,10 +181,11 @@ class Fitter:
         return own, Why(reason=Reason.FITS, said=own.because, number=alike, factor=work), better
 
     def lifted(
-        self, region: Site, offered: Sequence[choose.Candidate]
+        self, region: Site, offered: Sequence[choose.Candidate], inside: Sequence[Site] = ()
     ) -> tuple[Fitted, Why, list[choose.Candidate]] | None:
         """Return how a region fits as it stands, and its forms that the target takes, with the reason.
 
+        Where the target takes no dilation of one of the sites `inside`, that has a form of its own in the lifted chain.
         `None` where its sites are enough: the target takes every Conv of it that has no dilation.
         """
         nodes = self.source.scope(region.scope).nodes
@@ -192,7 +195,7 @@ class Fitter:
             return None
         own = fitted(stands, self.profile)
         taken = []
-        for one in offered:
+        for one in self._with_forms(region, offered, inside):
             written = rewrite(self.proto, [(region, one.fragment)], (), _zeros).proto
             after = judge(written, self.profile, self.shapes).nodes
             fit = fitted([node for node in after if self.nodes.get(node.key) != node], self.profile)
@@ -200,6 +203,24 @@ class Fitter:
                 taken.append(replace(one, fitted=fit))
         taken.sort(key=lambda one: one.fit_order)
         return (own, Why(reason=Reason.FITS, said=own.because, number=len(taken)), taken) if taken else None
+
+    def _with_forms(
+        self, region: Site, offered: Sequence[choose.Candidate], inside: Sequence[Site]
+    ) -> list[choose.Candidate]:
+        """Return the forms of a region, and behind them those with other forms of Convs whose dilation is too large."""
+        assert isinstance(region.meaning, Chain)
+        places = {part.index: place for place, part in enumerate(region.parts)}
+        forms = {}
+        for site in inside:
+            one = next(iter(self._lifted_forms(site, single=True)), None)
+            if one is not None and not self._takes(site, site.geometry.max_dilation):
+                forms[places[site.part.index]] = parse(one.spelling)[1]
+        found = list(offered)
+        for one in offered if forms else ():
+            fragment = with_forms(one.fragment, region.meaning, cast("dict[int, Lift]", forms))
+            if isinstance(fragment, Fragment):
+                found.append(replace(one, fragment=fragment, covers=region.covers(fragment)))
+        return found
 
     def after(self, proto: ModelProto) -> tuple[Judgement, tuple[str, ...]]:
         """Return how a rewritten model fits, and the nodes that are out of limits and were not so before, in words."""
@@ -261,8 +282,11 @@ class Fitter:
             found += self._lifted_forms(site)
         return sorted(found, key=lambda one: one.fit_order), list(refused.values())
 
-    def _lifted_forms(self, site: Site) -> list[choose.Candidate]:
-        """Return the best form of a 1-D Conv that is one of the 2-D Conv that it is, where the target takes that."""
+    def _lifted_forms(self, site: Site, *, single: bool = False) -> list[choose.Candidate]:
+        """Return the best form of a 1-D Conv that is one of the 2-D Conv that it is, where the target takes that.
+
+        `single`: of those with one Conv.
+        """
         lift, taken = every_strategy()["lift"], list[choose.Candidate]()
         for name, strategy in every_strategy().items():
             if name in ("keep", "lift") or strategy.finite_inputs_only or strategy.skips_padding:
@@ -271,7 +295,8 @@ class Fitter:
             for limit, each in itertools.product(limits, _layouts(strategy)):
                 text = spelled(name, with_max_dilation(each, limit)).replace(":", BETWEEN).replace(",", BETWEEN)
                 for one in choose.candidates(site, {"lift": replace(cast("Any", lift), form=text)})[0]:
-                    if one.fragment.digest() not in {other.fragment.digest() for other in taken}:
+                    fresh = one.fragment.digest() not in {other.fragment.digest() for other in taken}
+                    if fresh and (not single or len(one.fragment.core) == 1):
                         taken.append(replace(one, strategy=one.spelling, fitted=self.of(site, one.fragment)))
         fitting = [one for one in taken if one.fitted is not None and one.fitted.fit is not Fit.OUT]
         return sorted(fitting, key=lambda one: one.fit_order)[:1]

@@ -48,7 +48,7 @@ def _considered(decider: Decider, region: Site, inside: Sequence[Site]) -> Consi
         site=region, offered=tuple(offered), refused=tuple(refused), wanted=(), inside=tuple(s.key for s in inside)
     )
     if decider.fitter is not None:
-        found = decider.fitter.lifted(region, offered)
+        found = decider.fitter.lifted(region, offered, inside)
         if found is None:
             return None
         return replace(considered, own=found[0], why=found[1], wanted=tuple(found[2]), must_go=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,8 +18,9 @@ from dilrewrite.choice.fits import Fitter
 from dilrewrite.choice.fitted import Fitted
 from dilrewrite.cli import main
 from dilrewrite.errors import UsageError
-from dilrewrite.forms.fragment import CoreConv
+from dilrewrite.forms.fragment import CoreConv, Fragment, Node
 from dilrewrite.forms.geometry import ConvGeometry
+from dilrewrite.forms.regions import _inner
 from dilrewrite.forms.strategies import lift, parse
 from dilrewrite.splice.rewrite import rewrite
 from dilrewrite.targets import Fit, find, judge, profiles
@@ -447,7 +448,7 @@ def strided() -> ModelProto:
 @pytest.mark.parametrize("most", [8, 7], ids=["limit", "limit + 1"])
 @pytest.mark.parametrize("away", [(), ("Slice",), ("Slice", "Gather")], ids=["slices", "gathers", "neither"])
 def test_a_1d_conv_is_lifted_and_gets_another_form_there(tmp_path: Path, most: int, away: Sequence[str]) -> None:
-    """On a device for two dimensions that takes the dilation of the 2-D Conv, or does not: two forms, one in the other."""
+    """On a device for two dimensions that takes the dilation of the 2-D Conv, or does not: one form in another."""
     path = chip(tmp_path, {**TWO, "dilation": rule(max=most)}, away, **dict.fromkeys(away, "none"))
     report = optimized(strided(), path, verify="full")
     (site,) = report.sites
@@ -465,13 +466,67 @@ def test_a_1d_conv_is_lifted_and_gets_another_form_there(tmp_path: Path, most: i
 
 @pytest.mark.parametrize("wrong", ["dilations", "pads_begin"])
 def test_the_proof_finds_a_lifted_form_that_is_wrong(tmp_path: Path, wrong: str) -> None:
-    right = lift._lifted
+    right = lift.lifted
 
     def mutant(geometry: ConvGeometry) -> ConvGeometry:
         good = right(geometry)
         values = {"dilations": (1, 7), "pads_begin": (0, 7), "pads_end": (0, 9)}
         return dataclasses.replace(good, **{n: v for n, v in values.items() if n[:4] == wrong[:4]})
 
-    with mock.patch.object(lift, "_lifted", mutant):
+    with mock.patch.object(lift, "lifted", mutant):
         report = optimized(strided(), chip(tmp_path, {**TWO, "dilation": rule(max=4)}))
     assert (report.status, report.exit_code, report.model) == ("differs", 3, None)
+
+
+def chain_of_two(dilation: int = 8) -> ModelProto:
+    """1-D Convs one behind the other, of which the second is dilated."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "first", kernel_shape=[3], pads=[1, 1]),
+        helper.make_node("Relu", ["a"], ["r"], "relu"),
+        helper.make_node(
+            "Conv", ["r", "w", "b"], ["c"], "second", kernel_shape=[3], dilations=[dilation], pads=[dilation] * 2
+        ),
+        helper.make_node("Add", ["c", "r"], ["y"], "residual"),
+    ]
+    return tiny.build(nodes, {"x": (1, 2, 41)}, {"y": None}, {"w": tiny.values(2, 2, 3), "b": tiny.values(2)})
+
+
+@pytest.mark.parametrize("away", [(), ("Slice", "Concat")], ids=["all operators", "by Reshape"])
+@pytest.mark.parametrize("most", [8, 7], ids=["limit", "limit + 1"])
+def test_a_chain_is_lifted_and_a_conv_in_it_gets_another_form(tmp_path: Path, most: int, away: Sequence[str]) -> None:
+    """What is left of one dimension after it is nothing, by what knows no form."""
+    path = chip(
+        tmp_path, {**TWO, "dilation": rule(max=most)}, away, Unsqueeze="native", Squeeze="native",
+        **dict.fromkeys(away, "none"),
+    )  # fmt: skip
+    report = optimized(chain_of_two(), path, verify="full")
+    assert (report.status, report.exit_code) == ("rewritten", 0), report.summary
+    (region,) = report.regions
+    assert region.action == "rewritten", region.reason
+    assert region.max_dilation_left <= most
+    assert region.proof is not None
+    assert region.proof.passed
+    assert report.model is not None
+    assert not judge(report.model, find(str(path))).at(Fit.OUT)
+
+
+@pytest.mark.parametrize("wrong", ["bias", "order"])
+def test_the_proof_finds_a_wrong_form_in_a_lifted_chain(tmp_path: Path, wrong: str) -> None:
+    right = _inner._renamed
+
+    def mutant(inner: Fragment, conv: CoreConv) -> Iterator[Any]:
+        for step in right(inner, conv):
+            if isinstance(step, CoreConv) and wrong == "bias":
+                yield dataclasses.replace(step, bias_times=0)
+            elif isinstance(step, Node) and step.op == "Concat" and wrong == "order":
+                yield dataclasses.replace(step, inputs=step.inputs[::-1])
+            else:
+                yield step
+
+    away = dict.fromkeys(("Transpose", "SpaceToDepth", "Gather"), "none")
+    rules = {**TWO, "dilation": rule(max=7), "extents": rule(holds="H == 1", note="a row")}
+    path = chip(tmp_path, rules, [*away], Unsqueeze="native", Squeeze="native", **away)
+    assert optimized(chain_of_two(), path).status == "rewritten"
+    with mock.patch.object(_inner, "_renamed", mutant):
+        report = optimized(chain_of_two(), path)
+    assert (report.status, report.exit_code) == ("differs", 3)

@@ -32,8 +32,8 @@ class Lift(Strategy):
         if self.form:
             self.inner()
 
-    def inner(self) -> Strategy:
-        """Return the form that the 2-D Conv gets."""
+    def inner(self) -> tuple[str, Strategy]:
+        """Return the form that the 2-D Conv gets, and its name."""
         from dilrewrite.errors import UsageError
         from dilrewrite.forms.strategies import every_strategy, parse
 
@@ -43,27 +43,27 @@ class Lift(Strategy):
             raise ValueError(f"form={self.form}: {error}") from error
         if name not in every_strategy() or name == "lift" or found.finite_inputs_only or found.skips_padding:
             raise ValueError(f"form={self.form} is no form that a lifted Conv gets")
-        return found
+        return name, found
 
     def refusal(self, geometry: ConvGeometry) -> str | None:
         """Refuse all but rank 1, and what the form refuses of the 2-D Conv."""
         if geometry.rank > 1:
             return f"only a 1-D Conv gets another axis here, this one has rank {geometry.rank}"
-        return self.inner().refusal(_lifted(geometry)) if self.form else None
+        return self.inner()[1].refusal(lifted(geometry)) if self.form else None
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit the Reshape, the 2-D Conv or its form, and the Reshape back."""
         x = builder.reshape(builder.x, [0, 0, 1, builder.extent(builder.x, 2)])
         if self.form:
-            builder.x, builder.geometry = x, _lifted(geometry)
+            builder.x, builder.geometry = x, lifted(geometry)
             builder.weight_edits = (*builder.weight_edits, AddKernelAxis(0))
-            y = self.inner().emit(builder.geometry, builder)
+            y = self.inner()[1].emit(builder.geometry, builder)
         else:
             y = builder.conv(x, geometry.window.with_axis(0), weight=[AddKernelAxis(0)])
         return builder.reshape(y, [0, 0, builder.extent(y, 3)])
 
 
-def _lifted(geometry: ConvGeometry) -> ConvGeometry:
+def lifted(geometry: ConvGeometry) -> ConvGeometry:
     """Return the Conv of height 1."""
     return replace(
         geometry,
