@@ -119,7 +119,7 @@ class Decider:
         """Return which forms a site may get."""
         scope, geometry = self.scope, site.geometry
         folds = isinstance(site.meaning, Sandwich)
-        planner = self.sandwich_planner if folds else self.fitter or self.planner
+        planner = self.fitter or (self.sandwich_planner if folds else self.planner)
         offered, refused = planner.candidates(site)
 
         def considered(why: Why | None, wanted: Sequence[choose.Candidate] = ()) -> Considered:

@@ -23,7 +23,17 @@ from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import Limit, divisors
 from dilrewrite.forms.pools import PoolGeometry, pool_forms
 from dilrewrite.forms.regions._inner import with_forms
-from dilrewrite.forms.strategies import Refusal, Strategy, every_strategy, parse, spelled, with_max_dilation
+from dilrewrite.forms.sandwich import Sandwich
+from dilrewrite.forms.strategies import (
+    FOLD,
+    Refusal,
+    Strategy,
+    _fold,
+    every_strategy,
+    parse,
+    spelled,
+    with_max_dilation,
+)
 from dilrewrite.forms.strategies._phases import LAYOUTS
 from dilrewrite.forms.strategies.lift import BETWEEN, Lift
 from dilrewrite.model.elements import NUMBERED
@@ -257,8 +267,10 @@ class Fitter:
         return [replace(one, covers=site.covers(one.fragment)) for one in found], list(refused)
 
     def _fitting(self, site: Site) -> tuple[list[choose.Candidate], list[Refusal]]:
-        pools = isinstance(site.meaning, PoolGeometry)
+        pools, folds = isinstance(site.meaning, PoolGeometry), isinstance(site.meaning, Sandwich)
         offered: Mapping[str, Strategy] = pool_forms() if pools else every_strategy()
+        if folds:  # it holds no dilated Conv that could stay
+            offered = {FOLD: _fold.FORM, **{name: one for name, one in offered.items() if name != "keep"}}
         found: list[choose.Candidate] = []
         refused: dict[str, Refusal] = {}
         for name, usual in sorted(offered.items(), key=lambda item: getattr(item[1], "on_request", False)):
@@ -278,7 +290,7 @@ class Fitter:
                 refused.pop(name, None)
             elif best is not None:
                 refused[name] = Refusal(name, best.because)
-        if not pools and site.geometry.rank == 1 and all(one.strategy.startswith("keep") for one in found):
+        if not (pools or folds) and site.geometry.rank == 1 and all(one.strategy.startswith("keep") for one in found):
             found += self._lifted_forms(site)
         return sorted(found, key=lambda one: one.fit_order), list(refused.values())
 

@@ -196,15 +196,15 @@ def _with_pools(found: Found, scope: Scope) -> Found:
 def _with_sandwiches(found: Found, scope: Scope) -> Found:
     """Return what was found, with the sandwiches that share no node with another site as sites like any other.
 
-    Of those that a decisions file does not know nothing is decided. Where dilation is to go, or a form of Convs is
-    asked for, sandwiches are none of it: they hold no dilated Conv.
+    Of those that a decisions file does not know nothing is decided. Where dilation is to go by `--eliminate`, or a form
+    of Convs is asked for, sandwiches are none of it: they hold no dilated Conv.
     """
     taken = {(one.scope, index) for one in (*found.sites, *found.regions) for index in (*one.nodes, *one.follow)}
     apart = [one for one in found.sandwiches if not any((one.scope, index) in taken for index in one.nodes)]
     if scope.decisions is not None:
         decided = decisions.read(scope.decisions)
         apart = [one for one in apart if one.key in decided]
-    elif scope.eliminate or scope.target is not None or (scope.strategy or FOLD).partition(":")[0] != FOLD:
+    elif scope.eliminate or (scope.strategy or FOLD).partition(":")[0] != FOLD:
         return replace(found, sandwiches=(), remarks=(*found.remarks, *to_fold(apart)))
     return replace(found, sites=(*found.sites, *apart), sandwiches=())
 

@@ -530,3 +530,46 @@ def test_the_proof_finds_a_wrong_form_in_a_lifted_chain(tmp_path: Path, wrong: s
     with mock.patch.object(_inner, "_renamed", mutant):
         report = optimized(chain_of_two(), path)
     assert (report.status, report.exit_code) == ("differs", 3)
+
+
+def sandwich() -> ModelProto:
+    """Phases in the batch by SpaceToDepth and DepthToSpace, as converters write them: together a Conv of dilation 4."""
+    made = dilrewrite.optimize(conv((4, 4), (16, 16)), strategy="space_to_batch", verify="sites").model
+    assert made is not None
+    assert "SpaceToDepth" in {node.op_type for node in made.graph.node}
+    return made
+
+
+def test_a_sandwich_that_the_device_runs_stays_byte_for_byte(tmp_path: Path) -> None:
+    place, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(sandwich(), place)
+    report = dilrewrite.optimize(place, out, target=str(chip(tmp_path)))
+    assert (report.status, report.exit_code, len(report.sites)) == ("kept", 0, 1)
+    assert report.sites[0].sandwich
+    assert out.read_bytes() == place.read_bytes()
+
+
+@pytest.mark.parametrize("most", [4, 3], ids=["limit", "limit + 1"])
+@pytest.mark.parametrize("where", ["host", "none"])
+def test_a_sandwich_that_the_device_does_not_run_is_folded_or_gets_another_form(
+    tmp_path: Path, where: str, most: int
+) -> None:
+    path = chip(tmp_path, {"dilation": rule(max=most)}, SpaceToDepth=where, DepthToSpace=where)
+    report = optimized(sandwich(), path, verify="full")
+    (site,) = report.sites
+    assert (report.status, report.exit_code) == ("rewritten", 0), report.summary
+    assert (site.strategy == "fold") == (most == 4), site.strategy
+    assert site.fit is not None
+    assert site.fit.after == "native"
+    assert site.max_dilation_left <= most
+    assert report.model is not None
+    after = judge(report.model, find(str(path)))
+    assert not after.at(Fit.OUT)
+    assert not after.at(Fit.HOST)
+
+
+def test_a_sandwich_that_fits_in_no_form_is_named(tmp_path: Path) -> None:
+    away = dict.fromkeys(("SpaceToDepth", "DepthToSpace", "Slice", "Reshape", "Gather", "Concat", "Add"), "none")
+    path = chip(tmp_path, {"dilation": rule(max=1), "kernel": rule(max=3)}, [*away], **away)
+    report = optimized(sandwich(), path)
+    assert (report.status, report.exit_code, report.model) == ("does not fit", 1, None)
