@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _gpu_plan import Row, serve, wanted
+from _gpu_rows import APART, judged
 
 STAGE = Path(__file__).parent.parent / "models" / "resnet_stage_os8.onnx"
 
@@ -122,8 +123,7 @@ def timed(chain: _Chain, clock: Any, setting: Any) -> Iterator[Row]:
                 if native is None:
                     return
                 continue
-            wrong = apart > max(10 * own, _gpu_time.APART[setting.precision])
-            yield {"form": name, **row, "apart": apart, **({"passed": False} if wrong else {})}
+            yield {"form": name, **row, **judged(apart, max(10 * own, APART[setting.precision]))}
     yield from ({"form": form, "not_run": why} for form, why in chain.refused.items())
 
 

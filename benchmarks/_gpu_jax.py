@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from _convs import Conv
 from _gpu_plan import Row, serve
+from _gpu_rows import APART, compared, judged
 from _gpu_torch import PASSES, UNDILATED, convs, geometry_of, named, refusal
 
 from dilrewrite.forms.fragment import (
@@ -38,6 +39,7 @@ from dilrewrite.forms.fragment import (
 )
 from dilrewrite.forms.strategies import plan, strategies
 from dilrewrite.pytorch.fragments import OPSET
+from dilrewrite.timing.stopwatch import turns
 
 PRECISIONS = {"tf32": "float32", "fp16": "float16"}
 
@@ -250,10 +252,6 @@ class _Keep:
 
 
 def _timed(keep: _Keep, name: str, seconds: float) -> Iterator[Row]:
-    from _gpu_time import APART, columns
-
-    from dilrewrite.timing.stopwatch import Comparison, signed_rank_interval, timing, turns
-
     runs = keep.compiled(form_of(keep.conv, name))
     for one in PASSES:
         first, second = keep.runs[one], runs[one]
@@ -272,17 +270,9 @@ def _timed(keep: _Keep, name: str, seconds: float) -> Iterator[Row]:
             for turn in turns(PAIRS):
                 for who in turn:
                     samples[who].append(_seconds((first, second)[who], keep.inputs, times))
-        centre, low, high = signed_rank_interval(np.log(np.divide(samples[1], samples[0])).tolist())
-        compared = Comparison(
-            first=timing(samples[0]), second=timing(samples[1]), ratio=math.exp(centre), low=math.exp(low),
-            high=math.exp(high), pairs=len(samples[0]), noise=None, mode="interleaved",
-        )  # fmt: skip
-        wrong = apart is not None and not apart <= APART[keep.precision]
         row = {"pass": one, "how": f"the host's clock around {times} runs", "l2": "inputs take turns"}
-        yield {
-            **row, **columns(compared), "apart": apart, "compiled_s": round(compiled_s, 2),
-            **({"passed": False} if wrong else {}),
-        }  # fmt: skip
+        more = {"compiled_s": round(compiled_s, 2), **judged(apart, APART[keep.precision])}
+        yield {**row, **compared(samples), **more}
 
 
 def _seconds(run: Callable[..., Any], inputs: Sequence[Any], times: int) -> float:

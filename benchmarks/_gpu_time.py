@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from _gpu_plan import Row
+from _gpu_rows import compared
 
 from dilrewrite.runtimes._nvidia import driver_version, state
-from dilrewrite.timing.stopwatch import HOPELESS, MIN_PAIRS, Comparison, Mode, signed_rank_interval, timing, turns
-
-Row = dict[str, Any]
+from dilrewrite.timing.stopwatch import HOPELESS, MIN_PAIRS, turns
 
 PRECISIONS = {"tf32": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -29,10 +28,6 @@ PART = 10
 MAX_PAIRS = 100
 WARM_RUNS = 3
 USUAL_L2 = 64 << 20
-INTERLEAVED: Mode = "interleaved"
-
-APART = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
-"""How far outputs on random data may be from the dilated Conv's, as a share of its norm; above, a formula is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +161,7 @@ class Clock:
             lost = min(b / a for a, b in zip(*samples, strict=True)) > HOPELESS
             if lost or time.monotonic() - start > self.seconds:
                 break
-        centre, low, high = signed_rank_interval(np.log(np.divide(samples[1], samples[0])).tolist())
-        compared = Comparison(
-            first=timing(samples[0]), second=timing(samples[1]), ratio=math.exp(centre), low=math.exp(low),
-            high=math.exp(high), pairs=len(samples[0]), noise=noise, mode=INTERLEAVED,
-        )  # fmt: skip
-        return {**self.about, "how": second.how, **columns(compared)}
+        return {**self.about, "how": second.how, **compared(samples, noise)}
 
     def _timed(self, runs: Sequence[Run], order: Sequence[tuple[int, int]]) -> list[tuple[int, float]]:
         places = [who for turn in order for who in turn]
@@ -192,21 +182,6 @@ class Clock:
             events.append((who, before, after))
         torch.cuda.synchronize()
         return [(who, max(before.elapsed_time(after) / 1e3, 1e-9)) for who, before, after in events]
-
-
-def columns(compared: Comparison) -> Row:
-    """A comparison as rows have it."""
-    return {
-        "runs": compared.first.runs + compared.second.runs,
-        "pairs": compared.pairs,
-        "ratio": compared.ratio,
-        "low": compared.low,
-        "high": compared.high,
-        "noise": compared.noise,
-        "faster": compared.faster,
-        "native_ms": compared.first.median_s * 1e3,
-        "form_ms": compared.second.median_s * 1e3,
-    }
 
 
 def apart(first: Any, second: Any) -> float:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _convs import CONVS, Conv, in_turn
 from _gpu_plan import Row, serve, wanted
+from _gpu_rows import APART, judged
 
 from dilrewrite.forms.fragment import Refusal
 from dilrewrite.forms.geometry import ConvGeometry
@@ -248,8 +249,7 @@ def _timed(keep: _Keep, name: str) -> Iterator[Row]:
                     raise
                 yield {"pass": one, "not_run": " ".join(str(error).split())[:200], "failed": True}
                 continue
-        wrong = apart is not None and apart > _gpu_time.APART[setting.precision]
-        yield {"pass": one, **row, "apart": apart, **({"passed": False} if wrong else {})}
+        yield {"pass": one, **row, **judged(apart, APART[setting.precision])}
 
 
 def _gap(keep: _Keep, native: Any, one: str) -> Row:

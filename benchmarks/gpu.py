@@ -59,6 +59,9 @@ GRACE = 0.05
 """How far a part may run over its time before it is cut off, as a share of it."""
 
 
+PATIENCE = {"chains": 3, "jax": 3}
+"""How many times the usual limit an item has: one of all versions of a chain, one that is compiled three times."""
+
 LATE_S = 15.0
 """How far the runtimes may run over their time: the sessions of the last one are ended first."""
 
@@ -142,9 +145,15 @@ class Plan:
             return {"not_run": why}
         command = [sys.executable, str(HERE / f"_gpu_{part}.py")]
         done = work_off(
-            command, items, deadline=deadline, last=last, limit_s=self.given.limit, options=self.options, log=self.log,
+            command,
+            items,
+            deadline=deadline,
+            last=last,
+            limit_s=self.given.limit * PATIENCE.get(part, 1),
+            options=self.options,
+            log=self.log,
             keep=self.keep,
-        )  # fmt: skip
+        )
         if done.refused is not None:
             return {"not_run": done.refused}
         self.rows += [*done.rows, *refused]

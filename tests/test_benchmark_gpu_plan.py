@@ -271,6 +271,80 @@ def test_a_wrong_version_is_told(modules: dict[str, ModuleType]) -> None:
     assert apart(a, a[:2]) == apart(a, a * float("nan")) == float("inf")
 
 
+# -- the clock of a GPU ------------------------------------------------------------------------------------------------
+
+
+class FakeCuda:
+    """What the clock asks of torch.cuda, on the CPU: work takes a known number of milliseconds on this GPU's clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        self.now, self.capturing, self.flushed, fake = 0.0, False, 0, self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                assert fake.flushed, "the L2 cache is to be flushed before a run"
+                self.at = fake.now
+
+            def elapsed_time(self, other: Any) -> float:
+                return float(other.at - self.at)
+
+        class Graph:
+            def capture_begin(self) -> None:
+                fake.capturing, self.ran_ms, self.began = True, 0.0, fake.now
+
+            def capture_end(self) -> None:
+                fake.capturing, self.ran_ms, fake.now = False, fake.now - self.began, self.began
+
+            def replay(self) -> None:
+                fake.now += self.ran_ms
+
+        class Flush:
+            def zero_(self) -> None:
+                fake.flushed += 1
+                fake.now += 1000.0
+
+        for name, value in {
+            "CUDAGraph": Graph, "Event": Event, "Stream": object, "set_stream": lambda _: None,
+            "synchronize": lambda: None,
+            "get_device_properties": lambda _: type("P", (), {"L2_cache_size": 60 << 20})(),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch, "empty", lambda *_, **__: Flush())
+
+    def work(self, milliseconds: float, *, captures: bool = True) -> Any:
+        """Work of so many milliseconds."""
+
+        def run() -> str:
+            if self.capturing and not captures:
+                raise RuntimeError("operation not permitted | when stream is capturing")
+            self.now += milliseconds
+            return "output"
+
+        return run
+
+
+def test_the_clock_of_a_gpu(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(monkeypatch)
+    clock = modules["_gpu_time"].Clock("cuda", 0.001)
+    native, form = clock.prepare(fake.work(2.0)), clock.prepare(fake.work(1.0))
+    assert (native.how, native.output) == ("graph", "output")
+    row = clock.compare(native, form, 0.01)
+    assert (row["source"], row["l2"], row["how"]) == ("gpu", "flushed", "graph")
+    assert (row["native_ms"], row["form_ms"], row["ratio"]) == pytest.approx((2.0, 1.0, 0.5))
+    assert row["faster"]
+    assert fake.flushed == row["runs"] == 2 * row["pairs"] >= 20
+    slow = clock.prepare(fake.work(4.0, captures=False))
+    assert slow.how == "events: operation not permitted | when stream is capturing"
+    row = clock.compare(native, slow)
+    assert row["ratio"] == pytest.approx(2.0)
+    assert row["pairs"] == modules["_gpu_time"].PART  # a form that loses each of the first pairs is not timed further
+
+
 # -- the writer -------------------------------------------------------------------------------------------------------
 
 
