@@ -284,9 +284,15 @@ def _chains(rows: Sequence[Row]) -> list[str]:
             continue
         ratio = f"{row['ratio']:.3f}"
         made.append(
-            (*common, f"{row['native_ms']:.3g}", f"**{ratio}**" if row["faster"] else ratio,
-             f"{row['low']:.3f} to {row['high']:.3f}", str(row["pairs"]), "-" if row["apart"] is None else f"{row['apart']:.1e}")
-        )  # fmt: skip
+            (
+                *common,
+                f"{row['native_ms']:.3g}",
+                f"**{ratio}**" if row["faster"] else ratio,
+                f"{row['low']:.3f} to {row['high']:.3f}",
+                str(row["pairs"]),
+                "-" if row["apart"] is None else f"{row['apart']:.1e}",
+            )
+        )
     columns = (
         "chain",
         "setting",
