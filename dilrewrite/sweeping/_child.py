@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from dataclasses import replace
 from typing import IO
@@ -15,7 +17,7 @@ from dilrewrite import keywords
 from dilrewrite._version import __version__
 from dilrewrite.errors import FAULT, DilrewriteError, FailedError
 from dilrewrite.runtimes import _worker
-from dilrewrite.sweeping.task import Answer, Task
+from dilrewrite.sweeping.task import PATIENCE_S, Answer, Task
 
 
 def answer(task: Task) -> Answer:
@@ -44,12 +46,13 @@ def answer(task: Task) -> Answer:
 
 
 def main() -> None:
-    """Answer one task; end at once where nobody waits for the answer any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and closes the pipe
+    """Answer one task; end where nobody waits for the answer any more, or SIGTERM says so, and leave nothing behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
+    with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError, KeyboardInterrupt):
         replies.write(_worker.READY)
         pickle.load(requests)
         _worker.send(replies, ("done", None))
@@ -60,8 +63,10 @@ def main() -> None:
 
 
 def _watch(requests: IO[bytes]) -> None:
-    """Wait for the end of the requests, which is the end of who asked."""
+    """Wait for the end of the requests, which is the end of who asked, and then interrupt the work."""
     if not requests.read(1):
+        _thread.interrupt_main(signal.SIGTERM)
+        time.sleep(PATIENCE_S)
         os._exit(1)
 
 

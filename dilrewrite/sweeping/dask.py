@@ -24,7 +24,7 @@ from distributed.comm import CommClosedError
 from dilrewrite._version import __version__
 from dilrewrite.errors import MissingError
 from dilrewrite.runtimes._worker import Child
-from dilrewrite.sweeping.task import Answer, Task, ask_elsewhere, failed
+from dilrewrite.sweeping.task import Answer, Task, ask_elsewhere, failed, stop
 
 SCHEME = "dask://"
 
@@ -62,8 +62,7 @@ class OneAtATime(WorkerPlugin):  # type: ignore[misc]
         """End what is at work for the sweep."""
         with _lock:
             _stopped.add(self.sweep)
-            for child in _children.pop(self.sweep, ()):
-                child.process.kill()
+            stop(_children.pop(self.sweep, ()))
 
 
 def answer(task: Task) -> Answer:
@@ -73,7 +72,7 @@ def answer(task: Task) -> Answer:
         with _lock:
             _children.setdefault(task.sweep, set()).add(child)
             if task.sweep in _stopped:
-                child.process.kill()
+                stop([child])
 
     worker = get_worker()  # what lies in its folder is removed with it, or when the next one starts there
     return replace(ask_elsewhere(task, started, Path(worker.local_directory)), on=str(worker.name))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from dilrewrite.errors import MissingError
 from dilrewrite.runtimes._worker import Child
-from dilrewrite.sweeping.task import Answer, Task, ask
+from dilrewrite.sweeping.task import Answer, Task, ask, stop
 
 HERE = ""
 """The device that is this machine."""
@@ -32,7 +32,7 @@ def answers(tasks: Iterable[Task], devices: Sequence[str]) -> Generator[tuple[Ta
     def started(child: Child) -> None:
         children.add(child)
         if stopped.is_set():
-            child.process.kill()
+            stop([child])
 
     def answer(task: Task) -> Answer:
         while (device := free.get()) is not None:
@@ -55,5 +55,4 @@ def answers(tasks: Iterable[Task], devices: Sequence[str]) -> Generator[tuple[Ta
         finally:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in list(children):
-                child.process.kill()
+            stop(list(children))

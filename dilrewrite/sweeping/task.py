@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from dilrewrite.errors import FailedError
 from dilrewrite.reports.report import Report
 from dilrewrite.runtimes import Crashed
 from dilrewrite.runtimes._worker import Child
+
+PATIENCE_S = 10.0
+"""How long a process may take to leave nothing behind, before it is killed."""
 
 FOLDER, OUT = "model", "out"
 """Where another machine has the model, and where it writes."""
@@ -60,6 +64,15 @@ class Answer:
 def failed(error: Exception, code: int = FailedError.exit_code, *, on: str = "", seconds: float = 0.0) -> Answer:
     """Return the answer that there is none, in one line."""
     return Answer(said=" ".join(str(error).split()), exit_code=code, on=on, seconds=seconds)
+
+
+def stop(children: Iterable[Child]) -> None:
+    """Let processes end soon, and what they hold with them: connections to devices, files that are half written."""
+    for child in children:
+        child.process.terminate()
+        timer = threading.Timer(PATIENCE_S, child.process.kill)
+        timer.daemon = True
+        timer.start()
 
 
 def ask(task: Task, started: Callable[[Child], object], within: Path | None = None) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import subprocess
@@ -38,7 +39,7 @@ class Cluster:
         self.file = folder / "scheduler.json"
         self.scheduler = self._start("dask_scheduler", "--port", "0", "--host", "127.0.0.1")
         self.address = ""
-        self._wait(lambda: self.file.exists() and self.file.stat().st_size)
+        self.wait(lambda: self.file.exists() and self.file.stat().st_size)
         self.address = json.loads(self.file.read_text())["address"].replace("tcp://", "dask://")
 
     def _start(self, program: str, *more: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -60,7 +61,7 @@ class Cluster:
         with Client(self.address.replace("dask://", "tcp://"), set_as_default=False) as client:
             client.wait_for_workers(len(self.workers), timeout=START_S)
 
-    def _wait(self, ready: Any) -> None:
+    def wait(self, ready: Any) -> None:
         until = time.monotonic() + START_S
         while not ready():
             assert time.monotonic() < until, "it did not start"
@@ -192,6 +193,12 @@ def test_who_cannot_answer(models: Path, tmp_path: Path, monkeypatch: pytest.Mon
         }
         cluster.workers.pop("one").wait()
         cluster.add("two")
+        thread = watched(cluster, bool, lambda _: _thread.interrupt_main())
+        with pytest.raises(KeyboardInterrupt):
+            dilrewrite.sweep([models / "one.onnx"], tmp_path / "out", on=cluster.address, **HOW)
+        thread.join()
+        cluster.wait(lambda: not cluster.children("two"))
+        cluster.wait(lambda: not [name for name in listing(tmp_path / "cluster" / "two") if "dilrewrite-" in name])
         thread = watched(cluster, bool, lambda _: cluster.scheduler.kill())
         gone = dilrewrite.sweep(
             [models / "one.onnx", models / "plain.onnx"], tmp_path / "out", on=cluster.address, **HOW
