@@ -22,7 +22,7 @@ from dilrewrite.forms.chain import Chain
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.proof.prove import Proof
 from dilrewrite.proof.verdict import Subject
-from dilrewrite.runtimes import RuntimeFailure, TimedOut, timed_backends
+from dilrewrite.runtimes import Lost, RuntimeFailure, TimedOut, timed_backends
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import too_new
 from dilrewrite.timing import neighbourhood, stretch
@@ -92,7 +92,10 @@ class Tuning:
             self.failure = Why(reason=Reason.MODEL_FAILED if here else Reason.TRIAL_FAILED, said=said)
             return False
         try:
-            self.original.profile(meter)
+            try:
+                self.original.profile(meter)
+            except Lost:
+                self.original.profile(meter)  # over a connection that is made again
         except RuntimeFailure as error:
             slow = isinstance(error, TimedOut)
             self.failure = Why(reason=Reason.PROFILE_SLOW if slow else Reason.MODEL_FAILED, said=str(error))

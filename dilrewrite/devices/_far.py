@@ -91,7 +91,9 @@ class _Far(TimedBackend):
     def bench(self, options: Options) -> Bench:
         if options.custom_op_library:
             raise UsageError("--custom-op-library with --on: libraries are of one machine", hint="leave one out")
-        return FarBench(self, self.board.line(), options)
+        with suppress(Lost):
+            return FarBench(self, self.board.line(), options)
+        return FarBench(self, self.board.line(), options)  # over a connection that is made again
 
 
 def far(inner: TimedBackend, board: Board, line: Line) -> TimedBackend:

@@ -252,6 +252,9 @@ class Line:
         on, python = self.address.on, self.address.python
         if code == 255:
             lines = [line for line in text.splitlines() if line.strip()]
+            lines = [
+                line for line in lines if not line.startswith("kex_exchange")
+            ] or lines  # a host in between says why
             last = _without_user(lines[-1]) if lines else "the connection was closed"
             _, meaning, hint = next(one for one in SAID if one[0] in text)
             return MissingError(f"{on}: {meaning.format(last=last)}", hint=hint.replace("HOST", self.address.host))

@@ -49,6 +49,7 @@ from dilrewrite.timing.neighbourhood import Question
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.profiling import Profiled
 from dilrewrite.timing.stopwatch import HOPELESS, MIN_PAIRS, VISIBLE, Comparison, Mode, Noise, OutOfTime, Stopwatch
+from dilrewrite.timing.warmth import compared
 
 FORM_ROUNDS = 2
 WHOLE_ROUNDS = 4
@@ -253,7 +254,7 @@ class Meter:
             self._stand(question.feeds, keep=native.model, form=_runnable(rewritten(question, form.fragment)))
             watch = self.watch(self.budget.forms_until_s, strict=True)
             how: dict[str, Any] = {"noise": native.noise, "mode": native.mode, "rounds": FORM_ROUNDS}
-            comparison = watch.compare("keep", "form", slice_s, **how, hopeless=HOPELESS * bar)
+            comparison = compared(self.backend, watch, "keep", "form", slice_s, **how, hopeless=HOPELESS * bar)
             if comparison.faster:
                 self._agree("keep", "form", native.model, question.feeds)
             peak_bytes = self._peak_bytes("form", self.budget.forms_until_s - watch.opening_s)
@@ -415,7 +416,8 @@ class Meter:
         left = max(ends_s - budget.now(), 0.0)
         rounds = _rounds(opening_s, left)
         self._agree("before", "after", before, feeds)
-        comparison = watch.compare("before", "after", left * 0.9, noise=self.noise, mode=mode, rounds=rounds)
+        how: dict[str, Any] = {"noise": self.noise, "mode": mode, "rounds": rounds}
+        comparison = compared(self.backend, watch, "before", "after", left * 0.9, **how)
         self.samples = watch.samples
         self.first_s = {key: watch.first_s[key] for key in ("before", "after") if key in watch.first_s}
         if budget.now() > budget.until_s:

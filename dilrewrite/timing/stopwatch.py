@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +124,12 @@ class Comparison:
     """
     mode: Mode
     """`interleaved` (both models loaded, runs in turn) or `blocks` (one model loaded at a time)."""
+    state_before: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Readings of the device before, where it tells: clocks in MHz, `temperature_c` (°C), `load`. A temperature that
+    climbed by 2 °C or more until `state_after` has widened the interval.
+    """
+    state_after: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """The same after."""
 
     @property
     def faster(self) -> bool:
@@ -171,7 +177,7 @@ def signed_rank_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(averages)), float(averages[rank - 1]), float(averages[-rank])
 
 
-def _ratio(samples: Samples, offset: float = 0.0) -> dict[str, float]:
+def _ratio(samples: Samples, offset: float = 0.0) -> dict[str, Any]:
     """Return `ratio`, `low` and `high` of the second of two models, the interval widened by `offset` on both sides."""
     centre, low, high = signed_rank_interval(np.log(np.divide(samples[1], samples[0])).tolist())
     return {"ratio": math.exp(centre), "low": math.exp(low - offset), "high": math.exp(high + offset)}

@@ -158,7 +158,7 @@ def test_what_the_timed_runtime_refuses_is_made_explicit(
         raise RuntimeError("enough")
 
     monkeypatch.setattr(OnnxRuntimeCpu, "refuses", lambda *_: None)
-    monkeypatch.setattr("dilrewrite.commands.bench.timed_backend", lambda _: Timed())
+    monkeypatch.setattr("dilrewrite.devices.timed_backend", lambda _: Timed())
     monkeypatch.setattr(Tuning, "time_against", spy)
     proto = conv2d()
     del proto.graph.node[0].attribute[:]

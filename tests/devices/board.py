@@ -42,9 +42,14 @@ def lacking() -> str | None:
 
 def user(name: str) -> None:
     """Make an ordinary user, whose account is open for keys only."""
-    if subprocess.run(["id", name], capture_output=True, check=False).returncode:
-        command = ["useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", name]
-        subprocess.run(command, check=True, capture_output=True)
+    command = ["useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", name]
+
+    def there() -> bool:  # another process of tests may hold the file of users just now
+        subprocess.run(command, check=False, capture_output=True)
+        return subprocess.run(["id", name], capture_output=True, check=False).returncode == 0
+
+    if not until(there):
+        raise RuntimeError(f"no user {name} can be made")
 
 
 def free_port() -> int:
@@ -64,8 +69,6 @@ class Board:
     port: int = field(default_factory=free_port)
     lines: tuple[str, ...] = ()
     """Further lines of the server's configuration."""
-    packages: tuple[str, ...] = PACKAGES
-    """What its user's virtual environment holds."""
     mounts: tuple[str, ...] = ()
     """Further commands of the shell before the server starts."""
     process: subprocess.Popen[bytes] | None = None
@@ -82,11 +85,16 @@ class Board:
     @property
     def on(self) -> str:
         """The text of --on: an alias, and the Python of the virtual environment."""
-        return f"ssh://{self.name}?python={self.python}"
+        return self.with_python(self.python)
+
+    def with_python(self, path: str) -> str:
+        """The text of --on with another Python."""
+        return f"ssh://{self.name}?python={path}"
 
     def make(self) -> None:
         """Make keys, the server's configuration, and the virtual environment."""
-        user(self.user)
+        for name in USERS:
+            user(name)
         self.folder.mkdir(parents=True)
         for key in ("host", "own"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True)
@@ -111,19 +119,26 @@ class Board:
         self._environment()
 
     def _environment(self) -> None:
-        """Make the user's virtual environment: Python's own, and links to the packages that a board needs."""
-        home = self.folder / "home"
-        venv = home / "my venv"
-        packages = venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-        packages.mkdir(parents=True)
-        (venv / "bin").mkdir()
-        (venv / "bin" / "python").symlink_to(f"{self.home}-python/bin/{Path(sys.executable).resolve().name}")
-        (venv / "pyvenv.cfg").write_text(f"home = {self.home}-python/bin\ninclude-system-site-packages = false\n")
-        source = Path(metadata.distribution("numpy").locate_file(""))
-        for path in source.iterdir():
-            if path.name.split("-")[0].split(".")[0] in self.packages:
-                (packages / path.name).symlink_to(f"{self.home}-packages/{path.name}")
-        self._packages = source
+        """Make virtual environments, with spaces in their paths: Python's own, and links to what a board needs."""
+        self._packages = Path(metadata.distribution("numpy").locate_file(""))
+        name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        for venv, held in {"my venv": PACKAGES, "numpy only": PACKAGES[:1], "nothing": ()}.items():
+            place = self.folder / "home" / venv
+            packages = place / "lib" / name / "site-packages"
+            packages.mkdir(parents=True)
+            (place / "bin").mkdir()
+            (place / "bin" / "python").symlink_to(f"{self.home}-python/bin/{Path(sys.executable).resolve().name}")
+            (place / "pyvenv.cfg").write_text(f"home = {self.home}-python/bin\ninclude-system-site-packages = false\n")
+            for path in self._packages.iterdir():
+                if path.name.split("-")[0].split(".")[0] in held:
+                    (packages / path.name).symlink_to(f"{self.home}-packages/{path.name}")
+
+    def other_python(self, name: str, first: str) -> str:
+        """Make a Python that does something first; return its path there."""
+        place = self.folder / "home" / name
+        place.write_text(f"#!/bin/sh\nexec '{self.python}' -c \"{first};$2\"\n")
+        place.chmod(0o755)
+        return f"{self.home}/{name}"
 
     def start(self) -> None:
         """Start the server, in namespaces where it has a name, a /tmp and a machine's number of its own."""
@@ -142,9 +157,8 @@ class Board:
             f"mkdir /mnt/etc && cd '{self.folder}' && cp host authorized sshd_config /mnt/etc && cd /",
         ]
         tmp = f"mount --bind '{self.folder / 'tmp'}' /tmp"
-        script += self.mounts
         run = f"exec {SSHD} -D -e -f /mnt/etc/sshd_config"
-        command = ["unshare", "--mount", "--uts", "sh", "-c", "\n".join([*script, tmp, run])]
+        command = ["unshare", "--mount", "--uts", "sh", "-c", "\n".join([*script, tmp, *self.mounts, run])]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         until = time.monotonic() + 20
