@@ -72,7 +72,7 @@ class _Far(TimedBackend):
 
     def device(self) -> str:
         model = str(self.facts["model"])
-        return f"{model}: {self.told.device}" if model else self.told.device
+        return f"{f'{model}: ' if model else ''}{self.told.device}, at {self.board.on}"
 
     def state(self) -> dict[str, float]:
         with suppress(Lost, MissingError):

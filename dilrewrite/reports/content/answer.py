@@ -387,7 +387,8 @@ def steps(report: Report) -> Iterator[tuple[str, str]]:
         shapes = ", ".join(f"{name}:{units.dims(shape)}" for name, shape in measurement.inputs.items())
         yield "give your sizes", f"the model's sizes are open, and the tool chose {shapes}: give yours with --shape"
     measured = measurement.source is TimeKind.MEASURED
-    here = f"the choice holds for {measurement.backend}{' on this machine' if measured else ', by estimate'}"
+    place = measurement.settings.get("on", "this machine")
+    here = f"the choice holds for {measurement.backend}{f' on {place}' if measured else ', by estimate'}"
     if chosen and measurement.others:
         also = units.listed(measurement.others, 4)
         yield "try another runtime", f"{here}; also ready here: {also} (--backend NAME)"

@@ -1,0 +1,95 @@
+"""The commands with --on: their answers, and what is left on either side when something ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dilrewrite.cli import main
+from dilrewrite.devices._line import LOG
+from tests import models_for_tests as tiny
+from tests.devices.board import Board, until
+from tests.devices.test_ssh_lines import _opened
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A model with two dilated Convs."""
+    return tiny.save(tiny.two_convs(), tmp_path / "model.onnx")
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """Return the report that a command prints."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_bench_and_inspect_measure_there(board: Board, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = answer(capsys, "bench", place, "--on", board.on, "--budget", 1)
+    assert told["measurement"]["settings"]["on"] == "ssh://one"
+    assert told["measurement"]["device"].endswith(", at ssh://one")
+    assert told["measurement"]["versions"].keys() == {"onnxruntime", "numpy", "python", "kernel"}
+    assert told["measurement"]["final"]["state_before"].keys() >= {"load"}
+    told = answer(capsys, "inspect", place, "--profile", "--on", board.on)
+    assert told["measurement"]["settings"]["on"] == "ssh://one"
+    assert all(site["share"] is not None for site in told["sites"])
+    assert until(lambda: not board.left())
+
+
+def test_a_name_of_a_user_is_in_no_report(
+    board: Board, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = board.on.replace("ssh://", f"ssh://{board.user}@")
+    arguments = ["optimize", place, "--on", on, "--budget", 0, "--report", tmp_path / "report", "--eliminate"]
+    told = answer(capsys, *arguments)
+    assert told["options"]["on"].startswith("ssh://***@one?python=")
+    texts = [file.read_text(encoding="utf-8") for file in (tmp_path / "report").iterdir()]
+    assert texts
+    assert not any(board.user in text for text in texts)
+
+
+@pytest.mark.measures
+def test_a_host_that_goes_in_mid_run(
+    board: Board, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(LOG, str(tmp_path / "log"))
+
+    def leave() -> None:
+        until(lambda: _opened(tmp_path / "log") >= 2)
+        board.stop()
+
+    worker = threading.Thread(target=leave)
+    worker.start()
+    code = main(["optimize", str(place), "--on", board.on, "--budget", "20", "--no-cache", "--quiet"])
+    worker.join()
+    assert code == 4
+    said = capsys.readouterr().err
+    assert said.startswith("dilrewrite: ssh://one: it cannot be reached: ")
+    assert said.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "log", "ssh_config"}
+
+
+@pytest.mark.measures
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_who_is_stopped_here_leaves_nothing_there(
+    board: Board, place: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    arguments = ["optimize", str(place), "--on", board.on, "--budget", "60", "--no-cache", "--quiet"]
+    environment = {**os.environ, LOG: str(tmp_path / "log")}
+    process = subprocess.Popen([sys.executable, "-m", "dilrewrite", *arguments], env=environment)
+    assert until(lambda: _opened(tmp_path / "log") >= 2, 60)
+    assert board.ours()
+    process.send_signal(kind)
+    assert process.wait(30) != 0
+    assert until(lambda: not board.left())
+    assert not board.ours()
+    assert until(lambda: not board.sessions())
