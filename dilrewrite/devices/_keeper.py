@@ -63,7 +63,7 @@ def remove(place: Path) -> None:
         if _is_ours(number, place):
             with contextlib.suppress(OSError):
                 os.kill(number, signal.SIGKILL)
-    for _ in range(50):  # a process that is being killed still writes
+    for _ in range(500):  # a process that is being killed still writes
         shutil.rmtree(place, ignore_errors=True)
         if not place.exists():
             return
@@ -166,7 +166,6 @@ def put(place: Path, name: str, content: bytes) -> None:
         )
     target = place / "blobs" / name
     try:
-        target.parent.mkdir(exist_ok=True)
         target.with_suffix(".part").write_bytes(content)
         target.with_suffix(".part").replace(target)
     except OSError as error:

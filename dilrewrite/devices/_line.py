@@ -73,6 +73,8 @@ try:
     with open(os.path.join(folder, "runner.zip"), "wb") as file:
         if file.write(i.read(SIZE)) != SIZE:
             raise OSError(0, "the connection ended")
+    for name in ("blobs", "work", "workers"):
+        os.mkdir(os.path.join(folder, name))
     sys.path.insert(0, file.name)
     from dilrewrite.devices import _keeper
 except BaseException as error:

@@ -54,8 +54,10 @@ def main(folder: str, requests: IO[bytes]) -> NoReturn:
     replies = os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # what a runtime prints
     place = Path(folder) / "work" / str(os.getpid())
-    for needed in (place, Path(folder) / "workers"):
-        needed.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir()  # no parents: the folder may be gone by now
+    except OSError:
+        os._exit(0)
     (Path(folder) / "workers" / str(os.getpid())).touch()
     os.chdir(place)
     os.environ.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(place)))
