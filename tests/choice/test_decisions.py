@@ -40,7 +40,7 @@ def _sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     def measures(*_: Any, **__: Any) -> Any:
         pytest.fail("it measures")
 
-    for name in ("Meter", "Tuning", "timed_backend", "open_cache"):
+    for name in ("Meter", "Tuning", "Device", "open_cache"):
         monkeypatch.setattr(whole, name, measures)
 
 

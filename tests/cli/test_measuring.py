@@ -589,7 +589,7 @@ def test_decisions_of_a_measurement_are_replayed_without_one(
     made_on, found = data["made_on"], first["measurement"]
     for name in ("backend", "device", "versions", "settings", "inputs"):
         assert made_on[name] == found[name]
-    for name in ("Meter", "Tuning", "timed_backend"):
+    for name in ("Meter", "Tuning", "Device"):
         monkeypatch.setattr(whole, name, fails)
     again = optimize(capsys, path, "--decisions", kept, "--force").report
     assert (tmp_path / "o.onnx").read_bytes() == one
