@@ -96,6 +96,7 @@ class Build(_Run, total=False):
     save_onnx: StrPath | None
     export_layer_info: StrPath | None
     force: bool
+    on: str | None
     seed: int
     progress: Progress | None
     tell: Callable[[str], None] | None

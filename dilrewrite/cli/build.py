@@ -19,13 +19,14 @@ EXAMPLES = [
 
 
 @command(
-    f"model {ENGINE} inputs seed threads output force save_onnx export_layer_info report report_format as_json verbose "
-    "quiet",
+    f"model {ENGINE} on inputs seed threads output force save_onnx export_layer_info report report_format as_json "
+    "verbose quiet",
     EXAMPLES,
     {"model": MODEL},
     verbose={"help": "Print every table, and TensorRT's log on standard error."},
     output={"help": "The engine. [default: MODEL.engine]", "metavar": "ENGINE"},
     force={"help": "Replace an existing engine."},
+    on={"help": "Build on another machine: ssh://[user@]host[:port], or a host of ssh's configuration."},
 )
 def run(model: Path, output: Path | None, *, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
     """Build a TensorRT engine; ENGINE.json beside it tells flavour, precision as built, profiles, layers, sizes."""

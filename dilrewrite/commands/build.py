@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dilrewrite import devices
 from dilrewrite.commands.places import Claims, data_files
 from dilrewrite.commands.run import Run, dilated
 from dilrewrite.errors import shown
@@ -28,8 +29,8 @@ def build(
     """Build the engine of the model at `path`; see `dilrewrite.build`."""
     options.check()
     building = options.building or Building()
-    with engines.on_device(building.device):
-        return _build(path, building, Run("build", options, progress), tell)
+    with engines.on_device(building.device), devices.device(options.measuring.on) as device:
+        return _build(path, building, Run("build", options, progress, device=device), tell)
 
 
 def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None] | None) -> Report:
@@ -37,7 +38,7 @@ def _build(path: Path, building: Building, run: Run, tell: Callable[[str], None]
     model = run.load(path)
     target = options.places.output or path.with_suffix(".engine")
     sizes = parse_shapes(options.proving.shapes, [value.name for value in fed(model.proto)])
-    started = engines.start(model, building, sizes)
+    started = engines.start(model, building, sizes, run.device.builder(building))
     claims = Claims([path, *data_files(model)], force=options.places.force)
     claims.engine(target, building.timing_cache)
     claims.claim(options.places.save_onnx, "--save-onnx")

@@ -130,7 +130,7 @@ def _job(run: Run, place: Path | InMemory, *, beside: bool) -> _Job:
     started = None
     if options.building is not None:
         sizes = parse_shapes(options.proving.shapes, [value.name for value in fed(model.proto)])
-        started = engines.start(model, options.building, sizes)
+        started = engines.start(model, options.building, sizes, run.device.builder(options.building))
     reports = places.report or (target.with_name(f"{target.stem}.report") if beside and target is not None else None)
     if not places.dry_run:
         claims = Claims([*files(place), *data_files(model)], force=places.force)

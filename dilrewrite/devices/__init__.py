@@ -8,11 +8,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dilrewrite._compat import Self
 from dilrewrite.errors import UsageError, choices
 from dilrewrite.runtimes import TimedBackend, timed_backend
+
+if TYPE_CHECKING:
+    from dilrewrite.options import Building
+    from dilrewrite.tensorrt.engines import Elsewhere
 
 _ALIAS = re.compile(r"([\w.-]+@)?\w[\w.-]*")
 """A host in the user's configuration of ssh, which needs no scheme."""
@@ -33,6 +37,13 @@ class Device:
         ready.
         """
         return timed_backend(text)
+
+    def builder(self, building: Building) -> Elsewhere | None:  # noqa: ARG002 - another machine may build
+        """Return what builds engines there; `None` where that is this machine.
+
+        Raises UsageError for what cannot be asked for there, MissingError when TensorRT, or the device, is not ready.
+        """
+        return None
 
     def close(self) -> None:
         """Leave nothing there; a second call does nothing."""

@@ -192,8 +192,9 @@ def _serve(place: Path, requests: IO[bytes]) -> None:
                     put(place, message["name"], blobs[0])
                 elif what == "kill":
                     for number in _numbers(place, "workers/*"):
-                        if number == message["process"]:
-                            os.kill(number, signal.SIGKILL)
+                        if number == message["process"] and _is_ours(number, place):
+                            with contextlib.suppress(ProcessLookupError):
+                                os.kill(number, signal.SIGKILL)
             except FailedThereError as error:
                 kind, answer = "failed", str(error)
             except OSError as error:

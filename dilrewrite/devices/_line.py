@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
@@ -25,7 +25,7 @@ from typing import IO, Any, final
 from dilrewrite.devices import _frames
 from dilrewrite.devices._bundle import bundle
 from dilrewrite.devices._runner import DIED
-from dilrewrite.errors import MissingError, one_line, printable
+from dilrewrite.errors import DilrewriteError, FailedError, MissingError, UsageError, one_line, printable
 from dilrewrite.runtimes import Crashed, Lost, TimedOut
 from dilrewrite.runtimes._worker import Child
 
@@ -87,6 +87,8 @@ _keeper.main(folder, i)
 
 CANNOT = {"failed": "{}", "place": "{}", "old": "Python {} is too old: 3.10 is needed; name another with ?python=/path"}
 """Kinds of answers that end the work, and the words for them."""
+
+ERRORS: Mapping[str, type[DilrewriteError]] = {one.__name__: one for one in (UsageError, FailedError, MissingError)}
 
 SAID: Sequence[tuple[str, str, str]] = (
     (
@@ -172,6 +174,8 @@ class _Session(Child):
         answer, answered, received = _frames.read(self._answers)
         _note(message["do"], sent, received, time.monotonic() - start)
         kind, told = str(answer.get("kind")), answer.get("answer")
+        if kind in ERRORS:
+            raise ERRORS[kind](f"{self._on}: {one_line(told)}")
         if kind in CANNOT:
             raise MissingError(f"{self._on}: {CANNOT[kind].format(one_line(told))}")
         return kind, (told, answered) if kind == "done" else printable(str(told)) if kind != "bug" else told

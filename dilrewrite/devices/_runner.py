@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 DIED = "dilrewrite: the process that timed was killed by signal "
 """A line on standard error; what follows is the signal's number."""
 
+KNOWN = {"CannotLoad", "CannotRun", "UsageError", "FailedError", "MissingError"}
+"""Exceptions whose words are an answer."""
+
 _BITS = (
     *("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "int4"),
     *("uint4", "float4_e2m1fn", "int2", "uint2", "float6_e2m3fn", "float6_e3m2fn"),
@@ -93,7 +96,7 @@ def _serve(folder: Path, waiting: Any, replies: IO[bytes]) -> None:
         except ImportError as error:
             kind, answer = "CannotLoad", f"{error.name or error} is not installed there"
         except Exception as error:
-            known = {"CannotLoad", "CannotRun"} & {type(error).__name__}
+            known = KNOWN & {type(error).__name__}
             kind, answer = (known.pop(), str(error)) if known else ("bug", traceback.format_exc())
         _frames.write(replies, {"kind": kind, "answer": answer}, blobs)
 
@@ -137,6 +140,32 @@ class _Board:
             return backend.conflict() or backend.missing()
         except ImportError as error:
             return f"{error.name or error} is not installed"
+
+    def on_flavour(self, name: str) -> tuple[list[str], Sequence[bytes]]:
+        """Return the flavour of TensorRT that is meant here, and its version."""
+        from dilrewrite.tensorrt import bindings
+
+        flavour = bindings.choose(name)
+        return [flavour, bindings.load(flavour).version], ()
+
+    def on_build(
+        self, flavour: str, model: str, options: dict[str, Any], profiles: dict[str, Any], tf32: bool
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        """Build an engine of a model that is here."""
+        import onnx
+
+        from dilrewrite import record
+        from dilrewrite.options import Building
+        from dilrewrite.tensorrt import bindings
+        from dilrewrite.tensorrt.make import build
+        from dilrewrite.tensorrt.profiles import Profile
+
+        sizes = {name: record.read(Profile, one, name) for name, one in profiles.items()}
+        asked = Building.of(options)
+        proto = onnx.load_model_from_string(self._blob(model).read_bytes())
+        built = build(bindings.load(flavour), proto, asked, profiles=sizes, tf32=tf32)
+        plain = dataclasses.asdict(dataclasses.replace(built, plan=b"", timing_cache=None))
+        return {name: value for name, value in plain.items() if name != "plan"}, [built.plan]
 
     def on_begin(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Load a runtime; what it is, and where it runs."""

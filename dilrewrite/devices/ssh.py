@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import time
 from contextlib import suppress
-from typing import final
+from typing import TYPE_CHECKING, final
 from urllib.parse import parse_qsl, unquote
 
 from dilrewrite import settings
 from dilrewrite.devices import Device, Scheme
+from dilrewrite.devices._build import built_there
 from dilrewrite.devices._far import far
 from dilrewrite.devices._line import Address, Line
 from dilrewrite.errors import MissingError, UsageError, choices
-from dilrewrite.options import masked
+from dilrewrite.options import Building, masked
 from dilrewrite.runtimes import CannotLoad, Lost, RuntimeFailure, TimedBackend, backend, timed_backends
+
+if TYPE_CHECKING:
+    from dilrewrite.tensorrt.engines import Elsewhere
 
 AGAIN_S = (0.0, 1.0, 3.0)
 """Pauses before each try to make a connection again that was lost."""
@@ -89,6 +93,15 @@ class SshDevice(Device):
             if why[one.name] is None:
                 return far(one, self, line)
         raise MissingError(f"{self.on}: backend {offered[-1].name}: {why[offered[-1].name]}")
+
+    def builder(self, building: Building) -> Elsewhere | None:
+        """Return what builds engines there."""
+        for name in ("device", "plugins", "timing_cache"):
+            if getattr(building, name) not in (None, ()):
+                flag = Building.options()[name].flag
+                raise UsageError(f"{flag} with --on: it is of this machine", hint="leave one of them out")
+        self._runtimes = tuple(sorted({*self._runtimes, "tensorrt", "tensorrt_rtx"}))
+        return built_there(self, building)
 
     def _missing(self, line: Line, names: list[str]) -> dict[str, str | None]:
         """Return what each runtime lacks there; asked of a process that ends then."""

@@ -44,6 +44,17 @@ class Started:
     building: Building
     flavour: str
     asked: profiles.Asked
+    elsewhere: Elsewhere | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """Another machine that builds: its name, the flavour and version there, and what does it of a model by sizes."""
+
+    on: str
+    flavour: str
+    version: str
+    build: Callable[[ModelProto, Mapping[str, Profile], bool], Built]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,19 +96,27 @@ def on_device(device: int | None) -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def start(model: Model, building: Building, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Started:
+def start(
+    model: Model,
+    building: Building,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> Started:
     """Check all that can be before any long work. `shapes` stand for the sizes of inputs of which none are given.
+
+    `elsewhere`: the machine that builds, where it is another one.
 
     Raises `MissingError` where the flavour is not installed, `UsageError` for a model that TensorRT cannot take.
     """
     building.check()
-    flavour, where = bindings.choose(building.flavour), _where(model)
+    flavour = elsewhere.flavour if elsewhere is not None else bindings.choose(building.flavour)
+    where = _where(model)
     refuse(_loaded(model, model.proto, building.precision), where)
     asked = profiles.parse(building.minima, building.optima, building.maxima, list(profiles.declared(model.proto)))
     given = set().union(*asked.values())
     asked["opt"].update((name, shape) for name, shape in (shapes or {}).items() if name not in given)
     profiles.settle(model.proto, asked, where)
-    return Started(model=model, building=building, flavour=flavour, asked=asked)
+    return Started(model=model, building=building, flavour=flavour, asked=asked, elsewhere=elsewhere)
 
 
 def measured_sizes(started: Started, settings: Settings) -> dict[str, tuple[int, ...]]:
@@ -142,18 +161,23 @@ def make(
     profiles.check(prepared.proto, sizes, where)
     ready = _Ready(started=started, prepared=prepared, sizes=sizes, file=source or model.path, where=where)
     conversion = _compare_conversion(ready, proto, settings, progress or silent)
-    library = bindings.load(started.flavour, tell=tell)
-    timings = _timings(building.timing_cache)
-    built = build(
-        library,
-        prepared.proto,
-        building,
-        profiles=sizes,
-        folder=model.folder,
-        tf32=prepared.precision != "fp32",
-        timing_cache=timings,
-        progress=progress,
-    )
+    timings, tf32 = _timings(building.timing_cache), prepared.precision != "fp32"
+    if started.elsewhere is not None:
+        version = started.elsewhere.version
+        built = started.elsewhere.build(_inside(model, prepared.proto), sizes, tf32)
+    else:
+        library = bindings.load(started.flavour, tell=tell)
+        version = library.version
+        built = build(
+            library,
+            prepared.proto,
+            building,
+            profiles=sizes,
+            folder=model.folder,
+            tf32=tf32,
+            timing_cache=timings,
+            progress=progress,
+        )
     precision = _precision(ready, built, conversion)
     checked, device, verdict = _check(ready, proto, built, settings)
     keeps, warnings = _kept_timings(building.timing_cache, timings, built)
@@ -161,7 +185,7 @@ def make(
         ready,
         replace(built, warnings=warnings),
         file=_name(engine),
-        version=library.version,
+        version=version,
         sha256=model.file_digest if source is None else _digest(proto),
         precision=precision,
         chosen_on=chosen_on,
@@ -289,11 +313,16 @@ def _loaded(model: Model, proto: ModelProto, precision: str | None) -> ModelProt
 
     Raises `UsageError` when they are too large for that.
     """
-    if not model.external_files or not needs_values(proto, precision):
+    return _inside(model, proto) if needs_values(proto, precision) else proto
+
+
+def _inside(model: Model, proto: ModelProto) -> ModelProto:
+    """Return the model with its external weights in memory. Raises `UsageError` when they are too large for that."""
+    if not model.external_files:
         return proto
     if model.file_bytes > 2**31 - 1:
         raise UsageError(
-            f"{_where(model)}: has {model.file_bytes / 2**30:.1f} GiB of weights: a model is converted in memory, and "
+            f"{_where(model)}: has {model.file_bytes / 2**30:.1f} GiB of weights: it is wanted in memory, and "
             "2 GiB are the most that fit into a message",
             hint="convert it with another tool, and build from that",
         )
@@ -315,6 +344,8 @@ def _check(
     Returns in words what came of it, on which device, and the verdict where it ran.
     """
     flavour, building = ready.started.flavour, ready.started.building
+    if ready.started.elsewhere is not None:
+        return f"not run: it was built on {ready.started.elsewhere.on}, and this machine does not run it", None, None
     gpu = backends()[bindings.module_name(flavour)]
     why = gpu.missing()
     if why is not None:

@@ -70,7 +70,7 @@ class Layers:
 
     source: str
     layers: tuple[Layer, ...]
-    memory: dict[str, int]
+    memory: Mapping[str, int]
 
     def kinds(self) -> dict[str, int]:
         """Return how many layers there are of each type, sorted by it."""

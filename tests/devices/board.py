@@ -26,6 +26,8 @@ NEEDED = "DILREWRITE_NEEDS_SSHD"
 
 USERS = ("dilrewrite-a", "dilrewrite-b")
 PACKAGES = ("numpy", "onnxruntime")
+BUILDS = ("numpy", "onnx", "google", "ml_dtypes", "typing_extensions", "tensorrt_rtx", "tensorrt_rtx_bindings")
+BUILDS += ("tensorrt_rtx_libs", "protobuf", "tensorrt_rtx_cu13", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs")
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 
 
@@ -122,7 +124,7 @@ class Board:
         """Make virtual environments, with spaces in their paths: Python's own, and links to what a board needs."""
         self._packages = Path(metadata.distribution("numpy").locate_file(""))
         name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        for venv, held in {"my venv": PACKAGES, "numpy only": PACKAGES[:1], "nothing": ()}.items():
+        for venv, held in {"my venv": PACKAGES, "numpy only": PACKAGES[:1], "nothing": (), "rtx": BUILDS}.items():
             place = self.folder / "home" / venv
             packages = place / "lib" / name / "site-packages"
             packages.mkdir(parents=True)

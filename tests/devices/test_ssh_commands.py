@@ -18,6 +18,7 @@ from dilrewrite.devices._line import LOG
 from tests import models_for_tests as tiny
 from tests.devices.board import Board, until
 from tests.devices.test_ssh_lines import _opened
+from tests.tensorrt.rtx import needs_rtx
 
 
 @pytest.fixture
@@ -93,3 +94,25 @@ def test_who_is_stopped_here_leaves_nothing_there(
     assert until(lambda: not board.left())
     assert not board.ours()
     assert until(lambda: not board.sessions())
+
+
+@needs_rtx
+def test_an_engine_is_built_there(
+    board: Board, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = board.with_python(f"{board.home}/rtx/bin/python")
+    told = answer(capsys, "build", place, "--on", on, "--flavour", "tensorrt-rtx", "-o", tmp_path / "there.engine")
+    here = answer(capsys, "build", place, "--flavour", "tensorrt-rtx", "-o", tmp_path / "here.engine")
+    assert told["engine"]["layers"] == here["engine"]["layers"]
+    assert told["engine"]["version"] == here["engine"]["version"]
+    assert "built on ssh://one" in told["engine"]["checked"]
+    assert (tmp_path / "there.engine").stat().st_size > 0
+    assert main(["inspect", str(tmp_path / "there.engine")]) == 0
+    for more, says in (
+        (["--timing-cache", "t"], "--timing-cache with --on"),
+        (["--flavour", "tensorrt"], "ssh://one: tensorrt"),
+    ):
+        capsys.readouterr()
+        assert main(["build", str(place), "--on", on, "-o", str(tmp_path / "no.engine"), *more]) in (2, 4)
+        assert says in capsys.readouterr().err
+    assert until(lambda: not board.left())
