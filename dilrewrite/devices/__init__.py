@@ -43,6 +43,8 @@ class Device:
 
         Raises UsageError for what cannot be asked for there, MissingError when TensorRT, or the device, is not ready.
         """
+        if self.on:
+            raise UsageError(f"--on {self.on}: it builds no engines", hint="only ssh:// does")
         return None
 
     def close(self) -> None:

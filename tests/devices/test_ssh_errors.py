@@ -209,3 +209,10 @@ def test_two_at_once(board: Board, tmp_path: Path) -> None:
         with devices.device(board.on) as first:
             works(first.backend("cpu"))  # the lock of who was killed is not one
     assert until(lambda: not board.ours())
+
+
+def test_what_only_times_builds_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "no.engine"
+    assert main(["build", str(MODEL), "--on", "cmd:true {model}", "-o", str(target)]) == 2
+    assert capsys.readouterr().err == "dilrewrite: --on cmd:true {model}: it builds no engines; only ssh:// does\n"
+    assert not target.exists()
