@@ -19,7 +19,8 @@ EMPTY = ("dilrewrite", "dilrewrite.devices")
 @functools.cache
 def bundle(runtimes: Sequence[str]) -> bytes:
     """Return the zip, with these modules of `dilrewrite.runtimes`."""
-    waiting = [f"dilrewrite.{name}" for name in (*NEEDED, *(f"runtimes.{name}" for name in runtimes))]
+    more = ["devices._builder"] if "tensorrt" in runtimes else []
+    waiting = [f"dilrewrite.{name}" for name in (*NEEDED, *more, *(f"runtimes.{name}" for name in runtimes))]
     texts: dict[str, tuple[str, str]] = {}
     while waiting:
         module = waiting.pop()

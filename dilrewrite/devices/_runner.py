@@ -130,7 +130,11 @@ class _Board:
 
     def answer(self, message: dict[str, Any]) -> tuple[Any, Sequence[bytes]]:
         given = {name: value for name, value in message.items() if name not in ("do", "sizes")}
-        told = getattr(self, f"on_{message['do']}")(**given)
+        where: Any = self
+        more: tuple[Path, ...] = ()
+        if message["do"] in ("flavour", "build"):  # of a file that goes along only where it is asked for
+            where, more = importlib.import_module("dilrewrite.devices._builder"), (self.folder,)
+        told = getattr(where, f"on_{message['do']}")(*more, **given)
         return told if isinstance(told, tuple) else (told, ())
 
     def on_offer(self, name: str) -> str | None:
@@ -140,32 +144,6 @@ class _Board:
             return backend.conflict() or backend.missing()
         except ImportError as error:
             return f"{error.name or error} is not installed"
-
-    def on_flavour(self, name: str) -> tuple[list[str], Sequence[bytes]]:
-        """Return the flavour of TensorRT that is meant here, and its version."""
-        from dilrewrite.tensorrt import bindings
-
-        flavour = bindings.choose(name)
-        return [flavour, bindings.load(flavour).version], ()
-
-    def on_build(
-        self, flavour: str, model: str, options: dict[str, Any], profiles: dict[str, Any], tf32: bool
-    ) -> tuple[dict[str, Any], Sequence[bytes]]:
-        """Build an engine of a model that is here."""
-        import onnx
-
-        from dilrewrite import record
-        from dilrewrite.options import Building
-        from dilrewrite.tensorrt import bindings
-        from dilrewrite.tensorrt.make import build
-        from dilrewrite.tensorrt.profiles import Profile
-
-        sizes = {name: record.read(Profile, one, name) for name, one in profiles.items()}
-        asked = Building.of(options)
-        proto = onnx.load_model_from_string(self._blob(model).read_bytes())
-        built = build(bindings.load(flavour), proto, asked, profiles=sizes, tf32=tf32)
-        plain = dataclasses.asdict(dataclasses.replace(built, plan=b"", timing_cache=None))
-        return {name: value for name, value in plain.items() if name != "plan"}, [built.plan]
 
     def on_begin(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Load a runtime; what it is, and where it runs."""
