@@ -25,6 +25,8 @@ def summary(target: TargetReport) -> str:
     if convs:
         return f"on {target.name} {convs}"
     others = sum(target.fits.values()) - target.fits.get("native", 0)
+    if not others:
+        return f"on {target.name} every node is native"
     return f"on {target.name} {count(others, 'node')} {'is' if others == 1 else 'are'} not native"
 
 
