@@ -225,6 +225,7 @@ def rknn_page(about: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         f"RKNN-Toolkit2 for {PLATFORM}, float16, in millions of cycles. Nothing was run. `cycles` are the toolkit's.",
         "It counts none for operators that move or add elements: `with copies` adds what these read and write, at",
         f"{kit.CYCLES_PER_KB[PLATFORM]} cycles for a KB, as it counts for a Conv. The least of that is chosen.",
+        f"Not every form was asked about, within {SECONDS} s on a busy machine: what is kept may gain with more.",
         "",
     ]
     body = []

@@ -89,7 +89,6 @@ JUDGES = {
     judge.name: judge
     for judge in (
         _VELA,
-        replace(_VELA, name="ethos-u-vela-3.10", version="3.10.0", licence="Apache License 2.0"),
         _RKNN,
         replace(_RKNN, name="rknn-toolkit2-2.3.2", version="2.3.2"),
     )

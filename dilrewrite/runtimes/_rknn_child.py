@@ -2,7 +2,7 @@
 
 A line of its input is `PLATFORM FOLDER`. What the toolkit says of model.onnx there goes to said.txt, and the exit code
 of the process is the answer, a line. PyTorch, which the toolkit imports for models of PyTorch and for quantising by
-gradients, is not installed there: where it is missing, an empty package has its place.
+gradients, is not installed there: where it is missing, an empty package has its place, which says so when it is used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class _Nothing(metaclass=_Anything):
 
     def __call__(self, given: object, *_: object, **__: object) -> object:
         return given
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError("the toolkit needs PyTorch for this model: install torch in its environment")
 
 
 class _Empty:

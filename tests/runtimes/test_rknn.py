@@ -272,7 +272,7 @@ def test_a_newer_opset_is_made_older() -> None:
 
 
 def test_an_empty_torch_is_imported() -> None:
-    """Where PyTorch is not installed: its classes can be inherited from, its decorators change nothing."""
+    """Where PyTorch is not installed: classes to inherit from, decorators that do nothing, arrays that say it."""
     code = """
 import runpy, sys
 child = runpy.run_path(sys.argv[1], run_name="child")
@@ -283,10 +283,13 @@ class Own(torch.nn.Module): pass
 @torch.no_grad()
 def three(): return 3
 print(three(), torch.__spec__.loader.__class__.__name__)
+try: torch.from_numpy(3).reshape(1)
+except ImportError as error: print(error)
 """
     file = Path(kit.__file__).with_name("_rknn_child.py")
     done = subprocess.run([sys.executable, "-I", "-c", code, file], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("3 _Empty\n", "")
+    said = "the toolkit needs PyTorch for this model: install torch in its environment"
+    assert (done.stdout, done.stderr) == (f"3 _Empty\n{said}\n", "")
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,6 @@ from collections.abc import Mapping
 QUANTISED = "the files that are written for Vela are int8, and a float model is refused before"
 WRITER = "no file for Vela breaks it: the writer refuses first"
 UNASKED: Mapping[str, Mapping[str, str]] = {
-    "ethos-u-vela-3.10": {
-        "tensors.static: required": "the writer takes fixed sizes only",
-        "tensors.quantised: required": QUANTISED,
-        "tensors.dtypes: one of int8, uint8, int16, int32": QUANTISED,
-        "tensors.extents: at least 1": "an empty tensor is no model to ask about",
-        "tensors.channels: at least 1": "an empty tensor is no model to ask about",
-        "conv.weights: only constant": WRITER,
-        "conv.stride: at least 1 (depthwise)": "ONNX has no stride below 1",
-        "operators.Pad.constant: only True": WRITER,
-    },
     "ethos-u-vela-5.2": {
         "tensors.static: batch may vary": "the writer takes fixed sizes only",
         "tensors.quantised: required": QUANTISED,

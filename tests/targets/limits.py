@@ -362,99 +362,36 @@ def _opset(proto: ModelProto, version: int) -> ModelProto:
     return proto
 
 
-def ethos_u(profile: Profile) -> Iterator[Case]:
-    """The rules of both versions of Vela."""
-    old = profile.name == "ethos-u-vela-3.10"
+def ethos_u(_: Profile) -> Iterator[Case]:
+    """The rules of Vela 5.2."""
     yield Case("conv.kernel: unlimited", IS, lambda: conv((64, 64), k=40))
-    yield Case(
-        "conv.dilation: unlimited", IS, (lambda: conv((64, 64), d=31)) if old else lambda: conv((220, 220), d=100)
-    )
+    yield Case("conv.dilation: unlimited", IS, lambda: conv((220, 220), d=100))
     yield Case("conv.pads: unlimited", IS, lambda: conv(d=20, p=20))
     yield from both("conv.ranks: one of 1, 2", lambda: conv((64,), d=2), lambda: conv((8, 8, 8)))
-    if old:
-        tall, area = "conv.products (kh-1)*dh+1: at most 64", "conv.products ((kh-1)*dh+1)*((kw-1)*dw+1): at most 4096"
-        row = functools.partial(_tall, (72, 8))
-        yield from both(tall, lambda: row(64), lambda: row(65))
-        yield from both(area, lambda: conv((72, 72), k=64, channels=2), lambda: _tall((64, 72), 64, 65))
-        yield from both("conv.stride: at most 3 (not depthwise)", lambda: conv(s=3), lambda: conv(s=4))
-        yield Case("conv.groups: unlimited", IS, lambda: conv(group=4))
-        yield from both("conv.batch: at most 1", conv, lambda: conv(batch=2))
-        yield from both(
-            "tensors.max_rank: at most 4",
-            lambda: single("Add", ["x"]),
-            lambda: single("Add", ["x"], shape=(1, 2, 4, 8, 8)),
-        )
-        long = functools.partial(single, "Relu", ahead=False)
-        yield from both(
-            "tensors.extents: at most 65535", lambda: long(shape=(1, 4, 1, 65535)), lambda: long(shape=(1, 4, 1, 65536))
-        )
-        yield from both(
-            "tensors.channels: at most 65535",
-            lambda: long(shape=(1, 65535, 1, 2)),
-            lambda: long(shape=(1, 65536, 1, 2)),
-        )
-    else:
-        free = "conv.stride: strides above 3 only without dilation and without pads (not depthwise)"
-        yield from both(free, lambda: conv(s=4), lambda: conv(s=4, d=2))
-        one_or_depthwise = "conv.groups: CONV_2D with one group, or DEPTHWISE_CONV_2D"
-        yield from both(one_or_depthwise, lambda: conv(group=8), lambda: conv(group=4))
-        yield Case("conv.batch: unlimited", IS, lambda: conv((16, 16), d=2, batch=36))
+    free = "conv.stride: strides above 3 only without dilation and without pads (not depthwise)"
+    yield from both(free, lambda: conv(s=4), lambda: conv(s=4, d=2))
+    one_or_depthwise = "conv.groups: CONV_2D with one group, or DEPTHWISE_CONV_2D"
+    yield from both(one_or_depthwise, lambda: conv(group=8), lambda: conv(group=4))
+    yield Case("conv.batch: unlimited", IS, lambda: conv((16, 16), d=2, batch=36))
     yield from both("conv.stride: at most 3 (depthwise)", lambda: conv(s=3, group=8), lambda: conv(s=4, group=8))
     sums = "conv.products 127*prod(k)*Cin//group: at most 8323072"
+    large = functools.partial(conv, (16, 16), k=16, out=8)
+    yield from both(sums, lambda: large(channels=256), lambda: large(channels=257))
+    deep, turn = (1, 2, 2, 2, 2, 2, 2, 2), functools.partial(single, "Transpose")
     yield from both(
-        sums, lambda: conv((16, 16), k=16, channels=256, out=8), lambda: conv((16, 16), k=16, channels=257, out=8)
+        "operators.Transpose.max_rank: at most 8",
+        lambda: turn(shape=deep, perm=[*range(8)][::-1]),
+        lambda: turn(shape=(*deep, 2), perm=[*range(9)][::-1]),
     )
-    if old:
-        turned = functools.partial(single, "Transpose", shape=(1, 8, 8), perm=[0, 2, 1])
-        for op in [op for op, rules in profile.operators.items() if "batch" in rules and op != "Transpose"]:
-            yield from both(
-                f"operators.{op}.batch: at most 1", lambda op=op: operator(op), lambda op=op: operator(op, 2)
-            )
-        yield from both("operators.Transpose.batch: at most 1", turned, lambda: turned(shape=(2, 8, 8)))
-        yield from both("operators.Transpose.moves_batch: only False", turned, lambda: turned(perm=[1, 0, 2]))
-        near = "operators.Transpose.perm: only permutations of two neighbouring axes are named, by the layout of TFLite"
-        yield from both(near, turned, lambda: single("Transpose", perm=[0, 3, 2, 1]))
-        yield from both(
-            "operators.Pad.axes: height and width only",
-            lambda: operator("Pad"),
-            lambda: single("Pad", [ints(0, 1, 0, 0, 0, 1, 0, 0)]),
-        )
-        yield from both("operators.Pad.mode: only constant", lambda: operator("Pad"), lambda: _padded("reflect"))
-        for bound, step in (("at most 1", 2), ("at least 1", -1)):
-            ends = (ints(0), ints(8)) if step > 0 else (ints(7), ints(-9))
-            yield from both(
-                f"operators.Slice.steps: {bound}",
-                lambda: operator("Slice"),
-                functools.partial(single, "Slice", [*ends, ints(2), ints(step)]),
-            )
-        for op in ("MaxPool", "AveragePool"):
-            strided = functools.partial(single, op, kernel_shape=[2, 2])
-            yield from both(
-                f"operators.{op}.stride: at most 3",
-                functools.partial(strided, strides=[3, 3]),
-                functools.partial(strided, strides=[4, 4]),
-            )
-    else:
-        deep = (1, 2, 2, 2, 2, 2, 2, 2)
-        turn = functools.partial(single, "Transpose")
-        yield from both(
-            "operators.Transpose.max_rank: at most 8",
-            lambda: turn(shape=deep, perm=[*range(8)][::-1]),
-            lambda: turn(shape=(*deep, 2), perm=[*range(9)][::-1]),
-        )
-        steps = "operators.Slice.axes: steps only along height and width"
-        yield from both(
-            steps,
-            lambda: single("Slice", [ints(0), ints(8), ints(2), ints(3)]),
-            lambda: single("Slice", [ints(0), ints(16), ints(1), ints(3)]),
-        )
-        yield from both(
-            "operators.Pad.mode: one of constant, reflect", lambda: _padded("reflect"), lambda: _padded("edge")
-        )
-        for op in ("GlobalAveragePool", "ReduceMean"):
-            yield from both(
-                f"operators.{op}.batch: at most 1", lambda op=op: operator(op), lambda op=op: operator(op, 2)
-            )
+    yield from both(
+        "operators.Slice.axes: steps only along height and width",
+        lambda: single("Slice", [ints(0), ints(8), ints(2), ints(3)]),
+        lambda: single("Slice", [ints(0), ints(16), ints(1), ints(3)]),
+    )
+    modes = "operators.Pad.mode: one of constant, reflect"
+    yield from both(modes, lambda: _padded("reflect"), lambda: _padded("edge"))
+    for op in ("GlobalAveragePool", "ReduceMean"):
+        yield from both(f"operators.{op}.batch: at most 1", lambda op=op: operator(op), lambda op=op: operator(op, 2))
     for op in ("MaxPool", "AveragePool"):
         yield from both(
             f"operators.{op}.dilation: at most 1",
@@ -464,12 +401,6 @@ def ethos_u(profile: Profile) -> Iterator[Case]:
     transposed = functools.partial(conv, (8, 8), op="ConvTranspose", s=2)
     yield from both("operators.ConvTranspose.dilation: at most 1", transposed, lambda: transposed(d=2))
     yield from both("operators.Resize.mode: one of nearest, linear", lambda: resize("linear"), lambda: resize("cubic"))
-
-
-def _tall(extents: Sequence[int], kh: int, kw: int = 1) -> ModelProto:
-    """A Conv with a tall kernel."""
-    node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[kh, kw])
-    return build([node], {"x": (1, 2, *extents)}, {"y": None}, {"w": values(2, 2, kh, kw) / 8}, opset=18)
 
 
 def _padded(mode: str) -> ModelProto:
