@@ -47,6 +47,7 @@ class Rknn(TimedBackend):
     name: ClassVar = "rknn"
     source: ClassVar = TimeKind.ESTIMATED
     unit: ClassVar = TimeUnit.CYCLES
+    compares: ClassVar = False
 
     platform: str = "rk3588"
     dtype: str = "fp16"
