@@ -100,8 +100,10 @@ def rounds(options: Row) -> tuple[list[Row], list[Row]]:
                 forms[conv].append(name)
             elif conv not in SMALL:
                 refused.append({"part": "torch", **named(conv), "form": name, "not_run": why})
-    items: list[Row] = []
-    for number, some in enumerate(settings(options)):
+    items: list[Row] = [
+        {"part": "checks", **named(conv), "form": name} for conv in SMALL for name in forms[conv]
+    ]  # right first
+    for some in settings(options):
         for conv in chosen:
             items += [
                 {"part": "torch", **named(conv), **one, "form": name}
@@ -109,8 +111,6 @@ def rounds(options: Row) -> tuple[list[Row], list[Row]]:
                 if not (one["layout"] == "last" and len(conv.extents) == 1)
                 for name in [*forms[conv], UNDILATED]
             ]
-        if number == 0:
-            items += [{"part": "checks", **named(conv), "form": name} for conv in SMALL for name in forms[conv]]
     if chosen and any(len(conv.extents) == 1 for conv in chosen):
         why = "PyTorch has no channels last for the three axes of a 1-D Conv"
         refused.append({"part": "torch", "geometry": "every 1-D geometry", "layout": "last", "not_run": why})

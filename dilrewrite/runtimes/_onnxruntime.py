@@ -75,7 +75,8 @@ def distributions() -> list[str]:
     if spec is None or spec.origin is None:
         return installed
     home = Path(spec.origin).resolve().parent.parent
-    return [name for name in installed if _folder(name) in (None, home)]
+    folders = {name: _folder(name) for name in installed}
+    return [name for name in installed if folders[name] in (None, home)] if home in folders.values() else installed
 
 
 def _folder(name: str) -> Path | None:
