@@ -128,6 +128,8 @@ class Pass(Verify, total=False):
     verify: Literal["full", "sites", "none"]
     force: bool
     backend: str
+    on: str | None
+    cool_down_s: float
     budget: float | None
     min_gain_percent: float
     decisions: StrPath | None
@@ -168,8 +170,6 @@ class Sweep(TypedDict, total=False):
 class Optimize(Pass, total=False):
     """Of `dilrewrite.optimize`."""
 
-    on: str | None
-    cool_down_s: float
     dry_run: bool
     external_data: Literal["auto", "copy", "reference"]
     build_engine: bool | Mapping[str, Any]
