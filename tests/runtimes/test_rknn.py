@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,16 @@ def test_optimize_keeps_what_no_form_beats(monkeypatch: pytest.MonkeyPatch, tmp_
     text = (tmp_path / "reports" / "report.md").read_text(encoding="utf-8")
     assert "RKNN-Toolkit2's estimate" in text
     assert json.loads((tmp_path / "reports" / "report.json").read_text())["measurement"]["unit"] == "cycles"
+
+
+def test_no_model_on_record_got_worse() -> None:
+    """As docs/devices.md says: no operator more on the CPU, no more cycles, without copies and with them."""
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / "rknn.json"
+    rows = [row for row in json.loads(file.read_text(encoding="utf-8"))["models"] if "after" in row]
+    assert {row["model"] for row in rows} >= {path.stem for path in (file.parents[2] / "models").glob("*.onnx")}
+    for row in rows:
+        before, after = row["before"], row["after"]
+        assert not Counter(after["on_the_cpu"]) - Counter(before["on_the_cpu"]), row["model"]
+        assert after["cycles"] <= before["cycles"], row["model"]
+        assert after["estimate"] <= before["estimate"], row["model"]
+        assert set(after["doubts"]) <= set(before["doubts"]), row["model"]
