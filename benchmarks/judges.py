@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _common import RESULTS, circumstances, heading, table, write
+from _common import RESULTS, circumstances, heading, into_docs, marked, table, write
 
 import dilrewrite
 from dilrewrite.forms.fragment import Fragment
@@ -46,6 +47,7 @@ MODELS = Path(__file__).parents[1] / "models"
 SIZES = {"causal_tcn": "roll:1x88x256", "hifigan_vocoder": "mel:1x80x32", "splice_sites": "sequence:1x4x2000"}
 CHANNELS, EXTENT = 32, 64
 PLATFORM, TOOLKITS, SECONDS = "rk3588", ("2.5.0", "2.3.2"), 120
+BUDGET_S = 900.0
 
 
 def single(d: int, group: int) -> ModelProto:
@@ -103,22 +105,35 @@ def singles() -> list[dict[str, Any]]:
         return list(pool.map(lambda each: row(*each), asked))
 
 
-def models() -> list[dict[str, Any]]:
-    """Each model as it is, and as it was chosen on the first accelerator, on all of them."""
+def models(known: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Each model as it is, and as it was chosen for each accelerator by its own estimate; what is known stays.
+
+    Yields the rows after each of them.
+    """
     rows: list[dict[str, Any]] = []
     for path in sorted(MODELS.glob("*.onnx")):
-        with tempfile.TemporaryDirectory() as folder:
-            after = Path(folder, "after.onnx")
-            shapes = [SIZES[path.stem]] if path.stem in SIZES else []
-            backend = f"ethos_u:accelerator={ACCELERATORS[0]}"
-            report = dilrewrite.optimize(path, after, backend=backend, budget=300, shapes=shapes)
-            sizes = {name: tuple(map(int, each.split("x"))) for name, each in (one.split(":") for one in shapes)}
-            for accelerator in ACCELERATORS:
-                for version, model in (("as it is", path), ("chosen", after)):
-                    row = answer(onnx.load(model), accelerator, sizes)
-                    rows.append({"model": path.stem, "version": version, "status": report.status, **row})
-            print(report.summary, flush=True)
-    return rows
+        for accelerator in ACCELERATORS:
+            some = [row for row in known if (row["model"], row["accelerator"]) == (path.stem, accelerator)]
+            done = any(row["version"] == "chosen" or "cycles" not in row for row in some)
+            rows += some if done else chosen(path, accelerator)
+            yield rows
+
+
+def chosen(path: Path, accelerator: str) -> list[dict[str, Any]]:
+    """A model before and after, on one accelerator."""
+    shapes = [SIZES[path.stem]] if path.stem in SIZES else []
+    sizes = {name: tuple(map(int, each.split("x"))) for name, each in (one.split(":") for one in shapes)}
+    before = answer(onnx.load(path), accelerator, sizes)
+    row = {"model": path.stem, "version": "as it is", "status": "not asked", **before}
+    if "cycles" not in before:
+        return [row]
+    with tempfile.TemporaryDirectory() as folder:
+        after, backend = Path(folder, "after.onnx"), f"ethos_u:accelerator={accelerator}"
+        report = dilrewrite.optimize(path, after, backend=backend, budget=BUDGET_S, shapes=shapes)
+        print(f"{path.stem}, {accelerator}: {report.summary}", flush=True)
+        forms = Counter(site.strategy for site in report.sites)
+        told = {"status": report.status, "forms": dict(sorted(forms.items()))}
+        return [row, {**row, "version": "chosen", **told, **answer(onnx.load(after), accelerator, sizes)}]
 
 
 def cycles(row: dict[str, Any] | None) -> str:
@@ -156,15 +171,30 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], whole: list[dict[str
         lines.append("")
     if not whole:
         return lines
-    lines += ["## Models of this repository", ""]
-    lines += [f"The version chosen on {ACCELERATORS[0]}, on all three.", ""]
+    return [*lines, "## Models of this repository", "", *marked("ethos-u models", of_models(whole))]
+
+
+def of_models(rows: list[dict[str, Any]]) -> list[str]:
+    """The models of this repository, each for its own accelerator."""
     body = []
-    for before, after in zip(whole[::2], whole[1::2], strict=True):
-        gain = f"{before['cycles'] / after['cycles']:.2f}x" if "cycles" in before and "cycles" in after else "-"
-        hosted = [str(len(row.get("on_the_cpu", ()))) for row in (before, after)]
-        body.append([before["model"], before["accelerator"], cycles(before), cycles(after), gain, " -> ".join(hosted)])
-    lines += table(["model", "accelerator", "#before", "#after", "#gain", "on the CPU"], body)
-    return lines
+    for before in (row for row in rows if row["version"] == "as it is"):
+        named = [f"`{before['model']}`", before["accelerator"]]
+        after = next((row for row in rows if row["version"] == "chosen" and same(row, before)), None)
+        if "cycles" not in before:
+            body.append([*named, "-", "-", "-", "", f"not for Vela: {before['reason']}"])
+            continue
+        if after is None:
+            body.append([*named, cycles(before), "-", "-", str(len(before["on_the_cpu"])), "not chosen yet"])
+            continue
+        hosted = [len(row.get("on_the_cpu", ())) for row in (before, after)]
+        forms = ", ".join(f"`{form}` {number}" for form, number in after["forms"].items())
+        gain = before["cycles"] / after["cycles"]
+        body.append([*named, cycles(before), cycles(after), f"{gain:.2f}x", f"{hosted[0]} -> {hosted[1]}", forms])
+    return table(["model", "accelerator", "#before", "#after", "#gain", "on the CPU", "forms"], body)
+
+
+def same(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    return (row["model"], row["accelerator"]) == (other["model"], other["accelerator"])
 
 
 def rknn(model: Path, toolkit: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -254,26 +284,25 @@ def rknn_page(about: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["singles", "models"], help="the other part stays as it is on record")
+    parser.add_argument("--again", action="store_true", help="ask about models that are on record, too")
     parser.add_argument("--backend", choices=["ethos_u", "rknn"], default="ethos_u")
     parser.add_argument("--more", action="store_true", help="of rknn: only what is not on record")
     parser.add_argument("--zoo", type=Path, help="a folder of more models, for rknn")
     given = parser.parse_args()
-    only = given.only
+    about = {**circumstances(timed_backend(given.backend), None), "load_before": None}  # an estimate hangs on no load
+    file = RESULTS / f"{given.backend}.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"singles": [], "models": []}
     if given.backend == "rknn":
-        about = {**circumstances(timed_backend("rknn"), None), "load_before": None}
-        file, rows = RESULTS / "rknn.json", list[dict[str, Any]]()
-        known = json.loads(file.read_text(encoding="utf-8"))["models"] if given.more and file.exists() else []
-        for row in rknn_models(given.zoo, known):
+        rows: list[dict[str, Any]] = []
+        for row in rknn_models(given.zoo, known["models"] if given.more else []):
             rows.append(row)
             write("rknn", {**about, "models": rows}, rknn_page(about, rows))
         return
-    about = circumstances(timed_backend("ethos_u"), None)
-    about["load_before"] = None  # an estimate hangs on no load
-    file = RESULTS / "ethos_u.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if only and file.exists() else {"singles": [], "models": []}
-    rows = known["singles"] if only == "models" else singles()
-    whole = known["models"] if only == "singles" else models()
-    write("ethos_u", {**about, "singles": rows, "models": whole}, page(about, rows, whole))
+    rows, whole = known["singles"] if given.only == "models" else singles(), known["models"]
+    steps = models([] if given.again else whole) if given.only != "singles" else iter([whole])
+    for some in steps:
+        write("ethos_u", {**about, "singles": rows, "models": some}, page(about, rows, some))
+    into_docs("devices.md", "ethos_u.md", "ethos-u models")
 
 
 if __name__ == "__main__":

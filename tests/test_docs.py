@@ -115,15 +115,18 @@ def test_the_layers_of_the_forms_are_those_of_the_results() -> None:
     assert "FAILED" not in shown[1]
 
 
-REGIONS = [
+COPIED = [
     ("backends.md", "engines-regions-tensorrt_rtx", "regions"),
     ("performance.md", "regions-onnxruntime_cpu", "regions: onnxruntime_cpu"),
     ("performance.md", "regions-opencv_dnn", "regions: opencv_dnn"),
+    ("devices.md", "targets", "models by target"),
+    ("devices.md", "targets", "forms by target"),
+    ("devices.md", "ethos_u", "ethos-u models"),
 ]
 
 
-@pytest.mark.parametrize(("page", "results", "mark"), REGIONS, ids=[results for _, results, _ in REGIONS])
-def test_the_tables_of_regions_are_those_of_the_results(page: str, results: str, mark: str) -> None:
+@pytest.mark.parametrize(("page", "results", "mark"), COPIED, ids=[f"{results}, {mark}" for _, results, mark in COPIED])
+def test_tables_are_those_of_the_results(page: str, results: str, mark: str) -> None:
     marks = rf"^<!-- {mark} -->\n(\|.*?)^<!-- /{mark} -->"
     shown, made = (
         re.search(marks, path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
