@@ -271,6 +271,26 @@ def test_a_wrong_version_is_told(modules: dict[str, ModuleType]) -> None:
     assert apart(a, a[:2]) == apart(a, a * float("nan")) == float("inf")
 
 
+# -- JAX --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("modules")
+def test_forms_in_jax_are_the_conv() -> None:
+    """Where JAX is installed: all three passes."""
+    pytest.importorskip("jax")
+    part = importlib.import_module("_gpu_jax")
+    options = {"only": "duration", "dry_run": True, "seconds": 0.0}
+    items, _ = part.rounds(options)
+    _, work = part.begin(options)
+    some = ("lift", "space_to_axis", "zero_fill")
+    forms = [item for item in items if item["precision"] == "tf32" and item["form"] in some]
+    assert len(forms) == len(some)
+    for item in forms:
+        rows = list(work(item))
+        assert [row["pass"] for row in rows] == list(part.PASSES)
+        assert all(row["source"] == "cpu" and (row["apart"] or 0.0) < 1e-5 for row in rows), item
+
+
 # -- the clock of a GPU ------------------------------------------------------------------------------------------------
 
 
