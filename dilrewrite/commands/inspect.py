@@ -38,11 +38,10 @@ def inspect(place: Path | InMemory, options: CommandOptions) -> Report:
     if options.measuring.on is not None and not profile:
         raise UsageError("--on: nothing runs there", hint="add --profile, or leave it out")
     with devices.device(options.measuring.on) as device:
-        return _inspect(replace(run, device=device), place)
+        return _inspect(replace(run, device=device), place, options)
 
 
-def _inspect(run: Run, place: Path | InMemory) -> Report:
-    options = run.options
+def _inspect(run: Run, place: Path | InMemory, options: CommandOptions) -> Report:
     profile, limit = options.measuring.profile, options.scope.max_dilation
     if run.device.on:
         run.device.backend(options.measuring.backend)  # an error when it is not ready

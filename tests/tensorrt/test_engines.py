@@ -527,7 +527,7 @@ def test_a_comparison_with_a_quantised_model_runs_it_as_it_is(bench: Bench, tmp_
 def test_what_is_too_large_is_not_converted(bench: Bench, tmp_path: Path) -> None:
     model = dataclasses.replace(outside(tmp_path), file_bytes=3 * 2**30)
     for precision in ("fp16", "bf16"):
-        with pytest.raises(UsageError, match=r"m\.onnx: has 3\.0 GiB of weights: a model is converted in memory"):
+        with pytest.raises(UsageError, match=r"m\.onnx: has 3\.0 GiB of weights: it is wanted in memory"):
             made(model, precision=precision)
     assert bench.built == []
     made(model, precision="fp32")
