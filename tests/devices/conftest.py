@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.devices.board import NEEDED, Board, configure, lacking
+from tests.devices.board import NEEDED, Board, configure, lacking, until
 
 
 def _ready() -> None:
@@ -39,6 +39,7 @@ def board(_one: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     if _one.process is None or _one.process.poll() is not None:
         _one.start()
     _one.shell("")
+    assert until(lambda: not _one.left()), _one.left()
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_a_bench_there_computes_what_one_here_does(board: Board) -> None:
             assert [node.op for node in told.nodes] == ["Relu"] * 3
             assert bench.peak_bytes("m") is not None
             bench.shut()
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
     assert not board.ours()
 
 
@@ -168,7 +168,7 @@ def test_a_process_that_dies_is_a_failure_and_the_next_one_works(board: Board) -
             said = interrupted(bench, lambda: kill(board.ours()[-1]), Crashed)
         assert said == "the process on ssh://one was killed by SIGKILL (perhaps out of memory)"
         works(backend)
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
 
 
 @pytest.mark.parametrize("what", ["keeper", "both keepers", "sshd"])
@@ -184,7 +184,7 @@ def test_a_connection_that_is_lost_is_a_failure_and_is_made_again(board: Board, 
         assert said == "the connection to ssh://one was lost"
         works(backend)
         assert len(board.left()) == 2  # a folder and the lock: none of the connection before
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
     assert until(lambda: not board.ours())
 
 

@@ -43,7 +43,7 @@ def test_bench_and_inspect_measure_there(board: Board, place: Path, capsys: pyte
     told = answer(capsys, "inspect", place, "--profile", "--on", board.on)
     assert told["measurement"]["settings"]["on"] == "ssh://one"
     assert all(site["share"] is not None for site in told["sites"])
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
 
 
 def test_a_name_of_a_user_is_in_no_report(
@@ -91,7 +91,7 @@ def test_who_is_stopped_here_leaves_nothing_there(
     assert board.ours()
     process.send_signal(kind)
     assert process.wait(30) != 0
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
     assert not board.ours()
     assert until(lambda: not board.sessions())
 
@@ -115,4 +115,4 @@ def test_an_engine_is_built_there(
         capsys.readouterr()
         assert main(["build", str(place), "--on", on, "-o", str(tmp_path / "no.engine"), *more]) in (2, 4)
         assert says in capsys.readouterr().err
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()

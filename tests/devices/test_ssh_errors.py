@@ -145,7 +145,7 @@ def test_no_way_there(board: Board, tmp_path: Path) -> None:
 def test_what_is_not_there(board: Board, path: str, says: str) -> None:
     said = refused(board.with_python(path.format(home=board.home)))
     assert said.startswith(f"ssh://one: {says}")
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
 
 
 def test_a_python_that_is_too_old(board: Board) -> None:
@@ -159,7 +159,7 @@ def test_a_provider_that_is_not_there(board: Board) -> None:
     assert refused(board.on, "cuda").startswith("ssh://one: backend onnxruntime_cuda: ")
     with devices.device(board.on) as device, pytest.raises(UsageError, match="there can be no 'ethos_u'"):
         device.backend("ethos_u")
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
 
 
 @pytest.mark.parametrize("size", ["20k", "1m"])
@@ -180,7 +180,7 @@ def test_no_space_there(
 def test_a_lock_that_may_not_be_used(board: Board) -> None:
     assert "the lock /root/x cannot be used: Permission denied" in refused(f"{board.on}&lock=/root/x")
     assert "the lock /mnt cannot be used: Is a directory" in refused(f"{board.on}&lock=/mnt")
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
 
 
 # -- others there ------------------------------------------------------------------------------------------------------
@@ -209,6 +209,9 @@ def test_two_at_once(board: Board, tmp_path: Path) -> None:
         with devices.device(board.on) as first:
             works(first.backend("cpu"))  # the lock of who was killed is not one
     assert until(lambda: not board.ours())
+    with devices.device(other) as device:
+        works(device.backend("cpu"))  # and removes what was left of it, which only its own user can
+    assert until(lambda: not board.left()), board.left()
 
 
 def test_what_only_times_builds_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_host_in_between(
         gate.stop()
         with pytest.raises(dilrewrite.MissingError, match="refused"):
             works(device.backend("cpu"))
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
 
 
 def test_a_slow_line_costs_no_time_of_runs(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_the_whole_way_with_what_can_happen(board: Board, tmp_path: Path, monkey
     again = dilrewrite.optimize(place, tmp_path / "out.onnx", force=True, **options)
     assert again.measurement is not None
     assert again.measurement.recalled > 0
-    assert until(lambda: not board.left())
+    assert until(lambda: not board.left()), board.left()
 
 
 def _opened(log: Path) -> int:
