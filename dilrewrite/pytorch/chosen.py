@@ -196,15 +196,25 @@ def _formed(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, settings:
 def _laid_out(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return the output, in memory as that of PyTorch's own convolution is: what follows may take `y.view(...)`.
 
-    It is channels last where input or weight is, but for types that its kernels for this do not take.
+    It is channels last where input or weight is, but for types that its kernels for this do not take: on the CPU in
+    3-D those of oneDNN, which take float16 on some processors only.
     """
     import torch
 
     on_cpu = x.device.type == "cpu"
-    without = (torch.float64, torch.float16) if on_cpu and x.dim() == 5 else () if on_cpu else (torch.float64,)
+    without = _not_by_onednn() if on_cpu and x.dim() == 5 else () if on_cpu else (torch.float64,)
     if x.dim() < 4 or x.dtype in without or not (_is_channels_last(x) or _is_channels_last(weight)):
         return y.contiguous()
     return y.movedim(1, -1).contiguous().movedim(-1, 1)  # torch.vmap knows no other way
+
+
+@functools.lru_cache(maxsize=1)
+def _not_by_onednn() -> tuple[object, ...]:
+    """Return the real types of which oneDNN runs no convolution on this processor."""
+    import torch
+
+    half = torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return (torch.float64,) if half else (torch.float64, torch.float16)
 
 
 def _is_channels_last(x: Tensor) -> bool:
