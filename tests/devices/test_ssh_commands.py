@@ -92,7 +92,7 @@ def test_who_is_stopped_here_leaves_nothing_there(
     process.send_signal(kind)
     assert process.wait(30) != 0
     assert until(lambda: not board.left()), board.left()
-    assert not board.ours()
+    assert until(lambda: not board.ours())
     assert until(lambda: not board.sessions())
 
 
