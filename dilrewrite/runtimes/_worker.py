@@ -61,8 +61,7 @@ _REASONS = {kind.__name__: kind for kind in (CannotLoad, CannotRun)}
 MOST_OFF = 2**20
 """Bytes that the high-water mark may be above what is resident right after it was set to that."""
 
-_GONE = (EOFError, OSError, pickle.UnpicklingError)
-"""What is raised where the other end is gone, before a message or in the middle of one."""
+_GONE = (EOFError, OSError, pickle.UnpicklingError)  # the other end is gone, before a message or in the middle of one
 
 
 class Whole:
@@ -87,7 +86,7 @@ class Child:
 
     Its temporary files lie there too, and are gone afterwards even when it crashed. `told`: its answer to `greeting`,
     the first request; without one there is no child. `command`: what runs in place of Python, and a subclass talks to.
-    `within`: where its folder is made, unless it is where the system's temporary files are.
+    `home`: where its folder is made, unless it is where the system's temporary files are.
     """
 
     patience_s = 0.2
@@ -97,11 +96,7 @@ class Child:
     """Whether it starts processes of its own, which are killed when it has ended, however it did."""
 
     def __init__(
-        self,
-        timeout_s: float | None,
-        *greeting: object,
-        command: Sequence[str] | None = None,
-        within: Path | None = None,
+        self, timeout_s: float | None, *greeting: object, command: Sequence[str] | None = None, home: Path | None = None
     ) -> None:
         self.timeout_s = timeout_s
         self._late = False
@@ -109,7 +104,7 @@ class Child:
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(entry).absolute()) for entry in sys.path))
-        folder = tempfile.TemporaryDirectory(prefix="dilrewrite-", dir=within, ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix="dilrewrite-", dir=home, ignore_cleanup_errors=True)
         environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder.name))
         try:
             self.process = subprocess.Popen(

@@ -82,7 +82,7 @@ def ask(task: Task, started: Callable[[Child], object], within: Path | None = No
     """
     began = time.monotonic()
     try:
-        child = Child(None, "ready", command=running("dilrewrite.sweeping._child"), within=within)
+        child = Child(None, "ready", command=running("dilrewrite.sweeping._child"), home=within)
         try:
             started(child)
             answer: Answer = child.ask("answer", task)
