@@ -10,12 +10,9 @@ from typing import ClassVar, final
 
 from dilrewrite.judges import JUDGES
 from dilrewrite.runtimes import (
-    Array,
     Artifact,
     Bench,
-    CannotRun,
     NodeRun,
-    Opened,
     Options,
     Profile,
     Runnable,
@@ -26,6 +23,7 @@ from dilrewrite.runtimes import (
     fixed,
 )
 from dilrewrite.runtimes import _vela as vela
+from dilrewrite.runtimes._answers import Answers
 
 JUDGE = JUDGES["ethos-u-vela"]
 
@@ -127,23 +125,11 @@ def _asked(backend: EthosU, known: object, asked: _Asked) -> Artifact:  # noqa: 
 
 
 @final
-class _Answers(Bench):
+class _Answers(Answers[vela.Answer]):
     """Vela's answers for models, by key."""
 
     def __init__(self) -> None:
-        self._held: dict[str, vela.Answer] = {}
-
-    def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:  # noqa: ARG002 - nothing is fed
-        self._held[key] = vela.Answer.read(artifact.content()[0])
-
-    def drop(self, key: str) -> None:
-        self._held.pop(key, None)
-
-    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:  # noqa: ARG002
-        return [Opened(run_s=seconds) for seconds in self.run(keys)]
-
-    def shut(self) -> None:
-        """Nothing is loaded."""
+        super().__init__("Vela", vela.Answer.read)
 
     def run(self, order: Sequence[str]) -> list[float]:
         return [self._held[key].cycles / CYCLES for key in order]
@@ -156,9 +142,6 @@ class _Answers(Bench):
         for one in self._held[key].operators:
             yield NodeRun(name=one.name, op=one.operator, seconds=one.cycles / CYCLES, provider=one.target)
 
-    def outputs(self, key: str) -> dict[str, Array]:
-        raise CannotRun(f"Vela estimates {key}, and runs nothing")
-
     def objection(self, original: str, other: str) -> str | None:
         added = Counter(self._held[other].hosted) - Counter(self._held[original].hosted)
         listed = ", ".join(f"{count} {name}" for name, count in sorted(added.items()))
@@ -166,12 +149,6 @@ class _Answers(Bench):
 
     def peak_bytes(self, key: str) -> int | None:
         return self._held[key].memory_bytes
-
-    def warnings(self) -> tuple[str, ...]:
-        return ()
-
-    def close(self) -> None:
-        self._held.clear()
 
 
 BACKEND: TimedBackend = EthosU()

@@ -10,12 +10,9 @@ from typing import ClassVar, final
 
 from dilrewrite.judges import JUDGES, Judge
 from dilrewrite.runtimes import (
-    Array,
     Artifact,
     Bench,
-    CannotRun,
     NodeRun,
-    Opened,
     Options,
     Profile,
     Runnable,
@@ -26,6 +23,7 @@ from dilrewrite.runtimes import (
     fixed,
 )
 from dilrewrite.runtimes import _rknn as kit
+from dilrewrite.runtimes._answers import Answers
 
 TOOLKITS = {judge.version: judge for judge in JUDGES.values() if judge.package == "rknn-toolkit2"}
 
@@ -121,7 +119,7 @@ def _asked(backend: Rknn, known: object, asked: _Asked) -> Artifact:  # noqa: AR
 
 
 @final
-class _Answers(Bench):
+class _Answers(Answers[kit.Answer]):
     """The toolkit's answers for models, by key.
 
     An operator without cycles counts what it moves, at the rate at which the toolkit counts that for a Conv.
@@ -129,19 +127,7 @@ class _Answers(Bench):
 
     def __init__(self, cycles_per_kb: float) -> None:
         self._rate = cycles_per_kb
-        self._held: dict[str, kit.Answer] = {}
-
-    def add(self, key: str, artifact: Artifact, feeds: Mapping[str, Array]) -> None:  # noqa: ARG002 - nothing is fed
-        self._held[key] = kit.Answer.read(artifact.content()[0])
-
-    def drop(self, key: str) -> None:
-        self._held.pop(key, None)
-
-    def open(self, keys: Sequence[str], warm_s: float = 0.0, runs: int = 0) -> list[Opened]:  # noqa: ARG002
-        return [Opened(run_s=seconds) for seconds in self.run(keys)]
-
-    def shut(self) -> None:
-        """Nothing is loaded."""
+        super().__init__("RKNN-Toolkit2", kit.Answer.read)
 
     def run(self, order: Sequence[str]) -> list[float]:
         return [sum(self._cycles(one) for one in self._held[key].operators) / CYCLES for key in order]
@@ -157,9 +143,6 @@ class _Answers(Bench):
         for one in self._held[key].operators:
             yield NodeRun(name=one.name, op=one.operator, seconds=self._cycles(one) / CYCLES, provider=one.target)
 
-    def outputs(self, key: str) -> dict[str, Array]:
-        raise CannotRun(f"RKNN-Toolkit2 estimates {key}, and runs nothing")
-
     def objection(self, original: str, other: str) -> str | None:
         before, after = self._held[original], self._held[other]
         added = Counter(after.hosted) - Counter(before.hosted)
@@ -174,9 +157,6 @@ class _Answers(Bench):
 
     def warnings(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(text for one in self._held.values() for text in one.doubts))
-
-    def close(self) -> None:
-        self._held.clear()
 
 
 BACKEND: TimedBackend = Rknn()
