@@ -2,7 +2,7 @@
 
 Each answer has the command, the judge's version and the digest of what it was asked about. Needs the judges
 (`dilrewrite targets install-judge ethos-u-vela`, and so on); one that is not installed is left out, and said.
-`record_judges.py NAME ...` asks about some of them only: ethos_u, rknn, and profiles that have a judge.
+`record_judges.py NAME ...` asks about some of them only: ethos_u, ethos_u_target, rknn, and profiles that have a judge.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dilrewrite.runtimes import _rknn as kit  # noqa: E402
 from dilrewrite.runtimes import _vela as vela  # noqa: E402
 from dilrewrite.runtimes.rknn import TOOLKITS  # noqa: E402
 from dilrewrite.targets import profiles  # noqa: E402
-from tests.runtimes import judged, judged_rknn  # noqa: E402
+from tests.runtimes import judged, judged_rknn, judged_target  # noqa: E402
 from tests.targets import limits  # noqa: E402
 
 
@@ -31,6 +32,11 @@ def vela_answers() -> Iterator[dict[str, Any]]:
     for make in judged.MODELS.values():
         for accelerator in judged.ACCELERATORS:
             yield json.loads(vela.ask(ethos_u.JUDGE, make(), accelerator, 600.0).text())
+
+
+def target_answers() -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield from judged_target.answers(Path(folder))
 
 
 def rknn_answers() -> Iterator[dict[str, Any]]:
@@ -52,6 +58,7 @@ def limits_of(name: str) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     runtimes = {"ethos_u": (ethos_u.JUDGE, judged.RECORDED, vela_answers)}
+    runtimes["ethos_u_target"] = (ethos_u.JUDGE, judged_target.RECORDED, target_answers)
     runtimes["rknn"] = (TOOLKITS["2.5.0"], judged_rknn.RECORDED, rknn_answers)
     for name, judge in limits.JUDGED.items():
         runtimes[name] = (judge, limits.RECORDED / f"{name}.json", functools.partial(limits_of, name))

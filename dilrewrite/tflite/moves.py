@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from onnx import NodeProto
 
 from dilrewrite.runtimes import CannotLoad
 from dilrewrite.tflite.source import Constant, attributes, called, shifted
-from dilrewrite.tflite.values import Order, Value, long, transposed, usual
+from dilrewrite.tflite.values import UNIT, Order, Shape, Value, long, transposed, usual
 from dilrewrite.tflite.writer import LEAST, MOST, Later, Writer, ints
 
 
@@ -24,16 +25,31 @@ def same(writer: Writer, node: NodeProto) -> None:
 
 
 def reshape(writer: Writer, node: NodeProto) -> None:
-    """Write what changes the shape only: Reshape, Squeeze, Unsqueeze, Flatten."""
-    value = writer.value(node.input[0])
-    writer.values[node.output[0]] = writer.layouts.reshape(value, writer.source.shape(node.output[0]))
+    """Write what changes the shape only: Reshape, Squeeze, Unsqueeze, Flatten; of phases by what it means."""
+    (source, *_), shape = node.input, writer.source.shape(node.output[0])
+    later = writer.later.get(source)
+    apart, image = (None, None) if later is None else (_apart(writer, later, shape), _woven(writer, later, shape))
+    if apart is not None:
+        whole = functools.partial(_reshaped, writer, source, shape)
+        writer.later[node.output[0]] = replace(apart, whole=whole)
+    else:
+        writer.values[node.output[0]] = image or _reshaped(writer, source, shape)
+
+
+def _reshaped(writer: Writer, name: str, shape: Shape) -> Value:
+    return writer.layouts.reshape(writer.value(name), shape)
 
 
 def transpose(writer: Writer, node: NodeProto) -> None:
     """Note that axes have other places."""
-    value = writer.value(node.input[0])
-    default = tuple(reversed(range(len(value.shape))))
-    writer.values[node.output[0]] = transposed(value, tuple(attributes(node).get("perm", default)))
+    (source, *_), later = node.input, writer.later.get(node.input[0])
+    default = tuple(reversed(range(len(writer.source.shape(source)))))
+    permutation = tuple(attributes(node).get("perm", default))
+    if later is not None and later.blocks:
+        turned = _turned(later, permutation)
+        writer.later[node.output[0]] = replace(turned, whole=lambda: transposed(writer.value(source), permutation))
+    else:
+        writer.values[node.output[0]] = transposed(writer.value(source), permutation)
 
 
 def order_of(value: Value) -> Order:
@@ -281,10 +297,9 @@ def depth_to_space(writer: Writer, node: NodeProto) -> None:
     """Write a DepthToSpace; of phases that were joined for it, and in mode CRD, by what it means."""
     given, later = attributes(node), writer.later.get(node.input[0])
     if given.get("mode", "DCR") == "DCR":
-        if later is not None and len(later.parts) == given["blocksize"] ** 2:
-            writer.values[node.output[0]] = interleaved(writer, later.parts, given["blocksize"])
-        else:
-            writer.values[node.output[0]] = _blocks(writer, node, "DEPTH_TO_SPACE")
+        shape = writer.source.shape(node.output[0])
+        image = None if later is None else _interleaved(writer, later, given["blocksize"], shape)
+        writer.values[node.output[0]] = image or _blocks(writer, node, "DEPTH_TO_SPACE")
         return
     value = writer.value(node.input[0])
     batch, channels, height, width = value.shape
@@ -295,17 +310,51 @@ def depth_to_space(writer: Writer, node: NodeProto) -> None:
     writer.values[node.output[0]] = writer.layouts.reshape(turned, shape)
 
 
-def interleaved(writer: Writer, phases: Sequence[Value], block: int) -> Value:
-    """Write the image of these phases: rows of them joined as channels are, then all as columns are. Nothing moves.
+def _interleaved(writer: Writer, later: Later, block: int, shape: Shape) -> Value | None:
+    """Write what a DepthToSpace makes of phases that were joined for it, by the Reshapes and the Transpose it means."""
+    if not later.parts:
+        return None
+    batch, channels, height, width = later.parts[0].shape
+    apart = _apart(writer, later, (batch, block, block, channels, height, width))
+    return None if apart is None else _woven(writer, _turned(apart, (0, 3, 4, 1, 5, 2)), shape)
+
+
+def _apart(writer: Writer, later: Later, shape: Shape) -> Later | None:
+    """Return phases that are joined along the channels, [N, b1*..*C, ..], as those along axes of their own."""
+    if not later.parts or later.blocks:
+        return None
+    batch, *behind = later.parts[0].shape
+    blocks = shape[1 : len(shape) - len(behind)]
+    if shape != (batch, *blocks, *behind) or math.prod(blocks) != len(later.parts):
+        return None
+    parts = [writer.layouts.reshape(each, (batch, *[1] * len(blocks), *behind)) for each in later.parts]
+    return replace(later, parts=parts, blocks=dict(enumerate(blocks, 1)))
+
+
+def _turned(later: Later, permutation: Sequence[int]) -> Later:
+    """Return phases along axes of their own with axis `permutation[i]` as axis `i`."""
+    parts = [transposed(each, permutation) for each in later.parts]
+    return replace(later, parts=parts, blocks={permutation.index(at): size for at, size in later.blocks.items()})
+
+
+def _woven(writer: Writer, later: Later, shape: Shape) -> Value | None:
+    """Write the image of phases along spatial axes, joined axis by axis. Nothing moves.
 
     [N, M, M, C] becomes [N, M, M, b*C], b columns each, and [N, M, b*M, b*C], b rows each: [N, M*b, M*b, C].
     """
-    batch, channels, height, width = phases[0].shape
-    order = (0, 2, 3, 4, 5, 1)  # N, rows, phase of rows, columns, phase of columns, C
-    apart = [writer.layouts.reshape(each, (batch, channels, height, 1, width, 1)) for each in phases]
-    rows = [joined(writer, apart[at : at + block], order, 5) for at in range(0, block * block, block)]
-    image = joined(writer, rows, order, 3)
-    return writer.layouts.reshape(image, (batch, channels, height * block, width * block))
+    sizes = [later.blocks.get(axis, size) for axis, size in enumerate(later.parts[0].shape)] if later.blocks else []
+    groups: list[range] = []  # the axes that become one
+    for size in shape:
+        first = groups[-1].stop if groups else 0
+        ends = (end for end in range(first + 1, len(sizes) + 1) if math.prod(sizes[first:end]) == size)
+        groups.append(range(first, next(ends, first)))
+    if sum(map(len, groups)) != len(sizes) or [*map(len, groups[:2])] != [1, 1]:
+        return None
+    order = tuple(at for axis in usual(len(shape)) for at in ([UNIT] if axis == UNIT else groups[axis]))
+    parts = list(later.parts)
+    for axis, size in [*later.blocks.items()][::-1]:
+        parts = [joined(writer, parts[at : at + size], order, axis) for at in range(0, len(parts), size)]
+    return writer.layouts.reshape(parts[0], shape)
 
 
 def _blocks(writer: Writer, node: NodeProto, operator: str) -> Value:

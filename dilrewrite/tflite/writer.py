@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,15 @@ LEAST, MOST = -128, 127
 class Later:
     """A tensor of phases that is written when something reads all of it, by `whole`.
 
-    `phase`: writes one of the phases alone, by the channels that it would have.
+    `phase`: writes one of the phases alone, by the channels that it would have. `parts`: what makes it when joined
+    along its channels; with `blocks` along axes of their own: {axis: parts along it}, the first outermost.
     """
 
     quantum: Quantum
     whole: Callable[[], Value]
     phase: Callable[[range], Value | None] = lambda _: None
     parts: Sequence[Value] = ()
+    blocks: Mapping[int, int] = field(default_factory=dict)
 
 
 class Writer:

@@ -29,7 +29,7 @@ from dilrewrite.runtimes import (
 from dilrewrite.runtimes import _vela as vela
 from dilrewrite.tflite import convert
 from dilrewrite.tflite.source import attributes
-from tests.runtimes import judged
+from tests.runtimes import judged, judged_target
 from tests.runtimes.judged import ACCELERATORS, MODELS, dilated, form, recorded
 from tests.tflite.models import conv
 
@@ -160,6 +160,32 @@ def test_optimize_takes_what_has_fewer_cycles(monkeypatch: pytest.MonkeyPatch, t
         assert not re.search(OF_RUNS, text.partition("Environment")[0]), re.search(rf".*({OF_RUNS}).*", text)
     said = " ".join(console.render(report).split())
     assert not re.search(OF_RUNS, f"{said} {report.summary} {site.reason}"), said
+
+
+@pytest.mark.measures
+@pytest.mark.parametrize("d", judged_target.DILATIONS)
+def test_a_conv_on_its_target_needs_a_fifth_of_the_cycles(d: int, tmp_path: Path) -> None:
+    """The profile knows that SpaceToDepth is on the CPU; phases that are joined without it are no dearer."""
+    report, before, after = judged_target.optimized(d, tmp_path, judged_target.replayed)
+    assert report.exit_code == 0
+    assert before.cycles >= 5 * after.cycles, report.summary
+    assert before.hosted == after.hosted == ()
+    made = {node.op_type for node in onnx.load(tmp_path / "after.onnx").graph.node}
+    assert not made & {"SpaceToDepth", "DepthToSpace"}
+
+
+@pytest.mark.measures
+def test_vela_answers_on_a_target_as_it_did(tmp_path: Path) -> None:
+    missing = ethos_u.JUDGE.missing()
+    if missing is not None:
+        pytest.skip(missing)
+
+    def ask(judge: Judge, model: bytes, accelerator: str, timeout_s: float) -> vela.Answer:
+        answer = judged_target.real(judge, model, accelerator, timeout_s)
+        assert judged_target.brief(answer, 5) == judged_target.recorded()[answer.digest]
+        return answer
+
+    judged_target.optimized(5, tmp_path, ask)
 
 
 def test_an_accelerator_that_is_none() -> None:

@@ -66,12 +66,14 @@ def alone(kind: str, *more: str, attributes: Any = None, **constants: Any) -> Mo
     return model([node], **constants)
 
 
-def chain(*nodes: tuple[str, Sequence[str], str, dict[str, Any]], **constants: Any) -> ModelProto:
+def chain(
+    *nodes: tuple[str, Sequence[str], str, dict[str, Any]], shape: Sequence[int] = IMAGE, **constants: Any
+) -> ModelProto:
     made = [
         helper.make_node(kind, inputs, [out], name=f"n{i}", **given)
         for i, (kind, inputs, out, given) in enumerate(nodes)
     ]
-    return model(made, **constants)
+    return model(made, shape, **constants)
 
 
 def ints(*numbers: int) -> Array:
@@ -94,6 +96,30 @@ def block(block: int) -> ModelProto:
         s2=ints(block * block * n, c, rows, columns),
         s3=ints(block, block, n, c, rows, columns), s4=ints(n, c, h, w),
     )  # fmt: skip
+
+
+def phases(apart: Sequence[int], perm: Sequence[int], whole: Sequence[int], *, twice: bool = False) -> ModelProto:
+    """Parts of an image joined along the channels, which are taken apart again; `twice`: what is between is read, too.
+
+    The parts are its rows from 0, from 1, and so on.
+    """
+    channels, rows, *columns = apart[1 - len(whole) :]
+    count = int(np.prod(apart[1 : 1 - len(whole)]))
+    parts = [f"p{place}" for place in range(count)]
+    nodes: list[Any] = [("Conv", ["x", "w"], "o", {})]
+    nodes += [("Slice", ["o", f"s{place}", f"e{place}", "rows"], part, {}) for place, part in enumerate(parts)]
+    nodes += [
+        ("Concat", parts, "c", {"axis": 1}),
+        ("Reshape", ["c", "apart"], "a", {}),
+        ("Transpose", ["a"], "t", {"perm": perm}),
+        ("Reshape", ["t", "whole"], "b" if twice else "y", {}),
+    ]
+    if twice:
+        nodes += [("Reshape", ["a", "whole"], "d", {}), ("Add", ["b", "d"], "y", {})]
+    cuts = {f"{end}{place}": ints(at) for place in range(count) for end, at in (("s", place), ("e", place + rows))}
+    weight = values(channels, channels, *[1] * (len(columns) + 1)) / 2
+    sizes = {"rows": ints(2), "apart": ints(*apart), "whole": ints(*whole)}
+    return chain(*nodes, shape=(1, channels, rows + count, *columns), w=weight, **cuts, **sizes)
 
 
 CASES: dict[str, Callable[[], ModelProto]] = {
@@ -144,6 +170,11 @@ CASES: dict[str, Callable[[], ModelProto]] = {
         ("Transpose", ["x"], "t", {"perm": [0, 3, 1, 2]}), ("Conv", ["t", "w"], "y", {}), w=values(4, 10, 3, 3) / 4
     ),
     "phases into the batch": lambda: block(2),
+    "phases joined": lambda: phases((1, 2, 2, 8, 6, 5), (0, 3, 4, 1, 5, 2), (1, 8, 12, 10)),
+    "phases joined along one axis": lambda: phases((1, 3, 8, 6, 5), (0, 2, 3, 4, 1), (1, 8, 6, 15)),
+    "phases joined, 1-D": lambda: phases((1, 2, 8, 30), (0, 2, 3, 1), (1, 8, 60)),
+    "phases joined, read before": lambda: phases((1, 2, 2, 8, 6, 5), (0, 3, 4, 1, 5, 2), (1, 8, 12, 10), twice=True),
+    "channels shuffled": lambda: phases((1, 2, 8, 6, 5), (0, 2, 1, 3, 4), (1, 16, 6, 5)),
     "Slice": lambda: one("Slice", starts=ints(1, 2), ends=ints(9, 100), axes=ints(2, 3)),
     "Slice with steps": lambda: one("Slice", starts=ints(1), ends=ints(12), axes=ints(2), steps=ints(3)),
     "Slice with steps that do not divide": lambda: one(
