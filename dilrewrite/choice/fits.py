@@ -7,7 +7,7 @@ form says anything of a target, and no profile of a form.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -86,6 +86,11 @@ class _Alone:
     shapes: Sizes
     nodes: Mapping[str, NodeFit]
 
+    def made(self) -> set[str]:
+        """Return the names of what the site's nodes make."""
+        every = Source(self.model).scope(self.site.scope).nodes
+        return {name for index in self.site.nodes for name in every[index].output}
+
 
 @dataclass
 class Fitter:
@@ -127,7 +132,7 @@ class Fitter:
     def own(self, site: Site) -> Fitted:
         """Return how a site fits as it stands."""
         alone = self._of(site)
-        made = {name for index in alone.site.nodes for name in _node(alone, index).output}
+        made = alone.made()
         return fitted([node for name, node in alone.nodes.items() if name in made], self.profile)
 
     def of(self, site: Site, fragment: Fragment) -> Fitted:
@@ -137,7 +142,8 @@ class Fitter:
             return self.own(site)
         written = rewrite(alone.model, [(alone.site, fragment)], (), _zeros).proto
         after = judge(written, self.profile, alone.shapes).nodes
-        return fitted([node for node in after if alone.nodes.get(node.output) != node], self.profile)
+        made = alone.made()  # a form may leave a Conv of the site as it stands, and that is its own
+        return fitted([one for one in after if one.output in made or alone.nodes.get(one.output) != one], self.profile)
 
     def _of(self, site: Site) -> _Alone:
         if site.key not in self._alone:
@@ -208,7 +214,7 @@ class Fitter:
         for one in self._with_forms(region, offered, inside):
             written = rewrite(self.proto, [(region, one.fragment)], (), _zeros).proto
             after = judge(written, self.profile, self.shapes).nodes
-            fit = fitted([node for node in after if self.nodes.get(node.key) != node], self.profile)
+            fit = fitted([one for one in after if one.key in keys or self.nodes.get(one.key) != one], self.profile)
             if fit.fit.rank < own.fit.rank:
                 taken.append(replace(one, fitted=fit))
         taken.sort(key=lambda one: one.fit_order)
@@ -232,12 +238,15 @@ class Fitter:
                 found.append(replace(one, fragment=fragment, covers=region.covers(fragment)))
         return found
 
-    def after(self, proto: ModelProto) -> tuple[Judgement, tuple[str, ...]]:
-        """Return how a rewritten model fits, and the nodes that are out of limits and were not so before, in words."""
+    def after(self, proto: ModelProto, rewritten: Container[str] = ()) -> tuple[Judgement, tuple[str, ...]]:
+        """Return how a rewritten model fits, and the nodes that are out of limits and should not be so, in words.
+
+        Those are all that were not so before, and of the sites with a form, named by their keys in `rewritten`, all.
+        """
         judgement = judge(proto, self.profile, self.shapes)
         broken = []
         for node in judgement.at(Fit.OUT):
-            before = self.nodes.get(node.key)
+            before = None if node.key in rewritten else self.nodes.get(node.key)
             if (before is None or before.fit is not Fit.OUT or before.op != node.op) and node.because is not None:
                 broken.append(f"{node.key}: {node.op} is out of the limits of {self.profile.name}: {node.because.text}")
         return judgement, tuple(broken)
@@ -351,10 +360,6 @@ def _on_request(candidate: choose.Candidate) -> bool:
     """Say whether a form is for what a device refuses, and none for speed."""
     name = candidate.strategy.partition(":")[0]
     return bool(getattr(every_strategy().get(name), "on_request", False))
-
-
-def _node(alone: _Alone, index: int) -> Any:
-    return Source(alone.model).scope(alone.site.scope).nodes[index]
 
 
 def _zeros(tensor: TensorProto) -> Any:

@@ -268,7 +268,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     broken: tuple[str, ...] = ()
     if job.fitter is not None:
         left = (*left, *(one for one in job.fitter.stuck(job.found.skipped) if left_out(scope, one) is None))
-        fits, broken = job.fitter.after(chosen.rewritten.proto)
+        fits, broken = job.fitter.after(chosen.rewritten.proto, {one.site.key for one in settled if one.fragment})
     wrong = tuple(reasons.wrong(decision) for decision in every if decision.wrong)
     wrong = (*wrong, *broken)
     if measures is not None and measures.differs is not None:

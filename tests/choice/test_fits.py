@@ -218,6 +218,26 @@ def test_extents_that_the_dilation_divides(tmp_path: Path) -> None:
     assert left(report) == {(4, 4)}
 
 
+@pytest.mark.parametrize("rules", [
+    {"extents": {"multiple_of": "d", "when": "dilated", **SAID}},
+    {"dilation": {"holds": "dh <= dw", "note": "no taller than wide", **SAID}},
+], ids=["extents", "height above width"])  # fmt: skip
+@pytest.mark.parametrize("without", [(), ("Gather",), OPERATORS[:-1]], ids=["all forms", "no Gather", "no form"])
+def test_a_form_that_leaves_the_conv_as_it_is_does_not_mend_it(
+    tmp_path: Path, rules: Any, without: Sequence[str]
+) -> None:
+    """Phases that may leave a dilation of 5 leave this Conv whole: its height of 11 makes one row."""
+    path = chip(tmp_path, rules, **dict.fromkeys(without, "none"))
+    model = conv((5, 1), (11, 33), pads=(0, 1, 0, 1))
+    report = optimized(model, path)
+    if without == OPERATORS[:-1]:
+        assert (report.status, report.exit_code) == ("does not fit", 1)
+        return
+    assert report.status == "rewritten"
+    assert report.model is not None
+    assert judge(report.model, find(str(path))).fit is Fit.NATIVE
+
+
 def test_depthwise_has_limits_of_its_own(tmp_path: Path) -> None:
     limits = [{"max": 8, "when": "not depthwise", **SAID}, {"max": 2, "when": "depthwise", **SAID}]
     path = chip(tmp_path, {"dilation": limits}, Concat="none", SpaceToDepth="none")
@@ -260,10 +280,14 @@ def test_open_sizes_on_a_target_that_takes_them(tmp_path: Path) -> None:
     assert max(map(max, left(report))) <= 2
 
 
-def test_a_fault_of_a_form_is_found_by_the_judgement_of_what_was_written(tmp_path: Path) -> None:
-    """Where the choice is wrong, no model is written."""
+@pytest.mark.parametrize("same", [False, True], ids=["other nodes", "the same Conv"])
+def test_a_fault_of_a_form_is_found_by_the_judgement_of_what_was_written(tmp_path: Path, same: bool) -> None:
+    """Where the choice is wrong, no model is written; nor where it leaves what was out of limits."""
     path = chip(tmp_path, {"dilation": rule(max=1)}, **dict.fromkeys(OPERATORS[:-1], "none"))
-    with mock.patch.object(Fitter, "of", return_value=Fitted(fit=Fit.NATIVE)):
+    offered = {"of": mock.Mock(return_value=Fitted(fit=Fit.NATIVE))}
+    if same:
+        offered["_limits"] = mock.Mock(return_value=[4])
+    with mock.patch.multiple(Fitter, **offered):
         report = optimized(conv((4, 4)), path)
     assert (report.status, report.exit_code, report.model) == ("differs", 3, None)
     assert report.verdict is not None
