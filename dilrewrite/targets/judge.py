@@ -219,11 +219,14 @@ class _Judging:
         seen = [name for name in (*node.input, *node.output) if name and name not in constants]
         for name in dict.fromkeys(seen):
             findings += profile.tensor_findings(self._tensor(name, shapes, storage))
+        told: dict[tuple[str, Fit], Finding] = {}  # a tensor's rule may say what the Conv's own said
+        for one in findings:
+            told.setdefault((one.text, one.fit), one)
         lowered = profile.lowering(known) if op in CONVS and known else None
         return NodeFit(
             where=where, name=node.name or (node.output[0] if node.output else op), op=op,
             output=node.output[0] if node.output else "", fit=worst(one.fit for one in findings),
-            findings=tuple({(one.text, one.fit): one for one in findings}.values()), facts=known,
+            findings=tuple(told.values()), facts=known,
             lowered=lowered[0].to if lowered else "", cost=lowered[1] if lowered else None,
         )  # fmt: skip
 

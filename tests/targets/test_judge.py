@@ -58,6 +58,14 @@ def test_depthwise_has_other_limits_than_dense() -> None:
     assert said(conv(d=32, p=0, extents=(80, 80), group=8)) == []
 
 
+def test_of_rules_that_say_the_same_a_conv_tells_its_own() -> None:
+    """The batch of a tensor is limited, too."""
+    (conv_, _) = judge(conv(batch=200), find("rdk-x3")).nodes
+    assert [(one.text, one.rule and one.rule.place) for one in conv_.findings if "batch" in one.text] == [
+        ("batch 200 is not at most 128", "conv.batch")
+    ]
+
+
 def test_auto_pad_is_counted() -> None:
     assert said(conv(d=16, auto_pad="SAME_UPPER")) == ["pads 16 is not at most 15"]
     assert said(conv(d=16, auto_pad="VALID")) == []
