@@ -95,19 +95,28 @@ def violations(model: ModelProto, target: str, sizes: Mapping[str, Sequence[int]
 Shapes = Mapping[str, tuple[int | None, ...]]
 
 
-def _nodes(graph: GraphProto, outer: Shapes) -> Iterator[tuple[NodeProto, Shapes]]:
-    """Yield every node, those of subgraphs too, with the shapes that are known where it stands."""
+def _nodes(graph: GraphProto, outer: Shapes, fixed: frozenset[str] = frozenset()) -> Iterator[tuple[NodeProto, Shapes]]:
+    """Yield every node, those of subgraphs too, with the shapes that are known where it stands.
+
+    Nodes that compute of constants and known sizes alone are left out: they are done before the model runs. `fixed`:
+    what such nodes around this graph make.
+    """
     shapes = dict(outer)
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         if kind.HasField("shape"):
             shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    known = {*fixed, *(tensor.name for tensor in graph.initializer), ""}
     for node in graph.node:
+        inner = [one for a in node.attribute for one in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+        sized = node.op_type in ("Shape", "Size") and None not in shapes.get(node.input[0], (None,))
+        if sized or (known.issuperset(node.input) and not inner and not node.op_type.startswith("Random")):
+            known.update(node.output)
+            continue
         yield node, shapes
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(inner, shapes)
+        for one in inner:
+            yield from _nodes(one, shapes, frozenset(known))
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
