@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 work=${1:-$(mktemp -d)}
 ${PYTHON:-python3} -m venv "$work/venv"
 "$work/venv/bin/pip" install -q -e '.[cpu,opencv,openvino,tract,test]' 'opencv-python-headless<5' ai-edge-litert
-"$work/venv/bin/python" -m pytest -q -n 2 tests/tflite tests/runtimes/test_{contract,installed,opencv_dnn,openvino_cpu}.py
+"$work/venv/bin/python" -m pytest -q -n 2 tests/tflite tests/devices/test_ssh_runtimes.py \
+  tests/runtimes/test_{contract,installed,opencv_dnn,openvino_cpu}.py
 
 # Vela, Arm's compiler for Ethos-U, answers as it is on record.
 export DILREWRITE_JUDGES="$work/judges"

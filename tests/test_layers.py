@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_no_file_imports_a_room_above_its_own() -> None:
 
 def test_no_circle() -> None:
     assert circle(ROOT / "dilrewrite") == []
+
+
+def drawn() -> list[set[str]]:
+    """The rooms in each line of the drawing of docs/architecture.md: a name is followed by two spaces at least."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Who may know whom")[2]
+    lines = [line for line in text.split("```")[1].splitlines() if "│" in line]
+    return [
+        {part for cell in line.split("│") for part in re.split(r"\s{2,}", cell.strip())} & {*rooms()} for line in lines
+    ]
+
+
+def test_every_package_is_drawn_on_its_floor() -> None:
+    packages = {path.parent.name for path in (ROOT / "dilrewrite").glob("*/__init__.py")}
+    assert packages - set.union(*drawn()) == set(), "docs/architecture.md draws every package"
+    floors = [{rooms()[room] for room in line} for line in drawn()]
+    assert all(min(above) > max(below) for above, below in itertools.pairwise(floors))
 
 
 @pytest.fixture

@@ -54,6 +54,8 @@ class Tuning:
     min_gain: float = MARGIN
     forget: Callable[[], None] = lambda: None
     load: float | None = field(default_factory=machine.load)
+    here: bool = True
+    """Whether models are timed on this machine."""
     failure: Why | None = None
     differs: Why | None = None
     """What the model computes otherwise on the timed runtime that has to be rewritten as it is."""
@@ -87,8 +89,9 @@ class Tuning:
             meter.draws = may_draw(self.original.baseline)
             meter.budget.tick()
         except RuntimeFailure as error:
-            here = meter.backend.trial in (None, meter.backend.name)
-            said = str(error) if here else f"{meter.backend.trial}: {error}"
+            trial = meter.backend.trial
+            here = trial is None or (self.here and trial == meter.backend.name)
+            said = str(error) if here else f"{trial}{'' if self.here else ' here'}: {error}"
             self.failure = Why(reason=Reason.MODEL_FAILED if here else Reason.TRIAL_FAILED, said=said)
             return False
         try:
@@ -343,7 +346,8 @@ class Tuning:
     def measurement(self, *, predicted_ratio: float | None = None, estimated_s: float | None = None) -> Measurement:
         """Return what the report says of measuring."""
         meter, original = self.meter, self.original
-        others = (name for name, one in timed_backends().items() if name != meter.backend.name and not one.missing())
+        known = timed_backends() if self.here else {}
+        others = (name for name, one in known.items() if name != meter.backend.name and not one.missing())
         return meter.measurement(
             original.feeds,
             estimated_s=estimated_s,

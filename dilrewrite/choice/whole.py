@@ -65,7 +65,8 @@ def tuning(
     original = Original(model=model, found=found, baseline=baseline, settings=settings)
     min_gain = measuring.min_gain_percent / 100
     load = machine.load() if backend.source is TimeKind.MEASURED and not device.on else None
-    return Tuning(forget=forget, original=original, meter=meter, decider=decider, min_gain=min_gain, load=load)
+    here = not device.on
+    return Tuning(original, meter, decider, min_gain=min_gain, load=load, here=here, forget=forget)
 
 
 def _building_place(backend: TimedBackend, cache: Path | None) -> tuple[Path, Callable[[], None]]:

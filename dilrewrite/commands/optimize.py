@@ -293,8 +293,10 @@ def _check_runs(job: _Job, tuning: Tuning | None, chosen: Chosen) -> None:
     if any(one.considered.must_go for one in (*chosen.regions, *chosen.settled)):
         return
     if tuning.failure.reason in (Reason.MODEL_FAILED, Reason.TRIAL_FAILED):
-        hint = "choose another --backend, or --budget 0 to measure nothing"
-        raise UsageError(f"{job.model.name}: {failure(tuning)}", hint=hint)
+        hint = job.run.device.otherwise
+        if tuning.failure.reason is Reason.TRIAL_FAILED and not tuning.here:  # it is tried here for every backend
+            hint = "say with --shape or --inputs what to run it on"
+        raise UsageError(f"{job.model.name}: {failure(tuning)}", hint=f"{hint}, or --budget 0 to measure nothing")
 
 
 def _for_tensorrt(run: Run) -> bool:

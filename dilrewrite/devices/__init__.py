@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from dilrewrite._compat import Self
 from dilrewrite.errors import UsageError, choices
@@ -26,9 +26,11 @@ class Device:
     """Where models are timed; by default this machine. Closed by `close()` or by leaving its `with` block.
 
     `on`: what reports and messages call it, without names of users; empty for this machine.
+    `otherwise`: what helps a user where a model does not run there.
     """
 
     on: str = ""
+    otherwise: ClassVar[str] = "choose another --backend"
 
     def backend(self, text: str) -> TimedBackend:
         """Return what `--backend` names, ready there, whose benches stand there; `auto` is the best that is ready.

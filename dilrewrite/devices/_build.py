@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dilrewrite import record
+from dilrewrite.devices._install import NAME, lacking
 from dilrewrite.errors import FailedError, MissingError
 from dilrewrite.options import Building
-from dilrewrite.runtimes import RuntimeFailure
+from dilrewrite.runtimes import CannotLoad, RuntimeFailure
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,6 +57,9 @@ def _asked(board: Board, request: dict[str, Any]) -> tuple[Any, list[bytes]]:
     try:
         return worker.ask(request)
     except RuntimeFailure as error:
-        raise MissingError(f"{board.on}: {error}") from None
+        hint = f"install it in the Python there, or {NAME}" if isinstance(error, CannotLoad) else ""
+        raise MissingError(f"{board.on}: {error}", hint=hint) from None
+    except MissingError as error:
+        raise lacking(board.on, str(error).removeprefix(f"{board.on}: "), board.line().address.python) from None
     finally:
         worker.close()

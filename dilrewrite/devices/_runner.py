@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import os
 import queue
 import signal
@@ -141,7 +142,10 @@ class _Board:
         """Return None where a runtime is ready, else what is missing."""
         try:
             backend = _backend(name)
-            return backend.conflict() or backend.missing()
+            if (why := backend.conflict() or backend.missing()) is not None:
+                return why
+            lacks = [one for one in backend.needs if importlib.util.find_spec(one) is None]
+            return f"{lacks[0]} is not installed: pip install {lacks[0]}" if lacks else None
         except ImportError as error:
             return f"{error.name or error} is not installed"
 

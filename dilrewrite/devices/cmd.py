@@ -316,6 +316,8 @@ def _printed(command: Sequence[str], timeout_s: float | None) -> str:
 class CmdDevice(Device):
     """What a command runs models on."""
 
+    otherwise: ClassVar[str] = "try the command by hand on the model"
+
     def __init__(self, on: str, template: Template) -> None:
         self.on, self._template = on, template
         self._backend: TimedBackend | None = None

@@ -12,6 +12,7 @@ from dilrewrite import settings
 from dilrewrite.devices import Device, Scheme
 from dilrewrite.devices._build import built_there
 from dilrewrite.devices._far import far
+from dilrewrite.devices._install import NAME, lacking
 from dilrewrite.devices._line import Address, Line
 from dilrewrite.errors import MissingError, UsageError, choices
 from dilrewrite.options import Building, masked
@@ -92,7 +93,7 @@ class SshDevice(Device):
         for one in offered:
             if why[one.name] is None:
                 return far(one, self, line)
-        raise MissingError(f"{self.on}: backend {offered[-1].name}: {why[offered[-1].name]}")
+        raise lacking(self.on, f"backend {offered[-1].name}: {why[offered[-1].name]}", self.address.python)
 
     def builder(self, building: Building) -> Elsewhere | None:
         """Return what builds engines there."""
@@ -113,8 +114,8 @@ class SshDevice(Device):
                 if answer is None:
                     break
         except RuntimeFailure as error:
-            hint = "install it in the Python there, or name another with ?python=/path"
-            raise MissingError(f"{self.on}: {error}", hint=hint if isinstance(error, CannotLoad) else "") from None
+            hint = f"install it in the Python there, or {NAME}" if isinstance(error, CannotLoad) else ""
+            raise MissingError(f"{self.on}: {error}", hint=hint) from None
         finally:
             worker.close()
         return told

@@ -305,9 +305,9 @@ class TimedBackend(Backend):
     in place of the usual ones. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
     an engine's layers, to be compared with those of another engine. `host_memory`: all that its sessions hold is memory
     of their process, and is freed with them. `trial`: the backend that looks for inputs that a model runs on; `None`:
-    this one. `portable`: its benches may stand on another machine than this one. `compares`: outputs are compared
-    there. `tells_late`: its first answer says what `source`, `unit`, `versions()` and `device()` are, so in each run
-    it is asked first for a time of the original.
+    this one. `portable`: its benches may stand on another machine than this one. `needs`: what its benches import
+    besides the runtime and NumPy. `compares`: outputs are compared there. `tells_late`: its first answer says what
+    `source`, `unit`, `versions()` and `device()` are, so in each run it is asked first for a time of the original.
     """
 
     __slots__ = ()
@@ -326,6 +326,7 @@ class TimedBackend(Backend):
     compares: ClassVar[bool] = True
     tells_late: ClassVar[bool] = False
     portable: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("onnx",)
 
     def device(self) -> str:
         """Return the device that it runs on, in words: unless told otherwise, the processor and the cores to use."""

@@ -467,6 +467,7 @@ class OnnxRuntime(TimedBackend):
     providers: ClassVar[Sequence[Provider]] = CPU
     on: ClassVar[str] = "cpu"
     trial: ClassVar[str | None] = None
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def explained(self) -> contextlib.AbstractContextManager[None]:
         """Load what the providers need, and say in a CannotLoad what of it cannot be loaded."""

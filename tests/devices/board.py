@@ -26,8 +26,10 @@ NEEDED = "DILREWRITE_NEEDS_SSHD"
 
 USERS = ("dilrewrite-a", "dilrewrite-b")
 PACKAGES = ("numpy", "onnxruntime")
-BUILDS = ("numpy", "onnx", "google", "ml_dtypes", "typing_extensions", "tensorrt_rtx", "tensorrt_rtx_bindings")
-BUILDS += ("tensorrt_rtx_libs", "protobuf", "tensorrt_rtx_cu13", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs")
+ONNX = ("numpy", "onnx", "google", "protobuf", "ml_dtypes", "typing_extensions")
+BUILDS = (*ONNX, "onnxruntime", "tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_rtx_libs", "tensorrt_rtx_cu13")
+BUILDS += ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs")
+OTHERS = (*ONNX, "cv2", "opencv_python_headless", "openvino", "openvino_telemetry", "tract")
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 
 
@@ -124,7 +126,8 @@ class Board:
         """Make virtual environments, with spaces in their paths: Python's own, and links to what a board needs."""
         self._packages = Path(metadata.distribution("numpy").locate_file(""))
         name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        for venv, held in {"my venv": PACKAGES, "numpy only": PACKAGES[:1], "nothing": (), "rtx": BUILDS}.items():
+        venvs = {"my venv": PACKAGES, "numpy only": PACKAGES[:1], "nothing": (), "rtx": BUILDS, "others": OTHERS}
+        for venv, held in venvs.items():
             place = self.folder / "home" / venv
             packages = place / "lib" / name / "site-packages"
             packages.mkdir(parents=True)
@@ -135,10 +138,10 @@ class Board:
                 if path.name.split("-")[0].split(".")[0] in held:
                     (packages / path.name).symlink_to(f"{self.home}-packages/{path.name}")
 
-    def other_python(self, name: str, first: str) -> str:
+    def other_python(self, name: str, first: str, venv: str = "my venv") -> str:
         """Make a Python that does something first; return its path there."""
         place = self.folder / "home" / name
-        place.write_text(f"#!/bin/sh\nexec '{self.python}' -c \"{first};$2\"\n")
+        place.write_text(f"#!/bin/sh\nexec '{self.home}/{venv}/bin/python' -c \"{first};$2\"\n")
         place.chmod(0o755)
         return f"{self.home}/{name}"
 

@@ -18,7 +18,7 @@ import dilrewrite
 from dilrewrite.devices import cmd, device
 from dilrewrite.errors import MissingError, UsageError
 from dilrewrite.runtimes import CannotRun, Options, Runnable, TimedBackend, TimedOut, TimeKind, TimeUnit, prepared
-from tests.models_for_tests import cli, conv1d, listing, save, values
+from tests.models_for_tests import cli, conv1d, custom_operator, listing, save, values
 
 FEEDS = {"x": values(1, 2, 16)}
 
@@ -209,7 +209,19 @@ def test_what_goes_wrong_is_one_line(
     assert (outcome.code, outcome.out) == (code, "")
     assert words in outcome.err
     assert len(outcome.err.splitlines()) == 1
+    ran = "{model}" in program and code == 2
+    assert outcome.err.endswith("; try the command by hand on the model, or --budget 0 to measure nothing\n") == ran
     assert sorted(listing(tmp_path)) == ["m.onnx"]
+
+
+@pytest.mark.measures
+def test_a_model_that_runs_on_no_runtime_here(tool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data are found here: another backend there is no help."""
+    path = save(custom_operator(), tmp_path / "m.onnx")
+    outcome = cli(capsys, "optimize", path, "--on", on(tool, "measured"), "--budget", 3, "--no-cache", "--quiet")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "its inputs cannot be tried: the model does not run on onnxruntime_cpu here: " in outcome.err
+    assert outcome.err.endswith("; say with --shape or --inputs what to run it on, or --budget 0 to measure nothing\n")
 
 
 @pytest.mark.measures
@@ -272,6 +284,7 @@ def test_a_choice_by_a_program(tool: Path, tmp_path: Path, monkeypatch: pytest.M
     assert measurement is not None
     assert (first.status, measurement.device, measurement.source) == ("rewritten", "Board X", TimeKind.MEASURED)
     assert measurement.settings["outputs"] == "not compared there"
+    assert measurement.others == ()  # what is ready here is not ready there
     assert list(measurement.versions.values()) == ["1.2"]
     assert first.speedup == pytest.approx(4.0)
     assert asked > 24

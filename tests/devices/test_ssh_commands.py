@@ -108,11 +108,35 @@ def test_an_engine_is_built_there(
     assert "built on ssh://one" in told["engine"]["checked"]
     assert (tmp_path / "there.engine").stat().st_size > 0
     assert main(["inspect", str(tmp_path / "there.engine")]) == 0
-    for more, says in (
-        (["--timing-cache", "t"], "--timing-cache with --on"),
-        (["--flavour", "tensorrt"], "ssh://one: tensorrt"),
-    ):
-        capsys.readouterr()
-        assert main(["build", str(place), "--on", on, "-o", str(tmp_path / "no.engine"), *more]) in (2, 4)
-        assert says in capsys.readouterr().err
+    assert main(["build", str(place), "--on", on, "-o", str(tmp_path / "no.engine"), "--timing-cache", "t"]) == 2
+    assert "--timing-cache with --on" in capsys.readouterr().err
+    assert until(lambda: not board.left()), board.left()
+
+
+@needs_rtx
+def test_what_was_chosen_is_built_there(
+    board: Board, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = board.with_python(f"{board.home}/rtx/bin/python")
+    arguments = ["--on", on, "--flavour", "tensorrt-rtx", "--eliminate", "--budget", 0, "--no-report"]
+    told = answer(capsys, "optimize", place, "--build-engine", *arguments, "-o", tmp_path / "there.onnx")
+    assert (told["status"], told["after"]["dilated"]) == ("rewritten", 0)
+    assert "built on ssh://one" in told["engine"]["checked"]
+    assert (tmp_path / "there.engine").stat().st_size > 0
+    assert until(lambda: not board.left()), board.left()
+
+
+@pytest.mark.parametrize("flavour", ["auto", "tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("command", [("build",), ("optimize", "--build-engine", "--no-report")])
+def test_no_tensorrt_there(
+    board: Board, place: Path, flavour: str, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, before any work, with what is to be typed there; nothing is left on either side."""
+    assert main([*command[:1], str(place), *command[1:], "--on", board.on, "--flavour", flavour]) == 4
+    said, name = capsys.readouterr().err, "tensorrt" if flavour == "auto" else flavour
+    what = "no TensorRT is installed; " if flavour == "auto" else f"{flavour} is not installed: "
+    assert said.startswith(f"dilrewrite: ssh://one: {what}'{board.python}' -m pip install '{name}>="), said
+    assert said.endswith("; run that there, or name another with ?python=/path\n")
+    assert "dilrewrite[" not in said
+    assert [path.name for path in place.parent.iterdir() if path.name != "ssh_config"] == ["model.onnx"]
     assert until(lambda: not board.left()), board.left()

@@ -14,6 +14,7 @@ import pytest
 
 from dilrewrite import devices
 from dilrewrite.cli import main
+from dilrewrite.devices._install import lacking
 from dilrewrite.devices._line import Address
 from dilrewrite.devices.ssh import address
 from dilrewrite.errors import DilrewriteError, MissingError, UsageError
@@ -105,6 +106,16 @@ def test_options_that_do_not_go_together(arguments: list[str], capsys: pytest.Ca
     assert "--on" in (err := capsys.readouterr().err) or "--cool-down" in err
 
 
+def test_commands_for_a_board_name_no_extra_and_its_own_python() -> None:
+    """The one exception is an extra that is not known here."""
+    two = "there is none: pip uninstall -y a b, then pip install 'dilrewrite[tensorrt]' or 'dilrewrite[nothing]'"
+    assert str(lacking("ssh://b", two, "python3")) == (
+        "ssh://b: there is none: python3 -m pip uninstall -y a b, then python3 -m pip install 'tensorrt>=10.13' "
+        "or 'dilrewrite[nothing]'; run that there, or name another with ?python=/path"
+    )
+    assert str(lacking("ssh://b", "there is no NVIDIA driver", "python3")) == "ssh://b: there is no NVIDIA driver"
+
+
 # -- no way there ------------------------------------------------------------------------------------------------------
 
 
@@ -139,12 +150,16 @@ def test_no_way_there(board: Board, tmp_path: Path) -> None:
         ("/etc/passwd", "/etc/passwd cannot be run there; name a Python"),
         ("/bin/true", "/bin/true ended before it answered"),
         ("{home}/nothing/bin/python", "numpy is not installed there; install it in the Python there"),
-        ("{home}/numpy only/bin/python", "backend onnxruntime_cpu: onnxruntime is not installed: pip install"),
+        (
+            "{home}/numpy only/bin/python",
+            "backend onnxruntime_cpu: onnxruntime is not installed: '{home}/numpy only/bin/python' -m pip install "
+            "'onnxruntime>=1.23'; run that there, or name another with ?python=/path",
+        ),
     ],
 )
 def test_what_is_not_there(board: Board, path: str, says: str) -> None:
     said = refused(board.with_python(path.format(home=board.home)))
-    assert said.startswith(f"ssh://one: {says}")
+    assert said.startswith(f"ssh://one: {says.format(home=board.home)}")
     assert until(lambda: not board.left()), board.left()
 
 

@@ -392,7 +392,7 @@ def steps(report: Report) -> Iterator[tuple[str, str]]:
     if chosen and measurement.others:
         also = units.listed(measurement.others, 4)
         yield "try another runtime", f"{here}; also ready here: {also} (--backend NAME)"
-    elif chosen and report.status != "rewritten":
+    elif chosen and report.status != "rewritten" and not report.options.get("on"):
         where = "measure where the model will run; `dilrewrite backends` lists the runtimes"
         yield "measure where it will run", f"{here}: {where}"
 

@@ -278,7 +278,8 @@ def _next(report: Report) -> Iterator[str]:
         case "rewritten" if report.target is not None:
             yield f"compile it with {report.target.toolchain}: only its answer is final"
         case "rewritten" if not steps and report.output is not None:
-            yield f"{_call(report, 'bench', path, report.output)}: on the machine that will run it"
+            where = "with the same --on" if report.options.get("on") else "on the machine that will run it"
+            yield f"{_call(report, 'bench', path, report.output)}: {where}"
         case "dilation left":
             yield "--max-dilation N lets dilations up to N stay; without --eliminate the fastest forms are taken"
         case "does not fit":
