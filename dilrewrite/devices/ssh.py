@@ -138,7 +138,9 @@ class SshDevice(Device):
         try:
             self._line = Line(self.address, self._runtimes)
         except Lost as error:
-            raise MissingError(str(error), hint="timings until then are kept: run it again") from None
+            raise MissingError(
+                str(error), hint="run it again: what is in the cache of timings is not taken anew"
+            ) from None
         return self._line
 
     def close(self) -> None:

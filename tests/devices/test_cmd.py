@@ -242,6 +242,7 @@ def test_an_estimate_is_nowhere_called_measured(
     texts = {place.name: place.read_text() for place in (tmp_path / "r").iterdir() if place.suffix != ".json"}
     texts |= {"screen": screen.out, "-v": whole.out}
     assert len(texts) == 6
+    assert "with the same --on" in screen.out  # and not: on the machine that will run it
     for name, text in texts.items():
         text = " ".join(re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL).split())
         assert re.findall(r"(?i)(?<!not )\bmeasur(?:ed|ing)\b|\btim(?:ed|ings?)\b", text) == [], name
