@@ -17,14 +17,16 @@ from dilrewrite.errors import FailedError, UsageError, choices
 class Judge:
     """A compiler: its package and version, what is installed beside it, and what it is for.
 
-    `name`: what users call it: that of the package, with the version where it is not the newest. `licence`: of the
-    package, by its own words. `about_mb`: the size of the environment, about. `alone`: the package is installed without
-    what it asks for, for that is `beside`, where it is needed.
+    `name`: what users call it: that of the package, with the version where it is not the newest. `backend`: the runtime
+    that asks it, as `--backend` takes it. `licence`: of the package, by its own words. `about_mb`: the size of the
+    environment, about. `alone`: the package is installed without what it asks for, for that is `beside`, where it is
+    needed.
     """
 
     name: str
     version: str
     package: str
+    backend: str
     title: str
     licence: str
     about_mb: int
@@ -53,11 +55,16 @@ class Judge:
         """Return the Python of its environment."""
         return self.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
+    @property
+    def command(self) -> str:
+        """Return the command that installs it."""
+        return f"dilrewrite targets install-judge {self.name}"
+
     def missing(self) -> str | None:
         """Return None when it is installed, else what is missing and the command that installs it."""
         if (self.folder / INSTALLED).is_file():
             return None
-        return f"{self.package} {self.version} is not installed: dilrewrite targets install-judge {self.name}"
+        return f"{self.package} {self.version} is not installed: {self.command}"
 
 
 INSTALLED = "installed.txt"
@@ -67,6 +74,7 @@ _VELA = Judge(
     name="ethos-u-vela",
     package="ethos-u-vela",
     version="5.2.0",
+    backend="ethos_u",
     title="Vela, Arm's compiler for Ethos-U: operators, cycles and memory by its estimate",
     licence="Apache-2.0",
     about_mb=110,
@@ -75,6 +83,7 @@ _RKNN = Judge(
     name="rknn-toolkit2",
     package="rknn-toolkit2",
     version="2.5.0",
+    backend="rknn",
     title="RKNN-Toolkit2, Rockchip's compiler: operators, cycles and memory by its estimate",
     licence="RKNN SDK License, Rockchip's own: for applications on its chips; installing it accepts it",
     about_mb=710,
@@ -89,11 +98,24 @@ JUDGES = {
     judge.name: judge
     for judge in (
         _VELA,
+        replace(
+            _VELA,
+            name="ethos-u-vela-3.10.0",
+            version="3.10.0",
+            backend="ethos_u:compiler=3.10.0",
+            about_mb=140,
+            beside=("numpy==1.26.4",),
+        ),
         _RKNN,
-        replace(_RKNN, name="rknn-toolkit2-2.3.2", version="2.3.2"),
+        replace(_RKNN, name="rknn-toolkit2-2.3.2", version="2.3.2", backend="rknn:toolkit=2.3.2"),
     )
 }
 """The judges that there are, by the names of their packages."""
+
+
+def versions(package: str) -> dict[str, Judge]:
+    """Return the judges of a package by version, the newest first."""
+    return {judge.version: judge for judge in JUDGES.values() if judge.package == package}
 
 
 def judge(name: str) -> Judge:

@@ -30,8 +30,8 @@ from tests.targets import limits  # noqa: E402
 
 def vela_answers() -> Iterator[dict[str, Any]]:
     for make in judged.MODELS.values():
-        for accelerator in judged.ACCELERATORS:
-            yield json.loads(vela.ask(ethos_u.JUDGE, make(), accelerator, 600.0).text())
+        for version, accelerator in judged.ASKED:
+            yield json.loads(vela.ask(ethos_u.COMPILERS[version], make(), accelerator, 600.0).text())
 
 
 def target_answers() -> Iterator[dict[str, Any]]:
@@ -57,8 +57,8 @@ def limits_of(name: str) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    runtimes = {"ethos_u": (ethos_u.JUDGE, judged.RECORDED, vela_answers)}
-    runtimes["ethos_u_target"] = (ethos_u.JUDGE, judged_target.RECORDED, target_answers)
+    runtimes = {"ethos_u": (ethos_u.COMPILERS["5.2.0"], judged.RECORDED, vela_answers)}
+    runtimes["ethos_u_target"] = (ethos_u.COMPILERS["5.2.0"], judged_target.RECORDED, target_answers)
     runtimes["rknn"] = (TOOLKITS["2.5.0"], judged_rknn.RECORDED, rknn_answers)
     for name, judge in limits.JUDGED.items():
         runtimes[name] = (judge, limits.RECORDED / f"{name}.json", functools.partial(limits_of, name))

@@ -12,6 +12,7 @@ import pytest
 from dilrewrite import judges
 from dilrewrite.cli import main
 from dilrewrite.errors import FailedError, UsageError
+from dilrewrite.runtimes import timed_backend
 
 
 @pytest.fixture
@@ -56,6 +57,14 @@ def test_what_a_judge_asks_for_and_does_not_need_is_left_out(commands: list[list
     assert commands[0][-1] == str(tmp_path / "judges" / "rknn-toolkit2-2.3.2")
     assert judges.judge("rknn-toolkit2").missing() is not None
     assert judges.judge("rknn-toolkit2-2.3.2").missing() is None
+
+
+@pytest.mark.parametrize("judge", judges.JUDGES.values(), ids=judges.JUDGES)
+def test_the_backend_of_a_judge_asks_it(monkeypatch: pytest.MonkeyPatch, judge: judges.Judge) -> None:
+    monkeypatch.setattr(judges.Judge, "missing", lambda _: None)
+    backend = timed_backend(judge.backend)
+    assert backend.versions() == {judge.package: judge.version}
+    assert judges.versions(judge.package)[judge.version] == judge
 
 
 def test_the_usual_place_is_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def no_judge(backend: TimedBackend, profile: Profile) -> str | None:
 
 
 def judge_of(profile: Profile) -> str | None:
-    """Return the name of the backend that asks a target's own compiler, installed or not; `None` where none does."""
+    """Return the backend that asks a target's own compiler, installed or not; `None` where none does."""
+    if profile.toolchain.judge is not None:
+        return profile.toolchain.judge.backend
     estimating = (one for one in timed_backends().values() if one.source is TimeKind.ESTIMATED)
     return next((one.name for one in estimating if no_judge(one, profile) is None), None)
 

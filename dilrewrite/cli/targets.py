@@ -76,6 +76,8 @@ def _shown(profile: Profile) -> list[str]:
     from dilrewrite.errors import clean
 
     lines = [_line(profile), f"devices: {', '.join(profile.devices) or 'not said'}"]
+    judge = profile.toolchain.judge
+    lines += [f"judge: --backend {judge.backend} asks the compiler; {judge.command} installs it"] if judge else []
     lines += [f"parameter {name}={value}" for name, value in profile.parameters.items()]
     alike: dict[str, list[str]] = {}
     for rule in profile.rules():
@@ -112,6 +114,7 @@ def _plain(profile: Profile, *, rules: bool) -> dict[str, Any]:
     """Return a profile as plain data."""
     import dataclasses
 
+    judge = profile.toolchain.judge
     told: dict[str, Any] = {
         "name": profile.name,
         "title": profile.title,
@@ -120,6 +123,7 @@ def _plain(profile: Profile, *, rules: bool) -> dict[str, Any]:
         "status": profile.status,
         "read_on": profile.read_on(),
         "days": _oldest(profile).days(),
+        "judge": {"backend": judge.backend, "install": judge.command} if judge is not None else None,
     }
     if not rules:
         return told

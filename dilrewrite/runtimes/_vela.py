@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,10 @@ class Answer:
         return cls(**plain, operators=operators)
 
 
-def options(accelerator: str) -> list[str]:
-    """Return what Vela is called with, besides its files."""
-    return ["--accelerator-config", accelerator, "--verbose-performance"]
+def options(accelerator: str, version: str) -> list[str]:
+    """Return what Vela is called with, besides its files. What is on the CPU is not in the tables of version 3."""
+    told = ["--show-cpu-operations"] if version.startswith("3.") else []
+    return ["--accelerator-config", accelerator, "--verbose-performance", *told]
 
 
 def digest(model: bytes) -> str:
@@ -76,7 +78,8 @@ def ask(judge: Judge, model: bytes, accelerator: str, timeout_s: float) -> Answe
     with tempfile.TemporaryDirectory(prefix="dilrewrite-") as folder:
         place = Path(folder)
         (place / "model.tflite").write_bytes(model)
-        call = [str(judge.python), "-m", "ethosu.vela", "model.tflite", *options(accelerator), "--output-dir", "out"]
+        asked = ["model.tflite", *options(accelerator, judge.version)]
+        call = [str(judge.python), "-m", "ethosu.vela", *asked, "--output-dir", "out"]
         try:
             done = subprocess.run(call, cwd=place, capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired as error:
@@ -87,20 +90,24 @@ def ask(judge: Judge, model: bytes, accelerator: str, timeout_s: float) -> Answe
         if done.returncode or len(summaries) != 1 or len(layers) != 1:
             raise CannotLoad(f"Vela does not compile it: {_words(done.stdout + done.stderr)}")
         (summary,) = _rows(summaries[0])
-        command = " ".join(["vela", "model.tflite", *options(accelerator)])
-        return told(summary, _rows(layers[0]), command, judge.version, digest(model))
+        operators = (*map(_placed, _rows(layers[0])), *_on_the_cpu(done.stdout))
+        return told(summary, operators, " ".join(["vela", *asked]), judge.version, digest(model))
 
 
-def told(
-    summary: Mapping[str, str], layers: Iterable[Mapping[str, str]], command: str, version: str, of: str
-) -> Answer:
-    """Return what the rows of Vela's two tables say."""
-    operators = tuple(
-        Placed(
-            name=row["Name"], operator=row["Original Operator"], target=row["Target"], cycles=float(row["Op Cycles"])
-        )
-        for row in layers
-    )
+def _placed(row: Mapping[str, str]) -> Placed:
+    """Return an operator as a row of the table of layers says; in version 3 all of them are on the NPU."""
+    operator = row["Original Operator"] if "Original Operator" in row else row["TFLite_operator"]
+    return Placed(name=row["Name"], operator=operator, target=row.get("Target", NPU), cycles=float(row["Op Cycles"]))
+
+
+def _on_the_cpu(said: str) -> Iterator[Placed]:
+    """Yield the operators that version 3 lists as on the CPU; later ones say so in the table of layers."""
+    for operator, name in re.findall(r"^ +CPU: (\w+) = (.+) \(inputs ", said, re.MULTILINE):
+        yield Placed(name=name, operator=operator, target="CPU", cycles=0.0)
+
+
+def told(summary: Mapping[str, str], operators: tuple[Placed, ...], command: str, version: str, of: str) -> Answer:
+    """Return what the row of Vela's summary says, with what it says of operators."""
     memory = sum(float(summary[f"{area}_memory_used"]) for area in ("sram", "dram"))
     return Answer(
         cycles=float(summary["cycles_total"]),
@@ -115,7 +122,8 @@ def told(
 
 def _rows(path: Path) -> Sequence[Mapping[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        rows = csv.DictReader(file)
+        return [row for row in rows if [*row] != [*row.values()]]  # version 3 has the head once more for each part
 
 
 def _words(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from dilrewrite.judges import JUDGES
+from dilrewrite.judges import Judge, versions
 from dilrewrite.runtimes import (
     Artifact,
     Bench,
@@ -25,7 +25,7 @@ from dilrewrite.runtimes import (
 from dilrewrite.runtimes import _vela as vela
 from dilrewrite.runtimes._answers import Answers
 
-JUDGE = JUDGES["ethos-u-vela"]
+COMPILERS = versions("ethos-u-vela")
 
 ACCELERATORS = tuple(
     f"ethos-u{kind}-{macs}"
@@ -33,6 +33,9 @@ ACCELERATORS = tuple(
     for macs in sizes
 )
 """Vela's `--accelerator-config`."""
+
+UNTIL_3 = tuple(one for one in ACCELERATORS if "u85" not in one)
+"""Those that Vela 3 knows."""
 
 CYCLES = 1e9
 """A time of this runtime is cycles divided by this: where times are shown in milliseconds, it is millions of cycles."""
@@ -43,9 +46,10 @@ TIMEOUT_S = 600.0
 @final
 @dataclass(frozen=True, slots=True)
 class EthosU(TimedBackend):
-    """An Ethos-U of Arm by the estimate of Vela 5.2, which takes TFLite models of int8.
+    """An Ethos-U of Arm by the estimate of Vela, which takes TFLite models of int8.
 
-    `accelerator`: which one, as Vela names it. Float models are quantised on random inputs: good for cycles only.
+    `accelerator`: which one, as Vela names it. `compiler`: Vela's version. Float models are quantised on random inputs:
+    good for cycles only.
     """
 
     name: ClassVar = "ethos_u"
@@ -65,18 +69,26 @@ class EthosU(TimedBackend):
     )  # d=2 costs the NPU nothing; SpaceToDepth would go to the CPU
 
     accelerator: str = "ethos-u55-128"
+    compiler: str = "5.2.0"
 
     def __post_init__(self) -> None:
-        if self.accelerator not in ACCELERATORS:
-            raise ValueError(f"accelerator={self.accelerator} is not one of {', '.join(ACCELERATORS)}")
+        accelerators = UNTIL_3 if self.compiler.startswith("3.") else ACCELERATORS
+        for name, known in (("compiler", tuple(COMPILERS)), ("accelerator", accelerators)):
+            if (given := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={given} is not one of {', '.join(known)}")
+
+    @property
+    def judge(self) -> Judge:
+        """Return the compiler that is asked."""
+        return COMPILERS[self.compiler]
 
     def missing(self) -> str | None:
         """Return None when Vela's environment is there."""
-        return JUDGE.missing()
+        return self.judge.missing()
 
     def versions(self) -> dict[str, str]:
         """Return the version of Vela."""
-        return {JUDGE.name: JUDGE.version}
+        return {self.judge.package: self.judge.version}
 
     def device(self) -> str:
         """Return the accelerator."""
@@ -120,7 +132,7 @@ class _Asked:
 @functools.lru_cache(maxsize=256)
 def _asked(backend: EthosU, known: object, asked: _Asked) -> Artifact:  # noqa: ARG001 - the key
     """Return what Vela says of a model that it was not asked about yet. Raises CannotLoad and TimedOut."""
-    answer = vela.ask(JUDGE, asked.tflite(), backend.accelerator, TIMEOUT_S)
+    answer = vela.ask(backend.judge, asked.tflite(), backend.accelerator, TIMEOUT_S)
     return artifact(Runnable(model=answer.text().encode(), engine=True))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from dilrewrite.judges import JUDGES, Judge
+from dilrewrite.judges import Judge, versions
 from dilrewrite.runtimes import (
     Artifact,
     Bench,
@@ -25,7 +25,7 @@ from dilrewrite.runtimes import (
 from dilrewrite.runtimes import _rknn as kit
 from dilrewrite.runtimes._answers import Answers
 
-TOOLKITS = {judge.version: judge for judge in JUDGES.values() if judge.package == "rknn-toolkit2"}
+TOOLKITS = versions("rknn-toolkit2")
 
 CYCLES = 1e9
 """A time of this runtime is cycles divided by this: where times are shown in milliseconds, it is millions of cycles."""

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dilrewrite import judges
 from dilrewrite._compat import StrEnum
+from dilrewrite.judges import Judge
 from dilrewrite.targets.expressions import Expression, Value, truth
 from dilrewrite.targets.vocabulary import ASKED, LATER
 
@@ -230,6 +232,11 @@ class Toolchain:
         least, most = self.version_min, self.version_max
         after = bool(version) and (not least or _version(version) >= _version(least))
         return after and (not most or _version(version) <= _version(most))
+
+    @property
+    def judge(self) -> Judge | None:
+        """Return who can be asked what the compiler makes of a model, installed or not; `None` where nobody can."""
+        return next((one for version, one in judges.versions(self.name).items() if self.includes(version)), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

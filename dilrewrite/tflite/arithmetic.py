@@ -120,6 +120,7 @@ def gemm(writer: Writer, node: NodeProto) -> None:
         raise CannotLoad(f"{called(node)}: transA, alpha or beta")
     rows = 0 if given.get("transB", 0) else 1
     kernels, scales = weights(writer, node, rows)
+    scales = scales if len({*scales}) > 1 else scales[:1]  # a scale for each channel is not for every compiler
     laid, of = (kernels if rows == 0 else kernels.T), scales * value.quantum.scale
     label = writer.layouts.name
     inputs = [

@@ -120,9 +120,9 @@ def test_a_backend_that_is_no_judge_of_the_target(
 
 def test_which_judge_is_whose() -> None:
     assert fits.judge_of(find_target("ethos-u")) == "ethos_u"
-    assert fits.judge_of(find_target("ethos-u-vela-3.10")) is None
+    assert fits.judge_of(find_target("ethos-u-vela-3.10")) == "ethos_u:compiler=3.10.0"
     assert fits.judge_of(find_target("rknn-2.5.0")) == "rknn"
-    assert fits.judge_of(find_target("rknn-2.3.2")) is None
+    assert fits.judge_of(find_target("rknn-2.3.2")) == "rknn:toolkit=2.3.2"
     assert fits.judge_of(find_target("coral-edgetpu")) is None
 
 

@@ -34,6 +34,22 @@ def test_the_rules_of_one_with_their_sources(capsys: Capsys, name: str) -> None:
     assert all(rule["is"] in shown for rule in told["rules"])
 
 
+def test_who_can_be_asked_about_one(capsys: Capsys) -> None:
+    """The backend that asks the compiler, and what installs it; nothing where nobody can be asked."""
+    asked = {one["name"]: one["judge"] for one in json.loads(cli(capsys, "targets", "--json").out) if one["judge"]}
+    assert {name: judge["backend"] for name, judge in asked.items()} == {
+        "ethos-u-vela-3.10": "ethos_u:compiler=3.10.0",
+        "ethos-u-vela-5.2": "ethos_u",
+        "rknn-2.3.2": "rknn:toolkit=2.3.2",
+        "rknn-2.5.0": "rknn",
+    }
+    for name in profiles():
+        shown = cli(capsys, "targets", "show", name).out
+        assert ("judge: " in shown) is (name in asked)
+        if name in asked:
+            assert "judge: --backend {backend} asks the compiler; {install} installs it".format(**asked[name]) in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

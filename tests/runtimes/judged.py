@@ -28,6 +28,9 @@ from dilrewrite.tflite.source import Source
 
 RECORDED = Path(__file__).parent / "judges" / "ethos_u.json"
 ACCELERATORS = ("ethos-u55-128", "ethos-u65-512", "ethos-u85-512")
+NEW, OLD = "5.2.0", "3.10.0"
+ASKED = (*((NEW, accelerator) for accelerator in ACCELERATORS), (OLD, ACCELERATORS[0]))
+"""Versions of Vela, and the accelerators that each was asked about."""
 
 
 def dilated(d: int, *, channels: int = 16, size: int = 32, group: int = 1) -> ModelProto:
@@ -94,10 +97,11 @@ MODELS: dict[str, Callable[[], bytes]] = {
 
 
 @functools.cache
-def recorded() -> dict[tuple[str, str], vela.Answer]:
-    """What Vela answered, by the digest of the model and the accelerator."""
+def recorded() -> dict[tuple[str, str, str], vela.Answer]:
+    """What Vela answered, by the digest of the model, the accelerator and the version."""
     answers = [vela.Answer.read(json.dumps(one)) for one in json.loads(RECORDED.read_text(encoding="utf-8"))]
-    return {(one.digest, one.command.split("--accelerator-config ")[1].split()[0]): one for one in answers}
+    accelerators = [one.command.split("--accelerator-config ")[1].split()[0] for one in answers]
+    return {(one.digest, at, one.version): one for one, at in zip(answers, accelerators, strict=True)}
 
 
 Work = Callable[[int, int], float]

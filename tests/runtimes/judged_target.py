@@ -92,7 +92,10 @@ def optimized(d: int, folder: Path, ask: Ask) -> tuple[Report, vela.Answer, vela
         report = dilrewrite.optimize(
             before, after, target=TARGET, backend=BACKEND, budget=600, no_cache=True, force=True
         )
-        said = [ask(ethos_u.JUDGE, judged.tflite(onnx.load(path)), "ethos-u55-128", 60.0) for path in (before, after)]
+        said = [
+            ask(ethos_u.COMPILERS["5.2.0"], judged.tflite(onnx.load(path)), "ethos-u55-128", 60.0)
+            for path in (before, after)
+        ]
     return report, *said
 
 

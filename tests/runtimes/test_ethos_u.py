@@ -30,14 +30,14 @@ from dilrewrite.runtimes import _vela as vela
 from dilrewrite.tflite import convert
 from dilrewrite.tflite.source import attributes
 from tests.runtimes import judged, judged_target
-from tests.runtimes.judged import ACCELERATORS, MODELS, dilated, form, recorded
+from tests.runtimes.judged import ACCELERATORS, ASKED, MODELS, NEW, OLD, dilated, form, recorded
 from tests.tflite.models import conv
 
 U55 = ACCELERATORS[0]
 
 
-def answer(name: str, accelerator: str = U55) -> vela.Answer:
-    return recorded()[vela.digest(MODELS[name]()), accelerator]
+def answer(name: str, accelerator: str = U55, version: str = NEW) -> vela.Answer:
+    return recorded()[vela.digest(MODELS[name]()), accelerator, version]
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Vela as it was recorded, and the accelerators that it was asked about."""
     seen: list[str] = []
 
-    def ask(_: Judge, model: bytes, accelerator: str, timeout_s: float) -> vela.Answer:
+    def ask(judge: Judge, model: bytes, accelerator: str, timeout_s: float) -> vela.Answer:
         assert timeout_s > 0
         seen.append(accelerator)
-        return recorded()[vela.digest(model), accelerator]
+        return recorded()[vela.digest(model), accelerator, judge.version]
 
     monkeypatch.setattr(vela, "ask", ask)
     monkeypatch.setattr(convert, "tflite", judged.tflite)
@@ -57,23 +57,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_what_is_on_record_was_asked_of_this_version() -> None:
+def test_what_is_on_record_was_asked_of_these_versions() -> None:
     """Of each model and accelerator, with the command, the version and the digest of what is written today."""
-    assert {key for name in MODELS for key in ((vela.digest(MODELS[name]()), one) for one in ACCELERATORS)} == set(
-        recorded()
-    ), "another file is written than Vela was asked about: scripts/record_judges.py asks anew"
-    for (_, accelerator), one in recorded().items():
-        assert one.version == ethos_u.JUDGE.version
-        assert one.command == f"vela model.tflite {' '.join(vela.options(accelerator))}"
+    wanted = {(vela.digest(make()), accelerator, version) for make in MODELS.values() for version, accelerator in ASKED}
+    assert wanted == set(recorded()), (
+        "another file is written than Vela was asked about: scripts/record_judges.py asks anew"
+    )
+    for (_, accelerator, _), one in recorded().items():
+        assert one.command == f"vela model.tflite {' '.join(vela.options(accelerator, one.version))}"
 
 
-def test_vela_answers_as_it_did() -> None:
-    missing = ethos_u.JUDGE.missing()
+@pytest.mark.parametrize(("version", "accelerator"), ASKED)
+def test_vela_answers_as_it_did(version: str, accelerator: str) -> None:
+    judge = ethos_u.COMPILERS[version]
+    missing = judge.missing()
     if missing is not None:
         pytest.skip(missing)
-    for accelerator in ACCELERATORS:
-        for name, make in MODELS.items():
-            assert vela.ask(ethos_u.JUDGE, make(), accelerator, 120.0) == answer(name, accelerator), name
+    for name, make in MODELS.items():
+        assert vela.ask(judge, make(), accelerator, 120.0) == answer(name, accelerator, version), name
 
 
 def test_what_the_answers_say() -> None:
@@ -85,6 +86,18 @@ def test_what_the_answers_say() -> None:
     assert answer("d=5, phases apart").hosted == ()
     assert set(answer("d=5, space to batch").hosted) == {"SpaceToDepth", "DepthToSpace"}
     assert all(one.cycles == 0 for one in answer("d=5, space to batch").operators if one.target != vela.NPU)
+
+
+def test_what_the_older_one_says() -> None:
+    """A dilation is dear there, too; what is on the CPU comes from its words, and more is: batches are."""
+    old = {name: answer(name, version=OLD) for name in MODELS}
+    assert old["d=2"].cycles < 1.1 * old["undilated"].cycles
+    assert old["d=5"].cycles > 8 * old["undilated"].cycles
+    assert old["d=8, phases apart"].hosted == ()
+    assert sorted(old["d=5, space to batch"].hosted) == ["Conv2DBias", "DepthToSpace", "SpaceToDepth"]
+    for one in old.values():
+        assert sum(each.cycles for each in one.operators) == one.cycles
+        assert {each.target for each in one.operators if each.cycles} == {vela.NPU}
 
 
 def runnable(proto: onnx.ModelProto) -> Runnable:
@@ -99,7 +112,8 @@ def test_a_model_is_asked_about_once(asked: list[str]) -> None:
     for _ in range(3):
         prepared(backend, runnable(dilated(5)), FEEDS)
     prepared(timed_backend(f"ethos_u:accelerator={ACCELERATORS[1]}"), runnable(dilated(5)), FEEDS)
-    assert asked == list(ACCELERATORS[:2])
+    prepared(timed_backend(f"ethos_u:compiler={OLD}"), runnable(dilated(5)), FEEDS)
+    assert asked == [*ACCELERATORS[:2], U55]
 
 
 @pytest.mark.usefixtures("asked")
@@ -176,7 +190,7 @@ def test_a_conv_on_its_target_needs_a_fifth_of_the_cycles(d: int, tmp_path: Path
 
 @pytest.mark.measures
 def test_vela_answers_on_a_target_as_it_did(tmp_path: Path) -> None:
-    missing = ethos_u.JUDGE.missing()
+    missing = ethos_u.COMPILERS["5.2.0"].missing()
     if missing is not None:
         pytest.skip(missing)
 
@@ -188,9 +202,18 @@ def test_vela_answers_on_a_target_as_it_did(tmp_path: Path) -> None:
     judged_target.optimized(5, tmp_path, ask)
 
 
-def test_an_accelerator_that_is_none() -> None:
-    with pytest.raises(UsageError, match="accelerator=u55 is not one of ethos-u55-32, "):
-        timed_backend("ethos_u:accelerator=u55")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ethos_u:accelerator=u55", "accelerator=u55 is not one of ethos-u55-32, "),
+        ("ethos_u:compiler=4.0", "compiler=4.0 is not one of 5.2.0, 3.10.0"),
+        ("ethos_u:compiler=3.10.0,accelerator=ethos-u85-512", r"is not one of .*ethos-u65-512$"),
+    ],
+)
+def test_settings_that_are_none(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        timed_backend(text)
+    assert re.search(said, str(raised.value)), str(raised.value)
 
 
 def test_without_vela_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -199,6 +222,8 @@ def test_without_vela_the_command_that_installs_it_is_said(monkeypatch: pytest.M
         ethos_u.BACKEND.missing()
         == "ethos-u-vela 5.2.0 is not installed: dilrewrite targets install-judge ethos-u-vela"
     )
+    old = "ethos-u-vela 3.10.0 is not installed: dilrewrite targets install-judge ethos-u-vela-3.10.0"
+    assert ethos_u.EthosU(compiler=OLD).missing() == old
 
 
 @pytest.mark.usefixtures("asked")
@@ -217,6 +242,35 @@ def test_the_tables_of_vela() -> None:
     """Memory is in KiB there; an operator on the CPU has no cycles."""
     row = {"Name": "a", "Original Operator": "Conv2D", "Target": "NPU", "Op Cycles": "10"}
     host = {"Name": "b", "Original Operator": "SpaceToDepth", "Target": "CPU", "Op Cycles": "0"}
-    found = vela.told(SUMMARY, [row, host], "vela", "5.2.0", "d")
+    found = vela.told(SUMMARY, (vela._placed(row), vela._placed(host)), "vela", "5.2.0", "d")
     assert (found.cycles, found.clock_hz, found.memory_bytes, found.hosted) == (10.0, 5e8, 3072, ("SpaceToDepth",))
     assert vela.Answer.read(found.text()) == found
+
+
+PARTS = """\
+TFLite_operator,NNG Operator,SRAM Usage,Peak%,Op Cycles,Network%,NPU,MAC Count,Network%,Util%,Name
+PAD,AvgPool,35984,91.8,8368.0,8.47,8368.0,16384,21.8,1.5,node_2_main
+TFLite_operator,NNG Operator,SRAM Usage,Peak%,Op Cycles,Network%,NPU,MAC Count,Network%,Util%,Name
+RESHAPE,Memcpy,19600,50.0,0.0,0.0,0.0,0,0.0,100.0,node_6/reshape
+"""
+SAID = """\
+CPU operators = 2 (27.3%)
+   CPU: SpaceToDepth = node_3 (inputs [1, 35, 35, 16], outputs [1, 7, 7, 400])
+   CPU: Conv2DBias = node_6 + node_7 (inputs [25, 7, 7, 16] [3, 3, 16, 16] [16], outputs [25, 7, 7, 16])
+NPU operators = 1 (72.7%)
+   NPU: AvgPool = node_2_main (inputs [1, 32, 32, 16], outputs [1, 35, 35, 16])
+"""
+
+
+def test_the_tables_of_vela_3(tmp_path: Path) -> None:
+    """Its table of layers has the head once for each part on the NPU, and nothing of the CPU, which it lists itself."""
+    (tmp_path / "layers.csv").write_text(PARTS, encoding="utf-8")
+    rows = vela._rows(tmp_path / "layers.csv")
+    assert [(one.name, one.operator, one.target, one.cycles) for one in map(vela._placed, rows)] == [
+        ("node_2_main", "PAD", "NPU", 8368.0),
+        ("node_6/reshape", "RESHAPE", "NPU", 0.0),
+    ]
+    assert [(one.name, one.operator, one.target, one.cycles) for one in vela._on_the_cpu(SAID)] == [
+        ("node_3", "SpaceToDepth", "CPU", 0.0),
+        ("node_6 + node_7", "Conv2DBias", "CPU", 0.0),
+    ]

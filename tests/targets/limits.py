@@ -16,20 +16,18 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from dilrewrite.judges import JUDGES, Judge
+from dilrewrite.judges import Judge
 from dilrewrite.runtimes import CannotLoad, RuntimeFailure
 from dilrewrite.runtimes import _rknn as kit
 from dilrewrite.runtimes import _vela as vela
-from dilrewrite.targets import Profile, Rule
+from dilrewrite.targets import Profile, Rule, profiles
 from tests.models_for_tests import build, values
 from tests.runtimes.judged import tflite
 
 RECORDED = Path(__file__).parent / "judged"
 ACCELERATOR, PLATFORM, TIMEOUT_S = "ethos-u55-128", "rk3588", 120.0
 JUDGED: Mapping[str, Judge] = {
-    "ethos-u-vela-5.2": JUDGES["ethos-u-vela"],
-    "rknn-2.3.2": JUDGES["rknn-toolkit2-2.3.2"],
-    "rknn-2.5.0": JUDGES["rknn-toolkit2"],
+    name: profile.toolchain.judge for name, profile in profiles().items() if profile.toolchain.judge is not None
 }
 """The profiles that have a judge."""
 
@@ -96,7 +94,7 @@ def single(
 def conv(
     extents: Sequence[int] = (40, 40),
     *,
-    k: int = 3,
+    k: int | Sequence[int] = 3,
     d: int = 1,
     s: int = 1,
     p: int = 0,
@@ -108,13 +106,14 @@ def conv(
 ) -> ModelProto:
     """A Conv of any size, alone."""
     rank = len(extents)
+    kernel = [k] * rank if isinstance(k, int) else [*k]
     out = out or channels
     form = (out, channels // group) if op == "Conv" else (channels, out // group)
     node = helper.make_node(
-        op, ["x", "w"], ["y"], kernel_shape=[k] * rank, dilations=[d] * rank, strides=[s] * rank, pads=[p] * 2 * rank,
+        op, ["x", "w"], ["y"], kernel_shape=kernel, dilations=[d] * rank, strides=[s] * rank, pads=[p] * 2 * rank,
         group=group,
     )  # fmt: skip
-    weight = values(*form, *[k] * rank) / 8
+    weight = values(*form, *kernel) / 8
     return build([node], {"x": (batch, channels, *extents)}, {"y": None}, {"w": weight}, opset=18)
 
 
@@ -362,7 +361,73 @@ def _opset(proto: ModelProto, version: int) -> ModelProto:
     return proto
 
 
-def ethos_u(_: Profile) -> Iterator[Case]:
+def bare(op: str, batch: int) -> ModelProto:
+    """A plain use of an operator without the Relus around it."""
+    proto = operator(op, batch)
+    first, *rest = proto.graph.node
+    if op != "Relu" and first.op_type == "Relu":
+        proto.graph.node.remove(first)
+        for node in rest:
+            node.input[:] = ["x" if name == "a" else name for name in node.input]
+    if len(proto.graph.node) > 1 and (last := proto.graph.node[-1]).op_type == "Relu":
+        proto.graph.node.remove(last)
+        proto.graph.node[-1].output[0] = "y"
+    return proto
+
+
+def vela_3(profile: Profile) -> Iterator[Case]:
+    """The rules of Vela 3.10."""
+    yield from both(
+        "tensors.max_rank: at most 4", lambda: single("Add", ["x"]), lambda: single("Add", ["x"], shape=(1, 2, 4, 8, 8))
+    )
+    most = 65535
+    for rule, shape in (("extents", (1, 1, 1)), ("channels", (1,))):
+        more = (1,) * (3 - len(shape))
+        yield from both(
+            f"tensors.{rule}: at most {most}",
+            lambda shape=shape, more=more: single("Add", ["x"], shape=(*shape, most, *more)),
+            lambda shape=shape, more=more: single("Add", ["x"], shape=(*shape, most + 1, *more)),
+        )
+    tall = functools.partial(conv, (140, 140))
+    height, area = "conv.products (kh-1)*dh+1: at most 64", "conv.products ((kh-1)*dh+1)*((kw-1)*dw+1): at most 4096"
+    yield from both(height, lambda: tall(k=(2, 1), d=63), lambda: tall(k=(2, 1), d=64))
+    yield from both(area, lambda: tall(k=(2, 3), d=44), lambda: tall(k=(2, 3), d=45))
+    yield from both("conv.stride: at most 3 (not depthwise)", lambda: conv(s=3), lambda: conv(s=4))
+    yield Case("conv.groups: unlimited", IS, lambda: conv(group=4))
+    yield from both("conv.batch: at most 1", conv, lambda: conv(batch=2))
+    for rule in profile.rules():
+        op = rule.place.split(".")[1]
+        if rule.field == "batch" and rule.place.startswith("operators."):
+            yield from both(words(rule), lambda op=op: bare(op, 1), lambda op=op: bare(op, 2))
+    turn = functools.partial(single, "Transpose")
+    named = "operators.Transpose.perm: only permutations of two neighbouring axes are named, by the layout of TFLite"
+    yield from both(named, lambda: turn(shape=(1, 8, 16), perm=[0, 2, 1]), lambda: turn(perm=[0, 1, 3, 2]))
+    batch = "operators.Transpose.moves_batch: only False"
+    yield from both(batch, lambda: turn(shape=(1, 8, 16), perm=[0, 2, 1]), lambda: turn(perm=[1, 0, 2, 3]))
+    for bound, step, last in (("at most 1", 3, 8), ("at least 1", -1, -9)):
+        first = 0 if step > 0 else 7
+        yield from both(
+            f"operators.Slice.steps: {bound}",
+            lambda: operator("Slice"),
+            functools.partial(single, "Slice", [ints(first), ints(last), ints(2), ints(step)]),
+        )
+    only = "operators.Pad.axes: height and width only"
+    yield from both(only, lambda: operator("Pad"), lambda: single("Pad", [ints(0, 1, 0, 0, 0, 0, 0, 0)]))
+    yield from both("operators.Pad.mode: only constant", lambda: operator("Pad"), lambda: _padded("edge"))
+    for op in ("MaxPool", "AveragePool"):
+        pool = functools.partial(single, op, kernel_shape=[2, 2])
+        strided = f"operators.{op}.stride: at most 3"
+        yield from both(strided, lambda pool=pool: pool(strides=[3, 3]), lambda pool=pool: pool(strides=[4, 4]))
+
+
+def ethos_u(profile: Profile) -> Iterator[Case]:
+    """The rules of Vela 5.2, and those that 3.10 has, too."""
+    own = [*vela_3(profile)] if profile.name == "ethos-u-vela-3.10" else []
+    left = {words(rule) for rule in profile.rules()} - {case.rule for case in own}
+    yield from (*own, *(case for case in vela_5() if case.rule in left))
+
+
+def vela_5() -> Iterator[Case]:
     """The rules of Vela 5.2."""
     yield Case("conv.kernel: unlimited", IS, lambda: conv((64, 64), k=40))
     yield Case("conv.dilation: unlimited", IS, lambda: conv((220, 220), d=100))
@@ -496,7 +561,8 @@ def ask(profile: Profile, case: Case) -> Said:
     except CannotLoad as error:
         return Said(case=case.name, fit="not asked", why=str(error))
     rknn_kit = profile.family == "rknn"
-    command = kit.command(PLATFORM) if rknn_kit else " ".join(["vela", "model.tflite", *vela.options(ACCELERATOR)])
+    asked = ["vela", "model.tflite", *vela.options(ACCELERATOR, judge.version)]
+    command = kit.command(PLATFORM) if rknn_kit else " ".join(asked)
     said = Said(case=case.name, fit="refused", command=command, version=judge.version, digest=kit.digest(file))
     try:
         answer = (
