@@ -8,7 +8,8 @@ result against the original; what is kept is the original, byte for byte, and is
 
 After each row benchmarks/results/runtimes-RUNTIME.json and .md are written. A second call goes on where the first one
 stopped, if the machine, the versions and the budgets are the same; `--again` begins anew. `--until S` begins no row
-after S seconds. `--table` measures nothing and prints the table of all runtimes that have results.
+after S seconds. `--more N` measures again, with N times the budget, the rows whose budget was too short for any answer.
+`--table` measures nothing and prints the table of all runtimes that have results.
 """
 
 from __future__ import annotations
@@ -56,20 +57,20 @@ def entries(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def row_of(
-    entry: Mapping[str, Any], backend: TimedBackend, options: argparse.Namespace, folder: Path
+    entry: Mapping[str, Any], backend: TimedBackend, options: argparse.Namespace, folder: Path, more: float = 1.0
 ) -> dict[str, Any]:
-    """Optimize one model and time the result afresh; a failure is a row too."""
+    """Optimize one model and time the result afresh, with `more` times the budget; a failure is a row too."""
     start = time.monotonic()
     geometry, path = entry["kind"] == "geometry", entry.get("path", str(folder / "geometry.onnx"))
     if geometry:
         Path(path).write_bytes(model(entry["conv"]).SerializeToString())
     asked = argparse.Namespace(
         backend=spelled(backend),
-        budget=options.seconds if geometry else options.model_seconds,
+        budget=more * (options.seconds if geometry else options.model_seconds),
         bench=options.bench if geometry else options.model_bench,
         limit=options.limit if geometry else options.model_limit,
     )
-    row = {"key": entry["key"], "kind": entry["kind"]}
+    row = {"key": entry["key"], "kind": entry["kind"], **({"times_budget": more} if more != 1 else {})}
     try:
         found = run({**entry, "path": path}, "default", str(options.threads), asked, folder)
     except RuntimeError as error:
@@ -127,6 +128,16 @@ def wrong(row: Mapping[str, Any]) -> bool:
     return any("the original itself" in doubt for doubt in row.get("doubts", ()))
 
 
+def short(row: Mapping[str, Any]) -> bool:
+    """Whether the budget was over before anything was compared."""
+    return row["status"] != "rewritten" and any("not measured: budget" in one for one in row.get("reasons", ()))
+
+
+def marks(row: Mapping[str, Any]) -> str:
+    """What stands behind a row."""
+    return (" †" if wrong(row) else "") + (f" ({row['times_budget']:g} x budget)" if "times_budget" in row else "")
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many rows became faster, how much at the median, and how many are slower or failed."""
     timed = [row for row in rows if row.get("ratio") is not None]
@@ -157,7 +168,7 @@ def page(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[st
         if some:
             cells = [
                 (
-                    row["key"] + (" †" if wrong(row) else ""),
+                    row["key"] + marks(row),
                     "-" if row.get("before_ms") is None else f"{row['before_ms']:.3g}",
                     said(row) if row["status"] != "failed" else f"fails: {row['error']}",
                     f"{row['took_s']:.0f}",
@@ -183,12 +194,17 @@ def measure(backend: TimedBackend, options: argparse.Namespace) -> None:
     }
     rows = rows_until_now(name, now, options.again)
     about = now if not rows else {**json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["about"]}
-    known = {row["key"] for row in rows}
+    places = {row["key"]: place for place, row in enumerate(rows)}
+    again = {row["key"] for row in rows if options.more != 1 and short(row)}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="dilrewrite-bench-") as folder:
-        todo = [entry for entry in entries(options) if entry["key"] not in known]
+        todo = [entry for entry in entries(options) if entry["key"] not in places or entry["key"] in again]
         while todo and time.monotonic() - began <= options.until:
-            rows.append(row := row_of(todo.pop(0), backend, options, Path(folder)))
+            entry = todo.pop(0)
+            if (key := entry["key"]) in places:
+                row = rows[places[key]] = row_of(entry, backend, options, Path(folder), options.more)
+            else:
+                rows.append(row := row_of(entry, backend, options, Path(folder)))
             write(name, {"about": about, "rows": rows}, page(rows, about))
             print(f"{spelled(backend)}: {row['key']}: {said(row)} ({row['took_s']:.0f} s)", flush=True)
     print(f"{spelled(backend)}: {summary(rows)}{f' {len(todo)} left: call it again.' if todo else ''}", flush=True)
@@ -198,7 +214,7 @@ def compact() -> list[str]:
     """The table of all runtimes with results, for docs/performance.md: one row for a geometry or model."""
     data = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("runtimes-*.json"))]
     keys = list(dict.fromkeys((row["kind"], row["key"]) for one in data for row in one["rows"]))
-    cells = [{row["key"]: said(row) + (" †" if wrong(row) else "") for row in one["rows"]} for one in data]
+    cells = [{row["key"]: said(row) + marks(row) for row in one["rows"]} for one in data]
     columns = [one["about"]["runtime"] for one in data]
     lines: list[str] = []
     for kind in ("geometry", "model"):
@@ -223,6 +239,9 @@ def main() -> int:
     parser.add_argument("--model-limit", type=float, default=300.0, help="seconds that a command may take on a model")
     parser.add_argument("--until", type=float, default=math.inf, help="begin no row after so many seconds on a runtime")
     parser.add_argument("--again", action="store_true", help="forget the rows of earlier calls")
+    parser.add_argument(
+        "--more", type=float, default=1.0, metavar="N", help="rows without an answer: N times the budget"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of all runtimes, and measure nothing")
     options = parser.parse_args()
     if options.table:
