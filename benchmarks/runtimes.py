@@ -9,7 +9,7 @@ result against the original; what is kept is the original, byte for byte, and is
 After each row benchmarks/results/runtimes-RUNTIME.json and .md are written. A second call goes on where the first one
 stopped, if the machine, the versions and the budgets are the same; `--again` begins anew. `--until S` begins no row
 after S seconds. `--more N` measures again, with N times the budget, the rows whose budget was too short for any answer.
-`--table` measures nothing and prints the table of all runtimes that have results.
+`--table` measures nothing and writes the table of all runtimes that have results, also into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _common import RESULTS, circumstances, heading, marked, table, taken, write
+from _common import RESULTS, circumstances, heading, into_docs, marked, table, taken, write
 from geometries import CONVS, model
 
 from dilrewrite.errors import DilrewriteError
@@ -112,12 +112,17 @@ def rows_until_now(name: str, about: Mapping[str, Any], again: bool) -> list[dic
     return rows
 
 
+def short(row: Mapping[str, Any]) -> bool:
+    """Whether the budget was over before anything was compared."""
+    return row["status"] != "rewritten" and {*row.get("reasons", ())} == {"not measured: budget"}
+
+
 def said(row: Mapping[str, Any]) -> str:
     """What a row comes to: how long it takes as a multiple of before, with its interval and its forms, or why not."""
     if row["status"] == "failed":
         return "fails"
     if row["ratio"] is None:
-        return "kept" if row["status"] == "kept" else str(row["status"])
+        return "budget too short" if short(row) else "kept" if row["status"] == "kept" else str(row["status"])
     text = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
     text = f"**{text}**" if row["high"] < 1 else f"{text} slower" if row["low"] > 1 else text
     return f"{text} {', '.join(f'`{form}`' for form in row['forms'])}"
@@ -126,11 +131,6 @@ def said(row: Mapping[str, Any]) -> str:
 def wrong(row: Mapping[str, Any]) -> bool:
     """Whether the runtime computes something else of the original than ONNX Runtime does."""
     return any("the original itself" in doubt for doubt in row.get("doubts", ()))
-
-
-def short(row: Mapping[str, Any]) -> bool:
-    """Whether the budget was over before anything was compared."""
-    return row["status"] != "rewritten" and any("not measured: budget" in one for one in row.get("reasons", ()))
 
 
 def marks(row: Mapping[str, Any]) -> str:
@@ -156,7 +156,8 @@ def page(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[st
     lines += [
         "Time after / time before with the 95 % interval, from a `bench` of its own; **bold**: the whole interval is "
         "below 1. Kept: the original, byte for byte, not timed again. Inconclusive: kept, and a gain of 10 % could "
-        "have been missed. †: the runtime computes something else of the original than ONNX Runtime. Threads: "
+        "have been missed. Budget too short: kept, and nothing was compared. †: the runtime computes something else "
+        "of the original than ONNX Runtime. Threads: "
         f"{about['threads']}; budgets: {budgets['geometry']} for a geometry and {budgets['model']} for a model "
         f"(optimize + bench). One run of `python benchmarks/runtimes.py {about['runtime']}`.",
         "",
@@ -221,7 +222,7 @@ def compact() -> list[str]:
         some = [(key, *(of.get(key, "-") for of in cells)) for its, key in keys if its == kind]
         lines += table((kind, *columns), some) if some else []
     told = [f"{one['about']['runtime']}: {taken(one['about'])} {summary(one['rows'])}" for one in data]
-    return marked("runtimes", [*lines, *itertools.chain.from_iterable((line, "") for line in told)])
+    return marked("runtimes", [*lines, *itertools.chain.from_iterable(("", line) for line in told)])
 
 
 def main() -> int:
@@ -242,10 +243,12 @@ def main() -> int:
     parser.add_argument(
         "--more", type=float, default=1.0, metavar="N", help="rows without an answer: N times the budget"
     )
-    parser.add_argument("--table", action="store_true", help="print the table of all runtimes, and measure nothing")
+    parser.add_argument("--table", action="store_true", help="write the table of all runtimes, and measure nothing")
     options = parser.parse_args()
     if options.table:
-        print("\n".join(compact()))
+        text = "\n".join(["# What `optimize` makes of geometries and models on runtimes", "", *compact()]) + "\n"
+        (RESULTS / "runtimes.md").write_text(text, encoding="utf-8")
+        into_docs("performance.md", "runtimes.md", "runtimes")
         return 0
     code = 0
     for text in options.runtimes:
