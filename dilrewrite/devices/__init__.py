@@ -32,6 +32,10 @@ class Device:
     on: str = ""
     otherwise: ClassVar[str] = "choose another --backend"
 
+    def content(self) -> str:
+        """Return a digest of the files of this machine that `--on` names; empty where it names none."""
+        return ""
+
     def backend(self, text: str) -> TimedBackend:
         """Return what `--backend` names, ready there, whose benches stand there; `auto` is the best that is ready.
 

@@ -50,6 +50,9 @@ FIRST_RUNS, MOST_RUNS, RUNS_S = 3, 100, 0.5
 CYCLES = 1e9
 """As for every backend that counts them, see `TimeUnit`."""
 
+LEAST, MOST = 1e-9, 1e18
+"""Between them is what can be a time in milliseconds, or a number of cycles."""
+
 SHAPES = "a number, a list of numbers, or an object with `ms` or `cycles`"
 
 
@@ -75,7 +78,7 @@ def read(text: str) -> Answer:
     for part in (text, lines[-1] if lines else ""):
         try:
             told = json.loads(part)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         return _read(told)
     last = f"; its last line is {lines[-1][:100]!r}" if lines else ""
@@ -103,7 +106,7 @@ def _read(told: Any) -> Answer:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and LEAST < value < MOST
 
 
 @final
@@ -120,7 +123,12 @@ class Template:
         text = on.removeprefix("cmd:").strip()
         try:
             arguments = tuple(shlex.split(text))
-            fields = {name for one in arguments for _, name, _, _ in string.Formatter().parse(one) if name is not None}
+            fields = {
+                f"{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
+                for one in arguments
+                for _, name, form, conversion in string.Formatter().parse(one)
+                if name is not None
+            }
         except ValueError as error:
             raise UsageError(f"--on {on}: {one_line(error).lower()}", hint=HINT) from error
         other = fields - {"model", "runs"}
@@ -321,6 +329,10 @@ class CmdDevice(Device):
     def __init__(self, on: str, template: Template) -> None:
         self.on, self._template = on, template
         self._backend: TimedBackend | None = None
+
+    def content(self) -> str:
+        """Return a digest of the files that the command names."""
+        return self._template.digest()
 
     def backend(self, text: str) -> TimedBackend:
         """Return what stands for it; the command says itself what it runs models on."""

@@ -28,6 +28,8 @@ def answer(task: Task) -> Answer:
     if task.version != __version__:
         said = f"dilrewrite {task.version} asks, and {__version__} is installed here"
         return Answer(said=f"{said}; install the same version on all machines", exit_code=4)
+    if task.within is not None:
+        os.chdir(task.within)
     given = {**task.options, "output": task.output, "report": task.report, "force": task.replaces}
     try:
         with keywords.typed() if task.typed else contextlib.nullcontext():

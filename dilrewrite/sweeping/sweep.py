@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dilrewrite import machine
+from dilrewrite import devices, machine
 from dilrewrite._version import __version__
 from dilrewrite.errors import DilrewriteError, MissingError, UsageError, shown
 from dilrewrite.keywords import Progress, silent
@@ -115,6 +115,8 @@ def _scheduler(on: Sequence[str], options: Mapping[str, Any]) -> str | None:
     if not some:
         if len(set(on)) < len(on):
             raise UsageError("--on names a device twice", hint="name each once")
+        for text in on:
+            devices.device(text)
         return None
     if len(on) > 1:
         raise UsageError(f"--on {some[0]}: a scheduler has its own machines", hint="name it alone")
@@ -141,9 +143,10 @@ def _job(
     known = {(one.model, one.key): one for one in swept.read(folder)}
     unfinished = {one.model for one in known.values() if not one.answered}
     sweep, tasks, answers = secrets.token_hex(8), [], []
+    known_by = _known_by(on, options)
     for model, name in zip(found, models.names(found), strict=True):
         output, reports = folder / f"{name}{models.ENDING}", folder / f"{name}.report"
-        key = models.key(model, options, () if any(text.startswith(DASK) for text in on) else on)
+        key = models.key(model, options, known_by)
         earlier = known.get((shown(model), key))
         answer = ModelAnswer(model=shown(model), key=key)
         if earlier is not None and earlier.answered and _stands(earlier) and not force:
@@ -154,11 +157,20 @@ def _job(
             tasks.append(
                 Task(
                     sweep=sweep, version=__version__, model=model, output=output, report=reports,
-                    options=options, replaces=replaces, typed=typed,
+                    options=options, replaces=replaces, typed=typed, within=Path.cwd(),
                 )
             )  # fmt: skip
         answers.append(answer)
     return _Job(sweep, folder, on, options, tasks, answers, made)
+
+
+def _known_by(on: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Return what an answer depends on besides the model and the options: the devices, and files that are named."""
+    known = [
+        part for text in on if not text.startswith(DASK) for part in (text, devices.device(text).content()) if part
+    ]
+    target = Path(str(options.get("target", "")).partition(":")[0])
+    return [*known, models.content(target)] if target.is_file() else known
 
 
 def _check_folder(folder: Path) -> None:

@@ -31,7 +31,8 @@ class Task:
 
     `options`: keywords of `dilrewrite.optimize`; `replaces`: the output may be there already. `typed`: messages name
     options, as the command line does. `files`: the model and its data files by their places from its folder, for a
-    machine that does not have them; `None`: this one writes to the output itself.
+    machine that does not have them; `None`: this one writes to the output itself. `within`: the folder that relative
+    paths of the options start from; `None` on another machine.
     """
 
     sweep: str
@@ -44,6 +45,7 @@ class Task:
     replaces: bool = False
     typed: bool = True
     files: Mapping[str, bytes] | None = None
+    within: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +113,9 @@ def ask_elsewhere(task: Task, started: Callable[[Child], object], within: Path) 
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
         moved = replace(
-            task, model=models / task.model.name, output=out / task.output.name, report=None, replaces=False, files=None
-        )
+            task, model=models / task.model.name, output=out / task.output.name, report=None, replaces=False,
+            files=None, within=None,
+        )  # fmt: skip
         answer = ask(moved, started, folder)
         written = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
         files = {name: path.read_bytes() for name, path in written.items() if not (beside and name in task.files)}

@@ -80,7 +80,9 @@ def test_what_programs_may_print(text: str, seconds: tuple[float, ...], about: t
     [
         *("", "done in 5 ms", "0", "-1", "null", "true", '"5"', "[]", "[1, 0]", "[1, null]", "{}", "NaN", "Infinity"),
         *('{"ms": 1, "cycles": 2}', '{"ms": 1, "estimated": "no"}', '{"cycles": 1, "estimated": false}'),
-        '{"ms": 1, "device": 5}',
+        *('{"ms": 1, "device": 5}', "1e-320", '{"ms": 1e-320}', '{"ms": [1, 1e400]}'),
+        f'{{"cycles": 1{"0" * 400}}}',
+        "[" * 100_000,
     ],
 )
 def test_what_is_no_time(text: str) -> None:
@@ -98,6 +100,9 @@ def test_what_is_no_time(text: str) -> None:
         ("cmd:tool --runs {runs}", r"no \{model\} is in it; as --on 'cmd:tool"),
         ("cmd:tool {model} {size}", r"\{size\} stands for nothing"),
         ("cmd:tool {model} {}", r"\{\} stands for nothing"),
+        ("cmd:tool {model!r}", r"\{model!r\} stands for nothing"),
+        ("cmd:tool {model} {runs:q}", r"\{runs:q\} stands for nothing"),
+        ("cmd:tool {model:{a}}", r"\{model:\{a\}\} stands for nothing"),
         ("cmd:tool '{model}", "no closing quotation"),
         ("cmd:tool {model", "expected '}'"),
     ],

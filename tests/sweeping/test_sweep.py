@@ -118,6 +118,10 @@ def test_the_command_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["m.onnx", "--on", "dask://h:1", "--on", "ssh://b"], 2, "a scheduler has its own machines"),
         (["m.onnx", "--on", "dask://"], 2, "names no scheduler"),
         (["m.onnx", "--on", "ssh://b", "--on", "ssh://b"], 2, "names a device twice"),
+        (["m.onnx", "--on", "ftp://b"], 2, "it names no kind of device"),
+        (["m.onnx", "--on", ""], 2, "it names no kind of device"),
+        (["m.onnx", "--on", "ssh://b:x"], 2, "the port is no number"),
+        (["m.onnx", "--on", "ssh://b", "--on", "cmd:tool"], 2, "no {model} is in it"),
         (["m.onnx", "--on", "dask://127.0.0.1:9"], 4, "no scheduler answers there"),
         (["m.onnx", "--on", "dask://h:1", "--external-data", "reference"], 2, "come back from another machine"),
     ],
@@ -138,6 +142,44 @@ def test_what_is_wrong_before_any_work(
     assert words in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert sorted(listing(tmp_path)) == ["m.onnx"]
+
+
+def test_relative_paths_of_options_start_where_the_sweep_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each model has a process of its own, and `./time.sh` and `--cache` are found from it too.
+
+    What such a file says is a part of the question: an edited one is another question.
+    """
+    monkeypatch.chdir(tmp_path)
+    save(conv1d(), tmp_path / "m.onnx")
+    tool = tmp_path / "time.sh"
+    tool.write_text("#!/bin/sh\necho 12.5\n")
+    tool.chmod(0o755)
+    command = ["sweep", "m.onnx", "--budget", 1, "--on", "cmd:./time.sh {model} {runs}", "--cache", "kept", "-o", "out"]
+    told = json.loads(cli(capsys, *command, "--json").out)
+    assert (told["exit_code"], told["models"][0]["backend"], told["models"][0]["before"]) == (0, "cmd", False)
+    assert (tmp_path / "kept").exists()
+    again = json.loads(cli(capsys, *command, "--json").out)
+    assert again["models"][0]["before"]
+    tool.write_text("#!/bin/sh\necho 12.6\n")
+    edited = cli(capsys, *command)
+    assert (edited.code, "no report here says" in edited.err) == (2, True)
+    changed = json.loads(cli(capsys, *command, "--json", "--force").out)
+    assert (changed["exit_code"], changed["models"][0]["before"]) == (0, False)
+
+
+def test_an_edited_target_is_another_question(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = (Path(dilrewrite.__file__).parent / "targets" / "profiles" / "amd-dpu.json").read_text()
+    (tmp_path / "mine.json").write_text(held)
+    asked: dict[str, Any] = {"budget": 0, "target": "mine.json"}
+    (first,) = dilrewrite.sweep([models / "a"], tmp_path / "out", **asked).models
+    assert first.exit_code == 0, first.said
+    assert dilrewrite.sweep([models / "a"], tmp_path / "out", **asked).models[0].before
+    (tmp_path / "mine.json").write_text(held + "\n")
+    with pytest.raises(UsageError, match="no report here says"):
+        dilrewrite.sweep([models / "a"], tmp_path / "out", **asked)
 
 
 def test_a_report_that_is_none_is_not_replaced(models: Path, tmp_path: Path) -> None:
