@@ -112,7 +112,9 @@ def _value(tree: ast.expr, names: Mapping[str, Value]) -> Value:
             return value
         case ast.Name(id=name):
             return names.get(name)
-        case ast.BinOp(left, op, right) | ast.Compare(left, [op], [right]):
+        case ast.BinOp(left, op, right):
+            return _spread(_of_numbers(_BINARY[type(op)]), _value(left, names), _value(right, names))
+        case ast.Compare(left, [op], [right]):
             return _spread(_BINARY[type(op)], _value(left, names), _value(right, names))
         case ast.UnaryOp(ast.Not(), operand):
             known = truth(_value(operand, names))
@@ -131,6 +133,17 @@ def _value(tree: ast.expr, names: Mapping[str, Value]) -> Value:
                 return _spread(lambda one, _: _EACH[name](one), value, 0)
             return _FUNCTIONS[name](value if isinstance(value, tuple) else (value,)) if value != () else None
     raise AssertionError(tree)
+
+
+def _of_numbers(act: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return an operator that takes no texts: Python would repeat one (`'a'*9`), or fill numbers into it."""
+
+    def acted(left: Any, right: Any) -> Any:
+        if isinstance(left, str) or isinstance(right, str):
+            raise TypeError("a text among numbers")
+        return act(left, right)
+
+    return acted
 
 
 def _spread(act: Callable[[Any, Any], Any], left: Value, right: Value) -> Value:

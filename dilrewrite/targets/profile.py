@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from dilrewrite import judges
@@ -122,15 +123,17 @@ class Rule:
             return None
         if self.test == "equal_axes":
             return len(set(values)) <= 1
-        if self.test == "power_of_two":
-            return all(one > 0 and one & (one - 1) == 0 for one in values)
         if self.test == "set":
             return all(one in self.limit for one in values)
+        if not _numbers(values):
+            return None
+        if self.test == "power_of_two":
+            return all(one > 0 and one.denominator == 1 and int(one) & (int(one) - 1) == 0 for one in values)
         limit = self.limit.value(facts)
         if limit is None or (isinstance(limit, tuple) and None in limit):
             return None
         limits = limit if isinstance(limit, tuple) else (limit,) * len(values)
-        if len(limits) != len(values):
+        if len(limits) != len(values) or not _numbers(limits) or (self.test == "multiple_of" and 0 in limits):
             return None
         return all(map(_COMPARED[self.test], values, limits))
 
@@ -167,6 +170,11 @@ _COMPARED = {
     "less_than": lambda value, limit: value < limit,
     "multiple_of": lambda value, limit: value % limit == 0,
 }
+
+
+def _numbers(values: Iterable[Value]) -> bool:
+    """Say whether all are numbers: an expression may come to a text as well."""
+    return all(isinstance(one, int | Fraction) for one in values)
 
 
 def _shown(value: Value) -> str:

@@ -11,12 +11,13 @@ import datetime
 import functools
 import importlib
 import json
+import keyword
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from dilrewrite.errors import UsageError, choices, folded, meant, shown
-from dilrewrite.targets.expressions import Expression, parse
+from dilrewrite.targets.expressions import FUNCTIONS, Expression, parse
 from dilrewrite.targets.profile import (
     FLAGS,
     LIKE_EXPRESSION,
@@ -35,8 +36,10 @@ from dilrewrite.targets.profile import (
 from dilrewrite.targets.vocabulary import (
     CONV,
     CONV_FIELDS,
+    OF_OPERATORS,
     TENSOR,
     TENSOR_FIELDS,
+    TEXTS,
     Fields,
     operator_facts,
     operator_fields,
@@ -50,6 +53,8 @@ WORDS = {
     "quantised": ("required", "not_required", "unknown"),
 }
 """What `is` may be in some fields; in the others `OPEN`."""
+FACTS = {*CONV, *TENSOR, *(fact for own in OF_OPERATORS.values() for fact in own)}
+"""What names stand for in rules."""
 RULE_KEYS = (*TESTS, "expr", "when", "otherwise", "source", "note")
 MOST_PARAMETER = 10**9
 
@@ -138,7 +143,7 @@ class _Reader:
 
     def wrong(self, place: str, problem: str, hint: str = "") -> UsageError:
         """Return the error of a field."""
-        return UsageError(f"target {self._file}: {place}: {problem}", hint=hint)
+        return UsageError(": ".join(filter(None, (f"target {self._file}", place, problem))), hint=hint)
 
     def fields(self, value: Any, place: str, known: Collection[str]) -> dict[str, Any]:
         """Return an object whose fields are known."""
@@ -195,7 +200,8 @@ class _Reader:
             raise self.wrong("sources", "at least one is needed")
         self._sources = sources
         self._parameters = {
-            name: self.whole(one, f"parameters.{name}") for name, one in self.object(data, "parameters").items()
+            self.parameter(name): self.whole(one, f"parameters.{name}")
+            for name, one in self.object(data, "parameters").items()
         }
         compiler = self.fields(data.get("compiler", {}), "compiler", ("lowers", "refolds"))
         check = self.fields(data.get("check", {}), "check", ("pip", "command"))
@@ -244,11 +250,19 @@ class _Reader:
             raise self.wrong(place, f"a whole number from 1 to {MOST_PARAMETER} is needed")
         return value
 
+    def parameter(self, name: str) -> str:
+        """Return the name of a parameter, which expressions and `--target NAME:key=value` can say."""
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise self.wrong(f"parameters.{name}", "it is no name", "letters, digits and _ make one")
+        if name in FACTS or name in FUNCTIONS:
+            raise self.wrong(f"parameters.{name}", "it means something else in rules", "give it another name")
+        return name
+
     def word(self, value: Any, place: str, known: Collection[str]) -> str:
         """Return one of the words."""
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise self.wrong(place, f"{value!r} is none of {', '.join(known)}")
-        return str(value)
+        return value
 
     def operators(self, data: Mapping[str, Any]) -> dict[str, Rules]:
         """Return the rules by operator; a field may name several operators, with blanks between them."""
@@ -291,6 +305,9 @@ class _Reader:
             raise self.wrong(f"{place}.expr", "only products have one")
         elif fact is None and tests != ["is"] and tests != ["holds"]:
             raise self.wrong(place, "it needs an expr" if field == "products" else "only 'is' can be said of it")
+        ordered = [name for name in tests if name not in ("is", "set", "holds")]
+        if ordered and fact is not None and fact.text in TEXTS:
+            raise self.wrong(f"{place}.{ordered[0]}", f"{fact.text} is a text", "say 'set', or 'holds'")
         when = self.expression(data["when"], f"{place}.when", names) if "when" in data else None
         known = ("none", "host", "unknown") if place.startswith("operators.") else ("none", "unknown")
         otherwise = self.word(data.get("otherwise", "none"), f"{place}.otherwise", known)

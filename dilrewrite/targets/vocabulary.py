@@ -17,6 +17,9 @@ WINDOW = (
 CONV = (*COMMON, *WINDOW, "y", "Cin", "Cout", "group", "depthwise", "grouped", "weights", "input_dtype", "output_dtype")
 """Facts of a Conv. `y`: its output's extents; `depthwise`: a group for each channel; `grouped`: other groups."""
 
+TEXTS = ("auto_pad", "weights", "input_dtype", "output_dtype", "dtype", "mode")
+"""Facts that are texts: there is no larger and smaller one of them."""
+
 LATER = "not quantised yet"
 """The element type of real numbers in a model that is not quantised: the toolchain quantises it, so no rule acts."""
 

@@ -43,6 +43,9 @@ NAMES = {
         ("open > 1 or wide", None),
         ("Cin//0", None),
         ("text+1", None),
+        ("text*99999999999 == 'a'", None),
+        ("'%099999999999d' % Cin == text", None),
+        ("text + text == text", None),
         ("k == 3 and Cin == 24", False),
     ],
 )

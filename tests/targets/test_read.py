@@ -11,6 +11,8 @@ import pytest
 
 from dilrewrite.errors import UsageError
 from dilrewrite.targets import find, profiles, read
+from dilrewrite.targets.facts import conv
+from dilrewrite.targets.profile import Fit
 
 SOURCE = {"url": "https://example.org", "title": "list", "read_on": "2026-11-28"}
 MINE: dict[str, Any] = {
@@ -66,8 +68,24 @@ WRONG = {
         changed(conv={"kernel": {"max": 3, "otherwise": "host", "source": "list"}}),
         "conv.kernel.otherwise: 'host' is none of none, unknown",
     ),
+    "a parameter named as a fact": (changed(parameters={"d": 3}), "parameters.d: it means something else in rules"),
+    "a parameter named as a function": (changed(parameters={"max": 3}), "parameters.max: it means something else"),
+    "a parameter that no rule can name": (changed(parameters={"my lanes": 3}), "parameters.my lanes: it is no name"),
+    "a parameter named as a word of Python": (changed(parameters={"not": 3}), "parameters.not: it is no name"),
+    "several sources in one": (
+        changed(conv={"kernel": {"max": 3, "source": ["list"]}}),
+        "conv.kernel.source: ['list']",
+    ),
+    "a limit of a text": (
+        changed(conv={"weights": {"max": 3, "source": "list"}}),
+        "conv.weights.max: weights is a text; say 'set', or 'holds'",
+    ),
+    "a flag of a text": (
+        changed(conv={"input_dtype": {"power_of_two": True, "source": "list"}}),
+        "conv.input_dtype.power_of_two: input_dtype is a text",
+    ),
     "no title": ({key: value for key, value in MINE.items() if key != "title"}, "title: it is missing"),
-    "no object": ([], "an object is needed"),
+    "no object": ([], "mychip.json: an object is needed"),
     "no JSON": ("{", "no JSON file"),
     "a field twice": ('{"title": "a", "title": "b"}', "'title' is there twice"),
 }
@@ -81,6 +99,25 @@ def test_what_is_wrong_is_named(tmp_path: Path, case: str) -> None:
     assert said in error.value.typed
     assert "mychip.json" in error.value.typed
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "fit"),
+    [
+        ({"dilation": {"multiple_of": 0}}, Fit.UNKNOWN),
+        ({"dilation": {"multiple_of": "k-3"}}, Fit.UNKNOWN),
+        ({"dilation": {"max": "weights"}}, Fit.UNKNOWN),
+        ({"products": {"expr": "max(weights)", "max": 3}}, Fit.UNKNOWN),
+        ({"products": {"expr": "max(d)/5", "power_of_two": True}}, Fit.OUT),
+        ({"products": {"expr": "max(d)/3", "power_of_two": True}}, Fit.NATIVE),
+    ],
+)
+def test_a_rule_that_cannot_be_computed_is_undecided(tmp_path: Path, rule: dict[str, Any], fit: Fit) -> None:
+    ((name, asked),) = rule.items()
+    profile = read(written(tmp_path, changed(conv={name: {**asked, "source": "list"}})))
+    (only,) = profile.conv[name]
+    assert only.fit(conv(kernel=(3, 3), dilations=(12, 12), weights="constant")) is fit
+    assert only.says(conv(kernel=(3, 3), dilations=(12, 12), weights="constant"))
 
 
 def test_a_file_that_is_not_there() -> None:
