@@ -6,6 +6,7 @@ The first session is of the board's keeper (`_keeper`), each further one of a pr
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
 
+from dilrewrite import record
 from dilrewrite.devices import _frames
 from dilrewrite.devices._bundle import bundle
 from dilrewrite.devices._runner import DIED
@@ -213,6 +215,23 @@ def _sized(text: str) -> bytes:
     return f"{len(code)}\n".encode() + code
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a board says of itself: see `_facts.facts`, and where its folder is and whose."""
+
+    folder: str
+    user: str
+    model: str
+    kernel: str
+    python: str
+    governor: str
+    machine: str
+    cores: int
+    online: int
+    max_mhz: int
+    free: int
+
+
 @final
 class Line:
     """An open connection with a folder and the lock on the board. Raises MissingError where there is none to be had."""
@@ -231,7 +250,7 @@ class Line:
         self._keeper: _Session | None = None
         try:
             self._keeper = self._opened(boot, command)
-            self.facts: dict[str, Any] = self._keeper.told[0]
+            self.facts = self._believed(self._keeper.told[0])
             self._lock()
         except BaseException:
             self.close()
@@ -253,6 +272,15 @@ class Line:
             raise MissingError(f"{on}: no answer within {PATIENCE_S:g} s", hint="try `ssh HOST true`") from None
         except _DiedError as died:
             raise self._no_board(died.code, died.text) from None
+
+    def _believed(self, told: Any) -> dict[str, Any]:
+        """Return what the board says of itself. Raises MissingError where that is nothing that a keeper says."""
+        try:
+            return dataclasses.asdict(record.read(Facts, told, "what it says of itself"))
+        except TypeError as error:
+            raise MissingError(
+                f"{self.address.on}: {self.address.python} answers as no board does: {one_line(error)}"
+            ) from None
 
     def _no_board(self, code: int, text: str) -> MissingError:
         on, python = self.address.on, self.address.python

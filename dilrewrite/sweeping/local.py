@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
@@ -16,11 +16,13 @@ HERE = ""
 """The device that is this machine."""
 
 
-def answers(tasks: Iterable[Task], devices: Sequence[str]) -> Generator[tuple[Task, Answer], None, None]:
+def answers(
+    tasks: Iterable[Task], devices: Sequence[str], dropped: Callable[[str, str], object]
+) -> Generator[tuple[Task, Answer], None, None]:
     """Yield the answers as they come; each device has one model at a time.
 
-    Of several devices one that something is missing on is asked no more: another one answers its model. Closing the
-    iterator ends what is at work.
+    Of several devices one that something is missing on is asked no more: another one answers its model, and `dropped`
+    gets the device and why. Closing the iterator ends what is at work.
     """
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for device in devices or (HERE,):
@@ -42,6 +44,7 @@ def answers(tasks: Iterable[Task], devices: Sequence[str]) -> Generator[tuple[Ta
                 free.put(device)
                 return given
             lost[device] = given
+            dropped(device, given.said)
             if len(lost) == len(devices):
                 free.put(None)
         free.put(None)  # for the next

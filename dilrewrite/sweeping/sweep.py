@@ -209,7 +209,11 @@ def _answered(job: _Job, scheduler: str | None, progress: Progress) -> SweepRepo
     numbers = {answer.model: number for number, answer in enumerate(job.answers)}
     progress(STEP, total - len(place), total)
     done = total - len(place)
-    stream = _from_dask(job.tasks, scheduler) if scheduler is not None else local.answers(job.tasks, job.on)
+
+    def dropped(device: str, why: str) -> None:
+        job.notes.append(f"{masked(device)} was asked no more: {why}")
+
+    stream = _from_dask(job.tasks, scheduler) if scheduler is not None else local.answers(job.tasks, job.on, dropped)
     with closing(stream):
         for task, answer in stream:
             number = numbers[shown(task.model)]

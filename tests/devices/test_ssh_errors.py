@@ -14,6 +14,7 @@ import pytest
 
 from dilrewrite import devices
 from dilrewrite.cli import main
+from dilrewrite.devices._frames import READY
 from dilrewrite.devices._install import lacking
 from dilrewrite.devices._line import Address
 from dilrewrite.devices.ssh import address
@@ -161,6 +162,20 @@ def test_what_is_not_there(board: Board, path: str, says: str) -> None:
     said = refused(board.with_python(path.format(home=board.home)))
     assert said.startswith(f"ssh://one: {says.format(home=board.home)}")
     assert until(lambda: not board.left()), board.left()
+
+
+@pytest.mark.parametrize("told", ["5", "None", "{}", "{'folder': 7}"])
+def test_a_board_that_says_something_else_of_itself(board: Board, told: str) -> None:
+    says = (
+        f"import os, json; text = json.dumps({{'kind': 'done', 'answer': {told}, 'sizes': []}}).encode(); "
+        f"os.write(1, {READY!r} + len(text).to_bytes(8, 'little') + text); import time; time.sleep(5); os._exit(0)"
+    )
+    place = board.folder / "home" / "other.py"
+    place.write_text(says)
+    program = board.folder / "home" / "strange"
+    program.write_text(f"#!/bin/sh\nexec '{board.python}' '{board.home}/other.py'\n")
+    program.chmod(0o755)
+    assert "what it says of itself" in refused(board.with_python(f"{board.home}/strange"))
 
 
 def test_a_python_that_is_too_old(board: Board) -> None:

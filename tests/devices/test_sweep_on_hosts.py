@@ -50,6 +50,8 @@ def test_two_hosts_of_two_users(
     assert left.exit_code == 0
     assert {one.on.partition("?")[0] for one in left.models} == {"ssh://beta"}
     assert contents(left) == contents(here)
+    assert (there.notes, len(left.notes)) == ((), 1)
+    assert left.notes[0].startswith(f"{boards[0].on} was asked no more: ssh://alpha: it cannot be reached")
 
     boards[1].stop()
     two = [models / "one.onnx", models / "plain.onnx"]
