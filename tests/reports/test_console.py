@@ -517,6 +517,26 @@ def test_a_rewritten_model_tells_what_else_is_not_known() -> None:
     assert "; inconclusive for what else may be gained; " in answered(loud)
 
 
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [("auto", []), ("ethos_u", ["nothing was estimated: without --budget 0 the target's compiler is asked"])],
+)
+def test_a_budget_times_nothing_for_a_device_that_is_not_here(backend: str, said: list[str]) -> None:
+    report = replace(REPORTS["for-target"], options={"target": "rknn", "budget": 0.0, "backend": backend})
+    assert report.measurement is None
+    assert content.answer.next_steps(report) == said
+
+
+def test_a_model_that_fits_its_target_is_not_to_be_rewritten_for_it() -> None:
+    inspected = REPORTS["inspected-target"]
+    assert inspected.target is not None
+    native = replace(inspected.target.nodes[0], fit="native", reasons=(), sources=(), lowered="", cost=None)
+    fits = replace(inspected, target=replace(inspected.target, fits={"native": 3}, nodes=(native,)))
+    slow = replace(fits, target=replace(inspected.target, fits={"native": 3}, nodes=(replace(native, cost=13.4),)))
+    said = [" ".join(console.on_screen(one).split()) for one in (inspected, fits, slow)]
+    assert ["makes a model that it takes" in one for one in said] == [True, False, True]
+
+
 @pytest.mark.parametrize("name", ["measured-kept", "measured-kept-all", "measured-no-version-wins"])
 def test_what_is_kept_says_what_next(name: str) -> None:
     assert content.answer.next_steps(REPORTS[name])

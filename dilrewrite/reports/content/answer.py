@@ -375,8 +375,11 @@ def steps(report: Report) -> Iterator[tuple[str, str]]:
         yield "report it", says
         return
     if measurement is None:
-        if chosen and report.options.get("budget") == 0 and report.command != folds.COMMAND:
+        unmeasured = chosen and report.options.get("budget") == 0 and report.command != folds.COMMAND
+        if unmeasured and report.target is None:
             yield "measure", "nothing was measured: without --budget 0 every form is timed"
+        elif unmeasured and report.options.get("backend", "auto") != "auto":  # else a budget changes nothing
+            yield "ask the compiler", "nothing was estimated: without --budget 0 the target's compiler is asked"
         return
     if measurement.estimated_s is not None:
         return

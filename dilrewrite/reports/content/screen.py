@@ -16,6 +16,7 @@ from dilrewrite.reports.content.counted import counted
 from dilrewrite.reports.report import ModelReport, Report, SiteReport, ValueReport
 from dilrewrite.reports.units import count, dims, joined, percent, size
 from dilrewrite.runtimes import TimeKind
+from dilrewrite.targets.report import TargetReport
 from dilrewrite.tensorrt.sidecar import EngineReport
 
 NAMES = 2  # so many nodes of a group are named
@@ -267,7 +268,7 @@ def _next(report: Report) -> Iterator[str]:
     steps, path = answer.next_steps(report), report.before.path
     yield from steps
     match report.status:
-        case "inspected" if report.sites:
+        case "inspected" if report.sites and not _fits_as_it_is(report.target):
             opened = [value.name for value in report.before.inputs if re.search(r"[^\d\[\], ]", value.shape)]
             sizes = report.options.get("shapes") or [f"{name}:SIZES" for name in opened[:1]]
             fastest = f"times every form, and {'makes' if _in_memory(report) else 'writes'} the fastest model"
@@ -290,6 +291,11 @@ def _next(report: Report) -> Iterator[str]:
             yield f"{_call(report, 'bench', path, report.after.path)}: which one is faster"
         case _:
             return
+
+
+def _fits_as_it_is(target: TargetReport | None) -> bool:
+    """Say whether there is a target that runs every node, at no more work than there is in it."""
+    return target is not None and set(target.fits) <= {"native"} and all(node.cost is None for node in target.nodes)
 
 
 def _call(report: Report, command: str, *models: str, sizes: Sequence[str] = ()) -> str:
