@@ -133,7 +133,7 @@ def pads(
         extents = (None,) * rank
     sums = []
     for k, d, s, extent in zip(kernel, dilations, strides, extents, strict=False):
-        if extent is None:
+        if extent is None or s < 1:  # no stride: the model is damaged
             return None, None
         sums.append(max((-(-extent // s) - 1) * s + (k - 1) * d + 1 - extent, 0))
     small, large = [one // 2 for one in sums], [one - one // 2 for one in sums]
@@ -193,7 +193,7 @@ def _slice(attributes: Mapping[str, Any], held: Mapping[int, Any], rank: int | N
     count = None if starts is None else len(starts)
     axes = attributes.get("axes", held.get(3))
     steps = held.get(4)
-    if count is None or rank is None:
+    if count is None or not rank:  # nothing is cut out of a scalar
         return {"steps": None if steps is None else tuple(steps), "axes": None}
     axes = tuple(range(count)) if axes is None else tuple(axis % rank for axis in axes)
     return {"axes": axes, "steps": (1,) * count if steps is None else tuple(steps)}
@@ -209,9 +209,9 @@ def _pad(attributes: Mapping[str, Any], held: Mapping[int, Any], rank: int | Non
         "axes_input": held.get(3) is not None,
         "amounts": None if amounts is None else tuple(amounts),
     }
-    if amounts is None or rank is None:
-        return {**facts, "axes": None}
     named = held.get(3)
+    if amounts is None or not rank or len(amounts) != 2 * (rank if named is None else len(named)):
+        return {**facts, "axes": None}
     axes = range(rank) if named is None else [axis % rank for axis in named]
     half = len(amounts) // 2
     padded = tuple(axis for place, axis in enumerate(axes) if amounts[place] or amounts[place + half])

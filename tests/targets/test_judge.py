@@ -179,3 +179,31 @@ def test_what_the_compiler_makes_of_a_dilation(d: int, cost: float | None) -> No
     node = judge(conv(d=d, extents=(64, 64)), find("ethos-u-vela-5.2")).nodes[0]
     assert node.cost == (None if cost is None else pytest.approx(cost, rel=0.01))
     assert node.lowered == ("zero_fill" if cost else "")
+
+
+DAMAGED = {
+    "a Slice of a scalar": (helper.make_node("Slice", ["x", "zero", "zero", "zero"], ["y"]), ()),
+    "a Pad of a scalar": (helper.make_node("Pad", ["x", "pair", "", "zero"], ["y"]), ()),
+    "a Pad with too few amounts": (helper.make_node("Pad", ["x", "pair", "", "axes"], ["y"]), (1, 8)),
+    "a pooling without a stride": (
+        helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[0, 0], auto_pad="SAME_UPPER"),
+        (1, 8, 9, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("target", ["rknn-2.3.2", "ethos-u-vela-3.10", "coral-edgetpu", "amd-dpu"])
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_node_is_not_native(case: str, target: str) -> None:
+    node, shape = DAMAGED[case]
+    constants = {"zero": np.array([0]), "pair": np.array([0, 1]), "axes": np.array([0, 1, 2])}
+    held = {name: value for name, value in constants.items() if name in node.input}
+    graph = helper.make_graph(
+        [node],
+        "damaged",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in held.items()],
+    )
+    (judged,) = judge(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), find(target)).nodes
+    assert judged.fit is not Fit.NATIVE
