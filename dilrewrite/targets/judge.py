@@ -141,7 +141,8 @@ def _check_static(light: ModelProto, profile: Profile) -> None:
                     for one in value.type.tensor_type.shape.dim]  # fmt: skip
             sizes = "x".join(one if one.isdigit() and int(one) else "SIZE" for one in dims) or "SIZES"
             raise UsageError(
-                f"the target {profile.name} takes fixed sizes only, and input {value.name!r} has {', '.join(dims)}",
+                f"the target {profile.name} takes fixed sizes only, and input {value.name!r} has "
+                f"{', '.join(dims) or 'none'}",
                 hint=f"give its sizes: --shape {value.name}:{sizes}",
             )
 

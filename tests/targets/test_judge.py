@@ -80,6 +80,13 @@ def test_static_targets_ask_for_sizes() -> None:
         judge(conv(batch="n"), find("rknn-2.3.2"))
 
 
+def test_an_input_of_no_known_rank_is_asked_for() -> None:
+    model = conv(d=2)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(UsageError, match=r"input 'x' has none; give its sizes: --shape x:SIZES"):
+        judge(model, find("rknn-2.3.2"))
+
+
 def test_operators_of_the_host_and_unknown_ones() -> None:
     nodes = [
         helper.make_node("SpaceToDepth", ["x"], ["a"], name="s2d", blocksize=2),
