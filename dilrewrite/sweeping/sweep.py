@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import secrets
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -120,7 +121,8 @@ def _scheduler(on: Sequence[str], options: Mapping[str, Any]) -> str | None:
         return None
     if len(on) > 1:
         raise UsageError(f"--on {some[0]}: a scheduler has its own machines", hint="name it alone")
-    if not some[0].removeprefix(DASK):
+    place = re.fullmatch(r"(\[[^\]/@]+\]|[^\[\]:/?@\s]+)(?::([0-9]{1,5}))?", some[0].removeprefix(DASK))
+    if place is None or not 0 < int(place[2] or 1) < 65536:
         raise UsageError(f"--on {some[0]}: names no scheduler", hint="as --on dask://scheduler:8786")
     target = options.get("target")
     if target is not None and Path(str(target).partition(":")[0]).is_file():
