@@ -9,6 +9,9 @@ import _signal  # type: ignore[import-not-found]  # `signal` takes a while to lo
 import os
 import sys
 
+STOPPING = tuple(getattr(_signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(_signal, name))
+"""Signals that ask a program to end, by their numbers: Ctrl-C, `kill`, and a terminal that was closed."""
+
 
 def leave(*_: object) -> None:
     """Be the handler of SIGINT until `dilrewrite.cli.main` takes over: nothing has begun that needs an end."""

@@ -21,6 +21,7 @@ from types import FrameType, TracebackType
 from typing import BinaryIO, final
 
 from dilrewrite._compat import Self
+from dilrewrite._start import STOPPING
 from dilrewrite.errors import DilrewriteError, FailedError, UsageError
 
 if sys.platform != "win32":
@@ -175,7 +176,7 @@ class Staging:
         """Rename everything to its place, replacing what `force` allows, or change nothing.
 
         In the order added, but for the files that come last. A process killed at any moment leaves each file as it
-        was or as it shall be. SIGINT and SIGTERM that arrive meanwhile take effect when it is done (main thread).
+        was or as it shall be. Signals to end that arrive meanwhile take effect when it is done (main thread).
         """
         current = None
         replaced: list[Path] = []
@@ -312,7 +313,7 @@ def _sync_folders(files: Iterable[_Staged]) -> None:
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block has ended; only the main thread gets them at all."""
+    """Hold SIGINT, SIGTERM and SIGHUP back until the block has ended; only the main thread gets them at all."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -322,7 +323,7 @@ def _signals_deferred() -> Iterator[None]:
         del frame
         caught.append(number)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in STOPPING[::-1]}
     # what is None is not Python's, and could not be put back
     handlers = {number: handler for number, handler in handlers.items() if handler is not None}
     try:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dilrewrite._start import STOPPING
 from dilrewrite.errors import FailedError
 from dilrewrite.staging import Staging, check_destination
 from tests.model.test_load import adds, inline, listing, refused, unprivileged, write
@@ -290,10 +291,8 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"b": b"theirs"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_wait_until_all_is_renamed(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("number", STOPPING)
+def test_signals_wait_until_all_is_renamed(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
 
     def interrupted(*names: Any) -> None:

@@ -256,7 +256,7 @@ class Fitter:
     def unasked(self) -> list[str]:
         """Return that the target's own compiler can be asked, where it was not."""
         known = None if self.judged else judge_of(self.profile)
-        return [f"nobody asked the target's compiler: backend {known} does, and takes its word"] if known else []
+        return [f"nobody asked the target's compiler: --backend {known} does, unless --budget is 0"] if known else []
 
     def stuck(self, skipped: Sequence[Skipped]) -> list[Skipped]:
         """Return of the dilated nodes that have no form those that the target does not take."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
-from dilrewrite._start import leave
+from dilrewrite._start import STOPPING, leave
 from dilrewrite.errors import FailedError
 
 _AGAIN_S = 0.02
@@ -23,7 +23,7 @@ _TEXT = ("<string>", "<module>")
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM interrupt as Ctrl-C does, and neither an import: half a module is worse than a late answer.
+    """Let SIGTERM and SIGHUP interrupt as Ctrl-C does, and none an import: half a module is worse than a late answer.
 
     Other handlers than Python's stay: a program started with `nohup` or `&` ignores what it was told to ignore.
     """
@@ -31,7 +31,7 @@ def interruptible() -> Iterator[None]:
         yield
         return
     usual = (signal.default_int_handler, signal.SIG_DFL, leave)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     since: list[float] = []
     hook = sys.unraisablehook
 

@@ -85,6 +85,9 @@ def device(text: str | None) -> Device:
     if not colon and _ALIAS.fullmatch(text):
         name, text = "ssh", f"ssh://{text}"
     if name not in names:
-        raise UsageError("--on: it names no kind of device", hint=choices(name, [f"{one}:" for one in names]))
+        hint = choices(name, [f"{one}:" for one in names])
+        if name == "dask":
+            hint = "a scheduler of Dask is for `dilrewrite sweep`: --on dask://HOST:PORT"
+        raise UsageError("--on: it names no kind of device", hint=hint)
     scheme: Scheme = importlib.import_module(f"{__name__}.{name}").SCHEME
     return scheme.open(text)

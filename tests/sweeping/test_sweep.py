@@ -124,6 +124,7 @@ def test_the_command_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["m.onnx", "--on", "ssh://b", "--on", "ssh://b"], 2, "names a device twice"),
         (["m.onnx", "--on", "ftp://b"], 2, "it names no kind of device"),
         (["m.onnx", "--on", ""], 2, "it names no kind of device"),
+        (["m.onnx", "--on", "dask:h:1"], 2, "a scheduler of Dask is for `dilrewrite sweep`: --on dask://HOST:PORT"),
         (["m.onnx", "--on", "ssh://b:x"], 2, "the port is no number"),
         (["m.onnx", "--on", "ssh://b", "--on", "cmd:tool"], 2, "no {model} is in it"),
         (["m.onnx", "--on", "dask://127.0.0.1:9"], 4, "no scheduler answers there"),
