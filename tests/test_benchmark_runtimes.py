@@ -29,6 +29,10 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(sys.modules["_common"], "RESULTS", tmp_path)
+    monkeypatch.setattr(sys.modules["_common"], "DOCS", tmp_path)
+    (tmp_path / "performance.md").write_text(
+        "before\n<!-- runtimes -->\nold\n<!-- /runtimes -->\nafter\n", encoding="utf-8"
+    )
     return module
 
 
@@ -79,7 +83,33 @@ def test_it_goes_on_where_it_stopped(
     assert rows[1]["error"] == "geometry: the model does not run"
     assert "4 rows: 1 faster, 0.50 in the middle, 0.50 at best; slower: HiFi-GAN" in said.out
     assert call("--table") == 0
-    shown = capsys.readouterr().out
-    assert f"| {KEY} | **0.50 (0.49 to 0.51)** `lift` |" in shown
+    for page in ("runtimes.md", "performance.md"):
+        shown = (tmp_path / page).read_text(encoding="utf-8")
+        assert f"| {KEY} | **0.50 (0.49 to 0.51)** `lift` |" in shown
+    assert "old" not in shown
+    assert shown.startswith("before\n")
     with pytest.raises(SystemExit, match="was measured with other budgets"):
         call("onnxruntime_cpu", "--seconds", "9")
+
+
+def test_rows_without_an_answer_get_more_budget(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those whose budget was over before anything was compared, and no others."""
+    budgets: list[tuple[str, float]] = []
+
+    def run(entry: Mapping[str, Any], _: str, __: str, options: argparse.Namespace, ___: Path) -> dict[str, Any]:
+        budgets.append((entry["key"], options.budget))
+        reasons = ["not measured: budget"] if len(budgets) in (2, 3) else ["the best other form, lift, is slower"]
+        return found(None, reasons=[*reasons, *(["cannot matter"] if len(budgets) == 3 else [])])
+
+    def call(*arguments: str) -> list[Any]:
+        monkeypatch.setattr(sys, "argv", ["runtimes.py", "onnxruntime_cpu", "--only", "HiFi-GAN", *arguments])
+        assert script.main() == 0
+        rows = json.loads((tmp_path / "runtimes-onnxruntime_cpu.json").read_text(encoding="utf-8"))["rows"]
+        return [script.said(row) + script.marks(row) for row in rows]
+
+    monkeypatch.setattr(script, "run", run)
+    assert call() == ["kept", "budget too short", "kept", "kept"]
+    assert call("--more", "4") == ["kept", "kept (4 x budget)", "kept", "kept"]
+    assert budgets[4:] == [(budgets[1][0], 48.0)]
