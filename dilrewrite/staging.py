@@ -323,7 +323,7 @@ def _signals_deferred() -> Iterator[None]:
         del frame
         caught.append(number)
 
-    handlers = {number: signal.getsignal(number) for number in STOPPING[::-1]}
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     # what is None is not Python's, and could not be put back
     handlers = {number: handler for number, handler in handlers.items() if handler is not None}
     try:

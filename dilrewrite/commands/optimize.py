@@ -269,8 +269,7 @@ def _done(job: _Job, choosing: Choosing) -> _Done:
     if job.fitter is not None:
         left = (*left, *(one for one in job.fitter.stuck(job.found.skipped) if left_out(scope, one) is None))
         fits, broken = job.fitter.after(chosen.rewritten.proto, {one.site.key for one in settled if one.fragment})
-    wrong = tuple(reasons.wrong(decision) for decision in every if decision.wrong)
-    wrong = (*wrong, *broken)
+    wrong = (*(reasons.wrong(decision) for decision in every if decision.wrong), *broken)
     if measures is not None and measures.differs is not None:
         wrong = (*wrong, reasons.words(measures.differs, measures.meter.backend.name))
     if changed and proving.verify != "none":
@@ -293,9 +292,8 @@ def _check_runs(job: _Job, tuning: Tuning | None, chosen: Chosen) -> None:
     if any(one.considered.must_go for one in (*chosen.regions, *chosen.settled)):
         return
     if tuning.failure.reason in (Reason.MODEL_FAILED, Reason.TRIAL_FAILED):
-        hint = job.run.device.otherwise
-        if tuning.failure.reason is Reason.TRIAL_FAILED and not tuning.here:  # it is tried here for every backend
-            hint = "say with --shape or --inputs what to run it on"
+        tried = tuning.failure.reason is Reason.TRIAL_FAILED and not tuning.here  # here, as for every backend
+        hint = "say with --shape or --inputs what to run it on" if tried else job.run.device.otherwise
         raise UsageError(f"{job.model.name}: {failure(tuning)}", hint=f"{hint}, or --budget 0 to measure nothing")
 
 
