@@ -30,6 +30,7 @@ from dilrewrite.forms.strategies import (
     plan,
     spelled,
     strategies,
+    with_layout,
     with_max_dilation,
 )
 from dilrewrite.sites import Place, Site
@@ -233,23 +234,29 @@ def _forms_of(site: Site, offered: Mapping[str, Strategy]) -> Mapping[str, Strat
     return {PLAIN_CONV: _plain_conv.FORM, **offered} if transposed else offered
 
 
-def site_planner(max_dilation: int = 1, *, requantised: bool = False, eliminate: bool = False) -> Planner:
+def site_planner(
+    max_dilation: int = 1, layout: str = "depth", *, requantised: bool = False, eliminate: bool = False
+) -> Planner:
     """Return what plans Convs; `requantised`: with `back_to_float`, which is undilated to `eliminate`."""
     own: dict[str, Strategy] = {}
     if requantised:
         own[BACK_TO_FLOAT] = _back_to_float.undilated() if eliminate else _back_to_float.FORM
-    return Planner({**strategies(), **own}, max_dilation)
+    return Planner(_laid({**strategies(), **own}, layout), max_dilation)
 
 
-def region_planner(max_dilation: int = 1) -> Planner:
+def region_planner(max_dilation: int = 1, layout: str = "depth") -> Planner:
     """Return what plans regions."""
-    return Planner(cast("Mapping[str, Strategy]", region_forms()), max_dilation)
+    return Planner(_laid(cast("Mapping[str, Strategy]", region_forms()), layout), max_dilation)
 
 
-def sandwich_planner(max_dilation: int = 1) -> Planner:
+def sandwich_planner(max_dilation: int = 1, layout: str = "depth") -> Planner:
     """Return what plans sandwiches: the dilated Conv that one is, and every form of that."""
     forms = {name: strategy for name, strategy in strategies().items() if name != "keep"}
-    return Planner({FOLD: _fold.FORM, **forms}, max_dilation)
+    return Planner(_laid({FOLD: _fold.FORM, **forms}, layout), max_dilation)
+
+
+def _laid(forms: Mapping[str, Strategy], layout: str) -> dict[str, Strategy]:
+    return {name: with_layout(strategy, layout) for name, strategy in forms.items()}
 
 
 def worth_timing(found: Sequence[Candidate]) -> list[Candidate]:

@@ -39,7 +39,7 @@ from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
 from dilrewrite.proof.carve import Source
 from dilrewrite.proof.prove import Proof, Prover
-from dilrewrite.runtimes import Array
+from dilrewrite.runtimes import Array, TimedBackend
 from dilrewrite.sites import Found, Site, Skipped
 from dilrewrite.sites.find import too_new
 from dilrewrite.splice.editor import Reader
@@ -80,16 +80,17 @@ class Decider:
     around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     read: Reader = numpy_helper.to_array
     fitter: Fitter | None = None
-    forms: Sequence[str] = ()
+    runtime: TimedBackend | None = None
 
     def __post_init__(self) -> None:
         limit, strategy, asked = self.scope.max_dilation, self.scope.strategy or "", self.scope.strategy is not None
         more = {"requantised": self.scope.allow_requantised, "eliminate": self.scope.eliminate}
-        self.planner = choose.site_planner(limit, **more)
-        self.planner.own, self.planner.eliminates = [*map(parse, self.forms)], self.scope.eliminate
+        forms, layout = (self.runtime.forms, self.runtime.layout) if self.runtime is not None else ((), "depth")
+        self.planner = choose.site_planner(limit, layout, **more)
+        self.planner.own, self.planner.eliminates = [*map(parse, forms)], self.scope.eliminate
         self.places = {spelled(*form): place for place, form in enumerate(self.planner.own)}
-        self.sandwich_planner = choose.sandwich_planner(limit)
-        self.region_planner = choose.region_planner(limit)
+        self.sandwich_planner = choose.sandwich_planner(limit, layout)
+        self.region_planner = choose.region_planner(limit, layout)
         self.forced = choose.Planner(dict([self._allowed("--strategy", strategy)]), limit) if asked else None
 
     def _allowed(self, option: str, text: str) -> tuple[str, Strategy]:

@@ -32,6 +32,7 @@ from dilrewrite.forms.strategies import (
     every_strategy,
     parse,
     spelled,
+    with_layout,
     with_max_dilation,
 )
 from dilrewrite.forms.strategies._phases import LAYOUTS
@@ -353,9 +354,7 @@ class Fitter:
 
 def _layouts(strategy: Strategy) -> list[Strategy]:
     """Return a form with each way in which it makes phases: some devices have SpaceToDepth, others have not."""
-    if not hasattr(strategy, "layout"):
-        return [strategy]
-    return [cast("Strategy", replace(cast("Any", strategy), layout=layout)) for layout in LAYOUTS]
+    return [with_layout(strategy, layout) for layout in LAYOUTS] if hasattr(strategy, "layout") else [strategy]
 
 
 def _on_request(candidate: choose.Candidate) -> bool:

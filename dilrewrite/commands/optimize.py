@@ -220,10 +220,10 @@ def _choosing(job: _Job) -> Choosing:
     read = functools.partial(read_tensor, model)
     judged = job.fitter is None or job.fitter.judged
     measured = decided is None and judged and options.measuring.seconds > 0
-    forms = run.device.backend(options.measuring.backend).forms if measured and job.sites else ()
+    runtime = run.device.backend(options.measuring.backend) if measured and job.sites else None
     decider = Decider(
         options.scope, options.proving, Source(model.proto), decided,
-        around=proofs, read=read, fitter=job.fitter, forms=forms,
+        around=proofs, read=read, fitter=job.fitter, runtime=runtime,
     )  # fmt: skip
     with run.clock("plan"):
         considered = [decider.consider(site) for site in job.sites]

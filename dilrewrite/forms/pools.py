@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor
+from dilrewrite.forms.builder import END, Builder, Cut, Extent, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, Limit, Window, ceil_div, product
 from dilrewrite.forms.layout import AxisLayout, Layout
 from dilrewrite.forms.strategies import Strategy, _phases
@@ -182,8 +182,7 @@ class PhasePools(Strategy):
         )
         if leave.blocks:
             lengths = _phases.sizes(builder, y, leave)
-            apart = builder.reshape(y, [*leave.blocks, INFER, builder.extent(y, 1), *lengths])
-            y = _phases.join_phases(builder, apart, leave, lengths, batch=len(leave.blocks))
+            y = _phases.join_phases(builder, y, leave, lengths, builder.extent(y, 1), batch_last=True)
         ends = ((place + 2, axis.outs) for place, axis in enumerate(axes) if axis.open)
         return builder.slice(y, {place: Cut(0, outs) for place, outs in ends if outs is not None})
 

@@ -132,8 +132,7 @@ def join(builder: Builder, geometry: ConvGeometry, made: Sequence[Tensor]) -> Te
     if layout.square is not None and builder.has_depth_to_space:
         y = builder.depth_to_space(deep, layout.square)
     else:
-        apart = builder.reshape(deep, [0, *layout.blocks, builder.extent(made[0], 1), *lengths])
-        y = _phases.join_phases(builder, apart, layout, lengths, batch=0)
+        y = _phases.join_phases(builder, deep, layout, lengths, builder.extent(made[0], 1))
     cuts: dict[int, Cut] = {}
     for axis, s in enumerate(geometry.spread):
         begin, end = (pads[axis] for pads in geometry.static_pads)

@@ -302,12 +302,13 @@ class TimedBackend(Backend):
     that it runs in a layout of its own, not in N, C, extents. `dilation_costs`: whether it runs a dilated kernel slower
     than an undilated one of its size (docs/performance.md), so that phases may gain time. `source`, `unit`: where its
     times come from, and what they count. `forms`: forms with settings, as `--strategy` takes them, that are tried on it
-    in place of the usual ones. `pace`: how long it is timed at least. `tells_layers`: whether `profile` is of
-    an engine's layers, to be compared with those of another engine. `host_memory`: all that its sessions hold is memory
-    of their process, and is freed with them. `trial`: the backend that looks for inputs that a model runs on; `None`:
-    this one. `portable`: its benches may stand on another machine than this one. `needs`: what its benches import
-    besides the runtime and NumPy. `compares`: outputs are compared there. `tells_late`: its first answer says what
-    `source`, `unit`, `versions()` and `device()` are, so in each run it is asked first for a time of the original.
+    in place of the usual ones. `layout`: how the others make phases there (LAYOUTS of forms/strategies). `pace`: how
+    long it is timed at least. `tells_layers`: whether `profile` is of an engine's layers, to be compared with those of
+    another engine. `host_memory`: all that its sessions hold is memory of their process, and is freed with them.
+    `trial`: the backend that looks for inputs that a model runs on; `None`: this one. `portable`: its benches may stand
+    on another machine than this one. `needs`: what its benches import besides the runtime and NumPy. `compares`:
+    outputs are compared there. `tells_late`: its first answer says what `source`, `unit`, `versions()` and `device()`
+    are, so in each run it is asked first for a time of the original.
     """
 
     __slots__ = ()
@@ -319,6 +320,7 @@ class TimedBackend(Backend):
     source: ClassVar[TimeKind] = TimeKind.MEASURED
     unit: ClassVar[TimeUnit] = TimeUnit.SECONDS
     forms: ClassVar[tuple[str, ...]] = ()
+    layout: ClassVar[str] = "depth"
     pace: ClassVar[Pace] = Pace()
     tells_layers: ClassVar[bool] = False
     host_memory: ClassVar[bool] = False

@@ -79,6 +79,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     install: ClassVar = INSTALL
     providers: ClassVar = PROVIDERS
     on: ClassVar = "cuda"
+    layout: ClassVar = "reshape"
 
     def missing(self) -> str | None:
         """Return None when ONNX Runtime, the driver, a GPU and CUDA's libraries are there, else the first that is not.

@@ -78,6 +78,7 @@ class OnnxRuntimeTensorRt(EngineBuilder, OnnxRuntime):
 
     name: ClassVar = "onnxruntime_tensorrt"
     rank: ClassVar = -5
+    layout: ClassVar = "reshape"
     doubts: ClassVar = f"run outside TensorRT|{CUDA.doubts}"
     install: ClassVar = INSTALL
     trial: ClassVar = "onnxruntime_cpu"

@@ -64,6 +64,7 @@ class OpenCvDnn(TimedBackend):
 
     name: ClassVar = "opencv_dnn"
     alias: ClassVar = "opencv"
+    layout: ClassVar = "axes"  # its Transpose of other than four axes, of which it makes SpaceToDepth too, is slow
 
     winograd: str = "on"
     engine: str = "classic"

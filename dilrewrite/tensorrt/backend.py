@@ -62,6 +62,7 @@ class EngineBuilder(TimedBackend):
     """A runtime that builds engines. They run every Conv in layouts of their own, and compute in `precision`."""
 
     layout_ranks: ClassVar = frozenset({1, 2, 3})
+    layout: ClassVar = "reshape"
 
     precision: str = OWN
 

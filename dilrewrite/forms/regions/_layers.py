@@ -46,8 +46,8 @@ class Layer:
 class Layers:
     """All layers of a region, the plain one first. Raises `Unsupported` where an opset lacks what is needed."""
 
-    def __init__(self, chain: Chain, builder: Builder, plain: Mapping[str, Tensor]) -> None:
-        self.chain, self.builder = chain, builder
+    def __init__(self, chain: Chain, builder: Builder, plain: Mapping[str, Tensor], how: str) -> None:
+        self.chain, self.builder, self.how = chain, builder, how
         self.layers = [Layer(held={name: Held(tensor) for name, tensor in plain.items()})]
         self.known: dict[str, Extent] = {}
         self.parts: dict[str, tuple[Axis, int]] = {}
@@ -142,25 +142,29 @@ class Layers:
         batch, channels = tensor.shape[0], builder.extent(tensor, 1)
         known = all(isinstance(axis.samples, int) for axis in layout.axes) and isinstance(channels, int)
         first: Extent = INFER if batch is None and known else builder.extent(tensor, 0) * layout.phases
-        if layout.square is not None and builder.has_depth_to_space:
+        if self.how == "depth" and layout.square is not None and builder.has_depth_to_space:
             deep = builder.space_to_depth(padded, layout.square)
             return builder.reshape(deep, [first, channels, 0, 0])
-        apart, lengths = phases_first(builder, padded, layout)
+        apart, lengths = phases_first(builder, padded, layout, self.how)
         return builder.reshape(apart, [first, channels, *lengths])
 
     def _leave(self, name: str, tensor: Tensor, axes: Axes) -> Tensor:
         builder, layout = self.builder, self.layout(axes)
         channels = builder.extent(tensor, 1)
-        if layout.square is not None and builder.has_depth_to_space and self.element(name) in FLOATS:
+        if (
+            self.how == "depth"
+            and layout.square is not None
+            and builder.has_depth_to_space
+            and self.element(name) in FLOATS
+        ):
             deep = builder.reshape(tensor, [INFER, channels * layout.phases, 0, 0])
             joined = builder.depth_to_space(deep, layout.square)
         else:
             lengths = sizes(builder, tensor, layout)
-            apart = builder.reshape(tensor, [INFER, *layout.blocks, channels, *lengths])
             uncut = Layout(
                 axes=tuple(AxisLayout(extent=None, samples=axis.samples, block=axis.block) for axis in layout.axes)
             )
-            joined = join_phases(builder, apart, uncut, lengths, batch=0)
+            joined = join_phases(builder, tensor, uncut, lengths, channels, self.how)
         return builder.slice(
             joined,
             {

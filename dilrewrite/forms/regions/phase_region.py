@@ -14,6 +14,7 @@ from dilrewrite.forms.fragment import CoreConv, Fragment, Kept, Refusal, enterin
 from dilrewrite.forms.geometry import product
 from dilrewrite.forms.regions import RegionForm
 from dilrewrite.forms.regions._layers import Layers
+from dilrewrite.forms.strategies._phases import check_layout
 from dilrewrite.model.elements import NAMED
 
 
@@ -25,10 +26,16 @@ class PhaseRegion(RegionForm):
     Inside, a Conv whose dilation the block divides has that much less of it; links of the chain's `nests` are split
     again. Without the zeros the form is wrong (docs/maths.md), which the proofs notice.
 
-    `block`: the largest phases along an axis that are asked for; 1 for any.
+    `block`: the largest phases along an axis that are asked for; 1 for any. `layout`: how phases are made, see
+    `LAYOUTS` of `space_to_batch`.
     """
 
     block: int = 1
+    layout: str = "depth"
+
+    def __post_init__(self) -> None:
+        """Check `layout`."""
+        check_layout(self.layout)
 
     def fragment(self, chain: Chain, opset: int) -> Fragment | Refusal:
         """Return the chain on phases."""
@@ -44,7 +51,7 @@ class PhaseRegion(RegionForm):
         if alone:
             return Refusal("phase_region", f"{alone[0]} cannot run on phases here")
         try:
-            return _Writer(chain, opset).write()
+            return _Writer(chain, opset, self.layout).write()
         except Unsupported as lack:
             return Refusal("phase_region", str(lack))
 
@@ -52,12 +59,12 @@ class PhaseRegion(RegionForm):
 class _Writer:
     """Writes one region, link by link, each in the innermost layer that it belongs to."""
 
-    def __init__(self, chain: Chain, opset: int) -> None:
+    def __init__(self, chain: Chain, opset: int, layout: str) -> None:
         self.chain = chain
         self.builder = Builder(next(iter(chain.convs.values())), opset)
         given = zip(chain.inputs, entering(len(chain.inputs)), strict=True)
         plain = {name: Tensor(x, chain.shapes.get(name, ())) for name, x in given}
-        self.layers = Layers(chain, self.builder, plain)
+        self.layers = Layers(chain, self.builder, plain, layout)
         self.makers = {name: of for of, link in enumerate(chain.links) for name in link.outputs}
 
     def write(self) -> Fragment:

@@ -103,6 +103,13 @@ def with_max_dilation(strategy: Strategy, limit: Limit) -> Strategy:
     return strategy
 
 
+def with_layout(strategy: Strategy, layout: str) -> Strategy:
+    """Return the strategy set to make phases in a way of `LAYOUTS`, itself when it makes none in several ways."""
+    if hasattr(strategy, "layout"):
+        return cast("Strategy", dataclasses.replace(cast("Any", strategy), layout=layout))
+    return strategy
+
+
 def plan(
     name: str,
     strategy: Strategy,

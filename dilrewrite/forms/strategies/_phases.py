@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor
-from dilrewrite.forms.geometry import ConvGeometry, Limit, Window, ceil_div
+from dilrewrite.forms.geometry import ConvGeometry, Limit, Window, ceil_div, product
 from dilrewrite.forms.layout import AxisLayout, Layout
 
 
@@ -20,8 +20,10 @@ class Plan:
     leave: Layout
 
 
-LAYOUTS = ("depth", "reshape")
-"""How square 2-D blocks become phases: by SpaceToDepth, or as all others do by Reshape and Transpose."""
+LAYOUTS = ("depth", "axes", "reshape")
+"""How phases are made: square 2-D blocks by SpaceToDepth and all others as `axes`, one axis after the other by a
+Transpose of four axes each, or all axes at once by one Transpose.
+"""
 
 
 def check_layout(layout: str) -> None:
@@ -168,39 +170,87 @@ def _places(layout: Layout) -> tuple[list[int], list[int]]:
     return [samples[place] + 1 for place in layout.split], samples
 
 
-def phases_first(builder: Builder, x: Tensor, layout: Layout) -> tuple[Tensor, list[Extent]]:
-    """[N, C, M1*b1, ..] -> [N, b1, .., C, M1, ..]; also returns the samples per phase."""
+def phases_first(builder: Builder, x: Tensor, layout: Layout, how: str = "depth") -> tuple[Tensor, list[Extent]]:
+    """[N, C, M1*b1, ..] -> [N, b1, .., C, M1, ..] in memory, in whatever shape; also returns the samples per phase."""
     lengths = sizes(builder, x, layout)
-    apart = builder.reshape(x, [0, 0, *interleaved(lengths, layout)])
-    phases, samples = _places(layout)
-    return builder.transpose(apart, [0, *phases, 1, *samples]), lengths
+    if how == "reshape" or len(layout.axes) == 1:
+        apart = builder.reshape(x, [0, 0, *interleaved(lengths, layout)])
+        phases, samples = _places(layout)
+        return builder.transpose(apart, [0, *phases, 1, *samples]), lengths
+    outer, inner = _outer(builder, x), builder.extent(x, 1)
+    for place, axis in enumerate(layout.axes):
+        if axis.block > 1:
+            behind = _cells(layout, lengths, place + 1)
+            split = [inner, lengths[place], axis.block] if behind == 1 else [inner * lengths[place], axis.block, behind]
+            x = builder.transpose(builder.reshape(x, [outer, *split]), [0, 3, 1, 2] if behind == 1 else [0, 2, 1, 3])
+            outer = _times(outer, axis.block)
+        inner = inner * lengths[place]
+    return x, lengths
 
 
-def join_phases(builder: Builder, y: Tensor, layout: Layout, lengths: Sequence[Extent], *, batch: int) -> Tensor:
-    """[N, b1, .., O, Q1, ..] -> [N, O, Ho1, ..]; `batch` is the place of N among the phases (0: before, else after)."""
-    phases, samples = _places(layout)
-    count = len(phases)
-    # where the joined order [N, O, Q1, b1, Q2, ..] finds its axes in the tensor
-    first = 1 if batch == 0 else 0
-    source = {0: 0 if batch == 0 else count, 1: count + 1}
-    source |= {place: first + i for i, place in enumerate(phases)}
-    source |= {place: count + 2 + i for i, place in enumerate(samples)}
-    return merge(builder, builder.transpose(y, [source[place] for place in range(len(y.shape))]), layout, lengths)
+def join_phases(
+    builder: Builder,
+    y: Tensor,
+    layout: Layout,
+    lengths: Sequence[Extent],
+    outputs: Extent,
+    how: str = "depth",
+    *,
+    batch_last: bool = False,
+) -> Tensor:
+    """[N, b1, .., O, Q1, ..] in memory, in whatever shape -> [N, O, Ho1, ..]; `batch_last`: from [b1, .., N, O, ..]."""
+    if how == "reshape" or len(layout.axes) == 1:
+        phases, samples = _places(layout)
+        count, front = len(phases), [INFER, *layout.blocks]
+        apart = builder.reshape(y, [*(front[1:] + front[:1] if batch_last else front), outputs, *lengths])
+        # where the joined order [N, O, Q1, b1, Q2, ..] finds its axes in the tensor
+        source = {0: count if batch_last else 0, 1: count + 1}
+        source |= {place: i + (not batch_last) for i, place in enumerate(phases)}
+        source |= {place: count + 2 + i for i, place in enumerate(samples)}
+        y = builder.transpose(apart, [source[place] for place in range(len(apart.shape))])
+        return merge(builder, y, layout, lengths)
+    for place in reversed(layout.split):
+        block, behind = layout.axes[place].block, _cells(layout, lengths, place + 1)
+        outer: Extent = product(axis.block for axis in layout.axes[:place]) if batch_last else INFER
+        inner: Extent = INFER if batch_last else outputs
+        for length in lengths[: place + (behind != 1)]:
+            inner = _times(inner, length)
+        apart = builder.reshape(y, [outer, block, inner, lengths[place] if behind == 1 else behind])
+        y = builder.transpose(apart, [0, 2, 3, 1] if behind == 1 else [0, 2, 1, 3])
+    return merge(builder, y, layout, lengths, [INFER, outputs])
 
 
-def from_channels(builder: Builder, y: Tensor, layout: Layout, outputs: Extent, block: int | None) -> Tensor:
+def _outer(builder: Builder, x: Tensor) -> Extent:
+    """Return the batch of a tensor, `INFER` where it is the only size that is not known."""
+    known = all(isinstance(size, int) for size in x.shape[1:])
+    return INFER if x.shape[0] is None and known else builder.extent(x, 0)
+
+
+def _times(one: Extent, other: Extent) -> Extent:
+    return INFER if INFER in (one, other) else one * other
+
+
+def _cells(layout: Layout, lengths: Sequence[Extent], start: int) -> Extent:
+    """Return how many cells the axes from `start` on have together."""
+    cells: Extent = 1
+    for length, axis in zip(lengths[start:], layout.axes[start:], strict=True):
+        cells = length * axis.block * cells
+    return cells
+
+
+def from_channels(builder: Builder, y: Tensor, layout: Layout, outputs: Extent, block: int | None, how: str) -> Tensor:
     """[N, b1*..*O, Q1, ..] -> [N, O, Ho1, ..]; `block`: that of SpaceToDepth, where the phases were made by it."""
     if block is not None:
         return crop(builder, builder.depth_to_space(y, block), layout)
-    lengths = sizes(builder, y, layout)
-    apart = builder.reshape(y, [INFER, *layout.blocks, outputs, *lengths])
-    return join_phases(builder, apart, layout, lengths, batch=0)
+    return join_phases(builder, y, layout, sizes(builder, y, layout), outputs, how)
 
 
-def merge(builder: Builder, apart: Tensor, layout: Layout, lengths: Sequence[Extent]) -> Tensor:
-    """[N, O, Q1, b1, ..] -> [N, O, Ho1, ..]."""
+def merge(
+    builder: Builder, apart: Tensor, layout: Layout, lengths: Sequence[Extent], front: Sequence[Extent] = (0, 0)
+) -> Tensor:
+    """[N, O, Q1, b1, ..] -> [N, O, Ho1, ..]; `front`: the sizes of batch and channels where they stand otherwise."""
     merged = [length * axis.block for length, axis in zip(lengths, layout.axes, strict=True)]
-    return crop(builder, builder.reshape(apart, [0, 0, *merged]), layout)
+    return crop(builder, builder.reshape(apart, [*front, *merged]), layout)
 
 
 def crop(builder: Builder, y: Tensor, layout: Layout) -> Tensor:

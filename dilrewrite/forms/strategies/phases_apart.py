@@ -51,7 +51,7 @@ class PhasesApart(Strategy):
         if not plan.leave.blocks:
             return done[0]
         y = builder.concat(done, 1)
-        return _phases.from_channels(builder, y, plan.leave, builder.extent(done[0], 1), block)
+        return _phases.from_channels(builder, y, plan.leave, builder.extent(done[0], 1), block, self.layout)
 
     @staticmethod
     def _of_channels(builder: Builder, x: Tensor, block: int) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from dilrewrite.forms.builder import INFER, Builder, Tensor
+from dilrewrite.forms.builder import Builder, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, Limit, product
 from dilrewrite.forms.strategies import Strategy, _phases
 
@@ -43,12 +43,10 @@ class SliceToBatch(Strategy):
         for step in [together] if few else [{place: together[place]} for place in reversed(together)]:
             x = builder.concat([_phases.phase(builder, x, step, each) for each in _phases.residues(step)], 0)
         y = builder.conv(x, plan.window)
-        blocks = plan.leave.blocks
-        if not blocks:
+        if not plan.leave.blocks:
             return y
         lengths = _phases.sizes(builder, y, plan.leave)
-        apart = builder.reshape(y, [*blocks, INFER, builder.extent(y, 1), *lengths])
-        return _phases.join_phases(builder, apart, plan.leave, lengths, batch=len(blocks))
+        return _phases.join_phases(builder, y, plan.leave, lengths, builder.extent(y, 1), batch_last=True)
 
 
 STRATEGY = SliceToBatch()

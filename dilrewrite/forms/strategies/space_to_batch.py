@@ -15,8 +15,8 @@ from dilrewrite.forms.strategies import Strategy, _phases
 class SpaceToBatch(Strategy):
     """[N, C, H, W] -> [N*b*b, C, M, M], Conv, and back. In the 2016 benchmark: Batchroll DCD.
 
-    Square 2-D blocks go through SpaceToDepth and a free Reshape, everything else through Reshape and Transpose.
-    The weights stay untouched. `max_dilation`: dilations up to it may remain in the Conv.
+    Square 2-D blocks go through SpaceToDepth and a free Reshape, everything else through a Transpose for each axis.
+    The weights stay untouched. `max_dilation`: dilations up to it may remain in the Conv. `layout`: see `LAYOUTS`.
     """
 
     max_dilation: Limit = 1
@@ -43,7 +43,7 @@ class SpaceToBatch(Strategy):
             deep = builder.space_to_depth(x, block)
             phases = builder.reshape(deep, [builder.batch(times), channels, 0, 0])
         else:
-            first, lengths = _phases.phases_first(builder, x, plan.enter)
+            first, lengths = _phases.phases_first(builder, x, plan.enter, self.layout)
             phases = builder.reshape(first, [builder.batch(times), channels, *lengths])
         y = builder.conv(phases, plan.window)
         outputs = builder.extent(y, 1)
@@ -51,8 +51,7 @@ class SpaceToBatch(Strategy):
             deep = builder.reshape(y, [INFER, outputs * times, 0, 0])
             return _phases.crop(builder, builder.depth_to_space(deep, block), plan.leave)
         lengths = _phases.sizes(builder, y, plan.leave)
-        apart = builder.reshape(y, [INFER, *blocks, outputs, *lengths])
-        return _phases.join_phases(builder, apart, plan.leave, lengths, batch=0)
+        return _phases.join_phases(builder, y, plan.leave, lengths, outputs, self.layout)
 
 
 STRATEGY = SpaceToBatch()

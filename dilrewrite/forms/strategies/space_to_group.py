@@ -16,8 +16,9 @@ from dilrewrite.forms.strategies import Strategy, _phases
 class SpaceToGroup(Strategy):
     """SpaceToDepth, a Conv with group * b * b and repeated weights, DepthToSpace.
 
-    Square 2-D blocks go through SpaceToDepth, everything else through Reshape and Transpose. Refuses where the repeated
-    weights would exceed `limit_mb` MiB. `max_dilation`: dilations up to it may remain in the Conv.
+    Square 2-D blocks go through SpaceToDepth, everything else through a Transpose for each axis. Refuses where the
+    repeated weights would exceed `limit_mb` MiB. `max_dilation`: dilations up to it may remain in the Conv. `layout`:
+    see `LAYOUTS`.
     """
 
     max_dilation: Limit = 1
@@ -55,7 +56,7 @@ class SpaceToGroup(Strategy):
         if block is not None:
             phases = builder.space_to_depth(x, block)
         else:
-            first, lengths = _phases.phases_first(builder, x, plan.enter)
+            first, lengths = _phases.phases_first(builder, x, plan.enter, self.layout)
             phases = builder.reshape(first, [builder.batch(), builder.extent(x, 1) * times, *lengths])
         outputs = geometry.out_channels
         assert outputs is not None, "refused above"
@@ -67,7 +68,7 @@ class SpaceToGroup(Strategy):
             weight=[RepeatOutputs(times)],
             bias_times=times,
         )
-        return _phases.from_channels(builder, y, plan.leave, outputs, block)
+        return _phases.from_channels(builder, y, plan.leave, outputs, block, self.layout)
 
 
 STRATEGY = SpaceToGroup()

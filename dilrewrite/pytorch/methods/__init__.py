@@ -16,7 +16,7 @@ from dilrewrite.discover import discover
 from dilrewrite.errors import UsageError, choices
 from dilrewrite.forms.fragment import Fragment
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.forms.strategies import Refusal, plan, strategies, with_layout
 from dilrewrite.pytorch.fragments import OPSET, program
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class FromStrategy:
         return program(fragment).run
 
     def _plan(self, geometry: ConvGeometry) -> Fragment | Refusal:
-        return plan(self.name, strategies()[self.name], geometry, OPSET)
+        return plan(self.name, with_layout(strategies()[self.name], "reshape"), geometry, OPSET)
 
 
 @functools.cache

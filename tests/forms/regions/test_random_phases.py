@@ -8,7 +8,8 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from dilrewrite.forms.fragment import Fragment, Node
-from dilrewrite.forms.regions import region_forms
+from dilrewrite.forms.regions.phase_region import PhaseRegion
+from dilrewrite.forms.strategies._phases import LAYOUTS
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
 from dilrewrite.splice.rewrite import rewrite
@@ -18,27 +19,27 @@ from tests.sites.test_chains import run
 SIZES = {1: 30, 2: 30, 3: 16}
 
 
-def planned(model: ModelProto) -> dict[tuple[object, ...], list[tuple[Site, Fragment]]]:
+def planned(model: ModelProto, layout: str = "depth") -> dict[tuple[object, ...], list[tuple[Site, Fragment]]]:
     """Return the regions of phases of a model with their fragments, by block and by the blocks inside."""
     plans: dict[tuple[object, ...], list[tuple[Site, Fragment]]] = {}
     for site in find(model, regions=True).regions:
         chain = site.meaning
         if not chain.block:
             continue
-        fragment = region_forms()["phase_region"].fragment(chain, site.opset)
+        fragment = PhaseRegion(layout=layout).fragment(chain, site.opset)
         if isinstance(fragment, Fragment):
             fragment.check()
             plans.setdefault((chain.block, *(block for block, _ in chain.nests)), []).append((site, fragment))
     return plans
 
 
-def compared(net: Flat, size: int, *, unknown: bool) -> Counter[str]:
+def compared(net: Flat, size: int, *, unknown: bool, layout: str = "depth") -> Counter[str]:
     """Rewrite a random network in every way that is found; count its chains, and whether outputs differ."""
     model = net.model(size, unknown=unknown)
     feeds = net.feeds(model)
     wanted = run(model, feeds)
     total: Counter[str] = Counter()
-    for way, edits in planned(model).items():
+    for way, edits in planned(model, layout).items():
         while edits:  # nested regions of one way may be over the same nodes
             taken: list[tuple[Site, Fragment]] = []
             for site, fragment in edits:
@@ -60,7 +61,7 @@ def compared(net: Flat, size: int, *, unknown: bool) -> Counter[str]:
 
 def grown(seed: int) -> Counter[str]:
     rank = (1, 2, 2, 3)[seed % 4]
-    return compared(Flat(seed, rank), 8 + seed % SIZES[rank], unknown=seed % 3 == 0)
+    return compared(Flat(seed, rank), 8 + seed % SIZES[rank], unknown=seed % 3 == 0, layout=LAYOUTS[seed // 3 % 3])
 
 
 @pytest.mark.grid(8)
