@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from onnx import ModelProto
 
 from dilrewrite.forms.chain import Chain
 from dilrewrite.forms.fragment import Fragment
-from dilrewrite.forms.regions import region_forms
-from dilrewrite.forms.strategies import Refusal, plan, strategies
+from dilrewrite.forms.regions import RegionForm, region_forms
+from dilrewrite.forms.strategies import Refusal, Strategy, plan, strategies, with_layout
 from dilrewrite.model.tensors import Model, read_tensor
 from dilrewrite.sites import Found, Site
 from dilrewrite.sites.find import find
@@ -30,23 +31,26 @@ class Version:
     regions: int = 0
 
 
-def versions(model: Model, found: Found, refused: dict[str, str]) -> Iterator[Version]:
+def versions(model: Model, found: Found, refused: dict[str, str], layout: str = "depth") -> Iterator[Version]:
     """The original, and the model with every site rewritten by each strategy; sites that it refuses stay.
+
+    `layout`: how phases are made.
 
     Strategies that refuse every site go to `refused`, with the first reason.
     """
     yield Version(name="original", proto=model.proto, rewritten=0)
     for name in strategies():
-        edits = _per_site(found, name, refused) if name != "keep" else []
+        edits = _per_site(found, name, refused, layout) if name != "keep" else []
         if edits:
             refused.pop(name, None)
             yield Version(name=name, proto=_written(model, found, edits), rewritten=len(edits))
 
 
-def _per_site(found: Found, name: str, refused: dict[str, str]) -> list[tuple[Site, Fragment]]:
+def _per_site(found: Found, name: str, refused: dict[str, str], layout: str) -> list[tuple[Site, Fragment]]:
+    form = with_layout(strategies()[name], layout)
     edits: list[tuple[Site, Fragment]] = []
     for site in found.sites:
-        planned = plan(name, strategies()[name], site.geometry, site.opset, storage=site.storage)
+        planned = plan(name, form, site.geometry, site.opset, storage=site.storage)
         if isinstance(planned, Refusal):
             refused.setdefault(name, planned.reason)
         else:
@@ -54,7 +58,7 @@ def _per_site(found: Found, name: str, refused: dict[str, str]) -> list[tuple[Si
     return edits
 
 
-def region_versions(model: Model, refused: dict[str, str]) -> Iterator[Version]:
+def region_versions(model: Model, refused: dict[str, str], layout: str = "depth") -> Iterator[Version]:
     """The model with its regions lifted, and in phases: of the block that serves most Convs, and of the largest one.
 
     In phases each once (`2x2`), and until no dilation is left: what is split by two is split inside once more
@@ -66,16 +70,16 @@ def region_versions(model: Model, refused: dict[str, str]) -> Iterator[Version]:
     for site in found.regions:
         by_block.setdefault(_chain(site).block, []).append(site)
     if () in by_block:
-        yield from _as_regions(model, found, by_block.pop(()), refused)
+        yield from _as_regions(model, found, by_block.pop(()), refused, layout)
     for block in dict.fromkeys((next(iter(by_block)), max(by_block))) if by_block else ():
         once = _apart([site for site in by_block[block] if not _chain(site).nests])
         nodes = {(site.scope, site.nodes): site for site in by_block[block]}  # what is split again comes last
         inside = _apart(list(nodes.values()))
-        yield from _as_regions(model, found, once, refused)
-        for version in _as_regions(model, found, inside, refused):
+        yield from _as_regions(model, found, once, refused, layout)
+        for version in _as_regions(model, found, inside, refused, layout):
             again = dataclasses.replace(model, proto=version.proto, path=None)
             left = find(version.proto)
-            rest = _per_site(left, "space_to_batch", {})
+            rest = _per_site(left, "space_to_batch", {}, layout)
             if rest:
                 proto = _written(again, left, rest)
                 yield dataclasses.replace(version, name=f"{version.name} + space_to_batch", proto=proto)
@@ -95,10 +99,13 @@ def _apart(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site in found]
 
 
-def _as_regions(model: Model, found: Found, sites: Sequence[Site], refused: dict[str, str]) -> Iterator[Version]:
+def _as_regions(
+    model: Model, found: Found, sites: Sequence[Site], refused: dict[str, str], layout: str
+) -> Iterator[Version]:
     """The model with the regions of one block that are not refused, if there are any."""
     form = "phase_region" if _chain(sites[0]).block else "lift_region"
-    planned = [(site, region_forms()[form].fragment(_chain(site), site.opset)) for site in sites]
+    maker = cast("RegionForm", with_layout(cast("Strategy", region_forms()[form]), layout))
+    planned = [(site, maker.fragment(_chain(site), site.opset)) for site in sites]
     edits = [(site, fragment) for site, fragment in planned if isinstance(fragment, Fragment)]
     if not edits:
         refused.setdefault(form, next(no.reason for _, no in planned if isinstance(no, Refusal)))

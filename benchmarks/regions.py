@@ -67,15 +67,15 @@ def entries(options: argparse.Namespace) -> Iterator[tuple[str, Model, tuple[str
         yield STAGE.stem, load(STAGE), ()
 
 
-def every_version(model: Model, refused: dict[str, str]) -> Iterator[Version]:
-    """The versions that are timed."""
+def every_version(model: Model, refused: dict[str, str], layout: str) -> Iterator[Version]:
+    """The versions that are timed, with phases made in the way of `layout`."""
     found = find(model.proto)
     rank = max((len(site.geometry.kernel) for site in found.sites), default=1)
     forms = SITE_FORMS[min(rank, 2)]
     some: dict[str, str] = {}
-    yield from (version for version in versions(model, found, some) if version.name in forms)
+    yield from (version for version in versions(model, found, some, layout) if version.name in forms)
     refused.update((form, why) for form, why in some.items() if form in forms)
-    yield from region_versions(model, refused)
+    yield from region_versions(model, refused, layout)
 
 
 def measured(
@@ -92,7 +92,7 @@ def measured(
     refused: dict[str, str] = {}
     try:
         original.choose_inputs(meter)
-        for version in every_version(model, refused):
+        for version in every_version(model, refused, backend.layout):
             row = {
                 "model": name,
                 "sites": len(found.sites),

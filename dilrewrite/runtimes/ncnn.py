@@ -69,8 +69,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Ncnn(TimedBackend):
     """ncnn on the CPU (https://github.com/Tencent/ncnn), by its Python package; pnnx converts.
 
-    Its 3x3 Convs are slower where they are dilated. Phases gain nothing by that: in 2-D they do not load, for want of a
-    DepthToSpace in the mode DCR, and in 1-D the layout costs more than ten times the Conv.
+    Its 3x3 Convs are slower where they are dilated, and it has no batch axis: phases gain by that in Convs of their own
+    only (`phases_apart`), from some hundred channels on. In 1-D the layout costs more than ten times the Conv.
 
     `precision`: what it may store and compute float32 in; its own default is f16. `winograd`, `sgemm`: whether Convs
     may run by Winograd's method and by a matrix product, as they may unless told otherwise.
@@ -78,6 +78,13 @@ class Ncnn(TimedBackend):
 
     name: ClassVar = "ncnn"
     layout_ranks: ClassVar = frozenset({1, 2})
+    layout: ClassVar = "axes"
+    forms: ClassVar = (
+        "tap_prune",
+        "lift",
+        "tap_zones",
+        "phases_apart:layout=axes",
+    )  # first, as most others do not load
     dilation_costs: ClassVar = False
 
     precision: str = "f32"

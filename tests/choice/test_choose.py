@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dilrewrite.choice import choose
+from dilrewrite.choice.decide import Decider
 from dilrewrite.choice.reason import Reason, Why
 from dilrewrite.forms.strategies import parse, strategies
+from dilrewrite.options import CommandOptions
+from dilrewrite.proof.carve import Source
+from dilrewrite.runtimes import TimedBackend
+from dilrewrite.runtimes.ncnn import Ncnn
+from dilrewrite.runtimes.opencv_dnn import OpenCvDnn
 from dilrewrite.sites import Site
 from dilrewrite.sites.find import find
+from dilrewrite.tensorrt.backend import TensorRt
 from dilrewrite.timing.outcome import FormTiming, Outcome, outcome
 from dilrewrite.timing.stopwatch import Comparison, Timing
 from tests import models_for_tests as tiny
@@ -324,3 +332,29 @@ def test_unknown_sizes_are_assumed() -> None:
     assert choose.assumed(wide.geometry).extents == (4 * wide.geometry.span(0),)
     (known,) = sites(tiny.conv1d(length=64)).values()
     assert choose.assumed(known.geometry) == known.geometry
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout"), [(OpenCvDnn(), "axes"), (Ncnn(), "axes"), (TensorRt(), "reshape")], ids=["cv", "ncnn", "trt"]
+)
+def test_phases_are_made_as_the_runtime_likes_them(backend: TimedBackend, layout: str) -> None:
+    """SpaceToDepth is slow on OpenCV, and ncnn has none; a GPU moves all axes at once."""
+    model = tiny.build(
+        [
+            tiny.conv_node("x", "a", dilations=[2, 2], pads=[2] * 4, name="c"),
+            tiny.helper.make_node("Relu", ["a"], ["b"]),
+            tiny.conv_node("b", "y", dilations=[2, 2], pads=[2] * 4, name="d"),
+        ],
+        {"x": [1, 8, 12, 12]},
+        {"y": [1, 8, 12, 12]},
+        {"w": tiny.values(8, 8, 3, 3)},
+    )
+    options = CommandOptions.of()
+    decider = Decider(options.scope, options.proving, Source(model), runtime=backend)
+    found = find(model, regions=True)
+    region = next(one for one in found.regions if one.meaning.block)
+    made = [*decider.planner.candidates(found.sites[0])[0], *decider.region_planner.candidates(region)[0]]
+    spelled = {one.strategy: one.spelling for one in made}
+    for name in ("space_to_batch", "space_to_group", "phases_apart", "phase_region"):
+        assert f"layout={layout}" in spelled[name]
+    assert not [one.strategy for one in made if re.search("SpaceToDepth|DepthToSpace", repr(one.fragment.steps))]

@@ -205,6 +205,17 @@ def test_operators_that_ncnn_does_not_take_are_named() -> None:
         outputs(plane(back, made="t"), X)
 
 
+def test_phases_run_each_in_a_conv_of_its_own(tmp_path: Path) -> None:
+    """By Transposes of four axes, the batch in front: it is of one image, and ncnn has no axis for it."""
+    given, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(plane(made="a"), given)
+    dilrewrite.optimize(given, out, strategy="phases_apart:layout=axes", budget=0)
+    written = onnx.load(out)
+    assert [node.op_type for node in written.graph.node].count("Conv") == 4
+    got, expected = outputs(written, X)["a"], wanted(plane(made="a"), X)["a"]
+    assert np.max(np.abs(got - expected)) <= TOLERANCE * np.max(np.abs(expected))
+
+
 def test_a_batch() -> None:
     feeds = {"x": values(3, 8, 12, 12)}
     proto = plane(made="a", batch=3)
@@ -276,6 +287,7 @@ def turned(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_form_that_pnnx_gets_wrong_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As fast as it may seem: the model is right, and what else there is stays to be chosen from."""
     monkeypatch.setattr(Comparison, "faster", property(lambda _: True))
+    monkeypatch.setattr(runtime.Ncnn, "layout", "depth")
     monkeypatch.setattr(decide, "strategies", lambda: {name: strategies()[name] for name in ("keep", "space_to_group")})
     given, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
     onnx.save(plane(made="a"), given)

@@ -170,8 +170,14 @@ def _places(layout: Layout) -> tuple[list[int], list[int]]:
     return [samples[place] + 1 for place in layout.split], samples
 
 
-def phases_first(builder: Builder, x: Tensor, layout: Layout, how: str = "depth") -> tuple[Tensor, list[Extent]]:
-    """[N, C, M1*b1, ..] -> [N, b1, .., C, M1, ..] in memory, in whatever shape; also returns the samples per phase."""
+def phases_first(
+    builder: Builder, x: Tensor, layout: Layout, how: str = "depth", *, in_batch: bool = True
+) -> tuple[Tensor, list[Extent]]:
+    """[N, C, M1*b1, ..] -> [N, b1, .., C, M1, ..] in memory, in whatever shape; also returns the samples per phase.
+
+    `in_batch`: the phases are to be batch entries. Else each runtime takes the batch for what it is, as some have none,
+    and the order of the phases is any that `from_channels` takes.
+    """
     lengths = sizes(builder, x, layout)
     if how == "reshape" or len(layout.axes) == 1:
         apart = builder.reshape(x, [0, 0, *interleaved(lengths, layout)])
@@ -183,7 +189,7 @@ def phases_first(builder: Builder, x: Tensor, layout: Layout, how: str = "depth"
             behind = _cells(layout, lengths, place + 1)
             split = [inner, lengths[place], axis.block] if behind == 1 else [inner * lengths[place], axis.block, behind]
             x = builder.transpose(builder.reshape(x, [outer, *split]), [0, 3, 1, 2] if behind == 1 else [0, 2, 1, 3])
-            outer = _times(outer, axis.block)
+            outer, inner = (_times(outer, axis.block), inner) if in_batch else (outer, inner * axis.block)
         inner = inner * lengths[place]
     return x, lengths
 
@@ -197,8 +203,12 @@ def join_phases(
     how: str = "depth",
     *,
     batch_last: bool = False,
+    in_batch: bool = True,
 ) -> Tensor:
-    """[N, b1, .., O, Q1, ..] in memory, in whatever shape -> [N, O, Ho1, ..]; `batch_last`: from [b1, .., N, O, ..]."""
+    """[N, b1, .., O, Q1, ..] in memory, in whatever shape -> [N, O, Ho1, ..]; `batch_last`: from [b1, .., N, O, ..].
+
+    `in_batch`: as in `phases_first`.
+    """
     if how == "reshape" or len(layout.axes) == 1:
         phases, samples = _places(layout)
         count, front = len(phases), [INFER, *layout.blocks]
@@ -213,6 +223,8 @@ def join_phases(
         block, behind = layout.axes[place].block, _cells(layout, lengths, place + 1)
         outer: Extent = product(axis.block for axis in layout.axes[:place]) if batch_last else INFER
         inner: Extent = INFER if batch_last else outputs
+        if not in_batch:
+            inner = inner * product(axis.block for axis in layout.axes[:place])
         for length in lengths[: place + (behind != 1)]:
             inner = _times(inner, length)
         apart = builder.reshape(y, [outer, block, inner, lengths[place] if behind == 1 else behind])
@@ -242,7 +254,7 @@ def from_channels(builder: Builder, y: Tensor, layout: Layout, outputs: Extent, 
     """[N, b1*..*O, Q1, ..] -> [N, O, Ho1, ..]; `block`: that of SpaceToDepth, where the phases were made by it."""
     if block is not None:
         return crop(builder, builder.depth_to_space(y, block), layout)
-    return join_phases(builder, y, layout, sizes(builder, y, layout), outputs, how)
+    return join_phases(builder, y, layout, sizes(builder, y, layout), outputs, how, in_batch=False)
 
 
 def merge(

@@ -8,6 +8,7 @@ from typing import final
 
 from dilrewrite.forms.builder import Builder, Cut, Tensor
 from dilrewrite.forms.geometry import ConvGeometry, Limit, product
+from dilrewrite.forms.layout import Layout
 from dilrewrite.forms.strategies import Strategy, _phases
 
 
@@ -18,7 +19,7 @@ class PhasesApart(Strategy):
 
     Square 2-D blocks go through SpaceToDepth and DepthToSpace, everything else, overlapping phases too, is cut out by
     strided Slices. The weights stay untouched and are shared. `max_dilation`: dilations up to it may remain in the
-    Convs. Refuses above `limit_phases` phases.
+    Convs. Refuses above `limit_phases` phases. `layout`: see `LAYOUTS`; by `axes` only overlapping phases are cut out.
     """
 
     max_dilation: Limit = 1
@@ -42,10 +43,13 @@ class PhasesApart(Strategy):
         x = _phases.pad_axes(builder, plan.enter)
         overlap = geometry.overlapping(self.max_dilation) is not None
         block = None if overlap else _phases.by_depth(builder, plan.enter, self.layout)
-        if block is not None:
-            parts = self._of_channels(builder, _phases.thin_axes(builder, x, plan.enter), block)
+        if not plan.enter.blocks:
+            return builder.conv(_phases.thin_axes(builder, x, plan.enter), plan.window)
+        if block is not None or (self.layout == "axes" and not overlap):
+            parts = self._of_channels(builder, _phases.thin_axes(builder, x, plan.enter), plan.enter, block)
         else:
-            axes = {place: axis for place, axis in enumerate(plan.enter.axes) if not axis.idle}
+            split = [(place, axis) for place, axis in enumerate(plan.enter.axes) if not axis.idle]
+            axes = dict(split if self.layout == "reshape" else reversed(split))  # as they are joined
             parts = (_phases.phase(builder, x, axes, residues) for residues in _phases.residues(axes))
         done = [builder.conv(part, plan.window) for part in parts]
         if not plan.leave.blocks:
@@ -54,11 +58,15 @@ class PhasesApart(Strategy):
         return _phases.from_channels(builder, y, plan.leave, builder.extent(done[0], 1), block, self.layout)
 
     @staticmethod
-    def _of_channels(builder: Builder, x: Tensor, block: int) -> Iterator[Tensor]:
-        """Split what SpaceToDepth makes into its phases, each a run of channels."""
+    def _of_channels(builder: Builder, x: Tensor, layout: Layout, block: int | None) -> Iterator[Tensor]:
+        """Bring the phases into the channels, by SpaceToDepth where there is a block, and split them."""
         channels = builder.extent(x, 1)
-        deep = builder.space_to_depth(x, block)
-        for number in range(block * block):
+        if block is not None:
+            deep = builder.space_to_depth(x, block)
+        else:
+            first, lengths = _phases.phases_first(builder, x, layout, "axes", in_batch=False)
+            deep = builder.reshape(first, [builder.batch(), channels * layout.phases, *lengths])
+        for number in range(layout.phases):
             yield builder.slice(deep, {1: Cut(channels * number, channels * (number + 1))})
 
 

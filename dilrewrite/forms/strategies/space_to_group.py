@@ -56,7 +56,7 @@ class SpaceToGroup(Strategy):
         if block is not None:
             phases = builder.space_to_depth(x, block)
         else:
-            first, lengths = _phases.phases_first(builder, x, plan.enter, self.layout)
+            first, lengths = _phases.phases_first(builder, x, plan.enter, self.layout, in_batch=False)
             phases = builder.reshape(first, [builder.batch(), builder.extent(x, 1) * times, *lengths])
         outputs = geometry.out_channels
         assert outputs is not None, "refused above"
