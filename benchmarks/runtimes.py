@@ -8,7 +8,8 @@ result against the original; what is kept is the original, byte for byte, and is
 
 After each row benchmarks/results/runtimes-RUNTIME.json and .md are written. A second call goes on where the first one
 stopped, if the machine, the versions and the budgets are the same; `--again` begins anew. `--until S` begins no row
-after S seconds. `--more N` measures again, with N times the budget, the rows whose budget was too short for any answer.
+after S seconds. `--more N` measures again, with N times the budget, the rows without an answer: their budget was too
+short for any, or noise hid it.
 `--table` measures nothing and writes the table of all runtimes that have results, also into docs/performance.md.
 """
 
@@ -196,7 +197,7 @@ def measure(backend: TimedBackend, options: argparse.Namespace) -> None:
     rows = rows_until_now(name, now, options.again)
     about = now if not rows else {**json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["about"]}
     places = {row["key"]: place for place, row in enumerate(rows)}
-    again = {row["key"] for row in rows if options.more != 1 and short(row)}
+    again = {row["key"] for row in rows if options.more != 1 and (short(row) or row["status"] == "inconclusive")}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="dilrewrite-bench-") as folder:
         todo = [entry for entry in entries(options) if entry["key"] not in places or entry["key"] in again]

@@ -95,13 +95,14 @@ def test_it_goes_on_where_it_stopped(
 def test_rows_without_an_answer_get_more_budget(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Those whose budget was over before anything was compared, and no others."""
+    """Those whose budget was over before anything was compared, those that noise hid, and no others."""
     budgets: list[tuple[str, float]] = []
 
     def run(entry: Mapping[str, Any], _: str, __: str, options: argparse.Namespace, ___: Path) -> dict[str, Any]:
         budgets.append((entry["key"], options.budget))
         reasons = ["not measured: budget"] if len(budgets) in (2, 3) else ["the best other form, lift, is slower"]
-        return found(None, reasons=[*reasons, *(["cannot matter"] if len(budgets) == 3 else [])])
+        status = "inconclusive" if len(budgets) == 4 else "kept"
+        return found(None, status=status, reasons=[*reasons, *(["cannot matter"] if len(budgets) == 3 else [])])
 
     def call(*arguments: str) -> list[Any]:
         monkeypatch.setattr(sys, "argv", ["runtimes.py", "onnxruntime_cpu", "--only", "HiFi-GAN", *arguments])
@@ -110,6 +111,6 @@ def test_rows_without_an_answer_get_more_budget(
         return [script.said(row) + script.marks(row) for row in rows]
 
     monkeypatch.setattr(script, "run", run)
-    assert call() == ["kept", "budget too short", "kept", "kept"]
-    assert call("--more", "4") == ["kept", "kept (4 x budget)", "kept", "kept"]
-    assert budgets[4:] == [(budgets[1][0], 48.0)]
+    assert call() == ["kept", "budget too short", "kept", "inconclusive"]
+    assert call("--more", "4") == ["kept", "kept (4 x budget)", "kept", "kept (4 x budget)"]
+    assert budgets[4:] == [(budgets[1][0], 48.0), (budgets[3][0], 48.0)]
