@@ -42,7 +42,7 @@ def models(options: Row) -> dict[str, Callable[[], Any]]:
 
 def versions_of(proto: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """The versions of a chain as models, the original first, and why forms refuse it."""
-    from _versions import region_versions, versions
+    from _versions import AT_ONCE, region_versions, versions
 
     from dilrewrite.model.tensors import Model
     from dilrewrite.sites.find import find
@@ -52,10 +52,10 @@ def versions_of(proto: Any) -> tuple[dict[str, Any], dict[str, str]]:
     rank = max((len(site.geometry.kernel) for site in found.sites), default=1)
     forms = ("original", *SITE_FORMS[min(rank, 2)])
     some: dict[str, str] = {}
-    made = {version.name: version.proto for version in versions(model, found, some) if version.name in forms}
+    made = {version.name: version.proto for version in versions(model, found, some, AT_ONCE) if version.name in forms}
     refused.update({form: f"refuses: {why}" for form, why in some.items() if form in forms})
     lacks: dict[str, str] = {}
-    made |= {version.name: version.proto for version in region_versions(model, lacks)}
+    made |= {version.name: version.proto for version in region_versions(model, lacks, AT_ONCE)}
     return made, {**refused, **{form: f"refuses: {why}" for form, why in lacks.items()}}
 
 

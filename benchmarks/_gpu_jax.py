@@ -37,7 +37,7 @@ from dilrewrite.forms.fragment import (
     TakeTaps,
     TapsToInputs,
 )
-from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.forms.strategies import plan, strategies, with_layout
 from dilrewrite.pytorch.fragments import OPSET
 from dilrewrite.timing.stopwatch import turns
 
@@ -90,7 +90,7 @@ def form_of(conv: Conv, name: str) -> Callable[[Any, Any], Any]:
         begins = conv.pads[0] if name == "keep" else [pad // 2 for pad in whole]
         pads = [(begin, all_ - begin) for begin, all_ in zip(begins, whole, strict=True)]
         return lambda x, weight: convolution(x, weight, (1,) * geometry.rank, pads, dilations, conv.group)
-    fragment = plan(name, strategies()[name], geometry, OPSET)
+    fragment = plan(name, with_layout(strategies()[name], "reshape"), geometry, OPSET)
     if not isinstance(fragment, Fragment):
         raise NotImplementedError(str(fragment))
     return functools.partial(_run, fragment)

@@ -31,7 +31,7 @@ import numpy as np
 from _common import retyped, table
 from _convs import CONVS, Conv, in_turn
 from _gpu_plan import Row, wanted
-from _versions import versions
+from _versions import AT_ONCE, forms_by, versions
 from geometries import model as geometry_model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -359,7 +359,7 @@ def check(
         proto, x = retyped(proto, "float16"), x.astype(np.float16)
     found = find(proto)
     (site,) = found.sites
-    offered, refused = choose.candidates(site, strategies())
+    offered, refused = choose.candidates(site, forms_by(AT_ONCE))
     rows += [{"form": one.strategy, "not_run": f"refuses: {one.reason}"} for one in refused]
     for one in sorted(offered, key=lambda one: one.strategy != "keep"):
         name, made = one.strategy, proto
@@ -443,7 +443,7 @@ def sweep(conv: Conv, precision: str, meter: Meter, until: float, seconds: float
     if precision == "fp16":
         proto = retyped(proto, "float16")
     (site,) = find(proto).sites
-    offered, refused = choose.candidates(site, strategies())
+    offered, refused = choose.candidates(site, forms_by(AT_ONCE))
     work = next((one.multiply_adds for one in offered if one.strategy == "keep"), 0)
     wanted = choose.distinct([one for one in offered if one.strategy != "keep"])
     forms = []
@@ -530,7 +530,7 @@ def whole_model(
     model = load(path)
     found = find(model.proto)
     tasks = [(choice, Runnable(model=scratch / CHOSEN))] if "chosen" in choice else []
-    for one in sorted(versions(model, found, {}), key=lambda one: _estimate(found, one.name)):
+    for one in sorted(versions(model, found, {}, AT_ONCE), key=lambda one: _estimate(found, one.name)):
         if one.name != "original":
             row = {"form": one.name, "sites": len(found.sites), "rewritten": one.rewritten}
             tasks.append((row, Runnable(model=one.proto.SerializeToString())))
@@ -559,7 +559,7 @@ def _estimate(found: Found, name: str) -> tuple[bool, float]:
     """The order in which strategies are timed: those for finite inputs only last, the cheapest by estimate first."""
     costs = 0.0
     for site in found.sites:
-        offered = {one.strategy: one.cost for one in choose.candidates(site, strategies())[0]}
+        offered = {one.strategy: one.cost for one in choose.candidates(site, forms_by(AT_ONCE))[0]}
         costs += offered.get(name, offered.get("keep", 0.0))
     return name in strategies() and strategies()[name].finite_inputs_only, costs
 
@@ -602,7 +602,7 @@ def placements(backend: TimedBackend) -> Iterator[Task]:
 
             feeds = feeds_of(path, shapes)
             model = load(path)
-            for one in versions(model, find(model.proto), {}):
+            for one in versions(model, find(model.proto), {}, AT_ONCE):
                 if time.monotonic() >= until:
                     rows.append({"form": one.name, "not_run": BUDGET})
                     continue

@@ -22,7 +22,7 @@ from _gpu_rows import APART, judged
 
 from dilrewrite.forms.fragment import Refusal
 from dilrewrite.forms.geometry import ConvGeometry
-from dilrewrite.forms.strategies import plan, strategies
+from dilrewrite.forms.strategies import plan, strategies, with_layout
 from dilrewrite.pytorch.fragments import OPSET
 from dilrewrite.pytorch.methods import method, methods, prepare
 
@@ -128,7 +128,7 @@ def refusal(conv: Conv, name: str) -> str | None:
     why = method(name).refusal(geometry)
     if why is not None:
         return f"refuses: {why}"
-    fragment = plan(name, strategies()[name], geometry, OPSET) if name in strategies() else None
+    fragment = plan(name, with_layout(strategies()[name], "reshape"), geometry, OPSET) if name in strategies() else None
     work, own = geometry.multiply_adds(), None
     if fragment is not None and not isinstance(fragment, Refusal):
         own = fragment.multiply_adds

@@ -31,6 +31,15 @@ class Version:
     regions: int = 0
 
 
+AT_ONCE = "reshape"
+"""The layout of phases on GPUs."""
+
+
+def forms_by(layout: str) -> dict[str, Strategy]:
+    """Every form of a Conv, with phases made in the way of `layout`."""
+    return {name: with_layout(strategy, layout) for name, strategy in strategies().items()}
+
+
 def versions(model: Model, found: Found, refused: dict[str, str], layout: str = "depth") -> Iterator[Version]:
     """The original, and the model with every site rewritten by each strategy; sites that it refuses stay.
 
@@ -47,7 +56,7 @@ def versions(model: Model, found: Found, refused: dict[str, str], layout: str = 
 
 
 def _per_site(found: Found, name: str, refused: dict[str, str], layout: str) -> list[tuple[Site, Fragment]]:
-    form = with_layout(strategies()[name], layout)
+    form = forms_by(layout)[name]
     edits: list[tuple[Site, Fragment]] = []
     for site in found.sites:
         planned = plan(name, form, site.geometry, site.opset, storage=site.storage)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from _chains import CHAINS
 from _common import heading, into_docs, marked, retyped, table, write
-from _versions import region_versions, versions
+from _versions import AT_ONCE, region_versions, versions
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dilrewrite import machine
@@ -147,7 +147,7 @@ def of_model(
         return [{"model": path.name, "variant": "original", "status": "refused", "reason": reason}]
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
-    for variant in versions(model, found, refused):
+    for variant in versions(model, found, refused, AT_ONCE):
         row: dict[str, Any] = {
             "model": path.name,
             "variant": variant.name,
@@ -266,7 +266,7 @@ def of_one_conv(library: Library, late: Callable[[], bool]) -> list[dict[str, An
         common = {"rank": rank, "place": place, "kind": kind, "divides": divides}
         refused: dict[str, str] = {}
         first: dict[str, Any] = {}
-        for variant in versions(model, find(proto), refused):
+        for variant in versions(model, find(proto), refused, AT_ONCE):
             if late():
                 rows.append({**common, "variant": variant.name, "status": BUDGET})
                 continue
@@ -295,8 +295,10 @@ def as_regions(
     """The rows of one model: its layers as it is, with a form at every site, and with its regions in another layout."""
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
-    by_site = (each for each in versions(model, find(model.proto), refused) if each.name in ("original", *PER_SITE))
-    for version in (*by_site, *region_versions(model, refused)):
+    by_site = (
+        each for each in versions(model, find(model.proto), refused, AT_ONCE) if each.name in ("original", *PER_SITE)
+    )
+    for version in (*by_site, *region_versions(model, refused, AT_ONCE)):
         for precision, asked in PRECISIONS.items():
             row = {
                 "model": name,
