@@ -34,6 +34,7 @@ from dilrewrite.forms.strategies import (
     plan,
     spelled,
     strategies,
+    with_layout,
 )
 from dilrewrite.model.doubts import POOLS
 from dilrewrite.options import Proving, Scope
@@ -45,6 +46,8 @@ from dilrewrite.sites.find import too_new
 from dilrewrite.splice.editor import Reader
 from dilrewrite.targets import Fit
 from dilrewrite.timing.outcome import Outcome
+
+_LAYOUT = re.compile("[:,]layout=", re.IGNORECASE)
 
 
 def matches(pattern: str | None, node: Site | Skipped) -> bool:
@@ -91,7 +94,12 @@ class Decider:
         self.places = {spelled(*form): place for place, form in enumerate(self.planner.own)}
         self.sandwich_planner = choose.sandwich_planner(limit, layout)
         self.region_planner = choose.region_planner(limit, layout)
-        self.forced = choose.Planner(dict([self._allowed("--strategy", strategy)]), limit) if asked else None
+        self.forced = choose.Planner(dict([self._forced(strategy, layout)]), limit) if asked else None
+
+    def _forced(self, text: str, layout: str) -> tuple[str, Strategy]:
+        """Return the form that `--strategy` names; where it does not say how phases are made, as the runtime has it."""
+        name, strategy = self._allowed("--strategy", text)
+        return name, strategy if _LAYOUT.search(text) else with_layout(strategy, layout)
 
     def _allowed(self, option: str, text: str) -> tuple[str, Strategy]:
         """Return the form that an option names; `UsageError` for one that is not exact, unless that is allowed."""

@@ -219,8 +219,8 @@ def _choosing(job: _Job) -> Choosing:
     proofs = functools.partial(run.clock, "prove")
     read = functools.partial(read_tensor, model)
     judged = job.fitter is None or job.fitter.judged
-    measured = decided is None and judged and options.measuring.seconds > 0
-    runtime = run.device.backend(options.measuring.backend) if measured and job.sites else None
+    name, measured = options.measuring.backend, decided is None and judged and options.measuring.seconds > 0
+    runtime = run.device.backend(name) if job.sites and (measured or name != "auto") else None
     decider = Decider(
         options.scope, options.proving, Source(model.proto), decided,
         around=proofs, read=read, fitter=job.fitter, runtime=runtime,

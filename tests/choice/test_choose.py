@@ -358,3 +358,22 @@ def test_phases_are_made_as_the_runtime_likes_them(backend: TimedBackend, layout
     for name in ("space_to_batch", "space_to_group", "phases_apart", "phase_region"):
         assert f"layout={layout}" in spelled[name]
     assert not [one.strategy for one in made if re.search("SpaceToDepth|DepthToSpace", repr(one.fragment.steps))]
+
+
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ("phases_apart", "phases_apart:layout=axes"),
+        ("phases-apart:limit_phases=4", "phases_apart:limit_phases=4,layout=axes"),
+        ("phases_apart:limit_phases=4,layout=depth", "phases_apart:limit_phases=4"),
+        ("phases_apart:layout=reshape", "phases_apart:layout=reshape"),
+        ("im2col", "im2col"),
+    ],
+)
+def test_a_form_by_hand_is_the_one_that_goes_by_its_name_there(asked: str, written: str) -> None:
+    """Unless the user says how phases are made."""
+    model = tiny.conv2d(dilation=2)
+    options = CommandOptions.of(strategy=asked)
+    decider = Decider(options.scope, options.proving, Source(model), runtime=Ncnn())
+    (site,) = find(model).sites
+    assert [one.spelling for one in decider.consider(site).wanted] == [written]

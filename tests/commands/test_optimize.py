@@ -821,3 +821,18 @@ def test_a_subgraph_is_reached(tmp_path: Path) -> None:
     assert (report.exit_code, report.rewritten) == (0, 2)
     assert dilations(written) == [1, 1]
     assert {site.where for site in report.sites} == {"main/if.then_branch", "main/if.else_branch"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"), [("space_to_batch", "Reshape"), ("space_to_batch:layout=depth", "SpaceToDepth")]
+)
+@pytest.mark.parametrize("budget", [0, 1])
+def test_a_form_by_hand_makes_phases_as_the_runtime_named_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, first: str, budget: int
+) -> None:
+    monkeypatch.setattr("dilrewrite.runtimes.onnxruntime_cpu.OnnxRuntimeCpu.layout", "axes")
+    given, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(tiny.conv2d(dilation=2), given)
+    dilrewrite.optimize(given, out, strategy=asked, backend="onnxruntime_cpu", budget=budget)
+    operators = [node.op_type for node in onnx.load(out).graph.node]
+    assert next(op for op in operators if op in ("Reshape", "SpaceToDepth")) == first
