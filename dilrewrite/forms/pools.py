@@ -99,7 +99,8 @@ class KeepPool(Strategy):
 class _Part:
     """One phase of an axis: the samples `start`, `start + step`, .., and the padding of the pooling around them.
 
-    `empty`: there is none, so it gets one. `short`: how many outputs it lacks of those that every phase is to have,
+    `empty`: there is none, so it gets one. `far`: how many cells it gets at its end in place of padding, of which its
+    own outputs need more than a pooling takes. `short`: how many outputs it lacks of those that every phase is to have,
     below 0 how many it has too many; `None`: that depends on the extent.
     """
 
@@ -107,6 +108,7 @@ class _Part:
     begin: int
     end: int
     empty: bool = False
+    far: int = 0
     short: int | None = None
 
 
@@ -146,11 +148,11 @@ class PhasePools(Strategy):
         blocks = tuple(geometry.phases(axis, self.max_dilation).block for axis in geometry.axes)
         if product(blocks) > self.limit_nodes:
             return f"{product(blocks)} phases need as many poolings, above limit_nodes={self.limit_nodes}"
-        reasons = ((axis, self._of_axis(geometry, axis)) for axis in geometry.axes)
+        reasons = ((axis, self._of_axis(geometry, axis, self.max_dilation)) for axis in geometry.axes)
         return next((f"spatial axis {axis}: {reason}" for axis, reason in reasons if reason), None)
 
     @staticmethod
-    def _of_axis(geometry: PoolGeometry, axis: int) -> str | None:
+    def _of_axis(geometry: PoolGeometry, axis: int, limit: Limit) -> str | None:
         known, stride = geometry.extents[axis] is not None, geometry.strides[axis]
         if not known and geometry.dilations[axis] > MOST_BLIND:
             return f"the extent is not known, and dilation {geometry.dilations[axis]} is above {MOST_BLIND}"
@@ -162,9 +164,12 @@ class PhasePools(Strategy):
         if not known:
             smallest = geometry.smallest(axis)
             return f"stride {stride}: at extents below {smallest} ONNX Runtime takes the mean of a part of the window"
-        beyond = geometry.out_extent(axis) != replace(geometry, ceil=False).out_extent(axis)
-        counted = "count_include_pad=1 and ceil_mode=1: the last window goes beyond the padding, and counts less"
-        return counted if geometry.include_pad and beyond else None
+        if geometry.out_extent(axis) == replace(geometry, ceil=False).out_extent(axis):
+            return None
+        if geometry.include_pad:
+            return "count_include_pad=1 and ceil_mode=1: the last window goes beyond the padding, and counts less"
+        far = any(part.far for part in _known_parts(geometry, axis, limit))
+        return "ceil_mode=1: the last window goes further beyond the padding than a pooling takes" if far else None
 
     def emit(self, geometry: ConvGeometry, builder: Builder) -> Tensor:
         """Emit Slices, poolings, Concat, and the way back."""
@@ -200,9 +205,8 @@ def _axis(builder: Builder, geometry: PoolGeometry, axis: int, limit: Limit) -> 
     outs = geometry.out_extent(axis)
     window = (k, phases.stride, phases.dilation)
     if outs is not None:
-        each = ceil_div(outs, phases.block)
-        parts = [_known(geometry, axis, window, step, each, *first) for first in firsts]
-        return _Axis(step=step, outs=outs, each=each, window=window, parts=tuple(parts))
+        known = _known_parts(geometry, axis, limit)
+        return _Axis(step=step, outs=outs, each=ceil_div(outs, phases.block), window=window, parts=known)
     if step == 1 and not (geometry.ceil and s > 1):  # it stays as it is
         part = _Part(start=0, begin=begins[axis], end=ends[axis], short=0)
         return _Axis(step=1, outs=None, each=None, window=window, parts=(part,))
@@ -213,17 +217,22 @@ def _axis(builder: Builder, geometry: PoolGeometry, axis: int, limit: Limit) -> 
     return _Axis(step=step, outs=many, each=per_phase, window=window, parts=tuple(parts))
 
 
-def _known(
-    geometry: PoolGeometry, axis: int, window: tuple[int, int, int], step: int, each: int, start: int, begin: int
-) -> _Part:
-    """Return a phase of a known extent, so padded that it has `each` outputs, if a pooling takes that padding."""
-    (kernel, stride, dilation), extent = window, geometry.extents[axis]
+def _known_parts(geometry: PoolGeometry, axis: int, limit: Limit) -> tuple[_Part, ...]:
+    """Return the phases of a known extent, so padded that each has as many outputs, if a pooling takes that padding."""
+    phases, outs, extent = geometry.phases(axis, limit), geometry.out_extent(axis), geometry.extents[axis]
+    assert outs is not None
     assert extent is not None
-    samples, reach = max(0, ceil_div(extent - start, step)), dilation * (kernel - 1)
-    held = max(samples, 1) + begin
-    end = min(max(0, (each - 1) * stride + reach + 1 - held), kernel - 1)
-    made = (held + end - reach - 1) // stride + 1
-    return _Part(start=start, begin=begin, end=end, empty=not samples, short=each - made)
+    step, most, parts = phases.grain * phases.block, geometry.kernel[axis] - 1, list[_Part]()
+    for r in range(phases.block):
+        start, begin = _first(r * geometry.strides[axis] - geometry.static_pads[0][axis], step)
+        samples = max(0, ceil_div(extent - start, step))
+        room = max(samples, 1) + begin - phases.dilation * most - 1
+        own, every = (ceil_div(outs - skipped, phases.block) for skipped in (r, 0))
+        far = max(0, (own - 1) * phases.stride - room - most)
+        end = min(max(0, (every - 1) * phases.stride - room - far), most)
+        made = (room + far + end) // phases.stride + 1
+        parts.append(_Part(start=start, begin=begin, end=end, empty=not samples, far=far, short=every - made))
+    return tuple(parts)
 
 
 def _long_enough(builder: Builder, geometry: PoolGeometry, axes: list[_Axis]) -> Tensor:
@@ -260,7 +269,7 @@ def _pool(builder: Builder, x: Tensor, axes: list[_Axis], parts: tuple[_Part, ..
     """Cut out a phase of all axes and pool it, to as many outputs as every phase has."""
     paired = list(zip(range(2, len(axes) + 2), axes, parts, strict=True))
     x = builder.slice(x, {place: Cut(part.start, END, axis.step) for place, axis, part in paired if axis.step > 1})
-    x = builder.pad(x, {place: (0, 1) for place, _, part in paired if part.empty})
+    x = builder.pad(x, {place: (0, part.empty + part.far) for place, _, part in paired})
     kernel, strides, dilations = zip(*(axis.window for axis in axes), strict=True)
     window = Window(
         kernel=kernel, strides=strides, dilations=dilations,

@@ -166,6 +166,16 @@ def test_a_dilation_may_remain(op: str) -> None:
     assert proof.failure is None
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "LpPool"])
+@pytest.mark.parametrize("shape", [[1, 2, 23, 7], [1, 2, "h", 7]], ids=["known", "unknown"])
+def test_where_a_dilation_remains_the_last_window_may_go_far_beyond_the_padding(op: str, shape: list[Any]) -> None:
+    """Further than a pooling pads: the phases get cells of their own there."""
+    given = {"kernel_shape": [3, 2], "strides": [4, 2], "dilations": [6, 2], "pads": [1, 0, 2, 1], "ceil_mode": 1}
+    assert proof_of(model(op, shape, **given), max_dilation=2).failure is None
+    both = {**given, "kernel_shape": [3, 4], "strides": [1, 3], "dilations": [6, 6], "pads": [2, 0, 2, 0]}
+    assert proof_of(model(op, [*shape[:3], 30], **both), max_dilation=3).failure is None
+
+
 def test_where_the_last_values_of_a_type_are_all_there_is() -> None:
     """What is written behind the data is below every value: a window of the lowest value gives that value."""
     runtime = pytest.importorskip("onnxruntime")
@@ -225,13 +235,15 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "a part of it": ("AveragePool", [1, 1, "h"], {"kernel_shape": [2], "dilations": [2], "strides": [3]}, "below 3"),
     "counts less": ("AveragePool", [1, 1, 9], {"kernel_shape": [2], "dilations": [2], "strides": [4], "ceil_mode": 1,
                                                "count_include_pad": 1}, "counts less"),
+    "far": ("AveragePool", [1, 1, 23, 7], {"kernel_shape": [3, 2], "strides": [1, 2], "dilations": [6, 2],
+                                           "ceil_mode": 1, "pads": [0, 0, 0, 1]}, "further beyond the padding"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_is_refused(name: str) -> None:
     op, shape, attributes, reason = REFUSED[name]
-    fragment = planned(site_of(model(op, shape, **attributes)))
+    fragment = planned(site_of(model(op, shape, **attributes)), max_dilation=2)
     assert isinstance(fragment, Refusal)
     assert reason in fragment.reason
 
