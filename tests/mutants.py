@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from dilrewrite.forms import builder, cells, fragment, geometry, grid, lift
-from dilrewrite.forms.builder import Builder, Cut, Tensor
+from dilrewrite.forms.builder import INFER, Builder, Cut, Tensor
 from dilrewrite.forms.chain import Chain, Link
 from dilrewrite.forms.fragment import CoreConv, Fragment, Node
 from dilrewrite.forms.layout import Layout
@@ -136,19 +136,16 @@ def unequal_blocks_joined_in_the_wrong_order() -> Iterator[None]:
     """The phases of the first and the last split axis trade places on the way back, with the same sizes."""
     right = _phases.join_phases
 
-    def wrong(build: Builder, y: Tensor, layout: Layout, lengths: Any, *, batch: int) -> Tensor:
-        places = range(len(layout.split))
-        start = 1 if batch == 0 else 0
-        shape = [y.shape[start + place] for place in places]
-        order = list(range(len(y.shape)))
-        if len(places) > 1:
-            order[start : start + len(places)] = [start + place for place in reversed(places)]
-            turned = build.transpose(y, order)
-            same = [0] * len(y.shape)
-            same[start : start + len(places)] = layout.blocks
-            y = build.reshape(turned, same)
-            y = Tensor(y.name, (*y.shape[:start], *shape, *y.shape[start + len(places) :]))
-        return right(build, y, layout, lengths, batch=batch)
+    def wrong(
+        build: Builder, y: Tensor, layout: Layout, lengths: Any, outputs: Any, *how: str, **where: bool
+    ) -> Tensor:
+        blocks, start = layout.blocks[:: 1 if where.get("in_batch", True) else -1], 0 if where.get("batch_last") else 1
+        if len(blocks) > 1:
+            apart = build.reshape(y, [*[INFER][:start], *blocks, *[INFER][start:], outputs, *lengths])
+            order = list(range(len(apart.shape)))
+            order[start : start + len(blocks)] = order[start : start + len(blocks)][::-1]
+            y = Tensor(build.transpose(apart, order).name, y.shape)
+        return right(build, y, layout, lengths, outputs, *how, **where)
 
     with _everywhere(right, wrong):
         yield
