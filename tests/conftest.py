@@ -15,8 +15,9 @@ from tests.forms_for_tests import skip_what_names_one_that_is_gone
 
 
 def pytest_configure() -> None:
-    """Take interrupts, as tests send some: what a shell runs in the background starts out ignoring them."""
+    """Take interrupts and hang-ups, as tests send some: what a shell or nohup runs may start out ignoring them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the processes that tests start compiles the package
     sys.dont_write_bytecode = False
 
