@@ -17,7 +17,7 @@ from dilrewrite.choice.decision import Considered, Decision, SiteMeasurement
 from dilrewrite.choice.layers import compare_layers
 from dilrewrite.choice.original import Original
 from dilrewrite.choice.reason import Condition, Reason, Why, not_measured
-from dilrewrite.errors import FailedError
+from dilrewrite.errors import UsageError
 from dilrewrite.forms.chain import Chain
 from dilrewrite.model.tensors import read_tensor
 from dilrewrite.proof.prove import Proof
@@ -321,7 +321,7 @@ class Tuning:
     def time_against(self, other: Subject) -> None:
         """Time another model against this one, in all the time there is.
 
-        Raises FailedError when one of them does not run.
+        Raises UsageError when one of them does not run.
         """
         meter, original = self.meter, self.original
         meter.begin()
@@ -332,7 +332,7 @@ class Tuning:
         except RuntimeFailure as error:
             hint = "give sizes that both take with --shape" if original.made_up else ""
             why = too_new(original.model.opset) or "; ".join((str(error), *original.found.remarks))
-            raise FailedError(f"{meter.backend.name} cannot time the models: {why}", hint=hint) from error
+            raise UsageError(f"{meter.backend.name} cannot time the models: {why}", hint=hint) from error
 
     def compare_layers(self, proto: ModelProto) -> None:
         """Profile the original and a version of it layer by layer, where the backend tells them; a failure is noted."""

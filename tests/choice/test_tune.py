@@ -21,7 +21,7 @@ from dilrewrite.choice.original import TIMED_LENGTHS, Original
 from dilrewrite.choice.reason import Reason, Why, not_measured
 from dilrewrite.choice.tune import NEGLIGIBLE, Tuning
 from dilrewrite.commands import run
-from dilrewrite.errors import FailedError, UsageError
+from dilrewrite.errors import UsageError
 from dilrewrite.model.load import load
 from dilrewrite.options import CommandOptions
 from dilrewrite.proof import trial
@@ -1099,7 +1099,7 @@ def test_against_another_model(tuning: Callable[..., Tuning], whole: Whole) -> N
 @pytest.mark.parametrize("kind", [CannotLoad, CannotRun, Crashed, TimedOut])
 def test_another_model_that_does_not_run(tuning: Callable[..., Tuning], whole: Whole, kind: type[Exception]) -> None:
     whole(kind("it broke"))
-    with pytest.raises(FailedError, match="onnxruntime_cpu cannot time the models: it broke"):
+    with pytest.raises(UsageError, match="onnxruntime_cpu cannot time the models: it broke"):
         tuning(conv1d()).time_against(Subject(conv1d(), Path()))
 
 

@@ -314,11 +314,11 @@ def test_a_size_that_the_other_does_not_take(capsys: Capsys, tmp_path: Path) -> 
     free = save(conv1d(batch="batch", length="time"), tmp_path / "free.onnx")
     fixed = save(conv1d(), tmp_path / "fixed.onnx")
     outcome = bench(capsys, free, fixed, "--shape", "x:1x2x99", budget=0)
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (2, "")
     assert len(outcome.err.splitlines()) == 1
     assert "cannot time the models" in outcome.err
     outcome = bench(capsys, free, fixed, budget=0)
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.endswith("; give sizes that both take with --shape\n")
 
 
@@ -326,7 +326,7 @@ def test_a_size_that_the_other_does_not_take(capsys: Capsys, tmp_path: Path) -> 
 def test_a_model_that_does_not_run(capsys: Capsys, tmp_path: Path, second: bool) -> None:
     good, bad = save(conv1d(), tmp_path / "good.onnx"), save(tiny.custom_operator(), tmp_path / "bad.onnx")
     outcome = bench(capsys, *([good, bad] if second else [bad]), budget=0)
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (2, "")
     assert len(outcome.err.splitlines()) == 1
     assert "onnxruntime_cpu cannot time the models: " in outcome.err
     assert "Mystery" in outcome.err
@@ -339,7 +339,7 @@ def test_a_crash(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(_worker.IsolatedBench, "open", crash)
     outcome = bench(capsys, save(conv1d(), tmp_path / "m.onnx"), budget=0)
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (2, "")
     assert len(outcome.err.splitlines()) == 1
     assert "killed by SIGKILL" in outcome.err
 
