@@ -818,7 +818,7 @@ def test_no_color(monkeypatch):
 
 @pytest.mark.parametrize(("columns", "width"), [(20, console.MIN_WIDTH), (90, 90), (200, 200)])
 def test_width_of_the_terminal(monkeypatch, columns, width):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda _fallback=(80, 24): os.terminal_size((columns, 24)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda fallback=(80, 24): os.terminal_size((columns, fallback[1])))
     monkeypatch.setattr("sys.stdout", Terminal())
     assert formats()["console"].render(REPORTS["kept"]) == console.on_screen(REPORTS["kept"], width)
 
