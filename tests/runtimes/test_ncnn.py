@@ -304,7 +304,9 @@ def test_a_form_that_pnnx_gets_wrong_is_out(tmp_path: Path, monkeypatch: pytest.
 def test_a_form_that_was_asked_for_and_is_wrong_there_is_not_written(tmp_path: Path) -> None:
     given, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
     onnx.save(plane(made="a"), given)
-    report = dilrewrite.optimize(given, out, backend="ncnn", strategy="space_to_group", no_cache=True, budget=2)
+    report = dilrewrite.optimize(
+        given, out, backend="ncnn", strategy="space_to_group:layout=depth", no_cache=True, budget=2
+    )
     assert (report.status, report.exit_code) == ("differs", 3)
     assert not out.exists()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dilrewrite.forms.builder import END, INFER, Builder, Cut, Extent, Tensor
+from dilrewrite.forms.extents import known
 from dilrewrite.forms.geometry import ConvGeometry, Limit, Window, ceil_div, product
 from dilrewrite.forms.layout import AxisLayout, Layout
 
@@ -21,8 +22,8 @@ class Plan:
 
 
 LAYOUTS = ("depth", "axes", "reshape")
-"""How phases are made: square 2-D blocks by SpaceToDepth and all others as `axes`, one axis after the other by a
-Transpose of four axes each, or all axes at once by one Transpose.
+"""How phases are made: square 2-D blocks by SpaceToDepth and all others of known extents as `axes`, one axis after the
+other by a Transpose of four axes each, or all axes at once by one Transpose.
 """
 
 
@@ -170,6 +171,11 @@ def _places(layout: Layout) -> tuple[list[int], list[int]]:
     return [samples[place] + 1 for place in layout.split], samples
 
 
+def at_once(how: str, layout: Layout, lengths: Sequence[Extent | None]) -> bool:
+    """Say whether one Transpose moves all axes. By `depth` so do unknown extents, of which no products are computed."""
+    return how == "reshape" or len(layout.axes) == 1 or (how == "depth" and known(lengths) is None)
+
+
 def phases_first(
     builder: Builder, x: Tensor, layout: Layout, how: str = "depth", *, in_batch: bool = True
 ) -> tuple[Tensor, list[Extent]]:
@@ -179,7 +185,7 @@ def phases_first(
     and the order of the phases is any that `from_channels` takes.
     """
     lengths = sizes(builder, x, layout)
-    if how == "reshape" or len(layout.axes) == 1:
+    if at_once(how, layout, lengths):
         apart = builder.reshape(x, [0, 0, *interleaved(lengths, layout)])
         phases, samples = _places(layout)
         return builder.transpose(apart, [0, *phases, 1, *samples]), lengths
@@ -209,7 +215,7 @@ def join_phases(
 
     `in_batch`: as in `phases_first`.
     """
-    if how == "reshape" or len(layout.axes) == 1:
+    if at_once(how, layout, lengths):
         phases, samples = _places(layout)
         count, front = len(phases), [INFER, *layout.blocks]
         apart = builder.reshape(y, [*(front[1:] + front[:1] if batch_last else front), outputs, *lengths])
@@ -234,8 +240,7 @@ def join_phases(
 
 def _outer(builder: Builder, x: Tensor) -> Extent:
     """Return the batch of a tensor, `INFER` where it is the only size that is not known."""
-    known = all(isinstance(size, int) for size in x.shape[1:])
-    return INFER if x.shape[0] is None and known else builder.extent(x, 0)
+    return INFER if x.shape[0] is None and known(x.shape[1:]) is not None else builder.extent(x, 0)
 
 
 def _times(one: Extent, other: Extent) -> Extent:

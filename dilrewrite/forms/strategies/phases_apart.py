@@ -49,7 +49,8 @@ class PhasesApart(Strategy):
             parts = self._of_channels(builder, _phases.thin_axes(builder, x, plan.enter), plan.enter, block)
         else:
             split = [(place, axis) for place, axis in enumerate(plan.enter.axes) if not axis.idle]
-            axes = dict(split if self.layout == "reshape" else reversed(split))  # as they are joined
+            together = _phases.at_once(self.layout, plan.leave, geometry.extents)
+            axes = dict(split if together else reversed(split))  # as they are joined
             parts = (_phases.phase(builder, x, axes, residues) for residues in _phases.residues(axes))
         done = [builder.conv(part, plan.window) for part in parts]
         if not plan.leave.blocks:
