@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -63,9 +64,8 @@ def test_at_once_there_is_one_transpose_of_up_to_eight_axes(name: str) -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_by_depth_what_is_unknown_goes_at_once(name: str) -> None:
     """Products of unknown extents would be computed at run time, and no sandwich of them is folded back."""
-    (case, *_) = (
-        one for one in cases() if one.rank == 3 and one.unknown and one.opset >= 13 and "s'>1" not in one.features
-    )
+    some = [one for one in SPLIT if one.unknown and one.opset >= 13 and max(one.strides) == 1]
+    case = next(one for one in some if one.rank == 3 and math.prod(one.dilations) <= 16)
     site = original(case)[1].sites[0]
     usual, once = (plan(name, laid(name, layout), site.geometry, case.opset) for layout in ("depth", "reshape"))
     assert isinstance(usual, Fragment)
