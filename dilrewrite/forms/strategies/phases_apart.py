@@ -53,8 +53,6 @@ class PhasesApart(Strategy):
             axes = dict(split if together else reversed(split))  # as they are joined
             parts = (_phases.phase(builder, x, axes, residues) for residues in _phases.residues(axes))
         done = [builder.conv(part, plan.window) for part in parts]
-        if not plan.leave.blocks:
-            return done[0]
         y = builder.concat(done, 1)
         return _phases.from_channels(builder, y, plan.leave, builder.extent(done[0], 1), block, self.layout)
 
